@@ -1,0 +1,29 @@
+"""Mask2Former: semantic, instance and panoptic segmentation with one architecture, as a detectron2 extension.
+
+Importing registers the components and the dataset names with detectron2, as detectron2 itself does; it touches no
+file and needs no GPU.
+"""
+
+try:
+    import detectron2  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "mask2former needs detectron2, which is not on PyPI. From a checkout run 'python tools/install.py'; "
+        "INSTALL.md lists the other ways."
+    ) from error
+
+from . import modeling
+from .config import add_maskformer2_config, add_maskformer2_video_config, load_config, validate_config
+from .modeling import MaskFormer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MaskFormer",
+    "__version__",
+    "add_maskformer2_config",
+    "add_maskformer2_video_config",
+    "load_config",
+    "modeling",
+    "validate_config",
+]

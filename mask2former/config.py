@@ -1,0 +1,402 @@
+"""Every configuration key with its default, and the checks that catch a wrong setting before the first step.
+
+The keys and defaults are those of the reference implementation (documented in GETTING_STARTED.md); keys that
+only this project has are marked "ours" below.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+_ROOTS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work; the message names the key and the remedy."""
+
+
+def _defaults(node: CfgNode, values: Mapping[str, Any]) -> None:
+    """Set each key that `node` lacks, so that adding a config twice never resets a user's value."""
+    for key, value in values.items():
+        if key not in node:
+            setattr(node, key, value)
+
+
+def _section(node: CfgNode, name: str) -> CfgNode:
+    if name not in node:
+        setattr(node, name, CfgNode())
+    return node[name]
+
+
+def add_maskformer2_config(cfg: CfgNode) -> None:
+    """Add all image keys (and detectron2's DeepLab keys, which the configs use) to `cfg`, in place. Idempotent."""
+    if "POLY_LR_POWER" not in cfg.SOLVER:
+        from detectron2.projects.deeplab import add_deeplab_config
+
+        add_deeplab_config(cfg)
+    _add_input(cfg)
+    _add_solver(cfg)
+    _add_mask_former(_section(cfg.MODEL, "MASK_FORMER"))
+    _add_head(cfg.MODEL.SEM_SEG_HEAD)
+    _add_backbones(cfg.MODEL)
+    _defaults(cfg.DATASETS, {"COCO_JSON": []})  # ours: [name, json file, image folder] each
+    _defaults(cfg.DATALOADER, {"SKIP_BAD_RECORDS": False})  # ours
+    _defaults(cfg.TEST, {"SCORE_THRESHOLD": 0.0})  # ours: instances below it are left out
+
+
+def add_maskformer2_video_config(cfg: CfgNode) -> None:
+    """Add the clip-sampling keys of the video datasets to `cfg`, in place. Idempotent."""
+    _defaults(
+        cfg.INPUT,
+        {
+            "SAMPLING_FRAME_NUM": 2,
+            "SAMPLING_FRAME_RANGE": 20,
+            "SAMPLING_FRAME_SHUFFLE": False,
+            "AUGMENTATIONS": [],
+        },
+    )
+
+
+def _add_input(cfg: CfgNode) -> None:
+    _defaults(
+        cfg.INPUT,
+        {
+            "DATASET_MAPPER_NAME": "mask_former_semantic",
+            "COLOR_AUG_SSD": False,
+            "SIZE_DIVISIBILITY": -1,  # the mapper pads to this fixed square; it is a size, not a divisor
+            "IMAGE_SIZE": 1024,
+            "MIN_SCALE": 0.1,
+            "MAX_SCALE": 2.0,
+            "RANDOM_ROT90": False,  # ours
+        },
+    )
+    _defaults(cfg.INPUT.CROP, {"SINGLE_CATEGORY_MAX_AREA": 1.0})
+
+
+def _add_solver(cfg: CfgNode) -> None:
+    _defaults(
+        cfg.SOLVER,
+        {
+            "WEIGHT_DECAY_EMBED": 0.0,
+            "OPTIMIZER": "ADAMW",
+            "BACKBONE_MULTIPLIER": 0.1,
+            "ACCUMULATION_STEPS": 1,  # ours
+            "MAX_NONFINITE_STEPS": 10,  # ours
+            "EMA_DECAY": 0.0,  # ours
+        },
+    )
+    _defaults(cfg.SOLVER.AMP, {"DTYPE": "auto"})  # ours: auto, bfloat16 or float16
+
+
+def _add_mask_former(node: CfgNode) -> None:
+    _defaults(
+        node,
+        {
+            "DEEP_SUPERVISION": True,
+            "NO_OBJECT_WEIGHT": 0.1,
+            "CLASS_WEIGHT": 1.0,
+            "DICE_WEIGHT": 1.0,
+            "MASK_WEIGHT": 20.0,
+            "NHEADS": 8,
+            "DROPOUT": 0.1,
+            "DIM_FEEDFORWARD": 2048,
+            "ENC_LAYERS": 0,
+            "DEC_LAYERS": 6,
+            "PRE_NORM": False,
+            "HIDDEN_DIM": 256,
+            "NUM_OBJECT_QUERIES": 100,
+            "TRANSFORMER_IN_FEATURE": "res5",
+            "ENFORCE_INPUT_PROJ": False,
+            "SIZE_DIVISIBILITY": 32,
+            "TRANSFORMER_DECODER_NAME": "MultiScaleMaskedTransformerDecoder",
+            "TRAIN_NUM_POINTS": 112 * 112,
+            "OVERSAMPLE_RATIO": 3.0,
+            "IMPORTANCE_SAMPLE_RATIO": 0.75,
+        },
+    )
+    _defaults(
+        _section(node, "TEST"),
+        {
+            "SEMANTIC_ON": True,
+            "INSTANCE_ON": False,
+            "PANOPTIC_ON": False,
+            "OBJECT_MASK_THRESHOLD": 0.0,
+            "OVERLAP_THRESHOLD": 0.0,
+            "SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": False,
+        },
+    )
+
+
+def _add_head(node: CfgNode) -> None:
+    _defaults(
+        node,
+        {
+            "MASK_DIM": 256,
+            "TRANSFORMER_ENC_LAYERS": 0,
+            "PIXEL_DECODER_NAME": "BasePixelDecoder",
+            "DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES": ["res3", "res4", "res5"],
+            "DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": 4,
+            "DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS": 8,
+            "DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD": 1024,  # ours; fixed in the reference
+        },
+    )
+
+
+def _add_backbones(model: CfgNode) -> None:
+    _defaults(
+        _section(model, "SWIN"),
+        {
+            "PRETRAIN_IMG_SIZE": 224,
+            "PATCH_SIZE": 4,
+            "EMBED_DIM": 96,
+            "DEPTHS": [2, 2, 6, 2],
+            "NUM_HEADS": [3, 6, 12, 24],
+            "WINDOW_SIZE": 7,
+            "MLP_RATIO": 4.0,
+            "QKV_BIAS": True,
+            "QK_SCALE": None,
+            "DROP_RATE": 0.0,
+            "ATTN_DROP_RATE": 0.0,
+            "DROP_PATH_RATE": 0.3,
+            "APE": False,
+            "PATCH_NORM": True,
+            "OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+            "USE_CHECKPOINT": False,
+        },
+    )
+    _defaults(
+        _section(model, "TIMM"),  # ours
+        {
+            "NAME": "resnet50",  # any timm model that supports features_only
+            "WEIGHTS": "",  # a local file with timm's own key names (.safetensors or .pth)
+            "OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+            "DROP_PATH_RATE": 0.0,
+            "FREEZE_NORM": False,  # batch norms keep their pretrained statistics and scales
+        },
+    )
+
+
+def find_config(name: str | Path) -> Path:
+    """Path of a config file, given as a path or as a name below `configs/` (with or without `.yaml`).
+
+    Raises:
+        FileNotFoundError: no such file; the message lists the nearest names.
+    """
+    given = Path(name).expanduser()
+    if given.is_file():
+        return given
+    relative = Path(*given.parts[1:]) if given.parts[:1] == ("configs",) else given
+    for root in _ROOTS:
+        for candidate in (root / relative, root / f"{relative}.yaml"):
+            if candidate.is_file():
+                return candidate
+    root = next((r for r in _ROOTS if r.is_dir()), None)
+    known = sorted(str(p.relative_to(root)) for p in root.rglob("*.yaml")) if root else []
+    near = difflib.get_close_matches(str(relative), known, n=3, cutoff=0.4)
+    hint = f" Did you mean {', '.join(near)}?" if near else ""
+    raise FileNotFoundError(f"Config file '{name}' does not exist, neither as a path nor below configs/.{hint}")
+
+
+class _SafeYaml(CfgNode):
+    """Reads YAML without unsafe tags; one expression of the reference's files is understood as data."""
+
+    # `!!python/object/apply:eval ["[int(x * 0.1 * 512) for x in range(5, 21)]"]`: a list of short sides.
+    _SIZES = re.compile(
+        r'!!python/object/apply:eval\s*\[\s*"\[int\(x \* 0\.1 \* (\d+)\) for x in range\((\d+), (\d+)\)\]"\s*\]'
+    )
+
+    @classmethod
+    def _open_cfg(cls, filename: str) -> io.StringIO:
+        text = Path(filename).read_text(encoding="utf-8")
+
+        def expand(match: re.Match[str]) -> str:
+            size, start, stop = map(int, match.groups())
+            return str([int(x * 0.1 * size) for x in range(start, min(stop, start + 1000))])
+
+        return io.StringIO(cls._SIZES.sub(expand, text))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = _SafeYaml.load_yaml_with_base(str(path))
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"{path} (or a file it names in _BASE_) is not plain YAML: {error}. "
+            "Tags that run Python are not accepted; write the value itself."
+        ) from error
+    except (TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} must hold keys and values, for example 'MODEL:' ({error})") from error
+    version = values.pop("VERSION", 2)
+    if version != 2:
+        raise ConfigError(f"{path}: VERSION {version} is not supported, write VERSION: 2")
+    return values
+
+
+def _leaf_keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _leaf_keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _check_known(keys: Sequence[str], cfg: CfgNode, source: str) -> None:
+    known = set(_leaf_keys(cfg))
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise ConfigError(f"Unknown config key '{key}' in {source}.{hint}")
+
+
+def load_config(config_file: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNode:
+    """Defaults, then `config_file` with its bases, then `overrides` (KEY VALUE KEY VALUE ...). Not frozen.
+
+    Raises:
+        FileNotFoundError: no such config file.
+        ConfigError: an unknown key (the nearest one is named), a value of the wrong type, or unsafe YAML.
+    """
+    cfg = get_cfg()
+    add_maskformer2_config(cfg)
+    add_maskformer2_video_config(cfg)
+    if config_file:
+        path = find_config(config_file)
+        values = _read_yaml(path)
+        _check_known(list(_leaf_keys(values)), cfg, str(path))
+        _merge(lambda: cfg.merge_from_other_cfg(CfgNode(values)), str(path))
+    if overrides:
+        if len(overrides) % 2:
+            raise ConfigError(f"Overrides come in pairs KEY VALUE; got an odd number: {' '.join(overrides)}")
+        _check_known(list(overrides[::2]), cfg, "the command line")
+        _merge(lambda: cfg.merge_from_list(list(overrides)), "the command line")
+    return cfg
+
+
+def _merge(merge: Any, source: str) -> None:
+    try:
+        merge()
+    except (ValueError, KeyError, AssertionError) as error:
+        raise ConfigError(f"{source}: {error}") from error
+
+
+META_ARCHITECTURES = ("MaskFormer",)
+
+
+def validate_config(cfg: CfgNode, training: bool) -> None:
+    """Refuse settings that would fail, or silently train something else, before the first step.
+
+    Register the datasets first (`mask2former.data.register_all` and `register_from_config`).
+
+    Raises:
+        ConfigError: naming the key, its value and the remedy.
+    """
+    _validate_components(cfg)
+    _validate_model(cfg)
+    if training:
+        _validate_training(cfg)
+        _validate_datasets(cfg, "TRAIN", cfg.DATASETS.TRAIN)
+    _validate_datasets(cfg, "TEST", cfg.DATASETS.TEST)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _one_of(key: str, value: str, known: Sequence[str]) -> None:
+    near = difflib.get_close_matches(value, known, n=1, cutoff=0.4)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    _require(value in known, f"{key} is '{value}', which does not exist.{hint} Known: {', '.join(sorted(known))}")
+
+
+def _validate_components(cfg: CfgNode) -> None:
+    from detectron2.modeling import BACKBONE_REGISTRY, SEM_SEG_HEADS_REGISTRY
+
+    from .modeling.decoders import TRANSFORMER_DECODER_REGISTRY
+
+    arch = cfg.MODEL.META_ARCHITECTURE
+    _require(
+        arch in META_ARCHITECTURES,
+        f"MODEL.META_ARCHITECTURE is '{arch}', which would train another model. Set it to 'MaskFormer', "
+        "or start from one of the files in configs/ with --config-file.",
+    )
+    heads = [name for name, _ in SEM_SEG_HEADS_REGISTRY]
+    _one_of("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, [name for name, _ in BACKBONE_REGISTRY])
+    _one_of("MODEL.SEM_SEG_HEAD.NAME", cfg.MODEL.SEM_SEG_HEAD.NAME, heads)
+    _one_of("MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME, heads)
+    _one_of(
+        "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME",
+        cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME,
+        [name for name, _ in TRANSFORMER_DECODER_REGISTRY],
+    )
+
+
+def _validate_model(cfg: CfgNode) -> None:
+    node, head = cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD
+    _require(
+        node.HIDDEN_DIM % node.NHEADS == 0,
+        f"MODEL.MASK_FORMER.HIDDEN_DIM {node.HIDDEN_DIM} must be a multiple of NHEADS {node.NHEADS}",
+    )
+    _require(
+        head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS in (8, node.NHEADS),
+        "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS has no effect of its own: the pixel decoder takes "
+        f"MODEL.MASK_FORMER.NHEADS ({node.NHEADS}). Set that one.",
+    )
+    _require(node.DEC_LAYERS >= 1, "MODEL.MASK_FORMER.DEC_LAYERS counts the query-level prediction too: at least 1")
+    _require(node.NUM_OBJECT_QUERIES >= 1, "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES must be at least 1")
+    _require(node.TRAIN_NUM_POINTS >= 1, "MODEL.MASK_FORMER.TRAIN_NUM_POINTS must be at least 1")
+    _require(node.OVERSAMPLE_RATIO >= 1, "MODEL.MASK_FORMER.OVERSAMPLE_RATIO must be at least 1")
+    _require(
+        0 <= node.IMPORTANCE_SAMPLE_RATIO <= 1, "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO must lie between 0 and 1"
+    )
+    _require(
+        any((node.TEST.SEMANTIC_ON, node.TEST.INSTANCE_ON, node.TEST.PANOPTIC_ON)),
+        "MODEL.MASK_FORMER.TEST: turn on at least one of SEMANTIC_ON, INSTANCE_ON, PANOPTIC_ON",
+    )
+
+
+def _validate_training(cfg: CfgNode) -> None:
+    from .data import mapper_names
+
+    _one_of("INPUT.DATASET_MAPPER_NAME", cfg.INPUT.DATASET_MAPPER_NAME, mapper_names())
+    _one_of("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, ("ADAMW", "SGD"))
+    _one_of("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, ("auto", "bfloat16", "float16"))
+    steps = cfg.SOLVER.ACCUMULATION_STEPS
+    _require(
+        steps >= 1 and cfg.SOLVER.IMS_PER_BATCH % steps == 0,
+        f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} must be a multiple of SOLVER.ACCUMULATION_STEPS {steps}",
+    )
+    _require(0 <= cfg.SOLVER.EMA_DECAY < 1, "SOLVER.EMA_DECAY must lie in [0, 1)")
+    _require(len(cfg.DATASETS.TRAIN) > 0, "DATASETS.TRAIN is empty: name at least one dataset")
+
+
+def _validate_datasets(cfg: CfgNode, split: str, names: Sequence[str]) -> None:
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    for name in names:
+        known = list(DatasetCatalog)
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        _require(
+            name in known,
+            f"DATASETS.{split} names '{name}', which is not registered. "
+            + (f"Nearest: {', '.join(near)}. " if near else "")
+            + "Your own COCO json: DATASETS.COCO_JSON: [[name, file.json, image folder]].",
+        )
+        metadata = MetadataCatalog.get(name)
+        kind = metadata.get("evaluator_type", "coco")
+        attribute = "thing_classes" if kind in ("coco", "lvis", "ytvis", "cityscapes_instance") else "stuff_classes"
+        classes = metadata.get(attribute)
+        count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        _require(
+            classes is None or len(classes) == count,
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {count}, but dataset '{name}' (DATASETS.{split}) has "
+            f"{len(classes or ())} classes. Set MODEL.SEM_SEG_HEAD.NUM_CLASSES {len(classes or ())}.",
+        )

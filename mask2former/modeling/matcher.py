@@ -1,0 +1,152 @@
+"""Bipartite matching of queries and ground-truth objects (DETR, arXiv 2005.12872), on sampled points.
+
+All predictions of a step are matched together: the masks are read once, and the costs reach the CPU in one copy.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from .host import to_host
+from .point_sampling import MaskBank
+from .predictions import Predictions
+
+logger = logging.getLogger(__name__)
+
+# Stands for a cost that is not a number: worse than any real one, so that such a pair is chosen last.
+_WORST = 1e8
+
+
+@dataclass
+class Assignment:
+    """Matched pairs of one image: `layer`, `query` and `target` are (M,) int64 arrays on the CPU."""
+
+    layer: np.ndarray
+    query: np.ndarray
+    target: np.ndarray
+
+
+class HungarianMatcher(nn.Module):
+    """Assignment of least cost: class probability, sigmoid cross-entropy and dice of the masks, weighted.
+
+    Args:
+        cost_class, cost_mask, cost_dice: the weights.
+        num_points: random points per image at which masks are compared; all predictions of an image share them.
+        max_nonfinite: raise after this many steps with a cost that is not finite (0: never).
+    """
+
+    def __init__(
+        self,
+        cost_class: float = 1.0,
+        cost_mask: float = 1.0,
+        cost_dice: float = 1.0,
+        num_points: int = 12544,
+        max_nonfinite: int = 0,
+    ) -> None:
+        super().__init__()
+        if cost_class == cost_mask == cost_dice == 0:
+            raise ValueError("all matching costs are zero: CLASS_WEIGHT, MASK_WEIGHT or DICE_WEIGHT must be positive")
+        self.cost_class, self.cost_mask, self.cost_dice = cost_class, cost_mask, cost_dice
+        self.num_points = num_points
+        self.max_nonfinite = max_nonfinite
+        self.nonfinite_steps = 0
+        self._warned_crowd = False
+
+    @torch.no_grad()
+    def forward(
+        self, predictions: Predictions, targets: Sequence[Mapping[str, Any]], bank: MaskBank, size: tuple[int, int]
+    ) -> list[Assignment]:
+        """Match every prediction of every image.
+
+        Args:
+            predictions: L predictions for B images.
+            targets: per image {"labels": (N,) int64, "masks": bool (N, T, H, W), "name": optional str}.
+            bank: the masks of all targets, frame by frame: N * T masks per image.
+            size: (H, W) of the padded images.
+
+        Returns:
+            one `Assignment` per image with min(Q, N) pairs for each of the L predictions.
+
+        Raises:
+            FloatingPointError: costs were not finite in `max_nonfinite` steps.
+        """
+        device = predictions.logits.device
+        with torch.autocast(device.type, enabled=False):
+            costs, first = [], 0
+            for image, target in enumerate(targets):
+                count, frames = target["masks"].shape[:2]
+                rows = torch.arange(first, first + count * frames, device=device)
+                first += count * frames
+                costs.append(self._cost(predictions, image, target["labels"], bank, rows, size))
+        shapes = [tuple(c.shape) for c in costs]
+        host = to_host(torch.cat([c.flatten() for c in costs])).numpy()
+        parts = np.split(host, np.cumsum([np.prod(s) for s in shapes])[:-1])
+        costs_host = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+        self._check_finite(costs_host, targets)
+        return [self._assign(cost) for cost in costs_host]
+
+    def _cost(
+        self, predictions: Predictions, image: int, labels: Tensor, bank: MaskBank, rows: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        """(L, Q, N) cost of each pair of one image."""
+        layers, _, queries, _ = predictions.logits.shape
+        count = len(labels)
+        if count == 0:
+            return predictions.logits.new_zeros(layers, queries, 0)
+        probability = predictions.logits[:, image].softmax(-1)
+        points = torch.rand(1, self.num_points, 2, device=labels.device)
+        target = bank.sample(rows, points, size).view(count, -1)  # (N, T P)
+        logits = predictions.sample(image, points[0])  # (L Q, T P)
+        # -log sigmoid(x) t - log(1 - sigmoid(x)) (1 - t) = softplus(x) - x t
+        cross_entropy = (F.softplus(logits).sum(-1, keepdim=True) - logits @ target.T) / target.shape[1]
+        sigmoid = logits.sigmoid()
+        overlap = 2 * (sigmoid @ target.T) + 1
+        dice = 1 - overlap / (sigmoid.sum(-1, keepdim=True) + target.sum(-1) + 1)
+        mask_cost = (self.cost_mask * cross_entropy + self.cost_dice * dice).view(layers, queries, count)
+        return mask_cost - self.cost_class * probability[..., labels]
+
+    def _check_finite(self, costs: Sequence[np.ndarray], targets: Sequence[Mapping[str, Any]]) -> None:
+        bad = [(i, c) for i, c in enumerate(costs) if not np.isfinite(c).all()]
+        if not bad:
+            return
+        self.nonfinite_steps += 1
+        places = []
+        for image, cost in bad:
+            layers = np.flatnonzero(~np.isfinite(cost).all(axis=(1, 2)))
+            name = targets[image].get("name") or f"number {image} of the batch"
+            places.append(f"image {name}, predictions {layers.tolist()}")
+            np.nan_to_num(cost, copy=False, nan=_WORST, posinf=_WORST, neginf=-_WORST)
+        message = (
+            f"Matching costs are not finite (step {self.nonfinite_steps} of this kind): {'; '.join(places)}. Prediction 0 "
+            "is the last layer's, n > 0 is that of layer n - 1. Usual causes: a learning rate that is too high, fp16 overflow."
+        )
+        logger.warning(message)
+        if self.max_nonfinite and self.nonfinite_steps >= self.max_nonfinite:
+            raise FloatingPointError(message + " Lower SOLVER.BASE_LR or set SOLVER.AMP.DTYPE bfloat16.")
+
+    def _assign(self, cost: np.ndarray) -> Assignment:
+        layers, queries, count = cost.shape
+        if count > queries and not self._warned_crowd:
+            self._warned_crowd = True
+            logger.warning(
+                "An image has %d objects but the model only %d queries; the rest stay unmatched. "
+                "Raise MODEL.MASK_FORMER.NUM_OBJECT_QUERIES.",
+                count,
+                queries,
+            )
+        pairs = [linear_sum_assignment(c) for c in cost]
+        matched = min(queries, count)
+        return Assignment(
+            np.repeat(np.arange(layers), matched),
+            np.concatenate([p[0] for p in pairs]).astype(np.int64),
+            np.concatenate([p[1] for p in pairs]).astype(np.int64),
+        )

@@ -1,0 +1,19 @@
+"""Pixel decoders, registered in detectron2's SEM_SEG_HEADS_REGISTRY."""
+
+from typing import Any
+
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from torch import nn
+
+from .msdeformattn import MSDeformAttnPixelDecoder
+
+__all__ = ["MSDeformAttnPixelDecoder", "build_pixel_decoder"]
+
+
+def build_pixel_decoder(cfg: Any, input_shape: Any) -> nn.Module:
+    """Build MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME; it must offer `forward_features` (see ADVANCED_USAGE.md)."""
+    name = cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME
+    model = SEM_SEG_HEADS_REGISTRY.get(name)(cfg, input_shape)
+    if not callable(getattr(model, "forward_features", None)):
+        raise ValueError(f"MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME '{name}' has no method forward_features")
+    return model

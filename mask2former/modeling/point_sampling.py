@@ -1,0 +1,95 @@
+"""Reading maps and masks at points, and choosing the points where a mask is uncertain (PointRend, arXiv 1912.08193).
+
+Points are (x, y) in [0, 1] of the padded image; pixel i has its centre at (i + 0.5) / size. Reads are bilinear and
+zero outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def sample_maps(maps: Tensor, points: Tensor) -> Tensor:
+    """Bilinear reads of maps (N, C, H, W) at points (N, P, 2): (N, C, P)."""
+    return F.grid_sample(maps, 2 * points[:, :, None].to(maps.dtype) - 1, align_corners=False)[..., 0]
+
+
+@dataclass
+class MaskBank:
+    """Binary masks of different sizes in one flat buffer, read without padding, copying or converting them.
+
+    Attributes:
+        data: (sum of H * W,) uint8, the masks one after another, row by row.
+        start, height, width: (N,) int64 where each mask begins, and its size.
+    """
+
+    data: Tensor
+    start: Tensor
+    height: Tensor
+    width: Tensor
+
+    @classmethod
+    def of(cls, masks: Sequence[Tensor], device: torch.device) -> MaskBank:
+        """From groups of masks, bool or uint8 (n, H, W) each; mask N counts through the groups in order."""
+        rows = [(m.shape[-2], m.shape[-1]) for m in masks for _ in range(m.shape[0])]
+        sizes = torch.tensor(rows, dtype=torch.int64).view(-1, 2)
+        area = sizes.prod(1)
+        table = torch.stack((area.cumsum(0) - area, sizes[:, 0], sizes[:, 1]))
+        table = table.to(device, non_blocking=True)
+        flat = [m.to(device, non_blocking=True).contiguous().view(torch.uint8).flatten() for m in masks]
+        data = torch.cat(flat) if flat else torch.zeros(0, dtype=torch.uint8, device=device)
+        return cls(data, *table.unbind(0))
+
+    def sample(self, index: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
+        """Soft values in [0, 1] of the masks `index` at points of a padded image.
+
+        Args:
+            index: (M,) int64 which masks.
+            points: (M, P, 2), or (1, P, 2) shared by all.
+            size: (H, W) of the padded image that the points refer to; masks lie in its upper left corner.
+
+        Returns:
+            (M, P) float32.
+        """
+        height, width = self.height[index, None], self.width[index, None]
+        x = points[..., 0].float() * size[1] - 0.5
+        y = points[..., 1].float() * size[0] - 0.5
+        left, top = x.floor(), y.floor()
+        dx, dy = x - left, y - top
+        out = torch.zeros((), device=points.device)
+        for row, row_weight in ((top.long(), 1 - dy), (top.long() + 1, dy)):
+            for column, column_weight in ((left.long(), 1 - dx), (left.long() + 1, dx)):
+                inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+                offset = self.start[index, None] + row * width + column
+                value = self.data[torch.where(inside, offset, 0)] if len(self.data) else torch.zeros_like(offset)
+                out = out + row_weight * column_weight * (value * inside)
+        return out
+
+
+@torch.no_grad()
+def uncertain_points(logits: Tensor, num_points: int, oversample_ratio: float, importance_ratio: float) -> Tensor:
+    """Points for the mask losses: mostly where the prediction is least certain, the rest uniform.
+
+    Args:
+        logits: (N, H, W) before the sigmoid.
+        num_points: P.
+        oversample_ratio: P times this many candidates are drawn.
+        importance_ratio: share of P taken from the candidates with the smallest |logit|.
+
+    Returns:
+        (N, P, 2).
+    """
+    candidates = int(num_points * oversample_ratio)
+    important = int(importance_ratio * num_points)
+    points = torch.rand(len(logits), candidates, 2, device=logits.device)
+    # Uncertainty is that of the sampled logits: sampling an uncertainty map would miss zero crossings.
+    certainty = sample_maps(logits[:, None], points)[:, 0].abs()
+    chosen = certainty.topk(important, dim=1, largest=False, sorted=False).indices
+    points = points.gather(1, chosen[..., None].expand(-1, -1, 2))
+    uniform = torch.rand(len(logits), num_points - important, 2, device=logits.device)
+    return torch.cat((points, uniform), dim=1)

@@ -1,0 +1,281 @@
+"""From class and mask logits of one image to semantic, instance and panoptic results, as in Mask2Former and MaskFormer.
+
+Masks are big, so few are touched: the queries that a result needs are chosen first, by their class scores on the
+host; each chosen mask is then resized once, a few at a time, for all results together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from .host import to_device, to_host
+
+Size = tuple[int, int]
+# Masks that are resized together hold about this many pixels.
+_CHUNK = 2**25
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which results are wanted, and their thresholds (MODEL.MASK_FORMER.TEST).
+
+    Attributes:
+        semantic, instance, panoptic: the results.
+        topk: number of instances (TEST.DETECTIONS_PER_IMAGE).
+        score_threshold: instances whose score is lower are left out (TEST.SCORE_THRESHOLD).
+        object_mask_threshold: panoptic keeps queries whose class score is higher.
+        overlap_threshold: panoptic drops a segment of which less than this share remains visible.
+        semantic_at_output_size: resize masks, not semantic scores, to the output size; implied by the other results.
+        things: contiguous ids of thing classes; None: all classes are things.
+    """
+
+    semantic: bool = True
+    instance: bool = False
+    panoptic: bool = False
+    topk: int = 100
+    score_threshold: float = 0.0
+    object_mask_threshold: float = 0.0
+    overlap_threshold: float = 0.0
+    semantic_at_output_size: bool = False
+    things: Collection[int] | None = None
+
+    def is_thing(self, label: int) -> bool:
+        """Whether contiguous class `label` is a thing."""
+        return self.things is None or label in self.things
+
+
+def resize_masks(logits: Tensor, padded: Size, image: Size, output: Size | None) -> Tensor:
+    """Bilinear to the padded size, cut to the image, bilinear to the output: mask logits (N, H4, W4) -> (N, h, w)."""
+    masks = F.interpolate(logits[None], padded, mode="bilinear", align_corners=False)[0, :, : image[0], : image[1]]
+    if output is None or output == image:
+        return masks
+    return F.interpolate(masks[None], output, mode="bilinear", align_corners=False)[0]
+
+
+def mask_boxes(masks: Tensor) -> Tensor:
+    """Tight boxes (N, 4), XYXY absolute with exclusive right and bottom edges, of bool masks (N, h, w); empty: zeros."""
+    if masks.shape[0] == 0:
+        return torch.zeros(0, 4, device=masks.device)
+    sides = []
+    for hit in (masks.any(1), masks.any(2)):  # columns, rows
+        size = hit.shape[1]
+        first = hit.int().argmax(1)
+        last = size - hit.flip(1).int().argmax(1)
+        some = hit.any(1)
+        sides.append((first * some, last * some))
+    (left, right), (top, bottom) = sides
+    return torch.stack((left, top, right, bottom), dim=1).float()
+
+
+def postprocess(
+    class_scores: Tensor, host_scores: Tensor, mask_logits: Tensor, padded: Size, image: Size, output: Size, s: Settings
+) -> dict[str, Any]:
+    """All wanted results of one image.
+
+    Args:
+        class_scores: (Q, K + 1), after the softmax, on the device; `host_scores` the same on the CPU.
+        mask_logits: (Q, H4, W4), before the sigmoid.
+        padded, image, output: sizes (h, w) of the network's input, of the image in it, and of the results.
+        s: settings.
+
+    Returns:
+        of "sem_seg" (K, h, w), "panoptic_seg" (int32 (h, w), segments) and "instances" those that are wanted.
+    """
+    tasks: list[_Semantic | _Instance | _Panoptic] = []
+    if s.semantic:
+        tasks.append(_Semantic(class_scores))
+    if s.panoptic:
+        tasks.append(_Panoptic(host_scores, class_scores.device, s))
+    if s.instance:
+        tasks.append(_Instance(host_scores, class_scores.device, s))
+    at_output = s.semantic_at_output_size or s.instance or s.panoptic
+    size = output if at_output else image
+    needed = sorted(set().union(*(t.queries for t in tasks)))
+    for task in tasks:
+        task.start(size)
+    for queries, masks in _chunks(mask_logits, needed, padded, image, size):
+        for task in tasks:
+            task.add(queries, masks)
+    results = {task.name: task.finish() for task in tasks}
+    if s.semantic and not at_output and output != image:
+        scores = results["sem_seg"]
+        results["sem_seg"] = F.interpolate(scores[None], output, mode="bilinear", align_corners=False)[0]
+    return results
+
+
+def _chunks(
+    logits: Tensor, needed: Sequence[int], padded: Size, image: Size, size: Size
+) -> Iterator[tuple[Sequence[int], Tensor]]:
+    step = max(1, _CHUNK // max(padded[0] * padded[1], size[0] * size[1]))
+    for start in range(0, len(needed), step):
+        queries = needed[start : start + step]
+        index = to_device(torch.tensor(queries), logits.device)
+        yield queries, resize_masks(logits[index].float(), padded, image, size)
+
+
+def _rows(queries: Sequence[int], wanted: Sequence[int], device: torch.device) -> tuple[list[int], Tensor]:
+    """Which of `wanted` are among `queries`: positions in `wanted`, and (on the device) positions in `queries`."""
+    place = {q: i for i, q in enumerate(queries)}
+    found = [i for i, q in enumerate(wanted) if q in place]
+    return found, to_device(torch.tensor([place[wanted[i]] for i in found], dtype=torch.int64), device)
+
+
+class _Semantic:
+    """Sum over queries of class score x mask probability (MaskFormer, section 3.4); not normalised over classes."""
+
+    name = "sem_seg"
+
+    def __init__(self, class_scores: Tensor) -> None:
+        self.scores = class_scores[:, :-1].float()
+        self.queries: Sequence[int] = range(len(class_scores))
+
+    def start(self, size: Size) -> None:
+        self.result = self.scores.new_zeros(self.scores.shape[1], *size)
+
+    def add(self, queries: Sequence[int], masks: Tensor) -> None:
+        # Semantic segmentation needs every query, so chunks are runs of all queries.
+        scores = self.scores[queries[0] : queries[-1] + 1]
+        self.result.flatten(1).addmm_(scores.T, masks.sigmoid().flatten(1))
+
+    def finish(self) -> Tensor:
+        return self.result
+
+
+class _Instance:
+    """The `topk` best pairs of query and class; a pair's score is class score x mean probability inside its mask."""
+
+    name = "instances"
+
+    def __init__(self, scores: Tensor, device: torch.device, s: Settings) -> None:
+        self.device, self.threshold = device, s.score_threshold
+        classes = scores.shape[1] - 1
+        flat = scores[:, :-1].flatten()
+        best, index = flat.topk(min(s.topk, len(flat)))
+        labels, rows = index % classes, index // classes
+        # With panoptic results the classes that are stuff are dropped, after the top-k as in the reference.
+        keep = torch.tensor([not s.panoptic or s.is_thing(c) for c in labels.tolist()], dtype=torch.bool)
+        keep &= best >= self.threshold  # the mask's factor is at most 1
+        self.scores, self.labels, self.rows = best[keep], labels[keep], rows[keep]
+        self.queries: Sequence[int] = sorted(set(self.rows.tolist()))
+
+    def start(self, size: Size) -> None:
+        count = len(self.queries)
+        self.size = size
+        self.masks = torch.zeros(count, *size, dtype=torch.bool, device=self.device)
+        self.mask_scores = torch.zeros(count, device=self.device)
+
+    def add(self, queries: Sequence[int], masks: Tensor) -> None:
+        mine, rows = _rows(queries, self.queries, self.device)
+        if not mine:
+            return
+        chosen = masks if len(mine) == len(queries) else masks[rows]
+        binary = chosen > 0
+        area = binary.flatten(1).sum(1)
+        inside = (chosen.sigmoid() * binary).flatten(1).sum(1)
+        # `mine` is a run: both lists are sorted, and chunks come in order.
+        self.masks[mine[0] : mine[-1] + 1] = binary
+        self.mask_scores[mine[0] : mine[-1] + 1] = inside / (area + 1e-6)
+
+    def finish(self) -> Instances:
+        place = {q: i for i, q in enumerate(self.queries)}
+        index = torch.tensor([place[q] for q in self.rows.tolist()], dtype=torch.int64)
+        scores, labels = self.scores, self.labels
+        if self.threshold > 0:
+            keep = scores * to_host(self.mask_scores)[index] >= self.threshold
+            index, scores, labels = index[keep], scores[keep], labels[keep]
+        index = to_device(index, self.device)
+        result = Instances(self.size)
+        result.pred_masks = self.masks[index]
+        result.pred_boxes = Boxes(mask_boxes(self.masks)[index])
+        result.scores = to_device(scores, self.device) * self.mask_scores[index]
+        result.pred_classes = to_device(labels, self.device)
+        return result
+
+
+class _Panoptic:
+    """Each pixel goes to the query with the largest class score x mask probability (MaskFormer, section 3.4)."""
+
+    name = "panoptic_seg"
+
+    def __init__(self, scores: Tensor, device: torch.device, s: Settings) -> None:
+        self.device, self.settings = device, s
+        best, labels = scores.max(-1)
+        keep = (labels != scores.shape[1] - 1) & (best > s.object_mask_threshold)
+        self.queries: Sequence[int] = keep.nonzero().flatten().tolist()
+        self.scores, self.labels = best[keep], labels[keep].tolist()
+
+    def start(self, size: Size) -> None:
+        self.weight = to_device(self.scores, self.device)
+        self.best = torch.full(size, -1.0, device=self.device)
+        self.winner = torch.zeros(size, dtype=torch.int64, device=self.device)
+        self.inside = torch.zeros(size, dtype=torch.bool, device=self.device)
+        self.area = torch.zeros(len(self.queries), dtype=torch.int64, device=self.device)
+
+    def add(self, queries: Sequence[int], masks: Tensor) -> None:
+        mine, rows = _rows(queries, self.queries, self.device)
+        if not mine:
+            return
+        run = slice(mine[0], mine[-1] + 1)
+        probability = (masks if len(mine) == len(queries) else masks[rows]).sigmoid()
+        self.area[run] = (probability >= 0.5).flatten(1).sum(1)
+        score, winner = (probability * self.weight[run, None, None]).max(0)
+        better = score > self.best
+        self.best = torch.where(better, score, self.best)
+        self.winner = torch.where(better, winner + mine[0], self.winner)
+        self.inside = torch.where(better, probability.gather(0, winner[None])[0] >= 0.5, self.inside)
+
+    def finish(self) -> tuple[Tensor, list[dict[str, Any]]]:
+        if not self.queries:
+            return torch.zeros(self.best.shape, dtype=torch.int32, device=self.device), []
+        won, visible = self._areas()
+        table = to_host(torch.stack((self.area, won, visible))).tolist()
+        ids, segments = self._segments(*table)
+        lookup = to_device(torch.tensor(ids, dtype=torch.int32), self.device)
+        return lookup[self.winner] * self.inside, segments
+
+    def _areas(self) -> tuple[Tensor, Tensor]:
+        """Per kept query: pixels that it won, and those of them inside its own mask."""
+        won, visible = [], []
+        step = max(1, _CHUNK // self.winner.numel())
+        for start in range(0, len(self.queries), step):
+            ids = torch.arange(start, min(start + step, len(self.queries)), device=self.device)
+            hit = self.winner[None] == ids[:, None, None]
+            won.append(hit.flatten(1).sum(1))
+            visible.append((hit & self.inside).flatten(1).sum(1))
+        return torch.cat(won), torch.cat(visible)
+
+    def _segments(
+        self, areas: list[int], won: list[int], visible: list[int]
+    ) -> tuple[list[int], list[dict[str, Any]]]:
+        """The segment id of each kept query (0: dropped), and the segments; stuff of one class is one segment."""
+        ids, segments = [0] * len(areas), []
+        stuff: dict[int, dict[str, Any]] = {}
+        for i, label in enumerate(self.labels):
+            if won[i] == 0 or areas[i] == 0 or visible[i] == 0:
+                continue
+            if won[i] / areas[i] < self.settings.overlap_threshold:
+                continue
+            if label in stuff:
+                ids[i] = stuff[label]["id"]
+                stuff[label]["area"] += visible[i]
+                continue
+            thing = self.settings.is_thing(label)
+            segment = {
+                "id": len(segments) + 1,
+                "isthing": thing,
+                "category_id": label,
+                "score": float(self.scores[i]),
+                "area": visible[i],
+            }
+            ids[i] = segment["id"]
+            segments.append(segment)
+            if not thing:
+                stuff[label] = segment
+        return ids, segments

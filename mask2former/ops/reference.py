@@ -1,0 +1,39 @@
+"""Multi-scale deformable attention in plain PyTorch: exact, differentiable, exportable, runs everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def ms_deform_attn_reference(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """Equation 3 of Deformable DETR, one bilinear `grid_sample` per level. Arguments as in `ops.ms_deform_attn`."""
+    batch, _, heads, dim = value.shape
+    queries = sampling_locations.shape[1]
+    # Heads join the batch, because every head samples its own channels at its own points.
+    grids = (2 * sampling_locations - 1).transpose(1, 2).flatten(0, 1)  # (B heads, N, L, P, 2)
+    weights = attention_weights.transpose(1, 2).flatten(0, 1).to(value.dtype)  # (B heads, N, L, P)
+    maps = value.permute(0, 2, 3, 1).flatten(0, 1)  # (B heads, D, S)
+    out = value.new_zeros(batch * heads, dim, queries)
+    start = 0
+    for level, (height, width) in enumerate(spatial_shapes):
+        level_map = maps[:, :, start : start + height * width].reshape(batch * heads, dim, height, width)
+        start += height * width
+        sampled = _sample(level_map, grids[:, :, level])  # (B heads, D, N, P)
+        out = out + (sampled * weights[:, None, :, level]).sum(-1)
+    return out.view(batch, heads * dim, queries).transpose(1, 2)
+
+
+def _sample(level_map: Tensor, grid: Tensor) -> Tensor:
+    """Bilinear samples with zeros outside; coordinates keep fp32 even where the values are half precision."""
+    if level_map.dtype in (torch.float16, torch.bfloat16):
+        return F.grid_sample(level_map.float(), grid.float(), align_corners=False).to(level_map.dtype)
+    return F.grid_sample(level_map, grid.to(level_map.dtype), align_corners=False)

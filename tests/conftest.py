@@ -1,0 +1,24 @@
+"""Fixtures that all tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """Folder with larger real data beside the checkout; tests that want it skip when it is absent."""
+    folder = Path(os.environ.get("MASK2FORMER_TEST_DATA", Path(__file__).parents[2] / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no test data at {folder}")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Every test starts from the same random state, whatever ran before it."""
+    torch.manual_seed(0)
