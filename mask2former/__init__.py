@@ -12,7 +12,7 @@ except ImportError as error:
         "INSTALL.md lists the other ways."
     ) from error
 
-from . import modeling
+from . import data, modeling
 from .config import add_maskformer2_config, add_maskformer2_video_config, load_config, validate_config
 from .modeling import MaskFormer
 
@@ -23,6 +23,7 @@ __all__ = [
     "__version__",
     "add_maskformer2_config",
     "add_maskformer2_video_config",
+    "data",
     "load_config",
     "modeling",
     "validate_config",

@@ -1,0 +1,41 @@
+"""Datasets, mappers and loaders."""
+
+from __future__ import annotations
+
+from .datasets import dataset_root, load_coco_json, register_all, register_coco_json, register_from_config
+from .errors import BadRecordError
+from .images import read_image
+from .loaders import build_test_loader, build_train_loader, skipped_records
+from .mappers import (
+    COCOInstanceNewBaselineDatasetMapper,
+    COCOPanopticNewBaselineDatasetMapper,
+    MaskFormerInstanceDatasetMapper,
+    SegmentationMapper,
+    build_mapper,
+    mapper_names,
+)
+from .masks import boxes_from_masks, segmentation_to_mask
+
+__all__ = [
+    "BadRecordError",
+    "COCOInstanceNewBaselineDatasetMapper",
+    "COCOPanopticNewBaselineDatasetMapper",
+    "MaskFormerInstanceDatasetMapper",
+    "SegmentationMapper",
+    "boxes_from_masks",
+    "build_mapper",
+    "build_test_loader",
+    "build_train_loader",
+    "dataset_root",
+    "mapper_names",
+    "load_coco_json",
+    "read_image",
+    "register_all",
+    "register_coco_json",
+    "register_from_config",
+    "segmentation_to_mask",
+    "skipped_records",
+]
+
+# As detectron2 does at its own import; repeating it changes nothing.
+register_all()

@@ -1,0 +1,280 @@
+"""Your own data: a COCO instance json and a folder of pictures, registered in one call or one YAML key."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+
+from ..errors import BadRecordError
+from .catalog import Records, dataset_root, set_dataset
+from .json_file import read_json_object
+
+logger = logging.getLogger(__name__)
+
+_registered: dict[str, tuple] = {}  # name -> what it was registered with, and the state of the file
+
+_SHOWN_PROBLEMS = 5
+
+
+def register_coco_json(
+    name: str,
+    json_file: str | os.PathLike[str],
+    image_root: str | os.PathLike[str],
+    *,
+    keep_category_ids: Sequence[int] | None = None,
+    skip_bad_records: bool = False,
+) -> None:
+    """Register a COCO instance json under a name of your choice.
+
+    The categories are read now (classes in the order of their ids, which need not be contiguous), everything
+    else when the dataset is loaded. A second call with the same name replaces the first.
+
+    Args:
+        name: for DATASETS.TRAIN and DATASETS.TEST.
+        json_file: relative paths are looked up in the working directory, then below the dataset root.
+        image_root: folder of the pictures, looked up the same way.
+        keep_category_ids: use only these categories; objects of others become background in training. The
+            json file is not changed, so an evaluation against it still counts them.
+        skip_bad_records: leave out and report pictures with bad records instead of raising on the first.
+
+    Raises:
+        FileNotFoundError: the json file or the folder does not exist.
+        BadRecordError: the json file or its categories are malformed.
+        ValueError: the name is taken by other code, or a category to keep is not in the file.
+    """
+    json_path, image_path = _locate(json_file), _locate(image_root)
+    if name not in _registered and name in DatasetCatalog:
+        raise ValueError(f"the dataset name {name!r} is already in use, choose another for {json_path}")
+    status = os.stat(json_path)
+    keep = tuple(keep_category_ids) if keep_category_ids is not None else None
+    state = (json_path, image_path, keep, skip_bad_records, status.st_mtime_ns, status.st_size)
+    if _registered.get(name) == state and name in DatasetCatalog:
+        return
+    categories = _categories(json_path, read_json_object(json_path, lists=("categories",)), keep)
+    load = functools.partial(load_coco_json, json_path, image_path, keep, skip_bad_records=skip_bad_records)
+    metadata = {
+        "thing_classes": [category for _, category in categories],
+        "thing_dataset_id_to_contiguous_id": {key: index for index, (key, _) in enumerate(categories)},
+        "evaluator_type": "coco",
+        "json_file": json_path,
+        "image_root": image_path,
+    }
+    set_dataset(name, load, metadata)
+    _registered[name] = state
+
+
+def register_from_config(cfg: CfgNode) -> None:
+    """Register every entry [name, json_file, image_root] of DATASETS.COCO_JSON.
+
+    Raises:
+        ValueError: an entry is not three strings; see also `register_coco_json`.
+    """
+    for entry in cfg.DATASETS.COCO_JSON:
+        if (
+            not isinstance(entry, (list, tuple))
+            or len(entry) != 3
+            or not all(isinstance(x, str) for x in entry)
+        ):
+            raise ValueError(f"DATASETS.COCO_JSON holds entries [name, json_file, image_root], not {entry!r}")
+        register_coco_json(*entry, skip_bad_records=cfg.DATALOADER.SKIP_BAD_RECORDS)
+
+
+def unregister(name: str) -> None:
+    """Forget a name that `register_coco_json` registered; others are left alone."""
+    if _registered.pop(name, None) is not None:
+        DatasetCatalog.pop(name, None)
+        MetadataCatalog.pop(name, None)
+
+
+def load_coco_json(
+    json_file: str,
+    image_root: str,
+    keep_category_ids: Sequence[int] | None = None,
+    *,
+    skip_bad_records: bool = False,
+) -> Records:
+    """Read and check a COCO instance json.
+
+    Structure and types of every record are checked here; masks when they are used, by the mapper.
+
+    Returns:
+        Records in detectron2's format in the order of the picture ids, with contiguous classes; annotations
+        keep their "id". Files without "annotations" (test sets) give empty ones.
+
+    Raises:
+        FileNotFoundError: no such file.
+        BadRecordError: malformed file, or, without `skip_bad_records`, malformed record.
+    """
+    content = read_json_object(json_file, lists=("images", "categories"))
+    declared = {key for key, _ in _categories(json_file, content, None)}
+    classes = {
+        key: index for index, (key, _) in enumerate(_categories(json_file, content, keep_category_ids))
+    }
+    annotations = content.get("annotations", [])
+    if not isinstance(annotations, list):
+        raise BadRecordError(json_file, "has no list under 'annotations'")
+    problems: list[BadRecordError] = []
+    records: dict[int, dict[str, Any]] = {}
+    bad_images: set[int] = set()
+    for position, image in enumerate(content["images"]):
+        try:
+            record = _image_record(json_file, image, position, image_root, records)
+            records[record["image_id"]] = record
+        except BadRecordError as error:
+            if not skip_bad_records:
+                raise
+            problems.append(error)
+            bad_images |= _image_ids(image, "id")  # of two pictures with one id neither can be trusted
+    seen: set[int] = set()
+    for position, annotation in enumerate(annotations):
+        try:
+            _add_annotation(json_file, annotation, position, records, seen, declared, classes)
+        except BadRecordError as error:
+            if not skip_bad_records:
+                raise
+            problems.append(error)
+            bad_images |= _image_ids(annotation, "image_id")
+    _report(json_file, problems, len(bad_images & records.keys()))
+    return [record for image_id, record in sorted(records.items()) if image_id not in bad_images]
+
+
+def _locate(path: str | os.PathLike[str]) -> str:
+    """Absolute path of a file or folder of the user: as given, or below the dataset root."""
+    given = os.path.expanduser(os.fspath(path))
+    candidates = [given] if os.path.isabs(given) else [given, os.path.join(dataset_root(), given)]
+    for candidate in candidates:
+        if os.path.exists(candidate):
+            return os.path.abspath(candidate)
+    tried = " nor ".join(os.path.abspath(candidate) for candidate in candidates)
+    raise FileNotFoundError(f"found neither {tried}" if len(candidates) > 1 else f"{tried} does not exist")
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _image_ids(entry: Any, key: str) -> set[int]:
+    """The picture that a broken entry belongs to, where that can be told."""
+    return {entry[key]} if isinstance(entry, dict) and _is_id(entry.get(key)) else set()
+
+
+def _categories(file: str, content: dict[str, Any], keep: Sequence[int] | None) -> list[tuple[int, str]]:
+    """Id and name of every category in the order of ids, of those to keep."""
+    names: dict[int, str] = {}
+    for position, category in enumerate(content["categories"]):
+        where = f"categories[{position}]"
+        if not isinstance(category, dict) or not _is_id(category.get("id")):
+            raise BadRecordError(file, "needs an integer 'id'", where)
+        if not isinstance(category.get("name"), str) or not category["name"]:
+            raise BadRecordError(file, "needs a 'name'", where)
+        if category["id"] in names:
+            raise BadRecordError(file, f"id {category['id']} is used twice", where)
+        names[category["id"]] = category["name"]
+    if not names:
+        raise BadRecordError(file, "declares no categories")
+    if keep is not None:
+        unknown = sorted(set(keep) - names.keys())
+        if unknown or not keep:
+            raise ValueError(f"{file}: categories to keep are {list(keep)}, the file has {sorted(names)}")
+        names = {key: names[key] for key in keep}
+    return sorted(names.items())
+
+
+def _image_record(
+    file: str, image: Any, position: int, image_root: str, known: dict[int, dict[str, Any]]
+) -> dict[str, Any]:
+    where = f"images[{position}]"
+    if not isinstance(image, dict):
+        raise BadRecordError(file, "is not an object", where)
+    if not _is_id(image.get("id")):
+        raise BadRecordError(file, f"needs an integer 'id', has {image.get('id')!r}", where)
+    where = f"image {image['id']}"
+    if image["id"] in known:
+        raise BadRecordError(file, "the id is used twice", where)
+    if not isinstance(image.get("file_name"), str) or not image["file_name"]:
+        raise BadRecordError(file, f"needs a 'file_name', has {image.get('file_name')!r}", where)
+    for key in ("height", "width"):
+        if not _is_id(image.get(key)) or image[key] < 1:
+            raise BadRecordError(file, f"needs {key!r} in pixels, has {image.get(key)!r}", where)
+    return {
+        "file_name": os.path.join(image_root, image["file_name"]),
+        "image_id": image["id"],
+        "height": image["height"],
+        "width": image["width"],
+        "annotations": [],
+    }
+
+
+def _add_annotation(
+    file: str,
+    annotation: Any,
+    position: int,
+    records: dict[int, dict[str, Any]],
+    seen: set[int],
+    declared: set[int],
+    classes: dict[int, int],
+) -> None:
+    """Check one annotation and add it to the record of its picture."""
+    where = f"annotations[{position}]"
+    if not isinstance(annotation, dict):
+        raise BadRecordError(file, "is not an object", where)
+    if not _is_id(annotation.get("id")):
+        raise BadRecordError(file, f"needs an integer 'id', has {annotation.get('id')!r}", where)
+    where = f"annotation {annotation['id']}"
+    if annotation["id"] in seen:
+        raise BadRecordError(file, "the id is used twice", where)
+    seen.add(annotation["id"])
+    image_id, category = annotation.get("image_id"), annotation.get("category_id")
+    if not _is_id(image_id) or image_id not in records:
+        raise BadRecordError(file, f"belongs to image {image_id!r}, which is not in 'images'", where)
+    if not _is_id(category) or category not in declared:
+        raise BadRecordError(file, f"category {category!r} is not declared in 'categories'", where)
+    crowd = annotation.get("iscrowd", 0)
+    if crowd not in (0, 1):
+        raise BadRecordError(file, f"'iscrowd' is 0 or 1, not {crowd!r}", where)
+    segmentation = annotation.get("segmentation")
+    if segmentation is not None and not isinstance(segmentation, (list, dict)):
+        raise BadRecordError(file, "'segmentation' is neither a list of polygons nor an RLE", where)
+    if category not in classes:
+        return
+    entry = {"id": annotation["id"], "category_id": classes[category], "iscrowd": int(bool(crowd))}
+    # "ignore" marks objects that an evaluation leaves out; training must not learn from them either.
+    if annotation.get("ignore"):
+        entry["iscrowd"] = 1
+    if segmentation is not None:
+        entry["segmentation"] = segmentation
+    if annotation.get("bbox") is not None:
+        entry["bbox"], entry["bbox_mode"] = _check_box(file, annotation["bbox"], where), BoxMode.XYWH_ABS
+    records[image_id]["annotations"].append(entry)
+
+
+def _check_box(file: str, box: Any, where: str) -> list[float]:
+    numbers = isinstance(box, list) and len(box) == 4
+    if not numbers or not all(type(x) in (int, float) and math.isfinite(x) for x in box):
+        raise BadRecordError(file, "'bbox' is not [x, y, width, height]", where)
+    return box
+
+
+def _report(file: str, problems: list[BadRecordError], pictures: int) -> None:
+    if not problems:
+        return
+    shown = "\n".join(
+        f"  {error.record or error.file}: {error.reason}" for error in problems[:_SHOWN_PROBLEMS]
+    )
+    more = f"\n  and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
+    logger.warning(
+        "%s: %d bad records; %d pictures with such records are left out:\n%s%s",
+        file,
+        len(problems),
+        pictures,
+        shown,
+        more,
+    )

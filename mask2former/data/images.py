@@ -1,0 +1,120 @@
+"""Reading pictures of any common kind as 8-bit colour, with one clear error when that is impossible."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+from detectron2.utils.file_io import PathManager
+from PIL import Image, ImageOps
+
+from .errors import BadRecordError
+
+logger = logging.getLogger(__name__)
+
+IMAGE_FORMATS = ("RGB", "BGR")
+
+
+def read_image(path: str, image_format: str = "RGB") -> np.ndarray:
+    """Read a picture as colour.
+
+    Grey, palette, CMYK and bilevel pictures become colour, alpha is dropped, the EXIF orientation is applied.
+    16-bit grey is divided by 257, so that 65535 becomes 255 and every picture of a dataset is scaled alike;
+    stretch the values yourself where only a part of the 16 bits is used. Of files with several frames the
+    first is read.
+
+    Args:
+        path: file name or any address that iopath's PathManager knows.
+        image_format: order of the channels, "RGB" or "BGR".
+
+    Returns:
+        uint8 (H, W, 3) in [0, 255]; may be read-only.
+
+    Raises:
+        BadRecordError: the file is missing, cut short, no picture, or its values cannot be scaled safely.
+        ValueError: unknown `image_format`.
+    """
+    if image_format not in IMAGE_FORMATS:
+        raise ValueError(f"INPUT.FORMAT is {image_format!r}, use one of {', '.join(IMAGE_FORMATS)}")
+    picture = _open(path)
+    try:
+        picture = ImageOps.exif_transpose(picture)
+    except Exception as error:  # orientation is a hint: a broken EXIF block must not cost the picture
+        logger.debug("%s: EXIF orientation ignored: %s", path, error)
+    pixels = to_rgb(path, picture)
+    return pixels[:, :, ::-1] if image_format == "BGR" else pixels
+
+
+def read_panoptic_png(path: str) -> np.ndarray:
+    """Read segment ids from a PNG in the COCO panoptic format, id = R + 256 G + 65536 B.
+
+    Returns:
+        int32 (H, W), 0 where no segment is.
+
+    Raises:
+        BadRecordError: the file is missing, cut short or not an RGB picture.
+    """
+    picture = _open(path)
+    if picture.mode not in ("RGB", "RGBA"):
+        raise BadRecordError(
+            path, f"a panoptic PNG has RGB pixels (id = R + 256 G + 65536 B), this is {picture.mode}"
+        )
+    rgb = np.asarray(picture)[:, :, :3].astype(np.int32)
+    return rgb[:, :, 0] + 256 * rgb[:, :, 1] + 65536 * rgb[:, :, 2]
+
+
+def check_image_size(record: dict[str, Any], size: tuple[int, int], path: str) -> None:
+    """Compare the size of a picture with its record and add a size that the record lacks.
+
+    Args:
+        record: changed in place: "height" and "width" are set when absent.
+        size: height and width of the picture in pixels.
+        path: file of the picture, for the message.
+
+    Raises:
+        BadRecordError: the sizes differ.
+    """
+    height, width = size
+    expected = (record.setdefault("height", height), record.setdefault("width", width))
+    if expected != size:
+        hint = "; the sides are swapped, see the EXIF orientation" if expected == (width, height) else ""
+        raise BadRecordError(
+            path,
+            f"the picture is {width}x{height} pixels (width x height), "
+            f"its record says {expected[1]}x{expected[0]}{hint}",
+        )
+
+
+def _open(path: str) -> Image.Image:
+    """Open and decode; whatever kind of error Pillow's plug-ins raise on a broken file, it means the same."""
+    if not isinstance(path, str) or not path:
+        raise BadRecordError(str(path), "the record has no usable file name")
+    try:
+        with PathManager.open(path, "rb") as file:
+            picture = Image.open(file)
+            picture.load()
+            return picture
+    except MemoryError:
+        raise
+    except FileNotFoundError as error:
+        raise BadRecordError(path, "the file does not exist") from error
+    except Exception as error:
+        raise BadRecordError(path, f"cannot be read as a picture: {error}") from error
+
+
+def to_rgb(path: str, picture: Image.Image) -> np.ndarray:
+    if picture.mode == "F":
+        raise BadRecordError(path, "floating point pictures have no fixed range; save it with 8 or 16 bits")
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        grey = np.asarray(picture).astype(np.int64)
+        if grey.size and (grey.min() < 0 or grey.max() > 65535):
+            raise BadRecordError(path, "has more than 16 bits a pixel; save it with 8 or 16 bits")
+        grey8 = ((grey + 128) // 257).astype(np.uint8)
+        return np.repeat(grey8[:, :, None], 3, axis=2)
+    if picture.mode in ("P", "PA") and "transparency" in picture.info:
+        picture = picture.convert("RGBA")  # Pillow warns about the direct way to RGB
+    try:
+        return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+    except ValueError as error:
+        raise BadRecordError(path, f"pixels of mode {picture.mode} cannot be turned into RGB") from error

@@ -1,0 +1,326 @@
+"""Polygons, run-length codes and bitmaps to boolean masks. Every conversion exists once, here.
+
+All of them end in a `Patch`: the mask inside its bounding box. Objects are small beside pictures (375 nuclei
+in one photograph), so patches are cheap to make, move and paint, and a dense mask is written only once.
+Run-length codes are COCO's: runs of 0 and 1 in turn, column by column, starting with 0; the compressed form
+is that of the COCO API (5 bits a character, from the 4th run on the difference to the run before the last).
+They are decoded here and not by pycocotools, whose C code trusts its input and reads or writes out of bounds
+on a malformed one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pycocotools.mask as coco_mask
+import torch
+
+# A polygon may leave the picture (amodal annotations), but coordinates this many picture sizes away are an
+# error, and rasterising them takes time and memory in proportion to their length.
+_FAR = 10
+
+
+class Patch(NamedTuple):
+    """A mask inside its bounding box: pixel (0, 0) of `bits`, bool (h, w), is (top, left) of the picture."""
+
+    top: int
+    left: int
+    bits: np.ndarray
+
+
+EMPTY_PATCH = Patch(0, 0, np.zeros((0, 0), dtype=bool))
+
+
+class SegmentationError(ValueError):
+    """A segmentation is malformed; callers that know file and annotation turn it into a BadRecordError."""
+
+
+def check_polygons(polygons: Any, size: tuple[int, int]) -> list[np.ndarray]:
+    """Check the polygons of one object.
+
+    Args:
+        polygons: list of flat lists x0, y0, x1, y1, ... or arrays (P, 2), in pixels.
+        size: height and width of the picture.
+
+    Returns:
+        One new float64 array (P, 2) for each polygon, P >= 3.
+
+    Raises:
+        SegmentationError: naming the polygon and what is wrong.
+    """
+    if not isinstance(polygons, (list, tuple)) or not polygons:
+        raise SegmentationError("the segmentation holds no polygon")
+    limit = _FAR * max(size)
+    checked = []
+    for position, polygon in enumerate(polygons):
+        try:
+            points = np.array(polygon, dtype=np.float64).reshape(-1)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise SegmentationError(f"polygon {position} is not a list of numbers") from error
+        if points.size < 6 or points.size % 2:
+            raise SegmentationError(
+                f"polygon {position} has {points.size} numbers, needs an even count of 6 or more"
+            )
+        if not np.isfinite(points).all():
+            raise SegmentationError(f"polygon {position} contains NaN or infinity")
+        if np.abs(points).max() > limit:
+            raise SegmentationError(
+                f"polygon {position} lies far outside the picture of {size[1]}x{size[0]} pixels"
+            )
+        checked.append(points.reshape(-1, 2))
+    return checked
+
+
+def polygons_to_patches(objects: Sequence[Sequence[np.ndarray]], size: tuple[int, int]) -> list[Patch]:
+    """Rasterise polygons as pycocotools does; the polygons of one object are united.
+
+    Args:
+        objects: for each object its polygons, float (P, 2) with P >= 3, checked; none gives an empty patch.
+        size: height and width of the canvas; what lies outside is cut off.
+    """
+    return [_rasterise([polygon for polygon in own if _touches(polygon, size)], size) for own in objects]
+
+
+def _touches(polygon: np.ndarray, size: tuple[int, int]) -> bool:
+    low, high = polygon.min(axis=0), polygon.max(axis=0)
+    return bool(high[0] > 0 and high[1] > 0 and low[0] < size[1] and low[1] < size[0])
+
+
+def _rasterise(polygons: Sequence[np.ndarray], size: tuple[int, int]) -> Patch:
+    if not polygons:
+        return EMPTY_PATCH
+    # pycocotools rounds negative coordinates the other way round; whole pixels more on the left and the top
+    # keep them positive, so that a crop shows exactly what the whole picture would show there.
+    low = np.min([polygon.min(axis=0) for polygon in polygons], axis=0)
+    left, top = (max(0, math.ceil(-value)) for value in low)
+    height, width = size[0] + top, size[1] + left
+    codes = coco_mask.frPyObjects(
+        [(polygon + (left, top)).reshape(-1) for polygon in polygons], height, width
+    )
+    code = codes[0] if len(codes) == 1 else coco_mask.merge(codes)
+    patch = _paint(decode_counts(code["counts"]), height)
+    if not left and not top:
+        return patch
+    return clip_patch(Patch(patch.top - top, patch.left - left, patch.bits), 0, size[0], 0, size[1])
+
+
+def decode_counts(counts: bytes | str) -> np.ndarray:
+    """Decode the compressed runs of a COCO RLE.
+
+    Returns:
+        int64 (R,), the lengths of the runs; not yet checked for sign and sum.
+
+    Raises:
+        SegmentationError: characters outside the code, or the code is cut short.
+    """
+    try:
+        raw = counts.encode("ascii") if isinstance(counts, str) else bytes(counts)
+    except UnicodeEncodeError as error:
+        raise SegmentationError("RLE counts contain characters outside the code") from error
+    if not raw:
+        return np.zeros(0, dtype=np.int64)
+    symbols = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - 48
+    if symbols.min() < 0 or symbols.max() > 63:
+        raise SegmentationError("RLE counts contain characters outside the code")
+    last = (symbols & 32) == 0
+    if not last[-1]:
+        raise SegmentationError("RLE counts are cut short")
+    ends = last.nonzero()[0]
+    starts = np.empty_like(ends)
+    starts[0] = 0
+    starts[1:] = ends[:-1] + 1
+    lengths = ends - starts + 1
+    if lengths.max() > 7:  # 35 bits: more than any picture has pixels
+        raise SegmentationError("RLE counts contain a run longer than any picture")
+    shifts = 5 * (np.arange(len(symbols)) - starts.repeat(lengths))
+    values = np.add.reduceat((symbols & 31) << shifts, starts)
+    negative = (symbols[ends] & 16) != 0
+    values[negative] -= 1 << (5 * lengths[negative])
+    values[1::2] = values[1::2].cumsum()
+    values[2::2] = values[2::2].cumsum()
+    return values
+
+
+def rle_to_patch(rle: dict[str, Any], size: tuple[int, int]) -> Patch:
+    """Decode a COCO RLE, compressed (str or bytes) or not (list of run lengths).
+
+    Args:
+        rle: {"size": [height, width], "counts": ...}.
+        size: height and width of the picture, which must be those of the code.
+
+    Raises:
+        SegmentationError: wrong size, malformed counts, or runs that do not add up to the picture.
+    """
+    if "counts" not in rle or "size" not in rle:
+        raise SegmentationError("an RLE needs the keys 'size' and 'counts'")
+    shape = rle["size"]
+    if not isinstance(shape, (list, tuple)) or [*shape] != [*size]:
+        raise SegmentationError(
+            f"the RLE is for size {shape}, the picture has [height, width] = {list(size)}"
+        )
+    counts = rle["counts"]
+    if isinstance(counts, (str, bytes)):
+        runs = decode_counts(counts)
+    else:
+        runs = _uncompressed_runs(counts)
+    height, width = size
+    if runs.size and runs.min() < 0:
+        raise SegmentationError("the RLE has a run of negative length")
+    # A run longer than the picture could make the sum overflow, so look at the largest first.
+    if not runs.size or runs.max() > height * width or runs.sum() != height * width:
+        raise SegmentationError(f"the runs of the RLE do not add up to {height} x {width} pixels")
+    return _paint(runs, height)
+
+
+def bitmap_to_patch(bitmap: Any, size: tuple[int, int]) -> Patch:
+    """Cut a bitmap (H, W), bool or integer array or tensor, nonzero = object, to its bounding box.
+
+    Raises:
+        SegmentationError: wrong shape or type of values.
+    """
+    array = bitmap.numpy(force=True) if isinstance(bitmap, torch.Tensor) else np.asarray(bitmap)
+    if array.shape != tuple(size):
+        raise SegmentationError(
+            f"the bitmap has shape {array.shape}, the picture (height, width) = {tuple(size)}"
+        )
+    if array.dtype.kind not in "bui":
+        raise SegmentationError(f"a bitmap has bool or integer values, this one {array.dtype}")
+    bits = array if array.dtype == bool else array != 0
+    columns = bits.any(axis=0).nonzero()[0]
+    if not columns.size:
+        return EMPTY_PATCH
+    left, right = int(columns[0]), int(columns[-1]) + 1
+    rows = bits[:, left:right].any(axis=1).nonzero()[0]
+    top, bottom = int(rows[0]), int(rows[-1]) + 1
+    return Patch(top, left, bits[top:bottom, left:right])
+
+
+def segmentation_to_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
+    """Turn the segmentation of one annotation, of any of the three kinds, into a mask.
+
+    Args:
+        segmentation: list of polygons, RLE dictionary, or bitmap.
+        size: height and width of the picture.
+
+    Returns:
+        bool (H, W).
+
+    Raises:
+        SegmentationError: the segmentation is malformed.
+    """
+    if isinstance(segmentation, (list, tuple)):
+        patch = polygons_to_patches([check_polygons(segmentation, size)], size)[0]
+    else:
+        patch = source_patch(segmentation, size)
+    return paste([patch], size)[0]
+
+
+def source_patch(segmentation: Any, size: tuple[int, int]) -> Patch:
+    """RLE or bitmap to a patch; see `rle_to_patch` and `bitmap_to_patch`."""
+    if isinstance(segmentation, dict):
+        return rle_to_patch(segmentation, size)
+    if isinstance(segmentation, (np.ndarray, torch.Tensor)):
+        return bitmap_to_patch(segmentation, size)
+    kind = "missing" if segmentation is None else f"a {type(segmentation).__name__}"
+    raise SegmentationError(f"the segmentation is {kind}, use polygons, RLE or a bitmap")
+
+
+def paste(patches: Sequence[Patch], size: tuple[int, int]) -> np.ndarray:
+    """Write patches that lie inside the canvas into dense masks.
+
+    Returns:
+        bool (N, H, W). Memory that stays untouched is not even allocated, so many small objects are cheap.
+    """
+    masks = np.zeros((len(patches), *size), dtype=bool)
+    for mask, patch in zip(masks, patches, strict=True):
+        height, width = patch.bits.shape
+        mask[patch.top : patch.top + height, patch.left : patch.left + width] = patch.bits
+    return masks
+
+
+def clip_patch(patch: Patch, top: int, bottom: int, left: int, right: int) -> Patch:
+    """The part of a mask inside rows [top, bottom) and columns [left, right), in its bounding box."""
+    height, width = patch.bits.shape
+    if (
+        patch.top >= top
+        and patch.left >= left
+        and patch.top + height <= bottom
+        and patch.left + width <= right
+    ):
+        return patch
+    rows = slice(max(0, top - patch.top), max(0, bottom - patch.top))
+    columns = slice(max(0, left - patch.left), max(0, right - patch.left))
+    return tighten(Patch(max(patch.top, top), max(patch.left, left), patch.bits[rows, columns]))
+
+
+def tighten(patch: Patch) -> Patch:
+    """Cut empty borders off."""
+    inner = bitmap_to_patch(patch.bits, patch.bits.shape)
+    if not inner.bits.size:
+        return EMPTY_PATCH
+    return Patch(patch.top + inner.top, patch.left + inner.left, inner.bits)
+
+
+def boxes_from_patches(patches: Sequence[Patch]) -> torch.Tensor:
+    """Bounding boxes float32 (N, 4), XYXY in pixels, right and bottom exclusive; zeros where empty."""
+    boxes = [(p.left, p.top, p.left + p.bits.shape[1], p.top + p.bits.shape[0]) for p in patches]
+    return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+
+
+def boxes_from_masks(masks: torch.Tensor) -> torch.Tensor:
+    """Bounding boxes of masks, without a loop and without a copy between devices.
+
+    Args:
+        masks: bool (N, H, W).
+
+    Returns:
+        float32 (N, 4), XYXY in absolute pixels, right and bottom exclusive; zeros where a mask is empty.
+    """
+    count, height, width = masks.shape
+    columns, rows = masks.any(dim=1), masks.any(dim=2)
+    x = torch.arange(width, device=masks.device)
+    y = torch.arange(height, device=masks.device)
+
+    def edges(hit: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        low = torch.where(hit, positions, len(positions)).amin(dim=1)
+        high = torch.where(hit, positions + 1, 0).amax(dim=1)
+        return low, high
+
+    if not count or not height or not width:
+        return torch.zeros(count, 4, device=masks.device)
+    (left, right), (top, bottom) = edges(columns, x), edges(rows, y)
+    boxes = torch.stack([left, top, right, bottom], dim=1).float()
+    return boxes * columns.any(dim=1, keepdim=True)
+
+
+def _uncompressed_runs(counts: Any) -> np.ndarray:
+    if not isinstance(counts, (list, tuple)) or not all(type(run) is int for run in counts):
+        raise SegmentationError("RLE counts are neither a string nor a list of integers")
+    try:
+        return np.array(counts, dtype=np.int64)
+    except OverflowError as error:
+        raise SegmentationError("RLE counts contain a run longer than any picture") from error
+
+
+def _paint(runs: np.ndarray, height: int) -> Patch:
+    """Paint checked runs of an RLE inside their bounding box."""
+    edges = runs.cumsum()
+    starts, stops = edges[0::2], edges[1::2]
+    starts = starts[: len(stops)]
+    filled = stops > starts
+    starts, stops = starts[filled], stops[filled]
+    if not starts.size:
+        return EMPTY_PATCH
+    left, right = int(starts[0]) // height, (int(stops[-1]) - 1) // height + 1
+    borders = np.empty(2 * len(starts) + 2, dtype=np.int64)
+    borders[0], borders[-1] = left * height, right * height
+    borders[1:-1:2], borders[2:-1:2] = starts, stops
+    values = np.zeros(len(borders) - 1, dtype=bool)
+    values[1::2] = True
+    slab = values.repeat(borders[1:] - borders[:-1]).reshape(right - left, height)
+    rows = slab.any(axis=0).nonzero()[0]
+    top, bottom = int(rows[0]), int(rows[-1]) + 1
+    return Patch(top, left, slab[:, top:bottom].T)

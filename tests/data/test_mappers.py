@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as coco_mask
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper
+from detectron2.data import transforms as T
+from detectron2.structures import polygons_to_bitmask
+from PIL import Image
+
+from mask2former.data import (
+    BadRecordError,
+    COCOInstanceNewBaselineDatasetMapper,
+    COCOPanopticNewBaselineDatasetMapper,
+    MaskFormerInstanceDatasetMapper,
+    SegmentationMapper,
+    build_mapper,
+    load_coco_json,
+)
+from mask2former.data.datasets.coco import load_coco_panoptic
+
+Records = list[dict[str, Any]]
+
+
+@pytest.fixture
+def records(write: Callable[[], tuple[Path, Path]]) -> Records:
+    path, folder = write()
+    return load_coco_json(str(path), str(folder))
+
+
+@pytest.fixture
+def panoptic_record(tmp_path: Path) -> dict[str, Any]:
+    """A picture 40x32 of four segments, one of them crowd, one in the far corner, and void."""
+    ids = np.zeros((32, 40), np.int32)
+    ids[:16], ids[16:28, :20], ids[16:28, 20:], ids[30:, 38:] = 70000, 5, 900, 31
+    png = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=2).astype(np.uint8)
+    Image.fromarray(png).save(tmp_path / "ids.png")
+    Image.fromarray(np.zeros((32, 40, 3), np.uint8)).save(tmp_path / "picture.png")
+    segments = [
+        {"id": 70000, "category_id": 1, "isthing": False, "iscrowd": 0},
+        {"id": 5, "category_id": 0, "isthing": True, "iscrowd": 0},
+        {"id": 900, "category_id": 0, "isthing": True, "iscrowd": 1},
+        {"id": 31, "category_id": 0, "isthing": True, "iscrowd": 0},
+    ]
+    return {
+        "file_name": str(tmp_path / "picture.png"),
+        "image_id": 1,
+        "pan_seg_file_name": str(tmp_path / "ids.png"),
+        "segments_info": segments,
+    }
+
+
+def _plain(kind: type[SegmentationMapper], *augmentations: Any, **settings: Any) -> SegmentationMapper:
+    return kind(True, augmentations=augmentations, **settings)
+
+
+@pytest.mark.parametrize("name", ["coco_instance_lsj", "mask_former_instance"])
+@pytest.mark.parametrize("extras", [False, True])
+def test_instance_samples(data_cfg: CfgNode, records: Records, name: str, extras: bool) -> None:
+    settings = [
+        "INPUT.DATASET_MAPPER_NAME",
+        name,
+        "INPUT.MIN_SIZE_TRAIN",
+        (32, 64),
+        "INPUT.SIZE_DIVISIBILITY",
+        64,
+    ]
+    settings += ["INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", [48, 48]]
+    data_cfg.merge_from_list([*settings, "INPUT.COLOR_AUG_SSD", extras, "INPUT.RANDOM_ROT90", extras])
+    mapper = build_mapper(data_cfg, True)
+    before = copy.deepcopy(records)
+    np.random.seed(0)
+    for _ in range(5):
+        for record in records:
+            sample = mapper(record)
+            side = 48 if name == "coco_instance_lsj" else 64
+            assert sample["image"].shape == (3, side, side) and sample["image"].dtype == torch.uint8
+            assert sample["image"].is_contiguous()
+            instances = sample["instances"]
+            assert instances.image_size == (side, side)
+            assert instances.gt_masks.dtype == torch.bool
+            assert instances.gt_masks.shape == (len(instances), side, side)
+            assert instances.gt_classes.dtype == torch.int64 and len(instances) <= 2
+            assert instances.gt_masks.flatten(1).any(1).all()
+            assert instances.gt_boxes.nonempty().all()
+            assert sample["height"] == 32 and sample["width"] == 40 and "annotations" not in sample
+    assert records == before
+
+
+@pytest.mark.parametrize("drawn", range(8))
+def test_all_forms_of_a_mask_follow_the_picture(tmp_path: Path, data_cfg: CfgNode, drawn: int) -> None:
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[8:24, 12:44] = 255
+    bitmap = image[:, :, 0] > 0
+    Image.fromarray(image).save(tmp_path / "a.png")
+    code = coco_mask.encode(np.asfortranarray(bitmap.astype(np.uint8)))
+    box = [[12, 8, 44, 8, 44, 24, 12, 24]]
+    annotations = [{"category_id": 0, "segmentation": form} for form in (box, code, bitmap)]
+    record = {"file_name": str(tmp_path / "a.png"), "annotations": annotations}
+    data_cfg.merge_from_list(["INPUT.RANDOM_ROT90", True, "INPUT.MIN_SCALE", 1.0])
+    np.random.seed(drawn)
+    sample = build_mapper(data_cfg, True)(record)
+    bright = sample["image"].float().mean(0) / 255
+    masks = sample["instances"].gt_masks
+    assert len(masks) == 3
+    for mask in masks:
+        wrong = (mask & (bright < 0.2)) | (~mask & (bright > 0.8))
+        assert wrong.float().mean() < 0.001
+        assert mask.sum() > 0
+
+
+def test_polygons_equal_detectron2s_without_a_crop(records: Records) -> None:
+    resize = T.ResizeTransform(32, 40, 57, 61)
+    sample = _plain(COCOInstanceNewBaselineDatasetMapper, resize, T.HFlipTransform(61))(records[2])
+    polygon = np.array(records[2]["annotations"][0]["segmentation"][0], dtype=np.float64).reshape(-1, 2)
+    points = T.HFlipTransform(61).apply_coords(resize.apply_coords(polygon))
+    expected = polygons_to_bitmask([points.reshape(-1)], 57, 61)
+    np.testing.assert_array_equal(sample["instances"].gt_masks[0].numpy(), expected)
+
+
+def test_empty_picture_gives_no_objects(data_cfg: CfgNode, records: Records) -> None:
+    instances = build_mapper(data_cfg, True)(records[5])["instances"]
+    assert len(instances) == 0 and instances.gt_masks.shape == (0, 48, 48)
+    assert instances.gt_masks.dtype == torch.bool and instances.gt_boxes.tensor.shape == (0, 4)
+
+
+def test_objects_outside_the_crop_are_dropped(records: Records) -> None:
+    crop = T.CropTransform(0, 0, 20, 16)  # above the bar
+    instances = _plain(MaskFormerInstanceDatasetMapper, crop)(records[0])["instances"]
+    assert instances.gt_classes.tolist() == [1]
+    assert instances.gt_boxes.tensor.tolist() == [[5, 4, 14, 13]]
+
+
+def test_panoptic_targets(panoptic_record: dict[str, Any]) -> None:
+    sample = _plain(COCOPanopticNewBaselineDatasetMapper, T.HFlipTransform(40))(panoptic_record)
+    instances = sample["instances"]
+    assert instances.gt_classes.tolist() == [1, 0, 0]
+    assert instances.gt_masks.flatten(1).sum(1).tolist() == [640, 240, 4]
+    assert instances.gt_boxes.tensor[1].tolist() == [20, 16, 40, 28]
+    assert sample["height"] == 32 and "segments_info" not in sample and "pan_seg_file_name" not in sample
+
+
+def test_panoptic_keeps_vanished_segments_unless_told_otherwise(
+    panoptic_record: dict[str, Any], data_cfg: CfgNode
+) -> None:
+    crop = T.CropTransform(0, 0, 30, 20)
+    kept = _plain(COCOPanopticNewBaselineDatasetMapper, crop, drop_empty=False)(panoptic_record)["instances"]
+    assert kept.gt_masks.flatten(1).any(1).tolist() == [True, True, False]
+    assert kept.gt_boxes.tensor[2].tolist() == [0, 0, 0, 0]
+    assert len(_plain(COCOPanopticNewBaselineDatasetMapper, crop)(panoptic_record)["instances"]) == 2
+    assert not COCOPanopticNewBaselineDatasetMapper(data_cfg, True).drop_empty
+
+
+def test_panoptic_padding_belongs_to_nobody(panoptic_record: dict[str, Any], data_cfg: CfgNode) -> None:
+    data_cfg.merge_from_list(["INPUT.MIN_SCALE", 0.5, "INPUT.MAX_SCALE", 0.5])
+    sample = COCOPanopticNewBaselineDatasetMapper(data_cfg)(panoptic_record)
+    assert (sample["image"][:, 24:] == 128).all()
+    assert not sample["instances"].gt_masks[:, 24:].any()
+    assert sample["instances"].gt_masks[0].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"file_name": "/nowhere/a.png"}, "/nowhere/a.png: the file does not exist"),
+        ({"file_name": None}, "no usable file name"),
+        ({"height": 31}, "its record says 40x31"),
+        ({"annotations": None}, "has no 'annotations'"),
+        ({"annotations": ["x"]}, "annotation number 0"),
+        (
+            {"annotations": [{"id": 4, "category_id": 2, "segmentation": []}]},
+            "annotation 4: class 2 does not",
+        ),
+        (
+            {"annotations": [{"id": 4, "category_id": "a", "segmentation": []}]},
+            "annotation 4: category_id 'a'",
+        ),
+        ({"annotations": [{"id": 4, "category_id": 1, "segmentation": [[1, 2]]}]}, "annotation 4: polygon 0"),
+        ({"annotations": [{"id": 4, "category_id": 1}]}, "annotation 4: the segmentation is missing"),
+    ],
+)
+def test_bad_records_are_named(
+    data_cfg: CfgNode, records: Records, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BadRecordError, match=message):
+        build_mapper(data_cfg, True)({**records[0], **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"segments_info": None}, "segments_info"),
+        ({"segments_info": [3]}, "dictionary"),
+        ({"segments_info": [{"id": 0, "category_id": 0}]}, "segment 0"),
+        ({"segments_info": [{"id": 5, "category_id": 9}]}, "segment 5: class 9"),
+        ({"pan_seg_file_name": "absent.png"}, r"absent\.png: the file does not exist"),
+    ],
+)
+def test_bad_panoptic_records_are_named(
+    panoptic_record: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
+    mapper = _plain(COCOPanopticNewBaselineDatasetMapper, num_classes=2)
+    with pytest.raises(BadRecordError, match=message):
+        mapper({**panoptic_record, **change})
+
+
+def test_panoptic_png_of_another_size(panoptic_record: dict[str, Any], tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "ids.png")
+    with pytest.raises(BadRecordError, match=r"ids\.png: is \[8, 8\]"):
+        _plain(COCOPanopticNewBaselineDatasetMapper)(panoptic_record)
+
+
+def test_inference_equals_detectron2s_mapper(data_cfg: CfgNode, records: Records) -> None:
+    data_cfg.merge_from_list(["INPUT.MIN_SIZE_TEST", 50])
+    ours = build_mapper(data_cfg, False)(records[0])
+    theirs = DatasetMapper(data_cfg, False)(records[0])
+    assert ours.keys() == theirs.keys()
+    assert torch.equal(ours.pop("image"), theirs.pop("image"))
+    assert ours == theirs
+
+
+def test_mapper_names(data_cfg: CfgNode) -> None:
+    data_cfg.INPUT.DATASET_MAPPER_NAME = "coco_instances_lsj"
+    with pytest.raises(ValueError, match="did you mean 'coco_instance_lsj'"):
+        build_mapper(data_cfg, True)
+    assert not build_mapper(data_cfg, False).is_train
+    for kind in (
+        COCOInstanceNewBaselineDatasetMapper,
+        COCOPanopticNewBaselineDatasetMapper,
+        MaskFormerInstanceDatasetMapper,
+    ):
+        assert kind(data_cfg).is_train
+        assert not kind(data_cfg, is_train=False).is_train
+
+
+def test_lsj_distribution(data_cfg: CfgNode) -> None:
+    """Order and parameters of the published recipe; the crop lies on the diagonal."""
+    names = [type(aug).__name__ for aug in COCOInstanceNewBaselineDatasetMapper.train_augmentations(data_cfg)]
+    assert names == ["RandomFlip", "ResizeScale", "FixedSizeCrop"]
+    np.random.seed(0)
+    offsets = []
+    for _ in range(40):
+        augmentations = T.AugmentationList(COCOInstanceNewBaselineDatasetMapper.train_augmentations(data_cfg))
+        transforms = augmentations(T.AugInput(np.zeros((60, 60, 3), np.uint8))).transforms
+        crop = next(transform for transform in transforms if isinstance(transform, T.CropTransform))
+        offsets.append((crop.x0, crop.y0))
+    assert all(x == y for x, y in offsets) and len(set(offsets)) > 10
+
+
+def test_coco_photos(shared_dir: Path, data_cfg: CfgNode) -> None:
+    folder = shared_dir / "data" / "coco128"
+    data_cfg.merge_from_list(["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 80, "INPUT.IMAGE_SIZE", 128])
+    photos = load_coco_json(str(folder / "annotations" / "instances.json"), str(folder / "images"))
+    assert len(photos) == 128 and sum(len(photo["annotations"]) for photo in photos) == 900
+    mapper = build_mapper(data_cfg, True)
+    for photo in photos[:40]:
+        sample = mapper(photo)
+        regular = sum(not annotation["iscrowd"] for annotation in photo["annotations"])
+        assert len(sample["instances"]) <= regular
+
+
+def test_panoptic_photos_cover_the_picture(shared_dir: Path) -> None:
+    folder = shared_dir / "data" / "panoptic_sample" / "sample_data"
+    records = load_coco_panoptic(
+        "sample",
+        str(folder / "input_images"),
+        str(folder / "panoptic_examples"),
+        str(folder / "panoptic_examples.json"),
+    )
+    mapper = _plain(COCOPanopticNewBaselineDatasetMapper, num_classes=133)
+    for record in records:
+        instances = mapper(record)["instances"]
+        areas = instances.gt_masks.flatten(1).sum(1).tolist()
+        assert areas == [segment["area"] for segment in record["segments_info"] if not segment["iscrowd"]]
+        assert instances.gt_masks.sum(0).max() == 1
