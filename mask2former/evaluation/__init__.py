@@ -1,0 +1,27 @@
+"""Evaluation: instance AP, panoptic quality and semantic IoU, and the table that picks them for a dataset."""
+
+from __future__ import annotations
+
+from mask2former.evaluation.builder import EvaluatorRequest, build_evaluator, register_evaluator
+from mask2former.evaluation.coco_ap import CocoScores, evaluate_coco
+from mask2former.evaluation.coco_truth import load_coco_truth
+from mask2former.evaluation.instance import InstanceSegEvaluator
+from mask2former.evaluation.panoptic import PanopticEvaluator
+from mask2former.evaluation.panoptic_truth import PanopticTruth
+from mask2former.evaluation.rle import encode_label_map, encode_masks
+from mask2former.evaluation.semantic import SemanticEvaluator
+
+__all__ = [
+    "CocoScores",
+    "EvaluatorRequest",
+    "InstanceSegEvaluator",
+    "PanopticEvaluator",
+    "PanopticTruth",
+    "SemanticEvaluator",
+    "build_evaluator",
+    "encode_label_map",
+    "encode_masks",
+    "evaluate_coco",
+    "load_coco_truth",
+    "register_evaluator",
+]

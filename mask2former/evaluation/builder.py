@@ -1,0 +1,121 @@
+"""Which evaluators a dataset gets: its `evaluator_type` and what the model is asked to predict.
+
+A new dataset type is one `register_evaluator` call per kind of prediction.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+
+from mask2former.evaluation.instance import InstanceSegEvaluator
+from mask2former.evaluation.panoptic import PanopticEvaluator
+from mask2former.evaluation.semantic import SemanticEvaluator
+
+SWITCHES = ("SEMANTIC_ON", "INSTANCE_ON", "PANOPTIC_ON")
+
+
+@dataclass(frozen=True)
+class EvaluatorRequest:
+    """What a factory gets: the configuration, the dataset, and where results are written (None: nowhere)."""
+
+    cfg: CfgNode
+    dataset_name: str
+    output_dir: str | None
+
+
+Factory = Callable[[EvaluatorRequest], DatasetEvaluator]
+
+_FACTORIES: dict[str, dict[str, Factory]] = {}  # evaluator_type -> switch -> factory
+
+
+def register_evaluator(evaluator_type: str, switch: str, factory: Factory) -> None:
+    """Evaluate datasets of `evaluator_type` with `factory` when MODEL.MASK_FORMER.TEST.`switch` is on.
+
+    A later call for the same pair replaces the earlier one. Raises ValueError for an unknown switch.
+    """
+    if switch not in SWITCHES:
+        raise ValueError(f"switch must be one of {', '.join(SWITCHES)}, got {switch!r}")
+    _FACTORIES.setdefault(evaluator_type, {})[switch] = factory
+
+
+def _option(node: CfgNode, key: str, default: Any) -> Any:
+    return node.get(key, default)
+
+
+def instance_ap(request: EvaluatorRequest) -> DatasetEvaluator:
+    """COCO AP with as many detections as the model returns, and at least COCO's 100."""
+    return InstanceSegEvaluator(
+        request.dataset_name,
+        tasks=_option(request.cfg.TEST, "INSTANCE_TASKS", None),
+        output_dir=request.output_dir,
+        max_dets_per_image=max(100, request.cfg.TEST.DETECTIONS_PER_IMAGE),
+    )
+
+
+def panoptic_quality(request: EvaluatorRequest) -> DatasetEvaluator:
+    """PQ computed in memory."""
+    return PanopticEvaluator(
+        request.dataset_name,
+        request.output_dir,
+        save_predictions=_option(request.cfg.TEST, "SAVE_PANOPTIC", False),
+    )
+
+
+def semantic_iou(request: EvaluatorRequest) -> DatasetEvaluator:
+    """mIoU on label pictures, or on labels made from panoptic annotations."""
+    return SemanticEvaluator(request.dataset_name, output_dir=request.output_dir)
+
+
+register_evaluator("coco", "INSTANCE_ON", instance_ap)
+register_evaluator("sem_seg", "SEMANTIC_ON", semantic_iou)
+register_evaluator("coco_panoptic_seg", "PANOPTIC_ON", panoptic_quality)
+register_evaluator("coco_panoptic_seg", "INSTANCE_ON", instance_ap)
+register_evaluator("coco_panoptic_seg", "SEMANTIC_ON", semantic_iou)
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
+    """The evaluator, or several as one, for a registered dataset.
+
+    Args:
+        cfg: configuration with the keys of `add_maskformer2_config`.
+        dataset_name: registered dataset with `evaluator_type` in its metadata.
+        output_folder: where results are written. None: `inference` in cfg.OUTPUT_DIR, with a folder per
+            dataset when DATASETS.TEST names several; nothing is written when OUTPUT_DIR is empty.
+
+    Raises:
+        ValueError: the dataset has no evaluator_type, an unknown one, or one that evaluates none of the
+            predictions that are switched on.
+    """
+    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    known = ", ".join(sorted(_FACTORIES))
+    if evaluator_type not in _FACTORIES:
+        problem = (
+            "no evaluator_type in its metadata"
+            if evaluator_type is None
+            else f"evaluator_type {evaluator_type!r}"
+        )
+        raise ValueError(f"dataset {dataset_name!r} has {problem}; known types: {known}")
+    factories = _FACTORIES[evaluator_type]
+    switches = cfg.MODEL.MASK_FORMER.TEST
+    chosen = [factories[name] for name in SWITCHES if name in factories and switches[name]]
+    if not chosen:
+        needed = " or ".join(f"MODEL.MASK_FORMER.TEST.{name}" for name in factories)
+        raise ValueError(
+            f"dataset {dataset_name!r} (evaluator_type {evaluator_type!r}) cannot evaluate what the "
+            "model predicts; "
+            f"set {needed} True"
+        )
+    if output_folder is None and cfg.OUTPUT_DIR:
+        output_folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+        if len(cfg.DATASETS.TEST) > 1:
+            output_folder = os.path.join(output_folder, dataset_name)
+    request = EvaluatorRequest(cfg, dataset_name, output_folder)
+    evaluators = [factory(request) for factory in chosen]
+    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)

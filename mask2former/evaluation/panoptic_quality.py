@@ -1,0 +1,187 @@
+"""Panoptic quality as pure functions (Kirillov et al., "Panoptic Segmentation", CVPR 2019).
+
+Follows the definitions of the COCO panoptic API: void pixels and crowd regions excuse false positives, a
+match is an IoU above 0.5, categories that appear neither in truth nor in predictions are left out of the
+mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+VOID = 0  # segment id of unlabelled pixels
+MAX_ID = 256**3  # ids must fit the three bytes of a PNG pixel
+
+
+@dataclass(frozen=True)
+class ImageMatches:
+    """What one picture adds to the counts; category ids are the dataset's."""
+
+    matched: tuple[tuple[int, float], ...] = ()  # (category, IoU), by rising truth id
+    missed: tuple[int, ...] = ()  # category of each false negative
+    spurious: tuple[int, ...] = ()  # category of each false positive
+
+
+@dataclass
+class CategoryCounts:
+    """Sums over pictures for one category."""
+
+    iou: float = 0.0
+    tp: int = 0
+    fp: int = 0
+    fn: int = 0
+
+    @property
+    def present(self) -> bool:
+        return self.tp + self.fp + self.fn > 0
+
+    @property
+    def sq(self) -> float:
+        """Segmentation quality, mean IoU of the matches."""
+        return self.iou / self.tp if self.tp else 0.0
+
+    @property
+    def rq(self) -> float:
+        """Recognition quality, an F1 score."""
+        return self.tp / (self.tp + 0.5 * self.fp + 0.5 * self.fn) if self.present else 0.0
+
+    @property
+    def pq(self) -> float:
+        return self.iou / (self.tp + 0.5 * self.fp + 0.5 * self.fn) if self.present else 0.0
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Means over the categories that are present, from 0 to 1; NaN when there is none."""
+
+    pq: float
+    sq: float
+    rq: float
+    categories: int = 0
+
+
+def _index_of_ids(id_map: np.ndarray, ids: Sequence[int]) -> np.ndarray:
+    """id_map (h, w) -> (h, w) int64: 0 an id not in `ids`, 1 void, 2 + i the id `ids[i]`."""
+    # Up to 16.7 million entries, but of untouched zeros the system keeps no pages.
+    table = np.zeros(int(id_map.max(initial=0)) + 1, dtype=np.int64)
+    table[VOID] = 1
+    for position, segment_id in enumerate(ids):
+        if segment_id < len(table):
+            table[segment_id] = 2 + position
+    return table[id_map]
+
+
+def _check_prediction(id_map: np.ndarray, ids: Sequence[int], overlap: np.ndarray) -> None:
+    if len(set(ids)) < len(ids) or any(not VOID < i < MAX_ID for i in ids):
+        raise ValueError(
+            f"segment ids must differ and lie in [1, {MAX_ID - 1}] (0 is void), got {list(ids)[:20]}"
+        )
+    area = overlap.sum(axis=0)
+    if area[0]:
+        unknown = sorted(set(np.unique(id_map).tolist()) - set(ids) - {VOID})
+        raise ValueError(f"segment ids {unknown[:20]} are in the predicted map but not in segments_info")
+    empty = [i for i, pixels in zip(ids, area[2:], strict=True) if not pixels]
+    if empty:
+        raise ValueError(f"segment ids {empty[:20]} are in segments_info but not in the predicted map")
+
+
+def match_segments(
+    truth_map: np.ndarray,
+    truth_segments: Sequence[Mapping[str, Any]],
+    pred_map: np.ndarray,
+    pred_segments: Sequence[Mapping[str, Any]],
+) -> ImageMatches:
+    """Compare one predicted panoptic segmentation with its truth.
+
+    Args:
+        truth_map: (h, w) integer segment ids, 0 void.
+        truth_segments: dicts `id`, `category_id`, and optionally `iscrowd` (0) and `area` (counted in the
+            map).
+        pred_map: (h, w) integer segment ids, 0 void.
+        pred_segments: dicts `id`, `category_id`; exactly the ids of the map.
+
+    Raises:
+        ValueError: the maps differ in size, or map and segments of the prediction do not agree.
+    """
+    if truth_map.shape != pred_map.shape:
+        raise ValueError(f"predicted map is (h, w) = {pred_map.shape}, ground truth is {truth_map.shape}")
+    if pred_map.size and int(pred_map.min()) < 0:
+        raise ValueError("the predicted map holds negative ids; void is 0")
+    truth = sorted({s["id"]: s for s in truth_segments}.values(), key=lambda s: s["id"])
+    pred = sorted(pred_segments, key=lambda s: s["id"])
+    pred_ids = [s["id"] for s in pred]
+    width = len(pred) + 2
+    code = _index_of_ids(truth_map, [s["id"] for s in truth])
+    code *= width
+    code += _index_of_ids(pred_map, pred_ids)
+    # (2 + truths, 2 + predictions) pixels: rows and columns 0 are ids that no segment declares, 1 void.
+    overlap = np.bincount(code.ravel(), minlength=(len(truth) + 2) * width).reshape(len(truth) + 2, width)
+    _check_prediction(pred_map, pred_ids, overlap)
+
+    common = overlap[2:, 2:]
+    pred_void = overlap[1, 2:]
+    pred_area = overlap[:, 2:].sum(axis=0)
+    truth_area = np.array([s.get("area", n) for s, n in zip(truth, overlap[2:].sum(axis=1), strict=True)])
+    truth_category = np.array([s["category_id"] for s in truth], dtype=np.int64)
+    pred_category = np.array([s["category_id"] for s in pred], dtype=np.int64)
+    crowd = np.array([bool(s.get("iscrowd", 0)) for s in truth], dtype=bool)
+
+    comparable = (truth_category[:, None] == pred_category) & ~crowd[:, None] & (common > 0)
+    union = pred_area + truth_area[:, None] - common - pred_void
+    iou = np.divide(common, union, out=np.zeros(common.shape), where=comparable & (union != 0))
+    rows, columns = np.nonzero(iou > 0.5)  # row-major: by truth id, then by predicted id
+
+    excused = pred_void.copy()
+    # Of several crowd regions of a category, the API counts the last.
+    last_crowd = {s["category_id"]: s["id"] for s in truth_segments if s.get("iscrowd", 0)}
+    row_of = {s["id"]: row for row, s in enumerate(truth)}
+    for category, segment_id in last_crowd.items():
+        excused += np.where(pred_category == category, common[row_of[segment_id]], 0)
+    is_spurious = np.ones(len(pred), dtype=bool)
+    is_spurious[columns] = False
+    is_spurious &= ~(excused / np.maximum(pred_area, 1) > 0.5)
+    is_missed = ~crowd
+    is_missed[rows] = False
+    return ImageMatches(
+        matched=tuple(zip(truth_category[rows].tolist(), iou[rows, columns].tolist(), strict=True)),
+        missed=tuple(truth_category[is_missed].tolist()),
+        spurious=tuple(pred_category[is_spurious].tolist()),
+    )
+
+
+def all_missed(truth_segments: Sequence[Mapping[str, Any]]) -> ImageMatches:
+    """The matches of a picture for which there is no prediction."""
+    return ImageMatches(missed=tuple(s["category_id"] for s in truth_segments if not s.get("iscrowd", 0)))
+
+
+def sum_counts(images: Iterable[ImageMatches]) -> dict[int, CategoryCounts]:
+    """Add up pictures, in the order given (which fixes the last digit of the sums)."""
+    counts: dict[int, CategoryCounts] = {}
+    for image in images:
+        for category, iou in image.matched:
+            entry = counts.setdefault(category, CategoryCounts())
+            entry.tp += 1
+            entry.iou += iou
+        for category in image.missed:
+            counts.setdefault(category, CategoryCounts()).fn += 1
+        for category in image.spurious:
+            counts.setdefault(category, CategoryCounts()).fp += 1
+    return counts
+
+
+def mean_quality(counts: Mapping[int, CategoryCounts], categories: Iterable[int]) -> Quality:
+    """Mean over those of `categories` that are present."""
+    present = [counts[c] for c in categories if c in counts and counts[c].present]
+    n = len(present)
+    if n == 0:
+        return Quality(float("nan"), float("nan"), float("nan"))
+    total = [0.0, 0.0, 0.0]
+    for entry in present:  # plain left-to-right sums, as the API does
+        total[0] += entry.pq
+        total[1] += entry.sq
+        total[2] += entry.rq
+    return Quality(total[0] / n, total[1] / n, total[2] / n, n)

@@ -1,0 +1,250 @@
+"""Semantic segmentation IoU and accuracy."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import create_small_table
+from PIL import Image
+from torch import Tensor
+
+from mask2former.evaluation.panoptic_truth import PanopticTruth
+from mask2former.evaluation.report import distinct, side_by_side
+from mask2former.evaluation.rle import encode_label_map
+from mask2former.files import write_json
+
+logger = logging.getLogger(__name__)
+
+
+def read_label_map(path: str) -> np.ndarray:
+    """Read a label picture (8 or 16 bit grey, palette, TIFF) as (h, w) int64.
+
+    Raises FileNotFoundError, or ValueError when the picture has several channels.
+    """
+    if not PathManager.isfile(path):
+        raise FileNotFoundError(f"semantic annotations: no file {path}")
+    with PathManager.open(path, "rb") as stream, Image.open(stream) as image:
+        labels = np.asarray(image)
+    if labels.ndim != 2:
+        raise ValueError(f"{path}: a label picture has one channel, this one is {labels.shape}")
+    return labels.astype(np.int64)
+
+
+def confusion_matrix(
+    truth: np.ndarray, prediction: np.ndarray, num_classes: int, ignore_label: int
+) -> np.ndarray:
+    """Pixels by class: (K, K) int64, rows truth, columns prediction; ignored truth pixels are not counted.
+
+    Args:
+        truth: (h, w) int64, classes 0 to K - 1 or `ignore_label`.
+        prediction: (h, w) integers, classes 0 to K - 1.
+
+    Raises:
+        ValueError: sizes differ, or a label is out of range.
+    """
+    if truth.shape != prediction.shape:
+        raise ValueError(f"prediction is (h, w) = {prediction.shape}, ground truth is {truth.shape}")
+    counted = truth != ignore_label
+    labels = truth[counted]
+    if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
+        bad = np.unique(labels[(labels < 0) | (labels >= num_classes)]).tolist()
+        raise ValueError(
+            f"labels {bad[:10]} are outside [0, {num_classes - 1}] and are not the ignore label "
+            f"{ignore_label}"
+        )
+    classes = prediction[counted].astype(np.int64)
+    if classes.size and (classes.min() < 0 or classes.max() >= num_classes):
+        raise ValueError(f"the model predicts class {classes.max()}, the dataset has {num_classes} classes")
+    return np.bincount(labels * num_classes + classes, minlength=num_classes**2).reshape(
+        num_classes, num_classes
+    )
+
+
+def semantic_metrics(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
+    """IoU and accuracy in percent from a confusion matrix (K, K), rows truth.
+
+    mIoU, mACC: means over the classes with truth pixels. fwIoU: IoU weighted by truth pixels. pACC: pixel
+    accuracy. IoU-<class>, ACC-<class>: NaN where the class has no truth pixel. Everything is NaN without
+    truth pixels.
+    """
+    correct = confusion.diagonal().astype(float)
+    truth = confusion.sum(axis=1).astype(float)
+    predicted = confusion.sum(axis=0).astype(float)
+    seen = truth > 0
+    iou = np.full(len(confusion), np.nan)
+    accuracy = np.full(len(confusion), np.nan)
+    iou[seen] = correct[seen] / (truth[seen] + predicted[seen] - correct[seen])
+    accuracy[seen] = correct[seen] / truth[seen]
+    nan = float("nan")
+    total = truth.sum()
+    metrics = {
+        "mIoU": 100 * (iou[seen].sum() / seen.sum()) if total else nan,
+        "fwIoU": 100 * (iou[seen] * (truth / total)[seen]).sum() if total else nan,
+    }
+    metrics.update({f"IoU-{name}": 100 * value for name, value in zip(class_names, iou, strict=True)})
+    metrics["mACC"] = 100 * (accuracy[seen].sum() / seen.sum()) if total else nan
+    metrics["pACC"] = 100 * (correct.sum() / total) if total else nan
+    metrics.update({f"ACC-{name}": 100 * value for name, value in zip(class_names, accuracy, strict=True)})
+    return {key: float(value) for key, value in metrics.items()}
+
+
+class SemanticEvaluator(DatasetEvaluator):
+    """mIoU and friends, equal to detectron2's SemSegEvaluator (which numpy 2 breaks).
+
+    Ground truth are the label pictures of the dataset (`sem_seg_file_name`). A panoptic dataset without them
+    is evaluated on labels made from its panoptic annotations, which is how COCO's label pictures are
+    prepared.
+
+    Results: `{"sem_seg": {"mIoU", "fwIoU", "IoU-<class>" ..., "mACC", "pACC", "ACC-<class>" ...}}` in
+    percent. Written to `output_dir`: `sem_seg_predictions.json`, one RLE per picture and class.
+    """
+
+    def __init__(self, dataset_name: str, distributed: bool = True, output_dir: str | None = None) -> None:
+        """
+        Args:
+            dataset_name: registered dataset; its metadata gives `stuff_classes`, `ignore_label` (255) and
+                `stuff_dataset_id_to_contiguous_id`.
+            distributed: collect results from all processes.
+            output_dir: where predictions are written; nothing is written if None.
+
+        Raises:
+            ValueError: the dataset has no classes or no semantic ground truth.
+        """
+        metadata = MetadataCatalog.get(dataset_name)
+        classes = metadata.get("stuff_classes")
+        if not classes:
+            raise ValueError(
+                f"dataset {dataset_name!r} has no stuff_classes in its metadata: no semantic evaluation"
+            )
+        self._dataset_name = dataset_name
+        self._class_names = distinct(classes)
+        self._num_classes = len(classes)
+        self._ignore_label: int = metadata.get("ignore_label", 255)
+        mapping = metadata.get("stuff_dataset_id_to_contiguous_id")
+        self._dataset_ids: dict[int, int] = {} if mapping is None else {v: k for k, v in mapping.items()}
+        self._distributed = distributed
+        self._output_dir = output_dir
+        self._truth_files = {
+            record["file_name"]: record["sem_seg_file_name"]
+            for record in DatasetCatalog.get(dataset_name)
+            if "sem_seg_file_name" in record
+        }
+        self._panoptic: PanopticTruth | None = None
+        if not self._truth_files:
+            self._panoptic = self._panoptic_source(metadata)
+        self.reset()
+
+    def _panoptic_source(self, metadata: Any) -> PanopticTruth:
+        things = metadata.get("thing_dataset_id_to_contiguous_id") or {}
+        stuff = metadata.get("stuff_dataset_id_to_contiguous_id") or {}
+        self._class_of = {**things, **stuff}
+        in_range = all(0 <= c < self._num_classes for c in self._class_of.values())
+        unambiguous = len(set(self._class_of.values())) == len(self._class_of) and in_range
+        if not metadata.get("panoptic_json") or not metadata.get("panoptic_root") or not unambiguous:
+            raise ValueError(
+                f"dataset {self._dataset_name!r} has no semantic ground truth (sem_seg_file_name); "
+                f"set MODEL.MASK_FORMER.TEST.SEMANTIC_ON False or register it with label pictures"
+            )
+        logger.info("dataset %s: semantic labels are made from panoptic annotations", self._dataset_name)
+        return PanopticTruth(metadata.panoptic_json, metadata.panoptic_root)
+
+    def reset(self) -> None:
+        self._confusion = np.zeros((self._num_classes, self._num_classes), dtype=np.int64)
+        self._predictions: list[dict[str, Any]] = []
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
+        """Count a batch.
+
+        Args:
+            inputs: dicts with `file_name` (and `image_id` for labels made from panoptic annotations).
+            outputs: dicts with `sem_seg`, (K, h, w) scores or (h, w) integer classes.
+
+        Raises:
+            ValueError: wrong number of classes, sizes differ, or a label is out of range; names the file.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            if "sem_seg" not in output:
+                raise ValueError(
+                    "the model returns no 'sem_seg'; MODEL.MASK_FORMER.TEST.SEMANTIC_ON True is needed"
+                )
+            prediction = self._classes(output["sem_seg"])
+            source, truth = self._read_truth(image)
+            try:
+                self._confusion += confusion_matrix(truth, prediction, self._num_classes, self._ignore_label)
+            except ValueError as error:
+                raise ValueError(f"{source}: {error}") from error
+            if self._output_dir:
+                self._predictions.extend(self._records(prediction, image["file_name"]))
+
+    def _classes(self, scores: Tensor) -> np.ndarray:
+        """(K, h, w) scores or (h, w) classes -> (h, w) classes on the host, copied in the smallest type."""
+        if scores.dim() == 3:
+            if scores.shape[0] != self._num_classes:
+                raise ValueError(
+                    f"the model predicts {scores.shape[0]} classes, dataset {self._dataset_name!r} has "
+                    f"{self._num_classes}; set MODEL.SEM_SEG_HEAD.NUM_CLASSES"
+                )
+            scores = scores.argmax(dim=0)
+            if self._num_classes <= 256:
+                scores = scores.to(torch.uint8)
+        return scores.cpu().numpy()
+
+    def _read_truth(self, image: Mapping[str, Any]) -> tuple[str, np.ndarray]:
+        if self._panoptic is None:
+            path = self._truth_files.get(image["file_name"], image.get("sem_seg_file_name"))
+            if path is None:
+                raise ValueError(
+                    f"{image['file_name']}: dataset {self._dataset_name!r} has no semantic labels for it"
+                )
+            return path, read_label_map(path)
+        annotation = self._panoptic.annotation(image["image_id"])
+        ids = self._panoptic.id_map(annotation)
+        labels = np.full(int(ids.max(initial=0)) + 1, self._ignore_label, dtype=np.int64)
+        for segment in annotation["segments_info"]:
+            if segment["id"] < len(labels):
+                labels[segment["id"]] = self._class_of[segment["category_id"]]
+        return annotation["file_name"], labels[ids]
+
+    def _records(self, prediction: np.ndarray, file_name: str) -> list[dict[str, Any]]:
+        return [
+            {"file_name": file_name, "category_id": self._dataset_ids.get(label, label), "segmentation": rle}
+            for label, rle in encode_label_map(prediction).items()
+        ]
+
+    def evaluate(self) -> dict[str, Any] | None:
+        """Metrics over all pictures; None on all but the main process."""
+        parts = [(self._confusion, self._predictions)]
+        if self._distributed:
+            comm.synchronize()
+            parts = comm.gather(parts[0], dst=0)
+            if not comm.is_main_process():
+                return None
+        return self.evaluate_parts(parts)
+
+    def evaluate_parts(self, parts: Sequence[tuple[np.ndarray, list[dict[str, Any]]]]) -> dict[str, Any]:
+        """Metrics of the (confusion, predictions) of all processes."""
+        confusion = np.sum([part[0] for part in parts], axis=0)
+        if self._output_dir:
+            path = os.path.join(self._output_dir, "sem_seg_predictions.json")
+            write_json(path, [record for part in parts for record in part[1]])
+        metrics = semantic_metrics(confusion, self._class_names)
+        summary = {key: metrics[key] for key in ("mIoU", "fwIoU", "mACC", "pACC")}
+        logger.info("Semantic segmentation on %s:\n%s", self._dataset_name, create_small_table(summary))
+        rows = [(n, metrics[f"IoU-{n}"], metrics[f"ACC-{n}"]) for n in self._class_names]
+        logger.info("IoU per class:\n%s", side_by_side(("class", "IoU", "ACC"), rows, width=9))
+        if self._num_classes == 1:
+            logger.warning(
+                "dataset %s has one class, which every pixel gets: IoU is 100 whatever the model does",
+                self._dataset_name,
+            )
+        return OrderedDict(sem_seg=metrics)
