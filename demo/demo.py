@@ -1,0 +1,383 @@
+"""Segment pictures, folders, videos or a webcam, and write overlays, COCO json and label maps.
+
+python demo/demo.py                                   # the example pictures with the bundled model
+python demo/demo.py --input cells/ --output out/      # your own pictures
+python demo/demo.py --config-file C.yaml --input a.jpg b.jpg --opts MODEL.WEIGHTS model_final.pkl
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+if (ROOT / "mask2former").is_dir():  # a checkout works without being installed
+    sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from tqdm import tqdm  # noqa: E402
+
+from mask2former.results import Result  # noqa: E402
+from mask2former.saving import CocoDocument  # noqa: E402
+from mask2former.segmenter import DEFAULT_MODEL, Segmenter  # noqa: E402
+from mask2former.visualize import comfortable_scale  # noqa: E402
+
+PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2"}
+OVERLAYS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+DEFAULT_OUTPUT = Path("output/demo")
+
+# Example pictures of scikit-image, and what to expect of a model trained on nuclei.
+EXAMPLES = {
+    "ihc.png": "stained tissue: nuclei, though of a stain that the training data hardly has",
+    "cell.png": "one whole cell, phase image: not a nucleus, outside the training domain",
+    "coins.png": "coins are not nuclei: outside the training domain, shown to see what happens",
+}
+
+
+class UserError(ValueError):
+    """Something that the user can mend; the message says how."""
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model",
+        metavar="NAME",
+        help=f"model of the zoo, or a training's output folder (default: {DEFAULT_MODEL})",
+    )
+    model.add_argument("--config-file", metavar="FILE", help="config file instead of --model (needs weights)")
+    model.add_argument("--weights", metavar="FILE", help="weights to load; same as --opts MODEL.WEIGHTS FILE")
+    model.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    model.add_argument(
+        "--task",
+        default="auto",
+        choices=["auto", "semantic", "instance", "panoptic"],
+        help="what to compute; auto: what the model was made for",
+    )
+    model.add_argument(
+        "--amp", action="store_true", help="lower precision (bfloat16 or float16): faster on a GPU"
+    )
+    model.add_argument(
+        "--confidence-threshold",
+        type=_fraction,
+        default=0.5,
+        metavar="S",
+        help="drop objects and segments with a lower score (default: 0.5)",
+    )
+    source = parser.add_argument_group("input (default: example pictures of scikit-image)")
+    source.add_argument(
+        "--input", nargs="+", metavar="PATH", help="pictures, folders, or patterns such as 'cells/*.png'"
+    )
+    source.add_argument("--video-input", metavar="FILE", help="video file")
+    source.add_argument(
+        "--webcam", nargs="?", type=int, const=0, metavar="N", help="camera (default: number 0)"
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--output",
+        metavar="PATH",
+        help=f"folder, or one file: picture or video, .json for COCO (default: {DEFAULT_OUTPUT})",
+    )
+    output.add_argument(
+        "--save",
+        nargs="+",
+        choices=["overlay", "json", "masks"],
+        help="what to write into a folder (default: overlay json)",
+    )
+    output.add_argument(
+        "--non-overlapping", action="store_true", help="each pixel to one object; near-duplicates are removed"
+    )
+    output.add_argument(
+        "--labels",
+        choices=["auto", "yes", "no"],
+        default="auto",
+        help="class names in the picture (auto: where they fit)",
+    )
+    output.add_argument(
+        "--scale",
+        type=_scale,
+        default=None,
+        metavar="X",
+        help="size of overlays relative to the picture (default: small pictures are enlarged)",
+    )
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="config overrides; must come last",
+    )
+    return parser
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"must lie between 0 and 1, not {text}")
+    return value
+
+
+def _scale(text: str) -> float:
+    value = float(text)
+    if not 0.0 < value <= 16.0:
+        raise argparse.ArgumentTypeError(f"must be more than 0 and at most 16, not {text}")
+    return value
+
+
+# ------------------------------------------------------------------ what to read
+def example_pictures() -> list[Path]:
+    """The example files that come inside the scikit-image package."""
+    spec = importlib.util.find_spec("skimage")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            "the example pictures come with scikit-image: pip install scikit-image, or use --input FILE ..."
+        )
+    folder = Path(next(iter(spec.submodule_search_locations))) / "data"
+    found = [folder / name for name in EXAMPLES if (folder / name).is_file()]
+    if not found:
+        raise UserError(f"{folder} has none of {', '.join(EXAMPLES)}; use --input FILE ...")
+    return found
+
+
+def collect(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Files named by paths, folders and patterns, each once; and a message for each that gives none."""
+    files: dict[Path, None] = {}
+    problems = []
+    for item in inputs:
+        path = Path(item).expanduser()
+        if path.is_dir():
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES and p.is_file())
+            if not found:
+                problems.append(f"{item}: no picture in this folder ({', '.join(sorted(PICTURES))})")
+        elif path.is_file():
+            found = [path]
+        elif glob.has_magic(item):
+            found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
+            if not found:
+                problems.append(f"{item}: this pattern matches no file (looked from {Path.cwd()})")
+        else:
+            found = []
+            problems.append(f"{item}: does not exist{_similar(path)}")
+        files.update(dict.fromkeys(found))
+    return list(files), problems
+
+
+def _similar(path: Path) -> str:
+    import difflib
+
+    if not path.parent.is_dir():
+        return f"; neither does its folder {path.parent}"
+    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""
+
+
+# ------------------------------------------------------------------ what to write
+@dataclass
+class Writer:
+    """Writes results where --output and --save say, and remembers what was written."""
+
+    target: Path
+    save: frozenset[str]
+    labels: bool | None = None
+    scale: float | None = None
+    single: bool = False  # target is one picture
+    document: CocoDocument | None = None
+    written: list[Path] = field(default_factory=list)
+    _names: set[str] = field(default_factory=set)
+
+    @classmethod
+    def create(cls, args: argparse.Namespace, count: int) -> Writer:
+        target = Path(args.output).expanduser() if args.output else DEFAULT_OUTPUT
+        labels = {"auto": None, "yes": True, "no": False}[args.labels]
+        suffix = target.suffix.lower()
+        if target.is_dir() or not suffix or suffix not in OVERLAYS | {".json"}:
+            if target.exists() and not target.is_dir():
+                raise UserError(
+                    f"--output {target} is a file of unknown kind; give a folder, .json "
+                    f"or {', '.join(sorted(OVERLAYS))}"
+                )
+            return cls(target, frozenset(args.save or ("overlay", "json")), labels, args.scale)
+        if args.save:
+            raise UserError(f"--save chooses what goes into a folder, but --output {target} is one file")
+        if suffix == ".json":
+            return cls(target, frozenset({"json"}), labels, args.scale, single=True)
+        if count > 1:
+            raise UserError(f"--output {target} is one picture, but there are {count} inputs; give a folder")
+        return cls(target, frozenset({"overlay"}), labels, args.scale, single=True)
+
+    def add(self, result: Result, caption: str = "") -> None:
+        assert result.path is not None
+        stem = self._unique(result.path.stem)
+        if "overlay" in self.save:
+            scale = self.scale or comfortable_scale(*result.image.shape[:2])
+            path = self.target if self.single else self.target / f"{stem}{self._suffix(result.path)}"
+            if path.exists() and path.samefile(result.path):
+                raise UserError(f"{path}: the overlay would replace its own input; give another --output")
+            self.written += result.save(path, scale=scale, labels=self.labels, caption=caption)
+        if "masks" in self.save:
+            self.written += result.save_masks(self.target / "masks", stem)
+        if "json" in self.save:
+            self.document = self.document or CocoDocument(result.classes)
+            self.document.add(result)
+
+    def finish(self) -> None:
+        if self.document is not None:
+            self.written.append(
+                self.document.save(self.target if self.single else self.target / "results.json")
+            )
+
+    def _unique(self, stem: str) -> str:
+        """The stem, with a number when a picture of that name from another folder came before."""
+        name, number = stem, 2
+        while name in self._names:
+            name, number = f"{stem}_{number}", number + 1
+        self._names.add(name)
+        return name
+
+    @staticmethod
+    def _suffix(path: Path) -> str:
+        return ".jpg" if path.suffix.lower() in (".jpg", ".jpeg") else ".png"
+
+
+# ------------------------------------------------------------------ runs
+def segment_pictures(segment: Segmenter, args: argparse.Namespace) -> int:
+    """Pictures of --input, or the examples. Returns the exit status: 1 if any could not be segmented."""
+    files, problems = collect(args.input) if args.input else (example_pictures(), [])
+    for problem in problems:
+        _complain(problem)
+    writer = Writer.create(args, len(files))
+    remarks = EXAMPLES if not args.input and args.model is None and args.config_file is None else {}
+    rows = []
+    for result in _results(segment, files, problems):
+        remark = remarks.get(result.path.name, "") if result.path else ""
+        result = result.filter(non_overlapping=True) if args.non_overlapping else result
+        caption = f"{result.path.name}: {_objects(result)}; {remark}" if remark and result.path else ""
+        try:
+            writer.add(result, caption)
+        except UserError as error:
+            problems.append(str(error))
+            _complain(str(error))
+            continue
+        rows.append(
+            [
+                result.path.name if result.path else "",
+                _objects(result),
+                _scores(result),
+                f"{result.seconds:.2f}",
+                remark,
+            ]
+        )
+    writer.finish()
+    if rows:
+        print(table(["picture", "objects", "top scores", "seconds", "remark"], rows))
+        print(f"\n{_plural(len(rows), 'picture')}, {_plural(len(writer.written), 'file')} written:")
+        for path in writer.written[-8:]:
+            print(f"  {os.path.relpath(path)}")
+        if len(writer.written) > 8:
+            print(f"  ... and {len(writer.written) - 8} more in {writer.target}")
+    if problems:
+        _complain(f"{len(problems)} of the inputs gave no result")
+    return 1 if problems else 0
+
+
+def _results(segment: Segmenter, files: Sequence[Path], problems: list[str]) -> Iterator[Result]:
+    """A result for each file that can be read; a message for each other one."""
+    with tqdm(files, unit="picture", mininterval=0.5, disable=len(files) < 4) as progress:
+        for path in progress:
+            try:
+                result = segment(path)
+            except (ValueError, OSError) as error:
+                text = str(error) if str(path) in str(error) else f"{path}: {error}"
+                problems.append(text)
+                with tqdm.external_write_mode():
+                    _complain(text)
+                continue
+            yield result
+
+
+def _objects(result: Result) -> str:
+    """Number and kinds, "31 nucleus" or "12: 5 person, 4 car, 3 tree"."""
+    counts = result.counts()
+    if not counts:
+        return "0"
+    if result.tasks == ("semantic",):
+        return f"{len(counts)} classes: " + ", ".join(list(counts)[:4]) + (", ..." if len(counts) > 4 else "")
+    listed = [f"{n} {name}" for name, n in counts.items()]
+    text = ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")
+    return text if len(listed) == 1 else f"{sum(counts.values())}: {text}"
+
+
+def _scores(result: Result) -> str:
+    if result.panoptic is not None:
+        scores = sorted((s.score for s in result.panoptic.segments if s.score is not None), reverse=True)
+    elif result.instances is not None:
+        scores = [float(s) for s in result.instances.scores[:3]]
+    else:
+        return "-"
+    return " ".join(f"{s:.2f}" for s in scores[:3]) or "-"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned text; a column without content is left out."""
+    columns = [i for i in range(len(head)) if any(row[i] for row in rows)]
+    widths = {i: max(len(head[i]), *(len(row[i]) for row in rows)) for i in columns}
+    ruler = ["-" * widths.get(i, 0) for i in range(len(head))]
+    lines = ["  ".join(row[i].ljust(widths[i]) for i in columns) for row in (head, ruler, *rows)]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def _complain(text: str) -> None:
+    print(f"error: {text}", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = argument_parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    sources = [name for name in ("input", "video_input", "webcam") if getattr(args, name) is not None]
+    try:
+        if len(sources) > 1:
+            raise UserError("choose one of " + ", ".join(f"--{name.replace('_', '-')}" for name in sources))
+        if args.video_input and not Path(args.video_input).is_file():
+            raise UserError(
+                f"--video-input {args.video_input} does not exist{_similar(Path(args.video_input))}"
+            )
+        segment = Segmenter.load(
+            args.model,
+            config=args.config_file,
+            weights=args.weights,
+            device=args.device,
+            overrides=args.opts,
+            task=args.task,
+            score_threshold=args.confidence_threshold,
+            amp=args.amp,
+        )
+        print(f"model: {args.config_file or args.model or DEFAULT_MODEL}, {segment}")
+        if args.video_input is not None or args.webcam is not None:
+            import video_io
+
+            return video_io.run(segment, args)
+        return segment_pictures(segment, args)
+    except (UserError, ValueError, FileNotFoundError) as error:
+        _complain(str(error))
+        return 2
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,423 @@
+"""What a segmentation of one picture gives: instances, panoptic map, semantic map; drawn, filtered, saved.
+
+Arrays are numpy, on the CPU and at the size of the picture. N objects, H W of the original image (after its
+EXIF orientation was applied). Boxes are XYXY in pixels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mask2former import saving, visualize
+from mask2former.classes import VOID, ClassTable
+
+TASKS = ("instance", "panoptic", "semantic")
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+# ------------------------------------------------------------------ parts of a result
+@dataclass(frozen=True)
+class InstanceResult:
+    """N objects, best first as the model gives them."""
+
+    masks: np.ndarray  # (N, H, W) bool
+    scores: np.ndarray  # (N,) float32
+    labels: np.ndarray  # (N,) int64, class indices
+    boxes: np.ndarray  # (N, 4) float32, XYXY
+    names: tuple[str, ...]  # class name of each object
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def select(self, index: np.ndarray) -> InstanceResult:
+        """The objects at these positions ((M,) integers) or where True ((N,) bool)."""
+        index = np.flatnonzero(index) if index.dtype == bool else index
+        names = tuple(self.names[i] for i in index)
+        return InstanceResult(
+            self.masks[index], self.scores[index], self.labels[index], self.boxes[index], names
+        )
+
+    def without_overlap(self, max_overlap: float = 0.5) -> InstanceResult:
+        """Every pixel goes to its highest-scored object; who loses more than `max_overlap` of it is removed.
+
+        `max_overlap` is a fraction of the object's area. The removed ones are near-duplicates: the same
+        object found twice, or once more with another class.
+        """
+        order = np.argsort(-self.scores, kind="stable")
+        owner = np.zeros(self.masks.shape[1:], dtype=np.int32)
+        kept = []
+        for i in order:
+            window = _box_window(self.boxes[i], owner.shape)
+            mask, part = self.masks[i][window], owner[window]
+            free = mask & (part == 0)
+            area, left = np.count_nonzero(mask), np.count_nonzero(free)
+            if left and area - left <= max_overlap * area:
+                kept.append(i)
+                part[free] = i + 1
+        index = np.sort(np.array(kept, dtype=np.int64))
+        chosen = self.select(index)
+        masks = owner[None] == (index + 1)[:, None, None]
+        return replace(chosen, masks=masks, boxes=boxes_of(masks))
+
+    def label_map(self) -> np.ndarray:
+        """(H, W) uint16: 0 background, i + 1 for object i; the highest score wins where objects overlap."""
+        out = np.zeros(self.masks.shape[1:], dtype=np.uint16)
+        for i in np.argsort(-self.scores, kind="stable")[::-1]:
+            window = _box_window(self.boxes[i], out.shape)
+            out[window][self.masks[i][window]] = i + 1
+        return out
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One segment of a panoptic map."""
+
+    id: int  # value in the map
+    label: int  # class index
+    name: str
+    is_thing: bool
+    area: int  # pixels
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class PanopticResult:
+    """`map` (H, W) int32: 0 where there is no segment, otherwise the id of one of the segments."""
+
+    map: np.ndarray
+    segments: tuple[Segment, ...]
+
+    def __len__(self) -> int:
+        return len(self.segments)
+
+    def select(self, keep: Iterable[Segment]) -> PanopticResult:
+        """Only these segments; the pixels of the others become 0."""
+        keep = tuple(keep)
+        mask = np.isin(self.map, [s.id for s in keep])
+        return PanopticResult(np.where(mask, self.map, 0).astype(np.int32), keep)
+
+
+def boxes_of(masks: np.ndarray) -> np.ndarray:
+    """(N, 4) float32 XYXY boxes of (N, H, W) bool masks: pixel edges, as in COCO; zeros for an empty mask."""
+    boxes = np.zeros((len(masks), 4), dtype=np.float32)
+    rows, columns = np.any(masks, axis=2), np.any(masks, axis=1)
+    for i in np.flatnonzero(rows.any(axis=1)):
+        y, x = np.flatnonzero(rows[i]), np.flatnonzero(columns[i])
+        boxes[i] = x[0], y[0], x[-1] + 1, y[-1] + 1
+    return boxes
+
+
+def _box_window(box: np.ndarray, shape: Sequence[int]) -> tuple[slice, slice]:
+    x0, y0 = np.floor(box[:2]).astype(int).clip(0)
+    x1, y1 = np.ceil(box[2:]).astype(int) + 1
+    return slice(y0, min(y1, shape[0])), slice(x0, min(x1, shape[1]))
+
+
+# ------------------------------------------------------------------ the result
+@dataclass(frozen=True)
+class Result:
+    """The segmentation of one picture. Parts that the model does not give are None.
+
+    `image` (H, W, 3) uint8 RGB, `semantic` (H, W) integer class indices (255 or more than K - 1: no class).
+    """
+
+    image: np.ndarray
+    classes: ClassTable
+    instances: InstanceResult | None = None
+    panoptic: PanopticResult | None = None
+    semantic: np.ndarray | None = None
+    path: Path | None = None  # file the picture came from
+    seconds: float | None = field(default=None, compare=False)  # time it took, reading the file not included
+
+    @classmethod
+    def from_output(
+        cls,
+        image: np.ndarray,
+        output: Mapping[str, Any],
+        classes: ClassTable,
+        *,
+        score_threshold: float = 0.0,
+        **extra: Any,
+    ) -> Result:
+        """From one element of a detectron2 segmentation model's output list.
+
+        Objects and segments below the threshold are dropped before their masks are copied from the device.
+        `extra` sets further fields (`path`, `seconds`). Raises ValueError when the output has none of the
+        keys "instances", "panoptic_seg", "sem_seg".
+        """
+        instances = panoptic = semantic = None
+        if "instances" in output:
+            instances = _instances(output["instances"], classes, score_threshold)
+        if "panoptic_seg" in output:
+            id_map, info = output["panoptic_seg"]
+            panoptic = _panoptic(id_map, info, classes)
+            if score_threshold > 0:
+                panoptic = panoptic.select(
+                    s for s in panoptic.segments if s.score is None or s.score >= score_threshold
+                )
+        if "sem_seg" in output:
+            dtype = torch.uint8 if len(output["sem_seg"]) <= VOID else torch.int32
+            semantic = output["sem_seg"].argmax(dim=0).to(dtype).cpu().numpy()
+        if instances is None and panoptic is None and semantic is None:
+            raise ValueError(
+                f"the model's output has only the keys {sorted(output)}; expected instances, panoptic_seg or "
+                "sem_seg. Turn on one of MODEL.MASK_FORMER.TEST.{INSTANCE,PANOPTIC,SEMANTIC}_ON."
+            )
+        return cls(image, classes, instances, panoptic, semantic, **extra)
+
+    # ---- reading
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Which of instance, panoptic, semantic this result has."""
+        parts = (self.instances, self.panoptic, self.semantic)
+        return tuple(task for task, part in zip(TASKS, parts, strict=True) if part is not None)
+
+    def _task(self, task: str) -> str:
+        if task == "auto":
+            order = ("panoptic", "instance", "semantic")
+            return next(name for name in order if name in self.tasks)
+        if task not in TASKS:
+            raise ValueError(f"task must be auto, {', '.join(TASKS)}, not {task!r}")
+        if task not in self.tasks:
+            raise ValueError(f"this result has no {task} part, only: {', '.join(self.tasks)}")
+        return task
+
+    def counts(self, task: str = "auto") -> dict[str, int]:
+        """Objects or segments of each class (1 for each class in a semantic map), most frequent first."""
+        task = self._task(task)
+        if task == "instance":
+            assert self.instances is not None
+            names: Iterable[str] = self.instances.names
+        elif task == "panoptic":
+            assert self.panoptic is not None
+            names = [segment.name for segment in self.panoptic.segments]
+        else:
+            names = [self.classes.names[k] for k in self.present_classes()]
+        return dict(Counter(names).most_common())
+
+    def present_classes(self) -> list[int]:
+        """Class indices that occur in the semantic map."""
+        assert self.semantic is not None
+        return [int(k) for k in np.unique(self.semantic) if k < len(self.classes)]
+
+    def __len__(self) -> int:
+        return sum(self.counts().values())
+
+    def __bool__(self) -> bool:
+        return True  # a result without objects is still a result
+
+    def __repr__(self) -> str:
+        height, width = self.image.shape[:2]
+        parts = [self.path.name] if self.path else []
+        parts.append(f"{width}x{height}")
+        for task in self.tasks:
+            counts = self.counts(task)
+            what = {"instance": "instances", "panoptic": "segments", "semantic": "classes"}[task]
+            listed = ", ".join(
+                f"{n} {name}" if task != "semantic" else name for name, n in list(counts.items())[:5]
+            )
+            more = ", ..." if len(counts) > 5 else ""
+            parts.append(f"{sum(counts.values())} {what}" + (f" ({listed}{more})" if counts else ""))
+        if self.instances is not None and len(self.instances):
+            parts.append(f"scores {self.instances.scores.min():.2f}-{self.instances.scores.max():.2f}")
+        return f"Result({', '.join(parts)})"
+
+    # ---- choosing
+    def filter(
+        self,
+        score_threshold: float = 0.0,
+        *,
+        classes: Iterable[str | int] | None = None,
+        min_area: int = 0,
+        non_overlapping: bool = False,
+        max_overlap: float = 0.5,
+    ) -> Result:
+        """A result with fewer objects: those with at least this score and area (pixels), of these classes.
+
+        Args:
+            classes: names or indices to keep; None keeps all. Pixels of other classes in the semantic map
+                become void (255, or the largest value of its type).
+            non_overlapping: see `InstanceResult.without_overlap`; a panoptic map never overlaps.
+        """
+        allowed = set(range(len(self.classes))) if classes is None else self.classes.indices(classes)
+        instances, panoptic, semantic = self.instances, self.panoptic, self.semantic
+        if instances is not None:
+            keep = (instances.scores >= score_threshold) & np.isin(instances.labels, list(allowed))
+            if min_area > 0:
+                keep &= np.array([np.count_nonzero(m) for m in instances.masks], dtype=np.int64) >= min_area
+            instances = instances.select(keep)
+            if non_overlapping:
+                instances = instances.without_overlap(max_overlap)
+        if panoptic is not None:
+            panoptic = panoptic.select(
+                s
+                for s in panoptic.segments
+                if s.label in allowed
+                and s.area >= min_area
+                and (s.score is None or s.score >= score_threshold)
+            )
+        if semantic is not None and classes is not None:
+            void = VOID if semantic.dtype == np.uint8 else np.iinfo(semantic.dtype).max
+            semantic = np.where(np.isin(semantic, list(allowed)), semantic, void).astype(semantic.dtype)
+        return replace(self, instances=instances, panoptic=panoptic, semantic=semantic)
+
+    # ---- drawing
+    def draw(
+        self,
+        task: str = "auto",
+        *,
+        alpha: float | None = None,
+        labels: bool | None = None,
+        line_width: float | None = None,
+        scale: float = 1.0,
+        legend: bool = False,
+        caption: str = "",
+        color_ids: Sequence[int] | None = None,
+    ) -> Image.Image:
+        """The picture with the segmentation over it.
+
+        Args:
+            task: which part; "auto": panoptic, else instance, else semantic, whichever the result has.
+            alpha: opacity of the fill, 0 (contours only) to 1.
+            labels: class names in the picture; None: where they fit, if the objects are few.
+            line_width: of contours, in output pixels; None: by the size of picture and objects; 0: none.
+            scale: size of the output relative to the image; see `visualize.comfortable_scale`.
+            legend: a panel with the classes at the right (makes the picture wider).
+            caption: a line of text below the picture (makes it higher).
+            color_ids: a number for each instance that decides its colour (video: its track).
+        """
+        task = self._task(task)
+        regions = self._regions(task, color_ids)
+        alpha = {"instance": 0.3, "panoptic": 0.5, "semantic": 0.55}[task] if alpha is None else alpha
+        picture = visualize.draw_regions(
+            self.image, regions, alpha=alpha, line_width=line_width, labels=labels, scale=scale
+        )
+        if legend:
+            picture = visualize.add_legend(picture, self._legend(task))
+        return visualize.add_caption(picture, caption) if caption else picture
+
+    def _regions(self, task: str, color_ids: Sequence[int] | None) -> list[visualize.Region]:
+        if task == "instance":
+            return self._instance_regions(color_ids)
+        return self._panoptic_regions() if task == "panoptic" else self._semantic_regions()
+
+    def _instance_regions(self, color_ids: Sequence[int] | None) -> list[visualize.Region]:
+        found = self.instances
+        assert found is not None
+        colors = [visualize.color_of(int(i)) for i in (range(len(found)) if color_ids is None else color_ids)]
+        if len(colors) != len(found):
+            raise ValueError(f"{len(colors)} color_ids for {len(found)} instances")
+        names = [f"{name} " for name in found.names] if len(self.classes) > 1 else [""] * len(found)
+        texts = [f"{name}{score:.2f}" for name, score in zip(names, found.scores, strict=True)]
+        return visualize.regions_from_masks(found.masks, colors, texts, found.boxes)
+
+    def _panoptic_regions(self) -> list[visualize.Region]:
+        assert self.panoptic is not None
+        colors, texts, seen = {}, {}, Counter[int]()
+        for segment in self.panoptic.segments:
+            base = self.classes.colors[segment.label]
+            colors[segment.id] = visualize.shade_of(base, seen[segment.label]) if segment.is_thing else base
+            seen[segment.label] += 1
+            texts[segment.id] = segment.name
+        return visualize.regions_from_map(self.panoptic.map, colors, texts)
+
+    def _semantic_regions(self) -> list[visualize.Region]:
+        assert self.semantic is not None
+        present = self.present_classes()
+        colors = {k: self.classes.colors[k] for k in present}
+        return visualize.regions_from_map(self.semantic, colors, {k: self.classes.names[k] for k in present})
+
+    def _legend(self, task: str) -> list[tuple[str, visualize.Color]]:
+        by_name = {name: color for name, color in zip(self.classes.names, self.classes.colors, strict=True)}
+        counts = self.counts(task)
+        show = {name: f"{name} ({n})" if task != "semantic" and n > 1 else name for name, n in counts.items()}
+        if task == "instance":  # objects have a colour each, so only the numbers say something
+            return [(text, (150, 150, 150)) for text in show.values()]
+        return [(text, by_name[name]) for name, text in show.items()]
+
+    def _repr_png_(self) -> bytes:  # what a notebook shows
+        return saving.encode_picture(self.draw())
+
+    # ---- saving
+    def to_coco(self, image_id: int = 1, task: str = "auto") -> list[dict[str, Any]]:
+        """COCO result records: image_id, category_id, bbox (XYWH), area, score, segmentation.
+
+        Ready for `json.dump`: segmentations are compressed RLE with text counts. Without instances, each
+        panoptic segment or semantic class gives one record (a segment without score has 1.0).
+        """
+        if task == "auto" and self.instances is not None:
+            task = "instance"
+        task = self._task(task)
+        return saving.coco_records(self, image_id, task)
+
+    def save(self, path: str | os.PathLike[str], **drawing: Any) -> list[Path]:
+        """Write the result; the path's ending says how. Files appear whole or not at all.
+
+        - `.png`, `.jpg`, `.webp`, ...: the drawn picture (`drawing`: arguments of `draw`);
+        - `.json`: a COCO file with one image;
+        - a folder (no ending, or it exists): label maps as PNG, see `save_masks`.
+        Returns the files written. Raises ValueError for another ending.
+        """
+        path = Path(path)
+        if path.is_dir() or not path.suffix:
+            return self.save_masks(path)
+        suffix = path.suffix.lower()
+        if suffix == ".json":
+            document = saving.CocoDocument(self.classes)
+            document.add(self)
+            return [document.save(path)]
+        if suffix not in _PICTURES:
+            raise ValueError(
+                f"{path}: cannot tell what to write from {suffix!r}; "
+                f"use {' '.join(_PICTURES)}, .json or a folder"
+            )
+        return [saving.write_picture(path, self.draw(**drawing))]
+
+    def save_masks(self, folder: str | os.PathLike[str], stem: str | None = None) -> list[Path]:
+        """Label maps into a folder, one for each part of the result:
+
+        - `<stem>_instances.png`: 16-bit, 0 background, i + 1 for object i;
+        - `<stem>_panoptic.png` and `.json`: COCO panoptic format (id = R + 256 G + 65536 B, segments_info);
+        - `<stem>_semantic.png`: class indices, 255 (65535 beyond 255 classes) for no class; up to 255 classes
+          with the class colours as palette, so that an image viewer shows them.
+        """
+        return saving.save_masks(self, Path(folder), stem or (self.path.stem if self.path else "result"))
+
+
+# ------------------------------------------------------------------ from the model's tensors
+def _instances(found: Any, classes: ClassTable, score_threshold: float) -> InstanceResult:
+    """detectron2 `Instances` (pred_masks, scores, pred_classes) -> InstanceResult, best first."""
+    order = found.scores.argsort(descending=True, stable=True)
+    order = order[found.scores[order] >= score_threshold]
+    masks = found.pred_masks[order].to(torch.bool).cpu().numpy()
+    labels = found.pred_classes[order].cpu().numpy().astype(np.int64)
+    scores = found.scores[order].float().cpu().numpy()
+    return InstanceResult(masks, scores, labels, boxes_of(masks), tuple(classes.names[k] for k in labels))
+
+
+def _panoptic(id_map: torch.Tensor, info: Sequence[Mapping[str, Any]], classes: ClassTable) -> PanopticResult:
+    ids = id_map.to(torch.int32).cpu().numpy()
+    present = dict(zip(*(v.tolist() for v in np.unique(ids, return_counts=True)), strict=True))
+    segments = []
+    for item in info:
+        label, score = int(item["category_id"]), item.get("score")
+        segments.append(
+            Segment(
+                id=int(item["id"]),
+                label=label,
+                name=classes.names[label],
+                is_thing=bool(item.get("isthing", classes.is_thing[label])),
+                area=int(present.get(int(item["id"]), 0)),
+                score=None if score is None else float(score),
+            )
+        )
+    return PanopticResult(ids, tuple(segments))

@@ -1,0 +1,428 @@
+"""The Python API in five lines: load a model, call it on pictures, draw, save or read the results.
+
+from mask2former import Segmenter
+
+segment = Segmenter.load("nuclei")
+result = segment("cells.png")
+print(result, result.instances.boxes)
+result.save("overlay.png")
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.data import transforms as T
+from torch import nn
+
+from mask2former.classes import ClassTable
+from mask2former.pictures import Picture, read_picture
+from mask2former.results import TASKS, Result
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MODEL = "nuclei"
+DEFAULT_SCORE_THRESHOLD = 0.5
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Segmenter:
+    """A segmentation model ready to be called on pictures.
+
+    Pictures are resized as in evaluation (INPUT.MIN_SIZE_TEST, INPUT.MAX_SIZE_TEST); results have the size of
+    the picture. One call at a time: not for several threads at once.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        cfg: CfgNode | None = None,
+        *,
+        classes: ClassTable | Sequence[str] | None = None,
+        device: str | torch.device | None = None,
+        task: str = "auto",
+        score_threshold: float = DEFAULT_SCORE_THRESHOLD,
+        batch_size: int = 1,
+        amp: bool | str = False,
+        min_size: int = 800,
+        max_size: int = 1333,
+    ) -> None:
+        """
+        Args:
+            model: takes list[dict] with "image" uint8 (3, H, W), "height", "width" and returns detectron2's
+                segmentation outputs, as all models of this package do. It is moved to the device, in eval.
+            cfg: gives test sizes, channel order and classes; without it `min_size`, `max_size` (shorter and
+                longest side in pixels; 0: keep the size), RGB and `classes` hold.
+            classes: names of the model's classes, when the config's test dataset does not know them.
+            device: default: where the model's parameters are.
+            task: "auto" keeps all parts the model gives; "instance", "panoptic" or "semantic" only that one.
+            score_threshold: objects and segments with a lower score are dropped; 0 keeps all.
+            batch_size: pictures run together when a list is given. They are padded to one size, and padding
+                changes results a little; 1 gives the numbers of the evaluation.
+            amp: run in lower precision: True or "auto" (bfloat16 where the GPU has it, else float16),
+                "bfloat16", "float16".
+        Raises:
+            ValueError: a wrong argument, or neither `cfg` nor `classes`.
+        """
+        if task not in ("auto", *TASKS):
+            raise ValueError(f"task must be auto, {', '.join(TASKS)}, not {task!r}")
+        self.task = task
+        self.score_threshold = _checked_threshold(score_threshold)
+        self.batch_size = batch_size
+        first = next(model.parameters(), None)
+        self.device = (
+            torch.device(device)
+            if device is not None
+            else first.device
+            if first is not None
+            else torch.device("cpu")
+        )
+        self.model = model.to(self.device).eval()
+        self.cfg = cfg
+        self.classes = _class_table(cfg, classes)
+        self._amp_dtype = _amp_dtype(amp, self.device)
+        self._bgr = cfg is not None and cfg.INPUT.FORMAT == "BGR"
+        if cfg is not None:
+            min_size, max_size = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+        self._resize = T.ResizeShortestEdge(min_size, max_size, "choice")
+
+    # ---- loading
+    @classmethod
+    def load(
+        cls,
+        name: str | None = None,
+        *,
+        config: str | os.PathLike[str] | None = None,
+        weights: str | os.PathLike[str] | None = None,
+        device: str | torch.device = "auto",
+        overrides: Sequence[str] = (),
+        task: str = "auto",
+        classes: ClassTable | Sequence[str] | None = None,
+        **options: Any,
+    ) -> Segmenter:
+        """A model by name, or from a config file and its weights.
+
+        Args:
+            name: of a model of the zoo (`mask2former.zoo.list_models()`), or a training's output folder
+                (config.yaml and weights). Without name and config: "nuclei", which comes with the package.
+            config: a YAML file, or its name below configs/; instead of a name.
+            weights: file or URL (.safetensors, .pth, .pkl, a Hugging Face folder); default: the named
+                model's, or MODEL.WEIGHTS of `overrides`.
+            device: "auto" takes a CUDA GPU, else a working Apple GPU, else the CPU.
+            overrides: config keys and values, KEY VALUE KEY VALUE ...
+            task: which results to compute, see `Segmenter`; "auto": those the config turns on.
+            classes: class names, when neither the test dataset nor the model's folder tells.
+            options: `score_threshold`, `batch_size`, `amp` of `Segmenter`.
+        Raises:
+            ValueError: unknown model or config key, contradictory arguments, no weights or incomplete ones.
+            FileNotFoundError: a file that is not there (of the zoo: the URL, and where to put the file).
+        """
+        from detectron2.modeling import build_model
+
+        from mask2former.config import load_config, validate_config
+
+        if name is not None and config is not None:
+            raise ValueError(f"give a model name ({name!r}) or a config ({str(config)!r}), not both")
+        chosen = select_device(device)
+        overrides = [str(item) for item in overrides]
+        if weights is None:
+            weights = dict(zip(overrides[::2], overrides[1::2])).get("MODEL.WEIGHTS")
+        config, weights = _locate(name, config, weights)
+        cfg = load_config(config, overrides)
+        if cfg.MODEL.META_ARCHITECTURE == "VideoMaskFormer":
+            raise ValueError(f"{config} is a video model, which takes clips, not pictures")
+        if not weights:
+            raise ValueError(
+                f"no weights for {config}: without them results would be random. Pass weights=FILE "
+                "(demo: --weights FILE, or --opts MODEL.WEIGHTS FILE)."
+            )
+        cfg.MODEL.DEVICE = str(chosen)
+        cfg.MODEL.WEIGHTS = str(weights)
+        _turn_on(cfg, task)
+        if classes is None:
+            classes = _stored_classes(Path(config), Path(str(weights)))
+        if classes is None:
+            _register_own_datasets(cfg)
+        table = _class_table(cfg, classes)
+        _set_datasets(cfg, table)
+        validate_config(cfg, training=False)
+        model = build_model(cfg)
+        _load_weights(model, weights)
+        return cls(model, cfg, classes=table, device=chosen, task=task, **options)
+
+    # ---- calling
+    def __call__(
+        self,
+        images: Picture | Sequence[Picture],
+        *,
+        score_threshold: float | None = None,
+        batch_size: int | None = None,
+    ) -> Any:
+        """Segment one picture (returns a `Result`) or a list or tuple of them (returns a list of `Result`).
+
+        A picture is: a path; a PIL image; a numpy array uint8 (H, W, 3) RGB, (H, W, 4) RGBA or (H, W) grey
+        (uint16 too); a tensor uint8 (3, H, W) RGB. OpenCV gives BGR: pass `array[..., ::-1]`. The EXIF
+        orientation of files and PIL images is applied.
+
+        Args:
+            score_threshold, batch_size: for this call instead of those of the constructor.
+        Raises:
+            FileNotFoundError, ValueError: a picture that is missing, unreadable or of another type or shape.
+        """
+        if isinstance(images, (list, tuple)):
+            return list(self.stream(images, score_threshold=score_threshold, batch_size=batch_size))
+        picture: Any = images  # a str is a Sequence too, so its type does not tell that this is one picture
+        return next(self.stream([picture], score_threshold=score_threshold))
+
+    def stream(
+        self,
+        images: Iterable[Picture],
+        *,
+        score_threshold: float | None = None,
+        batch_size: int | None = None,
+    ) -> Iterator[Result]:
+        """Results one after the other, for more pictures than fit into memory (a generator is fine)."""
+        threshold = self.score_threshold if score_threshold is None else _checked_threshold(score_threshold)
+        size = self.batch_size if batch_size is None else batch_size
+        if size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {size}")
+        source = iter(images)
+        while batch := list(islice(source, size)):
+            arrays = [read_picture(picture) for picture in batch]
+            paths = [Path(p) if isinstance(p, str | os.PathLike) else None for p in batch]
+            yield from self._run(arrays, paths, threshold)
+
+    def _run(self, arrays: list[np.ndarray], paths: list[Path | None], threshold: float) -> list[Result]:
+        start = time.perf_counter()
+        with torch.inference_mode(), self._autocast():
+            outputs = self.model([self._prepare(array) for array in arrays])
+            results = [
+                Result.from_output(
+                    array, self._wanted(output), self.classes, score_threshold=threshold, path=path
+                )
+                for array, output, path in zip(arrays, outputs, paths, strict=True)
+            ]
+        seconds = (time.perf_counter() - start) / len(arrays)
+        for result in results:
+            object.__setattr__(result, "seconds", seconds)
+        return results
+
+    def _prepare(self, array: np.ndarray) -> dict[str, Any]:
+        """(H, W, 3) uint8 RGB -> detectron2's input: resized (3, h, w) uint8, and the size to return to."""
+        height, width = array.shape[:2]
+        if self._bgr:
+            array = array[:, :, ::-1]
+        resized = self._resize.get_transform(array).apply_image(array)
+        tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        return {"image": tensor.to(self.device), "height": height, "width": width}
+
+    def _wanted(self, output: dict[str, Any]) -> dict[str, Any]:
+        if self.task == "auto":
+            return output
+        key = {"instance": "instances", "panoptic": "panoptic_seg", "semantic": "sem_seg"}[self.task]
+        if key not in output:
+            raise ValueError(f"the model gives no {self.task} result, only: {', '.join(sorted(output))}")
+        return {key: output[key]}
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._amp_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self._amp_dtype)
+
+    def __repr__(self) -> str:
+        size = sum(p.numel() for p in self.model.parameters()) / 1e6
+        name = type(self.model).__name__
+        return f"Segmenter({name}, {size:.1f} M parameters, {len(self.classes)} classes, {self.device})"
+
+
+# ------------------------------------------------------------------ helpers of load
+def select_device(device: str | torch.device = "auto") -> torch.device:
+    """A device that is there, else ValueError; "auto": CUDA, else a working Apple GPU (mps), else CPU."""
+    if str(device) == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps") if _mps_works() else torch.device("cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {device!r}: use auto, cpu, cuda, cuda:1 or mps") from error
+    if chosen.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (chosen.index or 0) >= count:
+            raise ValueError(
+                f"device {device!r}: this PyTorch sees {count} CUDA GPUs. Use device='cpu' or 'auto'."
+            )
+    if chosen.type == "mps" and not _mps_works():
+        raise ValueError("device 'mps': no working Apple GPU here. Use device='cpu' or 'auto'.")
+    return chosen
+
+
+def _mps_works() -> bool:
+    """Whether the Apple GPU runs the one operation that old systems lack: bilinear sampling on a grid."""
+    if not torch.backends.mps.is_available():
+        return False
+    try:
+        grid = torch.zeros(1, 2, 2, 2, device="mps")
+        picture = torch.ones(1, 1, 4, 4, device="mps")
+        return bool(torch.isfinite(nn.functional.grid_sample(picture, grid, align_corners=False)).all())
+    except (RuntimeError, NotImplementedError) as error:
+        logger.info("the Apple GPU is not used: %s", error)
+        return False
+
+
+def _amp_dtype(amp: bool | str, device: torch.device) -> torch.dtype | None:
+    if amp is False or amp == "off":
+        return None
+    if amp is True or amp == "auto":
+        if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+            return torch.float16
+        return torch.bfloat16
+    if amp not in _DTYPES:
+        raise ValueError(f"amp must be False, True, 'auto', {', '.join(map(repr, _DTYPES))}, not {amp!r}")
+    return _DTYPES[amp]
+
+
+def _checked_threshold(value: float) -> float:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"a score threshold lies between 0 and 1, not {value}")
+    return float(value)
+
+
+def _class_table(cfg: CfgNode | None, classes: ClassTable | Sequence[str] | None) -> ClassTable:
+    """The given classes, or those of the config's datasets, or numbers."""
+    if classes is not None:
+        table = classes if isinstance(classes, ClassTable) else ClassTable(tuple(classes))
+        if cfg is not None and len(table) != cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
+            raise ValueError(
+                f"{len(table)} class names for a model with MODEL.SEM_SEG_HEAD.NUM_CLASSES = "
+                f"{cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}"
+            )
+        return table
+    if cfg is None:
+        raise ValueError("a model without config needs classes=[...], the names of its classes")
+    count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    for dataset in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        if dataset in MetadataCatalog:
+            table_or_none = ClassTable.from_metadata(MetadataCatalog.get(dataset).as_dict(), count)
+            if table_or_none is not None:
+                return table_or_none
+    logger.warning("the names of the %d classes are unknown (pass classes=[...]); they are numbered", count)
+    return ClassTable.numbered(count)
+
+
+def _locate(
+    name: str | None, config: str | os.PathLike[str] | None, weights: str | os.PathLike[str] | None
+) -> tuple[Path, str | os.PathLike[str] | None]:
+    """Config and weights files of what the user named. Weights are None when only a config was given."""
+    from mask2former import zoo
+    from mask2former.config import find_config
+
+    if config is None and name is None and weights is not None:
+        raise ValueError(f"weights {str(weights)!r} need config=FILE or the name of the model they belong to")
+    if config is not None:
+        return find_config(Path(config)), weights
+    name = name or DEFAULT_MODEL
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _locate_folder(folder, weights)
+    entry = zoo.lookup(name)
+    return find_config(entry.config_file), weights or zoo.resolve_weights(entry)
+
+
+def _locate_folder(
+    folder: Path, weights: str | os.PathLike[str] | None
+) -> tuple[Path, str | os.PathLike[str]]:
+    """Config and weights in a training's output folder, or one with model.safetensors and config.yaml."""
+    config = folder / "config.yaml"
+    if not config.is_file():
+        raise FileNotFoundError(f"{folder} has no config.yaml, so it is no training output or model folder")
+    if weights is not None:
+        return config, weights
+    names = ["model.safetensors", "model_best.safetensors", "model_final.pth"]
+    marker = folder / "last_checkpoint"
+    if marker.is_file():
+        names.append(Path(marker.read_text(encoding="utf-8").strip()).name)
+    for name in names:
+        if (folder / name).is_file():
+            return config, folder / name
+    raise FileNotFoundError(f"{folder} has no weights ({', '.join(names)}); pass weights=FILE")
+
+
+def _stored_classes(config: Path, weights: Path) -> ClassTable | None:
+    """Class names kept beside a model: `classes.json`, a list of names or of COCO categories."""
+    for folder in dict.fromkeys((weights.parent, config.parent)):
+        path = folder / "classes.json"
+        if not path.is_file():
+            continue
+        try:
+            rows = json.loads(path.read_text(encoding="utf-8"))
+            if rows and isinstance(rows[0], dict):
+                return ClassTable(
+                    names=tuple(str(row["name"]) for row in rows),
+                    is_thing=tuple(bool(row.get("isthing", 1)) for row in rows),
+                    dataset_ids=tuple(int(row["id"]) for row in rows),
+                )
+            return ClassTable(tuple(str(row) for row in rows))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} must be a JSON list of names or of {{id, name}} ({error!r})") from error
+    return None
+
+
+def _turn_on(cfg: CfgNode, task: str) -> None:
+    """Make the model compute the wanted task only, as far as that leaves its numbers unchanged."""
+    test = cfg.MODEL.MASK_FORMER.TEST
+    if task == "auto":
+        return
+    panoptic_model = test.PANOPTIC_ON
+    test.SEMANTIC_ON = task == "semantic"
+    test.INSTANCE_ON = task == "instance"
+    # A panoptic model keeps only things among its instances while PANOPTIC_ON holds.
+    test.PANOPTIC_ON = task == "panoptic" or (task == "instance" and panoptic_model)
+
+
+def _register_own_datasets(cfg: CfgNode) -> None:
+    """Read class names from the json files of DATASETS.COCO_JSON, as far as they are on this machine."""
+    from mask2former.data import register_from_config
+
+    try:
+        register_from_config(cfg)
+    except (OSError, ValueError) as error:
+        logger.info("class names are not taken from DATASETS.COCO_JSON: %s", error)
+
+
+def _set_datasets(cfg: CfgNode, table: ClassTable) -> None:
+    """Predicting needs no dataset, only to know which classes are things: from the dataset or the table."""
+    cfg.DATASETS.TEST = ()
+    if any(name in MetadataCatalog for name in cfg.DATASETS.TRAIN[:1]):
+        return
+    things = {table.dataset_ids[k]: k for k in range(len(table)) if table.is_thing[k]}
+    name = f"mask2former/{abs(hash(table)):x}"
+    MetadataCatalog.get(name).set(thing_dataset_id_to_contiguous_id=things)
+    cfg.DATASETS.TRAIN = (name,)
+
+
+def _load_weights(model: nn.Module, weights: str | os.PathLike[str]) -> None:
+    """Load all weights; ValueError when the file lacks some, because results would be random."""
+    from mask2former.engine.checkpoint import load_into
+
+    report = load_into(model, weights)
+    if report.missing or report.reinitialised:
+        first = report.missing[0] if report.missing else report.reinitialised[0][0]
+        raise ValueError(
+            f"{weights}: these weights do not fill the model, so its results would be random: "
+            f"{len(report.missing)} "
+            f"are not in the file and {len(report.reinitialised)} have another shape, for example {first}. "
+            "Use the config that they were trained with, or train first."
+        )

@@ -1,0 +1,350 @@
+"""demo.py from its arguments to its files, messages and exit status."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+
+from mask2former.segmenter import Segmenter
+
+from ..stub_model import ALL_PARTS, StubModel
+
+SCRIPT = Path(__file__).parents[2] / "demo" / "demo.py"
+
+
+@pytest.fixture
+def demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """The script in an empty working directory, with a stub for the model; `loaded` gets load's arguments."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    spec = importlib.util.spec_from_file_location("demo_script", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "demo_script", module)
+    spec.loader.exec_module(module)
+    module.loaded = []
+
+    def load(name: str | None = None, **options: Any) -> Segmenter:
+        module.loaded.append({"name": name, **options})
+        threshold = options["score_threshold"]
+        return Segmenter(StubModel(), classes=["cell", "sky"], min_size=0, score_threshold=threshold)
+
+    monkeypatch.setattr(module.Segmenter, "load", load)
+    return module
+
+
+def picture(path: Path, height: int = 20, width: int = 30) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def names(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+# ------------------------------------------------------------------ pictures
+def test_without_arguments_the_example_pictures(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("skimage")
+    assert demo.main([]) == 0
+    assert names(Path("output/demo")) == {"ihc.png", "cell.png", "coins.png", "results.json"}
+    coco = COCO("output/demo/results.json")
+    assert {i["file_name"] for i in coco.imgs.values()} == {"ihc.png", "cell.png", "coins.png"}
+    assert len(coco.anns) == 3 and coco.cats[1]["name"] == "cell"
+    out = capsys.readouterr().out
+    assert "coins.png" in out and "1 cell" in out and "0.90" in out and "not nuclei" in out
+    assert "output/demo/results.json" in out
+    assert demo.loaded[0]["name"] is None and demo.loaded[0]["score_threshold"] == 0.5
+
+
+def test_missing_scikit_image_is_explained(
+    demo: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda _: None)
+    assert demo.main([]) == 2
+    assert "pip install scikit-image" in capsys.readouterr().err
+
+
+def test_files_folders_and_patterns(demo: ModuleType) -> None:
+    for name in (
+        "one.png",
+        "folder/a.png",
+        "folder/b.JPG",
+        "folder/notes.png.txt",
+        "more/c1.png",
+        "more/c2.png",
+    ):
+        picture(Path(name).with_suffix(".png")).rename(name)
+    files, problems = demo.collect(["one.png", "folder", "more/c*.png", "one.png"])
+    assert [p.name for p in files] == ["one.png", "a.png", "b.JPG", "c1.png", "c2.png"] and not problems
+
+
+def test_bad_inputs_are_named_and_the_others_go_on(
+    demo: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(Path("good.png"))
+    Path("broken.png").write_bytes(b"no picture")
+    Path("empty").mkdir()
+    inputs = ["goood.png", "broken.png", "x*.png", "empty", "nowhere/a.png", "good.png"]
+    assert demo.main(["--input", *inputs, "--output", "out"]) == 1
+    errors = capsys.readouterr().err
+    for part in (
+        "goood.png: does not exist; did you mean good.png",
+        "broken.png",
+        "x*.png: this pattern",
+        "empty: no",
+    ):
+        assert part in errors
+    assert "folder nowhere" in errors and "5 of the inputs" in errors
+    assert names(Path("out")) == {"good.png", "results.json"}
+
+
+def test_threshold_works(demo: ModuleType) -> None:
+    picture(Path("p.png"))
+    for threshold, count in (("0", 3), ("0.3", 2), ("0.5", 1), ("0.95", 0)):
+        assert demo.main(["--input", "p.png", "--output", "r.json", "--confidence-threshold", threshold]) == 0
+        assert len(json.loads(Path("r.json").read_text())["annotations"]) == count
+    with pytest.raises(SystemExit):
+        demo.main(["--confidence-threshold", "50"])
+
+
+def test_output_file_folder_and_what_is_saved(demo: ModuleType) -> None:
+    picture(Path("p.png"))
+    run = ["--input", "p.png", "--output"]
+    assert demo.main([*run, "one.jpg", "--scale", "1"]) == 0
+    with Image.open("one.jpg") as drawn:
+        assert drawn.size == (30, 20)
+    assert demo.main([*run, "all", "--save", "overlay", "json", "masks"]) == 0
+    assert names(Path("all")) == {"p.png", "results.json", "masks/p_instances.png"}
+    with Image.open("all/p.png") as drawn:
+        assert drawn.size == (120, 80)  # small pictures are enlarged
+    assert demo.main([*run, "masks_only", "--save", "masks"]) == 0
+    assert names(Path("masks_only")) == {"masks/p_instances.png"}
+
+
+def test_same_names_from_two_folders_do_not_collide(demo: ModuleType) -> None:
+    picture(Path("a/p.png")), picture(Path("b/p.png"))
+    assert demo.main(["--input", "a", "b", "--output", "out"]) == 0
+    assert names(Path("out")) == {"p.png", "p_2.png", "results.json"}
+
+
+def test_an_input_is_never_overwritten(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    before = picture(Path("p.png")).read_bytes()
+    assert demo.main(["--input", "p.png", "--output", "."]) == 1
+    assert Path("p.png").read_bytes() == before and "replace its own input" in capsys.readouterr().err
+
+
+def test_non_overlapping(demo: ModuleType) -> None:
+    picture(Path("p.png"))
+    areas = []
+    for extra in ([], ["--non-overlapping"]):
+        demo.main(["--input", "p.png", "--output", "r.json", "--confidence-threshold", "0.3", *extra])
+        areas.append(sorted(a["area"] for a in json.loads(Path("r.json").read_text())["annotations"]))
+    assert areas == [[30, 300], [15, 300]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--input", "p.png", "q.png", "--output", "one.png"], "give a folder"),
+        (["--input", "p.png", "--output", "one.png", "--save", "json"], "one file"),
+        (["--input", "p.png", "--webcam"], "choose one of --input, --webcam"),
+        (["--video-input", "nix.mp4"], "nix.mp4 does not exist"),
+    ],
+)
+def test_contradictions_are_refused(
+    demo: ModuleType, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    picture(Path("p.png")), picture(Path("q.png"))
+    assert demo.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_model_arguments_reach_the_loader(demo: ModuleType) -> None:
+    picture(Path("p.png"))
+    demo.main(
+        [
+            "--config-file",
+            "c.yaml",
+            "--weights",
+            "w.pth",
+            "--device",
+            "cpu",
+            "--task",
+            "panoptic",
+            "--input",
+            "p.png",
+        ]
+        + ["--opts", "MODEL.WEIGHTS", "x.pkl", "TEST.DETECTIONS_PER_IMAGE", "5"]
+    )
+    got = demo.loaded[0]
+    assert (got["config"], got["weights"], got["device"], got["task"]) == (
+        "c.yaml",
+        "w.pth",
+        "cpu",
+        "panoptic",
+    )
+    assert got["overrides"] == ["MODEL.WEIGHTS", "x.pkl", "TEST.DETECTIONS_PER_IMAGE", "5"]
+
+
+def test_loading_errors_have_no_traceback(
+    demo: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError("get it at URL")
+
+    monkeypatch.setattr(demo.Segmenter, "load", fail)
+    assert demo.main(["--input", "p.png"]) == 2
+    assert capsys.readouterr().err == "error: get it at URL\n"
+
+
+def test_table_names_what_was_found(demo: ModuleType) -> None:
+    segment = Segmenter(StubModel(ALL_PARTS), classes=["cell", "sky"], score_threshold=0.0)
+    result = segment(torch.zeros(3, 4, 4, dtype=torch.uint8))
+    assert demo._objects(result) == "2: 1 cell, 1 sky" and demo._scores(result) == "0.80 0.30"
+    semantic = Segmenter(StubModel(("sem_seg",)), classes=["cell", "sky"])(
+        torch.zeros(3, 4, 4, dtype=torch.uint8)
+    )
+    assert demo._objects(semantic) == "2 classes: cell, sky" and demo._scores(semantic) == "-"
+    assert demo.table(["a", "b", "c"], [["1", "", "xyz"], ["22", "", "w"]]).splitlines() == [
+        "a   c",
+        "--  ---",
+        "1   xyz",
+        "22  w",
+    ]
+
+
+# ------------------------------------------------------------------ moving pictures
+def make_video(path: Path, frames: int = 6, size: tuple[int, int] = (31, 46)) -> Path:
+    """A short clip of odd height whose frames get brighter."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.height, stream.width, stream.pix_fmt = size[0] // 2 * 2, size[1], "yuv420p"
+        for i in range(frames):
+            pixels = np.full((stream.height, stream.width, 3), 20 * i % 256, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def test_video_becomes_a_video_of_the_same_length(
+    demo: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    av = pytest.importorskip("av")
+    make_video(Path("clip.mp4"))
+    assert (
+        demo.main(["--video-input", "clip.mp4", "--output", "out", "--save", "overlay", "json", "masks"]) == 0
+    )
+    assert "6 frames of clip" in capsys.readouterr().out
+    with av.open("out/clip_segmented.mp4") as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        times = [frame.time for frame in container.decode(stream)]
+    assert np.allclose(times, np.arange(6) / 10, atol=1e-3)
+    document = json.loads(Path("out/results.json").read_text())
+    assert [i["file_name"] for i in document["images"]][:2] == ["clip#000000", "clip#000001"]
+    assert len(names(Path("out/masks"))) == 6 and not [n for n in names(Path("out")) if "part" in n]
+
+
+def test_video_to_one_file_and_odd_sizes(demo: ModuleType) -> None:
+    av = pytest.importorskip("av")
+    make_video(Path("clip.mp4"))
+    assert demo.main(["--video-input", "clip.mp4", "--output", "small.mp4", "--scale", "0.5"]) == 0
+    with av.open("small.mp4") as container:
+        frame = next(container.decode(video=0))
+        assert (frame.height, frame.width) == (14, 22)  # 15 x 23 without the odd row and column
+    assert demo.main(["--video-input", "clip.mp4", "--output", "clip.mp4"]) == 2
+    assert demo.main(["--video-input", "clip.mp4", "--output", "clip.avi"]) == 2
+
+
+def test_unreadable_video_is_named(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.mp4").write_bytes(b"nothing")
+    assert demo.main(["--video-input", "bad.mp4"]) == 2
+    assert "bad.mp4: cannot be read as a video" in capsys.readouterr().err
+
+
+def test_damaged_video_keeps_what_was_read(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("av")
+    whole = make_video(Path("clip.mpg"), frames=60, size=(240, 320)).read_bytes()
+    Path("clip.mpg").write_bytes(whole[: len(whole) // 2])
+    assert demo.main(["--video-input", "clip.mpg", "--output", "o.mp4"]) in (0, 1)
+    frames = int(capsys.readouterr().out.split(" frames of clip")[0].split()[-1])
+    assert 0 < frames < 60 and Path("o.mp4").stat().st_size > 0
+
+
+class FakeCapture:
+    """cv2.VideoCapture with two BGR frames, or none when the number is not 0."""
+
+    def __init__(self, number: int) -> None:
+        self.frames = [np.full((20, 30, 3), (255, 0, 0), np.uint8)] * 2 if number == 0 else []
+
+    def isOpened(self) -> bool:
+        return bool(self.frames)
+
+    def read(self) -> tuple[bool, Any]:
+        return (True, self.frames.pop()) if self.frames else (False, None)
+
+    def release(self) -> None:
+        pass
+
+
+def test_webcam(
+    demo: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    av = pytest.importorskip("av")
+    monkeypatch.setattr("cv2.VideoCapture", FakeCapture)
+    assert demo.main(["--webcam", "3"]) == 2
+    assert "camera 3 cannot be opened" in capsys.readouterr().err
+    assert demo.main(["--webcam", "--output", "cam.mp4"]) == 0
+    with av.open("cam.mp4") as container:
+        frame = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    assert frame[15, 25].argmax() == 2  # OpenCV's BGR arrived as blue
+
+
+def test_webcam_without_windows_asks_for_a_file(
+    demo: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import cv2
+
+    def no_windows(*_: Any) -> None:
+        raise cv2.error("headless")
+
+    monkeypatch.setattr("cv2.VideoCapture", FakeCapture)
+    monkeypatch.setattr("cv2.namedWindow", no_windows)
+    assert demo.main(["--webcam"]) == 2
+    assert "--output FILE.mp4" in capsys.readouterr().err
+
+
+def test_colours_follow_objects_through_frames(demo: ModuleType) -> None:
+    import video_io
+
+    from mask2former.classes import ClassTable
+    from mask2former.results import InstanceResult, Result, boxes_of
+
+    def frame(boxes: list[tuple[int, int]]) -> Result:
+        masks = np.zeros((len(boxes), 40, 40), dtype=bool)
+        for mask, (y, x) in zip(masks, boxes):
+            mask[y : y + 10, x : x + 10] = True
+        n = len(boxes)
+        found = InstanceResult(
+            masks, np.ones(n, np.float32), np.zeros(n, np.int64), boxes_of(masks), ("a",) * n
+        )
+        return Result(np.zeros((40, 40, 3), np.uint8), ClassTable(("a",)), found)
+
+    colors = video_io.TrackColors()
+    assert colors.update(frame([(0, 0), (20, 20)])).tolist() == [0, 1]
+    assert colors.update(frame([(21, 22), (1, 1)])).tolist() == [1, 0]  # other order, moved a little
+    assert colors.update(frame([(0, 25), (2, 2)])).tolist() == [2, 0]  # one is new
+    assert colors.update(frame([])).tolist() == []

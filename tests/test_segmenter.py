@@ -1,0 +1,296 @@
+"""Segmenter: what it accepts, what it hands to the model, how it loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import transforms as T
+from PIL import Image
+
+from mask2former.segmenter import Segmenter, select_device
+
+from .stub_model import ALL_PARTS, StubModel, grey_tensor
+
+CONFIG = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
+TINY = [
+    *(
+        "MODEL.RESNETS.DEPTH",
+        "18",
+        "MODEL.RESNETS.RES2_OUT_CHANNELS",
+        "64",
+        "MODEL.SEM_SEG_HEAD.CONVS_DIM",
+        "32",
+    ),
+    *("MODEL.SEM_SEG_HEAD.MASK_DIM", "32", "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", "1"),
+    *("MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD", "64", "INPUT.MIN_SIZE_TEST", "64"),
+    *("MODEL.MASK_FORMER.HIDDEN_DIM", "32", "MODEL.MASK_FORMER.DIM_FEEDFORWARD", "64"),
+    *("MODEL.MASK_FORMER.DEC_LAYERS", "2", "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "10"),
+    *("MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", "0.0", "INPUT.MAX_SIZE_TEST", "128"),
+]
+
+
+def segmenter(parts: tuple[str, ...] = ("instances",), **options: Any) -> Segmenter:
+    options = {"min_size": 0, "score_threshold": 0.0} | options
+    return Segmenter(StubModel(parts), classes=["cell", "sky"], **options)
+
+
+def seen(segment: Segmenter) -> torch.Tensor:
+    return segment.model.seen[-1]["image"]
+
+
+# ------------------------------------------------------------------ pictures
+def test_every_kind_of_picture_gives_the_same_input(tmp_path: Path) -> None:
+    tensor = grey_tensor(8, 12)
+    array = tensor.permute(1, 2, 0).numpy()
+    picture = Image.fromarray(array)
+    path = tmp_path / "p.png"
+    picture.save(path)
+    opaque = np.dstack([array, np.full((8, 12), 255, np.uint8)])
+    strided = np.ascontiguousarray(array[..., ::-1])[..., ::-1]
+    segment = segmenter()
+    for item in (tensor, array, strided, opaque, picture, picture.convert("RGBA"), path, str(path)):
+        result = segment(item)
+        assert torch.equal(seen(segment), tensor) and result.image.shape == (8, 12, 3)
+    assert segment(str(path)).path == path and segment(array).path is None
+
+
+def test_grey_and_16_bit_pictures(tmp_path: Path) -> None:
+    grey = np.arange(96, dtype=np.uint8).reshape(8, 12)
+    deep = grey.astype(np.uint16) * 257
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    segment = segmenter()
+    for item in (
+        grey,
+        grey[..., None],
+        deep,
+        Image.fromarray(grey),
+        Image.fromarray(deep),
+        tmp_path / "deep.png",
+    ):
+        segment(item)
+        assert torch.equal(seen(segment), torch.from_numpy(grey).expand(3, 8, 12))
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    picture = Image.fromarray(grey_tensor(8, 12).permute(1, 2, 0).numpy())
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a quarter turn clockwise
+    picture.save(tmp_path / "turned.png", exif=exif)
+    segment = segmenter()
+    for item in (tmp_path / "turned.png", Image.open(tmp_path / "turned.png")):
+        result = segment(item)
+        np.testing.assert_array_equal(result.image, np.rot90(np.asarray(picture), -1))
+        assert result.instances.masks.shape == (3, 12, 8)
+
+
+@pytest.mark.parametrize(
+    ("bad", "match"),
+    [
+        (np.zeros((4, 4, 3), np.float32), r"uint8.*float32.*255"),
+        (np.zeros((3, 5, 7), np.uint8), r"\(H, W, 3\)"),
+        (np.zeros((2, 4, 4, 3), np.uint8), "list"),
+        (np.zeros((0, 4, 3), np.uint8), "no pixels"),
+        (torch.zeros(3, 4, 4), r"uint8 \(3, H, W\)"),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "list"),
+        (7, "int"),
+    ],
+)
+def test_wrong_pictures_say_what_is_expected(bad: Any, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        segmenter()(bad)
+
+
+def test_missing_and_unreadable_files_are_named(tmp_path: Path) -> None:
+    segment = segmenter()
+    with pytest.raises(FileNotFoundError, match=r"nix\.png"):
+        segment(tmp_path / "nix.png")
+    with pytest.raises(FileNotFoundError, match="folder"):
+        segment(tmp_path)
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    with pytest.raises(ValueError, match=r"broken\.png"):
+        segment(str(tmp_path / "broken.png"))
+
+
+# ------------------------------------------------------------------ calling
+def test_resizing_is_that_of_the_evaluation() -> None:
+    array = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
+    segment = segmenter(min_size=60, max_size=80)
+    result = segment(array)
+    expected = T.ResizeShortestEdge([60, 60], 80).get_transform(array).apply_image(array)
+    assert seen(segment).shape == (3, 48, 80) and seen(segment).dtype == torch.uint8
+    np.testing.assert_array_equal(seen(segment).permute(1, 2, 0).numpy(), expected)
+    assert result.instances.masks.shape[1:] == (30, 50) and result.image.shape == (30, 50, 3)
+
+
+def test_lists_keep_order_and_run_in_batches() -> None:
+    pictures = [grey_tensor(8, 10 + i) for i in range(5)]
+    segment = segmenter(batch_size=2)
+    results = segment(pictures)
+    assert [r.image.shape[1] for r in results] == [10, 11, 12, 13, 14]
+    assert segment.model.batches == [2, 2, 1]
+    assert segment([]) == [] and len(segment(tuple(pictures), batch_size=5)) == 5
+    assert all(r.seconds > 0 for r in results)
+    with pytest.raises(ValueError, match="batch_size"):
+        segment(pictures, batch_size=0)
+
+
+def test_stream_is_lazy() -> None:
+    taken = []
+
+    def source() -> Any:
+        for i in range(4):
+            taken.append(i)
+            yield grey_tensor(4, 4)
+
+    next(segmenter().stream(source()))
+    assert taken == [0]
+
+
+def test_threshold_of_constructor_and_of_call() -> None:
+    segment = segmenter(score_threshold=0.5)
+    assert len(segment(grey_tensor(4, 4))) == 1
+    assert len(segment(grey_tensor(4, 4), score_threshold=0.0)) == 3
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        segment(grey_tensor(4, 4), score_threshold=50)
+
+
+def test_task_keeps_one_part() -> None:
+    assert segmenter(ALL_PARTS)(grey_tensor(4, 4)).tasks == ("instance", "panoptic", "semantic")
+    assert segmenter(ALL_PARTS, task="semantic")(grey_tensor(4, 4)).tasks == ("semantic",)
+    with pytest.raises(ValueError, match="no panoptic result"):
+        segmenter(task="panoptic")(grey_tensor(4, 4))
+    with pytest.raises(ValueError, match="task"):
+        segmenter(task="boxes")
+
+
+def test_amp_runs_the_model_under_autocast() -> None:
+    formats = []
+
+    class Probe(StubModel):
+        def forward(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            formats.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
+            return super().forward(inputs)
+
+    for amp in (False, True, "bfloat16", "float16"):
+        Segmenter(Probe(), classes=["cell", "sky"], amp=amp)(grey_tensor(4, 4))
+    assert formats == [None, torch.bfloat16, torch.bfloat16, torch.float16]
+    with pytest.raises(ValueError, match="amp"):
+        segmenter(amp="int8")
+
+
+def test_ready_model_needs_class_names_and_is_put_into_eval_mode() -> None:
+    with pytest.raises(ValueError, match="classes"):
+        Segmenter(StubModel())
+    model = StubModel().train()
+    segment = Segmenter(model, classes=("a", "b"))
+    assert not model.training and "StubModel" in repr(segment) and "2 classes" in repr(segment)
+
+
+def test_devices() -> None:
+    assert select_device("cpu").type == "cpu"
+    assert select_device("auto").type in ("cpu", "cuda", "mps")
+    for bad in ("cuda:99", "gpu"):
+        with pytest.raises(ValueError, match=bad):
+            select_device(bad)
+
+
+# ------------------------------------------------------------------ loading a real model
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like a training's output: config.yaml and random weights of a very small model."""
+    from detectron2.modeling import build_model
+
+    from mask2former.config import load_config
+    from mask2former.engine.saving import save_safetensors
+
+    folder = tmp_path_factory.mktemp("tiny")
+    cfg = load_config(CONFIG, [*TINY, "MODEL.DEVICE", "cpu"])
+    torch.manual_seed(0)
+    save_safetensors(build_model(cfg), folder / "model.safetensors")
+    (folder / "config.yaml").write_text(cfg.dump())
+    return folder
+
+
+def test_config_and_weights_give_what_the_model_itself_gives(tiny: Path) -> None:
+    weights = tiny / "model.safetensors"
+    segment = Segmenter.load(
+        config=CONFIG, weights=weights, overrides=TINY, device="cpu", score_threshold=0.0
+    )
+    assert segment.classes.names[0] == "person" and segment.classes.dataset_ids[-1] == 200
+    picture = grey_tensor(60, 90)
+    result = segment(picture)
+    array = picture.permute(1, 2, 0).numpy()
+    resized = T.ResizeShortestEdge([64, 64], 128).get_transform(array).apply_image(array)
+    with torch.no_grad():
+        (expected,) = segment.model(
+            [{"image": torch.from_numpy(resized.transpose(2, 0, 1).copy()), "height": 60, "width": 90}]
+        )
+    np.testing.assert_array_equal(result.panoptic.map, expected["panoptic_seg"][0].numpy())
+    np.testing.assert_array_equal(result.semantic, expected["sem_seg"].argmax(0).numpy())
+    np.testing.assert_allclose(
+        np.sort(result.instances.scores), np.sort(expected["instances"].scores.numpy())
+    )
+    by_opts = Segmenter.load(config=CONFIG, overrides=[*TINY, "MODEL.WEIGHTS", str(weights)], device="cpu")
+    np.testing.assert_array_equal(by_opts(picture, score_threshold=0.0).semantic, result.semantic)
+
+
+def test_folder_of_a_training_and_one_task(tiny: Path) -> None:
+    picture = grey_tensor(60, 90)
+    whole = Segmenter.load(str(tiny), device="cpu", score_threshold=0.0)(picture)
+    for task in ("instance", "panoptic", "semantic"):
+        part = Segmenter.load(str(tiny), device="cpu", score_threshold=0.0, task=task)(picture)
+        assert part.tasks == (task,)
+        if task == "instance":  # things only, as the whole model gives them
+            np.testing.assert_array_equal(part.instances.masks, whole.instances.masks)
+        if task == "panoptic":
+            np.testing.assert_array_equal(part.panoptic.map, whole.panoptic.map)
+
+
+def test_class_names_beside_the_weights_are_used(tiny: Path, tmp_path: Path) -> None:
+    for name in ("config.yaml", "model.safetensors"):
+        (tmp_path / name).symlink_to(tiny / name)
+    (tmp_path / "classes.json").write_text(
+        json.dumps([{"id": 7 + k, "name": f"kind {k}"} for k in range(133)])
+    )
+    segment = Segmenter.load(str(tmp_path), device="cpu")
+    assert segment.classes.names[2] == "kind 2" and segment.classes.dataset_ids[2] == 9
+    (tmp_path / "classes.json").write_text(json.dumps(["too", "few"]))
+    with pytest.raises(ValueError, match="133"):
+        Segmenter.load(str(tmp_path), device="cpu")
+
+
+def test_loading_mistakes_are_explained(tiny: Path, tmp_path: Path) -> None:
+    weights = tiny / "model.safetensors"
+    for arguments, error, match in (
+        ({"name": "nuclei", "config": CONFIG}, ValueError, "not both"),
+        ({"config": CONFIG}, ValueError, "no weights"),
+        ({"weights": weights}, ValueError, "config"),
+        ({"name": "no-such-model"}, ValueError, "no-such-model"),
+        (
+            {"config": CONFIG, "weights": tmp_path / "nix.pth", "overrides": TINY},
+            FileNotFoundError,
+            r"nix\.pth",
+        ),
+        (
+            {"config": CONFIG, "weights": weights, "overrides": [*TINY[:-4], "MODEL.SWIN.DEEPTHS", "3"]},
+            ValueError,
+            "DEPTHS",
+        ),
+        (
+            {
+                "config": CONFIG,
+                "weights": weights,
+                "overrides": [*TINY, "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "11"],
+            },
+            ValueError,
+            "another shape.*query",
+        ),
+        ({"name": str(tmp_path)}, FileNotFoundError, r"config\.yaml"),
+    ):
+        with pytest.raises(error, match=match):
+            Segmenter.load(device="cpu", **arguments)
