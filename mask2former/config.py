@@ -49,7 +49,14 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
     _add_backbones(cfg.MODEL)
     _defaults(cfg.DATASETS, {"COCO_JSON": []})  # ours: [name, json file, image folder] each
     _defaults(cfg.DATALOADER, {"SKIP_BAD_RECORDS": False})  # ours
-    _defaults(cfg.TEST, {"SCORE_THRESHOLD": 0.0})  # ours: instances below it are left out
+    _defaults(
+        cfg.TEST,  # ours
+        {
+            "SCORE_THRESHOLD": 0.0,  # instances below it are left out
+            "INSTANCE_TASKS": ["segm"],  # add "bbox" for the AP of the boxes around the masks
+            "SAVE_PANOPTIC": False,  # also write the panoptic PNGs, not only predictions.json
+        },
+    )
 
 
 def add_maskformer2_video_config(cfg: CfgNode) -> None:
@@ -198,8 +205,7 @@ def find_config(name: str | Path) -> Path:
         for candidate in (root / relative, root / f"{relative}.yaml"):
             if candidate.is_file():
                 return candidate
-    root = next((r for r in _ROOTS if r.is_dir()), None)
-    known = sorted(str(p.relative_to(root)) for p in root.rglob("*.yaml")) if root else []
+    known = sorted({str(p.relative_to(r)) for r in _ROOTS for p in r.rglob("*.yaml")})
     near = difflib.get_close_matches(str(relative), known, n=3, cutoff=0.4)
     hint = f" Did you mean {', '.join(near)}?" if near else ""
     raise FileNotFoundError(f"Config file '{name}' does not exist, neither as a path nor below configs/.{hint}")
@@ -232,8 +238,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"{path} (or a file it names in _BASE_) is not plain YAML: {error}. "
             "Tags that run Python are not accepted; write the value itself."
         ) from error
-    except (TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} must hold keys and values, for example 'MODEL:' ({error})") from error
+    except (TypeError, AttributeError):  # a base, or this file, holds no mapping
+        values = None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} (or a file it names in _BASE_) must hold keys and values, for example 'MODEL:'")
     version = values.pop("VERSION", 2)
     if version != 2:
         raise ConfigError(f"{path}: VERSION {version} is not supported, write VERSION: 2")

@@ -5,7 +5,7 @@ Mask logits are made for matched queries only, and compared with the ground trut
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from .predictions import Predictions
 
 LOSSES = ("labels", "masks")
 # Rows of mask logits that are worked on together hold about this many values.
-_CHUNK = 2**26
+_CHUNK = 2**28
 
 
 class SetCriterion(nn.Module):
@@ -76,7 +76,7 @@ class SetCriterion(nn.Module):
                 optional "size": (H, W) of the padded batch (default: that of the masks), "name": for messages}.
 
         Returns:
-            {"loss_ce", "loss_mask", "loss_dice"} of the last prediction, and with suffix _0, _1, ... of the earlier ones.
+            {"loss_ce", "loss_mask", "loss_dice"} of the last prediction; with suffix _0, _1, ... of the earlier ones.
         """
         predictions = Predictions.of(outputs if self.deep_supervision else {**outputs, "aux_outputs": []})
         device = predictions.logits.device
@@ -119,34 +119,59 @@ class SetCriterion(nn.Module):
         size: tuple[int, int],
     ) -> tuple[Tensor, Tensor]:
         """(L,) sums over matched masks (and frames) of cross-entropy and dice."""
-        layers, device = len(predictions.logits), predictions.logits.device
-        cross_entropy = predictions.logits.new_zeros(layers)
+        device = predictions.logits.device
+        cross_entropy = predictions.logits.new_zeros(len(predictions.logits))
         dice = torch.zeros_like(cross_entropy)
+        for group in self._groups(self._pairs(targets, assignments), predictions):
+            table = to_device(torch.from_numpy(np.concatenate([pairs for _, pairs in group], axis=1)), device)
+            sizes = [pairs.shape[1] for _, pairs in group]
+            logits = [
+                predictions.matched(image, layer, query)
+                for (image, _), (layer, query, _) in zip(group, table.split(sizes, dim=1), strict=True)
+            ]
+            frames = logits[0].shape[1]
+            rows = (table[2][:, None] + torch.arange(frames, device=device)).flatten()
+            ce_rows, dice_rows = self._compare(torch.cat(logits).flatten(0, 1), bank, rows, size)
+            layer = table[0].repeat_interleave(frames) if frames > 1 else table[0]
+            cross_entropy = cross_entropy.index_add(0, layer, ce_rows)
+            dice = dice.index_add(0, layer, dice_rows)
+        return cross_entropy, dice
+
+    @staticmethod
+    def _pairs(
+        targets: Sequence[Mapping[str, Any]], assignments: Sequence[Assignment]
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Per image its number, and (3, M) layer, query and first row in the bank of each matched pair."""
         first = 0
         for image, (target, pairs) in enumerate(zip(targets, assignments, strict=True)):
             count, frames = target["masks"].shape[:2]
-            table = to_device(torch.from_numpy(np.stack((pairs.layer, pairs.query, pairs.target))), device)
-            for layer, query, goal in self._chunks(table, predictions, image):
-                logits = predictions.matched(image, layer, query).flatten(0, 1)  # (M T, H, W)
-                frame = torch.arange(frames, device=device)
-                rows = (first + goal[:, None] * frames + frame).flatten()
-                ce_rows, dice_rows = self._compare(logits, bank, rows, size)
-                layer = layer.repeat_interleave(frames) if frames > 1 else layer
-                cross_entropy = cross_entropy.index_add(0, layer, ce_rows)
-                dice = dice.index_add(0, layer, dice_rows)
+            yield image, np.stack((pairs.layer, pairs.query, first + pairs.target * frames))
             first += count * frames
-        return cross_entropy, dice
 
-    def _chunks(self, table: Tensor, predictions: Predictions, image: int) -> list[tuple[Tensor, ...]]:
-        """Split the pairs (3, M) so that logits and candidate points stay small; an image without pairs has one chunk,
-        which keeps its (zero) losses attached to the graph."""
+    def _groups(
+        self, pairs: Iterator[tuple[int, np.ndarray]], predictions: Predictions
+    ) -> Iterator[list[tuple[int, np.ndarray]]]:
+        """Pairs of one or more images that are worked on together: few kernels, bounded memory.
+
+        An image without pairs is part of a group, too: its (zero) losses stay attached to the graph.
+        """
         maps = predictions.features if predictions.features is not None else predictions.masks
         assert maps is not None
         values = maps.shape[-2] * maps.shape[-1] + int(4 * self.num_points * self.oversample_ratio)
-        return [part.unbind(0) for part in table.split(max(1, _CHUNK // values), dim=1)]
+        limit = max(1, _CHUNK // values)
+        group: list[tuple[int, np.ndarray]] = []
+        room = limit
+        for image, table in pairs:
+            for part in np.split(table, range(limit, table.shape[1], limit), axis=1):
+                if part.shape[1] > room:
+                    yield group
+                    group, room = [], limit
+                group.append((image, part))
+                room -= part.shape[1]
+        yield group
 
     def _compare(self, logits: Tensor, bank: MaskBank, rows: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """(M,) cross-entropy and dice of mask logits (M, H, W) against the masks `rows` of the bank, at sampled points."""
+        """(M,) cross-entropy and dice of mask logits (M, H, W) against masks `rows` of the bank, at sampled points."""
         points = uncertain_points(
             logits.detach(), self.num_points, self.oversample_ratio, self.importance_sample_ratio
         )

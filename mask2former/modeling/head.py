@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from detectron2.config import configurable
@@ -83,7 +83,8 @@ class MaskFormerHead(nn.Module):
     ) -> dict[str, Any]:
         """Predictions of the decoder, for maps (B * T, C, H, W) by name; see the decoder for their shapes."""
         options = {"frames": frames} if frames > 1 else {}
-        mask_features, encoded, levels = self.pixel_decoder.forward_features(features)
+        decode: Callable[..., Any] = self.pixel_decoder.forward_features  # type: ignore[assignment]
+        mask_features, encoded, levels = decode(features)
         if self.transformer_in_feature == "multi_scale_pixel_decoder":
             return self.predictor(levels, mask_features, mask, **options)
         if self.transformer_in_feature == "transformer_encoder":

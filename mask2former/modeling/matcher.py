@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from .host import to_host
+from .host import to_device, to_host
 from .point_sampling import MaskBank
 from .predictions import Predictions
 
@@ -79,14 +79,8 @@ class HungarianMatcher(nn.Module):
         Raises:
             FloatingPointError: costs were not finite in `max_nonfinite` steps.
         """
-        device = predictions.logits.device
-        with torch.autocast(device.type, enabled=False):
-            costs, first = [], 0
-            for image, target in enumerate(targets):
-                count, frames = target["masks"].shape[:2]
-                rows = torch.arange(first, first + count * frames, device=device)
-                first += count * frames
-                costs.append(self._cost(predictions, image, target["labels"], bank, rows, size))
+        with torch.autocast(predictions.logits.device.type, enabled=False):
+            costs = self._costs(predictions, targets, bank, size)
         shapes = [tuple(c.shape) for c in costs]
         host = to_host(torch.cat([c.flatten() for c in costs])).numpy()
         parts = np.split(host, np.cumsum([np.prod(s) for s in shapes])[:-1])
@@ -94,25 +88,43 @@ class HungarianMatcher(nn.Module):
         self._check_finite(costs_host, targets)
         return [self._assign(cost) for cost in costs_host]
 
-    def _cost(
-        self, predictions: Predictions, image: int, labels: Tensor, bank: MaskBank, rows: Tensor, size: tuple[int, int]
-    ) -> Tensor:
-        """(L, Q, N) cost of each pair of one image."""
-        layers, _, queries, _ = predictions.logits.shape
+    def _costs(
+        self, predictions: Predictions, targets: Sequence[Mapping[str, Any]], bank: MaskBank, size: tuple[int, int]
+    ) -> list[Tensor]:
+        """(L, Q, N) cost of each pair, per image."""
+        device = predictions.logits.device
+        rows = [t["masks"].shape[0] * t["masks"].shape[1] for t in targets]
+        image = torch.arange(len(targets)).repeat_interleave(torch.tensor(rows))
+        points = torch.rand(len(targets), self.num_points, 2, device=device)
+        values = bank.sample_shared(to_device(image, device), points, size).split(rows)
+        costs = []
+        for i, (logits, target, value) in enumerate(zip(predictions.sample(points), targets, values, strict=True)):
+            labels = target["labels"]
+            costs.append(self._cost(predictions.logits[:, i], logits, labels, value.view(len(labels), logits.shape[1])))
+        return costs
+
+    def _cost(self, class_logits: Tensor, logits: Tensor, labels: Tensor, target: Tensor) -> Tensor:
+        """Cost of each pair of one image.
+
+        Args:
+            class_logits: (L, Q, K + 1).
+            logits: (L * Q, P) mask logits at P points (of all frames), `target` (N, P) the masks there.
+            labels: (N,) int64.
+
+        Returns:
+            (L, Q, N).
+        """
+        layers, queries, _ = class_logits.shape
         count = len(labels)
         if count == 0:
-            return predictions.logits.new_zeros(layers, queries, 0)
-        probability = predictions.logits[:, image].softmax(-1)
-        points = torch.rand(1, self.num_points, 2, device=labels.device)
-        target = bank.sample(rows, points, size).view(count, -1)  # (N, T P)
-        logits = predictions.sample(image, points[0])  # (L Q, T P)
+            return class_logits.new_zeros(layers, queries, 0)
         # -log sigmoid(x) t - log(1 - sigmoid(x)) (1 - t) = softplus(x) - x t
         cross_entropy = (F.softplus(logits).sum(-1, keepdim=True) - logits @ target.T) / target.shape[1]
         sigmoid = logits.sigmoid()
         overlap = 2 * (sigmoid @ target.T) + 1
         dice = 1 - overlap / (sigmoid.sum(-1, keepdim=True) + target.sum(-1) + 1)
         mask_cost = (self.cost_mask * cross_entropy + self.cost_dice * dice).view(layers, queries, count)
-        return mask_cost - self.cost_class * probability[..., labels]
+        return mask_cost - self.cost_class * class_logits.softmax(-1)[..., labels]
 
     def _check_finite(self, costs: Sequence[np.ndarray], targets: Sequence[Mapping[str, Any]]) -> None:
         bad = [(i, c) for i, c in enumerate(costs) if not np.isfinite(c).all()]
@@ -126,8 +138,9 @@ class HungarianMatcher(nn.Module):
             places.append(f"image {name}, predictions {layers.tolist()}")
             np.nan_to_num(cost, copy=False, nan=_WORST, posinf=_WORST, neginf=-_WORST)
         message = (
-            f"Matching costs are not finite (step {self.nonfinite_steps} of this kind): {'; '.join(places)}. Prediction 0 "
-            "is the last layer's, n > 0 is that of layer n - 1. Usual causes: a learning rate that is too high, fp16 overflow."
+            f"Matching costs are not finite (step {self.nonfinite_steps} of this kind): {'; '.join(places)}. "
+            "Prediction 0 is the last layer's, n > 0 is that of layer n - 1. Usual causes: a learning rate that is too "
+            "high, fp16 overflow."
         )
         logger.warning(message)
         if self.max_nonfinite and self.nonfinite_steps >= self.max_nonfinite:

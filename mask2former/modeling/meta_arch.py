@@ -119,7 +119,7 @@ class MaskFormer(nn.Module):
 
         Args:
             batched_inputs: per image {"image": uint8 (3, H, W)}; optional "height", "width" (size of the results,
-                default that of the image); in training "instances" with `gt_classes` (N,) and `gt_masks` bool (N, H, W).
+                default that of the image); in training "instances" with `gt_classes` (N,), `gt_masks` bool (N, H, W).
 
         Returns:
             In training a dict of weighted losses. Otherwise per image a dict with "sem_seg" (K, h, w),
@@ -143,7 +143,7 @@ class MaskFormer(nn.Module):
     ) -> dict[str, Tensor]:
         targets = [self._target(x, images) for x in batched_inputs]
         losses = self.criterion(outputs, targets)
-        weights = self.criterion.weight_dict
+        weights: Any = self.criterion.weight_dict
         return {name: loss * weights[name] for name, loss in losses.items() if name in weights}
 
     def _target(self, record: Mapping[str, Any], images: ImageList) -> dict[str, Any]:

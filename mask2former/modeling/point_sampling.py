@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Reads that are made together, so that their index arithmetic stays small.
+_CHUNK = 2**24
+
 
 def sample_maps(maps: Tensor, points: Tensor) -> Tensor:
     """Bilinear reads of maps (N, C, H, W) at points (N, P, 2): (N, C, P)."""
@@ -69,6 +72,24 @@ class MaskBank:
                 value = self.data[torch.where(inside, offset, 0)] if len(self.data) else torch.zeros_like(offset)
                 out = out + row_weight * column_weight * (value * inside)
         return out
+
+
+    def sample_shared(self, group: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
+        """All masks, at the points that their group shares.
+
+        Args:
+            group: (N,) int64 which row of `points` each mask is read at.
+            points: (G, P, 2); size: as in `sample`.
+
+        Returns:
+            (N, P) float32.
+        """
+        index = torch.arange(len(group), device=group.device)
+        step = max(1, _CHUNK // points.shape[1])
+        parts = [
+            self.sample(index[i : i + step], points[group[i : i + step]], size) for i in range(0, len(group), step)
+        ]
+        return torch.cat(parts) if parts else points.new_zeros(0, points.shape[1])
 
 
 @torch.no_grad()

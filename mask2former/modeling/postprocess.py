@@ -60,7 +60,7 @@ def resize_masks(logits: Tensor, padded: Size, image: Size, output: Size | None)
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
-    """Tight boxes (N, 4), XYXY absolute with exclusive right and bottom edges, of bool masks (N, h, w); empty: zeros."""
+    """Tight boxes (N, 4), XYXY absolute, right and bottom edges exclusive, of bool masks (N, h, w); empty: zeros."""
     if masks.shape[0] == 0:
         return torch.zeros(0, 4, device=masks.device)
     sides = []
@@ -103,7 +103,7 @@ def postprocess(
     for queries, masks in _chunks(mask_logits, needed, padded, image, size):
         for task in tasks:
             task.add(queries, masks)
-    results = {task.name: task.finish() for task in tasks}
+    results: dict[str, Any] = {task.name: task.finish() for task in tasks}
     if s.semantic and not at_output and output != image:
         scores = results["sem_seg"]
         results["sem_seg"] = F.interpolate(scores[None], output, mode="bilinear", align_corners=False)[0]
@@ -255,7 +255,8 @@ class _Panoptic:
         self, areas: list[int], won: list[int], visible: list[int]
     ) -> tuple[list[int], list[dict[str, Any]]]:
         """The segment id of each kept query (0: dropped), and the segments; stuff of one class is one segment."""
-        ids, segments = [0] * len(areas), []
+        ids = [0] * len(areas)
+        segments: list[dict[str, Any]] = []
         stuff: dict[int, dict[str, Any]] = {}
         for i, label in enumerate(self.labels):
             if won[i] == 0 or areas[i] == 0 or visible[i] == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,15 +40,20 @@ class Predictions:
         masks = torch.stack([s["pred_masks"] for s in steps]).float()
         return cls(logits, masks=masks[:, :, :, None] if masks.dim() == 5 else masks)
 
-    def sample(self, image: int, points: Tensor) -> Tensor:
-        """Mask logits of all queries of one image at points (P, 2), in every frame: (L * Q, T * P)."""
+    def sample(self, points: Tensor) -> Iterator[Tensor]:
+        """Mask logits of all queries at points (B, P, 2), in every frame: one image after another (L * Q, T * P)."""
         if self.embeds is not None and self.features is not None:
-            features = self.features[image]  # (T, C, H, W)
-            sampled = sample_maps(features, points[None].expand(len(features), -1, -1))  # (T, C, P)
-            return self.embeds[:, image].flatten(0, 1) @ sampled.transpose(0, 1).flatten(1)
+            frames = self.features.shape[1]
+            per_frame = points.repeat_interleave(frames, dim=0)
+            sampled = sample_maps(self.features.flatten(0, 1), per_frame).unflatten(0, (-1, frames))  # (B, T, C, P)
+            for image, values in enumerate(sampled.transpose(1, 2).flatten(2)):
+                yield self.embeds[:, image].flatten(0, 1) @ values
+            return
         assert self.masks is not None
-        masks = self.masks[:, image].flatten(0, 2)[None]  # (1, L Q T, H, W)
-        return sample_maps(masks, points[None])[0].view(-1, self.masks.shape[3] * len(points))
+        frames = self.masks.shape[3]
+        for image in range(self.masks.shape[1]):
+            masks = self.masks[:, image].flatten(0, 2)[None]  # (1, L Q T, H, W)
+            yield sample_maps(masks, points[image][None])[0].view(-1, frames * points.shape[1])
 
     def matched(self, image: int, layers: Tensor, queries: Tensor) -> Tensor:
         """Mask logits (M, T, H, W) of chosen queries of one image; `layers` and `queries` are (M,) int64."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache
 
 from torch import Tensor
 
@@ -29,7 +29,7 @@ def backend(device_type: str) -> str:
     return _KERNELS.get(device_type, ("pytorch", ms_deform_attn_reference))[0]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _announce(device_type: str, name: str) -> None:
     logger.info("Deformable attention on %s runs on the '%s' back end", device_type, name)
 

@@ -42,7 +42,7 @@ class TimmBackbone(Backbone):
     ) -> None:
         super().__init__()
         self.network = _create(name, drop_path_rate)
-        info = self.network.feature_info
+        info: Any = self.network.feature_info
         wanted = {2 ** int(f.removeprefix("res")): f for f in out_features}
         strides, channels = info.reduction(), info.channels()
         # Where two maps share a stride, the later one is deeper.
@@ -73,7 +73,7 @@ class TimmBackbone(Backbone):
         from ...engine.checkpoint import load_weights
 
         if not Path(weights).is_file():
-            raise FileNotFoundError(f"MODEL.TIMM.WEIGHTS: '{weights}' does not exist. Leave it empty for random weights.")
+            raise FileNotFoundError(f"MODEL.TIMM.WEIGHTS: no file '{weights}'. Leave it empty for random weights.")
         state = load_weights(weights)
         missing, unexpected = self.network.load_state_dict(state, strict=False)
         missing = [key for key in missing if not key.endswith("num_batches_tracked")]

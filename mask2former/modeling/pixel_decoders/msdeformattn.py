@@ -168,6 +168,14 @@ class DeformableEncoder(nn.Module):
         return [p.transpose(1, 2).unflatten(2, shape) for p, shape in zip(parts, shapes, strict=True)]
 
 
+def _projection(in_channels: int, channels: int) -> nn.Sequential:
+    convolution = nn.Conv2d(in_channels, channels, 1)
+    nn.init.xavier_uniform_(convolution.weight)
+    assert convolution.bias is not None
+    nn.init.zeros_(convolution.bias)
+    return nn.Sequential(convolution, nn.GroupNorm(32, channels))
+
+
 @register(SEM_SEG_HEADS_REGISTRY)
 class MSDeformAttnPixelDecoder(nn.Module):
     """Backbone maps -> mask features at stride 4 and three levels for the transformer decoder.
@@ -209,16 +217,17 @@ class MSDeformAttnPixelDecoder(nn.Module):
                 f"MODEL.SEM_SEG_HEAD.IN_FEATURES {by_stride}"
             )
         self.input_proj = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(input_shape[name].channels, conv_dim, 1), nn.GroupNorm(32, conv_dim))
-            for name in self.encoder_features
+            _projection(input_shape[name].channels, conv_dim) for name in self.encoder_features
         )
-        for projection in self.input_proj:
-            nn.init.xavier_uniform_(projection[0].weight)
-            nn.init.zeros_(projection[0].bias)
         levels = len(self.encoder_features)
         layers = [
             EncoderLayer(
-                conv_dim, transformer_dim_feedforward, transformer_dropout, levels, transformer_nheads, transformer_points
+                conv_dim,
+                hidden=transformer_dim_feedforward,
+                dropout=transformer_dropout,
+                levels=levels,
+                heads=transformer_nheads,
+                points=transformer_points,
             )
             for _ in range(transformer_enc_layers)
         ]
@@ -233,7 +242,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         weight_init.c2_xavier_fill(self.mask_features)
 
     def _add_fpn_step(self, index: int, in_channels: int, conv_dim: int, norm: str) -> None:
-        """Convolutions `adapter_N` (lateral) and `layer_N` (output); N counts from the finest map, as checkpoints do."""
+        """Convolutions `adapter_N` (lateral) and `layer_N` (output); N counts from the finest map."""
         bias = norm == ""
         lateral = Conv2d(in_channels, conv_dim, kernel_size=1, bias=bias, norm=get_norm(norm, conv_dim))
         output = Conv2d(

@@ -1,0 +1,54 @@
+"""Assignment and losses agree with the reference on a recorded case."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mask2former.modeling.criterion import SetCriterion
+from mask2former.modeling.matcher import HungarianMatcher
+from mask2former.modeling.point_sampling import MaskBank
+from mask2former.modeling.predictions import Predictions
+
+DRAWS = 60
+
+
+@pytest.fixture(scope="module")
+def case() -> dict[str, np.ndarray]:
+    with np.load(Path(__file__).parent / "data" / "criterion.npz") as archive:
+        return dict(archive)
+
+
+def inputs(case: dict[str, np.ndarray]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    outputs = {k: torch.from_numpy(case[k]) for k in ("pred_logits", "pred_masks")}
+    targets = [
+        {"labels": torch.from_numpy(case[f"labels{i}"]), "masks": torch.from_numpy(case[f"masks{i}"])} for i in (0, 1)
+    ]
+    return outputs, targets
+
+
+def test_assignment(case: dict[str, np.ndarray]) -> None:
+    outputs, targets = inputs(case)
+    bank = MaskBank.of([t["masks"] for t in targets], torch.device("cpu"))
+    for target in targets:
+        target["masks"] = target["masks"][:, None]
+    matcher = HungarianMatcher(2, 5, 5)
+    pairs = matcher(Predictions.of(outputs), targets, bank, targets[0]["masks"].shape[-2:])
+    for i, pair in enumerate(pairs):
+        np.testing.assert_array_equal(np.stack((pair.query, pair.target)), case[f"index{i}"])
+
+
+def test_losses(case: dict[str, np.ndarray]) -> None:
+    outputs, targets = inputs(case)
+    criterion = SetCriterion(5, HungarianMatcher(2, 5, 5), {}, eos_coef=0.1)
+    draws = [criterion(outputs, targets) for _ in range(DRAWS)]
+    for name in ("loss_ce", "loss_mask", "loss_dice"):
+        values = np.array([float(d[name]) for d in draws])
+        error = np.hypot(case[f"stderr_{name}"], values.std() / DRAWS**0.5)
+        assert abs(values.mean() - case[f"mean_{name}"]) <= 3 * error + 1e-6
+        # The spread over draws tells that points are drawn the same way.
+        assert values.std() == pytest.approx(float(case[f"std_{name}"]), rel=0.35, abs=1e-6)

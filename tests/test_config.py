@@ -1,0 +1,122 @@
+"""Config: defaults, errors that name key and remedy, and YAML that never runs code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from detectron2.config import get_cfg
+
+from mask2former import data  # noqa: F401 (registers dataset names)
+from mask2former.config import ConfigError, add_maskformer2_config, find_config, load_config, validate_config
+
+PANOPTIC = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
+
+
+def test_adding_twice_keeps_values() -> None:
+    cfg = get_cfg()
+    add_maskformer2_config(cfg)
+    cfg.MODEL.MASK_FORMER.NHEADS = 4
+    cfg.SOLVER.POLY_LR_POWER = 2.0
+    add_maskformer2_config(cfg)
+    assert cfg.MODEL.MASK_FORMER.NHEADS == 4 and cfg.SOLVER.POLY_LR_POWER == 2.0
+
+
+def test_reference_order_of_calls_works() -> None:
+    """Users call detectron2's DeepLab function first."""
+    from detectron2.projects.deeplab import add_deeplab_config
+
+    cfg = get_cfg()
+    add_deeplab_config(cfg)
+    add_maskformer2_config(cfg)
+    cfg.merge_from_file(str(find_config(PANOPTIC)))
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 133
+
+
+@pytest.mark.parametrize("name", [PANOPTIC, f"configs/{PANOPTIC}", PANOPTIC.removesuffix(".yaml")])
+def test_names_are_found(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_config(name).name == "maskformer2_R50_bs16_50ep.yaml"
+
+
+def test_missing_config_names_the_nearest() -> None:
+    with pytest.raises(FileNotFoundError, match="maskformer2_R50_bs16_50ep"):
+        find_config("coco/panoptic-segmentation/maskformer2_R50_bs16_60ep.yaml")
+
+
+def test_unknown_keys_name_the_nearest(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("MODEL:\n  MASK_FORMER:\n    NUM_QUERIES: 5\n")
+    with pytest.raises(ConfigError, match="NUM_OBJECT_QUERIES"):
+        load_config(file)
+    with pytest.raises(ConfigError, match=r"Did you mean 'SOLVER\.BASE_LR'"):
+        load_config(None, ["SOLVER.BASELR", "1"])
+    with pytest.raises(ConfigError, match="pairs"):
+        load_config(None, ["SOLVER.BASE_LR"])
+
+
+def test_wrong_type_is_a_config_error(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("SOLVER:\n  MAX_ITER: many\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml"):
+        load_config(file)
+
+
+def test_yaml_never_runs_code(tmp_path: Path) -> None:
+    file, proof = tmp_path / "a.yaml", tmp_path / "proof"
+    file.write_text(f"INPUT:\n  MIN_SIZE_TRAIN: !!python/object/apply:eval [\"open('{proof}', 'w')\"]\n")
+    with pytest.raises(ConfigError, match="write the value itself"):
+        load_config(file)
+    assert not proof.exists()
+
+
+def test_size_lists_of_old_files_are_read_as_data(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    text = '!!python/object/apply:eval ["[int(x * 0.1 * 512) for x in range(5, 21)]"]'
+    file.write_text(f"INPUT:\n  MIN_SIZE_TRAIN: {text}\n")
+    assert list(load_config(file).INPUT.MIN_SIZE_TRAIN) == [int(x * 0.1 * 512) for x in range(5, 21)]
+
+
+@pytest.mark.parametrize("text", ["just words", "- a\n- b\n", "a: [1,\n", ""])
+def test_files_that_are_no_config(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"a\.yaml"):
+        load_config(file)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "another model"),
+        (["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 80], "MODEL.SEM_SEG_HEAD.NUM_CLASSES 133"),
+        (["INPUT.DATASET_MAPPER_NAME", "coco_panoptic_ljs"], "coco_panoptic_lsj"),
+        (["DATASETS.TRAIN", ("coco_2017_train_panoptik",)], "coco_2017_train_panoptic"),
+        (["DATASETS.TRAIN", ()], "DATASETS.TRAIN is empty"),
+        (["MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", "MSDeformAttnDecoder"], "MSDeformAttnPixelDecoder"),
+        (["MODEL.BACKBONE.NAME", "D2Swin"], "D2SwinTransformer"),
+        (["MODEL.MASK_FORMER.NHEADS", 7], "HIDDEN_DIM"),
+        (["MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS", 4], "MASK_FORMER.NHEADS"),
+        (["SOLVER.ACCUMULATION_STEPS", 3], "ACCUMULATION_STEPS"),
+        (["SOLVER.OPTIMIZER", "ADAM"], "ADAMW"),
+        (["SOLVER.AMP.DTYPE", "bf16"], "bfloat16"),
+    ],
+)
+def test_contradictions_are_found_before_training(overrides: list, message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
+        validate_config(load_config(PANOPTIC, overrides), training=True)
+
+
+@pytest.mark.parametrize(
+    "name", [PANOPTIC, "coco/instance-segmentation/swin/maskformer2_swin_tiny_bs16_50ep.yaml"]
+)
+def test_published_configs_are_valid(name: str) -> None:
+    validate_config(load_config(name), training=True)
+
+
+def test_no_result_switched_on() -> None:
+    overrides = [
+        x for n in ("SEMANTIC", "INSTANCE", "PANOPTIC") for x in (f"MODEL.MASK_FORMER.TEST.{n}_ON", False)
+    ]
+    with pytest.raises(ConfigError, match="at least one"):
+        validate_config(load_config(PANOPTIC, overrides), training=False)
