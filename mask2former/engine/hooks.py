@@ -1,0 +1,151 @@
+"""Training hooks: checkpoints, weight averaging, and a clean end when the machine is taken away."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from detectron2.engine import HookBase
+from detectron2.engine.hooks import LRScheduler
+from detectron2.utils import comm
+
+logger = logging.getLogger(__name__)
+
+_PERIODIC_NAME = re.compile(r"model_(\d{7})\.pth")
+
+
+class TrainingInterrupted(SystemExit):
+    """Training ended early on a signal, after its state was saved. The exit status is 128 + signal number."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(128 + signal_number)
+
+
+class CheckpointHook(HookBase):
+    """Saves every `period` steps and after the last one, and keeps the newest `keep` of the periodic files.
+
+    Must run on all ranks: a checkpoint holds the random states of every rank. Files that another run left in
+    the folder are not touched, unless this run was resumed from them.
+
+    Args:
+        keep: 0 keeps all files. At least 2 otherwise, so that a file cut short has a predecessor.
+    """
+
+    def __init__(self, period: int, keep: int) -> None:
+        if keep == 1 or keep < 0:
+            raise ValueError(f"keep must be 0 (all) or at least 2 checkpoints, got {keep}")
+        self._period, self._keep = period, keep
+        self._written: list[Path] = []
+
+    def before_train(self) -> None:
+        start, folder = self.trainer.start_iter, Path(self.trainer.cfg.OUTPUT_DIR)
+        if start > 0 and folder.is_dir():
+            found = [(int(m[1]), p) for p in folder.iterdir() if (m := _PERIODIC_NAME.fullmatch(p.name))]
+            self._written = [path for iteration, path in sorted(found) if iteration < start]
+
+    def after_step(self) -> None:
+        step = self.trainer.iter + 1
+        if step == self.trainer.max_iter:
+            self.trainer.save_final()
+        elif self._period > 0 and step % self._period == 0:
+            path = self.trainer.save_checkpoint()
+            if path not in self._written:
+                self._written.append(path)
+            self._remove_old()
+
+    def _remove_old(self) -> None:
+        if not self._keep or not comm.is_main_process():
+            return
+        while len(self._written) > self._keep:
+            self._written.pop(0).unlink(missing_ok=True)
+
+
+class ScheduleHook(LRScheduler):
+    """detectron2's schedule hook, but it logs the base learning rate and not that of the largest group.
+
+    The largest group may be the backbone, whose rate is multiplied by SOLVER.BACKBONE_MULTIPLIER.
+    """
+
+    def before_train(self) -> None:
+        super().before_train()
+        groups = self._optimizer.param_groups
+        self._best_param_group_id = max(range(len(groups)), key=lambda i: groups[i]["initial_lr"])
+
+
+class WeightAverageHook(HookBase):
+    """Updates the trainer's `WeightAverage` after each step; stands before the checkpoint hook."""
+
+    def after_step(self) -> None:
+        self.trainer.weight_average.update()
+
+
+class StopSignal:
+    """Remembers a SIGTERM or SIGINT instead of dying from it; a second one acts at once."""
+
+    def __init__(self) -> None:
+        self.number = 0  # of the signal that came, 0 for none
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Catch the signals inside the context (Python can do so in the main thread only)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+
+        def remember(number: int, frame: FrameType | None) -> None:
+            self.number = number
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+        for each in before:
+            signal.signal(each, remember)
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+
+def ignore_stop_signals(worker_id: int) -> None:
+    """For the loader's `worker_init_fn`: a signal to the whole job must not take the data away before the
+    main process has saved. Workers end when the loader is closed or the main process is gone."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class StopHook(HookBase):
+    """Saves a checkpoint and ends the training when a signal came.
+
+    One process acts after the step in hand. Several must stop at the same step, so they compare notes every
+    `period` steps.
+    """
+
+    def __init__(self, stop_signal: StopSignal, period: int) -> None:
+        self._signal, self._period = stop_signal, period
+
+    def after_step(self) -> None:
+        step = self.trainer.iter + 1
+        if step == self.trainer.max_iter:
+            return  # done anyway
+        number = self._signal.number
+        if comm.get_world_size() > 1:
+            if step % self._period:
+                return
+            number = max(comm.all_gather(number))
+        if not number:
+            return
+        path = self.trainer.save_checkpoint()
+        logger.info(
+            "Stopped by %s after %d steps; continue with --resume from %s.",
+            signal.Signals(number).name,
+            step,
+            path,
+        )
+        raise TrainingInterrupted(number)

@@ -1,0 +1,184 @@
+"""Optimizer, gradient clipping and learning-rate schedules from the config (arXiv 2112.01527, sec. 4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.projects.deeplab import build_lr_scheduler as build_deeplab_lr_scheduler
+from detectron2.solver.build import maybe_add_gradient_clipping
+from torch import Tensor, nn
+
+NORM_LAYERS: tuple[type[nn.Module], ...] = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.GroupNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+    nn.LayerNorm,
+    nn.LocalResponseNorm,
+    nn.RMSNorm,
+)
+_POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed")
+
+
+def parameter_settings(cfg: CfgNode, module_name: str, module: nn.Module, name: str) -> tuple[float, float]:
+    """Learning rate and weight decay of the parameter `name` that `module` (at path `module_name`) owns.
+
+    Later rules win: position tables are not decayed, then norm layers take WEIGHT_DECAY_NORM and
+    `nn.Embedding` WEIGHT_DECAY_EMBED. A bare `nn.Parameter` such as the encoder's `level_embed` is decayed
+    like any weight, and so are biases unless SOLVER.WEIGHT_DECAY_BIAS is set.
+    """
+    solver = cfg.SOLVER
+    lr, weight_decay = solver.BASE_LR, solver.WEIGHT_DECAY
+    if "backbone" in module_name:
+        lr *= solver.BACKBONE_MULTIPLIER
+    if any(table in name for table in _POSITION_TABLES):
+        weight_decay = 0.0
+    if isinstance(module, NORM_LAYERS):
+        weight_decay = solver.WEIGHT_DECAY_NORM
+    if isinstance(module, nn.Embedding):
+        weight_decay = solver.WEIGHT_DECAY_EMBED
+    if name == "bias":
+        lr *= solver.BIAS_LR_FACTOR
+        if solver.WEIGHT_DECAY_BIAS is not None:
+            weight_decay = solver.WEIGHT_DECAY_BIAS
+    return lr, weight_decay
+
+
+def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
+    """Trainable parameters, one group for each distinct (learning rate, weight decay).
+
+    Returns:
+        Groups with "params" as (name, parameter) pairs, so that checkpoints also hold the names.
+    """
+    groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
+    seen: set[nn.Parameter] = set()
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or parameter in seen:
+                continue
+            seen.add(parameter)
+            full_name = f"{module_name}.{name}" if module_name else name
+            settings = parameter_settings(cfg, module_name, module, name)
+            groups.setdefault(settings, []).append((full_name, parameter))
+    return [{"params": pairs, "lr": lr, "weight_decay": decay} for (lr, decay), pairs in groups.items()]
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW or SGD (SOLVER.OPTIMIZER) with the rules of `parameter_settings`, in fused form.
+
+    The fused form can skip a step by a flag on the device (`optimizer.found_inf`), which `TrainStep` uses to
+    drop steps with non-finite gradients without waiting for the GPU. Full-model clipping is also applied
+    there; clipping of single parameters (SOLVER.CLIP_GRADIENTS.CLIP_TYPE "value" or "norm") is built into
+    the optimizer.
+
+    Raises:
+        ValueError: unknown SOLVER.OPTIMIZER or CLIP_TYPE, or a model without trainable parameters.
+    """
+    solver = cfg.SOLVER
+    groups = parameter_groups(cfg, model)
+    if not groups:
+        raise ValueError(
+            "The model has no trainable parameter; check MODEL.BACKBONE.FREEZE_AT and your own freezing."
+        )
+    name = solver.OPTIMIZER.upper()
+    optimizer: torch.optim.Optimizer
+    if name == "ADAMW":
+        optimizer = torch.optim.AdamW(groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, fused=True)
+    elif name == "SGD":
+        optimizer = torch.optim.SGD(
+            groups,
+            lr=solver.BASE_LR,
+            momentum=solver.MOMENTUM,
+            nesterov=solver.NESTEROV,
+            weight_decay=solver.WEIGHT_DECAY,
+            fused=True,
+        )
+        _start_momentum(optimizer)
+    else:
+        raise ValueError(f"SOLVER.OPTIMIZER is '{solver.OPTIMIZER}', which does not exist. Use ADAMW or SGD.")
+    clip = solver.CLIP_GRADIENTS
+    if not clip.ENABLED or clip.CLIP_TYPE == "full_model":
+        return optimizer
+    if clip.CLIP_TYPE not in ("value", "norm"):
+        raise ValueError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is '{clip.CLIP_TYPE}', which does not exist. "
+            "Use full_model (one norm over all parameters), norm or value (each parameter by itself)."
+        )
+    return maybe_add_gradient_clipping(cfg, optimizer)
+
+
+def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Begin with zero momentum: the same first step, and skipping it leaves no uninitialised buffer."""
+    for group in optimizer.param_groups:
+        if group["momentum"] != 0:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def full_model_clip_norm(cfg: CfgNode) -> float | None:
+    """Largest norm of all gradients together, or None when full-model clipping is off."""
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if not clip.ENABLED or clip.CLIP_TYPE != "full_model" or clip.CLIP_VALUE <= 0:
+        return None
+    return float(clip.CLIP_VALUE)
+
+
+def clip_gradients(parameters: Sequence[Tensor], max_norm: float | None, norm_type: float = 2.0) -> Tensor:
+    """Scale all gradients in place so that their common norm is at most `max_norm`; None only measures.
+
+    Returns:
+        The norm before clipping, a scalar on the gradients' device. Nothing here waits for the device.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients, norm_type)
+    if max_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
+
+
+def build_lr_scheduler(
+    cfg: CfgNode, optimizer: torch.optim.Optimizer
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Schedule by SOLVER.LR_SCHEDULER_NAME: WarmupPolyLR or one of detectron2's (WarmupMultiStepLR, ...).
+
+    Raises:
+        ValueError: unknown name.
+    """
+    try:
+        return build_deeplab_lr_scheduler(cfg, optimizer)
+    except ValueError as error:
+        raise ValueError(
+            f"SOLVER.LR_SCHEDULER_NAME '{cfg.SOLVER.LR_SCHEDULER_NAME}': {error}. "
+            "Use WarmupPolyLR, WarmupMultiStepLR or WarmupCosineLR."
+        ) from error
+
+
+def check_same_parameters(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Make sure that an optimizer state belongs to the same parameters in the same order.
+
+    Raises:
+        ValueError: naming the first difference.
+    """
+    saved = [name for group in state["param_groups"] for name in group.get("param_names", ())]
+    if not saved:
+        return  # written by another program; torch compares the group sizes
+    current = [name for group in optimizer.param_groups for name in group.get("param_names", ())]
+    if saved == current:
+        return
+    missing, extra = sorted(set(saved) - set(current)), sorted(set(current) - set(saved))
+    detail = (
+        f"only in the checkpoint: {missing[:3]}; only in the model: {extra[:3]}"
+        if missing or extra
+        else ("the same parameters in other groups (learning-rate or weight-decay rules were changed)")
+    )
+    raise ValueError(
+        f"Cannot resume: the optimizer state was saved for other parameters ({detail}). "
+        "Resume with the configuration of the first run, or start anew without --resume."
+    )

@@ -1,0 +1,353 @@
+"""The trainer: detectron2's DefaultTrainer with exact resume, accumulation and weight averaging."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import weakref
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model
+from detectron2.engine import hooks as d2_hooks
+from detectron2.engine.train_loop import TrainerBase
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
+from fvcore.nn.precise_bn import get_bn_modules
+from torch import nn
+from torch.utils.data import DataLoader
+
+from .checkpoint import SafeCheckpointer, save_safetensors
+from .console import ConsoleWriter
+from .ema import WeightAverage
+from .hooks import CheckpointHook, ScheduleHook, StopHook, StopSignal, WeightAverageHook, ignore_stop_signals
+from .optimizer import build_lr_scheduler, build_optimizer, full_model_clip_norm
+from .precision import select_precision
+from .random_state import get_random_state, preserved_random_state, set_random_state
+from .report import BestModel, by_dataset, format_results, write_json
+from .step import TrainStep
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(DefaultTrainer):
+    """Builds everything from a config and trains.
+
+    ```
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    ```
+
+    A run that is stopped and resumed does the same as one that never stopped: model, optimizer, schedule,
+    loss scaler, weight average, place in the data and random states of every rank are restored. (Bit for bit
+    as far as the operations of the device are deterministic.)
+
+    Attributes:
+        keep_checkpoints: periodic checkpoints to keep, 0 for all.
+        log_period: steps between two lines of progress.
+        find_unused_parameters: set in a subclass whose model does not use each parameter in each step.
+    """
+
+    keep_checkpoints = 3
+    log_period = 20
+    find_unused_parameters = False
+
+    def __init__(self, cfg: CfgNode) -> None:
+        # Not DefaultTrainer.__init__: it would build the data loader before it is known where to resume.
+        TrainerBase.__init__(self)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        _check_batch(cfg)
+        self.cfg = cfg
+        self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self._random_states: list[dict[str, Any]] | None = None
+        self._stop_signal = StopSignal()
+
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        self.weight_average = WeightAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY > 0 else None
+        on_gpu = next(model.parameters()).is_cuda
+        self._trainer = TrainStep(
+            create_ddp_model(
+                model,
+                broadcast_buffers=False,
+                find_unused_parameters=self.find_unused_parameters,
+                device_ids=[comm.get_local_rank()] if on_gpu else None,
+            ),
+            None,
+            optimizer,
+            precision=select_precision(cfg),
+            max_iter=self.max_iter,
+            accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
+            clip_norm=full_model_clip_norm(cfg),
+            norm_type=cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE,
+            max_bad_steps=cfg.SOLVER.MAX_NONFINITE_STEPS,
+            log_period=self.log_period,
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        states: dict[str, Any] = {"trainer": weakref.proxy(self)}
+        if self.weight_average is not None:
+            states["ema"] = self.weight_average
+        self.checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, **states)
+        self.best = BestModel(Path(cfg.OUTPUT_DIR))
+        self.register_hooks(self.build_hooks())
+
+    # Building blocks, to be overridden one by one.
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(
+        cls, cfg: CfgNode, optimizer: torch.optim.Optimizer
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, *, start_iteration: int = 0, seed: int | None = None) -> Any:
+        """Endless micro-batches for this rank, beginning with those of step `start_iteration`."""
+        from ..data import build_train_loader
+
+        return build_train_loader(cfg, start_iteration=start_iteration, seed=seed)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        from ..data import build_test_loader
+
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> DatasetEvaluator:
+        from ..evaluation import build_evaluator
+
+        return build_evaluator(cfg, dataset_name, output_folder)
+
+    def build_hooks(self) -> list[HookBase]:
+        """Timing, schedule, averaging, checkpoints, evaluation, logging; in the order in which they run."""
+        cfg = self.cfg
+        hooks: list[HookBase | None] = [
+            d2_hooks.IterationTimer(),
+            ScheduleHook(),
+            WeightAverageHook() if self.weight_average is not None else None,
+            self._precise_bn(),
+            CheckpointHook(cfg.SOLVER.CHECKPOINT_PERIOD, self.keep_checkpoints),
+            d2_hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
+            d2_hooks.PeriodicWriter(self.build_writers(), period=self.log_period)
+            if comm.is_main_process()
+            else None,
+            StopHook(self._stop_signal, self.log_period),
+        ]
+        return [hook for hook in hooks if hook is not None]
+
+    def _precise_bn(self) -> HookBase | None:
+        cfg = self.cfg
+        if not cfg.TEST.PRECISE_BN.ENABLED or not get_bn_modules(self.model):
+            return None
+        loader = self.build_train_loader(cfg, seed=self.seed)
+        return d2_hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER)
+
+    def build_writers(self) -> list[EventWriter]:
+        """Console line, OUTPUT_DIR/metrics.json (one JSON object a line) and TensorBoard if installed."""
+        folder = Path(self.cfg.OUTPUT_DIR)
+        folder.mkdir(parents=True, exist_ok=True)
+        writers: list[EventWriter] = [
+            ConsoleWriter(self.max_iter, self.cfg.SOLVER.IMS_PER_BATCH),
+            JSONWriter(str(folder / "metrics.json")),
+        ]
+        if importlib.util.find_spec("tensorboard"):
+            writers.append(TensorboardXWriter(str(folder)))
+        else:
+            logger.warning(
+                "TensorBoard is not installed, its files are not written (pip install tensorboard)."
+            )
+        return writers
+
+    # Training.
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Continue from the last good checkpoint in OUTPUT_DIR, or start from MODEL.WEIGHTS.
+
+        Raises:
+            FileNotFoundError: MODEL.WEIGHTS does not exist.
+            ValueError: the checkpoint belongs to another model or optimizer.
+        """
+        if resume and not self.checkpointer.has_checkpoint():
+            logger.info("No checkpoint in %s to resume from, starting anew.", self.cfg.OUTPUT_DIR)
+        self.iter = -1
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        self.start_iter = self.iter + 1  # `load_state_dict` sets `iter` to the step that was finished
+        if self.start_iter > 0:
+            self.best.restore()
+            logger.info("Resuming after %d of %d steps.", self.start_iter, self.max_iter)
+        elif self.weight_average is not None:
+            self.weight_average.reset()  # it was made from the weights before loading
+
+    def train(self) -> OrderedDict[str, Any] | None:
+        """Train to MAX_ITER.
+
+        Returns:
+            Results of the last evaluation where TEST.EXPECTED_RESULTS asks for it, else None.
+
+        Raises:
+            FloatingPointError: too many steps were not finite (SOLVER.MAX_NONFINITE_STEPS).
+            TrainingInterrupted: SIGTERM or SIGINT came; the state was saved.
+        """
+        logger.info("Data order and augmentation use seed %d.", self.seed)
+        with self._stop_signal.listening():
+            self._trainer.reset_data_loader(
+                lambda: self.build_train_loader(self.cfg, start_iteration=self.start_iter, seed=self.seed)
+            )
+            if isinstance(self.data_loader, DataLoader) and self.data_loader.worker_init_fn is None:
+                self.data_loader.worker_init_fn = ignore_stop_signals
+            # Making an iterator draws random numbers, so it comes before the states are put back.
+            _ = self._trainer._data_loader_iter
+            self._restore_random_state()
+            try:
+                return super().train()
+            finally:
+                self._tell_skipped_records()
+
+    def _tell_skipped_records(self) -> None:
+        count = getattr(getattr(self.data_loader, "dataset", None), "skipped", 0)
+        if count:
+            logger.warning("%d bad records were skipped (DATALOADER.SKIP_BAD_RECORDS); see above.", count)
+
+    def evaluate(self) -> OrderedDict[str, Any]:
+        """Evaluate on DATASETS.TEST with the averaged weights if there are some, and keep the best model.
+
+        Does not change the course of the training: random states are put back.
+        """
+        averaged = (
+            self.weight_average.applied() if self.weight_average is not None else contextlib.nullcontext()
+        )
+        with preserved_random_state(), averaged:
+            self._last_eval_results = self.test(self.cfg, self.checkpointer.model)
+            if comm.is_main_process():
+                self.best.offer(self.checkpointer.model, self._last_eval_results, self.iter, self.cfg)
+        return self._last_eval_results
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None,
+    ) -> OrderedDict[str, Any]:
+        """Evaluate `model` on each data set of DATASETS.TEST.
+
+        Logs a table and writes OUTPUT_DIR/inference/metrics.json.
+
+        Args:
+            evaluators: one for each data set, by default those of `build_evaluator`.
+
+        Returns:
+            {task: {metric: value}} for one data set, {data set: {task: {metric: value}}} for several; empty
+            on all ranks but the first.
+        """
+        results = super().test(cfg, model, evaluators)
+        if comm.is_main_process() and len(cfg.DATASETS.TEST):
+            named = by_dataset(results, cfg.DATASETS.TEST)
+            logger.info("Evaluation:\n%s", format_results(named))
+            write_json(Path(cfg.OUTPUT_DIR) / "inference" / "metrics.json", named)
+        return results
+
+    @classmethod
+    def load_for_test(cls, cfg: CfgNode, resume: bool = False) -> nn.Module:
+        """The model with MODEL.WEIGHTS, or the last checkpoint of OUTPUT_DIR if `resume`.
+
+        With SOLVER.EMA_DECAY > 0 and a checkpoint that holds averaged weights, those.
+        """
+        model = cls.build_model(cfg)
+        checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR)
+        resuming = resume and checkpointer.has_checkpoint()
+        if not resuming and not cfg.MODEL.WEIGHTS:
+            logger.warning("MODEL.WEIGHTS is empty: evaluating a model with random weights.")
+        average = WeightAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY > 0 else None
+        if average is not None:
+            checkpointer.add_checkpointable("ema", average)
+        if resuming:
+            checkpointer.resume_or_load("", resume=True)
+        else:
+            checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=list(checkpointer.checkpointables))
+        if average is not None and average.restored:
+            average.apply()
+            logger.info("Evaluating the averaged weights (SOLVER.EMA_DECAY).")
+        return model
+
+    # Checkpoints.
+
+    def save_checkpoint(self, name: str | None = None) -> Path:
+        """Save the whole state after the present step; all ranks call this together.
+
+        Returns:
+            The path of the file, `model_<step>.pth` if `name` is not given.
+        """
+        name = name or f"model_{self.iter:07d}"
+        self._random_states = comm.all_gather(get_random_state())
+        self.checkpointer.save(name, iteration=self.iter)
+        self._random_states = None
+        return Path(self.cfg.OUTPUT_DIR) / f"{name}.pth"
+
+    def save_final(self) -> None:
+        """Save model_final.pth with the whole state and model_final.safetensors with the weights to use."""
+        self.save_checkpoint("model_final")
+        averaged = (
+            self.weight_average.applied() if self.weight_average is not None else contextlib.nullcontext()
+        )
+        if comm.is_main_process():
+            with averaged:
+                save_safetensors(
+                    self.checkpointer.model, Path(self.cfg.OUTPUT_DIR) / "model_final.safetensors"
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        state["seed"] = self.seed
+        state["random_states"] = self._random_states or [get_random_state()]
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.seed = int(state.get("seed", self.seed))
+        self._random_states = state.get("random_states")
+        if hasattr(
+            self.scheduler, "max_iters"
+        ):  # poly schedules store their length; a resumed run may be longer
+            self.scheduler.max_iters = self.max_iter
+
+    def _restore_random_state(self) -> None:
+        states, self._random_states = self._random_states, None
+        if self.start_iter == 0 or states is None:
+            return
+        if len(states) != comm.get_world_size():
+            logger.warning(
+                "The checkpoint was saved by %d processes, this run has %d: augmentation will differ from an "
+                "uninterrupted run.",
+                len(states),
+                comm.get_world_size(),
+            )
+            return
+        set_random_state(states[comm.get_rank()])
+
+
+def _check_batch(cfg: CfgNode) -> None:
+    """Every rank and micro-batch must get the same whole number of images.
+
+    Raises:
+        ValueError: with the keys to change.
+    """
+    images, steps, ranks = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION_STEPS, comm.get_world_size()
+    if steps < 1 or images < 1 or images % (steps * ranks):
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH {images} must be a multiple of the number of processes ({ranks}) times "
+            f"SOLVER.ACCUMULATION_STEPS ({steps}), here of {ranks * steps}."
+        )

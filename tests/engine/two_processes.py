@@ -1,0 +1,49 @@
+"""The program that `test_distributed.py` runs on two processes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from tiny_training import TinyTrainer, start, tiny_config
+
+KEYS = ("SOLVER.IMS_PER_BATCH", "8", "SOLVER.ACCUMULATION_STEPS", "2")
+
+
+class HalfTrainer(TinyTrainer):
+    """Deterministic; each process takes its share of one common batch. With seed 99, rank 1 meets one NaN."""
+
+    dropout = 0.0
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, *, start_iteration: int = 0, seed: int | None = None) -> Any:
+        ranks, rank = comm.get_world_size(), comm.get_rank()
+        step = start_iteration
+        while True:
+            x = torch.randn(8, 4, generator=torch.Generator().manual_seed(1000 + step))
+            if ranks == 1:
+                micro_batches = [x[:4], x[4:]]
+            else:
+                micro_batches = [x[2 * rank : 2 * rank + 2], x[4 + 2 * rank : 6 + 2 * rank]]
+            for rows in micro_batches:
+                bad = seed == 99 and step == 2 and rank == 1
+                name = "image_bad.png" if bad else "image.png"
+                yield [
+                    {"x": row, "y": row.sum() * (float("nan") if bad else 1), "file_name": name}
+                    for row in rows
+                ]
+            step += 1
+
+
+def main(args: argparse.Namespace) -> None:
+    """As train_net.py's, with a tiny model."""
+    settings = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
+    folder = Path(settings.pop("OUTPUT_DIR"))
+    setup_logger(str(folder), distributed_rank=comm.get_rank(), name="mask2former")
+    rest = [item for pair in settings.items() for item in pair]
+    start(tiny_config(folder, *KEYS, *rest), resume=args.resume, trainer_class=HalfTrainer).train()

@@ -1,0 +1,29 @@
+#!/usr/bin/env python
+"""Train or evaluate a model.
+
+    python train_net.py --config-file configs/nuclei/maskformer2_nuclei.yaml --num-gpus 1
+    python train_net.py --config-file ... --eval-only MODEL.WEIGHTS model_final.safetensors
+    torchrun --nproc-per-node 8 train_net.py --config-file ... --resume
+
+Any config key can be set at the end of the command: KEY VALUE KEY VALUE ...
+"""
+
+import argparse
+import sys
+
+import mask2former  # noqa: F401  (registers models and data sets)
+from mask2former.engine import Trainer, argument_parser, launch, setup
+
+
+def main(args: argparse.Namespace) -> object:
+    """What each process does; returns the evaluation results, if any."""
+    cfg = setup(args)
+    if args.eval_only:
+        return Trainer.test(cfg, Trainer.load_for_test(cfg, resume=args.resume))
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    sys.exit(launch(main, argument_parser().parse_args()))
