@@ -14,17 +14,35 @@ except ImportError as error:
 
 from . import data, modeling
 from .config import add_maskformer2_config, add_maskformer2_video_config, load_config, validate_config
+from .data import (
+    COCOInstanceNewBaselineDatasetMapper,
+    COCOPanopticNewBaselineDatasetMapper,
+    MaskFormerInstanceDatasetMapper,
+    register_all,
+    register_coco_json,
+)
+from .evaluation import InstanceSegEvaluator
 from .modeling import MaskFormer
+from .results import Result
+from .segmenter import Segmenter
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "COCOInstanceNewBaselineDatasetMapper",
+    "COCOPanopticNewBaselineDatasetMapper",
+    "InstanceSegEvaluator",
     "MaskFormer",
+    "MaskFormerInstanceDatasetMapper",
+    "Result",
+    "Segmenter",
     "__version__",
     "add_maskformer2_config",
     "add_maskformer2_video_config",
     "data",
     "load_config",
     "modeling",
+    "register_all",
+    "register_coco_json",
     "validate_config",
 ]

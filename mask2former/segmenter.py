@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from detectron2.data import transforms as T
 from torch import nn
 
 from mask2former.classes import ClassTable
+from mask2former.modeling import MaskFormer
 from mask2former.pictures import Picture, read_picture
 from mask2former.results import TASKS, Result
 
@@ -206,6 +208,7 @@ class Segmenter:
 
     def _run(self, arrays: list[np.ndarray], paths: list[Path | None], threshold: float) -> list[Result]:
         start = time.perf_counter()
+        self._drop_early(threshold)
         with torch.inference_mode(), self._autocast():
             outputs = self.model([self._prepare(array) for array in arrays])
             results = [
@@ -218,6 +221,12 @@ class Segmenter:
         for result in results:
             object.__setattr__(result, "seconds", seconds)
         return results
+
+    def _drop_early(self, threshold: float) -> None:
+        """Let the model leave out what the threshold drops anyway, before its masks are resized."""
+        if isinstance(self.model, MaskFormer) and self.cfg is not None:
+            lowest = max(threshold, self.cfg.TEST.SCORE_THRESHOLD)
+            self.model.settings = replace(self.model.settings, score_threshold=lowest)
 
     def _prepare(self, array: np.ndarray) -> dict[str, Any]:
         """(H, W, 3) uint8 RGB -> detectron2's input: resized (3, h, w) uint8, and the size to return to."""

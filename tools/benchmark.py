@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Time this project on this machine: each figure with the versions and hardware it belongs to.
 
-    python tools/benchmark.py model --config-file coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml --size 480 640
+    python tools/benchmark.py model --size 480 640
     python tools/benchmark.py train --config-file nuclei/maskformer2_efficientnet_lite0.yaml --size 512 512 --batch 8
 
 Weights are random: times do not depend on them, except where a result holds fewer objects.

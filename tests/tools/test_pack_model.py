@@ -1,0 +1,66 @@
+"""A packed training loads by its folder, in half the size, and gives the same picture."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from mask2former import Segmenter, load_config
+from mask2former.engine.saving import save_safetensors
+
+TOOL = Path(__file__).parents[2] / "tools" / "pack_model.py"
+TINY = [
+    *("MODEL.DEVICE", "cpu", "MODEL.TIMM.NAME", "resnet18", "MODEL.SEM_SEG_HEAD.CONVS_DIM", 32),
+    *("MODEL.SEM_SEG_HEAD.MASK_DIM", 16, "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", 1),
+    *("MODEL.MASK_FORMER.HIDDEN_DIM", 32, "MODEL.MASK_FORMER.DEC_LAYERS", 2, "INPUT.MIN_SIZE_TEST", 64),
+]
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Path:
+    """What train_net.py leaves behind, of a model with random weights."""
+    folder = tmp_path / "training"
+    cfg = load_config("nuclei/maskformer2_efficientnet_lite0.yaml", TINY)
+    save_safetensors(build_model(cfg), folder / "model_final.safetensors")
+    cfg.MODEL.TIMM.WEIGHTS = "/home/somebody/backbone.pth"
+    (folder / "config.yaml").write_text(cfg.dump())
+    return folder
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(TOOL), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_packed_model_predicts_the_same(training: Path, tmp_path: Path) -> None:
+    target = tmp_path / "packed"
+    done = run(training, target, "--classes", "cell")
+    assert done.returncode == 0, done.stderr
+    assert "somebody" not in (target / "config.yaml").read_text()
+    big, small = (training / "model_final.safetensors").stat().st_size, (target / "model.safetensors").stat().st_size
+    assert small < 0.55 * big
+    segment = Segmenter.load(str(target), device="cpu", score_threshold=0.0)
+    assert list(segment.classes.names) == ["cell"]
+    cfg = load_config(target / "config.yaml")
+    original = build_model(cfg).eval()
+    from mask2former.engine.checkpoint import load_into
+
+    assert load_into(original, training / "model_final.safetensors").complete
+    picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        expected = original([{"image": torch.from_numpy(picture.transpose(2, 0, 1).copy())}])[0]["instances"]
+    found = segment(picture).instances
+    assert np.allclose(np.sort(found.scores), np.sort(expected.scores.numpy()), atol=5e-3)
+
+
+def test_no_weights_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(load_config("nuclei/maskformer2_R50.yaml").dump())
+    done = run(tmp_path, tmp_path / "out", "--classes", "cell")
+    assert done.returncode != 0 and "model_best.safetensors" in done.stderr
+    assert "Traceback" not in done.stderr

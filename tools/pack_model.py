@@ -1,0 +1,94 @@
+#!/usr/bin/env python
+"""Pack a finished training into a small folder that `Segmenter.load(folder)` and the demo understand.
+
+    python tools/pack_model.py output/nuclei models/nuclei --classes nucleus
+
+Writes model.safetensors (half precision, the weights that were evaluated), config.yaml without paths of this machine,
+and classes.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from mask2former.config import load_config
+from mask2former.data import register_from_config
+from mask2former.engine.checkpoint import load_weights
+from mask2former.engine.saving import save_safetensors
+from mask2former.files import write_bytes, write_json
+
+CANDIDATES = ("model_best.safetensors", "model_final.safetensors", "model_final.pth")
+
+
+def find_weights(folder: Path) -> Path:
+    """The best weights of a training's output folder.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    for name in CANDIDATES:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"{folder} holds none of {', '.join(CANDIDATES)}; name a file with --weights")
+
+
+def class_names(cfg: CfgNode) -> list[str]:
+    """Names of the classes, from the test dataset's json."""
+    register_from_config(cfg)
+    names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes")
+    if names is None:
+        raise ValueError(f"dataset {cfg.DATASETS.TEST[0]} does not tell its classes; name them with --classes")
+    return list(names)
+
+
+def portable(cfg: CfgNode) -> CfgNode:
+    """The config without what belongs to the training machine."""
+    cfg = cfg.clone()
+    cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.TIMM.WEIGHTS = ""
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.OUTPUT_DIR = "./output"
+    return cfg
+
+
+def main() -> None:
+    """Command line; errors that the user can mend are told without a traceback."""
+    try:
+        pack(argument_parser().parse_args())
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"pack_model: {error}")
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="output folder of train_net.py (config.yaml and weights)")
+    parser.add_argument("target", type=Path, help="folder to write")
+    parser.add_argument("--weights", type=Path, help="default: the best, else the final weights in SOURCE")
+    parser.add_argument("--classes", nargs="+", help="class names; default: those of the test dataset")
+    parser.add_argument("--fp32", action="store_true", help="keep single precision")
+    return parser
+
+
+def pack(args: argparse.Namespace) -> None:
+    """Read the training's folder and write the packed one."""
+    cfg = load_config(args.source / "config.yaml")
+    state = load_weights(str(args.weights or find_weights(args.source)))
+    # What any model makes anew is not worth storing.
+    state = {k: v for k, v in state.items() if not k.endswith(("num_batches_tracked", "criterion.empty_weight"))}
+    names = args.classes or class_names(cfg)
+    file = save_safetensors(state, args.target / "model.safetensors", None if args.fp32 else torch.float16)
+    write_bytes(args.target / "config.yaml", portable(cfg).dump().encode())
+    write_json(args.target / "classes.json", names)
+    print(f"{file}: {file.stat().st_size / 2**20:.1f} MiB, {len(state)} tensors; classes: {', '.join(names)}")
+
+
+if __name__ == "__main__":
+    main()
