@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train or evaluate a model.
 
-    python train_net.py --config-file configs/nuclei/maskformer2_nuclei.yaml --num-gpus 1
+    python train_net.py --config-file configs/nuclei/maskformer2_efficientnet_lite0.yaml --num-gpus 1
     python train_net.py --config-file ... --eval-only MODEL.WEIGHTS model_final.safetensors
     torchrun --nproc-per-node 8 train_net.py --config-file ... --resume
 

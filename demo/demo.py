@@ -33,11 +33,12 @@ PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", "
 OVERLAYS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 DEFAULT_OUTPUT = Path("output/demo")
 
-# Example pictures of scikit-image, and what to expect of a model trained on nuclei.
+# Example pictures of scikit-image: the size at which the network sees them, and what to expect of a model trained on
+# nuclei.
 EXAMPLES = {
-    "ihc.png": "stained tissue: nuclei, though of a stain that the training data hardly has",
-    "cell.png": "one whole cell, phase image: not a nucleus, outside the training domain",
-    "coins.png": "coins are not nuclei: outside the training domain, shown to see what happens",
+    "ihc.png": (800, "real nuclei, but in brown-stained tissue, which the training data lacks: most are missed"),
+    "cell.png": (512, "a whole cell in phase contrast: not a nucleus, outside the training domain"),
+    "coins.png": (512, "coins are not nuclei: outside the training domain, and found all the same"),
 }
 
 
@@ -74,6 +75,12 @@ def argument_parser() -> argparse.ArgumentParser:
         metavar="S",
         help="drop objects and segments with a lower score (default: 0.5)",
     )
+    model.add_argument(
+        "--min-size",
+        type=int,
+        metavar="N",
+        help="shorter side of pictures in the network; larger finds smaller objects (default: INPUT.MIN_SIZE_TEST)",
+    )
     source = parser.add_argument_group("input (default: example pictures of scikit-image)")
     source.add_argument(
         "--input", nargs="+", metavar="PATH", help="pictures, folders, or patterns such as 'cells/*.png'"
@@ -95,7 +102,9 @@ def argument_parser() -> argparse.ArgumentParser:
         help="what to write into a folder (default: overlay json)",
     )
     output.add_argument(
-        "--non-overlapping", action="store_true", help="each pixel to one object; near-duplicates are removed"
+        "--non-overlapping",
+        action=argparse.BooleanOptionalAction,
+        help=f"each pixel to one object; near-duplicates are removed (default: only with the model {DEFAULT_MODEL})",
     )
     output.add_argument(
         "--labels",
@@ -256,10 +265,11 @@ def segment_pictures(segment: Segmenter, args: argparse.Namespace) -> int:
     for problem in problems:
         _complain(problem)
     writer = Writer.create(args, len(files))
-    remarks = EXAMPLES if not args.input and args.model is None and args.config_file is None else {}
+    examples = EXAMPLES if not args.input and args.model is None and args.config_file is None else {}
+    sizes = {path: args.min_size or examples.get(path.name, (None, ""))[0] for path in files}
     rows = []
-    for result in _results(segment, files, problems):
-        remark = remarks.get(result.path.name, "") if result.path else ""
+    for result in _results(segment, sizes, problems):
+        remark = examples.get(result.path.name, (None, ""))[1] if result.path else ""
         result = result.filter(non_overlapping=True) if args.non_overlapping else result
         caption = f"{result.path.name}: {_objects(result)}; {remark}" if remark and result.path else ""
         try:
@@ -290,12 +300,12 @@ def segment_pictures(segment: Segmenter, args: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def _results(segment: Segmenter, files: Sequence[Path], problems: list[str]) -> Iterator[Result]:
-    """A result for each file that can be read; a message for each other one."""
+def _results(segment: Segmenter, files: dict[Path, int | None], problems: list[str]) -> Iterator[Result]:
+    """A result for each file that can be read, seen at its size; a message for each other one."""
     with tqdm(files, unit="picture", mininterval=0.5, disable=len(files) < 4) as progress:
         for path in progress:
             try:
-                result = segment(path)
+                result = segment(path, min_size=files[path])
             except (ValueError, OSError) as error:
                 text = str(error) if str(path) in str(error) else f"{path}: {error}"
                 problems.append(text)
@@ -351,6 +361,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if len(sources) > 1:
             raise UserError("choose one of " + ", ".join(f"--{name.replace('_', '-')}" for name in sources))
+        if args.non_overlapping is None:
+            args.non_overlapping = args.config_file is None and args.model in (None, DEFAULT_MODEL)
         if args.video_input and not Path(args.video_input).is_file():
             raise UserError(
                 f"--video-input {args.video_input} does not exist{_similar(Path(args.video_input))}"

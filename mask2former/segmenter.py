@@ -171,6 +171,7 @@ class Segmenter:
         *,
         score_threshold: float | None = None,
         batch_size: int | None = None,
+        min_size: int | None = None,
     ) -> Any:
         """Segment one picture (returns a `Result`) or a list or tuple of them (returns a list of `Result`).
 
@@ -180,13 +181,16 @@ class Segmenter:
 
         Args:
             score_threshold, batch_size: for this call instead of those of the constructor.
+            min_size: shorter side, in pixels, at which the network sees the pictures of this call; larger for
+                smaller objects.
         Raises:
             FileNotFoundError, ValueError: a picture that is missing, unreadable or of another type or shape.
         """
         if isinstance(images, (list, tuple)):
-            return list(self.stream(images, score_threshold=score_threshold, batch_size=batch_size))
+            options = {"score_threshold": score_threshold, "batch_size": batch_size, "min_size": min_size}
+            return list(self.stream(images, **options))  # type: ignore[arg-type]
         picture: Any = images  # a str is a Sequence too, so its type does not tell that this is one picture
-        return next(self.stream([picture], score_threshold=score_threshold))
+        return next(self.stream([picture], score_threshold=score_threshold, min_size=min_size))
 
     def stream(
         self,
@@ -194,23 +198,31 @@ class Segmenter:
         *,
         score_threshold: float | None = None,
         batch_size: int | None = None,
+        min_size: int | None = None,
     ) -> Iterator[Result]:
         """Results one after the other, for more pictures than fit into memory (a generator is fine)."""
         threshold = self.score_threshold if score_threshold is None else _checked_threshold(score_threshold)
         size = self.batch_size if batch_size is None else batch_size
         if size < 1:
             raise ValueError(f"batch_size must be at least 1, not {size}")
+        resize = self._resize
+        if min_size is not None:
+            if min_size < 1:
+                raise ValueError(f"min_size must be at least 1, not {min_size}")
+            resize = T.ResizeShortestEdge(min_size, max(resize.max_size, 2 * min_size), "choice")
         source = iter(images)
         while batch := list(islice(source, size)):
             arrays = [read_picture(picture) for picture in batch]
             paths = [Path(p) if isinstance(p, str | os.PathLike) else None for p in batch]
-            yield from self._run(arrays, paths, threshold)
+            yield from self._run(arrays, paths, threshold, resize)
 
-    def _run(self, arrays: list[np.ndarray], paths: list[Path | None], threshold: float) -> list[Result]:
+    def _run(
+        self, arrays: list[np.ndarray], paths: list[Path | None], threshold: float, resize: T.ResizeShortestEdge
+    ) -> list[Result]:
         start = time.perf_counter()
         self._drop_early(threshold)
         with torch.inference_mode(), self._autocast():
-            outputs = self.model([self._prepare(array) for array in arrays])
+            outputs = self.model([self._prepare(array, resize) for array in arrays])
             results = [
                 Result.from_output(
                     array, self._wanted(output), self.classes, score_threshold=threshold, path=path
@@ -228,12 +240,12 @@ class Segmenter:
             lowest = max(threshold, self.cfg.TEST.SCORE_THRESHOLD)
             self.model.settings = replace(self.model.settings, score_threshold=lowest)
 
-    def _prepare(self, array: np.ndarray) -> dict[str, Any]:
+    def _prepare(self, array: np.ndarray, resize: T.ResizeShortestEdge) -> dict[str, Any]:
         """(H, W, 3) uint8 RGB -> detectron2's input: resized (3, h, w) uint8, and the size to return to."""
         height, width = array.shape[:2]
         if self._bgr:
             array = array[:, :, ::-1]
-        resized = self._resize.get_transform(array).apply_image(array)
+        resized = resize.get_transform(array).apply_image(array)
         tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         return {"image": tensor.to(self.device), "height": height, "width": width}
 
@@ -344,7 +356,8 @@ def _locate(
         return find_config(Path(config)), weights
     name = name or DEFAULT_MODEL
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    # A folder of pictures may bear the name of a model; only one with a config is a model.
+    if folder.is_dir() and ((folder / "config.yaml").is_file() or name not in zoo.list_models()):
         return _locate_folder(folder, weights)
     entry = zoo.lookup(name)
     return find_config(entry.config_file), weights or zoo.resolve_weights(entry)
@@ -359,7 +372,7 @@ def _locate_folder(
         raise FileNotFoundError(f"{folder} has no config.yaml, so it is no training output or model folder")
     if weights is not None:
         return config, weights
-    names = ["model.safetensors", "model_best.safetensors", "model_final.pth"]
+    names = ["model.safetensors", "model_best.safetensors", "model_final.safetensors", "model_final.pth"]
     marker = folder / "last_checkpoint"
     if marker.is_file():
         names.append(Path(marker.read_text(encoding="utf-8").strip()).name)

@@ -294,3 +294,31 @@ def test_loading_mistakes_are_explained(tiny: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(error, match=match):
             Segmenter.load(device="cpu", **arguments)
+
+
+def test_a_folder_of_pictures_may_bear_a_models_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mask2former import zoo
+    from mask2former.segmenter import _locate
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nuclei").mkdir()
+    monkeypatch.setattr(zoo, "resolve_weights", lambda entry: Path(entry.weights))
+    monkeypatch.setattr("mask2former.config.find_config", lambda name: Path(name))
+    assert _locate("nuclei", None, None)[1] == Path("bundled/nuclei/model.safetensors")
+    (tmp_path / "nuclei" / "config.yaml").touch()
+    (tmp_path / "nuclei" / "model_final.pth").touch()
+    assert _locate("nuclei", None, None)[1] == Path("nuclei/model_final.pth")
+    (tmp_path / "nuclei" / "model_final.safetensors").touch()  # the averaged weights come before the plain ones
+    assert _locate("nuclei", None, None)[1] == Path("nuclei/model_final.safetensors")
+
+
+def test_size_for_one_call() -> None:
+    segment = segmenter()
+    shapes: list[tuple[int, ...]] = []
+    segment.model.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0][0]["image"].shape[1:])))
+    picture = np.zeros((40, 60, 3), np.uint8)
+    segment(picture, min_size=80)
+    segment(picture)
+    assert shapes == [(80, 120), (40, 60)]
+    with pytest.raises(ValueError, match="min_size"):
+        segment(picture, min_size=0)

@@ -216,3 +216,10 @@ def test_bundled_model_lies_in_the_package(network: dict[str, Any], monkeypatch:
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors is missing"):
         zoo.resolve_weights(entry)
     assert network["calls"] == 0
+
+
+def test_names_of_the_zoo_serve_as_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from mask2former.engine.weight_files import locate
+
+    monkeypatch.setattr(zoo, "resolve_weights", lambda entry: tmp_path / entry.filename)
+    assert locate("coco-panoptic-r50").name == "model_final_94dc52.pkl"

@@ -5,7 +5,7 @@
     python tools/convert_huggingface.py to-hf IN OUT --config-file configs/coco/....yaml [--dataset NAME]
 
 from-hf reads a folder with config.json and model.safetensors (or pytorch_model.bin, or shards) and writes a
-folder with model.safetensors, config.yaml and class_names.json:
+folder with model.safetensors, config.yaml and classes.json:
 
     python demo/demo.py --config-file OUT/config.yaml --input picture.jpg --opts MODEL.WEIGHTS OUT
 
@@ -98,7 +98,7 @@ def _from_hf(args: argparse.Namespace) -> int:
     save_safetensors(ours, args.output / "model.safetensors", _dtype(args), {"source": args.input})
     with atomic_write(args.output / "config.yaml") as file:
         file.write(yaml.safe_dump(_nested(settings), sort_keys=False).encode())
-    _write_json(class_names_from_huggingface(args.input), args.output / "class_names.json")
+    _write_json(class_names_from_huggingface(args.input), args.output / "classes.json")
     return len(ours)
 
 

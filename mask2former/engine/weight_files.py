@@ -46,11 +46,11 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Args:
         path: `.pkl`, `.pth`, `.pt`, `.bin`, `.safetensors`, a Hugging Face folder or its `*.index.json`, an
-            `https://` or `detectron2://` address, or the file name of a published model.
+            `https://` or `detectron2://` address, or the name or file name of a model of the zoo.
 
     Raises:
         FileNotFoundError: nothing there, or no network.
-        UnsafeCorruptCheckpointError: the file cannot be used.
+        CheckpointError: the file cannot be used.
     """
     return to_current_layout(read_checkpoint(path)["model"])[0]
 
@@ -99,7 +99,7 @@ def locate(path: str | os.PathLike[str]) -> Path:
         raise FileNotFoundError(f"no weights in folder {local}: none of {', '.join(_FOLDER_FILES)} is there")
     if local.is_file():
         return local
-    entry = zoo.entry_of_file(local.name)
+    entry = zoo.lookup(text) if text in zoo.list_models() else zoo.entry_of_file(local.name)
     if entry is None:
         raise FileNotFoundError(f"checkpoint not found: {local.absolute()}")
     return zoo.resolve_weights(entry)

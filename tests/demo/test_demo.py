@@ -113,7 +113,8 @@ def test_bad_inputs_are_named_and_the_others_go_on(
 def test_threshold_works(demo: ModuleType) -> None:
     picture(Path("p.png"))
     for threshold, count in (("0", 3), ("0.3", 2), ("0.5", 1), ("0.95", 0)):
-        assert demo.main(["--input", "p.png", "--output", "r.json", "--confidence-threshold", threshold]) == 0
+        run = ["--input", "p.png", "--output", "r.json", "--no-non-overlapping"]
+        assert demo.main([*run, "--confidence-threshold", threshold]) == 0
         assert len(json.loads(Path("r.json").read_text())["annotations"]) == count
     with pytest.raises(SystemExit):
         demo.main(["--confidence-threshold", "50"])
@@ -148,10 +149,10 @@ def test_an_input_is_never_overwritten(demo: ModuleType, capsys: pytest.CaptureF
 def test_non_overlapping(demo: ModuleType) -> None:
     picture(Path("p.png"))
     areas = []
-    for extra in ([], ["--non-overlapping"]):
+    for extra in (["--no-non-overlapping"], ["--non-overlapping"], []):
         demo.main(["--input", "p.png", "--output", "r.json", "--confidence-threshold", "0.3", *extra])
         areas.append(sorted(a["area"] for a in json.loads(Path("r.json").read_text())["annotations"]))
-    assert areas == [[30, 300], [15, 300]]
+    assert areas == [[30, 300], [15, 300], [15, 300]]  # the default, since nuclei do not overlap
 
 
 @pytest.mark.parametrize(

@@ -245,11 +245,11 @@ def test_tool_there_and_back(model: Any, folder: Path, tmp_path: Path) -> None:
     result = run_tool("from-hf", str(folder), str(ours), "--task", "panoptic")
     assert result.code == 0, result.err
     assert sorted(path.name for path in ours.iterdir()) == [
-        "class_names.json",
+        "classes.json",
         "config.yaml",
         "model.safetensors",
     ]
-    assert json.loads((ours / "class_names.json").read_text()) == ["cell", "nucleus", "debris"]
+    assert json.loads((ours / "classes.json").read_text()) == ["cell", "nucleus", "debris"]
     assert load_config(ours / "config.yaml").MODEL.MASK_FORMER.TEST.PANOPTIC_ON
     result = run_tool("to-hf", str(ours), str(theirs), "--config-file", str(ours / "config.yaml"))
     assert result.code == 0, result.err

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
@@ -121,6 +122,28 @@ def test_timm_weights_from_a_file(tmp_path: Path) -> None:
     save_file({k: v.contiguous() for k, v in state.items()}, str(file))
     loaded = TimmBackbone(name="resnet18", weights=str(file))
     assert torch.equal(loaded.network.conv1.weight, source.network.conv1.weight)
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "resnet18"])
+def test_timm_weights_of_the_whole_network(name: str, tmp_path: Path) -> None:
+    """Ordinary files of timm name sequences `stages.0`, the feature extractor `stages_0`."""
+    source = timm.create_model(name)
+    file = tmp_path / "weights.safetensors"
+    save_file({k: v.contiguous() for k, v in source.state_dict().items()}, str(file))
+    loaded = TimmBackbone(name=name, weights=str(file)).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = source.eval().forward_intermediates(x, intermediates_only=True)[-1]
+        assert torch.allclose(loaded(x)["res5"], expected, atol=1e-4)
+
+
+def test_timm_maps_with_channels_last() -> None:
+    model = TimmBackbone(name="swin_tiny_patch4_window7_224").eval()
+    with torch.no_grad():
+        features = model(torch.randn(1, 3, 224, 224))
+    assert {k: v.shape[1:] for k, v in features.items()} == {
+        f"res{i + 2}": (96 * 2**i, 56 // 2**i, 56 // 2**i) for i in range(4)
+    }
 
 
 def test_timm_errors_name_the_key(tmp_path: Path) -> None:

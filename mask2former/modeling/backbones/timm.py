@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ class TimmBackbone(Backbone):
         missing = [f for f in out_features if f not in self._index]
         if missing:
             raise ValueError(f"MODEL.TIMM.NAME '{name}' has no features {missing}; its strides are {strides}")
+        # Some timm transformers give (B, H, W, C).
+        self._channels_last = str(getattr(self.network, "output_fmt", "NCHW")).endswith("NHWC")
         self._out_features = list(out_features)
         self._out_feature_channels = {f: channels[self._index[f]] for f in out_features}
         self._out_feature_strides = {f: strides[self._index[f]] for f in out_features}
@@ -75,6 +78,11 @@ class TimmBackbone(Backbone):
         if not Path(weights).is_file():
             raise FileNotFoundError(f"MODEL.TIMM.WEIGHTS: no file '{weights}'. Leave it empty for random weights.")
         state = load_weights(weights)
+        for key in self.network.state_dict():
+            # `features_only` takes sequences apart: "stages.0.x" is called "stages_0.x" in it.
+            whole = re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", key)
+            if key not in state and whole in state:
+                state[key] = state.pop(whole)
         missing, unexpected = self.network.load_state_dict(state, strict=False)
         missing = [key for key in missing if not key.endswith("num_batches_tracked")]
         if missing:
@@ -87,6 +95,8 @@ class TimmBackbone(Backbone):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) normalised image -> {"res2": (B, C, H / 4, W / 4), ...}."""
         maps = self.network(x)
+        if self._channels_last:
+            maps = [m.permute(0, 3, 1, 2).contiguous() for m in maps]
         return {feature: maps[self._index[feature]] for feature in self._out_features}
 
 

@@ -1,0 +1,196 @@
+#!/usr/bin/env python
+"""Write MODEL_ZOO.md from the table mask2former/zoo.json.
+
+    python tools/make_model_zoo.py            # after a change of the table or of configs/
+    python tools/make_model_zoo.py --check    # exit status 1 if the page is out of date
+
+Needs nothing but Python. The same table gives the same page, byte for byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = ROOT / "mask2former" / "zoo.json"
+PAGE = ROOT / "MODEL_ZOO.md"
+
+TITLES = {
+    "coco": "COCO",
+    "cityscapes": "Cityscapes",
+    "ade20k": "ADE20K",
+    "mapillary": "Mapillary Vistas",
+    "ytvis2019": "YouTube-VIS 2019",
+    "ytvis2021": "YouTube-VIS 2021",
+}
+
+# Errors in the table of the reference implementation that its users may meet.
+FOOTNOTES = {
+    "ade20k-instance-swin-l": "The reference's table gives the backbone as R50.",
+    "ade20k-semantic-r101": "The file name says 90k; the schedule is 160k iterations.",
+    "mapillary-semantic-r50": (
+        "The reference's table links to a file maskformer_R50_bs16_300k.yaml that does not exist; "
+        "its configuration is called maskformer2_R50_bs16_300k.yaml."
+    ),
+}
+
+HEAD = """\
+# Model zoo
+
+<!-- Made by tools/make_model_zoo.py from mask2former/zoo.json. Change those, not this page. -->
+
+Every name below works wherever a model is chosen by name:
+
+```bash
+python demo/demo.py --model coco-panoptic-swin-t --input photo.jpg
+```
+
+```python
+from mask2former import Segmenter
+from mask2former.zoo import list_models, lookup, resolve_weights
+
+segment = Segmenter.load("coco-panoptic-swin-t")
+print(list_models())
+print(lookup("coco-panoptic-swin-t").weights)  # the URL
+print(resolve_weights("coco-panoptic-swin-t"))  # the file, downloaded if it is not there yet
+```
+
+In a config, `MODEL.WEIGHTS` takes the URL or just the file name, for example `model_final_9fd0ae.pkl`. A file lying in
+the working directory goes first, then the folder that the environment variable `MASK2FORMER_WEIGHTS` names, then
+detectron2's cache (`$FVCORE_CACHE`, default `~/.torch/iopath_cache`). Without a connection the error says the URL and
+where to put the file. A file in the working directory is taken as it is; the others are checked at every use against
+the first six digits of their MD5 sum, which are in the file name.
+
+Numbers are in percent, on the validation sets, as the authors of Mask2Former published them; "ms+flip" is with
+test-time augmentation. They are the reference's numbers, not measurements of this code. The tests compare this code
+with the reference on recorded inputs and outputs of the network.
+
+The published weights are under **CC BY-NC 4.0** (no commercial use); the code of this repository is under MIT. The
+bundled model has its own licence, see below.
+
+Models whose configuration is marked *planned* have names, URLs and checksums already, but their configuration (and
+for most of them the data set) is not in this repository yet, so they cannot be loaded by name.
+"""
+
+BACKBONES = """\
+## Backbones
+
+Training from scratch starts from ImageNet weights. The configurations name these files in `MODEL.WEIGHTS`:
+
+| backbone | file in the configuration | where it comes from |
+|---|---|---|
+| ResNet-50 | `detectron2://ImageNetPretrained/torchvision/R-50.pkl` | downloaded by detectron2 |
+| ResNet-101 | `R-101.pkl` | torchvision's resnet101, ImageNet-1k |
+| Swin-T | `swin_tiny_patch4_window7_224.pkl` | Swin Transformer, ImageNet-1k |
+| Swin-S | `swin_small_patch4_window7_224.pkl` | the same |
+| Swin-B | `swin_base_patch4_window12_384.pkl` | the same |
+| Swin-B (IN21k) | `swin_base_patch4_window12_384_22k.pkl` | the same, ImageNet-22k |
+| Swin-L (IN21k) | `swin_large_patch4_window12_384_22k.pkl` | the same, ImageNet-22k |
+
+All but the first must lie in the working directory, or `MODEL.WEIGHTS` says where. The `.pth` files of torchvision and
+of [Swin Transformer](https://github.com/microsoft/Swin-Transformer) work as they are, for example
+`MODEL.WEIGHTS swin_tiny_patch4_window7_224.pth`; their names are translated.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, only compare")
+    args = parser.parse_args(argv)
+    text = page(json.loads(TABLE.read_text(encoding="utf-8")))
+    current = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
+    if text == current:
+        print(f"{PAGE.name} is up to date")
+        return 0
+    if args.check:
+        print(f"{PAGE.name} is out of date; run python tools/make_model_zoo.py", file=sys.stderr)
+        return 1
+    temporary = PAGE.with_suffix(".part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, PAGE)
+    print(f"{PAGE.name} written")
+    return 0
+
+
+def page(rows: Sequence[dict[str, Any]]) -> str:
+    """The whole page for the rows of the table."""
+    bundled = [row for row in rows if "://" not in row["weights"]]
+    published = [row for row in rows if "://" in row["weights"]]
+    notes: list[str] = []
+    parts = [HEAD, _bundled(bundled)]
+    for dataset in dict.fromkeys(row["dataset"] for row in published):
+        parts.append(f"## {TITLES.get(dataset, dataset)}\n")
+        of_dataset = [row for row in published if row["dataset"] == dataset]
+        for task in dict.fromkeys(row["task"] for row in of_dataset):
+            parts.append(f"### {task.capitalize()} segmentation\n")
+            parts.append(_table([row for row in of_dataset if row["task"] == task], notes))
+    parts.append(BACKBONES)
+    if notes:
+        parts.append("## Notes\n")
+        parts.append("".join(f"{i}. {note}\n" for i, note in enumerate(notes, start=1)))
+    return "\n".join(parts)
+
+
+def _bundled(rows: Sequence[dict[str, Any]]) -> str:
+    lines = ["## In this repository\n"]
+    for row in rows:
+        numbers = ", ".join(f"{name} {_number(value)}" for name, value in (row["metrics"] or {}).items())
+        folder = f"mask2former/{Path(row['config']).parent}"
+        lines.append(
+            f"**`{row['name']}`**: {row['task']} segmentation of {row['dataset']}, {row['backbone']}, "
+            f"{row['queries']} queries. Validation: {numbers or 'not measured yet'}. "
+            f"Licence of the weights: {row['licence']}.\n"
+            f"[Configuration](mask2former/{row['config']}), [weights](mask2former/{row['weights']}), "
+            f"[model card]({folder}/README.md).\n"
+        )
+    return "\n".join(lines)
+
+
+def _table(rows: Sequence[dict[str, Any]], notes: list[str]) -> str:
+    metrics = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    head = ["name", "backbone", "queries", "schedule", *metrics, "configuration", "weights", "run"]
+    right = {"queries", *metrics}
+    lines = [_line(head), _line("---:" if name in right else "---" for name in head)]
+    for row in rows:
+        values = [_number(row["metrics"].get(name)) for name in metrics]
+        cells = [f"`{row['name']}`{_mark(row, notes)}", row["backbone"], str(row["queries"]), row["schedule"]]
+        lines.append(_line([*cells, *values, _config(row), _weights(row), row["model_id"]]))
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _line(cells: Any) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _mark(row: dict[str, Any], notes: list[str]) -> str:
+    if row["name"] not in FOOTNOTES:
+        return ""
+    notes.append(FOOTNOTES[row["name"]])
+    return f" <sup>{len(notes)}</sup>"
+
+
+def _config(row: dict[str, Any]) -> str:
+    name = Path(row["config"]).stem
+    if (ROOT / "configs" / row["config"]).is_file():
+        return f"[{name}](configs/{row['config']})"
+    return f"{row['config']} (*planned*)"
+
+
+def _weights(row: dict[str, Any]) -> str:
+    size = f"sha256 {row['sha256'][:12]}" if row["sha256"] else f"md5 {row['md5_prefix']}"
+    return f"[{row['weights'].rsplit('/', 1)[-1]}]({row['weights']}), {size}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
