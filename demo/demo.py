@@ -24,9 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from tqdm import tqdm  # noqa: E402
 
+from mask2former.model_files import DEFAULT_MODEL  # noqa: E402
 from mask2former.results import Result  # noqa: E402
 from mask2former.saving import CocoDocument  # noqa: E402
-from mask2former.segmenter import DEFAULT_MODEL, Segmenter  # noqa: E402
+from mask2former.segmenter import Segmenter  # noqa: E402
 from mask2former.visualize import comfortable_scale  # noqa: E402
 
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2"}
@@ -50,75 +51,9 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--model",
-        metavar="NAME",
-        help=f"model of the zoo, or a training's output folder (default: {DEFAULT_MODEL})",
-    )
-    model.add_argument("--config-file", metavar="FILE", help="config file instead of --model (needs weights)")
-    model.add_argument("--weights", metavar="FILE", help="weights to load; same as --opts MODEL.WEIGHTS FILE")
-    model.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
-    model.add_argument(
-        "--task",
-        default="auto",
-        choices=["auto", "semantic", "instance", "panoptic"],
-        help="what to compute; auto: what the model was made for",
-    )
-    model.add_argument(
-        "--amp", action="store_true", help="lower precision (bfloat16 or float16): faster on a GPU"
-    )
-    model.add_argument(
-        "--confidence-threshold",
-        type=_fraction,
-        default=0.5,
-        metavar="S",
-        help="drop objects and segments with a lower score (default: 0.5)",
-    )
-    model.add_argument(
-        "--min-size",
-        type=int,
-        metavar="N",
-        help="shorter side of pictures in the network; larger finds smaller objects (default: INPUT.MIN_SIZE_TEST)",
-    )
-    source = parser.add_argument_group("input (default: example pictures of scikit-image)")
-    source.add_argument(
-        "--input", nargs="+", metavar="PATH", help="pictures, folders, or patterns such as 'cells/*.png'"
-    )
-    source.add_argument("--video-input", metavar="FILE", help="video file")
-    source.add_argument(
-        "--webcam", nargs="?", type=int, const=0, metavar="N", help="camera (default: number 0)"
-    )
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--output",
-        metavar="PATH",
-        help=f"folder, or one file: picture or video, .json for COCO (default: {DEFAULT_OUTPUT})",
-    )
-    output.add_argument(
-        "--save",
-        nargs="+",
-        choices=["overlay", "json", "masks"],
-        help="what to write into a folder (default: overlay json)",
-    )
-    output.add_argument(
-        "--non-overlapping",
-        action=argparse.BooleanOptionalAction,
-        help=f"each pixel to one object; near-duplicates are removed (default: only with the model {DEFAULT_MODEL})",
-    )
-    output.add_argument(
-        "--labels",
-        choices=["auto", "yes", "no"],
-        default="auto",
-        help="class names in the picture (auto: where they fit)",
-    )
-    output.add_argument(
-        "--scale",
-        type=_scale,
-        default=None,
-        metavar="X",
-        help="size of overlays relative to the picture (default: small pictures are enlarged)",
-    )
+    _model_arguments(parser.add_argument_group("model"))
+    _input_arguments(parser.add_argument_group("input (default: example pictures of scikit-image)"))
+    _output_arguments(parser.add_argument_group("output"))
     parser.add_argument(
         "--opts",
         nargs=argparse.REMAINDER,
@@ -127,6 +62,84 @@ def argument_parser() -> argparse.ArgumentParser:
         help="config overrides; must come last",
     )
     return parser
+
+
+def _model_arguments(group: argparse._ArgumentGroup) -> None:
+    """What computes."""
+    group.add_argument(
+        "--model",
+        metavar="NAME",
+        help=f"model of the zoo, or a training's output folder (default: {DEFAULT_MODEL})",
+    )
+    group.add_argument("--config-file", metavar="FILE", help="config file instead of --model (needs weights)")
+    group.add_argument("--weights", metavar="FILE", help="weights to load; same as --opts MODEL.WEIGHTS FILE")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    group.add_argument(
+        "--task",
+        default="auto",
+        choices=["auto", "semantic", "instance", "panoptic"],
+        help="what to compute; auto: what the model was made for",
+    )
+    group.add_argument(
+        "--amp", action="store_true", help="lower precision (bfloat16 or float16): faster on a GPU"
+    )
+    group.add_argument(
+        "--confidence-threshold",
+        type=_fraction,
+        default=0.5,
+        metavar="S",
+        help="drop objects and segments with a lower score (default: 0.5)",
+    )
+    group.add_argument(
+        "--min-size",
+        type=int,
+        metavar="N",
+        help="shorter side of pictures in the network; larger finds smaller objects (default: INPUT.MIN_SIZE_TEST)",
+    )
+
+
+def _input_arguments(group: argparse._ArgumentGroup) -> None:
+    """What is read."""
+    group.add_argument(
+        "--input", nargs="+", metavar="PATH", help="pictures, folders, or patterns such as 'cells/*.png'"
+    )
+    group.add_argument("--video-input", metavar="FILE", help="video file")
+    group.add_argument(
+        "--webcam", nargs="?", type=int, const=0, metavar="N", help="camera (default: number 0)"
+    )
+
+
+def _output_arguments(group: argparse._ArgumentGroup) -> None:
+    """What is written."""
+    group.add_argument(
+        "--output",
+        metavar="PATH",
+        help=f"folder, or one file: picture or video, .json for COCO (default: {DEFAULT_OUTPUT})",
+    )
+    group.add_argument(
+        "--save",
+        nargs="+",
+        choices=["overlay", "json", "masks"],
+        help="what to write into a folder (default: overlay json)",
+    )
+    group.add_argument(
+        "--non-overlapping",
+        action=argparse.BooleanOptionalAction,
+        help=f"each pixel to one object; near-duplicates are removed (default: only with the model {DEFAULT_MODEL})",
+    )
+    group.add_argument(
+        "--labels",
+        choices=["auto", "yes", "no"],
+        default="auto",
+        help="class names in the picture (auto: where they fit)",
+    )
+    group.add_argument(
+        "--scale",
+        type=_scale,
+        default=None,
+        metavar="X",
+        help="size of overlays relative to the picture (default: small pictures are enlarged)",
+    )
 
 
 def _fraction(text: str) -> float:

@@ -10,7 +10,6 @@ result.save("overlay.png")
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -29,15 +28,15 @@ from detectron2.data import transforms as T
 from torch import nn
 
 from mask2former.classes import ClassTable
+from mask2former.devices import amp_dtype, select_device
+from mask2former.model_files import locate_model, stored_classes
 from mask2former.modeling import MaskFormer
 from mask2former.pictures import Picture, read_picture
 from mask2former.results import TASKS, Result
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_MODEL = "nuclei"
 DEFAULT_SCORE_THRESHOLD = 0.5
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Segmenter:
@@ -94,7 +93,7 @@ class Segmenter:
         self.model = model.to(self.device).eval()
         self.cfg = cfg
         self.classes = _class_table(cfg, classes)
-        self._amp_dtype = _amp_dtype(amp, self.device)
+        self._amp_dtype = amp_dtype(amp, self.device)
         self._bgr = cfg is not None and cfg.INPUT.FORMAT == "BGR"
         if cfg is not None:
             min_size, max_size = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
@@ -141,7 +140,7 @@ class Segmenter:
         overrides = [str(item) for item in overrides]
         if weights is None:
             weights = dict(zip(overrides[::2], overrides[1::2])).get("MODEL.WEIGHTS")
-        config, weights = _locate(name, config, weights)
+        config, weights = locate_model(name, config, weights)
         cfg = load_config(config, overrides)
         if cfg.MODEL.META_ARCHITECTURE == "VideoMaskFormer":
             raise ValueError(f"{config} is a video model, which takes clips, not pictures")
@@ -154,7 +153,7 @@ class Segmenter:
         cfg.MODEL.WEIGHTS = str(weights)
         _turn_on(cfg, task)
         if classes is None:
-            classes = _stored_classes(Path(config), Path(str(weights)))
+            classes = stored_classes(Path(config), Path(str(weights)))
         if classes is None:
             _register_own_datasets(cfg)
         table = _class_table(cfg, classes)
@@ -269,52 +268,6 @@ class Segmenter:
 
 
 # ------------------------------------------------------------------ helpers of load
-def select_device(device: str | torch.device = "auto") -> torch.device:
-    """A device that is there, else ValueError; "auto": CUDA, else a working Apple GPU (mps), else CPU."""
-    if str(device) == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps") if _mps_works() else torch.device("cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {device!r}: use auto, cpu, cuda, cuda:1 or mps") from error
-    if chosen.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (chosen.index or 0) >= count:
-            raise ValueError(
-                f"device {device!r}: this PyTorch sees {count} CUDA GPUs. Use device='cpu' or 'auto'."
-            )
-    if chosen.type == "mps" and not _mps_works():
-        raise ValueError("device 'mps': no working Apple GPU here. Use device='cpu' or 'auto'.")
-    return chosen
-
-
-def _mps_works() -> bool:
-    """Whether the Apple GPU runs the one operation that old systems lack: bilinear sampling on a grid."""
-    if not torch.backends.mps.is_available():
-        return False
-    try:
-        grid = torch.zeros(1, 2, 2, 2, device="mps")
-        picture = torch.ones(1, 1, 4, 4, device="mps")
-        return bool(torch.isfinite(nn.functional.grid_sample(picture, grid, align_corners=False)).all())
-    except (RuntimeError, NotImplementedError) as error:
-        logger.info("the Apple GPU is not used: %s", error)
-        return False
-
-
-def _amp_dtype(amp: bool | str, device: torch.device) -> torch.dtype | None:
-    if amp is False or amp == "off":
-        return None
-    if amp is True or amp == "auto":
-        if device.type == "cuda" and not torch.cuda.is_bf16_supported():
-            return torch.float16
-        return torch.bfloat16
-    if amp not in _DTYPES:
-        raise ValueError(f"amp must be False, True, 'auto', {', '.join(map(repr, _DTYPES))}, not {amp!r}")
-    return _DTYPES[amp]
-
-
 def _checked_threshold(value: float) -> float:
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"a score threshold lies between 0 and 1, not {value}")
@@ -341,65 +294,6 @@ def _class_table(cfg: CfgNode | None, classes: ClassTable | Sequence[str] | None
                 return table_or_none
     logger.warning("the names of the %d classes are unknown (pass classes=[...]); they are numbered", count)
     return ClassTable.numbered(count)
-
-
-def _locate(
-    name: str | None, config: str | os.PathLike[str] | None, weights: str | os.PathLike[str] | None
-) -> tuple[Path, str | os.PathLike[str] | None]:
-    """Config and weights files of what the user named. Weights are None when only a config was given."""
-    from mask2former import zoo
-    from mask2former.config import find_config
-
-    if config is None and name is None and weights is not None:
-        raise ValueError(f"weights {str(weights)!r} need config=FILE or the name of the model they belong to")
-    if config is not None:
-        return find_config(Path(config)), weights
-    name = name or DEFAULT_MODEL
-    folder = Path(name).expanduser()
-    # A folder of pictures may bear the name of a model; only one with a config is a model.
-    if folder.is_dir() and ((folder / "config.yaml").is_file() or name not in zoo.list_models()):
-        return _locate_folder(folder, weights)
-    entry = zoo.lookup(name)
-    return find_config(entry.config_file), weights or zoo.resolve_weights(entry)
-
-
-def _locate_folder(
-    folder: Path, weights: str | os.PathLike[str] | None
-) -> tuple[Path, str | os.PathLike[str]]:
-    """Config and weights in a training's output folder, or one with model.safetensors and config.yaml."""
-    config = folder / "config.yaml"
-    if not config.is_file():
-        raise FileNotFoundError(f"{folder} has no config.yaml, so it is no training output or model folder")
-    if weights is not None:
-        return config, weights
-    names = ["model.safetensors", "model_best.safetensors", "model_final.safetensors", "model_final.pth"]
-    marker = folder / "last_checkpoint"
-    if marker.is_file():
-        names.append(Path(marker.read_text(encoding="utf-8").strip()).name)
-    for name in names:
-        if (folder / name).is_file():
-            return config, folder / name
-    raise FileNotFoundError(f"{folder} has no weights ({', '.join(names)}); pass weights=FILE")
-
-
-def _stored_classes(config: Path, weights: Path) -> ClassTable | None:
-    """Class names kept beside a model: `classes.json`, a list of names or of COCO categories."""
-    for folder in dict.fromkeys((weights.parent, config.parent)):
-        path = folder / "classes.json"
-        if not path.is_file():
-            continue
-        try:
-            rows = json.loads(path.read_text(encoding="utf-8"))
-            if rows and isinstance(rows[0], dict):
-                return ClassTable(
-                    names=tuple(str(row["name"]) for row in rows),
-                    is_thing=tuple(bool(row.get("isthing", 1)) for row in rows),
-                    dataset_ids=tuple(int(row["id"]) for row in rows),
-                )
-            return ClassTable(tuple(str(row) for row in rows))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} must be a JSON list of names or of {{id, name}} ({error!r})") from error
-    return None
 
 
 def _turn_on(cfg: CfgNode, task: str) -> None:

@@ -298,18 +298,18 @@ def test_loading_mistakes_are_explained(tiny: Path, tmp_path: Path) -> None:
 
 def test_a_folder_of_pictures_may_bear_a_models_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mask2former import zoo
-    from mask2former.segmenter import _locate
+    from mask2former.model_files import locate_model
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nuclei").mkdir()
     monkeypatch.setattr(zoo, "resolve_weights", lambda entry: Path(entry.weights))
     monkeypatch.setattr("mask2former.config.find_config", lambda name: Path(name))
-    assert _locate("nuclei", None, None)[1] == Path("bundled/nuclei/model.safetensors")
+    assert locate_model("nuclei", None, None)[1] == Path("bundled/nuclei/model.safetensors")
     (tmp_path / "nuclei" / "config.yaml").touch()
     (tmp_path / "nuclei" / "model_final.pth").touch()
-    assert _locate("nuclei", None, None)[1] == Path("nuclei/model_final.pth")
+    assert locate_model("nuclei", None, None)[1] == Path("nuclei/model_final.pth")
     (tmp_path / "nuclei" / "model_final.safetensors").touch()  # the averaged weights come before the plain ones
-    assert _locate("nuclei", None, None)[1] == Path("nuclei/model_final.safetensors")
+    assert locate_model("nuclei", None, None)[1] == Path("nuclei/model_final.safetensors")
 
 
 def test_size_for_one_call() -> None:

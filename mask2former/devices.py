@@ -1,0 +1,59 @@
+"""Where a model runs, and in which precision."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def select_device(device: str | torch.device = "auto") -> torch.device:
+    """A device that is there, else ValueError; "auto": CUDA, else a working Apple GPU (mps), else CPU."""
+    if str(device) == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps") if _mps_works() else torch.device("cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {device!r}: use auto, cpu, cuda, cuda:1 or mps") from error
+    if chosen.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (chosen.index or 0) >= count:
+            raise ValueError(
+                f"device {device!r}: this PyTorch sees {count} CUDA GPUs. Use device='cpu' or 'auto'."
+            )
+    if chosen.type == "mps" and not _mps_works():
+        raise ValueError("device 'mps': no working Apple GPU here. Use device='cpu' or 'auto'.")
+    return chosen
+
+
+def _mps_works() -> bool:
+    """Whether the Apple GPU runs the one operation that old systems lack: bilinear sampling on a grid."""
+    if not torch.backends.mps.is_available():
+        return False
+    try:
+        grid = torch.zeros(1, 2, 2, 2, device="mps")
+        picture = torch.ones(1, 1, 4, 4, device="mps")
+        return bool(torch.isfinite(nn.functional.grid_sample(picture, grid, align_corners=False)).all())
+    except (RuntimeError, NotImplementedError) as error:
+        logger.info("the Apple GPU is not used: %s", error)
+        return False
+
+
+def amp_dtype(amp: bool | str, device: torch.device) -> torch.dtype | None:
+    """The format for autocast: None for "off"; "auto" is bfloat16 where the GPU has it, else float16."""
+    if amp is False or amp == "off":
+        return None
+    if amp is True or amp == "auto":
+        if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+            return torch.float16
+        return torch.bfloat16
+    if amp not in _DTYPES:
+        raise ValueError(f"amp must be False, True, 'auto', {', '.join(map(repr, _DTYPES))}, not {amp!r}")
+    return _DTYPES[amp]
