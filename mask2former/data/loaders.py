@@ -50,7 +50,7 @@ def build_train_loader(
         FileNotFoundError: files of the dataset are missing.
         BadRecordError: from reading the annotations, or later from the loader.
     """
-    register_from_config(cfg)
+    register_from_config(cfg, cfg.DATASETS.TRAIN)
     batch_size = micro_batch_size(cfg)
     if start_iteration < 0:
         raise ValueError(f"start_iteration is {start_iteration}, iterations are counted from 0")
@@ -88,7 +88,8 @@ def build_train_loader(
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_as_list,
-        pin_memory=torch.cuda.is_available(),
+        # Pinning starts CUDA: not where the model does not use it.
+        pin_memory=cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available(),
         generator=_own_generator(seed),
     )
 
@@ -111,7 +112,7 @@ def build_test_loader(
     Raises:
         ValueError, FileNotFoundError, BadRecordError: as `build_train_loader`.
     """
-    register_from_config(cfg)
+    register_from_config(cfg, [dataset_name])
     records = _load_records([dataset_name], "DATASETS.TEST", filter_empty=False)
     workers = cfg.DATALOADER.NUM_WORKERS
     dataset = TestRecords(

@@ -145,11 +145,19 @@ def decode_counts(counts: bytes | str) -> np.ndarray:
 
 
 def rle_to_patch(rle: dict[str, Any], size: tuple[int, int]) -> Patch:
-    """Decode a COCO RLE, compressed (str or bytes) or not (list of run lengths).
+    """Decode a COCO RLE; see `rle_runs`."""
+    return _paint(rle_runs(rle, size), size[0])
+
+
+def rle_runs(rle: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """The runs of a COCO RLE, compressed (str or bytes) or not (list of run lengths), after a check.
 
     Args:
         rle: {"size": [height, width], "counts": ...}.
         size: height and width of the picture, which must be those of the code.
+
+    Returns:
+        int64 (R,), lengths of the runs of 0 and 1 in turn, column by column.
 
     Raises:
         SegmentationError: wrong size, malformed counts, or runs that do not add up to the picture.
@@ -172,7 +180,7 @@ def rle_to_patch(rle: dict[str, Any], size: tuple[int, int]) -> Patch:
     # A run longer than the picture could make the sum overflow, so look at the largest first.
     if not runs.size or runs.max() > height * width or runs.sum() != height * width:
         raise SegmentationError(f"the runs of the RLE do not add up to {height} x {width} pixels")
-    return _paint(runs, height)
+    return runs
 
 
 def bitmap_to_patch(bitmap: Any, size: tuple[int, int]) -> Patch:

@@ -43,7 +43,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
         args.config_file = str(find_config(args.config_file))
     cfg = load_config(args.config_file or None, args.opts)
     note = _choose_device(cfg, getattr(args, "num_gpus", 1))
-    register_from_config(cfg)
+    # An evaluation takes no look at the training data, which may be on another machine.
+    register_from_config(cfg, [*cfg.DATASETS.TEST, *(() if args.eval_only else cfg.DATASETS.TRAIN)])
     validate_config(cfg, training=not args.eval_only)
     if cfg.TEST.AUG.ENABLED:
         raise ValueError("TEST.AUG.ENABLED: train_net.py has no test-time augmentation. Set it to False.")

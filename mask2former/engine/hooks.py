@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
 import signal
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import LRScheduler
 from detectron2.utils import comm
+
+from .signals import StopSignal
 
 logger = logging.getLogger(__name__)
 
@@ -85,41 +83,6 @@ class WeightAverageHook(HookBase):
         self.trainer.weight_average.update()
 
 
-class StopSignal:
-    """Remembers a SIGTERM or SIGINT instead of dying from it; a second one acts at once."""
-
-    def __init__(self) -> None:
-        self.number = 0  # of the signal that came, 0 for none
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Catch the signals inside the context (Python can do so in the main thread only)."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-
-        def remember(number: int, frame: FrameType | None) -> None:
-            self.number = number
-            for each, handler in before.items():
-                signal.signal(each, handler)
-
-        for each in before:
-            signal.signal(each, remember)
-        try:
-            yield
-        finally:
-            for each, handler in before.items():
-                signal.signal(each, handler)
-
-
-def ignore_stop_signals(worker_id: int) -> None:
-    """For the loader's `worker_init_fn`: a signal to the whole job must not take the data away before the
-    main process has saved. Workers end when the loader is closed or the main process is gone."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
 class StopHook(HookBase):
     """Saves a checkpoint and ends the training when a signal came.
 
@@ -142,6 +105,7 @@ class StopHook(HookBase):
         if not number:
             return
         path = self.trainer.save_checkpoint()
+        comm.synchronize()  # launchers kill the others when the first process ends, also one that still writes
         logger.info(
             "Stopped by %s after %d steps; continue with --resume from %s.",
             signal.Signals(number).name,

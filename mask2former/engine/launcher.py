@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -14,6 +15,8 @@ import torch.distributed as dist
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+
+from .signals import passed_on_to_children
 
 logger = logging.getLogger(__name__)
 
@@ -73,20 +76,16 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
         if place is not None:
             _join(place)
             _guarded(main, args)
+            # Only here: it waits for the other ranks, which after an error on this one would be in vain.
+            if dist.is_initialized():
+                dist.destroy_process_group()
         else:
             _check_gpus(args)
-            detectron2_launch(
-                _guarded,
-                args.num_gpus,
-                num_machines=args.num_machines,
-                machine_rank=args.machine_rank,
-                dist_url=args.dist_url,
-                args=(main, args),
-            )
+            return _launch_here(main, args)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     except ProcessExitedException as error:  # a child that ended by SystemExit has told why
-        return error.exit_code
+        return error.exit_code if error.exit_code >= 0 else 128 - error.exit_code
     except ProcessRaisedException as error:
         logger.error("%s", error)
         return 1
@@ -95,10 +94,25 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
             raise
         _tell(error)
         return 2
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
     return 0
+
+
+def _launch_here(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> int:
+    """Run in this process, or in child processes that get the signals which this one receives."""
+    received: list[int] = []
+    with contextlib.ExitStack() as stack:
+        if args.num_gpus * args.num_machines > 1:
+            received = stack.enter_context(passed_on_to_children())
+        detectron2_launch(
+            _guarded,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(main, args),
+        )
+    # A child that a SIGINT ends without a training to save reports success.
+    return 128 + received[0] if received else 0
 
 
 def _guarded(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:

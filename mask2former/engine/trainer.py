@@ -25,11 +25,12 @@ from torch.utils.data import DataLoader
 from .checkpoint import SafeCheckpointer, save_safetensors
 from .console import ConsoleWriter
 from .ema import WeightAverage
-from .hooks import CheckpointHook, ScheduleHook, StopHook, StopSignal, WeightAverageHook, ignore_stop_signals
+from .hooks import CheckpointHook, ScheduleHook, StopHook, WeightAverageHook
 from .optimizer import build_lr_scheduler, build_optimizer, full_model_clip_norm
 from .precision import select_precision
 from .random_state import get_random_state, preserved_random_state, set_random_state
 from .report import BestModel, by_dataset, format_results, write_json
+from .signals import StopSignal, ignore_stop_signals
 from .step import TrainStep
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,6 @@ class Trainer(DefaultTrainer):
 
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        self.weight_average = WeightAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY > 0 else None
         on_gpu = next(model.parameters()).is_cuda
         self._trainer = TrainStep(
             create_ddp_model(
@@ -90,6 +90,8 @@ class Trainer(DefaultTrainer):
             max_bad_steps=cfg.SOLVER.MAX_NONFINITE_STEPS,
             log_period=self.log_period,
         )
+        # After DistributedDataParallel has given all ranks the same weights.
+        self.weight_average = WeightAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY > 0 else None
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         states: dict[str, Any] = {"trainer": weakref.proxy(self)}
         if self.weight_average is not None:
@@ -121,7 +123,7 @@ class Trainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         from ..data import build_test_loader
 
-        return build_test_loader(cfg, dataset_name)
+        return _keep_workers(build_test_loader(cfg, dataset_name))
 
     @classmethod
     def build_evaluator(
@@ -178,18 +180,20 @@ class Trainer(DefaultTrainer):
 
         Raises:
             FileNotFoundError: MODEL.WEIGHTS does not exist.
-            ValueError: the checkpoint belongs to another model or optimizer.
+            ValueError: the checkpoint belongs to another model or optimizer, or not all ranks see the same one.
         """
         if resume and not self.checkpointer.has_checkpoint():
             logger.info("No checkpoint in %s to resume from, starting anew.", self.cfg.OUTPUT_DIR)
         self.iter = -1
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         self.start_iter = self.iter + 1  # `load_state_dict` sets `iter` to the step that was finished
+        _check_same_start(self.start_iter, self.cfg.OUTPUT_DIR)
         if self.start_iter > 0:
             self.best.restore()
             logger.info("Resuming after %d of %d steps.", self.start_iter, self.max_iter)
-        elif self.weight_average is not None:
-            self.weight_average.reset()  # it was made from the weights before loading
+        average = self.weight_average
+        if average is not None and not (self.start_iter > 0 and average.restored):
+            average.reset()  # it was made from the weights before loading
 
     def train(self) -> OrderedDict[str, Any] | None:
         """Train to MAX_ITER.
@@ -199,15 +203,18 @@ class Trainer(DefaultTrainer):
 
         Raises:
             FloatingPointError: too many steps were not finite (SOLVER.MAX_NONFINITE_STEPS).
+            ValueError, FileNotFoundError: a data set cannot be used; before the first step as far as that can be
+                told without reading the pictures.
             TrainingInterrupted: SIGTERM or SIGINT came; the state was saved.
         """
+        self._check_evaluation()
         logger.info("Data order and augmentation use seed %d.", self.seed)
         with self._stop_signal.listening():
             self._trainer.reset_data_loader(
-                lambda: self.build_train_loader(self.cfg, start_iteration=self.start_iter, seed=self.seed)
+                lambda: _keep_workers(
+                    self.build_train_loader(self.cfg, start_iteration=self.start_iter, seed=self.seed)
+                )
             )
-            if isinstance(self.data_loader, DataLoader) and self.data_loader.worker_init_fn is None:
-                self.data_loader.worker_init_fn = ignore_stop_signals
             # Making an iterator draws random numbers, so it comes before the states are put back.
             _ = self._trainer._data_loader_iter
             self._restore_random_state()
@@ -215,6 +222,15 @@ class Trainer(DefaultTrainer):
                 return super().train()
             finally:
                 self._tell_skipped_records()
+
+    def _check_evaluation(self) -> None:
+        """Read the ground truth of DATASETS.TEST once: a mistake in it must not end the run half way."""
+        if type(self).test.__func__ is not Trainer.test.__func__:  # type: ignore[attr-defined]
+            return  # a subclass evaluates in its own way
+        for name in self.cfg.DATASETS.TEST if self.start_iter < self.max_iter else ():
+            self.build_test_loader(self.cfg, name)
+            with contextlib.suppress(NotImplementedError):  # detectron2: no evaluation of this data set
+                self.build_evaluator(self.cfg, name)
 
     def _tell_skipped_records(self) -> None:
         count = getattr(getattr(self.data_loader, "dataset", None), "skipped", 0)
@@ -230,6 +246,7 @@ class Trainer(DefaultTrainer):
             self.weight_average.applied() if self.weight_average is not None else contextlib.nullcontext()
         )
         with preserved_random_state(), averaged:
+            _share_buffers(self.checkpointer.model)
             self._last_eval_results = self.test(self.cfg, self.checkpointer.model)
             if comm.is_main_process():
                 self.best.offer(self.checkpointer.model, self._last_eval_results, self.iter, self.cfg)
@@ -337,6 +354,39 @@ class Trainer(DefaultTrainer):
             )
             return
         set_random_state(states[comm.get_rank()])
+
+
+def _share_buffers(model: nn.Module) -> None:
+    """Give all ranks the batch-norm statistics of the first, whose model is the one that is saved.
+
+    Each rank collects its own; training does not use them.
+    """
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            if buffer.is_floating_point() and buffer.is_contiguous():
+                torch.distributed.broadcast(buffer, 0)
+
+
+def _check_same_start(step: int, folder: str) -> None:
+    """All ranks must begin with the same step, else they would train different models or wait for ever.
+
+    Raises:
+        ValueError: they do not, for example because OUTPUT_DIR is a local folder of each machine.
+    """
+    steps = comm.all_gather(step)
+    if len(set(steps)) > 1:
+        found = ", ".join(f"rank {rank}: {each}" for rank, each in enumerate(steps))
+        raise ValueError(
+            f"The processes would continue after different steps ({found}). OUTPUT_DIR {folder} must be a folder "
+            "that all machines share; or copy the checkpoint and the file last_checkpoint to each."
+        )
+
+
+def _keep_workers(loader: Any) -> Any:
+    """Let a signal to the whole job reach the main process only, which saves and then ends the workers."""
+    if isinstance(loader, DataLoader) and loader.worker_init_fn is None:
+        loader.worker_init_fn = ignore_stop_signals
+    return loader
 
 
 def _check_batch(cfg: CfgNode) -> None:

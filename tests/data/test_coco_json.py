@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from mask2former.data import (
     BadRecordError,
+    build_test_loader,
+    build_train_loader,
     load_coco_json,
     register_all,
     register_coco_json,
@@ -174,6 +176,67 @@ def test_bad_records_raise_or_are_skipped(
     with caplog.at_level(logging.WARNING):
         records = load_coco_json(str(path), str(folder), skip_bad_records=True)
     assert 4 <= len(records) <= 6 and "bad records" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ([[1, 2, 3, 4, 5, 6, 7]], "polygon 0 has 7 numbers"),
+        ([[1, 2, 3, 4, 5, 6], [1, 2, "x", 4, 5, 6]], "polygon 1"),
+        ([5, 6, 7, 8, 9, 10], "polygon 0"),
+        ([[0, 0, 1e6, 0, 5, 5]], "far outside"),
+        ([[0, 0, float("nan"), 0, 5, 5]], "NaN"),
+        ({"size": [32, 41], "counts": "x"}, r"size \[32, 41\]"),
+        ({"counts": "x"}, "'size'"),
+        ({"size": [32, 40], "counts": "broken~"}, "outside the code"),
+        ({"size": [32, 40], "counts": [1, 2, 3]}, "do not add up"),
+    ],
+)
+def test_broken_masks_are_found_before_training(
+    tiny_content: Any, write: Write, segmentation: Any, message: str
+) -> None:
+    tiny_content[2]["annotations"][0]["segmentation"] = segmentation
+    path, folder = write()
+    with pytest.raises(BadRecordError, match=f"annotation 1: .*{message}"):
+        load_coco_json(str(path), str(folder))
+    assert len(load_coco_json(str(path), str(folder), skip_bad_records=True)) == 5
+
+
+def test_polygons_that_enclose_nothing_are_left_out(
+    tiny_content: Any, write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Points and lines, which annotation tools leave behind: as in detectron2, the other objects are used."""
+    annotations = tiny_content[2]["annotations"]
+    annotations[0]["segmentation"].append([1, 2, 3, 4])
+    annotations[3]["segmentation"] = [[1, 2, 3, 4], [7, 8]]
+    annotations[4]["segmentation"] = []
+    path, folder = write()
+    with caplog.at_level(logging.WARNING):
+        records = load_coco_json(str(path), str(folder))
+    assert [len(record["annotations"]) for record in records] == [3, 1, 3, 3, 3, 0]
+    assert len(records[0]["annotations"][0]["segmentation"]) == 1
+    assert "2 objects" in caplog.text and "annotation 4" in caplog.text
+
+
+def test_only_the_datasets_in_use_must_exist(
+    write: Write, data_cfg: CfgNode, tmp_path: Path
+) -> None:
+    """Evaluation must not ask for the training pictures."""
+    path, folder = write()
+    data_cfg.DATASETS.COCO_JSON = [
+        ["gone", str(tmp_path / "gone.json"), str(folder)],
+        ["tiny", str(path), str(folder)],
+    ]
+    register_from_config(data_cfg, ["tiny", "coco_2017_val"])
+    assert "tiny" in DatasetCatalog and "gone" not in DatasetCatalog
+    with pytest.raises(FileNotFoundError, match=r"gone\.json"):
+        register_from_config(data_cfg, ["gone"])
+    with pytest.raises(FileNotFoundError, match=r"gone\.json"):
+        register_from_config(data_cfg)
+    data_cfg.DATASETS.TRAIN, data_cfg.DATASETS.TEST = ("gone",), ("tiny",)
+    assert len(build_test_loader(data_cfg, "tiny").dataset) == 6
+    with pytest.raises(FileNotFoundError, match=r"gone\.json"):
+        build_train_loader(data_cfg)
 
 
 def test_missing_optional_parts(tiny_content: Any, write: Write) -> None:

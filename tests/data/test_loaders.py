@@ -11,6 +11,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
+from PIL import Image
 
 from mask2former.data import BadRecordError, build_test_loader, build_train_loader, skipped_records
 from mask2former.data.loaders import micro_batch_size
@@ -116,7 +117,7 @@ def _fingerprint_without_workers(cfg: CfgNode) -> list[tuple]:
 def test_bad_annotations_are_skipped_too(cfg: CfgNode, tiny_content: Any, write: Write) -> None:
     annotations = tiny_content[2]["annotations"]
     annotations[0]["category_id"] = 55  # found when the file is read
-    annotations[4]["segmentation"]["counts"] = "broken~"  # found when the picture is
+    Image.new("RGB", (8, 8)).save(tiny_content[1] / "1.png")  # found when the picture is
     write()
     with pytest.raises(BadRecordError, match="category 55"):
         build_train_loader(cfg)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -31,8 +34,8 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def run_two(tmp_path: Path, launcher: str, output: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Train `two_processes.HalfTrainer` on two processes."""
+def prepare_two(tmp_path: Path, launcher: str, output: Path, *options: str) -> tuple[list[str], dict[str, str]]:
+    """Command and environment that train `two_processes.HalfTrainer` on two processes."""
     script = tmp_path / "worker.py"
     script.write_text(WORKER.format(here=str(HERE)))
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
@@ -49,14 +52,13 @@ def run_two(tmp_path: Path, launcher: str, output: Path, *options: str) -> subpr
         ]
     else:
         start_command = [str(script), "--num-gpus", "2", "--dist-url", f"tcp://127.0.0.1:{port}"]
-    return subprocess.run(
-        [sys.executable, *start_command, *options, "OUTPUT_DIR", str(output)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    return [sys.executable, *start_command, *options, "OUTPUT_DIR", str(output)], environment
+
+
+def run_two(tmp_path: Path, launcher: str, output: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Train to the end."""
+    command, environment = prepare_two(tmp_path, launcher, output, *options)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
 @pytest.mark.slow
@@ -97,3 +99,36 @@ def test_user_error_in_child_processes(tmp_path: Path, launcher: str) -> None:
     assert "Unknown config key 'SOLVER.BASE_LRR'" in done.stderr
     if launcher == "num-gpus":
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("receivers", ["all", "launcher"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_to_a_job_of_two_processes_saves_a_checkpoint(
+    tmp_path: Path, number: signal.Signals, receivers: str
+) -> None:
+    """A batch system signals each process, `kill` only the one that was started; a terminal sends Ctrl-C to all."""
+    out = tmp_path / "out"
+    endless = ("SOLVER.MAX_ITER", "1000000", "SOLVER.CHECKPOINT_PERIOD", "50", "TEST.EVAL_PERIOD", "0")
+    command, environment = prepare_two(tmp_path, "num-gpus", out, *endless)
+    with (tmp_path / "text").open("w") as output:
+        job = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        for _ in range(900):
+            if (out / "last_checkpoint").is_file() or job.poll() is not None:
+                break
+            time.sleep(0.1)
+        (os.killpg if receivers == "all" else os.kill)(job.pid, number)
+        job.wait(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+    text = (tmp_path / "text").read_text()
+    assert f"Stopped by {number.name}" in text, text
+    assert "Traceback" not in text
+    assert job.returncode == 128 + number
+    last = (out / "last_checkpoint").read_text()
+    assert torch.load(out / last, weights_only=True)["iteration"] == int(last[6:13])
+    assert f"continue with --resume from {out / last}" in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from mask2former.engine.hooks import CheckpointHook
 from mask2former.engine.random_state import get_random_state, preserved_random_state, set_random_state
 from mask2former.engine.report import by_dataset, format_results, main_metric, write_json
 from mask2former.engine.saving import plain_data
+from mask2former.engine.signals import StopSignal
 
 
 def test_condensed_losses_sum_over_layers() -> None:
@@ -175,3 +177,29 @@ def test_json_is_plain_and_a_failed_write_keeps_the_old_file(tmp_path: Path) -> 
 def test_a_single_kept_checkpoint_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 2"):
         CheckpointHook(10, 1)
+
+
+@pytest.mark.parametrize("later", [signal.SIGTERM, signal.SIGINT])
+def test_one_stop_may_come_as_several_signals(later: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch system, launcher and parent's death may all tell the same process; a later repetition is meant."""
+    import mask2former.engine.signals as module
+
+    clock = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    got: list[int] = []
+    before = {s: signal.signal(s, lambda number, frame: got.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        stop = StopSignal()
+        with stop.listening():
+            signal.raise_signal(signal.SIGTERM)
+            clock[0] += 0.5
+            signal.raise_signal(later)
+            assert stop.number == signal.SIGTERM and got == []
+            clock[0] += 60
+            signal.raise_signal(later)
+            assert got == [later]
+        signal.raise_signal(signal.SIGINT)
+        assert got == [later, signal.SIGINT]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

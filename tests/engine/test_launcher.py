@@ -137,6 +137,38 @@ def test_status_of_child_processes(main: object, monkeypatch: pytest.MonkeyPatch
     assert calls == [2]
 
 
+def test_only_a_process_that_succeeded_waits_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaving the group is a collective operation: after an error on one rank it would wait for the timeout."""
+    import mask2former.engine.launcher as module
+
+    left: list[bool] = []
+    monkeypatch.setattr(module, "torchrun_place", lambda: module.TorchrunPlace(0, 2, 0, 2))
+    monkeypatch.setattr(module, "_join", lambda place: None)
+    monkeypatch.setattr(module.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(module.dist, "destroy_process_group", lambda: left.append(True))
+    monkeypatch.setattr(module, "_tell", lambda error: None)
+    assert launch(failing, parse()) == 2
+    with pytest.raises(KeyError):
+        launch(broken, parse())
+    assert not left
+    assert launch(fine, parse()) == 0
+    assert left == [True]
+
+
+@pytest.mark.parametrize(("code", "status"), [(3, 3), (-9, 137), (-15, 143)])
+def test_status_of_a_killed_child(code: int, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.multiprocessing import ProcessExitedException
+
+    import mask2former.engine.launcher as module
+
+    def killed(*arguments: object, **keywords: object) -> None:
+        raise ProcessExitedException("", error_index=0, error_pid=1, exit_code=code)
+
+    monkeypatch.setattr(module, "detectron2_launch", killed)
+    monkeypatch.setattr(module, "_check_gpus", lambda args: None)
+    assert launch(fine, parse("--num-gpus", "2")) == status
+
+
 def test_setup_names_a_missing_config_file() -> None:
     with pytest.raises(FileNotFoundError, match=r"nothing\.yaml"):
         setup(parse("--config-file", "nothing.yaml"))

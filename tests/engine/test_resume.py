@@ -145,6 +145,16 @@ def test_other_parameter_rules_cannot_be_resumed(tmp_path: Path) -> None:
         start(tiny_config(tmp_path, "SOLVER.BACKBONE_MULTIPLIER", "1.0"), resume=True)
 
 
+def test_average_that_is_switched_on_later_begins_with_the_trained_weights(tmp_path: Path) -> None:
+    start(tiny_config(tmp_path)).train()
+    resumed = start(tiny_config(tmp_path, "SOLVER.EMA_DECAY", "0.9", "SOLVER.MAX_ITER", "9"), resume=True)
+    assert resumed.start_iter == 6
+    assert resumed.weight_average is not None
+    average = resumed.weight_average.state_dict()["average"]
+    for name, value in weights(resumed).items():
+        assert torch.equal(average[name], value), name
+
+
 def test_loss_scaler_is_saved(tmp_path: Path) -> None:
     keys = ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "float16")
     trainer = start(tiny_config(tmp_path, *keys))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
@@ -20,8 +21,9 @@ import torch
 from PIL import Image, ImageDraw
 
 import train_net
+from mask2former.config import load_config
 from mask2former.data.datasets import unregister
-from mask2former.engine import argument_parser, launch
+from mask2former.engine import Trainer, argument_parser, launch
 
 TINY_MODEL = [
     *(
@@ -122,6 +124,9 @@ def test_training_resuming_and_evaluating(tmp_path: Path, command: list[str]) ->
         for name, value in ours.items():
             assert torch.equal(value, theirs[name]), name
 
+    # An evaluation does not need the training data.
+    shutil.rmtree(tmp_path / "data/drawn_train")
+    (tmp_path / "data/drawn_train.json").unlink()
     weights = str(tmp_path / "straight/model_final.safetensors")
     assert run(command, tmp_path / "test", "MODEL.WEIGHTS", weights, flags=("--eval-only",)) == 0
     again = json.loads((tmp_path / "test/inference/metrics.json").read_text())
@@ -166,11 +171,38 @@ def test_signal_to_the_whole_job_saves_a_checkpoint(
     assert f"continue with --resume from {tmp_path / 'out' / last}" in text
 
 
+def test_signal_does_not_take_the_data_of_an_evaluation_away(tmp_path: Path) -> None:
+    entry = draw_dataset(tmp_path / "data", "drawn_val", 30)
+    cfg = load_config(None, ["DATASETS.COCO_JSON", repr([entry]), "DATALOADER.NUM_WORKERS", "2"])
+    cfg.INPUT.FORMAT = "RGB"
+    try:
+        loader = Trainer.build_test_loader(cfg, "drawn_val")
+        batches = iter(loader)
+        first = [next(batches), next(batches)]  # one of each worker: both are ready
+        workers = multiprocessing.active_children()
+        assert len(workers) == 2
+        for worker in workers:
+            os.kill(worker.pid or 0, signal.SIGTERM)
+        assert len([*first, *batches]) == 30
+    finally:
+        unregister("drawn_val")
+
+
 def test_accumulation_and_bf16(tmp_path: Path, command: list[str]) -> None:
     options = ("SOLVER.ACCUMULATION_STEPS", "2", "SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "bfloat16")
     assert run(command, tmp_path, *options, "SOLVER.MAX_ITER", "2", "DATASETS.TEST", "()") == 0
     line = json.loads((tmp_path / "metrics.json").read_text().splitlines()[0])
     assert 0 < line["total_loss"] < 1000
+
+
+def test_broken_ground_truth_is_found_before_the_first_step(tmp_path: Path, command: list[str]) -> None:
+    file = tmp_path / "data/drawn_val.json"
+    content = json.loads(file.read_text())
+    del content["annotations"][0]["segmentation"], content["annotations"][0]["bbox"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"drawn_val\.json: annotation 1"):
+        run(command, tmp_path / "out")
+    assert "Starting training" not in (tmp_path / "out/log.txt").read_text()
 
 
 def test_wrong_data_path_is_told_in_one_line(

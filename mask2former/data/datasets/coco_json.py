@@ -6,7 +6,7 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from ..errors import BadRecordError
+from ..masks import SegmentationError, check_polygons, rle_runs
 from .catalog import Records, dataset_root, set_dataset
 from .json_file import read_json_object
 
@@ -71,12 +72,16 @@ def register_coco_json(
     _registered[name] = state
 
 
-def register_from_config(cfg: CfgNode) -> None:
-    """Register every entry [name, json_file, image_root] of DATASETS.COCO_JSON.
+def register_from_config(cfg: CfgNode, names: Iterable[str] | None = None) -> None:
+    """Register the entries [name, json_file, image_root] of DATASETS.COCO_JSON.
+
+    Args:
+        names: register only these; the files of other entries need not exist. None registers all.
 
     Raises:
         ValueError: an entry is not three strings; see also `register_coco_json`.
     """
+    wanted = None if names is None else set(names)
     for entry in cfg.DATASETS.COCO_JSON:
         if (
             not isinstance(entry, (list, tuple))
@@ -84,7 +89,8 @@ def register_from_config(cfg: CfgNode) -> None:
             or not all(isinstance(x, str) for x in entry)
         ):
             raise ValueError(f"DATASETS.COCO_JSON holds entries [name, json_file, image_root], not {entry!r}")
-        register_coco_json(*entry, skip_bad_records=cfg.DATALOADER.SKIP_BAD_RECORDS)
+        if wanted is None or entry[0] in wanted:
+            register_coco_json(*entry, skip_bad_records=cfg.DATALOADER.SKIP_BAD_RECORDS)
 
 
 def unregister(name: str) -> None:
@@ -103,7 +109,9 @@ def load_coco_json(
 ) -> Records:
     """Read and check a COCO instance json.
 
-    Structure and types of every record are checked here; masks when they are used, by the mapper.
+    Every record and mask is checked here, so that a mistake does not stop a training half way; only what depends
+    on the picture is left to the mapper. Polygons of less than three points enclose nothing and are left out;
+    objects of which nothing is left are left out too and counted in the log, as detectron2 does.
 
     Returns:
         Records in detectron2's format in the order of the picture ids, with contiguous classes; annotations
@@ -134,15 +142,18 @@ def load_coco_json(
             problems.append(error)
             bad_images |= _image_ids(image, "id")  # of two pictures with one id neither can be trusted
     seen: set[int] = set()
+    hollow: list[str] = []
     for position, annotation in enumerate(annotations):
         try:
-            _add_annotation(json_file, annotation, position, records, seen, declared, classes)
+            if not _add_annotation(json_file, annotation, position, records, seen, declared, classes):
+                hollow.append(f"annotation {annotation['id']}")
         except BadRecordError as error:
             if not skip_bad_records:
                 raise
             problems.append(error)
             bad_images |= _image_ids(annotation, "image_id")
     _report(json_file, problems, len(bad_images & records.keys()))
+    _report_hollow(json_file, hollow)
     return [record for image_id, record in sorted(records.items()) if image_id not in bad_images]
 
 
@@ -221,8 +232,8 @@ def _add_annotation(
     seen: set[int],
     declared: set[int],
     classes: dict[int, int],
-) -> None:
-    """Check one annotation and add it to the record of its picture."""
+) -> bool:
+    """Check one annotation and add it to the record of its picture; False if its polygons enclose nothing."""
     where = f"annotations[{position}]"
     if not isinstance(annotation, dict):
         raise BadRecordError(file, "is not an object", where)
@@ -240,11 +251,11 @@ def _add_annotation(
     crowd = annotation.get("iscrowd", 0)
     if crowd not in (0, 1):
         raise BadRecordError(file, f"'iscrowd' is 0 or 1, not {crowd!r}", where)
-    segmentation = annotation.get("segmentation")
-    if segmentation is not None and not isinstance(segmentation, (list, dict)):
-        raise BadRecordError(file, "'segmentation' is neither a list of polygons nor an RLE", where)
+    segmentation = _check_segmentation(file, annotation.get("segmentation"), records[image_id], where)
     if category not in classes:
-        return
+        return True
+    if segmentation == []:
+        return False
     entry = {"id": annotation["id"], "category_id": classes[category], "iscrowd": int(bool(crowd))}
     # "ignore" marks objects that an evaluation leaves out; training must not learn from them either.
     if annotation.get("ignore"):
@@ -254,6 +265,32 @@ def _add_annotation(
     if annotation.get("bbox") is not None:
         entry["bbox"], entry["bbox_mode"] = _check_box(file, annotation["bbox"], where), BoxMode.XYWH_ABS
     records[image_id]["annotations"].append(entry)
+    return True
+
+
+def _check_segmentation(
+    file: str, segmentation: Any, record: dict[str, Any], where: str
+) -> list[list[float]] | dict[str, Any] | None:
+    """The segmentation, without polygons that enclose nothing."""
+    if segmentation is None:
+        return None
+    if not isinstance(segmentation, (list, dict)):
+        raise BadRecordError(file, "'segmentation' is neither a list of polygons nor an RLE", where)
+    size = record["height"], record["width"]
+    try:
+        if isinstance(segmentation, dict):
+            rle_runs(segmentation, size)  # also for evaluations: pycocotools never returns from some broken ones
+        else:
+            segmentation = [polygon for polygon in segmentation if not _encloses_nothing(polygon)]
+            if segmentation:
+                check_polygons(segmentation, size)
+    except SegmentationError as error:
+        raise BadRecordError(file, str(error), where) from error
+    return segmentation
+
+
+def _encloses_nothing(polygon: Any) -> bool:
+    return isinstance(polygon, list) and len(polygon) in (0, 2, 4)
 
 
 def _check_box(file: str, box: Any, where: str) -> list[float]:
@@ -278,3 +315,10 @@ def _report(file: str, problems: list[BadRecordError], pictures: int) -> None:
         shown,
         more,
     )
+
+
+def _report_hollow(file: str, hollow: list[str]) -> None:
+    if hollow:
+        shown = ", ".join(hollow[:_SHOWN_PROBLEMS]) + (", ..." if len(hollow) > _SHOWN_PROBLEMS else "")
+        text = "%s: %d objects have no polygon of three points or more and are left out: %s"
+        logger.warning(text, file, len(hollow), shown)

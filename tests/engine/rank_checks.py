@@ -1,0 +1,124 @@
+"""What `test_ranks.py` runs on two processes; each function raises where something is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.config import CfgNode
+from detectron2.engine import create_ddp_model
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from detectron2.utils import comm
+from tiny_training import TinyModel, TinyTrainer, tiny_config
+from torch import nn
+
+from mask2former.config import load_config
+
+TINY_MASK_FORMER = [
+    *("MODEL.DEVICE", "cpu", "MODEL.TIMM.NAME", "mobilenetv3_small_050", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "32"),
+    *("MODEL.SEM_SEG_HEAD.MASK_DIM", "32", "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", "1"),
+    *("MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD", "32"),
+    *("MODEL.MASK_FORMER.HIDDEN_DIM", "32", "MODEL.MASK_FORMER.DIM_FEEDFORWARD", "32"),
+    *("MODEL.MASK_FORMER.DEC_LAYERS", "4", "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "8"),
+    *("MODEL.MASK_FORMER.TRAIN_NUM_POINTS", "64"),
+]
+
+
+class NormModel(TinyModel):
+    """With running statistics that differ between the processes."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__(dropout)
+        self.norm = nn.BatchNorm1d(4)
+        self.norm.running_mean.fill_(float(comm.get_rank() + 1))
+        self.norm.requires_grad_(False)
+
+
+class NormTrainer(TinyTrainer):
+    """Its evaluation tells the statistics that this process evaluates with."""
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        return NormModel()
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
+        found = comm.all_gather(model.norm.running_mean.tolist())
+        assert found == [[1.0] * 4] * 2, found
+        return {"segm": {"AP": 1.0}} if comm.is_main_process() else {}
+
+
+def join(rank: int, port: int) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    comm.create_local_process_group(2)
+
+
+def all_evaluate_the_model_that_is_saved(rank: int, port: int, folder: str) -> None:
+    join(rank, port)
+    for decay in ("0.0", "0.5"):
+        trainer = NormTrainer(tiny_config(Path(folder), "SOLVER.EMA_DECAY", decay))
+        trainer.evaluate()
+        if decay != "0.0":  # and it does not change the average of this process
+            assert trainer.weight_average is not None
+            with trainer.weight_average.applied():
+                assert trainer.checkpointer.model.norm.running_mean[0] == rank + 1
+
+
+def averages_begin_with_the_common_weights(rank: int, port: int, folder: str) -> None:
+    join(rank, port)
+    torch.manual_seed(rank)
+    trainer = TinyTrainer(tiny_config(Path(folder), "SOLVER.EMA_DECAY", "0.5"))
+    assert trainer.weight_average is not None
+    average = comm.all_gather(trainer.weight_average.state_dict()["average"])
+    for name, value in average[0].items():
+        assert torch.equal(value, average[1][name]), name
+
+
+def a_checkpoint_that_one_process_lacks_is_an_error(rank: int, port: int, folder: str) -> None:
+    join(rank, port)
+    cfg = tiny_config(Path(folder) / f"rank{rank}").clone()
+    if rank == 0:
+        cfg.defrost()
+        own = Path(folder) / "rank0"
+        own.mkdir()
+        trainer = TinyTrainer(cfg)
+        trainer.iter = 2
+        trainer.checkpointer.save("model_0000002", iteration=2)
+    else:
+        trainer = TinyTrainer(cfg)
+    comm.synchronize()
+    try:
+        trainer.resume_or_load(resume=True)
+    except ValueError as error:
+        assert "rank 1: 0" in str(error) and "OUTPUT_DIR" in str(error), error
+    else:
+        raise AssertionError("the processes would train from different steps")
+
+
+def picture(objects: int) -> dict[str, Any]:
+    instances = Instances((64, 64))
+    instances.gt_classes = torch.zeros(objects, dtype=torch.int64)
+    instances.gt_masks = torch.zeros(objects, 64, 64, dtype=torch.bool)
+    instances.gt_masks[:, 8:40, 8:40] = True
+    return {"image": torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8), "instances": instances}
+
+
+def pictures_without_objects_are_no_obstacle(rank: int, port: int, folder: str) -> None:
+    """On one process, on both, and more objects than queries: no hang, every gradient there and the same."""
+    join(rank, port)
+    cfg = load_config("nuclei/maskformer2_efficientnet_lite0.yaml", TINY_MASK_FORMER)
+    model = create_ddp_model(build_model(cfg).train(), broadcast_buffers=False, device_ids=None)
+    for counts in ((2, 0), (0, 0), (0, 12)):
+        model.zero_grad()
+        losses = model([picture(counts[rank]), picture(0)])
+        sum(losses.values()).backward()
+        assert all(torch.isfinite(loss) for loss in losses.values()), losses
+        assert (losses["loss_mask"] == 0) == (counts[rank] == 0)
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                assert parameter.grad is not None, name
+                norms = comm.all_gather(float(parameter.grad.norm()))
+                assert norms[0] == norms[1], (name, norms)
