@@ -48,7 +48,8 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
     _add_head(cfg.MODEL.SEM_SEG_HEAD)
     _add_backbones(cfg.MODEL)
     _defaults(cfg.DATASETS, {"COCO_JSON": []})  # ours: [name, json file, image folder] each
-    _defaults(cfg.DATALOADER, {"SKIP_BAD_RECORDS": False})  # ours
+    # The second is detectron2's, which reads it without declaring it.
+    _defaults(cfg.DATALOADER, {"SKIP_BAD_RECORDS": False, "RANDOM_SUBSET_RATIO": 1.0})  # ours
     _defaults(
         cfg.TEST,  # ours
         {

@@ -35,14 +35,16 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 def _publish(temporary: Path, path: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
-    os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only the owner can read
+    with contextlib.suppress(OSError):  # some network mounts have no permissions
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only the owner can read
     os.replace(temporary, path)
-    if hasattr(os, "O_DIRECTORY"):  # the new name must survive a power cut too (POSIX)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+    if hasattr(os, "O_DIRECTORY"):  # the new name must survive a power cut too, where the file system can
+        with contextlib.suppress(OSError):
+            directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:

@@ -24,7 +24,7 @@ def register(registry: Registry) -> Callable[[C], C]:
         if holder.__module__ != cls.__module__:
             logger.warning(
                 "'%s' is already registered by %s; configs that name it will use that one. "
-                "Import mask2former first to use its own.",
+                "Use a process of its own for each project.",
                 cls.__name__,
                 holder.__module__,
             )

@@ -38,6 +38,13 @@ class SegmentationError(ValueError):
     """A segmentation is malformed; callers that know file and annotation turn it into a BadRecordError."""
 
 
+def without_hollow_polygons(segmentation: Any) -> Any:
+    """The segmentation without polygons of less than three points, which annotation tools leave behind."""
+    if not isinstance(segmentation, list):
+        return segmentation
+    return [p for p in segmentation if not (isinstance(p, list) and len(p) in (0, 2, 4))]
+
+
 def check_polygons(polygons: Any, size: tuple[int, int]) -> list[np.ndarray]:
     """Check the polygons of one object.
 

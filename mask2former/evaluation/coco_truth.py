@@ -11,6 +11,7 @@ from typing import Any
 import pycocotools.mask as mask_util
 from pycocotools.coco import COCO
 
+from mask2former.data.masks import rle_runs, without_hollow_polygons
 from mask2former.files import read_json
 
 logger = logging.getLogger(__name__)
@@ -56,8 +57,10 @@ def load_coco_truth(path: str | os.PathLike[str]) -> COCO:
         for key in ("image_id", "category_id"):
             if key not in ann:
                 raise ValueError(f"{path}: annotations[{position}] has no {key}")
-        if "segmentation" in ann and not ann["segmentation"]:
-            continue
+        if "segmentation" in ann:
+            ann["segmentation"] = without_hollow_polygons(ann["segmentation"])
+            if not ann["segmentation"]:
+                continue
         ann["id"] = len(kept) + 1
         ann.setdefault("iscrowd", 0)
         kept.append(ann)
@@ -80,6 +83,9 @@ def _complete(ann: dict[str, Any], coco: COCO, path: str | os.PathLike[str]) -> 
     if "segmentation" in ann and ann["image_id"] in coco.imgs:
         image = coco.imgs[ann["image_id"]]
         try:
+            if isinstance(ann["segmentation"], dict):
+                # pycocotools never returns from some codes whose runs do not add up.
+                rle_runs(ann["segmentation"], (image["height"], image["width"]))
             rle = coco.annToRLE(ann)
             area = float(mask_util.area(rle))
         except (ValueError, TypeError, KeyError, IndexError) as error:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .shape_cache import ShapeCache
+
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 
 
@@ -168,7 +170,7 @@ class PositionEncoding(nn.Module):
         self.dim = dim
         self.temporal = temporal
         self.temperature = temperature
-        self._cache: dict[tuple[int, int, int, torch.device], Tensor] = {}
+        self._cache: ShapeCache[Tensor] = ShapeCache()
 
     def _axis(self, size: int, channels: int, device: torch.device) -> Tensor:
         """(size, channels): sine and cosine of the normalised position i + 1 over 2 pi."""
@@ -189,13 +191,9 @@ class PositionEncoding(nn.Module):
 
     def forward(self, frames: int, height: int, width: int, device: torch.device) -> Tensor:
         """(T * H * W, C) float32, in the order frames, rows, columns."""
-        if torch.compiler.is_compiling():
-            return self._encode(frames, height, width, device)
-        key = (frames, height, width, device)
-        if key not in self._cache:
-            if len(self._cache) >= 64:  # many image sizes: forget rather than grow
-                self._cache.clear()
-            # Outside inference mode, so that a training step may use what an evaluation has cached.
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-                self._cache[key] = self._encode(frames, height, width, device)
-        return self._cache[key]
+
+        def encode() -> Tensor:
+            with torch.autocast(device.type, enabled=False):
+                return self._encode(frames, height, width, device)
+
+        return self._cache((frames, height, width, device), encode)

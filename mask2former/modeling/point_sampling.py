@@ -38,13 +38,15 @@ class MaskBank:
 
     @classmethod
     def of(cls, masks: Sequence[Tensor], device: torch.device) -> MaskBank:
-        """From groups of masks, bool or uint8 (n, H, W) each; mask N counts through the groups in order."""
+        """From groups of masks, bool (n, H, W) each; mask N counts through the groups in order."""
         rows = [(m.shape[-2], m.shape[-1]) for m in masks for _ in range(m.shape[0])]
         sizes = torch.tensor(rows, dtype=torch.int64).view(-1, 2)
         area = sizes.prod(1)
         table = torch.stack((area.cumsum(0) - area, sizes[:, 0], sizes[:, 1]))
         table = table.to(device, non_blocking=True)
-        flat = [m.to(device, non_blocking=True).contiguous().view(torch.uint8).flatten() for m in masks]
+        # A mask may be of any type, as in users' own mappers: what is not zero belongs to the object.
+        binary = [m if m.dtype == torch.bool else m != 0 for m in masks]
+        flat = [m.to(device, non_blocking=True).contiguous().view(torch.uint8).flatten() for m in binary]
         data = torch.cat(flat) if flat else torch.zeros(0, dtype=torch.uint8, device=device)
         return cls(data, *table.unbind(0))
 

@@ -137,13 +137,24 @@ def test_timm_weights_of_the_whole_network(name: str, tmp_path: Path) -> None:
         assert torch.allclose(loaded(x)["res5"], expected, atol=1e-4)
 
 
-def test_timm_maps_with_channels_last() -> None:
+def test_timm_maps_with_channels_last_and_any_size() -> None:
     model = TimmBackbone(name="swin_tiny_patch4_window7_224").eval()
     with torch.no_grad():
-        features = model(torch.randn(1, 3, 224, 224))
-    assert {k: v.shape[1:] for k, v in features.items()} == {
-        f"res{i + 2}": (96 * 2**i, 56 // 2**i, 56 // 2**i) for i in range(4)
+        features = model(torch.randn(1, 3, 96, 160))
+    assert {k: tuple(v.shape[1:]) for k, v in features.items()} == {
+        f"res{i + 2}": (96 * 2**i, 24 // 2**i, 40 // 2**i) for i in range(4)
     }
+
+
+def test_timm_builds_only_what_is_used() -> None:
+    model = TimmBackbone(name="resnet18", out_features=("res3", "res4"))
+    sum(x.mean() for x in model(torch.randn(2, 3, 64, 64)).values()).backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_timm_size_that_does_not_fit_names_the_key() -> None:
+    with pytest.raises(ValueError, match="SIZE_DIVISIBILITY"), torch.no_grad():
+        TimmBackbone(name="maxvit_tiny_tf_224").eval()(torch.randn(1, 3, 192, 256))
 
 
 def test_timm_errors_name_the_key(tmp_path: Path) -> None:

@@ -120,3 +120,17 @@ def test_no_hidden_host_syncs() -> None:
             model.eval()(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(
+    "config", ["nuclei/maskformer2_R50.yaml", "coco/instance-segmentation/swin/maskformer2_swin_tiny_bs16_50ep.yaml"]
+)
+def test_whole_model_in_half_precision(config: str) -> None:
+    """`model.bfloat16()` predicts without autocast, close to fp32."""
+    model = tiny(config).eval()
+    picture = [{"image": record(64, 96, 0)["image"]}]
+    with torch.no_grad():
+        exact = model(picture)[0]["instances"]
+        rounded = model.bfloat16()(picture)[0]["instances"]
+    assert rounded.pred_masks.shape == exact.pred_masks.shape
+    assert (rounded.scores.float() - exact.scores).abs().max() < 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -22,6 +23,16 @@ def test_bank_equals_grid_sample_on_padded_masks(seed: int, sizes: list[tuple[in
     points = torch.rand(len(full), 30, 2, generator=generator) * 1.2 - 0.1  # some lie outside
     expected = sample_maps(full[index][:, None], points)[:, 0]
     torch.testing.assert_close(bank.sample(index, points, padded), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.int64])
+def test_masks_of_other_types_mean_the_same(dtype: torch.dtype) -> None:
+    masks = torch.rand(2, 6, 7) > 0.5
+    index, points = torch.arange(2), torch.rand(2, 20, 2)
+    value = 1 if dtype == torch.float32 else 255
+    banks = [MaskBank.of([m], torch.device("cpu")) for m in (masks, masks.to(dtype) * value)]
+    expected, ours = (bank.sample(index, points, (6, 7)) for bank in banks)
+    torch.testing.assert_close(ours, expected)
 
 
 def test_bank_without_masks() -> None:

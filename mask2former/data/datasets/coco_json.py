@@ -14,7 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from ..errors import BadRecordError
-from ..masks import SegmentationError, check_polygons, rle_runs
+from ..masks import SegmentationError, check_polygons, rle_runs, without_hollow_polygons
 from .catalog import Records, dataset_root, set_dataset
 from .json_file import read_json_object
 
@@ -281,16 +281,12 @@ def _check_segmentation(
         if isinstance(segmentation, dict):
             rle_runs(segmentation, size)  # also for evaluations: pycocotools never returns from some broken ones
         else:
-            segmentation = [polygon for polygon in segmentation if not _encloses_nothing(polygon)]
+            segmentation = without_hollow_polygons(segmentation)
             if segmentation:
                 check_polygons(segmentation, size)
     except SegmentationError as error:
         raise BadRecordError(file, str(error), where) from error
     return segmentation
-
-
-def _encloses_nothing(polygon: Any) -> bool:
-    return isinstance(polygon, list) and len(polygon) in (0, 2, 4)
 
 
 def _check_box(file: str, box: Any, where: str) -> list[float]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...registry import register
+from ..shape_cache import ShapeCache
 
 
 class _DropPath(nn.Module):
@@ -190,22 +191,12 @@ class SwinStage(nn.Module):
         self.downsample = downsample
         self.use_checkpoint = use_checkpoint
         self.window = blocks[0].window
-        self._mask_cache: dict[tuple[int, int, torch.device], Tensor] = {}
-
-    def _mask(self, height: int, width: int, device: torch.device) -> Tensor:
-        if torch.compiler.is_compiling():
-            return _shift_mask(height, width, self.window, device)
-        key = (height, width, device)
-        if key not in self._mask_cache:
-            if len(self._mask_cache) >= 32:  # many image sizes: forget rather than grow
-                self._mask_cache.clear()
-            with torch.inference_mode(False):
-                self._mask_cache[key] = _shift_mask(height, width, self.window, device)
-        return self._mask_cache[key]
+        self._masks: ShapeCache[Tensor] = ShapeCache(entries=2)  # (windows, N, N) floats: big at high resolution
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, H, W, C) -> the stage's features (B, H, W, C), and the input of the next stage."""
-        mask = self._mask(x.shape[1], x.shape[2], x.device)
+        height, width, device = x.shape[1], x.shape[2], x.device
+        mask = self._masks((height, width, device), lambda: _shift_mask(height, width, self.window, device))
         for block in self.blocks:
             if self.use_checkpoint and self.training:
                 x = checkpoint(block, x, mask, use_reentrant=False)

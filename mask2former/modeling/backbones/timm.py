@@ -42,20 +42,23 @@ class TimmBackbone(Backbone):
         freeze_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.network = _create(name, drop_path_rate)
-        info: Any = self.network.feature_info
+        info: Any = _create(name, drop_path_rate).feature_info
         wanted = {2 ** int(f.removeprefix("res")): f for f in out_features}
         strides, channels = info.reduction(), info.channels()
         # Where two maps share a stride, the later one is deeper.
-        self._index = {wanted[s]: i for i, s in enumerate(strides) if s in wanted}
-        missing = [f for f in out_features if f not in self._index]
+        index = {wanted[s]: i for i, s in enumerate(strides) if s in wanted}
+        missing = [f for f in out_features if f not in index]
         if missing:
             raise ValueError(f"MODEL.TIMM.NAME '{name}' has no features {missing}; its strides are {strides}")
+        # Only what is used is built: parameters without gradients would stop distributed training.
+        chosen = sorted(index.values())
+        self.network = _create(name, drop_path_rate, chosen)
+        self._index = {feature: chosen.index(i) for feature, i in index.items()}
         # Some timm transformers give (B, H, W, C).
         self._channels_last = str(getattr(self.network, "output_fmt", "NCHW")).endswith("NHWC")
         self._out_features = list(out_features)
-        self._out_feature_channels = {f: channels[self._index[f]] for f in out_features}
-        self._out_feature_strides = {f: strides[self._index[f]] for f in out_features}
+        self._out_feature_channels = {f: channels[index[f]] for f in out_features}
+        self._out_feature_strides = {f: strides[index[f]] for f in out_features}
         if weights:
             self._load(weights)
         if freeze_norm:
@@ -94,21 +97,33 @@ class TimmBackbone(Backbone):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) normalised image -> {"res2": (B, C, H / 4, W / 4), ...}."""
-        maps = self.network(x)
+        try:
+            maps = self.network(x)
+        except AssertionError as error:  # models with windows of a fixed size
+            raise ValueError(
+                f"the timm model cannot take an input of {tuple(x.shape[-2:])}: {error}. "
+                "Set MODEL.MASK_FORMER.SIZE_DIVISIBILITY so that it divides every input."
+            ) from error
         if self._channels_last:
             maps = [m.permute(0, 3, 1, 2).contiguous() for m in maps]
         return {feature: maps[self._index[feature]] for feature in self._out_features}
 
 
-def _create(name: str, drop_path_rate: float) -> nn.Module:
+def _create(name: str, drop_path_rate: float, out_indices: Sequence[int] | None = None) -> nn.Module:
     import timm
 
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
         hint = f" Nearest: {', '.join(near)}." if near else ""
         raise ValueError(f"MODEL.TIMM.NAME '{name}' is not a timm model.{hint}")
-    options = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
+    options: dict[str, Any] = {"features_only": True, "pretrained": False, "out_indices": out_indices}
+    if drop_path_rate:
+        options["drop_path_rate"] = drop_path_rate
     try:
-        return timm.create_model(name, features_only=True, pretrained=False, **options)
+        return timm.create_model(name, strict_img_size=False, **options)  # window transformers: inputs of any size
+    except TypeError:
+        logger.debug("timm model %s has no strict_img_size", name)
+    try:
+        return timm.create_model(name, **options)
     except (RuntimeError, AttributeError, TypeError) as error:
         raise ValueError(f"MODEL.TIMM.NAME '{name}' does not offer features_only: {error}") from error

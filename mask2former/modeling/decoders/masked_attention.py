@@ -152,7 +152,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             tokens = self.input_proj[i](x).flatten(2) + self.level_embed.weight[i][None, :, None]
             tokens = tokens.unflatten(0, (-1, frames)).transpose(2, 3).flatten(1, 2)  # (B, T H W, C)
             memory.append(tokens)
-            keys.append(tokens + self.position(frames, height, width, x.device))
+            keys.append(tokens + self.position(frames, height, width, x.device).to(tokens.dtype))
             with torch.no_grad():
                 resized = F.interpolate(mask_features.float(), (height, width), mode="bilinear", align_corners=False)
             small.append(resized.unflatten(0, (-1, frames)))

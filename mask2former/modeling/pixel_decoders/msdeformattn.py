@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ...ops import ms_deform_attn
 from ...registry import register
 from ..layers import PositionEncoding
+from ..shape_cache import ShapeCache
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -140,18 +141,7 @@ class DeformableEncoder(nn.Module):
         self.encoder = _Encoder(layers)
         self.level_embed = nn.Parameter(torch.randn(levels, dim))
         self.position = PositionEncoding(dim)
-        self._geometry_cache: dict[tuple[Any, ...], Geometry] = {}
-
-    def _geometry(self, shapes: Shapes, device: torch.device) -> Geometry:
-        if torch.compiler.is_compiling():
-            return Geometry.of(shapes, device)
-        key = (*shapes, device)
-        if key not in self._geometry_cache:
-            if len(self._geometry_cache) >= 64:  # many image sizes: forget rather than grow
-                self._geometry_cache.clear()
-            with torch.inference_mode(False):
-                self._geometry_cache[key] = Geometry.of(shapes, device)
-        return self._geometry_cache[key]
+        self._geometry: ShapeCache[Geometry] = ShapeCache()
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """L maps (B, C, H, W) -> the encoded maps, in the same order and shapes."""
@@ -160,8 +150,8 @@ class DeformableEncoder(nn.Module):
         tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
         position = torch.cat(
             [self.position(1, h, w, device) + e for (h, w), e in zip(shapes, self.level_embed, strict=True)]
-        )
-        geometry = self._geometry(shapes, device)
+        ).to(tokens.dtype)
+        geometry = self._geometry((*shapes, device), lambda: Geometry.of(shapes, device))
         for layer in self.encoder.layers:
             tokens = layer(tokens, position, geometry)
         parts = tokens.split([h * w for h, w in shapes], dim=1)
