@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import cache
 
+import torch
 from torch import Tensor
 
 from .reference import ms_deform_attn_reference
@@ -57,7 +58,8 @@ def ms_deform_attn(
     """
     _check(value, spatial_shapes, sampling_locations, attention_weights)
     name, kernel = _KERNELS.get(value.device.type, ("pytorch", ms_deform_attn_reference))
-    _announce(value.device.type, name)
+    if not torch.compiler.is_compiling():  # a graph does not log
+        _announce(value.device.type, name)
     return kernel(value, spatial_shapes, sampling_locations, attention_weights)
 
 

@@ -171,6 +171,8 @@ def test_round_trip_is_exact_and_loads_in_transformers(model: Any, folder: Path,
 
 def test_optional_input_projections_translate() -> None:
     state = tiny(enforce_input_projection=True).state_dict()
+    if not any("transformer_module.input_proj" in key for key in state):
+        pytest.skip(f"transformers {transformers.__version__} does not store these weights")
     ours = huggingface.from_huggingface(state)
     assert ours["sem_seg_head.predictor.input_proj.2.weight"].shape == (32, 32, 1, 1)
     assert equal(huggingface.from_huggingface(huggingface.to_huggingface(ours)), ours)

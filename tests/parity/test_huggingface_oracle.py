@@ -98,6 +98,9 @@ def assert_same_logits(hf: Any, model: Any, pixels: Tensor) -> None:
 @pytest.mark.parametrize("size", [(64, 64), (96, 160)], ids=str)
 def test_their_weights_in_our_model(variant: str, size: tuple[int, int]) -> None:
     hf = theirs(**VARIANTS[variant])
+    # transformers up to 5.20 keeps its input projections in a plain list, so that its state dict lacks them.
+    if variant == "input projections" and not any("transformer_module.input_proj" in key for key in hf.state_dict()):
+        pytest.skip(f"transformers {transformers.__version__} does not store these weights")
     hf.load_state_dict(randomise(hf.state_dict()))
     model = ours_like(hf)
     report = load_into(model, hf.state_dict(), strict=True)

@@ -1,0 +1,49 @@
+"""The network, from normalised image to logits, is one graph: for torch.export and for torch.compile."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from torch import Tensor, nn
+
+from mask2former.config import load_config
+
+CONFIGS = [
+    "nuclei/maskformer2_R50.yaml",
+    "nuclei/maskformer2_efficientnet_lite0.yaml",
+    "coco/panoptic-segmentation/swin/maskformer2_swin_tiny_bs16_50ep.yaml",
+]
+TINY = [
+    *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.SWIN.EMBED_DIM", 16, "MODEL.SWIN.DEPTHS", [1, 1, 2, 1]),
+    *("MODEL.SWIN.NUM_HEADS", [1, 2, 4, 8], "MODEL.SEM_SEG_HEAD.CONVS_DIM", 32, "MODEL.SEM_SEG_HEAD.MASK_DIM", 16),
+    *("MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", 1, "MODEL.MASK_FORMER.HIDDEN_DIM", 32),
+    *("MODEL.MASK_FORMER.DEC_LAYERS", 4, "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 10),
+]
+
+
+class Core(nn.Module):
+    """Tensor in, tensors out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = model.backbone, model.sem_seg_head
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = self.head(self.backbone(x))
+        return outputs["pred_logits"], outputs["pred_masks"]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("how", ["export", "compile"])
+def test_one_graph_same_numbers(config: str, how: str) -> None:
+    core = Core(build_model(load_config(config, TINY))).eval()
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = core(x)
+        if how == "export":
+            graph = torch.export.export(core, (x,)).module()
+        else:
+            graph = torch.compile(core, fullgraph=True, backend="eager")
+        for ours, wanted in zip(graph(x), expected, strict=True):
+            torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=1e-4)
