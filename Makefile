@@ -2,9 +2,11 @@
 # make test    run the tests that need no GPU
 # make lint    style and types
 # make bench   measure this machine
+# make ops     compile the op for CPU and, where nvcc is, for CUDA (INSTALL.md, "The compiled op")
 # make clean   remove build products and caches; results in output/ and the environment stay
 #
-# Each target makes or completes the environment first; that is a matter of seconds when nothing is missing.
+# Each target makes or completes the environment first; that is a matter of seconds when nothing is missing. Where a
+# compiler is there, that includes the op for CPU.
 # Variables: PYTHON (makes the environment), VENV (its folder), WORKERS (test processes), ARGS (added to the command).
 
 PYTHON ?= python3
@@ -12,9 +14,9 @@ VENV ?= .venv
 WORKERS ?= 2
 ARGS ?=
 RUN := $(VENV)/bin/python
-INSTALL := $(PYTHON) tools/install.py --venv $(VENV)
+INSTALL := $(PYTHON) tools/install.py --venv $(VENV) --ops cpu
 
-.PHONY: demo test lint types bench env clean
+.PHONY: demo test lint types bench ops env clean
 .NOTPARALLEL:
 
 demo:
@@ -34,9 +36,12 @@ types:
 bench: env
 	$(RUN) tools/benchmark.py $(ARGS)
 
+ops: env
+	$(RUN) tools/build_ops.py
+
 env:
 	$(INSTALL) --extras dev,demo
 
 clean:
-	rm -rf build dist mask2former.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist mask2former.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis mask2former/ops/_*.so
 	find . -name __pycache__ -type d -not -path "./$(VENV)/*" -prune -exec rm -rf {} +

@@ -12,12 +12,18 @@ Two packages that Mask2Former needs cannot be listed here; ``tools/install.py`` 
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Command, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build import build
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "tools"))
+import build_ops  # noqa: E402
 
 INSTALL_REQUIRES = [
     "torch>=2.6",
@@ -83,6 +89,60 @@ def read_long_description() -> str:
     return readme.read_text("utf-8") if readme.exists() else ""
 
 
+class Build(build):
+    """The build, with the compiled op."""
+
+    sub_commands = [*build.sub_commands, ("build_ops", None)]
+
+
+class BuildOps(Command):
+    """Compile the op into the build folder, or into the checkout for an editable install; see tools/build_ops.py."""
+
+    description = "compile the op of mask2former/ops where that is possible"
+    user_options: list[tuple[str, str | None, str]] = []
+
+    def initialize_options(self) -> None:
+        self.build_lib: str | None = None
+        self.editable_mode = False
+        self.built: list[Path] = []
+
+    def finalize_options(self) -> None:
+        self.set_undefined_options("build", ("build_lib", "build_lib"))
+
+    def run(self) -> None:
+        assert self.build_lib is not None
+        folder = ROOT / ("" if self.editable_mode else self.build_lib) / build_ops.OPS
+        if not self.editable_mode:
+            for old in folder.glob("_*.abi3.so"):  # of an earlier build: this one may be without
+                old.unlink()
+        try:
+            self.built = build_ops.build(folder, request=os.environ.get(build_ops.VARIABLE))
+        except build_ops.BuildError as error:
+            raise SystemExit(f"error: {error}") from None
+
+    def get_source_files(self) -> list[str]:
+        """What a source distribution must hold for this."""
+        files = [*(ROOT / "tools").glob("build_*.py"), *(ROOT / build_ops.CSRC).rglob("*.*")]
+        return sorted(str(path.relative_to(ROOT)) for path in files)
+
+    def get_outputs(self) -> list[str]:
+        return [str(path) for path in self.built]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+
+class Wheel(bdist_wheel):
+    """With a compiled library, the wheel is for one system and every Python; without, for every system."""
+
+    def run(self) -> None:
+        self.run_command("build_ops")
+        if self.get_finalized_command("build_ops").built:
+            self.root_is_pure, self.py_limited_api = False, "cp310"
+            self.distribution.has_ext_modules = lambda: True
+        super().run()
+
+
 if __name__ == "__main__":
     setup(
         name="mask2former",
@@ -104,6 +164,7 @@ if __name__ == "__main__":
         },
         include_package_data=False,
         zip_safe=False,
+        cmdclass={"build": Build, "build_ops": BuildOps, "bdist_wheel": Wheel},
         classifiers=[
             "Development Status :: 4 - Beta",
             "Intended Audience :: Developers",

@@ -2,6 +2,7 @@
 """Time this project on this machine: each figure with the versions and hardware it belongs to.
 
     python tools/benchmark.py model --size 480 640
+    python tools/benchmark.py op --size 1024 1024 --batch 8
     python tools/benchmark.py train --config-file nuclei/maskformer2_efficientnet_lite0.yaml --size 512 512 --batch 8
 
 Weights are random: times do not depend on them, except where a result holds fewer objects.
@@ -27,6 +28,9 @@ from detectron2.structures import Instances
 import mask2former
 from mask2former.config import load_config
 from mask2former.ops import backend
+
+sys.path.insert(0, str(Path(__file__).parent))
+import benchmark_op
 
 
 def hardware(device: torch.device) -> str:
@@ -79,6 +83,9 @@ def record(args: argparse.Namespace, classes: int, seed: int) -> dict[str, Any]:
 
 def main() -> None:
     args = parser().parse_args()
+    if args.what == "op":
+        benchmark_op.run(args, hardware(torch.device(args.device)))
+        return
     overrides = ["MODEL.DEVICE", args.device, "MODEL.WEIGHTS", "", *args.opts]
     cfg = load_config(args.config_file, overrides)
     model = build_model(cfg)
@@ -119,7 +126,13 @@ def main() -> None:
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", nargs="?", choices=("model", "train"), default="model", help="inference or a training step")
+    p.add_argument(
+        "what",
+        nargs="?",
+        choices=("model", "train", "op"),
+        default="model",
+        help="inference, a training step, or deformable attention alone",
+    )
     p.add_argument("--config-file", default="coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml")
     p.add_argument("--size", type=int, nargs=2, default=(480, 640), metavar=("HEIGHT", "WIDTH"))
     p.add_argument("--batch", type=int, default=1)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Install Mask2Former and all it needs, without a compiler.
+"""Install Mask2Former and all it needs. With a compiler, its op is compiled; none is needed.
 
     python3 tools/install.py --venv .venv            into an environment of its own, made if it is not there
     python3 tools/install.py                         into the Python that runs this script
@@ -8,7 +8,8 @@
 A detectron2 that can be imported is kept, and so is a torch >= 2.6 with its torchvision; other packages that
 are installed keep their version unless setup.py needs a newer one. What is missing is installed in the
 versions of requirements/constraints.txt. A second run finds nothing to do and ends within seconds, also
-without a connection. Standard library only. install_plan.py decides what to do, install_steps.py does it.
+without a connection. Standard library only. install_plan.py decides what to do, install_steps.py does it,
+build_ops.py compiles the op (MASK2FORMER_BUILD_OPS, see INSTALL.md, 'The compiled op').
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import build_ops
 import install_plan as planning
 from install_plan import Environment, InstallError, Plan
 from install_steps import Installer, say
@@ -59,6 +61,7 @@ for name in ("detectron2", "panopticapi"):
     spec = importlib.util.find_spec(name)
     if spec is not None and spec.origin is not None:  # a mere folder of that name has no origin
         modules.append(name)
+torch = importlib.util.find_spec("torch")
 site_packages = sysconfig.get_path("purelib")
 existing = site_packages
 while not os.path.isdir(existing):
@@ -67,7 +70,9 @@ managed = sys.prefix == sys.base_prefix and os.path.exists(
     os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED"))
 print(json.dumps(dict(
     version=sys.version_info[:2], site_packages=site_packages, packages=packages, modules=modules,
-    torchvision_wants=wants, project_url=project_url, writable=os.access(existing, os.W_OK),
+    torchvision_wants=wants, project_url=project_url,
+    torch_parent=os.path.dirname(os.path.dirname(torch.origin)) if torch and torch.origin else None,
+    writable=os.access(existing, os.W_OK),
     externally_managed=managed and os.environ.get("PIP_BREAK_SYSTEM_PACKAGES", "0") not in ("1", "true"),
     has_pip=importlib.util.find_spec("pip") is not None)))
 """
@@ -197,6 +202,16 @@ def verify(env: Environment) -> None:
         stamp.write_text(json.dumps({"fingerprint": fingerprint(env)}), "utf-8")
 
 
+def compile_op(env: Environment, choice: str) -> None:
+    """Compile the op into this folder for the torch of ``env``; what cannot be compiled is left out with a line."""
+    parts = {"all": build_ops.PARTS, "cpu": ("cpu",), "none": ()}[choice]
+    folders = [Path(env.torch_parent)] if env.torch_parent else []
+    try:
+        build_ops.build(ROOT / build_ops.OPS, folders, parts, os.environ.get(build_ops.VARIABLE), say)
+    except build_ops.BuildError as error:
+        raise InstallError(str(error)) from error
+
+
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -208,6 +223,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="auto",
         help="auto: keep a torch that fits, else install the tested one; keep: never install torch; "
         "pinned: replace whatever is there by the tested pair",
+    )
+    parser.add_argument(
+        "--ops",
+        choices=["all", "cpu", "none"],
+        default="all",
+        help="what to compile of the op where a compiler is there: all: for CPU, and for CUDA with nvcc (minutes, "
+        "once); cpu: for CPU only (seconds); none: nothing",
     )
     parser.add_argument("--offline", action="store_true", help="download nothing; say what is missing")
     parser.add_argument("--wheels", type=Path, help="take packages from this folder of wheels, not from the index")
@@ -235,6 +257,7 @@ def install(args: argparse.Namespace) -> None:
     if args.dry_run:
         return
     if not plan.steps and is_verified(env):
+        compile_op(env, args.ops)
         say("Everything is there: nothing to do.")
         return
     env = probe(python)
@@ -242,6 +265,7 @@ def install(args: argparse.Namespace) -> None:
     if left:
         items = ", ".join(item for step in left for item in step.items)
         raise InstallError(f"Still missing after the installation: {items}. Run the same command once more.")
+    compile_op(env, args.ops)
     verify(env)
     say(f"Done. Try it: {env.python} demo/demo.py")
 

@@ -52,7 +52,8 @@ class Environment:
 
     ``packages`` maps normalised distribution names to versions; ``modules`` tells which of ``detectron2`` and
     ``panopticapi`` can be found; ``torchvision_wants`` is the torch version named in torchvision's metadata.
-    ``project_url`` is the ``file://`` URL of an editable install of this project, ``None`` without one.
+    ``project_url`` is the ``file://`` URL of an editable install of this project, ``None`` without one;
+    ``torch_parent`` is the folder that holds torch.
     """
 
     python: str
@@ -62,6 +63,7 @@ class Environment:
     modules: frozenset[str] = frozenset()
     torchvision_wants: str | None = None
     project_url: str | None = None
+    torch_parent: str | None = None
     writable: bool = True
     externally_managed: bool = False
     has_pip: bool = True

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence, Set
 from pathlib import Path
 
+import build_ops
 import install_plan as planning
 from install_plan import Environment, InstallError, Plan, Step
 
@@ -85,7 +86,9 @@ def remedy(pip_messages: str) -> str:
 def pip_once(command: Sequence[str]) -> tuple[int, str]:
     """Run pip, show what it says, and return (exit status, its messages on stderr)."""
     messages: list[str] = []
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace") as process:
+    # The op is compiled afterwards, where its messages are seen.
+    env = {**os.environ, build_ops.VARIABLE: "0"}
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, errors="replace") as process:
         assert process.stderr is not None
         for line in process.stderr:
             if re.search(r"Location '.*' is ignored", line):  # an index that a machine's settings name in vain
@@ -118,16 +121,7 @@ class Installer:
             "pip": self.install_packages,
             "detectron2": self.install_detectron2,
             "panopticapi": self.install_panopticapi,
-            # --no-index: everything that builds the project is there by now, so nothing may be looked up.
-            "project": lambda step: self.pip(
-                "install",
-                "--no-build-isolation",
-                "--no-deps",
-                "--no-index",
-                "--quiet",
-                "--editable",
-                str(self.project),
-            ),
+            "project": self.install_project,
         }
         actions[step.kind](step)
 
@@ -185,6 +179,11 @@ class Installer:
         self.pip("install", "--no-deps", *self.source, *step.items)
         for info in Path(self.env.site_packages).glob("panopticapi_lite-*.dist-info"):
             drop_requirements(info, {"numpy", "platformdirs", "scikit-image"})
+
+    def install_project(self, step: Step) -> None:
+        # --no-index: everything that builds the project is there by now, so nothing may be looked up.
+        options = ["--no-build-isolation", "--no-deps", "--no-index", "--quiet"]
+        self.pip("install", *options, "--editable", str(self.project))
 
 
 def drop_requirements(info: Path, names: Set[str]) -> None:

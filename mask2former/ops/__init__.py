@@ -1,5 +1,8 @@
 """Multi-scale deformable attention (Deformable DETR, Zhu et al., ICLR 2021, arXiv 2010.04159)."""
 
-from .ms_deform_attn import backend, ms_deform_attn
+from . import extension
+from .ms_deform_attn import backend, ms_deform_attn, pytorch_backend
 
-__all__ = ["backend", "ms_deform_attn"]
+__all__ = ["backend", "ms_deform_attn", "pytorch_backend"]
+
+extension.load_all()  # once, at import: `torch.ops.mask2former` is then complete

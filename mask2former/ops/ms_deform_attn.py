@@ -1,33 +1,40 @@
-"""The one entry to multi-scale deformable attention. Back ends register here; callers never choose one."""
+"""The one entry to multi-scale deformable attention: checks its arguments, then runs the back end of the device."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from . import extension, registration
 from .reference import ms_deform_attn_reference
 
 logger = logging.getLogger(__name__)
 
-Kernel = Callable[[Tensor, Sequence[tuple[int, int]], Tensor, Tensor], Tensor]
+MAX_LEVELS = 32
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
-# Device type -> (name, kernel). A compiled back end adds itself; a device without one takes the PyTorch code.
-_KERNELS: dict[str, tuple[str, Kernel]] = {}
-
-
-def register_kernel(device_type: str, name: str, kernel: Kernel) -> None:
-    """Make `kernel` the back end for tensors on `device_type` ("cpu", "cuda")."""
-    _KERNELS[device_type] = (name, kernel)
-    _announce.cache_clear()
+_forced_pytorch = False
 
 
 def backend(device_type: str) -> str:
-    """Name of the back end that serves `device_type`."""
-    return _KERNELS.get(device_type, ("pytorch", ms_deform_attn_reference))[0]
+    """Name of the back end that serves `device_type` ("cpu", "cuda"): "compiled" or "pytorch"."""
+    return "compiled" if not _forced_pytorch and extension.loaded(device_type) else "pytorch"
+
+
+@contextmanager
+def pytorch_backend() -> Iterator[None]:
+    """Within this context the PyTorch code runs, also where a compiled op is there (ONNX export, comparisons)."""
+    global _forced_pytorch
+    before, _forced_pytorch = _forced_pytorch, True
+    try:
+        yield
+    finally:
+        _forced_pytorch = before
 
 
 @cache
@@ -38,44 +45,118 @@ def _announce(device_type: str, name: str) -> None:
 def ms_deform_attn(
     value: Tensor,
     spatial_shapes: Sequence[tuple[int, int]],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
+    sampling: Tensor,
+    attention: Tensor,
+    reference_points: Tensor | None = None,
 ) -> Tensor:
     """Sample L feature maps at a few points per query and head, and sum them with the attention weights.
 
+    Multi-scale deformable attention (Deformable DETR, Zhu et al., ICLR 2021, equation 3). There are two forms:
+
+    * without `reference_points`, `sampling` are locations and `attention` weights that are already normalised;
+    * with them (the fused form), `sampling` are the offsets and `attention` the logits as they come from the
+      projections. Location arithmetic and softmax then happen inside the op, forward and backward.
+
     Args:
         value: (B, S, heads, D) float, the L maps flattened one after another; S = sum of H * W.
-        spatial_shapes: (H, W) of each level, Python ints.
-        sampling_locations: (B, N, heads, L, P, 2), (x, y) in [0, 1] of each map, fp32 (fp64 with an fp64 value);
-            points outside read zero.
-        attention_weights: (B, N, heads, L, P), already normalised over L * P.
+        spatial_shapes: (H, W) of each level, Python ints, at most 32 levels.
+        sampling: (B, N, heads, L, P, 2). Locations (x, y) in [0, 1] of each map, fp32 (fp64 with an fp64 value); or
+            offsets in pixels of the level, any float dtype. Points outside a map read zero.
+        attention: (B, N, heads, L, P), weights, or logits before the softmax over L * P. Any float dtype.
+        reference_points: (N, 2), (B or 1, N, 2) or (B or 1, N, L or 1, 2), (x, y) in [0, 1], fp32 (fp64 with fp64).
 
     Returns:
-        (B, N, heads * D) in the dtype of `value`.
+        (B, N, heads * D) in the dtype of `value`. Under autocast the value is cast to autocast's dtype; locations and
+        reference points never are.
 
     Raises:
-        ValueError: shapes that do not fit together; the message names the argument.
+        ValueError: shapes, dtypes or devices that do not fit together; the message names the argument.
     """
-    _check(value, spatial_shapes, sampling_locations, attention_weights)
-    name, kernel = _KERNELS.get(value.device.type, ("pytorch", ms_deform_attn_reference))
+    shapes = [(h, w) for h, w in spatial_shapes]
+    reference_points = _check(value, shapes, sampling, attention, reference_points)
+    device = value.device.type
+    if torch.is_autocast_enabled(device) and value.dtype != torch.float64:
+        value = value.to(torch.get_autocast_dtype(device))
+    name = backend(device)
     if not torch.compiler.is_compiling():  # a graph does not log
-        _announce(value.device.type, name)
-    return kernel(value, spatial_shapes, sampling_locations, attention_weights)
+        _announce(device, name)
+    if name == "pytorch":
+        return ms_deform_attn_reference(value, shapes, sampling, attention, reference_points)
+    flat = [n for shape in shapes for n in shape]
+    return registration.ms_deform_attn(value, flat, reference_points, sampling, attention)
 
 
-def _check(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> None:
+def _check(
+    value: Tensor,
+    shapes: Sequence[tuple[int, int]],
+    sampling: Tensor,
+    attention: Tensor,
+    reference: Tensor | None,
+) -> Tensor | None:
+    """Raise ValueError for what does not fit; return the reference points as (B or 1, N, L or 1, 2), contiguous."""
     if value.dim() != 4:
         raise ValueError(f"value must be (B, S, heads, D), got {tuple(value.shape)}")
     batch, length, heads, _ = value.shape
-    expected = sum(h * w for h, w in spatial_shapes)
+    if not 1 <= len(shapes) <= MAX_LEVELS:
+        raise ValueError(f"spatial_shapes must name 1 to {MAX_LEVELS} levels, got {len(shapes)}")
+    if any(h < 1 or w < 1 for h, w in shapes):
+        raise ValueError(f"spatial_shapes must be positive, got {shapes}")
+    expected = sum(h * w for h, w in shapes)
     if length != expected:
-        raise ValueError(f"spatial_shapes {list(spatial_shapes)} hold {expected} positions, value has {length}")
-    if locations.dim() != 6 or locations.shape[-1] != 2:
-        raise ValueError(f"sampling_locations must be (B, N, heads, L, P, 2), got {tuple(locations.shape)}")
-    if locations.shape[0] != batch or locations.shape[2] != heads or locations.shape[3] != len(spatial_shapes):
+        raise ValueError(f"spatial_shapes {shapes} hold {expected} positions, value has {length}")
+    if sampling.dim() != 6 or sampling.shape[-1] != 2:
+        raise ValueError(f"sampling must be (B, N, heads, L, P, 2), got {tuple(sampling.shape)}")
+    if sampling.shape[0] != batch or sampling.shape[2] != heads or sampling.shape[3] != len(shapes):
         raise ValueError(
-            f"sampling_locations {tuple(locations.shape)} do not fit batch {batch}, heads {heads}, "
-            f"levels {len(spatial_shapes)}"
+            f"sampling {tuple(sampling.shape)} does not fit batch {batch}, heads {heads}, levels {len(shapes)}"
         )
-    if weights.shape != locations.shape[:-1]:
-        raise ValueError(f"attention_weights must be {tuple(locations.shape[:-1])}, got {tuple(weights.shape)}")
+    if attention.shape != sampling.shape[:-1]:
+        raise ValueError(f"attention must be {tuple(sampling.shape[:-1])}, got {tuple(attention.shape)}")
+    if reference is not None:
+        reference = _aligned(reference, batch, sampling.shape[1], len(shapes))
+    _check_kinds(value, sampling, attention, reference)
+    return reference
+
+
+def _aligned(reference: Tensor, batch: int, queries: int, levels: int) -> Tensor:
+    """(N, 2), (B or 1, N, 2) or (B or 1, N, L or 1, 2) -> the last of them."""
+    given = tuple(reference.shape)
+    if reference.dim() == 2:
+        reference = reference[None, :, None]
+    elif reference.dim() == 3:
+        reference = reference[:, :, None]
+    fits = (
+        reference.dim() == 4
+        and reference.shape[0] in (1, batch)
+        and reference.shape[1] == queries
+        and reference.shape[2] in (1, levels)
+        and reference.shape[3] == 2
+    )
+    if not fits:
+        raise ValueError(
+            f"reference_points must be (N, 2), (B or 1, N, 2) or (B or 1, N, L or 1, 2) with B {batch}, N {queries}, "
+            f"L {levels}; got {given}"
+        )
+    return reference.contiguous()
+
+
+def _check_kinds(value: Tensor, sampling: Tensor, attention: Tensor, reference: Tensor | None) -> None:
+    """Dtypes and devices."""
+    named = {"value": value, "sampling": sampling, "attention": attention, "reference_points": reference}
+    double = value.dtype == torch.float64
+    for name, tensor in named.items():
+        if tensor is None:
+            continue
+        if tensor.dtype not in _FLOATS:
+            raise ValueError(f"{name} must be fp32, bf16, fp16 or fp64, got {tensor.dtype}")
+        if (tensor.dtype == torch.float64) != double:
+            raise ValueError(f"{name} is {tensor.dtype} with a value of {value.dtype}; fp64 goes with fp64 only")
+        if tensor.device != value.device:
+            raise ValueError(f"{name} is on {tensor.device}, value on {value.device}")
+    coordinates = "sampling" if reference is None else "reference_points"
+    given = sampling if reference is None else reference
+    if given.dtype in (torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"{coordinates} must be fp32, got {given.dtype}: half-precision coordinates miss by a quarter of a pixel "
+            "at width 128"
+        )

@@ -12,15 +12,18 @@ from torch import Tensor
 def ms_deform_attn_reference(
     value: Tensor,
     spatial_shapes: Sequence[tuple[int, int]],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
+    sampling: Tensor,
+    attention: Tensor,
+    reference_points: Tensor | None = None,
 ) -> Tensor:
     """Equation 3 of Deformable DETR, one bilinear `grid_sample` per level. Arguments as in `ops.ms_deform_attn`."""
+    if reference_points is not None:
+        sampling, attention = from_projections(spatial_shapes, sampling, attention, reference_points)
     batch, _, heads, dim = value.shape
-    queries = sampling_locations.shape[1]
+    queries = sampling.shape[1]
     # Heads join the batch, because every head samples its own channels at its own points.
-    grids = (2 * sampling_locations - 1).transpose(1, 2).flatten(0, 1)  # (B heads, N, L, P, 2)
-    weights = attention_weights.transpose(1, 2).flatten(0, 1).to(value.dtype)  # (B heads, N, L, P)
+    grids = (2 * sampling - 1).transpose(1, 2).flatten(0, 1)  # (B heads, N, L, P, 2)
+    weights = attention.transpose(1, 2).flatten(0, 1).to(value.dtype)  # (B heads, N, L, P)
     maps = value.permute(0, 2, 3, 1).flatten(0, 1)  # (B heads, D, S)
     out = value.new_zeros(batch * heads, dim, queries)
     start = 0
@@ -30,6 +33,24 @@ def ms_deform_attn_reference(
         sampled = _sample(level_map, grids[:, :, level])  # (B heads, D, N, P)
         out = out + (sampled * weights[:, None, :, level]).sum(-1)
     return out.view(batch, heads * dim, queries).transpose(1, 2)
+
+
+def from_projections(
+    spatial_shapes: Sequence[tuple[int, int]], offsets: Tensor, logits: Tensor, reference_points: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sampling locations (B, N, heads, L, P, 2) and normalised weights (B, N, heads, L, P) of raw projections.
+
+    Both are fp32 (fp64 for fp64 projections), because a bf16 coordinate is off by a quarter of a pixel at width 128.
+    """
+    kind = torch.promote_types(offsets.dtype, torch.float32)
+    # The sizes are made from scalars: a tensor from a Python list would be a copy that waits.
+    sizes = torch.stack(
+        [torch.full((), float(n), dtype=kind, device=offsets.device) for h, w in spatial_shapes for n in (w, h)]
+    )
+    centres = reference_points.to(kind)[:, :, None, :, None]  # (B or 1, N, 1, L or 1, 1, 2)
+    locations = centres + offsets.to(kind) / sizes.view(-1, 1, 2)
+    weights = logits.to(kind).flatten(-2).softmax(-1).view(logits.shape)
+    return locations, weights
 
 
 def _sample(level_map: Tensor, grid: Tensor) -> Tensor:

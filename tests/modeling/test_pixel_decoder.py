@@ -30,7 +30,6 @@ def test_shapes() -> None:
 def test_geometry_holds_pixel_centres() -> None:
     geometry = Geometry.of([(1, 2), (2, 1)], torch.device("cpu"))
     assert geometry.points.tolist() == [[0.25, 0.5], [0.75, 0.5], [0.5, 0.25], [0.5, 0.75]]
-    assert geometry.sizes.tolist() == [[2, 1], [1, 2]]
 
 
 def test_first_directions() -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import email
 import importlib.metadata
-import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
+import install
+import install_plan as planning
+import install_steps as steps
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,20 +23,6 @@ from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parents[2]
 
-
-def load(name: str) -> ModuleType:
-    """Import a script of tools/ by its path; tools/ is no package."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-planning = load("install_plan")
-steps = load("install_steps")
-install = load("install")
 
 REQUIREMENTS = ["torch>=2.6", "torchvision>=0.21", "numpy>=1.26", "opencv-python-headless>=4.8"]
 PINS = {
@@ -382,7 +370,7 @@ def test_second_run_does_nothing(
     monkeypatch.setattr(install, "probe", lambda python: env)
     monkeypatch.setattr(install.subprocess, "run", forbidden)
     monkeypatch.setattr(steps.subprocess, "Popen", forbidden)
-    assert install.main(["--offline", "--extras", "dev,video"]) == 0
+    assert install.main(["--offline", "--extras", "dev,video", "--ops", "none"]) == 0
     assert "nothing to do" in capsys.readouterr().out
 
 
@@ -393,7 +381,7 @@ def test_changed_package_is_checked_again(tmp_path: Path, monkeypatch: pytest.Mo
     checked = []
     monkeypatch.setattr(install, "probe", lambda python: newer)
     monkeypatch.setattr(install, "verify", checked.append)
-    assert install.main([]) == 0
+    assert install.main(["--ops", "none"]) == 0
     assert checked == [newer]
 
 
@@ -404,6 +392,25 @@ def test_failed_import_names_the_package_and_the_remedy(tmp_path: Path, monkeypa
     with pytest.raises(planning.InstallError, match=r"(?s)^detectron2 cannot be used.*no_such_module.*Repair it"):
         install.verify(env)
     assert not (tmp_path / install.STAMP).exists()
+
+
+def test_op_is_compiled_for_the_torch_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = install.probe(sys.executable)
+    seen = []
+    monkeypatch.setattr(install.build_ops, "build", lambda *args: seen.append(args))
+    monkeypatch.setenv("MASK2FORMER_BUILD_OPS", "cpu")
+    for choice in ("all", "cpu", "none"):
+        install.compile_op(env, choice)
+    torch_parent = Path(importlib.metadata.distribution("torch").locate_file(""))
+    expected = (ROOT / "mask2former/ops", [torch_parent])
+    assert [args[:2] for args in seen] == [expected] * 3
+    assert [args[2:4] for args in seen] == [(("cpu", "cuda"), "cpu"), (("cpu",), "cpu"), ((), "cpu")]
+
+
+def test_demanded_op_that_fails_ends_the_installation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASK2FORMER_BUILD_OPS", "1")
+    with pytest.raises(planning.InstallError, match="MASK2FORMER_BUILD_OPS=1 demands it. no torch"):
+        install.compile_op(environment(torch_parent=None), "cpu")
 
 
 @pytest.mark.parametrize(
@@ -440,21 +447,19 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     """The wheel of this checkout, built in a copy so that the checkout gets no build folder."""
     pytest.importorskip("setuptools", minversion="70.1", reason="older ones cannot build a wheel by themselves")
     copy = tmp_path_factory.mktemp("checkout")
-    for name in ("setup.py", "pyproject.toml", "LICENSE"):
-        shutil.copy(ROOT / name, copy)
+    for name in ("setup.py", "pyproject.toml", "LICENSE", "tools/build_ops.py", "tools/build_library.py"):
+        (copy / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, copy / name)
     for name in ("mask2former", "configs"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "--quiet",
-    ]
-    done = subprocess.run([*command, "-w", str(copy), str(copy)], capture_output=True, text=True, check=False)
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "-w", str(copy), str(copy)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", *options],
+        env={**os.environ, "MASK2FORMER_BUILD_OPS": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return zipfile.ZipFile(next(copy.glob("mask2former-*.whl")))
 
@@ -468,6 +473,7 @@ def test_wheel_carries_every_config_table_and_model_file(wheel: zipfile.ZipFile)
     assert {path.relative_to(ROOT).as_posix() for path in data} <= names
     assert "mask2former/py.typed" in names
     assert not any(name.startswith(("tests/", "tools/", "configs/", "demo/")) for name in names)
+    assert not any(name.endswith((".so", ".cu", ".h")) for name in names)  # nor what is compiled in the checkout
 
 
 def test_wheel_metadata_states_the_true_dependencies(wheel: zipfile.ZipFile) -> None:

@@ -33,24 +33,21 @@ class Geometry:
     Attributes:
         shapes: (H, W) of each level.
         points: (S, 2) centre (x, y) of every token in [0, 1] of its own map, fp32.
-        sizes: (L, 2) width and height of each level, fp32.
     """
 
     shapes: Shapes
     points: Tensor
-    sizes: Tensor
 
     @classmethod
     def of(cls, shapes: Shapes, device: torch.device) -> Geometry:
         """Made on the device from Python ints, without a copy that waits."""
-        centres, sizes = [], []
+        centres = []
         for height, width in shapes:
             y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
             x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
             grid = torch.stack((x[None].expand(height, -1), y[:, None].expand(-1, width)), dim=-1)
             centres.append(grid.flatten(0, 1))
-            sizes.append(torch.stack([torch.full((), float(n), device=device) for n in (width, height)]))
-        return cls(tuple(shapes), torch.cat(centres), torch.stack(sizes))
+        return cls(tuple(shapes), torch.cat(centres))
 
 
 class MSDeformAttn(nn.Module):
@@ -96,11 +93,8 @@ class MSDeformAttn(nn.Module):
         """
         value = self.value_proj(tokens).unflatten(-1, (self.heads, -1))
         offsets = self.sampling_offsets(query).unflatten(-1, (self.heads, self.levels, self.points, 2))
-        logits = self.attention_weights(query).unflatten(-1, (self.heads, self.levels * self.points))
-        # Coordinates stay fp32: bf16 is off by a quarter of a pixel at width 128.
-        locations = geometry.points[:, None, None, None] + offsets.float() / geometry.sizes[:, None]
-        weights = logits.float().softmax(-1).unflatten(-1, (self.levels, self.points))
-        return self.output_proj(ms_deform_attn(value, geometry.shapes, locations, weights))
+        logits = self.attention_weights(query).unflatten(-1, (self.heads, self.levels, self.points))
+        return self.output_proj(ms_deform_attn(value, geometry.shapes, offsets, logits, geometry.points))
 
 
 class EncoderLayer(nn.Module):

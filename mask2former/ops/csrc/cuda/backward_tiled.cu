@@ -1,0 +1,368 @@
+// Backward for 32 channels and 4 points: the sums for grad_value are formed on chip.
+//
+// Adding every sample's four corners in global memory is bound by the rate of atomics in the L2 cache (3.3 TB/s on an
+// H100: 2.6 ms for 8 images of 1024 x 1024). Here a block takes 16 x 16 queries of one head and, level by level, sorts
+// their corners by pixel (a counting sort in shared memory). Then 8 lanes take a pixel and walk through its list:
+// each entry adds weight * grad to the pixel's sum, and the dot product of grad with the pixel's value, of which the
+// gradients of weights and positions are made. A pixel is read once and added to global memory once for each tile.
+#include "device.cuh"
+#include "tiles.cuh"
+
+namespace mask2former {
+namespace {
+
+constexpr int kThreads = 512;
+constexpr int kWarps = kThreads / 32;
+constexpr int kSamples = kTileQueries * kPoints;          // of one level
+constexpr int kMine = kSamples / kThreads;                // samples of a thread
+constexpr int kWindow = 48;                               // pixels a side; what lies outside takes a slower way
+constexpr int kWindowPixels = kWindow * kWindow;
+constexpr int kCountsOfThread = kWindowPixels / kThreads + 1;
+constexpr int kLengths = 32;  // lists this long or longer count as one
+
+struct __align__(8) Entry {
+  unsigned corner;  // sample * 4 + corner
+  float weight;
+};
+
+struct Shared {
+  float grad[kTileQueries][kChannels];
+  float4 dots[kSamples];                      // grad . value at the four corners
+  Entry entries[kSamples * 4 + 4];            // sorted by pixel; the last ones are never used, but read
+  int starts[kThreads * kCountsOfThread + 1];  // of the pixels' lists; before the scan, their lengths
+  uint16_t pixels[kWindowPixels];             // those with a list
+  int length_counts[kLengths];                 // pixels with a list of 1, 2, ... entries
+  int warp_sums[kWarps];
+};
+
+// The part of a map whose pixels have lists.
+struct Window {
+  int x, y;           // its corner in the map
+  int width, height;  // at most kWindow, and inside the map
+};
+
+// One sample on one level: its upper left corner, possibly outside the map, and the corners' weights.
+struct Position {
+  int x, y;
+  float fx, fy;
+};
+
+__device__ __forceinline__ Position locate(float x, float y) {
+  const int left = whole(x), upper = whole(y);
+  const float fx = x - left, fy = y - upper;
+  // Not-a-number and far away positions are outside the map; their fractions must only be finite.
+  return {left, upper, fx >= 0.0f && fx <= 1.0f ? fx : 0.0f, fy >= 0.0f && fy <= 1.0f ? fy : 0.0f};
+}
+
+// Which of the four corners (bit 0 upper left, 1 upper right, 2 lower left, 3 lower right) lie in a rectangle.
+__device__ __forceinline__ int corners_in(int x, int y, int width, int height) {
+  const bool left = static_cast<unsigned>(x) < width, right = static_cast<unsigned>(x + 1) < width;
+  const bool upper = static_cast<unsigned>(y) < height, lower = static_cast<unsigned>(y + 1) < height;
+  const int row = (left ? 1 : 0) | (right ? 2 : 0);
+  return (upper ? row : 0) | (lower ? row << 2 : 0);
+}
+
+__device__ __forceinline__ float corner_weight(const Position& p, int corner) {
+  return (corner & 1 ? p.fx : 1.0f - p.fx) * (corner & 2 ? p.fy : 1.0f - p.fy);
+}
+
+__device__ __forceinline__ void add4(float* p, float4 v) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+               : "memory");
+#else
+  atomicAdd(p, v.x), atomicAdd(p + 1, v.y), atomicAdd(p + 2, v.z), atomicAdd(p + 3, v.w);
+#endif
+}
+
+// Turns list lengths into starts, and orders the pixels that have a list by its length, so that the lanes of a warp,
+// who walk four lists together, end together. Returns the number of these pixels to every thread.
+__device__ __forceinline__ int scan(Shared& s) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  int* mine = s.starts + threadIdx.x * kCountsOfThread;
+  int lengths[kCountsOfThread], rank[kCountsOfThread];
+  int sum = 0;
+#pragma unroll
+  for (int i = 0; i < kCountsOfThread; ++i) {
+    lengths[i] = mine[i];
+    sum += lengths[i];
+    if (lengths[i]) rank[i] = atomicAdd(&s.length_counts[min(lengths[i], kLengths) - 1], 1);
+  }
+  int before = sum;
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const int other = __shfl_up_sync(~0u, before, step);
+    if (lane >= step) before += other;
+  }
+  if (lane == 31) s.warp_sums[warp] = before;
+  __syncthreads();
+  before -= sum;
+  int count = s.length_counts[lane], total = count;
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const int other = __shfl_up_sync(~0u, total, step);
+    if (lane >= step) total += other;
+  }
+  const int first_of_length = total - count;
+  total = __shfl_sync(~0u, total, 31);
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) before += w < warp ? s.warp_sums[w] : 0;
+#pragma unroll
+  for (int i = 0; i < kCountsOfThread; ++i) {
+    mine[i] = before;
+    before += lengths[i];
+    const int first = __shfl_sync(~0u, first_of_length, max(min(lengths[i], kLengths) - 1, 0));
+    if (lengths[i]) s.pixels[first + rank[i]] = static_cast<uint16_t>(threadIdx.x * kCountsOfThread + i);
+  }
+  __syncthreads();
+  return total;
+}
+
+__device__ __forceinline__ float dot4(float4 a, float4 b) {
+  return fmaf(a.x, b.x, fmaf(a.y, b.y, fmaf(a.z, b.z, a.w * b.w)));
+}
+
+// Sums of four numbers over 8 lanes; lane pair (0, 1) ends with the first, (2, 3) the second, and so on.
+__device__ __forceinline__ float sum_over_lanes(const float (&x)[4]) {
+  const bool high = threadIdx.x & 4, odd = threadIdx.x & 2;
+  float a = high ? x[2] : x[0], b = high ? x[3] : x[1];
+  a += __shfl_xor_sync(~0u, high ? x[0] : x[2], 4);
+  b += __shfl_xor_sync(~0u, high ? x[1] : x[3], 4);
+  float c = odd ? b : a;
+  c += __shfl_xor_sync(~0u, odd ? a : b, 2);
+  return c + __shfl_xor_sync(~0u, c, 1);
+}
+
+// 8 lanes a pixel; every lane of a warp goes the same way, because of the shuffles. Lanes whose list has ended read what
+// comes after it, with weight 0.
+template <class T>
+__device__ __forceinline__ void walk_lists(Shared& s, const FastLevel& level, const Window& window, int listed,
+                                           int stride, const T* values, float* sums) {
+  const int lane = threadIdx.x % 32, part = lane % 8;
+  const char* grads = reinterpret_cast<const char*>(&s.grad[0][part * 4]);
+  int turn = threadIdx.x / 8, place = 0, start = 0, length = 0;
+  float4 value{};
+  const auto fetch = [&] {
+    length = 0;
+    if (turn < listed) {
+      const int pixel = s.pixels[turn];
+      start = s.starts[pixel], length = s.starts[pixel + 1] - start;
+      const int y = window.y + pixel / kWindow, x = window.x + pixel % kWindow;
+      place = (y * level.width + x) * stride + part * 4;
+      value = load4(values + place);
+    }
+  };
+  fetch();
+  while (turn - lane / 8 < listed) {
+    const int count = length, target = place;
+    const float4 pixel_value = value;
+    const Entry* list = s.entries + start;
+    turn += kThreads / 8;
+    fetch();  // the next pixel's value is on its way while this list is walked
+    float4 sum{};
+    const int longest = __reduce_max_sync(~0u, count);
+    for (int i = 0; i < longest; i += 4) {
+      Entry e[4];
+      float dots[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) e[j] = list[min(i, count) + j];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        // A query has 16 corners and a row of 128 bytes.
+        const float4 g = *reinterpret_cast<const float4*>(grads + (e[j].corner / 16 % kTileQueries) * 128);
+        const float w = i + j < count ? e[j].weight : 0.0f;
+        sum.x = fmaf(w, g.x, sum.x), sum.y = fmaf(w, g.y, sum.y);
+        sum.z = fmaf(w, g.z, sum.z), sum.w = fmaf(w, g.w, sum.w);
+        dots[j] = dot4(g, pixel_value);
+      }
+      const float dot = sum_over_lanes(dots);
+      const unsigned corner = part & 4 ? (part & 2 ? e[3].corner : e[2].corner) : (part & 2 ? e[1].corner : e[0].corner);
+      if (part % 2 == 0 && i + part / 2 < count) reinterpret_cast<float*>(s.dots)[corner] = dot;
+    }
+    if (count) add4(sums + target, sum);
+  }
+}
+
+// Corners in the map but outside the window: a warp does them one after another, a lane a channel.
+template <class T>
+__device__ __noinline__ void outside_window(Shared& s, bool mine, unsigned corner, float weight, int place,
+                                            const T* values, float* sums) {
+  const int lane = threadIdx.x % 32;
+  for (unsigned left = __ballot_sync(~0u, mine); left; left &= left - 1) {
+    const int owner = __ffs(left) - 1;
+    const unsigned which = __shfl_sync(~0u, corner, owner);
+    const float w = __shfl_sync(~0u, weight, owner);
+    const int at = __shfl_sync(~0u, place, owner) + lane;
+    const float g = s.grad[which / (4 * kPoints)][lane];
+    float dot = g * to_float(values[at]);
+    atomicAdd(sums + at, w * g);
+#pragma unroll
+    for (int step = 16; step; step /= 2) dot += __shfl_xor_sync(~0u, dot, step);
+    if (lane == 0) reinterpret_cast<float*>(s.dots)[which] = dot;
+  }
+}
+
+template <class T, class P, int kLevels, bool kFused>
+__global__ void __launch_bounds__(kThreads, 2)
+    backward_kernel(const __grid_constant__ Tiling t, const T* value, const float* reference, const P* sampling,
+                    const P* attention, const T* grad, float* sums, P* grad_sampling, P* grad_attention) {
+  extern __shared__ __align__(16) char memory[];
+  Shared& s = *reinterpret_cast<Shared*>(memory);
+
+  const Tile tile(t, blockIdx.x);
+  const Part& area = *tile.area;
+  const int batch = tile.batch, head = tile.head;
+  const int stride = t.heads * kChannels;
+  const int64_t first_row = static_cast<int64_t>(batch) * t.queries * t.heads + head;
+
+  // Query of the tile -> its number in the image, or -1.
+  const auto query_of = [&](int i) {
+    const int y = tile.top + i / kTile, x = tile.left + i % kTile;
+    return y < area.height && x < area.width ? area.start + y * area.width + x : -1;
+  };
+
+#pragma unroll
+  for (int i = threadIdx.x; i < kTileQueries * 8; i += kThreads) {
+    const int query = query_of(i / 8);
+    const int64_t row = first_row + static_cast<int64_t>(query) * t.heads;
+    *reinterpret_cast<float4*>(&s.grad[i / 8][i % 8 * 4]) =
+        query < 0 ? float4{} : load4(grad + row * kChannels + i % 8 * 4);
+  }
+
+  // This thread's samples: one point of kMine queries.
+  const int point = threadIdx.x % kPoints;
+  int queries[kMine];
+  int64_t samples[kMine];  // of the first level, in (B, N, heads, L, P)
+  float weight[kMine][kLevels], grad_weight[kMine][kLevels];
+#pragma unroll
+  for (int m = 0; m < kMine; ++m) {
+    queries[m] = query_of((threadIdx.x + m * kThreads) / kPoints);
+    samples[m] = (first_row + static_cast<int64_t>(queries[m]) * t.heads) * kLevels * kPoints + point;
+#pragma unroll
+    for (int l = 0; l < kLevels; ++l)
+      weight[m][l] = queries[m] < 0 ? 0.0f : to_float(__ldcs(attention + samples[m] + l * kPoints));
+    if (kFused) softmax_of_quad<kLevels>(weight[m]);
+  }
+
+#pragma unroll
+  for (int l = 0; l < kLevels; ++l) {
+    const FastLevel level = t.level[l];
+    // The window lies about the tile's middle.
+    const int middle_x = (2 * tile.left + kTile) * level.width / (2 * area.width);
+    const int middle_y = (2 * tile.top + kTile) * level.height / (2 * area.height);
+    const Window window{max(min(middle_x - kWindow / 2, level.width - kWindow), 0),
+                        max(min(middle_y - kWindow / 2, level.height - kWindow), 0), min(kWindow, level.width),
+                        min(kWindow, level.height)};
+    const int64_t origin = ((static_cast<int64_t>(batch) * t.length + level.start) * t.heads + head) * kChannels;
+
+    for (int i = threadIdx.x; i <= kThreads * kCountsOfThread; i += kThreads) s.starts[i] = 0;
+    if (threadIdx.x < kLengths) s.length_counts[threadIdx.x] = 0;
+    __syncthreads();
+
+    Position at[kMine];
+    int listed_corners[kMine], rank[kMine][4];
+#pragma unroll
+    for (int m = 0; m < kMine; ++m) {
+      at[m] = {-8, -8, 0.0f, 0.0f};
+      if (queries[m] >= 0) {
+        const float2 sample = load_point(sampling + (samples[m] + l * kPoints) * 2);
+        float2 centre{0.0f, 0.0f};
+        if (kFused)
+          centre = __ldg(reinterpret_cast<const float2*>(reference + batch * t.reference_batch +
+                                                         queries[m] * t.reference_query + l * t.reference_level));
+        at[m] = locate(pixel<kFused>(sample.x, centre.x, static_cast<float>(level.width)),
+                       pixel<kFused>(sample.y, centre.y, static_cast<float>(level.height)));
+      }
+      s.dots[threadIdx.x + m * kThreads] = float4{};
+      const int x = at[m].x - window.x, y = at[m].y - window.y;
+      listed_corners[m] = corners_in(x, y, window.width, window.height);
+#pragma unroll
+      for (int c = 0; c < 4; ++c)
+        if (listed_corners[m] >> c & 1) rank[m][c] = atomicAdd(&s.starts[(y + c / 2) * kWindow + x + c % 2], 1);
+    }
+    __syncthreads();
+    const int listed = scan(s);
+
+#pragma unroll
+    for (int m = 0; m < kMine; ++m) {
+      const int x = at[m].x - window.x, y = at[m].y - window.y;
+      const unsigned corner = (threadIdx.x + m * kThreads) * 4;
+#pragma unroll
+      for (int c = 0; c < 4; ++c)
+        if (listed_corners[m] >> c & 1)
+          s.entries[s.starts[(y + c / 2) * kWindow + x + c % 2] + rank[m][c]] = {
+              corner + c, weight[m][l] * corner_weight(at[m], c)};
+      const int far = corners_in(at[m].x, at[m].y, level.width, level.height) & ~listed_corners[m];
+      if (__any_sync(~0u, far)) {
+        for (int c = 0; c < 4; ++c)
+          outside_window(s, far >> c & 1, corner + c, weight[m][l] * corner_weight(at[m], c),
+                         ((at[m].y + c / 2) * level.width + at[m].x + c % 2) * stride, value + origin, sums + origin);
+      }
+    }
+    __syncthreads();
+    walk_lists(s, level, window, listed, stride, value + origin, sums + origin);
+    __syncthreads();
+
+#pragma unroll
+    for (int m = 0; m < kMine; ++m) {
+      const float4 d = s.dots[threadIdx.x + m * kThreads];
+      const float fx = at[m].fx, fy = at[m].fy;
+      const float upper = d.x + fx * (d.y - d.x), lower = d.z + fx * (d.w - d.z);
+      grad_weight[m][l] = upper + fy * (lower - upper);
+      if (queries[m] < 0) continue;
+      const float x = weight[m][l] * ((d.y - d.x) + fy * ((d.w - d.z) - (d.y - d.x)));
+      const float y = weight[m][l] * (lower - upper);
+      store_point(grad_sampling + (samples[m] + l * kPoints) * 2, kFused ? x : x * level.width,
+                  kFused ? y : y * level.height);
+    }
+  }
+
+#pragma unroll
+  for (int m = 0; m < kMine; ++m) {
+    float mean = 0.0f;  // of the weights' gradients, under the weights: what the softmax takes off
+    if (kFused) {
+#pragma unroll
+      for (int l = 0; l < kLevels; ++l) mean = fmaf(weight[m][l], grad_weight[m][l], mean);
+      mean += __shfl_xor_sync(~0u, mean, 1);
+      mean += __shfl_xor_sync(~0u, mean, 2);
+    }
+    if (queries[m] < 0) continue;
+#pragma unroll
+    for (int l = 0; l < kLevels; ++l) {
+      const float g = kFused ? weight[m][l] * (grad_weight[m][l] - mean) : grad_weight[m][l];
+      grad_attention[samples[m] + l * kPoints] = from_float<P>(g);
+    }
+  }
+}
+
+template <class T, class P, int kLevels, bool kFused>
+cudaError_t launch(const Call& call, cudaStream_t stream) {
+  const Tiling t = make_tiling(call.sizes);
+  const auto kernel = backward_kernel<T, P, kLevels, kFused>;
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(sizeof(Shared)));
+  if (error != cudaSuccess) return error;
+  const auto blocks = static_cast<unsigned>(call.sizes.batch * t.tiles * t.heads);
+  kernel<<<blocks, kThreads, sizeof(Shared), stream>>>(
+      t, static_cast<const T*>(call.value), static_cast<const float*>(call.reference),
+      static_cast<const P*>(call.sampling), static_cast<const P*>(call.attention), static_cast<const T*>(call.grad),
+      static_cast<float*>(call.grad_sums), static_cast<P*>(call.grad_sampling), static_cast<P*>(call.grad_attention));
+  return cudaGetLastError();
+}
+
+template <class T, class P, int kLevels>
+cudaError_t launch_form(const Call& call, cudaStream_t stream) {
+  return call.reference ? launch<T, P, kLevels, true>(call, stream) : launch<T, float, kLevels, false>(call, stream);
+}
+
+}  // namespace
+
+cudaError_t backward_tiled(const Call& call, cudaStream_t stream) {
+  return for_types(call, [&](auto value, auto projection) {
+    using T = decltype(value);
+    using P = decltype(projection);
+    return call.sizes.levels == 3 ? launch_form<T, P, 3>(call, stream) : launch_form<T, P, 4>(call, stream);
+  });
+}
+
+}  // namespace mask2former

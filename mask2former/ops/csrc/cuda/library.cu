@@ -1,0 +1,151 @@
+// The CUDA kernels of torch.ops.mask2former: reads tensors, chooses a kernel, launches it on the current stream.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include <tuple>
+
+#include "../common.h"
+#include "launch.h"
+
+namespace mask2former {
+namespace {
+
+using torch::stable::new_empty;
+using torch::stable::new_zeros;
+
+Kind kind_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return Kind::f32;
+    case ScalarType::Double: return Kind::f64;
+    case ScalarType::BFloat16: return Kind::bf16;
+    case ScalarType::Half: return Kind::f16;
+    default: STD_TORCH_CHECK(false, "value must be fp32, bf16, fp16 or fp64");
+  }
+  return Kind::f32;
+}
+
+void check(cudaError_t error, const char* what) {
+  STD_TORCH_CHECK(error == cudaSuccess, "deformable attention, ", what, ": ", cudaGetErrorString(error));
+}
+
+cudaStream_t current_stream(int32_t device) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+int attribute(cudaDeviceAttr which, int32_t device) {
+  int number = 0;
+  check(cudaDeviceGetAttribute(&number, which, device), "device attributes");
+  return number;
+}
+
+// The inputs of a call, contiguous and in kinds that kernels exist for.
+struct Inputs {
+  Tensor value, sampling, attention;
+  std::optional<Tensor> reference;
+  Call call{};
+
+  Inputs(const Tensor& given_value, const std::vector<int64_t>& shapes, const std::optional<Tensor>& given_reference,
+         const Tensor& given_sampling, const Tensor& given_attention)
+      : value(prepared(given_value, given_value.scalar_type())),
+        sampling(given_sampling),
+        attention(given_attention),
+        reference(given_reference) {
+    const ScalarType type = value.scalar_type();
+    const ScalarType full = type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+    // Raw projections may come in the value's type; anything else is widened.
+    const bool raw = reference && sampling.scalar_type() == type && attention.scalar_type() == type;
+    sampling = prepared(given_sampling, raw ? type : full);
+    attention = prepared(given_attention, raw ? type : full);
+    if (reference) reference = prepared(*given_reference, full);
+    for (const Tensor& t : {sampling, attention, reference ? *reference : value})
+      STD_TORCH_CHECK(t.is_cuda() && t.get_device_index() == value.get_device_index(),
+                      "all tensors must be on the device of value");
+    call.sizes = read_sizes(value, shapes, reference, sampling, attention);
+    call.value_kind = kind_of(type);
+    call.projection = kind_of(raw ? type : full);
+    call.value = value.const_data_ptr();
+    call.reference = reference ? reference->const_data_ptr() : nullptr;
+    call.sampling = sampling.const_data_ptr();
+    call.attention = attention.const_data_ptr();
+    const int32_t device = value.get_device_index();
+    call.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, device);
+    call.compute_capability = attribute(cudaDevAttrComputeCapabilityMajor, device) * 10 +
+                              attribute(cudaDevAttrComputeCapabilityMinor, device);
+  }
+
+  bool is_grid() const { return call.sizes.queries == call.sizes.length; }
+};
+
+Tensor forward(const Tensor& value, std::vector<int64_t> spatial_shapes, std::optional<Tensor> reference_points,
+               const Tensor& sampling, const Tensor& attention) {
+  const torch::stable::accelerator::DeviceGuard guard(value.get_device_index());
+  Inputs in(value, spatial_shapes, reference_points, sampling, attention);
+  const Sizes& s = in.call.sizes;
+  const std::vector<int64_t> shape{s.batch, s.queries, s.heads * s.dim};
+  if (s.batch * s.queries * s.heads * s.dim == 0) return new_zeros(in.value, shape);
+  Tensor out = new_empty(in.value, shape);
+  in.call.out = out.mutable_data_ptr();
+  const cudaStream_t stream = current_stream(value.get_device_index());
+  if (!fits_fast_path(in.call))
+    check(forward_general(in.call, stream), "forward");
+  else if (fits_windows(in.call))
+    check(forward_window(in.call, stream), "forward, windows");
+  else
+    check(forward_fast(in.call, stream), "forward, fast path");
+  return out;
+}
+
+// Returns grad_value; the other gradients are written where the call says.
+Tensor deterministic_backward(Inputs& in, cudaStream_t stream) {
+  const Sizes& s = in.call.sizes;
+  Tensor sums = new_zeros(in.value, {s.batch, s.length, s.heads, s.dim}, ScalarType::Long);
+  Tensor scale = new_zeros(in.value, {3}, ScalarType::Double);
+  auto* number = static_cast<double*>(scale.mutable_data_ptr());
+  in.call.grad_sums = sums.mutable_data_ptr();
+  check(fixed_point_scale(in.call, number, stream), "scale of the deterministic backward");
+  check(backward_deterministic(in.call, number, stream), "deterministic backward");
+  Tensor grad_value = new_empty(in.value, in.value.sizes());
+  check(from_fixed_point(in.call, number, grad_value.mutable_data_ptr(), stream), "deterministic backward");
+  return grad_value;
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& value, std::vector<int64_t> spatial_shapes,
+                   std::optional<Tensor> reference_points, const Tensor& sampling, const Tensor& attention,
+                   bool deterministic) {
+  const torch::stable::accelerator::DeviceGuard guard(value.get_device_index());
+  Inputs in(value, spatial_shapes, reference_points, sampling, attention);
+  Call& call = in.call;
+  if (call.sizes.batch * call.sizes.queries * call.sizes.heads * call.sizes.dim == 0)
+    return {new_zeros(value, value.sizes()), new_zeros(sampling, sampling.sizes()),
+            new_zeros(attention, attention.sizes())};
+  const Tensor grad_out = prepared(grad, value.scalar_type());
+  call.grad = grad_out.const_data_ptr();
+  const cudaStream_t stream = current_stream(value.get_device_index());
+
+  const ScalarType full = call.value_kind == Kind::f64 ? ScalarType::Double : ScalarType::Float;
+  const bool tiled = !deterministic && in.is_grid() && fits_fast_path(call);
+  const ScalarType written = tiled ? in.sampling.scalar_type() : full;
+  Tensor grad_sampling = new_empty(in.sampling, sampling.sizes(), written);
+  Tensor grad_attention = new_empty(in.attention, attention.sizes(), written);
+  call.grad_sampling = grad_sampling.mutable_data_ptr();
+  call.grad_attention = grad_attention.mutable_data_ptr();
+  Tensor grad_value;
+  if (deterministic) {
+    grad_value = deterministic_backward(in, stream);
+  } else {
+    grad_value = new_zeros(in.value, in.value.sizes(), full);
+    call.grad_sums = grad_value.mutable_data_ptr();
+    check(tiled ? backward_tiled(call, stream) : backward_general(call, stream), "backward");
+  }
+  return {prepared(grad_value, value.scalar_type()), prepared(grad_sampling, sampling.scalar_type()),
+          prepared(grad_attention, attention.scalar_type())};
+}
+
+}  // namespace
+}  // namespace mask2former
+
+STABLE_TORCH_LIBRARY_IMPL(mask2former, CUDA, m) {
+  m.impl("ms_deform_attn", TORCH_BOX(&mask2former::forward));
+  m.impl("ms_deform_attn_backward", TORCH_BOX(&mask2former::backward));
+}

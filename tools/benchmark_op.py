@@ -1,0 +1,244 @@
+"""`tools/benchmark.py op`: deformable attention, checked against fp64 and then timed against other implementations.
+
+The inputs are those of the pixel decoder: every pixel of a three-level pyramid is a query, with 8 heads of 32 channels
+and 4 points a level, offsets normal with a standard deviation of 3 pixels around the query's own position.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mask2former.ops import backend, ms_deform_attn
+from mask2former.ops.reference import from_projections, ms_deform_attn_reference
+
+HEADS, DIM, POINTS, SIGMA = 8, 32, 4, 3.0
+STRIDES = (32, 16, 8)
+SETS = 3  # inputs in turn, so that one call does not find its data in the cache of the last
+
+Run = Callable[["Inputs"], Tensor]
+
+
+@dataclass
+class Inputs:
+    """One set: raw projections and what the eager chain makes of them."""
+
+    value: Tensor
+    shapes: list[tuple[int, int]]
+    points: Tensor
+    offsets: Tensor
+    logits: Tensor
+    locations: Tensor
+    weights: Tensor
+    grad: Tensor
+
+    @classmethod
+    def make(cls, size: int, batch: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
+        shapes = [(size // s, size // s) for s in STRIDES]
+        generator = torch.Generator(device).manual_seed(seed)
+        count = sum(h * w for h, w in shapes)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, device=device)
+
+        centres = []
+        for h, w in shapes:
+            y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
+            centres.append(torch.stack(((x + 0.5) / w, (y + 0.5) / h), -1).flatten(0, 1))
+        points = torch.cat(centres)[None, :, None]
+        value = normal(batch, count, HEADS, DIM).to(dtype)
+        offsets = (normal(batch, count, HEADS, len(shapes), POINTS, 2) * SIGMA).to(dtype)
+        logits = normal(batch, count, HEADS, len(shapes), POINTS).to(dtype)
+        grad = normal(batch, count, HEADS * DIM).to(dtype)
+        locations, weights = from_projections(shapes, offsets, logits, points)
+        return cls(value, shapes, points, offsets, logits, locations, weights, grad)
+
+    def leaves(self, fused: bool) -> list[Tensor]:
+        """The tensors that get gradients."""
+        return [self.value, self.offsets, self.logits] if fused else [self.value, self.locations, self.weights]
+
+
+def ours(x: Inputs) -> Tensor:
+    return ms_deform_attn(x.value, x.shapes, x.locations, x.weights)
+
+
+def ours_fused(x: Inputs) -> Tensor:
+    return ms_deform_attn(x.value, x.shapes, x.offsets, x.logits, x.points)
+
+
+def pytorch(x: Inputs) -> Tensor:
+    return ms_deform_attn_reference(x.value, x.shapes, x.locations, x.weights)
+
+
+def pytorch_chain(x: Inputs) -> Tensor:
+    return ms_deform_attn_reference(x.value, x.shapes, x.offsets, x.logits, x.points)
+
+
+def ours_chain(x: Inputs) -> Tensor:
+    """Our op after eager offset arithmetic and softmax."""
+    return ms_deform_attn(x.value, x.shapes, *from_projections(x.shapes, x.offsets, x.logits, x.points))
+
+
+def deformops(device: torch.device) -> dict[str, Run]:
+    """The back ends of PyPI's deformops, where it is installed."""
+    if device.type != "cuda":
+        return {}
+    try:
+        from deformops.registry import msda
+    except ImportError:
+        return {}
+    tensors: dict[tuple[tuple[int, int], ...], tuple[Tensor, Tensor]] = {}
+
+    def run(x: Inputs) -> Tensor:
+        key = tuple(x.shapes)
+        if key not in tensors:
+            sizes = torch.tensor(x.shapes, device=device)
+            tensors[key] = sizes, torch.cat((sizes.new_zeros(1), sizes.prod(1).cumsum(0)[:-1]))
+        out = msda(x.value, *tensors[key], x.locations, x.weights.to(x.value.dtype), method="linear")
+        return out.flatten(2) if out.dim() == 4 else out
+
+    return {"deformops": run}
+
+
+def forward_and_backward(run: Run, fused: bool) -> Callable[[Inputs], Any]:
+    """Output and gradients of one input set."""
+
+    def work(x: Inputs) -> Any:
+        leaves = x.leaves(fused)
+        out = run(x)
+        return out, torch.autograd.grad(out, leaves, x.grad)
+
+    return work
+
+
+def time_on_gpu(work: Callable[[Inputs], Any], inputs: list[Inputs], repeats: int) -> float:
+    """Median milliseconds of a call: the replay of a CUDA graph over all input sets, divided by their number."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for x in inputs:
+            work(x)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        kept = [work(x) for x in inputs]
+    graph.replay()
+    milliseconds = []
+    for _ in range(repeats):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        milliseconds.append(start.elapsed_time(end) / len(inputs))
+    del kept
+    return statistics.median(milliseconds)
+
+
+def time_on_cpu(work: Callable[[Inputs], Any], inputs: list[Inputs], repeats: int) -> float:
+    """Median milliseconds of a call."""
+    milliseconds = []
+    for turn in range(repeats + 1):
+        start = time.perf_counter()
+        work(inputs[turn % len(inputs)])
+        if turn:
+            milliseconds.append((time.perf_counter() - start) * 1e3)
+    return statistics.median(milliseconds)
+
+
+def relative_error(ours: Tensor, wanted: Tensor) -> float:
+    return ((ours.double() - wanted).norm() / wanted.norm()).item()
+
+
+def check(run: Run, fused: bool, size: int, dtype: torch.dtype, device: torch.device) -> list[float]:
+    """Relative errors of output and gradients against the PyTorch code in fp64, on one image."""
+    x = Inputs.make(size, 1, dtype, device, seed=99)
+    if fused:
+        x.offsets[:, ::7] *= 50  # far outside
+    leaves = [t.requires_grad_() for t in x.leaves(fused)]
+    out = run(x)
+    results = [out, *torch.autograd.grad(out, leaves, x.grad)]
+    doubles = [t.detach().double().requires_grad_() for t in leaves]
+    reference = x.points.double() if fused else None
+    wanted = ms_deform_attn_reference(doubles[0], x.shapes, doubles[1], doubles[2], reference)
+    expected = [wanted, *torch.autograd.grad(wanted, doubles, x.grad.double())]
+    return [relative_error(a, b) for a, b in zip(results, expected, strict=True)]
+
+
+def bytes_moved(x: Inputs, backward: bool) -> int:
+    """The least bytes through memory: each input read once and each result written once."""
+
+    def size(*tensors: Tensor) -> int:
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    forward = size(x.value, x.locations, x.weights, x.grad)
+    # The backward reads the forward's inputs and the gradient again and writes three gradients.
+    return forward + (size(x.value, x.locations, x.weights) * 2 + size(x.grad) if backward else 0)
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes per second of a large copy, read and write counted."""
+    source = torch.empty(2**28 if device.type == "cuda" else 2**25, device=device)
+    target = torch.empty_like(source)
+    if device.type == "cuda":
+        seconds = []
+        for _ in range(6):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            target.copy_(source)
+            end.record()
+            torch.cuda.synchronize()
+            seconds.append(start.elapsed_time(end) / 1e3)
+    else:
+        seconds = [time_on_cpu(lambda _: target.copy_(source), [None], 5) / 1e3]  # type: ignore[list-item]
+    return 2 * source.numel() * 4 / min(seconds)
+
+
+def run(args: argparse.Namespace, describe: str) -> None:
+    """Check, then print the table."""
+    device = torch.device(args.device)
+    size, batch = args.size[0], args.batch
+    kinds = [torch.float32, torch.bfloat16] if device.type == "cuda" else [torch.float32]
+    timer = time_on_gpu if device.type == "cuda" else time_on_cpu
+    print(f"{describe}\npyramid of {size} x {size}, batch {batch}, medians of {args.repeats}")
+    others = deformops(device)
+    implementations: dict[str, tuple[Run, bool]] = {
+        "PyTorch": (pytorch, False),
+        **{name: (function, False) for name, function in others.items()},
+        "this op": (ours, False),
+        "PyTorch chain": (pytorch_chain, True),
+        "this op, eager chain": (ours_chain, True),
+        "this op, fused": (ours_fused, True),
+    }
+    print(
+        f"\nback end {backend(device.type)}; relative errors against fp64: output, gradients of value, sampling, attention"
+    )
+    for kind in [*kinds, torch.float16] if device.type == "cuda" else kinds:
+        for name in ("this op", "this op, fused"):
+            function, fused = implementations[name]
+            errors = check(function, fused, min(size, 512), kind, device)
+            print(f"{name:22s} {str(kind)[6:]:9s} " + "  ".join(f"{e:.1e}" for e in errors))
+    bandwidth = copy_bandwidth(device)
+    print(f"\ncopy {bandwidth / 1e12:.2f} TB/s; the last column is least bytes / copy rate over the time")
+    for kind in kinds:
+        inputs = [Inputs.make(size, batch, kind, device, seed) for seed in range(SETS)]
+        for backward in (False, True):
+            title = ("forward + backward" if backward else "forward") + f", {str(kind)[6:]}"
+            base: dict[bool, float] = {}
+            for name, (function, fused) in implementations.items():
+                for x in inputs:
+                    for t in x.leaves(True) + x.leaves(False):
+                        t.requires_grad_(False)
+                    for t in x.leaves(fused):
+                        t.requires_grad_(backward)
+                work: Callable[[Inputs], Any] = forward_and_backward(function, fused) if backward else function
+                median = timer(work, inputs, args.repeats)
+                base.setdefault(fused, median)
+                share = bytes_moved(inputs[0], backward) / bandwidth / (median / 1e3)
+                print(f"{title:30s} {name:22s} {median:9.3f} ms  {base[fused] / median:6.2f} x PyTorch  {share:6.1%}")
