@@ -1,4 +1,4 @@
-"""Every configuration key with its default, and the checks that catch a wrong setting before the first step.
+"""Every configuration key with its default, and the reading of YAML files.
 
 The keys and defaults are those of the reference implementation (documented in GETTING_STARTED.md); keys that
 only this project has are marked "ours" below.
@@ -16,11 +16,18 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
+from .config_checks import ConfigError, validate_config
+
+__all__ = [
+    "ConfigError",
+    "add_maskformer2_config",
+    "add_maskformer2_video_config",
+    "find_config",
+    "load_config",
+    "validate_config",
+]
+
 _ROOTS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
-
-
-class ConfigError(ValueError):
-    """A setting that cannot work; the message names the key and the remedy."""
 
 
 def _defaults(node: CfgNode, values: Mapping[str, Any]) -> None:
@@ -47,14 +54,23 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
     _add_mask_former(_section(cfg.MODEL, "MASK_FORMER"))
     _add_head(cfg.MODEL.SEM_SEG_HEAD)
     _add_backbones(cfg.MODEL)
-    _defaults(cfg.DATASETS, {"COCO_JSON": []})  # ours: [name, json file, image folder] each
+    _defaults(
+        cfg.DATASETS,  # ours: the user's own data
+        {
+            "COCO_JSON": [],  # [name, json file, image folder] each
+            "COCO_PANOPTIC": [],  # [name, panoptic json, image folder, PNG folder] each, and a json of instances
+            "SEMANTIC_FOLDER": [],  # [name, image folder, label folder, classes] each, and the value to ignore
+        },
+    )
     # The second is detectron2's, which reads it without declaring it.
     _defaults(cfg.DATALOADER, {"SKIP_BAD_RECORDS": False, "RANDOM_SUBSET_RATIO": 1.0})  # ours
     _defaults(
         cfg.TEST,  # ours
         {
             "SCORE_THRESHOLD": 0.0,  # instances below it are left out
-            "INSTANCE_TASKS": ["segm"],  # add "bbox" for the AP of the boxes around the masks
+            "INSTANCE_TASKS": ["segm"],  # add "bbox" for the AP of the boxes around the masks, "boundary" for boundary AP
+            "BOUNDARY_IOU": False,  # semantic evaluation: also the IoU of the boundaries of each class
+            "SEMANTIC_PQ": False,  # semantic evaluation: also PQ with each class of a picture as one segment
             "SAVE_PANOPTIC": False,  # also write the panoptic PNGs, not only predictions.json
         },
     )
@@ -294,118 +310,3 @@ def _merge(merge: Any, source: str) -> None:
         merge()
     except (ValueError, KeyError, AssertionError) as error:
         raise ConfigError(f"{source}: {error}") from error
-
-
-META_ARCHITECTURES = ("MaskFormer",)
-
-
-def validate_config(cfg: CfgNode, training: bool) -> None:
-    """Refuse settings that would fail, or silently train something else, before the first step.
-
-    Register the datasets first (`mask2former.data.register_all` and `register_from_config`).
-
-    Raises:
-        ConfigError: naming the key, its value and the remedy.
-    """
-    _validate_components(cfg)
-    _validate_model(cfg)
-    if training:
-        _validate_training(cfg)
-        _validate_datasets(cfg, "TRAIN", cfg.DATASETS.TRAIN)
-    _validate_datasets(cfg, "TEST", cfg.DATASETS.TEST)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-def _one_of(key: str, value: str, known: Sequence[str]) -> None:
-    near = difflib.get_close_matches(value, known, n=1, cutoff=0.4)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
-    _require(value in known, f"{key} is '{value}', which does not exist.{hint} Known: {', '.join(sorted(known))}")
-
-
-def _validate_components(cfg: CfgNode) -> None:
-    from detectron2.modeling import BACKBONE_REGISTRY, SEM_SEG_HEADS_REGISTRY
-
-    from .modeling.decoders import TRANSFORMER_DECODER_REGISTRY
-
-    arch = cfg.MODEL.META_ARCHITECTURE
-    _require(
-        arch in META_ARCHITECTURES,
-        f"MODEL.META_ARCHITECTURE is '{arch}', which would train another model. Set it to 'MaskFormer', "
-        "or start from one of the files in configs/ with --config-file.",
-    )
-    heads = [name for name, _ in SEM_SEG_HEADS_REGISTRY]
-    _one_of("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, [name for name, _ in BACKBONE_REGISTRY])
-    _one_of("MODEL.SEM_SEG_HEAD.NAME", cfg.MODEL.SEM_SEG_HEAD.NAME, heads)
-    _one_of("MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME, heads)
-    _one_of(
-        "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME",
-        cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME,
-        [name for name, _ in TRANSFORMER_DECODER_REGISTRY],
-    )
-
-
-def _validate_model(cfg: CfgNode) -> None:
-    node, head = cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD
-    _require(
-        node.HIDDEN_DIM % node.NHEADS == 0,
-        f"MODEL.MASK_FORMER.HIDDEN_DIM {node.HIDDEN_DIM} must be a multiple of NHEADS {node.NHEADS}",
-    )
-    _require(
-        head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS in (8, node.NHEADS),
-        "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS has no effect of its own: the pixel decoder takes "
-        f"MODEL.MASK_FORMER.NHEADS ({node.NHEADS}). Set that one.",
-    )
-    _require(node.DEC_LAYERS >= 1, "MODEL.MASK_FORMER.DEC_LAYERS counts the query-level prediction too: at least 1")
-    _require(node.NUM_OBJECT_QUERIES >= 1, "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES must be at least 1")
-    _require(node.TRAIN_NUM_POINTS >= 1, "MODEL.MASK_FORMER.TRAIN_NUM_POINTS must be at least 1")
-    _require(node.OVERSAMPLE_RATIO >= 1, "MODEL.MASK_FORMER.OVERSAMPLE_RATIO must be at least 1")
-    _require(
-        0 <= node.IMPORTANCE_SAMPLE_RATIO <= 1, "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO must lie between 0 and 1"
-    )
-    _require(
-        any((node.TEST.SEMANTIC_ON, node.TEST.INSTANCE_ON, node.TEST.PANOPTIC_ON)),
-        "MODEL.MASK_FORMER.TEST: turn on at least one of SEMANTIC_ON, INSTANCE_ON, PANOPTIC_ON",
-    )
-
-
-def _validate_training(cfg: CfgNode) -> None:
-    from .data import mapper_names
-
-    _one_of("INPUT.DATASET_MAPPER_NAME", cfg.INPUT.DATASET_MAPPER_NAME, mapper_names())
-    _one_of("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, ("ADAMW", "SGD"))
-    _one_of("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, ("auto", "bfloat16", "float16"))
-    steps = cfg.SOLVER.ACCUMULATION_STEPS
-    _require(
-        steps >= 1 and cfg.SOLVER.IMS_PER_BATCH % steps == 0,
-        f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} must be a multiple of SOLVER.ACCUMULATION_STEPS {steps}",
-    )
-    _require(0 <= cfg.SOLVER.EMA_DECAY < 1, "SOLVER.EMA_DECAY must lie in [0, 1)")
-    _require(len(cfg.DATASETS.TRAIN) > 0, "DATASETS.TRAIN is empty: name at least one dataset")
-
-
-def _validate_datasets(cfg: CfgNode, split: str, names: Sequence[str]) -> None:
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
-    for name in names:
-        known = list(DatasetCatalog)
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-        _require(
-            name in known,
-            f"DATASETS.{split} names '{name}', which is not registered. "
-            + (f"Nearest: {', '.join(near)}. " if near else "")
-            + "Your own COCO json: DATASETS.COCO_JSON: [[name, file.json, image folder]].",
-        )
-        metadata = MetadataCatalog.get(name)
-        kind = metadata.get("evaluator_type", "coco")
-        attribute = "thing_classes" if kind in ("coco", "lvis", "ytvis", "cityscapes_instance") else "stuff_classes"
-        classes = metadata.get(attribute)
-        count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-        _require(
-            classes is None or len(classes) == count,
-            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {count}, but dataset '{name}' (DATASETS.{split}) has "
-            f"{len(classes or ())} classes. Set MODEL.SEM_SEG_HEAD.NUM_CLASSES {len(classes or ())}.",
-        )
