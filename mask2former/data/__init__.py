@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from .datasets import dataset_root, load_coco_json, register_all, register_coco_json, register_from_config
+from .datasets import (
+    dataset_root,
+    load_coco_json,
+    register_all,
+    register_coco_json,
+    register_from_config,
+    register_panoptic,
+    register_semantic_folder,
+)
 from .errors import BadRecordError
 from .images import read_image
 from .loaders import build_test_loader, build_train_loader, skipped_records
@@ -10,6 +18,8 @@ from .mappers import (
     COCOInstanceNewBaselineDatasetMapper,
     COCOPanopticNewBaselineDatasetMapper,
     MaskFormerInstanceDatasetMapper,
+    MaskFormerPanopticDatasetMapper,
+    MaskFormerSemanticDatasetMapper,
     SegmentationMapper,
     build_mapper,
     mapper_names,
@@ -21,6 +31,8 @@ __all__ = [
     "COCOInstanceNewBaselineDatasetMapper",
     "COCOPanopticNewBaselineDatasetMapper",
     "MaskFormerInstanceDatasetMapper",
+    "MaskFormerPanopticDatasetMapper",
+    "MaskFormerSemanticDatasetMapper",
     "SegmentationMapper",
     "boxes_from_masks",
     "build_mapper",
@@ -33,6 +45,8 @@ __all__ = [
     "register_all",
     "register_coco_json",
     "register_from_config",
+    "register_panoptic",
+    "register_semantic_folder",
     "segmentation_to_mask",
     "skipped_records",
 ]

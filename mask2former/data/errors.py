@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 5
 
 
 class BadRecordError(ValueError):
@@ -26,3 +32,18 @@ class BadRecordError(ValueError):
     def __reduce__(self) -> tuple:
         # Exceptions cross process borders when a loader worker raises them.
         return type(self), (self.file, self.reason, self.record)
+
+
+def report_bad_records(file: str, problems: Sequence[BadRecordError], pictures: int) -> None:
+    """Say in the log which records of an annotation file are left out, and how many pictures with them."""
+    if not problems:
+        return
+    shown = "\n".join(f"  {error.record or error.file}: {error.reason}" for error in problems[:_SHOWN])
+    more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    text = "%s: %d bad records; %d pictures with such records are left out:\n%s%s"
+    logger.warning(text, file, len(problems), pictures, shown, more)
+
+
+def first_few(names: Sequence[str], count: int = _SHOWN) -> str:
+    """The first names of a list, for a message."""
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

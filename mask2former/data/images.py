@@ -64,6 +64,23 @@ def read_panoptic_png(path: str) -> np.ndarray:
     return rgb[:, :, 0] + 256 * rgb[:, :, 1] + 65536 * rgb[:, :, 2]
 
 
+def read_label_map(path: str) -> np.ndarray:
+    """Read a label map: 8-bit grey or palette, or 16 bits for more than 255 classes (PNG, TIFF).
+
+    Returns:
+        int32 (H, W), the values of the file as they are.
+
+    Raises:
+        BadRecordError: the file is missing, cut short, or has several channels or no integers.
+    """
+    picture = _open(path)
+    if picture.mode not in ("L", "P", "I", "1") and not picture.mode.startswith("I;16"):
+        raise BadRecordError(
+            path, f"a label map has one channel of 8 or 16 bits whose value is the class, this is {picture.mode}"
+        )
+    return np.asarray(picture).astype(np.int32)
+
+
 def check_image_size(record: dict[str, Any], size: tuple[int, int], path: str) -> None:
     """Compare the size of a picture with its record and add a size that the record lacks.
 

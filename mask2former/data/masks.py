@@ -226,11 +226,14 @@ def segmentation_to_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray
     Raises:
         SegmentationError: the segmentation is malformed.
     """
+    return paste([segmentation_to_patch(segmentation, size)], size)[0]
+
+
+def segmentation_to_patch(segmentation: Any, size: tuple[int, int]) -> Patch:
+    """Polygons, RLE or a bitmap to a patch; see `segmentation_to_mask`."""
     if isinstance(segmentation, (list, tuple)):
-        patch = polygons_to_patches([check_polygons(segmentation, size)], size)[0]
-    else:
-        patch = source_patch(segmentation, size)
-    return paste([patch], size)[0]
+        return polygons_to_patches([check_polygons(segmentation, size)], size)[0]
+    return source_patch(segmentation, size)
 
 
 def source_patch(segmentation: Any, size: tuple[int, int]) -> Patch:

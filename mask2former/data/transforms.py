@@ -159,13 +159,14 @@ class ResizeShortestEdge(T.ResizeShortestEdge):
 
 
 class PadToSquare(T.Augmentation):
-    """Pad right and bottom to a square: image 128, masks and label maps 0. A longer side is left as it is.
+    """Pad right and bottom to a square; the image with grey 128. A longer side is left as it is.
 
     Args:
         side: side of the square in pixels.
+        label_value: what masks and label maps are padded with.
     """
 
-    def __init__(self, side: int) -> None:
+    def __init__(self, side: int, label_value: int = 0) -> None:
         super().__init__()
         self._init(locals())
 
@@ -175,7 +176,7 @@ class PadToSquare(T.Augmentation):
         right, bottom = max(0, self.side - width), max(0, self.side - height)
         if not right and not bottom:
             return T.NoOpTransform()
-        return PadTransform(0, 0, right, bottom, width, height, IMAGE_PAD_VALUE, 0)
+        return PadTransform(0, 0, right, bottom, width, height, IMAGE_PAD_VALUE, self.label_value)
 
 
 def flip_augmentations(mode: str) -> list[T.Augmentation]:

@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from PIL import Image
 
 from mask2former.config import load_config
-from mask2former.data.datasets import coco_json
+from mask2former.data.datasets import own_names
 
 Dataset = tuple[Path, Path, dict[str, Any]]
 
@@ -78,10 +78,10 @@ def write(tiny_content: Dataset) -> Callable[[], tuple[Path, Path]]:
 
 @pytest.fixture(autouse=True)
 def _forget_names() -> Iterator[None]:
-    before = set(coco_json._registered)
+    before = set(own_names._registered)
     yield
-    for name in set(coco_json._registered) - before:
-        coco_json.unregister(name)
+    for name in set(own_names._registered) - before:
+        own_names.unregister(name)
 
 
 @pytest.fixture

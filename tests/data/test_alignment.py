@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from PIL import Image
 from scipy import ndimage
 
-from mask2former.data import build_mapper
+from mask2former.data import build_mapper, mapper_names
 from mask2former.data.sampling import random_state
 
 COLOURS = (60, 120, 180, 240)  # of the objects, on black; further apart than rounding
@@ -37,18 +37,21 @@ def _scene(seed: int, folder: Path) -> dict[str, Any]:
         annotations.append({"id": k + 1, "category_id": k, "segmentation": forms[k % 3]})
     grey = np.array([0, *COLOURS], np.uint8)[ids]
     Image.fromarray(np.repeat(grey[:, :, None], 3, axis=2)).save(folder / f"{seed}.png")
+    labels = np.where(ids > 0, ids - 1, 255).astype(np.uint8)
+    Image.fromarray(labels).save(folder / f"{seed}_labels.png")
     png = np.stack([ids, np.zeros_like(ids), np.zeros_like(ids)], axis=2).astype(np.uint8)
     Image.fromarray(png).save(folder / f"{seed}_ids.png")
     return {
         "file_name": str(folder / f"{seed}.png"),
         "annotations": annotations,
+        "sem_seg_file_name": str(folder / f"{seed}_labels.png"),
         "pan_seg_file_name": str(folder / f"{seed}_ids.png"),
         "segments_info": [{"id": k + 1, "category_id": k, "isthing": True} for k in range(len(COLOURS))],
     }
 
 
 @pytest.mark.parametrize("flip", ["none", "horizontal", "vertical"])
-@pytest.mark.parametrize("name", ["coco_instance_lsj", "coco_panoptic_lsj", "mask_former_instance"])
+@pytest.mark.parametrize("name", mapper_names())
 def test_masks_lie_on_their_colours(name: str, flip: str, data_cfg: CfgNode, tmp_path: Path) -> None:
     options: list[Any] = ["INPUT.DATASET_MAPPER_NAME", name, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", len(COLOURS)]
     options += ["INPUT.IMAGE_SIZE", 128, "INPUT.MIN_SCALE", 0.5, "INPUT.MAX_SCALE", 2.0]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -14,7 +15,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from mask2former.data import BadRecordError, dataset_root, register_all
+from mask2former.data.datasets.class_table import class_table
 from mask2former.data.datasets.coco import coco_categories
+
+FACTS = Path(__file__).parent / "facts"
 
 
 @pytest.fixture(autouse=True)
@@ -77,13 +81,58 @@ def test_panoptic_names_have_eighty_things() -> None:
     assert len(metadata.stuff_dataset_id_to_contiguous_id) == 133
 
 
-def test_all_coco_metadata_is_that_of_the_reference(shared_dir: Path) -> None:
+def _metadata(name: str) -> dict[str, Any]:
+    """As json has it: keys of id maps are text."""
+    return json.loads(json.dumps(MetadataCatalog.get(name).as_dict()))
+
+
+def test_all_metadata_is_that_of_the_reference() -> None:
+    expected: dict[str, str] = json.loads((FACTS / "dataset_metadata.json").read_text())
+    register_all("ROOT")
+    assert len(expected) == 42
+    digests = {
+        name: hashlib.sha256(json.dumps(_metadata(name), sort_keys=True).encode()).hexdigest()[:16] for name in expected
+    }
+    assert digests == expected
+    assert all(name in DatasetCatalog for name in expected)
+
+
+def test_all_metadata_value_by_value(shared_dir: Path) -> None:
     expected: dict[str, Any] = json.loads((shared_dir / "parity" / "datasets.json").read_text())
     register_all("ROOT")
-    names = [name for name in expected if name.startswith("coco_") and "stuff_10k" not in name]
-    assert len(names) == 20
+    for name, metadata in expected.items():
+        if not name.startswith("ytvis_"):
+            assert _metadata(name) == metadata, name
+
+
+def test_instance_classes_of_ade20k_are_those_of_the_tables(shared_dir: Path) -> None:
+    folder = shared_dir / "data" / "ade20k_tables"
+    lines = (folder / "ade20k_instance_catid_mapping.txt").read_text().splitlines()[1:]
+    rows = [[int(value) for value in line.split()] for line in lines if line.strip()]
+    names = {entry["id"]: entry["name"] for entry in json.loads((folder / "instance_categories.json").read_text())}
+    table = {entry["instance_id"]: entry for entry in class_table("ade20k_instance")}
+    assert len(table) == 100 and {row[0] for row in rows} == set(table)
+    for instance, scene, full in rows:
+        entry = table[instance]
+        assert (entry["id"], entry["name"]) == (scene - 1, names[instance])
+        assert full in entry["full_ids"] and class_table("ade20k")[entry["id"]]["isthing"]
+
+
+def test_every_missing_dataset_shows_its_layout(tmp_path: Path) -> None:
+    register_all(tmp_path)
+    ours = ("ade20k_", "cityscapes_", "coco_", "mapillary_", "lvis_")
+    names = [name for name in DatasetCatalog if name.startswith(ours)]
+    assert len(names) == 42 + 2 + 6 + 10  # instances and v2.0 of Mapillary Vistas, LVIS
     for name in names:
-        assert json.loads(json.dumps(MetadataCatalog.get(name).as_dict())) == expected[name], name
+        with pytest.raises(FileNotFoundError, match=rf"(?s)'{name}'.*does not exist.*<root>/.*DETECTRON2_DATASETS"):
+            DatasetCatalog.get(name)
+
+
+def test_names_follow_the_root(tmp_path: Path) -> None:
+    register_all(tmp_path)
+    for name in (*json.loads((FACTS / "dataset_metadata.json").read_text()), "lvis_v1_val"):
+        paths = [value for value in _metadata(name).values() if isinstance(value, str) and "/" in value]
+        assert paths and all(path.startswith(str(tmp_path)) for path in paths), name
 
 
 def test_panoptic_records(coco_root: Path) -> None:
@@ -111,6 +160,8 @@ def test_missing_files_show_the_layout(coco_root: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"(?s)does not exist.*annotations/.*DETECTRON2_DATASETS"):
             DatasetCatalog.get(name)
     (coco_root / "coco/panoptic_semseg_val2017/1.png").unlink()
+    assert len(DatasetCatalog.get("coco_2017_val_panoptic_with_sem_seg")) == 2  # one file is the mapper's concern
+    (coco_root / "coco/panoptic_semseg_val2017/2.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"panoptic_semseg_val2017/1\.png"):
         DatasetCatalog.get("coco_2017_val_panoptic_with_sem_seg")
 

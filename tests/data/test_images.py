@@ -8,7 +8,7 @@ from detectron2.data import detection_utils
 from PIL import Image
 
 from mask2former.data import BadRecordError, read_image
-from mask2former.data.images import check_image_size, read_panoptic_png
+from mask2former.data.images import check_image_size, read_label_map, read_panoptic_png
 
 
 @pytest.fixture
@@ -84,3 +84,23 @@ def test_panoptic_ids(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((2, 2), np.uint8)).save(path)
     with pytest.raises(BadRecordError, match="RGB"):
         read_panoptic_png(path)
+
+
+def test_label_maps_keep_their_values(tmp_path: Path) -> None:
+    values = np.array([[0, 3], [255, 7]], np.uint8)
+    palette = Image.fromarray(values)
+    palette.putpalette(list(range(256)) * 3)
+    pictures = {
+        "grey.png": (Image.fromarray(values), values),
+        "palette.png": (palette, values),
+        "wide.tif": (Image.fromarray(values.astype(np.uint16) * 257), values.astype(int) * 257),
+        "wide.png": (Image.fromarray(values.astype(np.uint16) * 100), values.astype(int) * 100),
+        "two.png": (Image.fromarray(values > 2), values > 2),
+    }
+    for name, (picture, expected) in pictures.items():
+        picture.save(tmp_path / name)
+        labels = read_label_map(str(tmp_path / name))
+        assert labels.dtype == np.int32 and (labels == expected).all(), name
+    Image.new("RGB", (2, 2)).save(tmp_path / "colour.png")
+    with pytest.raises(BadRecordError, match=r"colour\.png: a label map has one channel .* this is RGB"):
+        read_label_map(str(tmp_path / "colour.png"))

@@ -78,3 +78,34 @@ def test_flip_setting() -> None:
     assert flip_augmentations("vertical")[0].vertical
     with pytest.raises(ValueError, match=r"INPUT\.RANDOM_FLIP"):
         flip_augmentations("both")
+
+
+def test_label_maps_are_padded_with_the_given_value() -> None:
+    pad = PadToSquare(8, 65535).get_transform(np.zeros((5, 8, 3), np.uint8))
+    label = pad.apply_segmentation(np.ones((5, 8), np.float32))
+    assert label.shape == (8, 8) and (label[5:] == 65535).all() and (label[:5] == 1).all()
+
+
+def test_colours_are_distributed_as_detectron2s() -> None:
+    """Mean, spread and tails of the levels over many draws, for colours far from grey and near it."""
+    from detectron2.projects.point_rend import ColorAugSSDTransform
+
+    picture = np.array([[(200, 80, 40), (60, 180, 90)], [(120, 110, 130), (30, 60, 220)]], np.uint8)
+    random.seed(0)
+    ours = np.stack([ColorAugSSD("RGB").get_transform(picture).apply_image(picture) for _ in range(6000)])
+    theirs = np.stack([ColorAugSSDTransform("RGB").apply_image(picture) for _ in range(6000)])
+    for quantile in (0.05, 0.25, 0.5, 0.75, 0.95):
+        difference = np.quantile(ours.astype(float), quantile, axis=0) - np.quantile(theirs, quantile, axis=0)
+        assert np.abs(difference).max() <= 8, quantile
+    np.testing.assert_allclose(ours.mean(0), theirs.mean(0), atol=3.5)
+    np.testing.assert_allclose(ours.std(0), theirs.std(0), atol=3.5)
+
+
+def test_large_scale_jitter_draws_scales_evenly() -> None:
+    """The side that fits into the target is 0.1 to 2.0 times the target, uniformly."""
+    np.random.seed(0)
+    picture = np.zeros((300, 400, 3), np.uint8)
+    widths = np.array([ResizeScale(0.1, 2.0, 256, 256).get_transform(picture).new_w for _ in range(2000)]) / 256
+    assert 0.1 <= widths.min() < 0.12 and 1.98 < widths.max() <= 2.0
+    counts, _ = np.histogram(widths, bins=10, range=(0.1, 2.0))
+    assert counts.min() > 150 and counts.max() < 250  # 200 expected, standard deviation 13

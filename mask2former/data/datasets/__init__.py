@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import os
 
+from .ade20k import register_ade20k
 from .catalog import dataset_root, set_dataset_root
+from .cityscapes import register_cityscapes
 from .coco import register_coco
-from .coco_json import load_coco_json, register_coco_json, register_from_config, unregister
+from .coco_json import load_coco_json, register_coco_json
+from .coco_stuff import register_coco_stuff
+from .from_config import register_from_config
+from .lvis import register_lvis
+from .mapillary import register_mapillary
+from .mapillary_v2 import register_mapillary_v2
+from .own_names import unregister
+from .own_panoptic import register_panoptic
+from .own_semantic import register_semantic_folder
 
-_FAMILIES = (register_coco,)
+_FAMILIES = (
+    register_coco,
+    register_coco_stuff,
+    register_ade20k,
+    register_cityscapes,
+    register_mapillary,
+    register_mapillary_v2,
+    register_lvis,
+)
 
 __all__ = [
     "dataset_root",
@@ -16,6 +34,8 @@ __all__ = [
     "register_all",
     "register_coco_json",
     "register_from_config",
+    "register_panoptic",
+    "register_semantic_folder",
     "unregister",
 ]
 

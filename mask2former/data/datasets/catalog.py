@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
 
 Records = list[dict[str, Any]]
 
@@ -26,13 +28,47 @@ def set_dataset_root(root: str | os.PathLike[str] | None) -> str:
     return _state["root"]
 
 
-def set_dataset(name: str, load: Callable[[], Records], metadata: dict[str, Any]) -> None:
+class FileMetadata(Metadata):
+    """Metadata of which a part is read from the dataset's own files when it is first asked for.
+
+    Args:
+        keys: what `read` gives.
+        read: raises FileNotFoundError when the files are missing.
+        fixed: entries that need no file.
+    """
+
+    def __init__(self, keys: Iterable[str], read: Callable[[], dict[str, Any]], **fixed: Any) -> None:
+        super().__init__(**fixed)
+        self.__dict__["_pending"] = (frozenset(keys), read)
+
+    def __getattr__(self, key: str) -> Any:
+        keys, read = self.__dict__.get("_pending", (frozenset(), None))
+        if key not in keys:
+            return super().__getattr__(key)
+        self._fill(read())
+        return getattr(self, key)
+
+    def _fill(self, values: dict[str, Any]) -> None:
+        self.__dict__.pop("_pending", None)
+        self.__dict__.update(values)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All entries; without those from files where the files are missing."""
+        if "_pending" in self.__dict__:
+            with contextlib.suppress(FileNotFoundError):
+                self._fill(self.__dict__["_pending"][1]())
+        return {key: value for key, value in super().as_dict().items() if key != "_pending"}
+
+
+def set_dataset(name: str, load: Callable[[], Records], metadata: Metadata | dict[str, Any]) -> None:
     """Register a name, or set it anew; metadata that is the same stays the same object.
 
     detectron2 refuses to register a name twice and to change a metadata value, so the entries are replaced.
     """
     DatasetCatalog[name] = load
-    if MetadataCatalog.get(name).as_dict() != {"name": name, **metadata}:
+    if isinstance(metadata, Metadata):
+        MetadataCatalog[name] = metadata
+    elif MetadataCatalog.get(name).as_dict() != {"name": name, **metadata}:
         MetadataCatalog.pop(name)
         MetadataCatalog.get(name).set(**metadata)
 
@@ -55,3 +91,16 @@ def require_files(name: str, paths: Iterable[str], layout: str) -> None:
                 "The root is the environment variable DETECTRON2_DATASETS (default ./datasets), "
                 "or the argument of mask2former.data.register_all(root). See datasets/README.md."
             )
+
+
+def require_some(name: str, paths: Sequence[str], layout: str) -> None:
+    """Check that the files of a kind are there at all: of the first, middle and last one at least one exists.
+
+    A single missing file is for the mapper, which names it, or for `python -m mask2former.data check`.
+
+    Raises:
+        FileNotFoundError: as `require_files`, naming the first.
+    """
+    sample = [paths[0], paths[len(paths) // 2], paths[-1]]
+    if not any(os.path.exists(path) for path in sample):
+        require_files(name, sample, layout)

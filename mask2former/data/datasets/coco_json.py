@@ -1,4 +1,4 @@
-"""Your own data: a COCO instance json and a folder of pictures, registered in one call or one YAML key."""
+"""Your own data: a COCO instance json and a folder of pictures, registered in one call."""
 
 from __future__ import annotations
 
@@ -6,23 +6,18 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from ..errors import BadRecordError
+from ..errors import BadRecordError, first_few, report_bad_records
 from ..masks import SegmentationError, check_polygons, rle_runs, without_hollow_polygons
-from .catalog import Records, dataset_root, set_dataset
+from .catalog import Records
 from .json_file import read_json_object
+from .own_names import file_state, locate, register_own
 
 logger = logging.getLogger(__name__)
-
-_registered: dict[str, tuple] = {}  # name -> what it was registered with, and the state of the file
-
-_SHOWN_PROBLEMS = 5
 
 
 def register_coco_json(
@@ -51,53 +46,22 @@ def register_coco_json(
         BadRecordError: the json file or its categories are malformed.
         ValueError: the name is taken by other code, or a category to keep is not in the file.
     """
-    json_path, image_path = _locate(json_file), _locate(image_root)
-    if name not in _registered and name in DatasetCatalog:
-        raise ValueError(f"the dataset name {name!r} is already in use, choose another for {json_path}")
-    status = os.stat(json_path)
+    json_path, image_path = locate(json_file), locate(image_root)
     keep = tuple(keep_category_ids) if keep_category_ids is not None else None
-    state = (json_path, image_path, keep, skip_bad_records, status.st_mtime_ns, status.st_size)
-    if _registered.get(name) == state and name in DatasetCatalog:
-        return
-    categories = _categories(json_path, read_json_object(json_path, lists=("categories",)), keep)
-    load = functools.partial(load_coco_json, json_path, image_path, keep, skip_bad_records=skip_bad_records)
-    metadata = {
-        "thing_classes": [category for _, category in categories],
-        "thing_dataset_id_to_contiguous_id": {key: index for index, (key, _) in enumerate(categories)},
-        "evaluator_type": "coco",
-        "json_file": json_path,
-        "image_root": image_path,
-    }
-    set_dataset(name, load, metadata)
-    _registered[name] = state
 
+    def describe() -> tuple[Callable[[], Records], dict[str, Any]]:
+        categories = _categories(json_path, read_json_object(json_path, lists=("categories",)), keep)
+        load = functools.partial(load_coco_json, json_path, image_path, keep, skip_bad_records=skip_bad_records)
+        metadata = {
+            "thing_classes": [category for _, category in categories],
+            "thing_dataset_id_to_contiguous_id": {key: index for index, (key, _) in enumerate(categories)},
+            "evaluator_type": "coco",
+            "json_file": json_path,
+            "image_root": image_path,
+        }
+        return load, metadata
 
-def register_from_config(cfg: CfgNode, names: Iterable[str] | None = None) -> None:
-    """Register the entries [name, json_file, image_root] of DATASETS.COCO_JSON.
-
-    Args:
-        names: register only these; the files of other entries need not exist. None registers all.
-
-    Raises:
-        ValueError: an entry is not three strings; see also `register_coco_json`.
-    """
-    wanted = None if names is None else set(names)
-    for entry in cfg.DATASETS.COCO_JSON:
-        if (
-            not isinstance(entry, (list, tuple))
-            or len(entry) != 3
-            or not all(isinstance(x, str) for x in entry)
-        ):
-            raise ValueError(f"DATASETS.COCO_JSON holds entries [name, json_file, image_root], not {entry!r}")
-        if wanted is None or entry[0] in wanted:
-            register_coco_json(*entry, skip_bad_records=cfg.DATALOADER.SKIP_BAD_RECORDS)
-
-
-def unregister(name: str) -> None:
-    """Forget a name that `register_coco_json` registered; others are left alone."""
-    if _registered.pop(name, None) is not None:
-        DatasetCatalog.pop(name, None)
-        MetadataCatalog.pop(name, None)
+    register_own(name, (*file_state(json_path), image_path, keep, skip_bad_records), describe)
 
 
 def load_coco_json(
@@ -152,20 +116,9 @@ def load_coco_json(
                 raise
             problems.append(error)
             bad_images |= _image_ids(annotation, "image_id")
-    _report(json_file, problems, len(bad_images & records.keys()))
+    report_bad_records(json_file, problems, len(bad_images & records.keys()))
     _report_hollow(json_file, hollow)
     return [record for image_id, record in sorted(records.items()) if image_id not in bad_images]
-
-
-def _locate(path: str | os.PathLike[str]) -> str:
-    """Absolute path of a file or folder of the user: as given, or below the dataset root."""
-    given = os.path.expanduser(os.fspath(path))
-    candidates = [given] if os.path.isabs(given) else [given, os.path.join(dataset_root(), given)]
-    for candidate in candidates:
-        if os.path.exists(candidate):
-            return os.path.abspath(candidate)
-    tried = " nor ".join(os.path.abspath(candidate) for candidate in candidates)
-    raise FileNotFoundError(f"found neither {tried}" if len(candidates) > 1 else f"{tried} does not exist")
 
 
 def _is_id(value: Any) -> bool:
@@ -296,25 +249,7 @@ def _check_box(file: str, box: Any, where: str) -> list[float]:
     return box
 
 
-def _report(file: str, problems: list[BadRecordError], pictures: int) -> None:
-    if not problems:
-        return
-    shown = "\n".join(
-        f"  {error.record or error.file}: {error.reason}" for error in problems[:_SHOWN_PROBLEMS]
-    )
-    more = f"\n  and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
-    logger.warning(
-        "%s: %d bad records; %d pictures with such records are left out:\n%s%s",
-        file,
-        len(problems),
-        pictures,
-        shown,
-        more,
-    )
-
-
 def _report_hollow(file: str, hollow: list[str]) -> None:
     if hollow:
-        shown = ", ".join(hollow[:_SHOWN_PROBLEMS]) + (", ..." if len(hollow) > _SHOWN_PROBLEMS else "")
         text = "%s: %d objects have no polygon of three points or more and are left out: %s"
-        logger.warning(text, file, len(hollow), shown)
+        logger.warning(text, file, len(hollow), first_few(hollow))

@@ -8,12 +8,18 @@ from detectron2.config import CfgNode
 
 from .base import SegmentationMapper
 from .lsj import COCOInstanceNewBaselineDatasetMapper, COCOPanopticNewBaselineDatasetMapper
-from .mask_former_instance import MaskFormerInstanceDatasetMapper
+from .mask_former import (
+    MaskFormerInstanceDatasetMapper,
+    MaskFormerPanopticDatasetMapper,
+    MaskFormerSemanticDatasetMapper,
+)
 
 MAPPERS: dict[str, type[SegmentationMapper]] = {
     "coco_instance_lsj": COCOInstanceNewBaselineDatasetMapper,
     "coco_panoptic_lsj": COCOPanopticNewBaselineDatasetMapper,
     "mask_former_instance": MaskFormerInstanceDatasetMapper,
+    "mask_former_panoptic": MaskFormerPanopticDatasetMapper,
+    "mask_former_semantic": MaskFormerSemanticDatasetMapper,
 }
 
 __all__ = [
@@ -21,6 +27,8 @@ __all__ = [
     "COCOInstanceNewBaselineDatasetMapper",
     "COCOPanopticNewBaselineDatasetMapper",
     "MaskFormerInstanceDatasetMapper",
+    "MaskFormerPanopticDatasetMapper",
+    "MaskFormerSemanticDatasetMapper",
     "SegmentationMapper",
     "build_mapper",
     "mapper_names",

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 
@@ -29,6 +30,7 @@ class Frame(NamedTuple):
     size: tuple[int, int]  # height and width of the file
     transforms: T.TransformList  # what was done to it
     new_size: tuple[int, int]  # height and width of the result
+    labels: np.ndarray | None = None  # label map (H, W) of the result, where the mapper reads one
 
 
 class SegmentationMapper:
@@ -38,10 +40,12 @@ class SegmentationMapper:
 
     Args:
         is_train: make targets; otherwise annotations are left out of the sample.
-        augmentations: applied in order; label maps and masks are padded with 0.
+        augmentations: applied in order; masks are padded with 0.
         image_format: order of the channels, "RGB" or "BGR".
         num_classes: where given, classes outside [0, num_classes) are errors.
         drop_empty: leave out objects of which the augmentations left nothing.
+        ignore_label: what pixels without a class have in label pictures.
+        ignore_value: what they get in the sample's "sem_seg".
     """
 
     @configurable
@@ -53,6 +57,8 @@ class SegmentationMapper:
         image_format: str = "RGB",
         num_classes: int | None = None,
         drop_empty: bool = True,
+        ignore_label: int = 255,
+        ignore_value: int = 255,
     ) -> None:
         if image_format not in IMAGE_FORMATS:
             raise ValueError(f"INPUT.FORMAT is {image_format!r}, use one of {', '.join(IMAGE_FORMATS)}")
@@ -61,6 +67,8 @@ class SegmentationMapper:
         self.image_format = image_format
         self.num_classes = num_classes
         self.drop_empty = drop_empty
+        self.ignore_label = ignore_label
+        self.ignore_value = ignore_value
         mode = "training" if is_train else "inference"
         logger.info("%s: augmentations in %s: %s", type(self).__name__, mode, list(augmentations))
 
@@ -68,11 +76,14 @@ class SegmentationMapper:
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         """Keywords of the constructor from a config."""
         augmentations = cls.train_augmentations(cfg) if is_train else cls.test_augmentations(cfg)
+        ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         return {
             "is_train": is_train,
             "augmentations": augmentations,
             "image_format": cfg.INPUT.FORMAT,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "ignore_label": dataset_ignore_label(cfg) if is_train else ignore_value,
+            "ignore_value": ignore_value,
         }
 
     @classmethod
@@ -96,6 +107,7 @@ class SegmentationMapper:
         Returns:
             The record's entries and "image" uint8 (3, H, W), "height" and "width" of the file, and in
             training "instances" with gt_classes int64 (N,), gt_masks bool (N, H, W) and gt_boxes of these.
+            What a kind of target adds is said there.
             In training annotations are left out; at inference only "annotations" is.
 
         Raises:
@@ -107,16 +119,28 @@ class SegmentationMapper:
         image = read_image(path, self.image_format)
         size = image.shape[:2]
         check_image_size(sample, size, path)
-        inputs = T.AugInput(image)
+        inputs = T.AugInput(image, sem_seg=self.label_map(record, size) if self.is_train else None)
         transforms = self.augmentations(inputs)
         image = inputs.image
         # copy() also turns read-only and negative-stride arrays into what torch can take
         sample["image"] = torch.from_numpy(image.transpose(2, 0, 1).copy())
         if self.is_train:
-            frame = Frame(size, transforms, image.shape[:2])
+            frame = Frame(size, transforms, image.shape[:2], inputs.sem_seg)
             classes, patches = self.targets(record, frame)
             sample["instances"] = self._instances(classes, patches, frame.new_size)
+            sample.update(self.more_targets(frame))
         return sample
+
+    def label_map(self, record: dict[str, Any], size: tuple[int, int]) -> np.ndarray | None:
+        """The label of every pixel, floating point (H, W), to go through the augmentations with the picture.
+
+        None where neither targets nor augmentations need it. As floats, labels are resized by detectron2 as
+        they were for the published models.
+
+        Raises:
+            BadRecordError: the labels cannot be used.
+        """
+        return None
 
     def targets(self, record: dict[str, Any], frame: Frame) -> tuple[list[int], list[Patch]]:
         """Classes (N) and masks (N) of a record, the masks in the augmented picture.
@@ -125,6 +149,10 @@ class SegmentationMapper:
             BadRecordError: the annotations cannot be used.
         """
         raise NotImplementedError(f"{type(self).__name__} makes no targets; use a training mapper")
+
+    def more_targets(self, frame: Frame) -> dict[str, Any]:
+        """What a sample has beside "instances"."""
+        return {}
 
     def check_class(self, value: Any, file: str, where: str) -> int:
         """Return the contiguous class of an annotation.
@@ -148,3 +176,25 @@ class SegmentationMapper:
         instances.gt_masks = torch.from_numpy(paste(patches, size))
         instances.gt_boxes = Boxes(boxes_from_patches(patches))
         return instances
+
+
+def dataset_ignore_label(cfg: CfgNode) -> int:
+    """What pixels without a class have in the label pictures of DATASETS.TRAIN.
+
+    The `ignore_label` in the metadata of the datasets, or MODEL.SEM_SEG_HEAD.IGNORE_VALUE.
+
+    Raises:
+        ValueError: the datasets differ.
+    """
+    found = {
+        name: MetadataCatalog.get(name).ignore_label
+        for name in cfg.DATASETS.TRAIN
+        if name in DatasetCatalog and MetadataCatalog.get(name).get("ignore_label") is not None
+    }
+    if len(set(found.values())) > 1:
+        each = ", ".join(f"{name}: {label}" for name, label in found.items())
+        raise ValueError(
+            f"DATASETS.TRAIN: the datasets mark pixels without a class differently ({each}); train on datasets "
+            "with the same ignore_label in their metadata"
+        )
+    return next(iter(found.values()), cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
@@ -40,8 +38,3 @@ class COCOInstanceNewBaselineDatasetMapper(LargeScaleJitter, InstanceTargets):
 
 class COCOPanopticNewBaselineDatasetMapper(LargeScaleJitter, PanopticTargets):
     """INPUT.DATASET_MAPPER_NAME "coco_panoptic_lsj"."""
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """Keywords of the constructor from a config."""
-        return {**super().from_config(cfg, is_train), "drop_empty": False}

@@ -1,0 +1,148 @@
+"""Cityscapes: semantic and panoptic with 19 classes, instances of 8; nothing of cityscapesScripts is needed to read it.
+
+Instance masks are those of the `instanceIds` files, which the official evaluation takes as truth. (detectron2 makes
+them from the polygons, which cannot have holes and come out half a pixel larger.)
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..images import read_label_map
+from ..parallel import map_parallel
+from .catalog import Records, require_files, require_some, set_dataset
+from .class_table import class_table, column, index_by_id, panoptic_classes, panoptic_metadata, things
+from .id_maps import Object, annotations_from_ids
+from .panoptic import PanopticLayout, load_panoptic, text_id
+
+LAYOUT = """\
+<root>/cityscapes/
+  leftImg8bit/{train,val,test}/<city>/     pictures, aachen_000000_000019_leftImg8bit.png
+  gtFine/{train,val,test}/<city>/
+    aachen_000000_000019_gtFine_instanceIds.png
+    aachen_000000_000019_gtFine_labelTrainIds.png   made by datasets/prepare_cityscapes.py
+  gtFine/cityscapes_panoptic_{train,val}.json, gtFine/cityscapes_panoptic_{train,val}/   made by the same script"""
+
+_SUFFIX = "_leftImg8bit.png"
+# In instanceIds an object is 1000 x its label id + a number; a region of many objects has the bare label id.
+_DIVISOR = 1000
+
+
+class _Files(NamedTuple):
+    image: str
+    labels: str  # start of the names of the annotation files
+
+
+def register_cityscapes(root: str) -> None:
+    """Register all Cityscapes names below `root`/cityscapes; no file is touched."""
+    folder = os.path.join(root, "cityscapes")
+    names = {
+        "thing_classes": column(things(class_table("cityscapes")), "name"),
+        "stuff_classes": column(class_table("cityscapes"), "name"),
+    }
+    for split in ("train", "val", "test"):
+        paths = {
+            "image_dir": os.path.join(folder, f"leftImg8bit/{split}/"),
+            "gt_dir": os.path.join(folder, f"gtFine/{split}/"),
+        }
+        name = f"cityscapes_fine_instance_seg_{split}"
+        metadata: dict[str, Any] = {**names, **paths, "evaluator_type": "cityscapes_instance"}
+        set_dataset(name, functools.partial(load_cityscapes_instances, name, **paths), metadata)
+        name = f"cityscapes_fine_sem_seg_{split}"
+        metadata = {**names, **paths, "evaluator_type": "cityscapes_sem_seg", "ignore_label": 255}
+        set_dataset(name, functools.partial(load_cityscapes_semantic, name, **paths), metadata)
+    for split in ("train", "val"):
+        _register_panoptic(folder, split)
+
+
+def load_cityscapes_semantic(name: str, image_dir: str, gt_dir: str) -> Records:
+    """Records with file_name and sem_seg_file_name, in the order of the names.
+
+    Raises:
+        FileNotFoundError: folders or the label maps are missing; shows the expected folders.
+    """
+    return [
+        {"file_name": files.image, "sem_seg_file_name": f"{files.labels}_labelTrainIds.png"}
+        for files in _list_files(name, image_dir, gt_dir, "_labelTrainIds.png")
+    ]
+
+
+def load_cityscapes_instances(name: str, image_dir: str, gt_dir: str) -> Records:
+    """Records with annotations of the 8 thing classes, read from the instanceIds files on several processes.
+
+    Raises:
+        FileNotFoundError: as `load_cityscapes_semantic`.
+        BadRecordError: a file cannot be read.
+    """
+    files = _list_files(name, image_dir, gt_dir, "_instanceIds.png")
+    return list(map_parallel(_read_instances, files, f"reading {name}"))
+
+
+def _list_files(name: str, image_dir: str, gt_dir: str, needed: str) -> list[_Files]:
+    require_files(name, [image_dir, gt_dir], LAYOUT)
+    found = []
+    for city in sorted(os.listdir(image_dir)):
+        if not os.path.isdir(os.path.join(image_dir, city)):
+            continue
+        for file in sorted(os.listdir(os.path.join(image_dir, city))):
+            if file.endswith(_SUFFIX):
+                stem = os.path.join(gt_dir, city, file.removesuffix(_SUFFIX))
+                found.append(_Files(os.path.join(image_dir, city, file), f"{stem}_gtFine"))
+    if not found:
+        raise FileNotFoundError(f"dataset {name!r}: {image_dir} holds no <city>/*{_SUFFIX}. Expected:\n\n{LAYOUT}")
+    require_some(name, [files.labels + needed for files in found], LAYOUT)
+    return found
+
+
+def _read_instances(files: _Files) -> dict[str, Any]:
+    ids = read_label_map(f"{files.labels}_instanceIds.png")
+    classes = index_by_id(things(class_table("cityscapes")))
+    objects = {}
+    for segment in np.unique(ids).tolist():
+        label = segment // _DIVISOR if segment >= _DIVISOR else segment
+        if label in classes:
+            objects[segment] = Object(classes[label], segment < _DIVISOR)
+    height, width = ids.shape
+    return {
+        "file_name": files.image,
+        "image_id": os.path.basename(files.image),
+        "height": height,
+        "width": width,
+        "annotations": annotations_from_ids(ids, objects),
+    }
+
+
+def _register_panoptic(folder: str, split: str) -> None:
+    name = f"cityscapes_fine_panoptic_{split}"
+    paths: dict[str, Any] = {
+        "image_root": os.path.join(folder, f"leftImg8bit/{split}"),
+        "panoptic_root": os.path.join(folder, f"gtFine/cityscapes_panoptic_{split}"),
+        "panoptic_json": os.path.join(folder, f"gtFine/cityscapes_panoptic_{split}.json"),
+    }
+    labels = os.path.join(folder, f"gtFine/{split}")
+    classes = class_table("cityscapes")
+    layout = PanopticLayout(panoptic_classes(classes), LAYOUT, _image_path, _labels_path, text_id)
+    metadata = {
+        **panoptic_metadata(classes, things_among_stuff=False),
+        **paths,
+        "gt_dir": labels,
+        "evaluator_type": "cityscapes_panoptic_seg",
+    }
+    set_dataset(name, functools.partial(load_panoptic, name, layout, **paths, sem_seg_root=labels), metadata)
+
+
+def _below_city(annotation: dict[str, Any], end: str) -> str:
+    image_id = text_id(annotation["image_id"])
+    return os.path.join(image_id.split("_")[0], image_id + end)
+
+
+def _image_path(annotation: dict[str, Any], _: dict[str, Any]) -> str:
+    return _below_city(annotation, _SUFFIX)
+
+
+def _labels_path(annotation: dict[str, Any], _: dict[str, Any]) -> str:
+    return _below_city(annotation, "_gtFine_labelTrainIds.png")

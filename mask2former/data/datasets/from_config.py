@@ -1,0 +1,56 @@
+"""Your own datasets by keys of the configuration: DATASETS.COCO_JSON, COCO_PANOPTIC and SEMANTIC_FOLDER."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from detectron2.config import CfgNode
+
+from .coco_json import register_coco_json
+from .own_panoptic import register_panoptic
+from .own_semantic import register_semantic_folder
+
+
+class _Kind(NamedTuple):
+    form: str  # of an entry, for the message
+    counts: tuple[int, ...]  # entries may have so many parts
+    register: Callable[[Sequence[Any], bool], None]  # from the parts, and whether bad records are skipped
+
+
+def _coco_json(parts: Sequence[Any], skip: bool) -> None:
+    register_coco_json(*parts, skip_bad_records=skip)
+
+
+def _panoptic(parts: Sequence[Any], skip: bool) -> None:
+    register_panoptic(*parts[:4], instances_json=parts[4] if len(parts) > 4 else None, skip_bad_records=skip)
+
+
+def _semantic(parts: Sequence[Any], skip: bool) -> None:
+    register_semantic_folder(*parts[:4], ignore_value=parts[4] if len(parts) > 4 else 255)
+
+
+_KINDS = {
+    "COCO_JSON": _Kind("[name, json_file, image_root]", (3,), _coco_json),
+    "COCO_PANOPTIC": _Kind("[name, json_file, image_root, png_root] (and instances_json)", (4, 5), _panoptic),
+    "SEMANTIC_FOLDER": _Kind("[name, image_root, label_root, classes] (and ignore_value)", (4, 5), _semantic),
+}
+
+
+def register_from_config(cfg: CfgNode, names: Iterable[str] | None = None) -> None:
+    """Register the user's own datasets that a config describes.
+
+    Args:
+        names: register only these; the files of other entries need not exist. None registers all.
+
+    Raises:
+        ValueError: an entry has another form; see also the functions that register one dataset.
+    """
+    wanted = None if names is None else set(names)
+    for key, kind in _KINDS.items():
+        for entry in cfg.DATASETS[key]:
+            sequence = isinstance(entry, (list, tuple))
+            if not sequence or len(entry) not in kind.counts or not all(isinstance(x, str) for x in entry[:3]):
+                raise ValueError(f"DATASETS.{key} holds entries {kind.form}, not {entry!r}")
+            if wanted is None or entry[0] in wanted:
+                kind.register(entry, cfg.DATALOADER.SKIP_BAD_RECORDS)

@@ -1,0 +1,143 @@
+"""Command line of a preparation script: common arguments, the search for its sources, errors and summary."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from ..datasets import dataset_root
+from ..errors import BadRecordError
+from ..parallel import default_workers
+from .work import Report
+
+AGAIN = "Run the same command again: it goes on where it stopped."
+SHOWN_FAILURES = 20
+
+
+def argument_parser(description: str, splits: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """A parser with --root, --workers, --overwrite and, where there are several, --splits.
+
+    Args:
+        description: docstring of the script, shown by --help as it stands.
+        splits: the parts of the dataset; all are prepared unless --splits names some.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--root",
+        type=_folder,
+        default=_folder(dataset_root()),
+        help="folder that holds the datasets; default: DETECTRON2_DATASETS, else ./datasets (now %(default)s)",
+    )
+    if splits:
+        parser.add_argument("--splits", nargs="+", default=list(splits), choices=splits, help="default: all")
+    parser.add_argument(
+        "--workers",
+        type=_positive,
+        default=default_workers(),
+        help="processes (default: %(default)s, one per core and at most 16); fewer need less memory",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="make everything anew instead of keeping what is there and whole"
+    )
+    return parser
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    prepare: Callable[[argparse.Namespace], Iterable[Report]],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Run a script: parse, prepare, tell what was done.
+
+    Args:
+        parser: of `argument_parser`, perhaps with more arguments.
+        prepare: gives one report after the other.
+        argv: arguments; None takes those of the process.
+
+    Returns:
+        The exit status: 0, or 1 when something could not be made, or 130 after Ctrl-C.
+    """
+    args = parser.parse_args(argv)
+    failed = 0
+    try:
+        for report in prepare(args):
+            print(report.summary(), flush=True)
+            failed += len(report.failures)
+            _show_failures(report)
+    except (BadRecordError, OSError) as error:
+        return _stopped(parser.prog, str(error))
+    except BrokenProcessPool:
+        return _stopped(parser.prog, f"a process died, perhaps for want of memory. Try fewer --workers. {AGAIN}")
+    except KeyboardInterrupt:
+        return _stopped(parser.prog, f"interrupted. {AGAIN}", status=130)
+    return 1 if failed else 0
+
+
+def _stopped(program: str, reason: str, status: int = 1) -> int:
+    print(f"{program}: {reason}", file=sys.stderr)
+    return status
+
+
+def _show_failures(report: Report) -> None:
+    for failure in report.failures[:SHOWN_FAILURES]:
+        print(f"  {failure}", file=sys.stderr)
+    if len(report.failures) > SHOWN_FAILURES:
+        print(f"  ... and {len(report.failures) - SHOWN_FAILURES} more", file=sys.stderr)
+    if report.failures:
+        print(
+            f"{report.title}: {len(report.failures)} failed; mend these files or unpack them again. {AGAIN}",
+            file=sys.stderr,
+        )
+
+
+def find_folder(candidates: Iterable[Path], layout: str) -> Path:
+    """The first of the folders that exists.
+
+    Raises:
+        FileNotFoundError: none does; names the first and shows the expected layout.
+    """
+    folders = list(candidates)
+    for folder in folders:
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(_missing(f"{folders[0]} is not there", layout))
+
+
+def source_files(folder: Path, pattern: str, layout: str) -> list[Path]:
+    """The files of a folder, in the order of their names.
+
+    Args:
+        folder: to look in.
+        pattern: for `Path.glob`.
+        layout: the expected folders, shown in the message.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no such file in it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(_missing(f"{folder} is not there", layout))
+    files = sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+    if not files:
+        raise FileNotFoundError(_missing(f"{folder} holds no {pattern}", layout))
+    return files
+
+
+def _missing(what: str, layout: str) -> str:
+    return (
+        f"{what}. Expected:\n\n{layout}\n\n<root> is the variable DETECTRON2_DATASETS (default ./datasets), or the "
+        "argument --root. datasets/README.md says where to download what."
+    )
+
+
+def _folder(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not a number of processes, use 1 or more")
+    return number
