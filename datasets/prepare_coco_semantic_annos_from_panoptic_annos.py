@@ -1,42 +1,79 @@
 #!/usr/bin/env python3
-"""Make the semantic label maps of COCO (panoptic_semseg_{train,val}2017) from its panoptic annotations.
+"""Make the semantic label maps of COCO that coco_2017_{train,val}_panoptic_with_sem_seg are evaluated on.
 
-Run it from the root of the project, with DETECTRON2_DATASETS set if the data is not in ./datasets. A second
-run makes only what is missing.
+Reads   <root>/coco/annotations/panoptic_{train,val}2017.json, <root>/coco/panoptic_{train,val}2017/*.png
+Writes  <root>/coco/panoptic_semseg_{train,val}2017/*.png    0-132 = classes, things first; 255 = void
+
+prepare_coco_panoptic_zips.py unpacks the files that this script reads. A second run makes only what is missing or
+broken.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the package
 
-from mask2former.data import dataset_root
-from mask2former.data.datasets.coco_semantic import write_semantic_maps
+import numpy as np
+
+from mask2former.data import BadRecordError
+from mask2former.data.datasets.class_table import index_by_id
+from mask2former.data.datasets.coco import coco_categories
+from mask2former.data.datasets.json_file import read_json_object
+from mask2former.data.images import read_panoptic_png
+from mask2former.data.preparation import (
+    Outcome,
+    Report,
+    argument_parser,
+    convert_all,
+    ensure_picture,
+    relabel,
+    run,
+    source_files,
+)
+
+VOID = 255
+LAYOUT = """\
+<root>/coco/
+  annotations/panoptic_{train,val}2017.json
+  panoptic_{train,val}2017/                    000000000139.png"""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--root", default=dataset_root(), help="folder that holds coco/ (default: %(default)s)"
-    )
-    parser.add_argument("--splits", nargs="+", default=["val", "train"], choices=["train", "val"])
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)"
-    )
-    args = parser.parse_args()
+def convert(json_file: Path, source: Path, target: Path, overwrite: bool, annotation: dict[str, Any]) -> Outcome:
+    try:
+        name = annotation["file_name"]
+        classes = index_by_id(coco_categories())
+        table = {segment["id"]: classes[segment["category_id"]] for segment in annotation["segments_info"]}
+    except KeyError as error:
+        where = str(annotation.get("file_name", annotation.get("image_id")))
+        raise BadRecordError(json_file, f"{error.args[0]!r} is missing or undeclared", where) from error
+    ids = read_panoptic_png(str(source / name))
+
+    def make() -> np.ndarray:
+        return relabel(ids, table, VOID)
+
+    return Outcome(ensure_picture(target / name, "L", ids.shape, make, overwrite))
+
+
+def prepare(args: argparse.Namespace) -> Iterator[Report]:
+    base = args.root / "coco"
     for split in args.splits:
-        try:
-            written = write_semantic_maps(args.root, split, args.workers)
-        except (FileNotFoundError, ValueError) as error:
-            parser.exit(1, f"{error}\n")
-        print(f"{split}2017: {written} label maps written")
+        (json_file,) = source_files(base / "annotations", f"panoptic_{split}2017.json", LAYOUT)
+        source, target = base / f"panoptic_{split}2017", base / f"panoptic_semseg_{split}2017"
+        source_files(source, "*.png", LAYOUT)
+        annotations = read_json_object(str(json_file), lists=("annotations",))["annotations"]
+        step = partial(convert, json_file, source, target, args.overwrite)
+        yield convert_all(step, annotations, args.workers, f"panoptic_semseg_{split}2017", target)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(argument_parser(__doc__, splits=["val", "train"]), prepare, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,108 @@
+#!/usr/bin/env python3
+"""Make pictures and label maps of the full ADE20K, 847 classes, that ade20k_full_sem_seg_{train,val} read.
+
+Reads   <root>/ADE20K_2021_17_01/images/ADE/{training,validation}/**/NAME.jpg, NAME_seg.png, NAME.json
+Writes  <root>/ADE20K_2021_17_01/images_detectron2/{training,validation}/NAME.jpg        hard links or copies
+        <root>/ADE20K_2021_17_01/annotations_detectron2/{training,validation}/NAME.tif   16 bits: 0-846 = classes,
+                                                                                         65535 = void
+NAME_seg.png tells the number of an object's class among the thousands of ADE20K, NAME.json the name of this class.
+Classes other than the 847 become void. A second run makes only what is missing or broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the package
+
+import numpy as np
+from PIL import Image
+
+from mask2former.data import BadRecordError
+from mask2former.data.datasets.ade20k import FULL_VOID
+from mask2former.data.datasets.class_table import class_table
+from mask2former.data.images import read_panoptic_png
+from mask2former.data.preparation import (
+    Outcome,
+    Report,
+    argument_parser,
+    convert_all,
+    ensure_picture,
+    find_folder,
+    place_picture,
+    relabel,
+    run,
+    source_files,
+)
+
+FOLDERS = {"train": "training", "val": "validation"}
+SEGMENTATION = "_seg.png"
+LAYOUT = """\
+<root>/ADE20K_2021_17_01/
+  images/ADE/{training,validation}/*/*/    ADE_train_00016869.jpg, ..._seg.png, ....json"""
+
+
+def class_numbers(pixels: np.ndarray) -> np.ndarray:
+    """Number of the class (from 1, 0 = none) from pixels R + 256 G + 65536 B of a _seg.png: R / 10 * 256 + G."""
+    return (pixels & 255) // 10 * 256 + (pixels >> 8 & 255)
+
+
+def class_names(path: Path) -> dict[int, str]:
+    """Name of each class number that the json of a picture mentions.
+
+    Raises:
+        BadRecordError: no json of ADE20K.
+        FileNotFoundError: no such file.
+    """
+    try:
+        # The files are not UTF-8 throughout; the names of classes are ASCII.
+        objects = json.loads(path.read_text(encoding="latin-1"))["annotation"]["object"]
+        objects = [objects] if isinstance(objects, dict) else objects
+        return {int(entry["name_ndx"]): str(entry["name"]) for entry in objects}
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadRecordError(path, f"is no annotation of ADE20K: {error!r}") from error
+
+
+def convert(target: Path, folder: str, overwrite: bool, source: Path) -> Outcome:
+    name = source.name.removesuffix(SEGMENTATION)
+    picture = source.with_name(f"{name}.jpg")
+    numbers = class_numbers(read_panoptic_png(str(source)))
+    with Image.open(picture) as image:
+        if image.size != numbers.shape[::-1]:
+            raise BadRecordError(source, f"is {numbers.shape} pixels (height, width), {picture} {image.size[::-1]}")
+    names = class_names(source.with_name(f"{name}.json"))
+    unnamed = sorted(set(np.unique(numbers).tolist()) - names.keys() - {0})
+    place_picture(picture, target / "images_detectron2" / folder / picture.name, overwrite)
+
+    def make() -> np.ndarray:
+        index = {entry["name"]: position for position, entry in enumerate(class_table("ade20k_full"))}
+        table = {number: index[class_name] for number, class_name in names.items() if class_name in index}
+        return relabel(numbers, table, FULL_VOID, np.uint16)
+
+    labels = target / "annotations_detectron2" / folder / f"{name}.tif"
+    note = f"{source}: classes {unnamed} are not in the json and became void" if unnamed else None
+    return Outcome(ensure_picture(labels, "I;16", numbers.shape, make, overwrite), note=note)
+
+
+def prepare(args: argparse.Namespace) -> Iterator[Report]:
+    base = args.root / "ADE20K_2021_17_01"
+    for split in args.splits:
+        folder = FOLDERS[split]
+        source = find_folder([base / "images" / "ADE" / folder, base / "images" / folder], LAYOUT)
+        sources = source_files(source, f"**/*{SEGMENTATION}", LAYOUT)
+        step = partial(convert, base, folder, args.overwrite)
+        target = base / "annotations_detectron2" / folder
+        yield convert_all(step, sources, args.workers, f"ade20k_full_sem_seg_{split}", target)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(argument_parser(__doc__, splits=list(FOLDERS)), prepare, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+#!/usr/bin/env python3
+"""Make the instance annotations of ADE20K, 100 classes, in COCO's format.
+
+Reads   <root>/ADEChallengeData2016/annotations_instance/{training,validation}/*.png   red = class, green = object
+Writes  <root>/ADEChallengeData2016/ade20k_instance_{train,val}.json
+
+Ids of pictures are their file names without extension, category ids the class indices among the 150 of SceneParse150;
+masks are RLE. A second run goes on where the first one stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the package
+
+from mask2former.data.datasets.class_table import class_table
+from mask2former.data.datasets.id_maps import Object
+from mask2former.data.preparation import (
+    Outcome,
+    Report,
+    Stage,
+    argument_parser,
+    build_document,
+    image_record,
+    instance_document,
+    instance_records,
+    run,
+    source_files,
+)
+from mask2former.data.preparation.ade20k import read_objects
+
+FOLDERS = {"train": "training", "val": "validation"}
+LAYOUT = """\
+<root>/ADEChallengeData2016/
+  annotations_instance/{training,validation}/    ADE_val_00000001.png, of annotations_instance.tar"""
+
+
+def convert(source: Path, wanted: bool) -> Outcome:
+    if not wanted:
+        return Outcome(Stage.KEPT)
+    keys, objects = read_objects(source)
+    records = instance_records(source.stem, keys, {key: Object(category, False) for key, category in objects.items()})
+    return Outcome(Stage.WRITTEN, (image_record(source.stem, f"{source.stem}.jpg", keys.shape), records))
+
+
+def prepare(args: argparse.Namespace) -> Iterator[Report]:
+    base = args.root / "ADEChallengeData2016"
+    categories = [{"id": entry["id"], "name": entry["name"]} for entry in class_table("ade20k_instance")]
+    for split in args.splits:
+        sources = source_files(base / "annotations_instance" / FOLDERS[split], "*.png", LAYOUT)
+        yield build_document(
+            base / f"ade20k_instance_{split}.json",
+            {path.stem: path for path in sources},
+            convert,
+            partial(instance_document, categories),
+            workers=args.workers,
+            overwrite=args.overwrite,
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(argument_parser(__doc__, splits=list(FOLDERS)), prepare, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

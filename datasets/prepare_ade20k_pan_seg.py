@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+"""Make the panoptic annotations of ADE20K: 100 things and 50 stuff classes.
+
+Reads   <root>/ADEChallengeData2016/annotations/{training,validation}/*.png            classes, 0 = void
+        <root>/ADEChallengeData2016/annotations_instance/{training,validation}/*.png   red = class, green = object
+Writes  <root>/ADEChallengeData2016/ade20k_panoptic_{train,val}/*.png                  segment ids
+        <root>/ADEChallengeData2016/ade20k_panoptic_{train,val}.json
+
+Stuff comes from `annotations`, things from `annotations_instance`; where both claim a pixel the thing has it. As in the
+published annotations, area and box of a stuff segment are those before things were put over it. What neither claims is
+void. A second run makes only what is missing or broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the package
+
+import numpy as np
+
+from mask2former.data import BadRecordError
+from mask2former.data.datasets.class_table import class_table
+from mask2former.data.images import read_label_map
+from mask2former.data.preparation import (
+    Outcome,
+    Report,
+    SegmentIds,
+    Stage,
+    argument_parser,
+    build_document,
+    ensure_picture,
+    image_record,
+    is_whole,
+    panoptic_document,
+    panoptic_picture,
+    run,
+    segment_record,
+    source_files,
+)
+from mask2former.data.preparation.ade20k import read_objects
+
+FOLDERS = {"train": "training", "val": "validation"}
+LAYOUT = """\
+<root>/ADEChallengeData2016/
+  annotations/{training,validation}/             ADE_val_00000001.png, of ADEChallengeData2016.zip
+  annotations_instance/{training,validation}/    ADE_val_00000001.png, of annotations_instance.tar"""
+
+
+def merge(labels: np.ndarray, keys: np.ndarray, objects: dict[int, int]) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Put the objects over the stuff.
+
+    Args:
+        labels: int32 (H, W), class index + 1, 0 = void.
+        keys: int32 (H, W), a key for each object.
+        objects: class index by key.
+
+    Returns:
+        int64 (H, W) segment ids, 0 = void; and the `segments_info`.
+    """
+    classes = class_table("ade20k")
+    ids = SegmentIds({entry["id"]: entry["color"] for entry in classes})
+    merged = np.zeros(labels.shape, np.int64)
+    present = [label for label in np.unique(labels).tolist() if label and not classes[label - 1]["isthing"]]
+    parts = [(label - 1, labels == label) for label in present]
+    parts += [(category, keys == key) for key, category in objects.items()]
+    segments = []
+    for category, mask in parts:
+        segment = ids.take(category)
+        merged[mask] = segment
+        segments.append(segment_record(segment, category, mask))
+    return merged, segments
+
+
+def convert(target: Path, overwrite: bool, sources: tuple[Path, Path], wanted: bool) -> Outcome:
+    labels = read_label_map(str(sources[0]))
+    picture = target / sources[0].name
+    if not wanted and is_whole(picture, "RGB", labels.shape):
+        return Outcome(Stage.KEPT)
+    if labels.max(initial=0) > len(class_table("ade20k")):
+        raise BadRecordError(sources[0], f"holds label {labels.max()}; SceneParse150 has 0-150")
+    keys, objects = read_objects(sources[1])
+    if keys.shape != labels.shape:
+        raise BadRecordError(sources[1], f"is {keys.shape} pixels (height, width), {sources[0]} {labels.shape}")
+    merged, segments = merge(labels, keys, objects)
+    name = sources[0].stem
+    entry = (
+        image_record(name, f"{name}.jpg", labels.shape),
+        {"image_id": name, "file_name": picture.name, "segments_info": segments},
+    )
+    return Outcome(ensure_picture(picture, "RGB", labels.shape, lambda: panoptic_picture(merged), overwrite), entry)
+
+
+def prepare(args: argparse.Namespace) -> Iterator[Report]:
+    base = args.root / "ADEChallengeData2016"
+    for split in args.splits:
+        objects = base / "annotations_instance" / FOLDERS[split]
+        source_files(objects, "*.png", LAYOUT)
+        sources = source_files(base / "annotations" / FOLDERS[split], "*.png", LAYOUT)
+        target = base / f"ade20k_panoptic_{split}"
+        yield build_document(
+            target.with_suffix(".json"),
+            {path.stem: (path, objects / path.name) for path in sources},
+            partial(convert, target, args.overwrite),
+            partial(panoptic_document, class_table("ade20k")),
+            workers=args.workers,
+            overwrite=args.overwrite,
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(argument_parser(__doc__, splits=list(FOLDERS)), prepare, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

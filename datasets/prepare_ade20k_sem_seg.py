@@ -1,0 +1,66 @@
+#!/usr/bin/env python3
+"""Make the label maps of ADE20K (SceneParse150) that ade20k_sem_seg_{train,val} read.
+
+Reads   <root>/ADEChallengeData2016/annotations/{training,validation}/*.png             0 = void, 1-150 = classes
+Writes  <root>/ADEChallengeData2016/annotations_detectron2/{training,validation}/*.png  0-149 = classes, 255 = void
+
+A second run makes only what is missing or broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the package
+
+import numpy as np
+
+from mask2former.data import BadRecordError
+from mask2former.data.images import read_label_map
+from mask2former.data.preparation import (
+    Outcome,
+    Report,
+    argument_parser,
+    convert_all,
+    ensure_picture,
+    run,
+    source_files,
+)
+
+CLASSES = 150
+FOLDERS = {"train": "training", "val": "validation"}
+LAYOUT = """\
+<root>/ADEChallengeData2016/
+  annotations/{training,validation}/    ADE_val_00000001.png"""
+
+
+def convert(target: Path, overwrite: bool, source: Path) -> Outcome:
+    labels = read_label_map(str(source))
+    if labels.max(initial=0) > CLASSES:
+        raise BadRecordError(source, f"holds label {labels.max()}; SceneParse150 has 0-{CLASSES}")
+
+    def make() -> np.ndarray:
+        return (labels - 1).astype(np.uint8)  # void, 0, becomes 255
+
+    return Outcome(ensure_picture(target / source.name, "L", labels.shape, make, overwrite))
+
+
+def prepare(args: argparse.Namespace) -> Iterator[Report]:
+    base = args.root / "ADEChallengeData2016"
+    for split in args.splits:
+        sources = source_files(base / "annotations" / FOLDERS[split], "*.png", LAYOUT)
+        target = base / "annotations_detectron2" / FOLDERS[split]
+        step = partial(convert, target, args.overwrite)
+        yield convert_all(step, sources, args.workers, f"ade20k_sem_seg_{split}", target)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(argument_parser(__doc__, splits=list(FOLDERS)), prepare, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

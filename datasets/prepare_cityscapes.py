@@ -1,0 +1,111 @@
+#!/usr/bin/env python3
+"""Make the label maps and panoptic annotations of Cityscapes that cityscapes_fine_{sem_seg,panoptic}_* read.
+
+Reads   <root>/cityscapes/gtFine/{train,val,test}/CITY/NAME_gtFine_instanceIds.png
+Writes  <root>/cityscapes/gtFine/{train,val,test}/CITY/NAME_gtFine_labelTrainIds.png   0-18 = classes, 255 = void
+        <root>/cityscapes/gtFine/cityscapes_panoptic_{train,val}/NAME_gtFine_panoptic.png
+        <root>/cityscapes/gtFine/cityscapes_panoptic_{train,val}.json
+
+The same as createTrainIdLabelImgs and createPanopticImgs of cityscapesScripts, which is not needed here. A second run
+makes only what is missing or broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the package
+
+import numpy as np
+
+from mask2former.data.datasets.class_table import class_table, index_by_id
+from mask2former.data.images import read_label_map
+from mask2former.data.preparation import (
+    Outcome,
+    Report,
+    Stage,
+    argument_parser,
+    build_document,
+    convert_all,
+    ensure_picture,
+    image_record,
+    is_whole,
+    panoptic_document,
+    panoptic_picture,
+    relabel,
+    run,
+    segment_record,
+    source_files,
+)
+
+VOID = 255
+DIVISOR = 1000  # an object is 1000 x its label + a number; a region of several objects, and stuff, the bare label
+SOURCE = "_instanceIds.png"
+LAYOUT = """\
+<root>/cityscapes/gtFine/{train,val,test}/<city>/
+  aachen_000000_000019_gtFine_instanceIds.png    of gtFine_trainvaltest.zip"""
+
+
+def labels_of(ids: np.ndarray) -> np.ndarray:
+    """Label of every pixel of an instanceIds picture."""
+    return np.where(ids >= DIVISOR, ids // DIVISOR, ids)
+
+
+def convert_labels(overwrite: bool, source: Path) -> Outcome:
+    ids = read_label_map(str(source))
+
+    def make() -> np.ndarray:
+        return relabel(labels_of(ids), index_by_id(class_table("cityscapes")), VOID)
+
+    target = source.with_name(source.name.replace(SOURCE, "_labelTrainIds.png"))
+    return Outcome(ensure_picture(target, "L", ids.shape, make, overwrite))
+
+
+def convert_panoptic(target: Path, overwrite: bool, source: Path, wanted: bool) -> Outcome:
+    ids = read_label_map(str(source))
+    picture = target / source.name.replace(SOURCE, "_panoptic.png")
+    if not wanted and is_whole(picture, "RGB", ids.shape):
+        return Outcome(Stage.KEPT)
+    things = {entry["id"]: entry["isthing"] for entry in class_table("cityscapes")}
+    known = np.where(np.isin(labels_of(ids), list(things)), ids, 0)
+    segments = []
+    for segment in np.unique(known[known > 0]).tolist():
+        label = segment // DIVISOR if segment >= DIVISOR else segment
+        segments.append(segment_record(segment, label, known == segment, int(segment < DIVISOR and things[label])))
+    name = source.name.replace(f"_gtFine{SOURCE}", "")
+    entry = (
+        image_record(name, source.name.replace(SOURCE, "_leftImg8bit.png"), ids.shape),
+        {"image_id": name, "file_name": picture.name, "segments_info": segments},
+    )
+    return Outcome(ensure_picture(picture, "RGB", ids.shape, lambda: panoptic_picture(known), overwrite), entry)
+
+
+def prepare(args: argparse.Namespace) -> Iterator[Report]:
+    base = args.root / "cityscapes" / "gtFine"
+    for split in args.splits:
+        sources = source_files(base / split, f"*/*{SOURCE}", LAYOUT)
+        step = partial(convert_labels, args.overwrite)
+        yield convert_all(step, sources, args.workers, f"labelTrainIds of {split}", base / split)
+        if split == "test":  # its annotations are empty
+            continue
+        target = base / f"cityscapes_panoptic_{split}"
+        yield build_document(
+            target.with_suffix(".json"),
+            {path.name.replace(f"_gtFine{SOURCE}", ""): path for path in sources},
+            partial(convert_panoptic, target, args.overwrite),
+            partial(panoptic_document, class_table("cityscapes")),
+            workers=args.workers,
+            overwrite=args.overwrite,
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(argument_parser(__doc__, splits=["train", "val", "test"]), prepare, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

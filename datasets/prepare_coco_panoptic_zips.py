@@ -1,0 +1,188 @@
+#!/usr/bin/env python3
+"""Unpack COCO's panoptic annotations, zip files inside a zip file.
+
+Reads   <root>/coco/panoptic_annotations_trainval2017.zip, or in <root>/coco or <root>/coco/annotations what it holds:
+        panoptic_{train,val}2017.json and panoptic_{train,val}2017.zip
+Writes  <root>/coco/annotations/panoptic_{train,val}2017.json
+        <root>/coco/panoptic_{train,val}2017/*.png
+
+Only files with the names above are unpacked. What is there already is compared with the checksum in the archive; a
+second run unpacks only what is missing or differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import shutil
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
+from pathlib import Path, PurePosixPath
+from zipfile import BadZipFile, ZipFile, ZipInfo
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the package
+
+from mask2former.data import BadRecordError
+from mask2former.data.datasets.json_file import read_json_object
+from mask2former.data.preparation import Outcome, Report, Stage, argument_parser, convert_all, run
+from mask2former.files import atomic_write, write_bytes
+
+ARCHIVE = "panoptic_annotations_trainval2017.zip"
+LARGEST_PICTURE = 64 << 20  # bytes; a PNG of COCO has some ten thousand
+
+
+def open_zip(path: Path) -> ZipFile:
+    """Open an archive, once in each process: processes that share a file would move each other's place in it.
+
+    Raises:
+        BadRecordError: it is no zip file or cut short.
+    """
+    return _open_zip(path, os.getpid())
+
+
+@lru_cache(maxsize=2)
+def _open_zip(path: Path, _process: int) -> ZipFile:
+    try:
+        return ZipFile(path)
+    except BadZipFile as error:
+        raise BadRecordError(path, f"{error}; the download is incomplete, repeat it") from error
+
+
+def members(path: Path, wanted: re.Pattern[str]) -> list[ZipInfo]:
+    """Files of an archive whose path matches.
+
+    Raises:
+        BadRecordError: a member would land outside the folder it is unpacked to; that is none of COCO's archives.
+    """
+    found = []
+    for member in open_zip(path).infolist():
+        parts = PurePosixPath(member.filename.replace("\\", "/"))
+        if parts.is_absolute() or ".." in parts.parts or ":" in member.filename:
+            raise BadRecordError(path, "its name leads out of the folder; this is not COCO's file", member.filename)
+        if wanted.fullmatch(member.filename):
+            found.append(member)
+    return found
+
+
+def same_content(path: Path, member: ZipInfo) -> bool:
+    """Whether a file has the size and checksum that the archive says."""
+    if not path.is_file() or path.stat().st_size != member.file_size:
+        return False
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+    return checksum == member.CRC
+
+
+def unpack_file(archive: Path, member: ZipInfo, target: Path) -> None:
+    """Write one member; its checksum is verified on the way."""
+    try:
+        with open_zip(archive).open(member) as source, atomic_write(target) as file:
+            shutil.copyfileobj(source, file, 1 << 20)
+    except (BadZipFile, zlib.error, EOFError) as error:
+        raise BadRecordError(archive, f"{error}; the download is damaged, repeat it", member.filename) from error
+
+
+def unpack_picture(archive: Path, target: Path, overwrite: bool, member: ZipInfo) -> Outcome:
+    path = target / PurePosixPath(member.filename).name
+    present = path.exists()
+    if present and not overwrite and same_content(path, member):
+        return Outcome(Stage.KEPT)
+    if member.file_size > LARGEST_PICTURE:
+        raise BadRecordError(archive, f"has {member.file_size} bytes, too many for a picture", member.filename)
+    unpack_file(archive, member, path)
+    return Outcome(Stage.REPAIRED if present and not overwrite else Stage.WRITTEN)
+
+
+@contextlib.contextmanager
+def pictures_archive(base: Path, split: str) -> Iterator[Path]:
+    """The inner archive of a split; one that lies in the outer archive is unpacked for the time it is needed."""
+    name = f"panoptic_{split}2017.zip"
+    inner = find_in(base, name)
+    if inner is not None:
+        yield inner
+        return
+    outer = outer_archive(base, name)
+    temporary = base / f".{name}.tmp"
+    try:
+        unpack_file(outer, only_member(outer, name), temporary)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+        _open_zip.cache_clear()
+
+
+def find_in(base: Path, name: str) -> Path | None:
+    """A file of coco/annotations or coco, or None."""
+    return next((folder / name for folder in (base / "annotations", base) if (folder / name).is_file()), None)
+
+
+def outer_archive(base: Path, needed: str) -> Path:
+    """The archive as it is downloaded.
+
+    Raises:
+        FileNotFoundError: it is not there; says where to get it.
+    """
+    found = find_in(base, ARCHIVE)
+    if found is None:
+        raise FileNotFoundError(
+            f"{base} holds neither {ARCHIVE} nor {needed}. Download 'Panoptic Train/Val annotations' from "
+            f"https://cocodataset.org/#download and put it at {base / ARCHIVE}, or set DETECTRON2_DATASETS or --root "
+            "to the folder that holds coco/."
+        )
+    return found
+
+
+def only_member(archive: Path, name: str) -> ZipInfo:
+    found = members(archive, re.compile(rf"(?:annotations/)?{re.escape(name)}"))
+    if len(found) != 1:
+        raise BadRecordError(archive, f"holds {len(found)} files {name}, one is needed")
+    return found[0]
+
+
+def ensure_json(base: Path, split: str, overwrite: bool) -> Path:
+    """annotations/panoptic_SPLIT2017.json, unpacked or put into place."""
+    name = f"panoptic_{split}2017.json"
+    target, present = base / "annotations" / name, find_in(base, name)
+    if present is None or find_in(base, ARCHIVE) is not None:
+        outer = outer_archive(base, name)
+        member = only_member(outer, name)
+        if overwrite or not same_content(target, member):
+            unpack_file(outer, member, target)
+    elif present != target:
+        write_bytes(target, present.read_bytes())
+    return target
+
+
+def prepare(args: argparse.Namespace) -> Iterator[Report]:
+    base = args.root / "coco"
+    for split in args.splits:
+        json_file = ensure_json(base, split, args.overwrite)
+        target = base / f"panoptic_{split}2017"
+        with pictures_archive(base, split) as archive:
+            found = members(archive, re.compile(rf"(?:panoptic_{split}2017/)?\d+\.png"))
+            report = convert_all(
+                partial(unpack_picture, archive, target, args.overwrite),
+                found,
+                args.workers,
+                f"panoptic_{split}2017",
+                target,
+            )
+        annotations = read_json_object(str(json_file), lists=("annotations",))["annotations"]
+        names = [str(annotation.get("file_name")) for annotation in annotations]
+        missing = [name for name in names if not (target / name).is_file()]
+        report.failures += [f"{target / name}: named in {json_file}, but not in the archive" for name in missing]
+        yield report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(argument_parser(__doc__, splits=["val", "train"]), prepare, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""Make pictures and label maps of COCO-Stuff 10k (v1.1) that coco_2017_{train,test}_stuff_10k_sem_seg read.
+
+Reads   <root>/coco/coco_stuff_10k/imageLists/{train,test}.txt      names without extension
+        <root>/coco/coco_stuff_10k/annotations/NAME.mat             variable S: 0 = void, 1-182 = classes
+        <root>/coco/coco_stuff_10k/images/NAME.jpg
+Writes  <root>/coco/coco_stuff_10k/annotations_detectron2/{train,test}/NAME.png   0-170 = classes, 255 = void
+        <root>/coco/coco_stuff_10k/images_detectron2/{train,test}/NAME.jpg        hard links or copies
+
+A second run makes only what is missing or broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the package
+
+import numpy as np
+from PIL import Image
+from scipy.io import loadmat
+
+from mask2former.data import BadRecordError
+from mask2former.data.datasets.class_table import class_table, index_by_id
+from mask2former.data.preparation import (
+    Outcome,
+    Report,
+    argument_parser,
+    convert_all,
+    ensure_picture,
+    place_picture,
+    relabel,
+    run,
+    source_files,
+)
+
+VOID = 255
+LAYOUT = """\
+<root>/coco/coco_stuff_10k/
+  imageLists/{train,test}.txt
+  annotations/                    COCO_train2014_000000000077.mat
+  images/                         COCO_train2014_000000000077.jpg"""
+
+
+def read_map(path: Path) -> np.ndarray:
+    """The label map of a .mat file, int64 (H, W).
+
+    Raises:
+        BadRecordError: broken, without S, or a label is none of COCO-Stuff's.
+        FileNotFoundError: no such file.
+    """
+    try:
+        labels = np.asarray(loadmat(path, variable_names=["S"])["S"])
+    except (FileNotFoundError, MemoryError):
+        raise
+    except Exception as error:  # scipy raises many kinds on a broken file
+        raise BadRecordError(path, f"cannot be read as a Matlab file with a label map S: {error}") from error
+    if labels.ndim != 2 or labels.dtype.kind not in "iu":
+        raise BadRecordError(path, f"S holds {labels.dtype} of shape {labels.shape}, a map of integers is needed")
+    unknown = set(np.unique(labels).tolist()) - index_by_id(class_table("coco_stuff_10k")).keys() - {0}
+    if unknown:
+        raise BadRecordError(path, f"S holds labels {sorted(unknown)}, which COCO-Stuff 10k v1.1 does not have")
+    return labels.astype(np.int64)
+
+
+def convert(base: Path, split: str, overwrite: bool, name: str) -> Outcome:
+    labels = read_map(base / "annotations" / f"{name}.mat")
+    picture = base / "images" / f"{name}.jpg"
+    with Image.open(picture) as image:
+        if image.size != labels.shape[::-1]:
+            raise BadRecordError(picture, f"is {image.size[::-1]} pixels (height, width), its label map {labels.shape}")
+    place_picture(picture, base / "images_detectron2" / split / picture.name, overwrite)
+
+    def make() -> np.ndarray:
+        return relabel(labels, index_by_id(class_table("coco_stuff_10k")), VOID)
+
+    target = base / "annotations_detectron2" / split / f"{name}.png"
+    return Outcome(ensure_picture(target, "L", labels.shape, make, overwrite))
+
+
+def prepare(args: argparse.Namespace) -> Iterator[Report]:
+    base = args.root / "coco" / "coco_stuff_10k"
+    for split in args.splits:
+        (listing,) = source_files(base / "imageLists", f"{split}.txt", LAYOUT)
+        names = listing.read_text(encoding="utf-8").split()
+        wrong = [name for name in names if Path(name).name != name]
+        if wrong:
+            raise BadRecordError(listing, f"{wrong[0]!r} is no name of a picture without extension")
+        target = base / "annotations_detectron2" / split
+        yield convert_all(
+            partial(convert, base, split, args.overwrite), names, args.workers, f"stuff_10k_{split}", target
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(argument_parser(__doc__, splits=["train", "test"]), prepare, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as coco_mask
+import pytest
+from detectron2.data import DatasetCatalog
+
+from mask2former.data.datasets.class_table import class_table
+
+Run = Callable[..., int]
+SCRIPT = "prepare_mapillary"
+
+# Segment 1 bird (id 1, thing), 300 curb (id 3, stuff), 70000 person (id 20, thing), 2 a crowd of persons
+IDS = np.array([[1, 1, 300], [70000, 0, 300], [2, 2, 300]])
+SEGMENTS = [
+    {"id": 1, "category_id": 1, "area": 2, "bbox": [], "iscrowd": 0},
+    {"id": 300, "category_id": 3, "area": 3, "bbox": [], "iscrowd": 0},
+    {"id": 70000, "category_id": 20, "area": 1, "bbox": [], "iscrowd": 0},
+    {"id": 2, "category_id": 20, "area": 2, "bbox": [], "iscrowd": 1},
+    {"id": 4, "category_id": 20, "area": 0, "bbox": [], "iscrowd": 0},  # no pixel is left of it
+]
+
+
+def make_v1(folder: Path, save: Callable, segments: list[dict[str, Any]] = SEGMENTS) -> None:
+    """panoptic and labels of v1.2 with one picture, a."""
+    save(folder / "labels/a.png", np.zeros((3, 3), np.uint8))
+    save(folder / "panoptic/a.png", np.stack([IDS % 256, IDS // 256 % 256, IDS // 65536], axis=-1).astype(np.uint8))
+    categories = [{**entry, "name": f"raw--{entry['name']}"} for entry in class_table("mapillary_vistas")]
+    annotation = {"image_id": "a", "file_name": "a.png", "segments_info": segments}
+    images = [{"id": "a", "file_name": "a.jpg", "height": 3, "width": 3}]
+    content = {"images": images, "annotations": [annotation], "categories": categories}
+    save(folder / "panoptic/panoptic_2018.json", content)
+
+
+@pytest.fixture
+def base(tmp_path: Path, save: Callable) -> Path:
+    base = tmp_path / "mapillary_vistas"
+    for split in ("training", "validation"):
+        save(base / split / "images/a.jpg", np.zeros((3, 3, 3), np.uint8))
+        make_v1(base / split, save)
+    return base
+
+
+def test_instances(base: Path, registered: Path, prepare: Run, document: Callable, capsys: Any) -> None:
+    assert prepare(SCRIPT) == 0
+    content = document(base / "mapillary_vistas_instance_val.json")
+    assert content["images"] == [{"id": "a", "file_name": "a.jpg", "width": 3, "height": 3}]
+    assert len(content["categories"]) == 37
+    assert content["categories"][:2] == [{"id": 1, "name": "Bird"}, {"id": 2, "name": "Ground Animal"}]
+    masks = [coco_mask.decode(annotation.pop("segmentation")) for annotation in content["annotations"]]
+    assert [np.argwhere(mask).tolist() for mask in masks] == [[[0, 0], [0, 1]], [[2, 0], [2, 1]], [[1, 0]]]
+    rows = [(1, 0, 2, [0, 0, 2, 1]), (20, 1, 2, [0, 2, 2, 1]), (20, 0, 1, [0, 1, 1, 1])]
+    assert content["annotations"] == [
+        {"id": number, "image_id": "a", "category_id": category, "iscrowd": crowd, "area": area, "bbox": box}
+        for number, (category, crowd, area, box) in enumerate(rows, 1)
+    ]
+    (record,) = DatasetCatalog.get("mapillary_vistas_instance_val")
+    things = [entry["id"] for entry in class_table("mapillary_vistas") if entry["isthing"]]
+    assert [things[a["category_id"]] for a in record["annotations"]] == [1, 20, 20]
+    assert "v1.2 val: 0 written, 1 already there, 0 repaired, 0 failed" in capsys.readouterr().out
+    assert prepare(SCRIPT) == 0
+    assert "mapillary_vistas_instance_val: 0 written, 1 already there" in capsys.readouterr().out
+
+
+def test_archive_of_v2_serves_both(
+    base: Path, registered: Path, prepare: Run, save: Callable, pixels: Callable
+) -> None:
+    for split in ("training", "validation"):
+        (base / split / "v1.2").mkdir()
+        for name in ("labels", "panoptic"):
+            (base / split / name).rename(base / split / "v1.2" / name)
+    assert prepare(SCRIPT) == 0
+    link = base / "training/labels"
+    assert link.is_symlink() and not Path(link.readlink()).is_absolute()
+    assert pixels(link / "a.png").shape == (3, 3)
+    assert (base / "mapillary_vistas_instance_train.json").is_file()
+    assert len(DatasetCatalog.get("mapillary_vistas_panoptic_train")) == 1
+
+
+def test_shared_layout_of_v2(
+    shared_dir: Path, tmp_path: Path, registered: Path, prepare: Run, document: Callable, capsys: Any
+) -> None:
+    source = shared_dir / "data/layouts/mapillary_vistas_dataset/v2.0"
+    base = tmp_path / "mapillary_vistas"
+    for old, new in (("train", "training"), ("val", "validation")):
+        shutil.copytree(source / old, base / new, copy_function=shutil.copyfile)
+    shutil.copyfile(source / "config_v2.0.json", base / "config_v2.0.json")
+    assert prepare(SCRIPT) == 0
+    assert [path.name for path in sorted(base.glob("*instance*"))] == [
+        "mapillary_vistas_v2_instance_train.json",
+        "mapillary_vistas_v2_instance_val.json",
+    ]
+    content = document(base / "mapillary_vistas_v2_instance_val.json")
+    found = [(a["image_id"], a["category_id"], a["area"], a["bbox"], a["iscrowd"]) for a in content["annotations"]]
+    assert found == [
+        ("0", 1, 15, [0, 0, 3, 5], 1),
+        ("0", 10, 10, [3, 0, 2, 5], 0),
+        ("1", 100, 10, [0, 0, 2, 5], 0),
+        ("1", 10, 5, [2, 0, 1, 5], 0),
+        ("1", 100, 10, [3, 0, 2, 5], 1),
+    ]
+    assert content["categories"][2] == {"id": 100, "name": "Bicycle"}
+    mask = coco_mask.decode(content["annotations"][2]["segmentation"])
+    assert mask.tolist() == [[1, 1, 0, 0, 0]] * 5
+    records = DatasetCatalog.get("mapillary_vistas_v2_instance_val")
+    assert [[a["category_id"] for a in record["annotations"]] for record in records] == [[0, 1], [2, 1, 2]]
+
+    (base / "config_v2.0.json").unlink()
+    assert prepare(SCRIPT) == 1
+    assert "config_v2.0.json does not exist" in capsys.readouterr().err
+
+
+def test_shared_layout_of_v1_lacks_panoptic(shared_dir: Path, tmp_path: Path, prepare: Run, capsys: Any) -> None:
+    source = shared_dir / "data/layouts/mapillary_vistas_dataset/v1.2"
+    for old, new in (("train", "training"), ("val", "validation")):
+        shutil.copytree(source / old, tmp_path / "mapillary_vistas" / new, copy_function=shutil.copyfile)
+    assert prepare(SCRIPT) == 1
+    shown = capsys.readouterr().err
+    assert "training/panoptic is not there" in shown and "panoptic_2018.json" in shown
+    assert (tmp_path / "mapillary_vistas/training/labels").is_symlink()
+
+
+def test_missing_files_are_named(base: Path, prepare: Run, save: Callable, capsys: Any) -> None:
+    save(base / "validation/images/b.jpg", np.zeros((3, 3, 3), np.uint8))
+    save(base / "validation/labels/c.png", np.zeros((3, 3), np.uint8))
+    assert prepare(SCRIPT, "--splits", "val") == 1
+    shown = capsys.readouterr().err
+    assert "labels: 1 pictures without label map: b" in shown
+    assert "labels: 1 label map without picture: c" in shown
+    assert "panoptic: 1 pictures without panoptic annotation: b" in shown
+
+
+def test_undeclared_category(base: Path, prepare: Run, save: Callable, capsys: Any) -> None:
+    make_v1(base / "validation", save, [{"id": 1, "category_id": 99}])
+    assert prepare(SCRIPT, "--splits", "val") == 1
+    assert "panoptic_2018.json: a.png: 99 is missing or undeclared" in capsys.readouterr().err
+    assert not (base / "mapillary_vistas_instance_val.json").exists()
+
+
+def test_other_classes_than_those_of_v1(
+    base: Path, prepare: Run, document: Callable, save: Callable, capsys: Any
+) -> None:
+    path = base / "validation/panoptic/panoptic_2018.json"
+    content = document(path)
+    content["categories"][2]["isthing"] = 1
+    save(path, content)
+    assert prepare(SCRIPT, "--splits", "val") == 1
+    assert "is not v1.2: category 3, raw--Curb, differs from it" in capsys.readouterr().err
