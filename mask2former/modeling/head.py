@@ -51,31 +51,10 @@ class MaskFormerHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: Any, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
-        head, source = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE
-        in_channels = {
-            "multi_scale_pixel_decoder": head.CONVS_DIM,
-            "transformer_encoder": head.CONVS_DIM,
-            "pixel_embedding": head.MASK_DIM,
-        }
-        if source not in in_channels and source not in input_shape:
-            raise ValueError(
-                f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE '{source}' is neither one of {sorted(in_channels)} "
-                f"nor a backbone feature ({sorted(input_shape)})"
-            )
-        missing = [name for name in head.IN_FEATURES if name not in input_shape]
-        if missing:
-            raise ValueError(
-                f"MODEL.SEM_SEG_HEAD.IN_FEATURES names {missing}, but the backbone gives {sorted(input_shape)}"
-            )
-        channels = in_channels[source] if source in in_channels else input_shape[source].channels
-        return {
-            "input_shape": {k: v for k, v in input_shape.items() if k in head.IN_FEATURES},
-            "num_classes": head.NUM_CLASSES,
-            "pixel_decoder": build_pixel_decoder(cfg, input_shape),
+        channels = decoder_channels(cfg, input_shape)
+        return common_settings(cfg, input_shape) | {
             "transformer_predictor": build_transformer_decoder(cfg, channels, mask_classification=True),
-            "transformer_in_feature": source,
-            "loss_weight": head.LOSS_WEIGHT,
-            "ignore_value": head.IGNORE_VALUE,
+            "transformer_in_feature": cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE,
         }
 
     def forward(
@@ -83,14 +62,57 @@ class MaskFormerHead(nn.Module):
     ) -> dict[str, Any]:
         """Predictions of the decoder, for maps (B * T, C, H, W) by name; see the decoder for their shapes."""
         options = {"frames": frames} if frames > 1 else {}
-        decode: Callable[..., Any] = self.pixel_decoder.forward_features  # type: ignore[assignment]
-        mask_features, encoded, levels = decode(features)
-        if self.transformer_in_feature == "multi_scale_pixel_decoder":
-            return self.predictor(levels, mask_features, mask, **options)
-        if self.transformer_in_feature == "transformer_encoder":
-            if encoded is None:
-                raise ValueError("TRANSFORMER_IN_FEATURE 'transformer_encoder' needs a pixel decoder with an encoder")
-            return self.predictor(encoded, mask_features, mask, **options)
-        if self.transformer_in_feature == "pixel_embedding":
-            return self.predictor(mask_features, mask_features, mask, **options)
-        return self.predictor(features[self.transformer_in_feature], mask_features, mask, **options)
+        source, mask_features = decoder_inputs(self.pixel_decoder, self.transformer_in_feature, features)
+        return self.predictor(source, mask_features, mask, **options)
+
+
+def common_settings(cfg: Any, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
+    """What every segmentation head of this package takes from the config."""
+    head = cfg.MODEL.SEM_SEG_HEAD
+    missing = [name for name in head.IN_FEATURES if name not in input_shape]
+    if missing:
+        raise ValueError(
+            f"MODEL.SEM_SEG_HEAD.IN_FEATURES names {missing}, but the backbone gives {sorted(input_shape)}"
+        )
+    return {
+        "input_shape": {k: v for k, v in input_shape.items() if k in head.IN_FEATURES},
+        "num_classes": head.NUM_CLASSES,
+        "pixel_decoder": build_pixel_decoder(cfg, input_shape),
+        "loss_weight": head.LOSS_WEIGHT,
+        "ignore_value": head.IGNORE_VALUE,
+    }
+
+
+def decoder_channels(cfg: Any, input_shape: Mapping[str, ShapeSpec]) -> int:
+    """Channels of what the transformer decoder reads, as TRANSFORMER_IN_FEATURE says."""
+    head, source = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE
+    in_channels = {
+        "multi_scale_pixel_decoder": head.CONVS_DIM,
+        "transformer_encoder": head.CONVS_DIM,
+        "pixel_embedding": head.MASK_DIM,
+    }
+    if source not in in_channels and source not in input_shape:
+        raise ValueError(
+            f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE '{source}' is neither one of {sorted(in_channels)} "
+            f"nor a backbone feature ({sorted(input_shape)})"
+        )
+    return in_channels[source] if source in in_channels else input_shape[source].channels
+
+
+def decoder_inputs(
+    pixel_decoder: nn.Module, in_feature: str, features: Mapping[str, Tensor]
+) -> tuple[Tensor | list[Tensor], Tensor]:
+    """Run the pixel decoder: what the transformer decoder reads, and the mask features (B, mask_dim, H4, W4)."""
+    decode: Callable[..., Any] = pixel_decoder.forward_features  # type: ignore[assignment]
+    mask_features, encoded, levels = decode(features)
+    if in_feature == "transformer_encoder" and encoded is None:
+        raise ValueError(
+            "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE 'transformer_encoder' needs a pixel decoder with an encoder: "
+            f"MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME '{type(pixel_decoder).__name__}' has none"
+        )
+    decoded = {
+        "multi_scale_pixel_decoder": levels,
+        "transformer_encoder": encoded,
+        "pixel_embedding": mask_features,
+    }
+    return decoded[in_feature] if in_feature in decoded else features[in_feature], mask_features

@@ -67,8 +67,14 @@ class Attention(nn.Module):
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 
-def _with_position(x: Tensor, position: Tensor | None) -> Tensor:
+def with_position(x: Tensor, position: Tensor | None) -> Tensor:
+    """`x` plus its position encoding, if there is one."""
     return x if position is None else x + position
+
+
+def residual(x: Tensor, step: Callable[[Tensor], Tensor], norm: nn.Module, pre_norm: bool) -> Tensor:
+    """A residual connection around `step`, with the norm before `step` (`pre_norm`) or after the sum."""
+    return x + step(norm(x)) if pre_norm else norm(x + step(x))
 
 
 class _ResidualAttention(nn.Module):
@@ -81,9 +87,7 @@ class _ResidualAttention(nn.Module):
         self.pre_norm = pre_norm
 
     def _residual(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
-        if self.pre_norm:
-            return x + self.dropout(attend(self.norm(x)))
-        return self.norm(x + self.dropout(attend(x)))
+        return residual(x, lambda y: self.dropout(attend(y)), self.norm, self.pre_norm)
 
 
 class SelfAttentionBlock(_ResidualAttention):
@@ -97,7 +101,7 @@ class SelfAttentionBlock(_ResidualAttention):
         """`x` and its position encoding are (B, N, C); returns (B, N, C)."""
 
         def attend(y: Tensor) -> Tensor:
-            q = _with_position(y, position)
+            q = with_position(y, position)
             return self.self_attn(q, q, y)
 
         return self._residual(x, attend)
@@ -114,7 +118,7 @@ class CrossAttentionBlock(_ResidualAttention):
         self, x: Tensor, keys: Tensor, memory: Tensor, mask: Tensor | None = None, position: Tensor | None = None
     ) -> Tensor:
         """`x`, `position` (B, N, C); `keys` = memory with its position, `memory` (B, S, C); mask as in `Attention`."""
-        return self._residual(x, lambda y: self.multihead_attn(_with_position(y, position), keys, memory, mask))
+        return self._residual(x, lambda y: self.multihead_attn(with_position(y, position), keys, memory, mask))
 
 
 class FeedForwardBlock(nn.Module):
@@ -135,9 +139,10 @@ class FeedForwardBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
-        y = self.norm(x) if self.pre_norm else x
-        y = x + self.dropout(self.linear2(self.dropout(self.act(self.linear1(y)))))
-        return y if self.pre_norm else self.norm(y)
+        return residual(x, self._expand, self.norm, self.pre_norm)
+
+    def _expand(self, x: Tensor) -> Tensor:
+        return self.dropout(self.linear2(self.dropout(self.act(self.linear1(x)))))
 
 
 class MLP(nn.Module):

@@ -165,11 +165,9 @@ class MaskFormer(nn.Module):
     def _results(
         self, outputs: Mapping[str, Tensor], batched_inputs: Sequence[Mapping[str, Any]], images: ImageList
     ) -> list[dict[str, Any]]:
-        scores = F.softmax(outputs["pred_logits"].float(), dim=-1)
+        scores, masks = class_scores_and_masks(outputs)
         needs_host = self.settings.instance or self.settings.panoptic
         host_scores = to_host(scores) if needs_host else scores
-        masks = outputs["pred_masks"]
-        masks = masks[:, :, 0] if masks.dim() == 5 else masks
         results = []
         for i, (record, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
             output = (int(record.get("height", size[0])), int(record.get("width", size[1])))
@@ -177,6 +175,12 @@ class MaskFormer(nn.Module):
             image = (int(size[0]), int(size[1]))
             results.append(postprocess(scores[i], host_scores[i], masks[i], padded, image, output, self.settings))
         return results
+
+
+def class_scores_and_masks(outputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Class scores (B, Q, K + 1), after the softmax, and mask logits (B, Q, H4, W4), of a head's outputs."""
+    masks = outputs["pred_masks"]
+    return F.softmax(outputs["pred_logits"].float(), dim=-1), masks[:, :, 0] if masks.dim() == 5 else masks
 
 
 def build_criterion(cfg: Any, num_classes: int) -> SetCriterion:

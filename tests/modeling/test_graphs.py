@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -9,6 +11,20 @@ from torch import Tensor, nn
 
 from mask2former.config import load_config
 
+R50 = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
+HEAD, NODE = "MODEL.SEM_SEG_HEAD", "MODEL.MASK_FORMER"
+PER_PIXEL = ("MODEL.META_ARCHITECTURE", "SemanticSegmentor", f"{HEAD}.NUM_CLASSES", 10, f"{HEAD}.NAME")
+# Parts that are swapped against those of the usual model.
+PARTS = {
+    "pyramid": (f"{HEAD}.PIXEL_DECODER_NAME", "BasePixelDecoder"),
+    "MaskFormer v1": (
+        *(f"{HEAD}.PIXEL_DECODER_NAME", "TransformerEncoderPixelDecoder", f"{NODE}.ENC_LAYERS", 1),
+        *(f"{NODE}.TRANSFORMER_DECODER_NAME", "StandardTransformerDecoder"),
+        *(f"{NODE}.TRANSFORMER_IN_FEATURE", "transformer_encoder"),
+    ),
+    "per pixel": (*PER_PIXEL, "PerPixelBaselineHead"),
+    "per pixel, with decoder": (*PER_PIXEL, "PerPixelBaselinePlusHead"),
+}
 CONFIGS = [
     "nuclei/maskformer2_R50.yaml",
     "nuclei/maskformer2_efficientnet_lite0.yaml",
@@ -29,21 +45,28 @@ class Core(nn.Module):
         super().__init__()
         self.backbone, self.head = model.backbone, model.sem_seg_head
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         outputs = self.head(self.backbone(x))
+        if isinstance(outputs, tuple):  # of a per-pixel head: scores and no losses
+            return outputs[:1]
         return outputs["pred_logits"], outputs["pred_masks"]
 
 
-@pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("how", ["export", "compile"])
-def test_one_graph_same_numbers(config: str, how: str) -> None:
-    core = Core(build_model(load_config(config, TINY))).eval()
+@pytest.mark.parametrize(
+    ("config", "parts"),
+    [*((config, ()) for config in CONFIGS), *((R50, parts) for parts in PARTS.values())],
+    ids=[*CONFIGS, *PARTS],
+)
+def test_one_graph_same_numbers(config: str, parts: tuple[Any, ...], how: str) -> None:
+    core = Core(build_model(load_config(config, [*TINY, *parts]))).eval()
     x = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         expected = core(x)
         if how == "export":
             graph = torch.export.export(core, (x,)).module()
         else:
+            torch.compiler.reset()  # each model counts against one limit of recompilations
             graph = torch.compile(core, fullgraph=True, backend="eager")
         for ours, wanted in zip(graph(x), expected, strict=True):
             torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=1e-4)

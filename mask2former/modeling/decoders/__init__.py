@@ -6,10 +6,12 @@ from torch import nn
 
 from .masked_attention import MultiScaleMaskedTransformerDecoder, VideoMultiScaleMaskedTransformerDecoder
 from .registry import TRANSFORMER_DECODER_REGISTRY
+from .standard import StandardTransformerDecoder
 
 __all__ = [
     "TRANSFORMER_DECODER_REGISTRY",
     "MultiScaleMaskedTransformerDecoder",
+    "StandardTransformerDecoder",
     "VideoMultiScaleMaskedTransformerDecoder",
     "build_transformer_decoder",
 ]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...registry import register
 from ..layers import MLP, CrossAttentionBlock, FeedForwardBlock, PositionEncoding, SelfAttentionBlock
-from .registry import TRANSFORMER_DECODER_REGISTRY
+from .registry import TRANSFORMER_DECODER_REGISTRY, decoder_settings
 
 
 @register(TRANSFORMER_DECODER_REGISTRY)
@@ -84,20 +84,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: Any, in_channels: int, mask_classification: bool = True) -> dict[str, Any]:
-        node = cfg.MODEL.MASK_FORMER
-        return {
-            "in_channels": in_channels,
-            "mask_classification": mask_classification,
-            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            "hidden_dim": node.HIDDEN_DIM,
-            "num_queries": node.NUM_OBJECT_QUERIES,
-            "nheads": node.NHEADS,
-            "dim_feedforward": node.DIM_FEEDFORWARD,
-            "dec_layers": node.DEC_LAYERS - 1,
-            "pre_norm": node.PRE_NORM,
-            "enforce_input_project": node.ENFORCE_INPUT_PROJ,
-            "mask_dim": cfg.MODEL.SEM_SEG_HEAD.MASK_DIM,
-        }
+        layers = cfg.MODEL.MASK_FORMER.DEC_LAYERS - 1
+        return decoder_settings(cfg, in_channels, mask_classification) | {"dec_layers": layers}
 
     def forward(
         self, levels: Sequence[Tensor], mask_features: Tensor, mask: Tensor | None = None, *, frames: int = 1

@@ -1,6 +1,27 @@
-"""Registry of transformer decoders, under the name that configs of the reference expect."""
+"""Registry of transformer decoders, under the name that configs of the reference expect, and their common settings."""
+
+from __future__ import annotations
+
+from typing import Any
 
 from detectron2.utils.registry import Registry
 
 TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_MODULE")
 TRANSFORMER_DECODER_REGISTRY.__doc__ = "Transformer decoders: called as cls(cfg, in_channels, mask_classification)."
+
+
+def decoder_settings(cfg: Any, in_channels: int, mask_classification: bool) -> dict[str, Any]:
+    """The arguments that all decoders of this package have and take from the config alike."""
+    node, head = cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD
+    return {
+        "in_channels": in_channels,
+        "mask_classification": mask_classification,
+        "num_classes": head.NUM_CLASSES,
+        "hidden_dim": node.HIDDEN_DIM,
+        "num_queries": node.NUM_OBJECT_QUERIES,
+        "nheads": node.NHEADS,
+        "dim_feedforward": node.DIM_FEEDFORWARD,
+        "pre_norm": node.PRE_NORM,
+        "enforce_input_project": node.ENFORCE_INPUT_PROJ,
+        "mask_dim": head.MASK_DIM,
+    }

@@ -5,9 +5,15 @@ from typing import Any
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import nn
 
+from .fpn import BasePixelDecoder, TransformerEncoderPixelDecoder
 from .msdeformattn import MSDeformAttnPixelDecoder
 
-__all__ = ["MSDeformAttnPixelDecoder", "build_pixel_decoder"]
+__all__ = [
+    "BasePixelDecoder",
+    "MSDeformAttnPixelDecoder",
+    "TransformerEncoderPixelDecoder",
+    "build_pixel_decoder",
+]
 
 
 def build_pixel_decoder(cfg: Any, input_shape: Any) -> nn.Module:

@@ -14,7 +14,7 @@ import fvcore.nn.weight_init as weight_init
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
@@ -22,6 +22,7 @@ from ...ops import ms_deform_attn
 from ...registry import register
 from ..layers import PositionEncoding
 from ..shape_cache import ShapeCache
+from .fpn import lateral_convolution, output_convolution
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -227,15 +228,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
 
     def _add_fpn_step(self, index: int, in_channels: int, conv_dim: int, norm: str) -> None:
         """Convolutions `adapter_N` (lateral) and `layer_N` (output); N counts from the finest map."""
-        bias = norm == ""
-        lateral = Conv2d(in_channels, conv_dim, kernel_size=1, bias=bias, norm=get_norm(norm, conv_dim))
-        output = Conv2d(
-            conv_dim, conv_dim, kernel_size=3, padding=1, bias=bias, norm=get_norm(norm, conv_dim), activation=F.relu
-        )
-        for conv in (lateral, output):
-            weight_init.c2_xavier_fill(conv)
-        self.add_module(f"adapter_{index}", lateral)
-        self.add_module(f"layer_{index}", output)
+        self.add_module(f"adapter_{index}", lateral_convolution(in_channels, conv_dim, norm))
+        self.add_module(f"layer_{index}", output_convolution(conv_dim, conv_dim, norm))
 
     @classmethod
     def from_config(cls, cfg: Any, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:

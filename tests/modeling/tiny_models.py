@@ -1,0 +1,59 @@
+"""Models of the real configs at tiny size, and samples for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mask2former.config import load_config
+
+TINY = [
+    *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""),
+    *("MODEL.SWIN.EMBED_DIM", 16, "MODEL.SWIN.DEPTHS", [1, 1, 2, 1], "MODEL.SWIN.NUM_HEADS", [1, 2, 4, 8]),
+    *("MODEL.SEM_SEG_HEAD.CONVS_DIM", 32, "MODEL.SEM_SEG_HEAD.MASK_DIM", 16),
+    *("MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", 1),
+    *("MODEL.MASK_FORMER.HIDDEN_DIM", 32, "MODEL.MASK_FORMER.DIM_FEEDFORWARD", 32, "MODEL.MASK_FORMER.DEC_LAYERS", 4),
+    *("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 10, "MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 64),
+]
+
+
+def tiny(config: str, *overrides: Any) -> torch.nn.Module:
+    """The model of a config file, made small; `overrides` come last."""
+    return build_model(load_config(config, [*TINY, *overrides]))
+
+
+def record(height: int, width: int, objects: int, classes: int = 1, seed: int = 0) -> dict[str, Any]:
+    """A training sample with random masks and labels, whose results are wanted in another size."""
+    g = torch.Generator().manual_seed(seed)
+    instances = Instances((height, width))
+    instances.gt_classes = torch.randint(0, classes, (objects,), generator=g)
+    instances.gt_masks = torch.rand(objects, height, width, generator=g) > 0.5
+    image = torch.randint(0, 256, (3, height, width), generator=g, dtype=torch.uint8)
+    return {
+        "image": image,
+        "height": height + 5,
+        "width": width - 3,
+        "instances": instances,
+        "sem_seg": torch.randint(0, classes, (height, width), generator=g),
+        "file_name": "a.jpg",
+    }
+
+
+class NoHostReads(TorchDispatchMode):
+    """Inside it, an operation that would let the CPU wait for a value from the device is an error."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "is_nonzero", "equal")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in self.WAITING, f"{name} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+def without_gradient(model: torch.nn.Module) -> list[str]:
+    """Names of trained parameters that a backward pass did not reach."""
+    return [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
