@@ -1,9 +1,9 @@
-"""The published models by name: configuration, weights, and the numbers they reach.
+"""The published models by name: configuration, weights, and the numbers they reach; and the ImageNet backbones.
 
-`zoo.json` holds the table: the 59 models of the reference implementation (weights under CC BY-NC 4.0, as
-their authors published them) and the one that comes with this package. A name is dataset, task and backbone:
-`coco-panoptic-r50`, `ade20k-semantic-swin-t`, `ytvis2019-swin-l`; Swin-B comes as `swin-b` (ImageNet-1k) and
-`swin-b-in21k`.
+`zoo.json` holds the table, from which MODEL_ZOO.md is made, too: the 59 models of the reference implementation
+(weights under CC BY-NC 4.0, as their authors published them), the one that comes with this package, and the
+backbones that training starts from. A name is dataset, task and backbone: `coco-panoptic-r50`,
+`ade20k-semantic-swin-t`, `ytvis2019-swin-l`; Swin-B comes as `swin-b` (ImageNet-1k) and `swin-b-in21k`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import json
 import logging
 import os
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import urlparse
 
 from iopath.common.file_io import file_lock, get_cache_dir
@@ -32,40 +34,27 @@ _PACKAGE = Path(__file__).parent
 _TIMEOUT = 30  # seconds without an answer
 
 
-@dataclass(frozen=True)
-class ModelEntry:
-    """One model.
+@dataclass(frozen=True, kw_only=True)
+class WeightsFile:
+    """A file of weights that can be downloaded, or lies in this package.
 
     Attributes:
         name: unique name.
-        dataset, task, backbone, schedule: what it was trained on and for, in words.
-        queries: object queries, the most objects it can find in an image.
-        config: YAML file relative to `configs/` (published models) or to the package (bundled ones).
         weights: URL, or path relative to the package.
-        sha256: of the weights file, where known.
+        sha256: of the file, or its first digits, where known.
         md5_prefix: first six hexadecimal digits of the MD5, which the published file names end with.
-        metrics: {metric: value in percent} on the validation set, as published.
-        model_id: the authors' identifier of the training run.
         licence: of the weights.
     """
 
     name: str
-    dataset: str
-    task: str
-    backbone: str
-    queries: int
-    schedule: str
-    config: str
     weights: str
     sha256: str | None = None
     md5_prefix: str | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-    model_id: str = ""
     licence: str = ""
 
     @property
     def bundled(self) -> bool:
-        """Whether configuration and weights lie in this package."""
+        """Whether the file lies in this package."""
         return "://" not in self.weights
 
     @property
@@ -74,20 +63,119 @@ class ModelEntry:
         return PurePosixPath(urlparse(self.weights).path).name
 
     @property
+    def places(self) -> tuple[str, ...]:
+        """Where the file may lie in the user's own folder: by its name, or in the folders of the URL."""
+        return self.filename, urlparse(self.weights).path.lstrip("/")
+
+    @property
+    def other_names(self) -> tuple[str, ...]:
+        """File names under which converted copies are kept: their checksum is not the published one."""
+        return tuple(f"{self.name}{suffix}" for suffix in (".safetensors", ".pth", ".pkl"))
+
+    def known_as(self, name: str) -> bool:
+        """Whether `name` is the URL or the file name."""
+        return name in (self.weights, *self.places)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelEntry(WeightsFile):
+    """One model.
+
+    Attributes:
+        dataset, task, backbone, schedule: what it was trained on and for, in words.
+        queries: object queries, the most objects it can find in an image.
+        config: YAML file relative to `configs/` (published models) or to the package (bundled ones).
+        config_aliases: further names of that file, which some documents use.
+        metrics: {metric: value in percent} on the validation set, as published.
+        model_id: the authors' identifier of the training run.
+        note: what to know about the published row.
+    """
+
+    dataset: str
+    task: str
+    backbone: str
+    queries: int
+    schedule: str
+    config: str
+    config_aliases: tuple[str, ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
+    model_id: str = ""
+    note: str = ""
+
+    @property
     def config_file(self) -> str:
         """What `load_config` takes: a path for bundled models, a name below `configs/` for the others."""
         return str(_PACKAGE / self.config) if self.bundled else self.config
 
 
+@dataclass(frozen=True, kw_only=True)
+class BackboneEntry(WeightsFile):
+    """ImageNet weights that training starts from.
+
+    Attributes:
+        backbone: in words.
+        config_name: MODEL.WEIGHTS in the configurations: a URL, or the name of the converted file.
+        source: who trained it on what.
+        used: whether a configuration uses it.
+    """
+
+    backbone: str
+    config_name: str
+    source: str
+    used: bool = True
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """detectron2's files only in their folders: there are two of the name R-50.pkl."""
+        return super().places[1:] if "://" in self.config_name else super().places
+
+    @property
+    def other_names(self) -> tuple[str, ...]:
+        """The converted copy that the configurations name goes first."""
+        return (*(() if "://" in self.config_name else (self.config_name,)), *super().other_names)
+
+    def known_as(self, name: str) -> bool:
+        """Whether `name` is the URL, the file name, or what the configurations write."""
+        return name == self.config_name or super().known_as(name)
+
+
+@functools.cache
+def _document() -> dict[str, list[dict[str, Any]]]:
+    document: dict[str, list[dict[str, Any]]] = json.loads((_PACKAGE / "zoo.json").read_text(encoding="utf-8"))
+    return document
+
+
 @functools.cache
 def _table() -> dict[str, ModelEntry]:
-    rows = json.loads((_PACKAGE / "zoo.json").read_text(encoding="utf-8"))
-    return {row["name"]: ModelEntry(**row) for row in rows}
+    return {
+        row["name"]: ModelEntry(**{**row, "config_aliases": tuple(row.get("config_aliases", ()))})
+        for row in _document()["models"]
+    }
 
 
-def list_models() -> list[str]:
-    """All names, in the order of the table."""
-    return list(_table())
+def list_models(task: str | None = None, dataset: str | None = None) -> list[str]:
+    """Names, in the order of the table: all, or those of one task, one dataset, or both.
+
+    Args:
+        task: "panoptic", "instance", "semantic" or "video instance".
+        dataset: "coco", "cityscapes", "ade20k", "mapillary", "ytvis2019", "ytvis2021" or "nuclei".
+
+    Raises:
+        ValueError: there is no such task or dataset; the message lists those there are.
+    """
+    entries = list(_table().values())
+    for attribute, wanted in (("task", task), ("dataset", dataset)):
+        known = dict.fromkeys(getattr(entry, attribute) for entry in _table().values())
+        if wanted is not None and wanted not in known:
+            raise ValueError(f"no models of {attribute} {wanted!r} in the zoo; there are {', '.join(known)}")
+        entries = [entry for entry in entries if wanted in (None, getattr(entry, attribute))]
+    return [entry.name for entry in entries]
+
+
+@functools.cache
+def list_backbones() -> tuple[BackboneEntry, ...]:
+    """The ImageNet weights, those that the configurations use first."""
+    return tuple(BackboneEntry(**row) for row in _document()["backbones"])
 
 
 def lookup(name: str) -> ModelEntry:
@@ -104,27 +192,32 @@ def lookup(name: str) -> ModelEntry:
         if candidate in table:
             return table[candidate]
     for entry in table.values():
-        if name.removeprefix("configs/") == entry.config:
+        if name.removeprefix("configs/") in (entry.config, *entry.config_aliases):
             return entry
     near = difflib.get_close_matches(wanted, table, n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else "mask2former.zoo.list_models() lists them."
     raise ValueError(f"no model named {name!r} in the zoo; {hint}")
 
 
-def entry_of_file(name: str) -> ModelEntry | None:
-    """The model whose weights have this file name (`model_final_94dc52.pkl`) or URL, if there is one."""
-    for entry in _table().values():
-        if not entry.bundled and name in (entry.weights, entry.filename):
+def entry_of_file(name: str) -> WeightsFile | None:
+    """The model or backbone whose weights have this file name (`model_final_94dc52.pkl`) or URL, if there is one.
+
+    Backbones are also found by what configurations call them (`swin_tiny_patch4_window7_224.pkl`), although the file
+    to download has another form.
+    """
+    for entry in (*_table().values(), *list_backbones()):
+        if not entry.bundled and entry.known_as(name):
             return entry
     return None
 
 
-def resolve_weights(entry: ModelEntry | str) -> Path:
-    """A local, verified file with the model's weights; downloaded to the cache if it is nowhere yet.
+def resolve_weights(entry: WeightsFile | str) -> Path:
+    """A local, verified file with the weights of a model or backbone; downloaded to the cache if it is nowhere yet.
 
-    Looked for in this order: the package (bundled models), the folder named by the environment variable
-    MASK2FORMER_WEIGHTS (as `<file name>`, `<model name>.{safetensors,pth,pkl}` or the path of the URL), the
-    cache of detectron2 (`$FVCORE_CACHE` or `~/.torch/iopath_cache`).
+    Looked for in this order: the package (bundled models), the working directory (backbones only), the folder named by
+    the environment variable MASK2FORMER_WEIGHTS (as `<file name>`, the path of the URL, a backbone's name in the
+    configurations, or `<name>.{safetensors,pth,pkl}`), the cache of detectron2 (`$FVCORE_CACHE` or
+    `~/.torch/iopath_cache`).
 
     Raises:
         FileNotFoundError: not there and no network; the message says the URL and where to put the file.
@@ -149,27 +242,37 @@ def resolve_weights(entry: ModelEntry | str) -> Path:
     return cached
 
 
-def _override(entry: ModelEntry) -> Path | None:
-    folder = os.environ.get(ENVIRONMENT)
-    if not folder:
-        return None
-    root = Path(folder).expanduser()
-    for place in (root / entry.filename, root / urlparse(entry.weights).path.lstrip("/")):
+def _override(entry: WeightsFile) -> Path | None:
+    for place in _own_places(entry):
         if place.is_file():
             _verify(entry, place)
             return place
-    for suffix in (".safetensors", ".pth", ".pkl"):  # converted copies: the published checksum cannot match
-        if (root / f"{entry.name}{suffix}").is_file():
-            return root / f"{entry.name}{suffix}"
+    for folder in _own_folders():
+        for name in entry.other_names:
+            if (folder / name).is_file():
+                return folder / name
     return None
 
 
-def _cache_file(entry: ModelEntry) -> Path:
+def _own_places(entry: WeightsFile) -> Iterator[Path]:
+    """Where the user may have put the published file."""
+    if isinstance(entry, BackboneEntry):
+        yield Path(entry.places[0])
+    for folder in _own_folders():
+        yield from (folder / place for place in entry.places)
+
+
+def _own_folders() -> list[Path]:
+    folder = os.environ.get(ENVIRONMENT)
+    return [Path(folder).expanduser()] if folder else []
+
+
+def _cache_file(entry: WeightsFile) -> Path:
     """Where detectron2's own downloads of this URL lie."""
     return Path(get_cache_dir()) / urlparse(entry.weights).path.lstrip("/")
 
 
-def _download(entry: ModelEntry, target: Path) -> None:
+def _download(entry: WeightsFile, target: Path) -> None:
     logger.info("Downloading %s (%s; licence of the weights: %s)", entry.weights, entry.name, entry.licence)
     try:
         with (
@@ -187,25 +290,27 @@ def _download(entry: ModelEntry, target: Path) -> None:
                 file.write(chunk)
                 bar.update(len(chunk))
             file.flush()
+            if _checksum(entry) is None and bar.total not in (None, bar.n):
+                raise CorruptCheckpointError(f"{entry.weights}: {bar.n} of {bar.total} bytes came; try again")
             _verify(entry, Path(file.name), shown=entry.weights)
     except CorruptCheckpointError:
         raise
     except OSError as error:  # no network, no such host, timeout, no space
-        folder = os.environ.get(ENVIRONMENT)
-        place = Path(folder).expanduser() / entry.filename if folder else target
+        place = next((folder / entry.places[0] for folder in _own_folders()), target)
         raise FileNotFoundError(
             f"cannot download the weights of {entry.name}: {error}.\n"
             f"Get this file on a machine with network:\n  {entry.weights}\n"
             f"and put it here:\n  {place}\n"
-            f"or set {ENVIRONMENT} to the folder that holds {entry.filename}."
+            f"or set {ENVIRONMENT} to the folder that holds {entry.places[0]}."
         ) from error
 
 
-def _verify(entry: ModelEntry, file: Path, shown: str | None = None) -> None:
+def _verify(entry: WeightsFile, file: Path, shown: str | None = None) -> None:
     """Compare the file's checksum with what is known: the SHA-256, or else the MD5 prefix in its name."""
-    kind, expected = ("sha256", entry.sha256) if entry.sha256 else ("md5", entry.md5_prefix)
-    if not expected:
+    known = _checksum(entry)
+    if known is None:
         return
+    kind, expected = known
     digest = hashlib.new(kind, usedforsecurity=False)
     with file.open("rb") as stream:
         while chunk := stream.read(2**22):
@@ -215,3 +320,11 @@ def _verify(entry: ModelEntry, file: Path, shown: str | None = None) -> None:
             f"{shown or file}: {kind} {digest.hexdigest()} does not start with {expected}, so this is not "
             f"the whole weights file of {entry.name}. Delete it and download it again."
         )
+
+
+def _checksum(entry: WeightsFile) -> tuple[str, str] | None:
+    """Kind, and first digits or all of them; None where nothing is known."""
+    for kind, value in (("sha256", entry.sha256), ("md5", entry.md5_prefix)):
+        if value:
+            return kind, value
+    return None

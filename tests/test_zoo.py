@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from mask2former import zoo
-from mask2former.config import find_config
+from mask2former import Segmenter, zoo
+from mask2former.config import find_config, load_config
 from mask2former.engine.errors import CorruptCheckpointError
 from mask2former.engine.weight_files import locate
 
@@ -28,17 +28,22 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def network(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Answers instead of the network: {"body": bytes} or {"error": exception}; counts the calls."""
+    """Answers instead of the network: {"body": bytes} or {"error": exception}; counts the calls.
+
+    The announced length is answers["length"], by default 5.
+    """
     answers: dict[str, Any] = {"calls": 0}
 
     class Answer(io.BytesIO):
-        headers = {"Content-Length": "5"}
+        def __init__(self) -> None:
+            super().__init__(answers["body"])
+            self.headers = {"Content-Length": str(answers.get("length", 5))}
 
     def urlopen(url: str, timeout: float) -> Answer:
         answers["calls"] += 1
         if "error" in answers:
             raise answers["error"]
-        return Answer(answers["body"])
+        return Answer()
 
     monkeypatch.setattr(zoo.urllib.request, "urlopen", urlopen)
     return answers
@@ -114,12 +119,9 @@ def test_unknown_name_suggests_the_nearest() -> None:
         zoo.lookup("zzz")
 
 
-def test_configurations_exist_where_their_family_does() -> None:
-    root = find_config("coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml").parents[2]
-    entries = [zoo.lookup(name) for name in zoo.list_models()]
-    present = [e for e in entries if e.bundled or (root / e.config).parent.is_dir()]
-    assert len(present) >= 15  # the COCO families and the bundled model
-    assert [e.name for e in present if not find_config(e.config_file).is_file()] == []
+def test_configurations_exist() -> None:
+    for name in zoo.list_models():
+        assert find_config(zoo.lookup(name).config_file).is_file(), name
 
 
 def test_download_is_verified_and_cached(network: dict[str, Any], tmp_path: Path) -> None:
@@ -170,9 +172,7 @@ def test_without_network_the_error_says_what_to_do(network: dict[str, Any], tmp_
         zoo.resolve_weights("coco-panoptic-r50")
 
 
-def test_own_folder_comes_first(
-    network: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_own_folder_comes_first(network: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network["error"] = urllib.error.URLError("no route")
     monkeypatch.setenv(zoo.ENVIRONMENT, str(tmp_path / "weights"))
     entry = entry_for(b"hello")
@@ -222,3 +222,156 @@ def test_names_of_the_zoo_serve_as_weights(monkeypatch: pytest.MonkeyPatch, tmp_
 
     monkeypatch.setattr(zoo, "resolve_weights", lambda entry: tmp_path / entry.filename)
     assert locate("coco-panoptic-r50").name == "model_final_94dc52.pkl"
+
+
+def test_names_by_task_and_dataset() -> None:
+    assert len(zoo.list_models(task="video instance")) == 12
+    by_task = [zoo.list_models(task=task) for task in ("panoptic", "instance", "semantic", "video instance")]
+    assert sorted(name for names in by_task for name in names) == sorted(zoo.list_models())
+    assert zoo.list_models("panoptic", "ade20k") == ["ade20k-panoptic-r50", "ade20k-panoptic-swin-l"]
+    assert zoo.list_models(task="instance", dataset="nuclei") == ["nuclei"]
+    assert zoo.list_models(task="panoptic", dataset="ytvis2019") == []
+    with pytest.raises(ValueError, match=r"no models of task 'depth'.*panoptic, instance, semantic"):
+        zoo.list_models(task="depth")
+    with pytest.raises(ValueError, match=r"no models of dataset 'lvis'.*mapillary"):
+        zoo.list_models(dataset="lvis")
+
+
+def test_other_names_of_configurations_find_the_model() -> None:
+    semantic = "mapillary-vistas/semantic-segmentation/"
+    for name in ("maskformer_R50_bs16_300k.yaml", "maskformer2_R50_bs16_300k.yaml"):
+        assert zoo.lookup(f"configs/{semantic}{name}").name == "mapillary-semantic-r50"
+    aliases = [(entry, name) for entry in map(zoo.lookup, zoo.list_models()) for name in entry.config_aliases]
+    assert len(aliases) == 2
+    for entry, name in aliases:
+        assert load_config(name).dump() == load_config(entry.config).dump()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_facts_agree_with_the_configuration(name: str) -> None:
+    entry = zoo.lookup(name)
+    model = load_config(entry.config).MODEL
+    assert entry.queries == model.MASK_FORMER.NUM_OBJECT_QUERIES
+    if entry.backbone.startswith("R"):
+        assert model.BACKBONE.NAME == "build_resnet_backbone" and entry.backbone == f"R{model.RESNETS.DEPTH}"
+    else:
+        sizes = {"Swin-T": (96, 6), "Swin-S": (96, 18), "Swin-B": (128, 18), "Swin-L": (192, 18)}
+        assert model.BACKBONE.NAME == "D2SwinTransformer"
+        assert (model.SWIN.EMBED_DIM, model.SWIN.DEPTHS[2]) == sizes[entry.backbone.split()[0]]
+    switches = model.MASK_FORMER.TEST
+    if entry.task in ("panoptic", "instance", "semantic"):
+        assert switches[f"{entry.task.upper()}_ON"]
+    else:
+        assert model.META_ARCHITECTURE == "VideoMaskFormer"
+
+
+def test_every_pretrained_file_of_the_configurations_is_known() -> None:
+    """MODEL.WEIGHTS of every published model's configuration is a backbone or another model of the zoo."""
+    named = {load_config(zoo.lookup(name).config).MODEL.WEIGHTS for name in PUBLISHED}
+    found = {name: zoo.entry_of_file(name) for name in named}
+    assert None not in found.values()
+    backbones = {entry.name for entry in found.values() if isinstance(entry, zoo.BackboneEntry)}
+    assert backbones == {entry.name for entry in zoo.list_backbones() if entry.used}
+    models = {entry.name for entry in found.values() if isinstance(entry, zoo.ModelEntry)}
+    assert models == {name for name in zoo.list_models("instance", "coco") if name != "coco-instance-swin-b"}
+
+
+def test_backbone_is_downloaded_under_its_own_name(network: dict[str, Any], tmp_path: Path) -> None:
+    network["body"] = b"12345"  # as long as the Content-Length says
+    file = locate("swin_tiny_patch4_window7_224.pkl")
+    assert file.name == "swin_tiny_patch4_window7_224.pth" and file.read_bytes() == b"12345"
+    assert file.is_relative_to(tmp_path / "cache")
+    assert locate("swin_tiny_patch4_window7_224.pth") == file and network["calls"] == 1
+    resnet = locate("detectron2://ImageNetPretrained/torchvision/R-50.pkl")
+    assert resnet == tmp_path / "cache" / "detectron2/ImageNetPretrained/torchvision/R-50.pkl"
+
+
+def test_cut_short_backbone_is_refused(network: dict[str, Any], tmp_path: Path) -> None:
+    network["body"] = b"1234"
+    with pytest.raises(CorruptCheckpointError, match="4 of 5 bytes"):
+        locate("swin_tiny_patch4_window7_224.pkl")
+    with pytest.raises(CorruptCheckpointError, match="63fe2227"):  # torchvision writes the SHA-256 into the name
+        locate("R-101.pkl")
+    left = [path.suffix for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert set(left) == {".lock"}
+
+
+def test_own_backbone_files_come_first(
+    network: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network["error"] = urllib.error.URLError("no route")
+    name = "swin_small_patch4_window7_224"
+    folder = tmp_path / "weights"
+    monkeypatch.setenv(zoo.ENVIRONMENT, str(folder))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"(?s)releases/download/v1.0.0/{name}.pth.*weights/{name}.pth"):
+        locate(f"{name}.pkl")
+    folder.mkdir()
+    (folder / f"{name}.pkl").write_bytes(b"converted")
+    assert locate(f"{name}.pkl") == folder / f"{name}.pkl"
+    (tmp_path / f"{name}.pth").write_bytes(b"published")
+    assert locate(f"{name}.pkl") == Path(f"{name}.pth")
+    (tmp_path / f"{name}.pkl").write_bytes(b"converted")
+    assert locate(f"{name}.pkl") == Path(f"{name}.pkl")
+
+
+def test_two_files_of_one_name_are_not_confused(
+    network: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """detectron2 publishes two files R-50.pkl: only the address tells them apart."""
+    network["error"] = urllib.error.URLError("no route")
+    monkeypatch.setenv(zoo.ENVIRONMENT, str(tmp_path))
+    (tmp_path / "R-50.pkl").write_bytes(b"which one?")
+    assert zoo.entry_of_file("R-50.pkl") is None
+    with pytest.raises(FileNotFoundError, match=r"detectron2/ImageNetPretrained/MSRA/R-50\.pkl"):
+        locate("detectron2://ImageNetPretrained/MSRA/R-50.pkl")
+    place = tmp_path / "detectron2/ImageNetPretrained/MSRA/R-50.pkl"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"this one")
+    assert locate("detectron2://ImageNetPretrained/MSRA/R-50.pkl") == place
+
+
+def test_published_bare_swin_file_trains(network: dict[str, Any]) -> None:
+    """What the Swin configurations name is downloaded in Swin's own layout and fits the model."""
+    import torch
+
+    from mask2former.engine.checkpoint import load_into
+    from mask2former.modeling.backbones.swin import D2SwinTransformer
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = D2SwinTransformer(embed_dim=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1), window_size=2)
+
+    source, model = Model(), Model()
+    state = {**source.backbone.state_dict(), "norm.weight": torch.ones(64), "head.weight": torch.ones(10, 64)}
+    for i in range(4):
+        del state[f"norm{i}.weight"], state[f"norm{i}.bias"]
+    buffer = io.BytesIO()
+    torch.save({"model": state}, buffer)
+    entry = zoo.entry_of_file("swin_tiny_patch4_window7_224.pkl")
+    assert entry is not None
+    network["body"] = buffer.getvalue()
+    network["length"] = len(network["body"])
+    report = load_into(model, "swin_tiny_patch4_window7_224.pkl")
+    assert not report.unexpected and len(report.missing) == 8
+    weight = "layers.2.blocks.0.attn.qkv.weight"
+    assert torch.equal(model.backbone.state_dict()[weight], source.backbone.state_dict()[weight])
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if "swin-l" in name or name.endswith("r50")])
+def test_models_of_every_table_reach_their_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Segmenter.load(name)` goes from the name to the configuration and asks for this model's file."""
+    asked = []
+
+    class Asked(Exception):
+        pass
+
+    def resolve(entry: zoo.WeightsFile) -> Path:
+        asked.append(entry.filename)
+        raise Asked
+
+    monkeypatch.setattr(zoo, "resolve_weights", resolve)
+    with pytest.raises(Asked):
+        Segmenter.load(name)
+    assert asked == [zoo.lookup(name).filename]

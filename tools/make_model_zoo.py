@@ -13,7 +13,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,6 @@ TITLES = {
     "mapillary": "Mapillary Vistas",
     "ytvis2019": "YouTube-VIS 2019",
     "ytvis2021": "YouTube-VIS 2021",
-}
-
-# Errors in the table of the reference implementation that its users may meet.
-FOOTNOTES = {
-    "ade20k-instance-swin-l": "The reference's table gives the backbone as R50.",
-    "ade20k-semantic-r101": "The file name says 90k; the schedule is 160k iterations.",
-    "mapillary-semantic-r50": (
-        "The reference's table links to a file maskformer_R50_bs16_300k.yaml that does not exist; "
-        "its configuration is called maskformer2_R50_bs16_300k.yaml."
-    ),
 }
 
 HEAD = """\
@@ -56,7 +46,8 @@ from mask2former import Segmenter
 from mask2former.zoo import list_models, lookup, resolve_weights
 
 segment = Segmenter.load("coco-panoptic-swin-t")
-print(list_models())
+print(list_models())  # all names
+print(list_models(task="semantic", dataset="ade20k"))  # some of them
 print(lookup("coco-panoptic-swin-t").weights)  # the URL
 print(resolve_weights("coco-panoptic-swin-t"))  # the file, downloaded if it is not there yet
 ```
@@ -74,29 +65,29 @@ with the reference on recorded inputs and outputs of the network.
 The published weights are under **CC BY-NC 4.0** (no commercial use); the code of this repository is under MIT. The
 bundled model has its own licence, see below.
 
-Models whose configuration is marked *planned* have names, URLs and checksums already, but their configuration (and
-for most of them the data set) is not in this repository yet, so they cannot be loaded by name.
+`Segmenter` takes pictures; it refuses the video models (YouTube-VIS), which take clips.
+"""
+
+PLANNED = """\
+Models whose configuration is marked *planned* have names, URLs and checksums already, but their configuration is not
+in this repository yet, so they cannot be loaded by name.
 """
 
 BACKBONES = """\
 ## Backbones
 
-Training from scratch starts from ImageNet weights. The configurations name these files in `MODEL.WEIGHTS`:
+Training from scratch starts from ImageNet weights. The configurations name them in `MODEL.WEIGHTS`:
 
-| backbone | file in the configuration | where it comes from |
-|---|---|---|
-| ResNet-50 | `detectron2://ImageNetPretrained/torchvision/R-50.pkl` | downloaded by detectron2 |
-| ResNet-101 | `R-101.pkl` | torchvision's resnet101, ImageNet-1k |
-| Swin-T | `swin_tiny_patch4_window7_224.pkl` | Swin Transformer, ImageNet-1k |
-| Swin-S | `swin_small_patch4_window7_224.pkl` | the same |
-| Swin-B | `swin_base_patch4_window12_384.pkl` | the same |
-| Swin-B (IN21k) | `swin_base_patch4_window12_384_22k.pkl` | the same, ImageNet-22k |
-| Swin-L (IN21k) | `swin_large_patch4_window12_384_22k.pkl` | the same, ImageNet-22k |
+{used}
+A file of that name in the working directory goes first. Else the file of the last column is looked for in the working
+directory, in the folder that `MASK2FORMER_WEIGHTS` names and in detectron2's cache, and is downloaded if it is nowhere.
+A `.pth` file of torchvision or of Swin Transformer works as it is: its names are translated. Other detectron2
+projects want the converted file, which `tools/convert-torchvision-to-d2.py` and
+`tools/convert-pretrained-swin-model-to-d2.py` make ([tools/README.md](tools/README.md)).
 
-All but the first must lie in the working directory, or `MODEL.WEIGHTS` says where. The `.pth` files of torchvision and
-of [Swin Transformer](https://github.com/microsoft/Swin-Transformer) work as they are, for example
-`MODEL.WEIGHTS swin_tiny_patch4_window7_224.pth`; their names are translated.
-"""
+These are published, too; no configuration uses them:
+
+{unused}"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,19 +110,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def page(rows: Sequence[dict[str, Any]]) -> str:
-    """The whole page for the rows of the table."""
+def page(table: dict[str, Any]) -> str:
+    """The whole page for the table."""
+    rows = table["models"]
     bundled = [row for row in rows if "://" not in row["weights"]]
     published = [row for row in rows if "://" in row["weights"]]
     notes: list[str] = []
-    parts = [HEAD, _bundled(bundled)]
+    parts = [HEAD, *([] if all(map(_has_config, published)) else [PLANNED]), _bundled(bundled)]
     for dataset in dict.fromkeys(row["dataset"] for row in published):
         parts.append(f"## {TITLES.get(dataset, dataset)}\n")
         of_dataset = [row for row in published if row["dataset"] == dataset]
         for task in dict.fromkeys(row["task"] for row in of_dataset):
             parts.append(f"### {task.capitalize()} segmentation\n")
-            parts.append(_table([row for row in of_dataset if row["task"] == task], notes))
-    parts.append(BACKBONES)
+            parts.append(_models([row for row in of_dataset if row["task"] == task], notes))
+    used, unused = (
+        _backbones([row for row in table["backbones"] if row["used"] == is_used]) for is_used in (True, False)
+    )
+    parts.append(BACKBONES.format(used=used, unused=unused))
     if notes:
         parts.append("## Notes\n")
         parts.append("".join(f"{i}. {note}\n" for i, note in enumerate(notes, start=1)))
@@ -153,20 +148,28 @@ def _bundled(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _table(rows: Sequence[dict[str, Any]], notes: list[str]) -> str:
+def _models(rows: Sequence[dict[str, Any]], notes: list[str]) -> str:
     metrics = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
     head = ["name", "backbone", "queries", "schedule", *metrics, "configuration", "weights", "run"]
-    right = {"queries", *metrics}
-    lines = [_line(head), _line("---:" if name in right else "---" for name in head)]
+    lines = []
     for row in rows:
         values = [_number(row["metrics"].get(name)) for name in metrics]
         cells = [f"`{row['name']}`{_mark(row, notes)}", row["backbone"], str(row["queries"]), row["schedule"]]
-        lines.append(_line([*cells, *values, _config(row), _weights(row), row["model_id"]]))
-    return "".join(f"{line}\n" for line in lines)
+        lines.append([*cells, *values, _config(row), _weights(row), row["model_id"]])
+    return _table(head, lines, right={"queries", *metrics})
 
 
-def _line(cells: Any) -> str:
-    return f"| {' | '.join(cells)} |"
+def _backbones(rows: Sequence[dict[str, Any]]) -> str:
+    head = ["backbone", "in the configurations", "trained by, on", "licence", "published file"]
+    return _table(
+        head,
+        [[row["backbone"], f"`{row['config_name']}`", row["source"], row["licence"], _weights(row)] for row in rows],
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[str] = ()) -> str:
+    rule = ["---:" if name in right else "---" for name in head]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *rows))
 
 
 def _number(value: float | None) -> str:
@@ -174,22 +177,26 @@ def _number(value: float | None) -> str:
 
 
 def _mark(row: dict[str, Any], notes: list[str]) -> str:
-    if row["name"] not in FOOTNOTES:
+    if not row.get("note"):
         return ""
-    notes.append(FOOTNOTES[row["name"]])
+    notes.append(row["note"])
     return f" <sup>{len(notes)}</sup>"
 
 
+def _has_config(row: dict[str, Any]) -> bool:
+    return (ROOT / "configs" / row["config"]).is_file()
+
+
 def _config(row: dict[str, Any]) -> str:
-    name = Path(row["config"]).stem
-    if (ROOT / "configs" / row["config"]).is_file():
-        return f"[{name}](configs/{row['config']})"
+    if _has_config(row):
+        return f"[{Path(row['config']).stem}](configs/{row['config']})"
     return f"{row['config']} (*planned*)"
 
 
 def _weights(row: dict[str, Any]) -> str:
-    size = f"sha256 {row['sha256'][:12]}" if row["sha256"] else f"md5 {row['md5_prefix']}"
-    return f"[{row['weights'].rsplit('/', 1)[-1]}]({row['weights']}), {size}"
+    sums = {"sha256": (row["sha256"] or "")[:12], "md5": row["md5_prefix"]}
+    known = next((f", {kind} {digits}" for kind, digits in sums.items() if digits), "")
+    return f"[{row['weights'].rsplit('/', 1)[-1]}]({row['weights']}){known}"
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def _static_query(state: dict[str, Tensor]) -> dict[str, Tensor] | None:
     return _rename(state, lambda key: key.replace("predictor.static_query.", "predictor.query_feat."))
 
 
-def _bare_swin(state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+def swin_names(state: dict[str, Tensor]) -> dict[str, Tensor] | None:
     """An ImageNet Swin without prefix: the final norm and the classifier are not used for segmentation."""
     if "patch_embed.proj.weight" not in state or "layers.0.blocks.0.attn.qkv.weight" not in state:
         return None
@@ -161,7 +161,7 @@ def _bare_swin(state: dict[str, Tensor]) -> dict[str, Tensor] | None:
     return _rename(state, name)
 
 
-def _torchvision_resnet(state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+def torchvision_resnet_names(state: dict[str, Tensor]) -> dict[str, Tensor] | None:
     """torchvision's to detectron2's: layer1..4 -> res2..5, bnN -> convN.norm, downsample -> shortcut."""
     if "layer1.0.conv1.weight" not in state or "conv1.weight" not in state:
         return None
@@ -187,11 +187,11 @@ _HEADS: tuple[tuple[str, Renamer], ...] = (
 _BACKBONES: dict[str, tuple[str, Renamer]] = {
     "backbone.patch_embed.proj.weight": (
         "Swin backbone: names behind backbone., classifier dropped",
-        _bare_swin,
+        swin_names,
     ),
     "backbone.res2.0.conv1.weight": (
         "torchvision ResNet names to detectron2's, classifier dropped",
-        _torchvision_resnet,
+        torchvision_resnet_names,
     ),
 }
 

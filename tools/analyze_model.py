@@ -1,0 +1,303 @@
+#!/usr/bin/env python
+"""Count what a model costs: multiplications, activations, parameters; or print its structure. Runs on the CPU.
+
+    python tools/analyze_model.py --tasks parameter structure --config-file CONFIG
+    python tools/analyze_model.py --tasks flop --use-fixed-input-size --config-file CONFIG     # needs no dataset
+    python tools/analyze_model.py --tasks flop activation -n 100 --config-file CONFIG [KEY VALUE ...]
+
+One flop is one multiplication with its addition, as in papers and in fvcore, which does the counting. Counted are
+convolutions, matrix products, attention (both of its products), norms and interpolation; deformable attention counts
+five flops per sample and channel: four for the bilinear interpolation, one for the weighted sum (Deformable DETR,
+appendix A.1). Of the post-processing, the product of class scores and masks counts where semantic results are on
+(`semantic_scores`), as in published numbers. Element by element arithmetic (activation functions, additions, softmax)
+is not counted. Weights do not matter and are not loaded.
+
+Without --use-fixed-input-size, flop and activation are averaged over the first images of DATASETS.TEST, resized as in
+evaluation, because images of different sizes cost differently.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+if (ROOT / "mask2former").is_dir():  # a checkout works without being installed
+    sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from detectron2.config import CfgNode  # noqa: E402
+from detectron2.engine import default_argument_parser  # noqa: E402
+from detectron2.modeling import META_ARCH_REGISTRY, build_model  # noqa: E402
+from fvcore.nn import (  # noqa: E402
+    ActivationCountAnalysis,
+    FlopCountAnalysis,
+    flop_count_table,
+    parameter_count,
+    parameter_count_table,
+)
+from fvcore.nn.jit_handles import generic_activation_jit, get_shape  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from mask2former.config import load_config  # noqa: E402
+from mask2former.ops import pytorch_backend  # noqa: E402
+
+Size = tuple[int, int]
+TASKS = ("flop", "activation", "parameter", "structure")
+TABLE_DEPTH = 3
+SAMPLE_FLOPS = 5  # per point and channel: bilinear interpolation, and the weight
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        cfg = load_config(args.config_file or None, args.opts)
+        cfg.MODEL.DEVICE, cfg.MODEL.TIMM.WEIGHTS = "cpu", ""
+        model = _build(cfg)
+        inputs = _inputs(args, cfg, model) if {"flop", "activation"} & set(args.tasks) else []
+        for task in args.tasks:
+            print(_REPORTS[task](model, inputs))
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _build(cfg: CfgNode) -> nn.Module:
+    """The model, in eval; its config need not fit a dataset."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name not in META_ARCH_REGISTRY:
+        known = ", ".join(key for key, _ in META_ARCH_REGISTRY)
+        raise ValueError(f"MODEL.META_ARCHITECTURE '{name}' is unknown; there are {known}")
+    return build_model(cfg).eval()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = default_argument_parser(epilog=" ")
+    parser.description, parser.epilog = __doc__, None
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "--tasks",
+        choices=TASKS,
+        required=True,
+        nargs="+",
+        help="flop: multiplications by module and operator; activation: numbers written by convolutions, matrix "
+        "products and attention; parameter: learnable numbers by module; structure: the modules",
+    )
+    parser.add_argument(
+        "-n", "--num-inputs", type=int, default=100, help="images of DATASETS.TEST to average over (default 100)"
+    )
+    parser.add_argument(
+        "--use-fixed-input-size",
+        action="store_true",
+        help="one made-up image instead of the dataset: a square of INPUT.CROP.SIZE where training crops to a fixed "
+        "size, else INPUT.MIN_SIZE_TEST x INPUT.MAX_SIZE_TEST",
+    )
+    parser.add_argument(
+        "--input-size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="one made-up image of this size instead of the dataset",
+    )
+    return parser
+
+
+# ---- inputs
+class Input(NamedTuple):
+    """Sizes of one image: as the network gets it, padded, and those of the results."""
+
+    padded: Size
+    results: Size
+
+
+def _inputs(args: argparse.Namespace, cfg: CfgNode, model: nn.Module) -> list[Input]:
+    divisor = getattr(model, "size_divisibility", None) or _part(model, "backbone").size_divisibility
+    if args.input_size or args.use_fixed_input_size:
+        size = (args.input_size[0], args.input_size[1]) if args.input_size else fixed_size(cfg)
+        if min(size) < 1:
+            raise ValueError("--input-size must be positive")
+        return [Input(padded(size, divisor), size)]
+    settings = getattr(model, "settings", None)
+    at_output = settings is not None and (settings.semantic_at_output_size or settings.instance or settings.panoptic)
+    return [
+        Input(padded(size, divisor), output if at_output else size)
+        for size, output in _dataset_sizes(cfg, args.num_inputs)
+    ]
+
+
+def fixed_size(cfg: CfgNode) -> Size:
+    """(H, W) of the made-up image of --use-fixed-input-size."""
+    if cfg.INPUT.CROP.ENABLED and cfg.INPUT.CROP.TYPE == "absolute":
+        side = int(cfg.INPUT.CROP.SIZE[0])
+        return side, side
+    return cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+
+
+def padded(size: Size, divisor: int) -> Size:
+    """The size after padding to multiples of `divisor` (0 or 1: none)."""
+    step = max(divisor, 1)
+    return -(-size[0] // step) * step, -(-size[1] // step) * step
+
+
+def _dataset_sizes(cfg: CfgNode, count: int) -> list[tuple[Size, Size]]:
+    """(H, W) of the first images of DATASETS.TEST, resized for the network, and as they are."""
+    from mask2former.data import build_test_loader
+
+    if count < 1:
+        raise ValueError(f"--num-inputs must be at least 1, not {count}")
+    if not cfg.DATASETS.TEST:
+        raise ValueError("DATASETS.TEST is empty: name a dataset, or use --use-fixed-input-size")
+    cfg.DATALOADER.NUM_WORKERS = 0
+    try:
+        loader = build_test_loader(cfg, cfg.DATASETS.TEST[0])
+        samples = [batch[0] for batch in islice(loader, count)]
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}\n--use-fixed-input-size counts without a dataset.") from error
+    sizes = []
+    for sample in samples:
+        height, width = sample["image"].shape[-2:]
+        sizes.append(((height, width), (int(sample.get("height", height)), int(sample.get("width", width)))))
+    return sizes
+
+
+# ---- counting
+class Network(nn.Module):
+    """From the normalised image to the last prediction: backbone and segmentation head."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.backbone = _part(model, "backbone")
+        self.sem_seg_head = _part(model, "sem_seg_head")
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(1, 3, H, W) -> the predictions as a flat tuple of tensors."""
+        return tuple(_tensors(self.sem_seg_head(self.backbone(image))))
+
+
+def _part(model: nn.Module, name: str) -> Any:
+    part = getattr(model, name, None)
+    if part is None:
+        raise ValueError(
+            f"{type(model).__name__} has no {name}: flop and activation are for models of backbone and sem_seg_head"
+        )
+    return part
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return [tensor for item in items for tensor in _tensors(item)]
+
+
+def attention_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """Query times key, and weights times value; shapes (..., N, D), (..., S, D), (..., S, D)."""
+    query, key, value = (get_shape(x) for x in inputs[:3])
+    return Counter(attention=prod(query[:-1]) * key[-2] * (query[-1] + value[-1]))
+
+
+def deformable_attention_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """Of the op: value (B, S, heads, D), attention (B, N, heads, L, P)."""
+    return Counter(deformable_attention=SAMPLE_FLOPS * prod(get_shape(inputs[4])) * get_shape(inputs[0])[-1])
+
+
+def sampling_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """Of its PyTorch code, which samples one level with `grid_sample`: (B heads, D, N, P)."""
+    return Counter(deformable_attention=SAMPLE_FLOPS * prod(get_shape(outputs[0])))
+
+
+_FLOPS = {
+    "aten::scaled_dot_product_attention": attention_flops,
+    "mask2former::ms_deform_attn": deformable_attention_flops,
+    "aten::grid_sampler": sampling_flops,  # nothing else in the network samples
+}
+_ACTIVATIONS = {"aten::scaled_dot_product_attention": generic_activation_jit("attention")}
+
+
+def analyse(model: nn.Module, size: Size, kind: type = FlopCountAnalysis) -> Any:
+    """fvcore's analysis of backbone and head for one (1, 3, H, W) image; `kind` chooses what is counted."""
+    network = Network(model)
+    parameter = next(network.parameters())
+    analysis = kind(network, (torch.zeros(1, 3, *size, device=parameter.device),))
+    analysis.set_op_handle(**(_FLOPS if kind is FlopCountAnalysis else _ACTIVATIONS))
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    # Traced shapes are tensors, which the compiled op does not take; its PyTorch code has the same handle.
+    with torch.no_grad(), pytorch_backend(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's, about Python numbers
+        analysis.total()  # traces now; later questions are answered from the cache
+    return analysis
+
+
+def semantic_flops(model: nn.Module, size: Size) -> int:
+    """Class scores (Q, K) times masks (Q, h, w), where the model makes semantic results of them."""
+    settings = getattr(model, "settings", None)
+    if settings is None or not settings.semantic:
+        return 0
+    return model.num_queries * model.sem_seg_head.num_classes * prod(size)  # type: ignore[operator, union-attr]
+
+
+# ---- reports
+def _flop_report(model: nn.Module, inputs: Sequence[Input]) -> str:
+    analyses = {size: analyse(model, size) for size in dict.fromkeys(x.padded for x in inputs)}
+    counts = []
+    for x in inputs:
+        scores = semantic_flops(model, x.results)
+        counts.append(Counter(analyses[x.padded].by_operator()) + Counter(semantic_scores=scores))
+    first = inputs[0].padded
+    return "\n".join(
+        [
+            f"Flops of one input of {first[0]} x {first[1]} (padded), by module:",
+            flop_count_table(analyses[first], max_depth=TABLE_DEPTH, activations=None),
+            *_average("flops", counts, ("G", 1e9)),
+        ]
+    )
+
+
+def _activation_report(model: nn.Module, inputs: Sequence[Input]) -> str:
+    sizes = [x.padded for x in inputs]
+    analyses = {size: analyse(model, size, ActivationCountAnalysis) for size in dict.fromkeys(sizes)}
+    return "\n".join(_average("activations", [analyses[size].by_operator() for size in sizes], ("M", 1e6)))
+
+
+def _average(what: str, counts: Sequence[Mapping[str, int]], unit: tuple[str, float]) -> list[str]:
+    """Lines with the mean over inputs by operator, and mean and spread of the totals."""
+    name, scale = unit
+    operators: Counter[str] = Counter()
+    for count in counts:
+        operators.update(count)
+    lines = [f"{what.capitalize()} by operator, mean of {len(counts)} inputs:"]
+    for operator, total in operators.most_common():
+        lines.append(f"  {operator:<22}{total / len(counts) / scale:12.3f} {name}")
+    totals = np.array([sum(count.values()) for count in counts]) / scale
+    lines.append(f"Total {what}: {totals.mean():.1f} {name} (standard deviation {totals.std():.1f}) of one image")
+    return lines
+
+
+def _parameter_report(model: nn.Module, inputs: Sequence[Input]) -> str:
+    total = parameter_count(model)[""]
+    return f"{parameter_count_table(model, max_depth=TABLE_DEPTH)}\nTotal parameters: {total / 1e6:.1f} M ({total})"
+
+
+def _structure_report(model: nn.Module, inputs: Sequence[Input]) -> str:
+    return f"Structure of the model:\n{model}"
+
+
+_REPORTS = {
+    "flop": _flop_report,
+    "activation": _activation_report,
+    "parameter": _parameter_report,
+    "structure": _structure_report,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+#!/usr/bin/env python
+"""Convert ImageNet weights of a Swin Transformer into a file for MODEL.WEIGHTS, as the Swin configs name it.
+
+    NAME=swin_tiny_patch4_window7_224
+    wget https://github.com/SwinTransformer/storage/releases/download/v1.0.0/$NAME.pth
+    python tools/convert-pretrained-swin-model-to-d2.py $NAME.pth $NAME.pkl
+
+The classifier and the norm before it are left out. Not needed for training with this project, which reads the .pth
+as it is (MODEL.WEIGHTS swin_tiny_patch4_window7_224.pth) and finds it by the name in the configs; for other detectron2
+projects. timm's names are understood, too. MODEL_ZOO.md lists the addresses of all five sizes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import backbone_conversion
+
+from mask2former.engine.state_dict import swin_names
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return backbone_conversion.main(argv, __doc__, swin_names, "third_party", "a Swin Transformer (version 1)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+#!/usr/bin/env python
+"""Convert ImageNet weights of a torchvision ResNet into a file for MODEL.WEIGHTS, such as the R-101.pkl of the configs.
+
+    wget https://download.pytorch.org/models/resnet101-63fe2227.pth
+    python tools/convert-torchvision-to-d2.py resnet101-63fe2227.pth R-101.pkl
+
+Layers get detectron2's names: conv1 and bn1 become stem.conv1 and stem.conv1.norm, layer1 to layer4 res2 to res5,
+downsample shortcut. The classifier is left out. Not needed for training with this project, which reads the .pth as it
+is; for other detectron2 projects. The weights want, as all ResNet configs here say:
+
+    MODEL.RESNETS.STRIDE_IN_1X1 False
+    INPUT.FORMAT RGB
+    MODEL.PIXEL_MEAN [123.675, 116.280, 103.530]
+    MODEL.PIXEL_STD [58.395, 57.120, 57.375]
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import backbone_conversion
+
+from mask2former.engine.state_dict import torchvision_resnet_names
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return backbone_conversion.main(argv, __doc__, torchvision_resnet_names, "torchvision", "a torchvision ResNet")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+#!/usr/bin/env python
+"""Panoptic quality of semantic predictions: each class of an image is one segment (PQ-stuff).
+
+    python tools/evaluate_pq_for_semantic_segmentation.py --dataset-name ade20k_sem_seg_val \\
+        --json-file output/inference/sem_seg_predictions.json
+
+Unlike mIoU, PQ looks at each image by itself: a class that an image does not hold costs a false positive, however few
+its pixels. A segment counts as found where its IoU is above 0.5; pixels without a label in the truth count nowhere.
+Numbers are in percent; nan for classes that neither truth nor prediction holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+if (ROOT / "mask2former").is_dir():  # a checkout works without being installed
+    sys.path.insert(0, str(ROOT))
+
+REFERENCE_DATASETS = ("ade20k_sem_seg_val", "coco_2017_test_stuff_10k_sem_seg", "ade20k_full_sem_seg_val")
+SUMMARY = ("PQ", "SQ", "RQ")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--dataset-name",
+        default=REFERENCE_DATASETS[0],
+        metavar="NAME",
+        help=f"registered dataset with label pictures: {', '.join(REFERENCE_DATASETS)} or any other "
+        f"(default {REFERENCE_DATASETS[0]})",
+    )
+    parser.add_argument(
+        "--json-file", required=True, metavar="FILE", help="sem_seg_predictions.json, which every evaluation writes"
+    )
+    parser.add_argument(
+        "--config-file", metavar="FILE", help="only for datasets that a config registers: that config (DATASETS)"
+    )
+    args = parser.parse_args(argv)
+    try:
+        _evaluate(args)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from mask2former.evaluation.report import side_by_side
+    from mask2former.evaluation.semantic_pq import evaluate_semantic_pq
+
+    _require_dataset(args.dataset_name, args.config_file)
+    metrics = evaluate_semantic_pq(args.dataset_name, args.json_file)
+    classes = [(name.removeprefix("PQ-"), value) for name, value in metrics.items() if name not in SUMMARY]
+    print(side_by_side(("class", "PQ"), classes))
+    print(
+        "  ".join(f"{name} {metrics[name]:.3f}" for name in SUMMARY), f"({args.dataset_name}, each class one segment)"
+    )
+
+
+def _require_dataset(name: str, config_file: str | None) -> None:
+    from detectron2.data import DatasetCatalog
+
+    from mask2former.config import load_config
+    from mask2former.data import register_from_config
+
+    if config_file:
+        register_from_config(load_config(config_file), [name])
+    if name not in DatasetCatalog:
+        near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
+        hint = f" Did you mean {', '.join(near)}?" if near else ""
+        raise ValueError(
+            f"dataset {name!r} is not registered.{hint} For a dataset that a config registers, add --config-file."
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
