@@ -19,7 +19,11 @@ def main(args: argparse.Namespace) -> object:
     """What each process does; returns the evaluation results, if any."""
     cfg = setup(args)
     if args.eval_only:
-        return Trainer.test(cfg, Trainer.load_for_test(cfg, resume=args.resume))
+        model = Trainer.load_for_test(cfg, resume=args.resume)
+        results = Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            Trainer.test_with_TTA(cfg, model)
+        return results
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()

@@ -18,11 +18,15 @@ from .data import (
     COCOInstanceNewBaselineDatasetMapper,
     COCOPanopticNewBaselineDatasetMapper,
     MaskFormerInstanceDatasetMapper,
+    MaskFormerPanopticDatasetMapper,
+    MaskFormerSemanticDatasetMapper,
     register_all,
     register_coco_json,
+    register_panoptic,
+    register_semantic_folder,
 )
 from .evaluation import InstanceSegEvaluator
-from .modeling import MaskFormer
+from .modeling import MaskFormer, MaskFormerWithTTA, SemanticSegmentorWithTTA
 from .results import Result
 from .segmenter import Segmenter
 
@@ -34,8 +38,12 @@ __all__ = [
     "InstanceSegEvaluator",
     "MaskFormer",
     "MaskFormerInstanceDatasetMapper",
+    "MaskFormerPanopticDatasetMapper",
+    "MaskFormerSemanticDatasetMapper",
+    "MaskFormerWithTTA",
     "Result",
     "Segmenter",
+    "SemanticSegmentorWithTTA",
     "__version__",
     "add_maskformer2_config",
     "add_maskformer2_video_config",
@@ -44,5 +52,7 @@ __all__ = [
     "modeling",
     "register_all",
     "register_coco_json",
+    "register_panoptic",
+    "register_semantic_folder",
     "validate_config",
 ]

@@ -309,13 +309,13 @@ def _turn_on(cfg: CfgNode, task: str) -> None:
 
 
 def _register_own_datasets(cfg: CfgNode) -> None:
-    """Read class names from the json files of DATASETS.COCO_JSON, as far as they are on this machine."""
+    """Read class names from the user's own datasets in the config, as far as their files are on this machine."""
     from mask2former.data import register_from_config
 
     try:
         register_from_config(cfg)
     except (OSError, ValueError) as error:
-        logger.info("class names are not taken from DATASETS.COCO_JSON: %s", error)
+        logger.info("class names are not taken from the datasets of the config: %s", error)
 
 
 def _set_datasets(cfg: CfgNode, table: ClassTable) -> None:

@@ -46,8 +46,6 @@ def setup(args: argparse.Namespace) -> CfgNode:
     # An evaluation takes no look at the training data, which may be on another machine.
     register_from_config(cfg, [*cfg.DATASETS.TEST, *(() if args.eval_only else cfg.DATASETS.TRAIN)])
     validate_config(cfg, training=not args.eval_only)
-    if cfg.TEST.AUG.ENABLED:
-        raise ValueError("TEST.AUG.ENABLED: train_net.py has no test-time augmentation. Set it to False.")
     cfg.freeze()
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="mask2former", abbrev_name="m2f")
     default_setup(cfg, args)

@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,7 @@ class Trainer(DefaultTrainer):
             self._precise_bn(),
             CheckpointHook(cfg.SOLVER.CHECKPOINT_PERIOD, self.keep_checkpoints),
             d2_hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
+            d2_hooks.EvalHook(0, self.evaluate_with_TTA) if cfg.TEST.AUG.ENABLED else None,
             d2_hooks.PeriodicWriter(self.build_writers(), period=self.log_period)
             if comm.is_main_process()
             else None,
@@ -242,15 +244,25 @@ class Trainer(DefaultTrainer):
 
         Does not change the course of the training: random states are put back.
         """
-        averaged = (
-            self.weight_average.applied() if self.weight_average is not None else contextlib.nullcontext()
-        )
-        with preserved_random_state(), averaged:
-            _share_buffers(self.checkpointer.model)
+        with self._ready_for_evaluation():
             self._last_eval_results = self.test(self.cfg, self.checkpointer.model)
             if comm.is_main_process():
                 self.best.offer(self.checkpointer.model, self._last_eval_results, self.iter, self.cfg)
         return self._last_eval_results
+
+    def evaluate_with_TTA(self) -> OrderedDict[str, Any]:
+        """As `evaluate`, with test-time augmentation; has no say in what the best model is."""
+        with self._ready_for_evaluation():
+            return self.test_with_TTA(self.cfg, self.checkpointer.model)
+
+    @contextlib.contextmanager
+    def _ready_for_evaluation(self) -> Iterator[None]:
+        with preserved_random_state(), self._averaged_weights():
+            _share_buffers(self.checkpointer.model)
+            yield
+
+    def _averaged_weights(self) -> contextlib.AbstractContextManager[None]:
+        return self.weight_average.applied() if self.weight_average is not None else contextlib.nullcontext()
 
     @classmethod
     def test(
@@ -271,11 +283,31 @@ class Trainer(DefaultTrainer):
             on all ranks but the first.
         """
         results = super().test(cfg, model, evaluators)
-        if comm.is_main_process() and len(cfg.DATASETS.TEST):
-            named = by_dataset(results, cfg.DATASETS.TEST)
-            logger.info("Evaluation:\n%s", format_results(named))
-            write_json(Path(cfg.OUTPUT_DIR) / "inference" / "metrics.json", named)
+        _tell_results(cfg, by_dataset(results, cfg.DATASETS.TEST), "inference")
         return results
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict[str, Any]:
+        """As `test`, with the test-time augmentation of TEST.AUG; files go to OUTPUT_DIR/inference_TTA.
+
+        Returns:
+            As `test`, but "_TTA" is added to each task.
+
+        Raises:
+            ValueError: there is none for this kind of model.
+        """
+        from ..modeling import with_tta
+
+        names, folder = cfg.DATASETS.TEST, Path(cfg.OUTPUT_DIR) / "inference_TTA"
+        evaluators = [
+            cls.build_evaluator(cfg, name, str(folder / name if len(names) > 1 else folder)) for name in names
+        ]
+        results = by_dataset(super().test(cfg, with_tta(cfg, model), evaluators), names)
+        named = {
+            name: {f"{task}_TTA": metrics for task, metrics in found.items()} for name, found in results.items()
+        }
+        _tell_results(cfg, named, folder.name)
+        return OrderedDict(next(iter(named.values())) if len(named) == 1 else named)
 
     @classmethod
     def load_for_test(cls, cfg: CfgNode, resume: bool = False) -> nn.Module:
@@ -317,11 +349,8 @@ class Trainer(DefaultTrainer):
     def save_final(self) -> None:
         """Save model_final.pth with the whole state and model_final.safetensors with the weights to use."""
         self.save_checkpoint("model_final")
-        averaged = (
-            self.weight_average.applied() if self.weight_average is not None else contextlib.nullcontext()
-        )
         if comm.is_main_process():
-            with averaged:
+            with self._averaged_weights():
                 save_safetensors(
                     self.checkpointer.model, Path(self.cfg.OUTPUT_DIR) / "model_final.safetensors"
                 )
@@ -354,6 +383,13 @@ class Trainer(DefaultTrainer):
             )
             return
         set_random_state(states[comm.get_rank()])
+
+
+def _tell_results(cfg: CfgNode, named: Mapping[str, Mapping[str, Any]], folder: str) -> None:
+    """Log results by data set, and write them to OUTPUT_DIR/`folder`/metrics.json."""
+    if comm.is_main_process() and named:
+        logger.info("Evaluation:\n%s", format_results(named))
+        write_json(Path(cfg.OUTPUT_DIR) / folder / "metrics.json", named)
 
 
 def _share_buffers(model: nn.Module) -> None:

@@ -101,12 +101,15 @@ def run(command: list[str], folder: Path, *options: str, flags: tuple[str, ...] 
 
 
 def test_training_resuming_and_evaluating(tmp_path: Path, command: list[str]) -> None:
-    assert run(command, tmp_path / "straight") == 0
+    views = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(32, 64)"]
+    assert run(command, tmp_path / "straight", *views) == 0
     names = {p.name for p in (tmp_path / "straight").iterdir()}
     assert {"model_final.pth", "model_final.safetensors", "model_best.safetensors", "metrics.json"} <= names
     assert {"config.yaml", "log.txt", "model_0000001.pth", "last_checkpoint"} <= names
     results = json.loads((tmp_path / "straight/inference/metrics.json").read_text())
     assert set(results["drawn_val"]["segm"]) >= {"AP", "AP50"}
+    augmented = json.loads((tmp_path / "straight/inference_TTA/metrics.json").read_text())
+    assert set(augmented["drawn_val"]["segm_TTA"]) == set(results["drawn_val"]["segm"])
 
     # Workers make no difference to what is loaded.
     resumed = tmp_path / "resumed"
@@ -128,9 +131,10 @@ def test_training_resuming_and_evaluating(tmp_path: Path, command: list[str]) ->
     shutil.rmtree(tmp_path / "data/drawn_train")
     (tmp_path / "data/drawn_train.json").unlink()
     weights = str(tmp_path / "straight/model_final.safetensors")
-    assert run(command, tmp_path / "test", "MODEL.WEIGHTS", weights, flags=("--eval-only",)) == 0
+    assert run(command, tmp_path / "test", "MODEL.WEIGHTS", weights, *views, flags=("--eval-only",)) == 0
     again = json.loads((tmp_path / "test/inference/metrics.json").read_text())
     assert again["drawn_val"]["segm"] == results["drawn_val"]["segm"]
+    assert json.loads((tmp_path / "test/inference_TTA/metrics.json").read_text()) == augmented
 
 
 @pytest.mark.slow
