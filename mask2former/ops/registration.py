@@ -46,7 +46,10 @@ def _backward(
     deterministic: bool,
 ) -> Gradients:
     inputs = [t.detach().requires_grad_() for t in (value, sampling, attention)]
-    with torch.enable_grad():
+    # The dispatcher runs kernels with autograd out of the way. This one needs it.
+    included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    autograd = torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradFunctionality)
+    with torch.enable_grad(), torch._C._ForceDispatchKeyGuard(included, excluded - autograd):
         out = ms_deform_attn_reference(inputs[0], _pairs(spatial_shapes), inputs[1], inputs[2], reference_points)
     grads = torch.autograd.grad(out, inputs, grad)
     return grads[0].contiguous(), grads[1].contiguous(), grads[2].contiguous()

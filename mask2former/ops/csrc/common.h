@@ -69,4 +69,10 @@ inline Tensor prepared(const Tensor& t, ScalarType type) {
   return typed.is_contiguous() ? typed : torch::stable::contiguous(typed);
 }
 
+// The gradient of the output, contiguous and in `type`.
+inline Tensor prepared_gradient(const Tensor& grad, const Sizes& s, ScalarType type) {
+  STD_TORCH_CHECK(grad.numel() == s.batch * s.queries * s.heads * s.dim, "grad must be (B, N, heads * D)");
+  return prepared(grad, type);
+}
+
 }  // namespace mask2former

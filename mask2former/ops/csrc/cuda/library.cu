@@ -111,10 +111,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& va
   const torch::stable::accelerator::DeviceGuard guard(value.get_device_index());
   Inputs in(value, spatial_shapes, reference_points, sampling, attention);
   Call& call = in.call;
-  if (call.sizes.batch * call.sizes.queries * call.sizes.heads * call.sizes.dim == 0)
+  const Tensor grad_out = prepared_gradient(grad, call.sizes, value.scalar_type());
+  if (grad_out.numel() == 0)
     return {new_zeros(value, value.sizes()), new_zeros(sampling, sampling.sizes()),
             new_zeros(attention, attention.sizes())};
-  const Tensor grad_out = prepared(grad, value.scalar_type());
   call.grad = grad_out.const_data_ptr();
   const cudaStream_t stream = current_stream(value.get_device_index());
 
