@@ -23,7 +23,7 @@ _VARIABLE = "MASK2FORMER_OPS_BACKEND"
 
 
 def _forced_by_environment() -> bool:
-    chosen = os.environ.get(_VARIABLE, "auto")
+    chosen = os.environ.get(_VARIABLE) or "auto"
     if chosen not in ("auto", "pytorch"):
         raise ValueError(f"environment variable {_VARIABLE} must be auto or pytorch, got {chosen!r}")
     return chosen == "pytorch"
