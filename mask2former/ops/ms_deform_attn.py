@@ -121,6 +121,8 @@ def _check(
         raise ValueError(
             f"sampling {tuple(sampling.shape)} does not fit batch {batch}, heads {heads}, levels {len(shapes)}"
         )
+    if sampling.shape[4] == 0:
+        raise ValueError(f"sampling must hold at least one point, got {tuple(sampling.shape)}")
     if attention.shape != sampling.shape[:-1]:
         raise ValueError(f"attention must be {tuple(sampling.shape[:-1])}, got {tuple(attention.shape)}")
     if reference is not None:

@@ -29,6 +29,7 @@ SHAPES: dict[str, tuple[str, Change, str]] = {
     "sampling, batch": ("sampling", lambda x: x[:1], "sampling (1, 17, 2, 3, 4, 2) does not fit batch 2"),
     "sampling, heads": ("sampling", lambda x: x[:, :, :1], "sampling (2, 17, 1, 3, 4, 2) does not fit"),
     "sampling, levels": ("sampling", lambda x: x[:, :, :, :2], "does not fit batch 2, heads 2, levels 3"),
+    "sampling, no points": ("sampling", lambda x: x[..., :0, :], "sampling must hold at least one point"),
     "attention, 4 dimensions": ("attention", lambda x: x[..., 0], "(2, 17, 2, 3, 4), got (2, 17, 2, 3)"),
     "attention, batch": ("attention", lambda x: x[:1], "attention must be (2, 17, 2, 3, 4), got (1, 17, 2, 3, 4)"),
     "attention, queries": ("attention", lambda x: x[:, 1:], "attention must be (2, 17, 2, 3, 4)"),
@@ -105,6 +106,7 @@ DIRECT = {
     "sampling, 3 coordinates": "sampling must be",
     "sampling, batch": "sampling does not fit",
     "sampling, levels": "sampling does not fit",
+    "sampling, no points": ("sampling", lambda x: x[..., :0, :], "sampling must hold at least one point"),
     "attention, 4 dimensions": "attention must be",
     "attention, batch": "attention must have the shape of sampling",
     "attention, points": "attention must have the shape of sampling",
@@ -131,6 +133,12 @@ def test_direct_call_is_refused(name: str, device: str) -> None:
     ):
         with pytest.raises(RuntimeError, match=re.escape(DIRECT[name])):
             call()
+
+
+def test_direct_call_with_integers_is_refused(device: str) -> None:
+    value, *others = make(FUSED, device).flat()
+    with pytest.raises(RuntimeError, match="value must be fp32, bf16, fp16 or fp64"):
+        registration.ms_deform_attn(value.long(), *others)
 
 
 def test_direct_call_with_half_a_shape_is_refused(device: str) -> None:

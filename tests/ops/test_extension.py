@@ -73,7 +73,8 @@ def test_broken_library_is_a_warning(garbage: Path, caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.WARNING, "mask2former.ops.extension"):
         found = extension._load("cpu")
     path = garbage / "_cpu.abi3.so"
-    assert found.path == path and found.problem.startswith("does not load: ") and "ELF" in found.problem
+    assert found.path == path and found.problem.startswith("does not load: ")
+    assert "ELF" in found.problem or sys.platform != "linux"  # the loader's reason, not only the file's name
     (record,) = caplog.records
     assert record.levelno == logging.WARNING and record.getMessage().startswith(f"{path} does not load (")
     assert record.getMessage().endswith("deformable attention on cpu runs in PyTorch")
