@@ -106,7 +106,7 @@ DIRECT = {
     "sampling, 3 coordinates": "sampling must be",
     "sampling, batch": "sampling does not fit",
     "sampling, levels": "sampling does not fit",
-    "sampling, no points": ("sampling", lambda x: x[..., :0, :], "sampling must hold at least one point"),
+    "sampling, no points": "sampling must hold at least one point",
     "attention, 4 dimensions": "attention must be",
     "attention, batch": "attention must have the shape of sampling",
     "attention, points": "attention must have the shape of sampling",
