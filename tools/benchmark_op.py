@@ -216,9 +216,8 @@ def run(args: argparse.Namespace, describe: str) -> None:
         "this op, eager chain": (ours_chain, True),
         "this op, fused": (ours_fused, True),
     }
-    print(
-        f"\nback end {backend(device.type)}; relative errors against fp64: output, gradients of value, sampling, attention"
-    )
+    print(f"\nback end {backend(device.type)}; relative errors against fp64:")
+    print("output, gradients of value, sampling, attention")
     for kind in [*kinds, torch.float16] if device.type == "cuda" else kinds:
         for name in ("this op", "this op, fused"):
             function, fused = implementations[name]

@@ -61,8 +61,9 @@ def _load(device_type: str) -> Extension:
         torch.ops.load_library(str(path))
     except OSError as error:
         # Not an error of the import: the PyTorch code serves. But whoever built an extension wants to know.
-        logger.warning("%s does not load (%s); deformable attention on %s runs in PyTorch", path, error, device_type)
-        return Extension(device_type, path, f"does not load: {error}")
+        why = error.__cause__ or error  # newer versions of torch name the file only, and the reason there
+        logger.warning("%s does not load (%s); deformable attention on %s runs in PyTorch", path, why, device_type)
+        return Extension(device_type, path, f"does not load: {why}")
     return Extension(device_type, path, "")
 
 

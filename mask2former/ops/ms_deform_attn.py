@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -18,7 +19,17 @@ logger = logging.getLogger(__name__)
 MAX_LEVELS = 32
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
-_forced_pytorch = False
+_VARIABLE = "MASK2FORMER_OPS_BACKEND"
+
+
+def _forced_by_environment() -> bool:
+    chosen = os.environ.get(_VARIABLE) or "auto"
+    if chosen not in ("auto", "pytorch"):
+        raise ValueError(f"environment variable {_VARIABLE} must be auto or pytorch, got {chosen!r}")
+    return chosen == "pytorch"
+
+
+_forced_pytorch = _forced_by_environment()
 
 
 def backend(device_type: str) -> str:
@@ -110,6 +121,8 @@ def _check(
         raise ValueError(
             f"sampling {tuple(sampling.shape)} does not fit batch {batch}, heads {heads}, levels {len(shapes)}"
         )
+    if sampling.shape[4] == 0:
+        raise ValueError(f"sampling must hold at least one point, got {tuple(sampling.shape)}")
     if attention.shape != sampling.shape[:-1]:
         raise ValueError(f"attention must be {tuple(sampling.shape[:-1])}, got {tuple(attention.shape)}")
     if reference is not None:

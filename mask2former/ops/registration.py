@@ -46,7 +46,10 @@ def _backward(
     deterministic: bool,
 ) -> Gradients:
     inputs = [t.detach().requires_grad_() for t in (value, sampling, attention)]
-    with torch.enable_grad():
+    # The dispatcher runs kernels with autograd out of the way. This one needs it.
+    included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    autograd = torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradFunctionality)
+    with torch.enable_grad(), torch._C._ForceDispatchKeyGuard(included, excluded - autograd):
         out = ms_deform_attn_reference(inputs[0], _pairs(spatial_shapes), inputs[1], inputs[2], reference_points)
     grads = torch.autograd.grad(out, inputs, grad)
     return grads[0].contiguous(), grads[1].contiguous(), grads[2].contiguous()
@@ -102,13 +105,23 @@ def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def _reference_gradient(grad_offsets: Tensor, reference_points: Tensor, spatial_shapes: Sequence[int]) -> Tensor:
     """A reference point moves all its samples: by 1 / (W, H) of a map as much as an offset of one pixel does."""
-    kind = reference_points.dtype
-    sizes = torch.tensor([(w, h) for h, w in _pairs(spatial_shapes)], dtype=kind, device=grad_offsets.device)
-    grad = (grad_offsets.to(kind).sum(4) * sizes[:, None].transpose(0, 1)).sum(2)  # (B, N, L, 2)
+    kind, device = reference_points.dtype, grad_offsets.device
+    # From scalars: a tensor from a Python list would be a copy that waits, which a CUDA graph cannot hold.
+    sizes = torch.stack(
+        [torch.full((), n, dtype=kind, device=device) for h, w in _pairs(spatial_shapes) for n in (w, h)]
+    )
+    grad = (grad_offsets.to(kind).sum(4) * sizes.view(-1, 2)).sum(2)  # (B, N, L, 2)
     return grad.sum_to_size(reference_points.shape)
 
 
 torch.library.register_autograd("mask2former::ms_deform_attn", _autograd, setup_context=_setup_context, lib=_library)
+
+
+def _autograd_twice(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError("ms_deform_attn has no second derivative, as PyTorch's grid_sample has none")
+
+
+torch.library.register_autograd("mask2former::ms_deform_attn_backward", _autograd_twice, lib=_library)
 
 
 def _register_autocast(device: str, key: str) -> None:

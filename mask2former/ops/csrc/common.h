@@ -29,6 +29,11 @@ inline Sizes read_sizes(const Tensor& value, const std::vector<int64_t>& shapes,
   STD_TORCH_CHECK(value.dim() == 4, "value must be (B, S, heads, D), got ", value.dim(), " dimensions");
   STD_TORCH_CHECK(sampling.dim() == 6 && sampling.size(5) == 2, "sampling must be (B, N, heads, L, P, 2)");
   STD_TORCH_CHECK(attention.dim() == 5, "attention must be (B, N, heads, L, P)");
+  STD_TORCH_CHECK(sampling.size(4) > 0, "sampling must hold at least one point");
+  const ScalarType type = value.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16 ||
+                      type == ScalarType::Half,
+                  "value must be fp32, bf16, fp16 or fp64");
   Sizes s{};
   s.batch = value.size(0);
   s.length = value.size(1);
@@ -67,6 +72,12 @@ inline Sizes read_sizes(const Tensor& value, const std::vector<int64_t>& shapes,
 inline Tensor prepared(const Tensor& t, ScalarType type) {
   Tensor typed = t.scalar_type() == type ? t : torch::stable::to(t, type);
   return typed.is_contiguous() ? typed : torch::stable::contiguous(typed);
+}
+
+// The gradient of the output, contiguous and in `type`.
+inline Tensor prepared_gradient(const Tensor& grad, const Sizes& s, ScalarType type) {
+  STD_TORCH_CHECK(grad.numel() == s.batch * s.queries * s.heads * s.dim, "grad must be (B, N, heads * D)");
+  return prepared(grad, type);
 }
 
 }  // namespace mask2former

@@ -114,8 +114,7 @@ std::tuple<Tensor, Tensor, Tensor> run_backward(const Tensor& grad, const Tensor
                                                 const Tensor& attention) {
   const Call<T> call(value, shapes, reference, sampling, attention);
   const Sizes& s = call.sizes;
-  const Tensor grad_out = prepared(grad, kType<T>);
-  STD_TORCH_CHECK(grad_out.numel() == s.batch * s.queries * s.heads * s.dim, "grad must be (B, N, heads * D)");
+  const Tensor grad_out = prepared_gradient(grad, s, kType<T>);
   const int64_t rows = s.batch * s.heads, map = s.length * s.dim;
   const int64_t parts = query_parts(rows, s.queries), part = (s.queries + parts - 1) / parts;
   const Tensor grad_value = torch::stable::new_empty(call.value, {s.batch, s.length, s.heads, s.dim});

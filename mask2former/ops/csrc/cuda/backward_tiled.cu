@@ -209,8 +209,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   extern __shared__ __align__(16) char memory[];
   Shared& s = *reinterpret_cast<Shared*>(memory);
 
-  const Tile tile(t, blockIdx.x);
-  const Part& area = *tile.area;
+  const Tile tile(t);
   const int batch = tile.batch, head = tile.head;
   const int stride = t.heads * kChannels;
   const int64_t first_row = static_cast<int64_t>(batch) * t.queries * t.heads + head;
@@ -218,7 +217,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   // Query of the tile -> its number in the image, or -1.
   const auto query_of = [&](int i) {
     const int y = tile.top + i / kTile, x = tile.left + i % kTile;
-    return y < area.height && x < area.width ? area.start + y * area.width + x : -1;
+    return y < tile.height && x < tile.width ? tile.start + y * tile.width + x : -1;
   };
 
 #pragma unroll
@@ -248,8 +247,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int l = 0; l < kLevels; ++l) {
     const FastLevel level = t.level[l];
     // The window lies about the tile's middle.
-    const int middle_x = (2 * tile.left + kTile) * level.width / (2 * area.width);
-    const int middle_y = (2 * tile.top + kTile) * level.height / (2 * area.height);
+    const int middle_x = (tile.left + kTile / 2) * t.scale_x[tile.number][l];
+    const int middle_y = (tile.top + kTile / 2) * t.scale_y[tile.number][l];
     const Window window{max(min(middle_x - kWindow / 2, level.width - kWindow), 0),
                         max(min(middle_y - kWindow / 2, level.height - kWindow), 0), min(kWindow, level.width),
                         min(kWindow, level.height)};
@@ -342,8 +341,7 @@ cudaError_t launch(const Call& call, cudaStream_t stream) {
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(sizeof(Shared)));
   if (error != cudaSuccess) return error;
-  const auto blocks = static_cast<unsigned>(call.sizes.batch * t.tiles * t.heads);
-  kernel<<<blocks, kThreads, sizeof(Shared), stream>>>(
+  kernel<<<blocks_of(t, call.sizes), kThreads, sizeof(Shared), stream>>>(
       t, static_cast<const T*>(call.value), static_cast<const float*>(call.reference),
       static_cast<const P*>(call.sampling), static_cast<const P*>(call.attention), static_cast<const T*>(call.grad),
       static_cast<float*>(call.grad_sums), static_cast<P*>(call.grad_sampling), static_cast<P*>(call.grad_attention));

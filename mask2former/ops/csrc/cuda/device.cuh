@@ -25,7 +25,11 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) { re
 template <>
 __device__ __forceinline__ __half from_float<__half>(float x) { return __float2half_rn(x); }
 
-__device__ __forceinline__ float2 unpack(const __nv_bfloat162& x) { return __bfloat1622float2(x); }
+// A bf16 is the upper half of an fp32: one instruction each, where the library's function takes three for both.
+__device__ __forceinline__ float2 unpack(const __nv_bfloat162& x) {
+  const uint32_t bits = reinterpret_cast<const uint32_t&>(x);
+  return make_float2(__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u));
+}
 __device__ __forceinline__ float2 unpack(const __half2& x) { return __half22float2(x); }
 
 template <class T>
@@ -93,19 +97,6 @@ __device__ __forceinline__ void store(T* out, const float (&sum)[8]) {
     words[i] = reinterpret_cast<const uint32_t&>(two);
   }
   __stcs(reinterpret_cast<uint4*>(out), make_uint4(words[0], words[1], words[2], words[3]));
-}
-
-// 4 channels of a 16-bit type.
-template <class T>
-__device__ __forceinline__ void store_four(T* out, const float (&x)[4]) {
-  uint32_t words[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    typename Pair<T>::type two;
-    two.x = from_float<T>(x[2 * i]), two.y = from_float<T>(x[2 * i + 1]);
-    words[i] = reinterpret_cast<const uint32_t&>(two);
-  }
-  __stcs(reinterpret_cast<uint2*>(out), make_uint2(words[0], words[1]));
 }
 
 // Position in pixels of a map of `size`; a pixel's centre is a whole number. With a reference point the offset is in

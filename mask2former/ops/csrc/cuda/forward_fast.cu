@@ -1,80 +1,69 @@
-// Forward for 32 channels and 4 points: bound by the rate at which the L1 cache serves rows.
+// Forward for 32 channels and 4 points: bound by the rate at which the L1 cache serves rows, about one a cycle.
 //
-// A warp takes 8 queries of one head. First a quad of lanes works out the samples of a query, a lane one point of each
-// level, softmax included, and leaves 16 bytes for each sample in shared memory. Then 8 lanes (fp32) or 4 lanes (16
-// bits) gather a query's rows, 16 bytes a lane.
+// A warp takes 8 queries of one head, level by level. First a quad of lanes works out the samples of a query, a lane
+// one point, and leaves 16 bytes for each sample in shared memory (the softmax over all levels comes before). Then 8
+// lanes (fp32) or 4 lanes (16 bits) gather a query's rows, 16 bytes a lane.
 #include "device.cuh"
 #include "tiles.cuh"
 
 namespace mask2former {
 namespace {
 
-#ifndef FWD_THREADS
-#define FWD_THREADS 1024
-#endif
-constexpr int kThreads = FWD_THREADS;
+constexpr int kThreads = 512;  // two blocks a multiprocessor: one gathers while the other one starts
 constexpr int kWarps = kThreads / 32;
 constexpr int kWarpQueries = 8;
 
-template <class T, class P, int kLevels, bool kFused>
-__device__ __forceinline__ void prepare(const Tiling& t, const float* reference, const P* sampling, const P* attention,
-                                        int batch, int query, int head, Sample (*samples)[kWarpQueries]) {
-  const int point = threadIdx.x & 3, slot = (threadIdx.x & 31) >> 2;
-  const int64_t row = (static_cast<int64_t>(batch) * t.queries + query) * t.heads + head;
-  float2 at[kLevels];
-  float weight[kLevels];
-#pragma unroll
-  for (int l = 0; l < kLevels; ++l) {
-    at[l] = load_point(sampling + (row * kLevels + l) * kPoints * 2 + point * 2);
-    weight[l] = to_float(__ldcs(attention + (row * kLevels + l) * kPoints + point));
-  }
-  if (kFused) softmax_of_quad<kLevels>(weight);
-#pragma unroll
-  for (int l = 0; l < kLevels; ++l) {
-    float2 centre{0.0f, 0.0f};
-    if (kFused)
-      centre = __ldg(reinterpret_cast<const float2*>(reference + batch * t.reference_batch +
-                                                     query * t.reference_query + l * t.reference_level));
-    const int height = t.level[l].height, width = t.level[l].width;
-    const float x = pixel<kFused>(at[l].x, centre.x, static_cast<float>(width));
-    const float y = pixel<kFused>(at[l].y, centre.y, static_cast<float>(height));
-    int left, upper;
-    float in_x, in_y;
-    Sample sample;
-    place(x, width, left, sample.fx, in_x);
-    place(y, height, upper, sample.fy, in_y);
-    sample.offset = (upper * width + left) * t.heads * kChannels * static_cast<int>(sizeof(T));
-    sample.weight = weight[l] * in_x * in_y;
-    samples[l * kPoints + point][slot] = sample;
-  }
+// One sample, ready to be gathered. The four pixels are those at `offset` and one to the right and below. At a border
+// they are moved inside the map; then `fx`, `fy` are 0 or 1 and the missing part of the weight is in `weight`.
+struct __align__(16) Sample {
+  unsigned offset;  // bytes, in the image
+  float fx;
+  float fy;
+  float weight;
+};
+
+__device__ __forceinline__ void place(float x, int size, int& first, float& fraction, float& inside) {
+  first = min(max(whole(x), 0), size - 2);
+  fraction = fminf(fmaxf(x - first, 0.0f), 1.0f);
+  inside = fminf(fmaxf(fminf(1.0f + x, size - x), 0.0f), 1.0f);  // a NaN becomes 0
 }
 
-template <class T, int kLevels, int kLanes>
-__device__ __forceinline__ void gather(const Tiling& t, const char* rows, const Sample (*samples)[kWarpQueries],
-                                       int slot, float (&sum)[16 / sizeof(T)]) {
+// A sample by its place in the whole map.
+__device__ __forceinline__ Sample placed(float x, float y, float weight, const FastLevel& level, unsigned right) {
+  int left, upper;
+  float in_x, in_y;
+  Sample s;
+  place(x, level.width, left, s.fx, in_x);
+  place(y, level.height, upper, s.fy, in_y);
+  s.offset = (level.start + upper * level.width + left) * right;
+  s.weight = weight * in_x * in_y;
+  return s;
+}
+
+// One base for all threads and 32 bits for each: half the address arithmetic of pointers.
+__device__ __forceinline__ uint4 read(const char* image, unsigned offset) {
+  return __ldg(reinterpret_cast<const uint4*>(image + offset));
+}
+
+// The samples of one query and level, 16 bytes of their rows for each lane.
+template <class T>
+__device__ __forceinline__ void gather(const char* image, unsigned mine, unsigned right, unsigned below,
+                                       const Sample (*samples)[kWarpQueries], int slot, float (&sum)[16 / sizeof(T)]) {
   constexpr int kVector = 16 / sizeof(T);
-  const int right = t.heads * kChannels * static_cast<int>(sizeof(T));
 #pragma unroll
-  for (int l = 0; l < kLevels; ++l) {
-    const int below = t.level[l].width * right;
-    const char* map = rows + static_cast<int64_t>(t.level[l].start) * right;
+  for (int p = 0; p < kPoints; ++p) {
+    const Sample s = samples[p][slot];
+    const unsigned at = s.offset + mine;
+    const uint4 bits[4] = {read(image, at), read(image, at + right), read(image, at + below),
+                           read(image, at + below + right)};
+    const float lower = s.weight * s.fy, upper = s.weight - lower;
+    const float weight[4] = {upper - upper * s.fx, upper * s.fx, lower - lower * s.fx, lower * s.fx};
 #pragma unroll
-    for (int p = 0; p < kPoints; ++p) {
-      const Sample s = samples[l * kPoints + p][slot];
-      const char* corner = map + s.offset;
-      const uint4 bits[4] = {__ldg(reinterpret_cast<const uint4*>(corner)),
-                             __ldg(reinterpret_cast<const uint4*>(corner + right)),
-                             __ldg(reinterpret_cast<const uint4*>(corner + below)),
-                             __ldg(reinterpret_cast<const uint4*>(corner + below + right))};
-      const float lower = s.weight * s.fy, upper = s.weight - lower;
-      const float weight[4] = {upper - upper * s.fx, upper * s.fx, lower - lower * s.fx, lower * s.fx};
+    for (int c = 0; c < 4; ++c) {
+      float x[kVector];
+      widen(bits[c], x, T{});
 #pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        float x[kVector];
-        widen(bits[c], x, T{});
-#pragma unroll
-        for (int i = 0; i < kVector; ++i) sum[i] = fmaf(weight[c], x[i], sum[i]);
-      }
+      for (int i = 0; i < kVector; ++i) sum[i] = fmaf(weight[c], x[i], sum[i]);
     }
   }
 }
@@ -85,45 +74,64 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
                    const P* attention, T* out) {
   constexpr int kVector = 16 / sizeof(T), kLanes = kChannels / kVector;  // lanes of one row
   constexpr int kAtOnce = 32 / kLanes;                                   // queries a warp gathers at a time
-  extern __shared__ __align__(16) char memory[];
-  using Samples = Sample[kLevels * kPoints][kWarpQueries];
-  Sample(*samples)[kWarpQueries] = reinterpret_cast<Samples*>(memory)[threadIdx.x / 32];  // this warp's
+  constexpr int kTurns = kWarpQueries / kAtOnce;
+  __shared__ Sample shared[kWarps][kPoints][kWarpQueries];
+  const Tile tile(t);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, point = lane % kPoints;
+  Sample(*samples)[kWarpQueries] = shared[warp];
+  const unsigned right = t.heads * kChannels * sizeof(T), mine = lane % kLanes * 16;
+  const int last = tile.width - 1;
+  const char* image = reinterpret_cast<const char*>(
+      value + (static_cast<int64_t>(tile.batch) * t.length * t.heads + tile.head) * kChannels);
+  const int64_t first_query = static_cast<int64_t>(tile.batch) * t.queries;
 
-  const Tile tile(t, blockIdx.x);
-  const Part& area = *tile.area;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const char* rows = reinterpret_cast<const char*>(
-      value + (static_cast<int64_t>(tile.batch) * t.length * t.heads + tile.head) * kChannels + lane % kLanes * kVector);
-  for (int first = warp * kWarpQueries; first < kTileQueries; first += kWarps * kWarpQueries) {
-    const int y = tile.top + first / t.tile_width, x = tile.left + first % t.tile_width;
-    if (y >= area.height || x >= area.width) continue;  // the same for the whole warp
-    const int row = area.start + y * area.width;
-    const int last = area.width - 1;
-    prepare<T, P, kLevels, kFused>(t, reference, sampling, attention, tile.batch, row + min(x + lane / 4, last),
-                                   tile.head, samples);
-    __syncwarp();
 #pragma unroll 1
-    for (int slot = lane / kLanes; slot < kWarpQueries; slot += kAtOnce) {
-      float sum[kVector] = {};
-      gather<T, kLevels, kLanes>(t, rows, samples, slot, sum);
-      if (x + slot <= last) {
-        const int64_t query = static_cast<int64_t>(tile.batch) * t.queries + row + x + slot;
-        store(out + (query * t.heads + tile.head) * kChannels + lane % kLanes * kVector, sum);
-      }
+  for (int first = warp * kWarpQueries; first < kTileQueries; first += kWarps * kWarpQueries) {
+    const int y = tile.top + (first >> t.tile_shift), x = tile.left + (first & ((1 << t.tile_shift) - 1));
+    if (y >= tile.height || x >= tile.width) continue;  // the same for the whole warp
+    const int line = tile.start + y * tile.width;
+    const int query = line + min(x + lane / kPoints, last);
+    const int64_t row = ((first_query + query) * t.heads + tile.head) * kLevels * kPoints + point;
+    float2 at[kLevels];
+    float weight[kLevels];
+#pragma unroll
+    for (int l = 0; l < kLevels; ++l) {
+      at[l] = load_point(sampling + (row + l * kPoints) * 2);
+      weight[l] = to_float(__ldcs(attention + row + l * kPoints));
     }
-    __syncwarp();
+    if (kFused) softmax_of_quad<kLevels>(weight);
+    float sum[kTurns][kVector] = {};
+#pragma unroll
+    for (int l = 0; l < kLevels; ++l) {
+      float2 centre{0.0f, 0.0f};
+      if (kFused)
+        centre = __ldg(reinterpret_cast<const float2*>(reference + tile.batch * t.reference_batch +
+                                                       query * t.reference_query + l * t.reference_level));
+      const FastLevel& level = t.level[l];
+      const Sample sample = placed(pixel<kFused>(at[l].x, centre.x, static_cast<float>(level.width)),
+                                   pixel<kFused>(at[l].y, centre.y, static_cast<float>(level.height)), weight[l],
+                                   level, right);
+      __syncwarp();
+      samples[point][lane / kPoints] = sample;
+      __syncwarp();
+#pragma unroll
+      for (int turn = 0; turn < kTurns; ++turn)
+        gather<T>(image, mine, right, level.width * right, samples, turn * kAtOnce + lane / kLanes, sum[turn]);
+    }
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const int slot = turn * kAtOnce + lane / kLanes;
+      if (x + slot <= last)
+        store(out + ((first_query + line + x + slot) * t.heads + tile.head) * kChannels + lane % kLanes * kVector,
+              sum[turn]);
+    }
   }
 }
 
 template <class T, class P, int kLevels, bool kFused>
 cudaError_t launch(const Call& call, cudaStream_t stream) {
   const Tiling t = make_tiling(call.sizes);
-  const auto kernel = forward_kernel<T, P, kLevels, kFused>;
-  constexpr int kShared = kWarps * kLevels * kPoints * kWarpQueries * sizeof(Sample);
-  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
-  if (error != cudaSuccess) return error;
-  const auto blocks = static_cast<unsigned>(call.sizes.batch * t.tiles * t.heads);
-  kernel<<<blocks, kThreads, kShared, stream>>>(
+  forward_kernel<T, P, kLevels, kFused><<<blocks_of(t, call.sizes), kThreads, 0, stream>>>(
       t, static_cast<const T*>(call.value), static_cast<const float*>(call.reference),
       static_cast<const P*>(call.sampling), static_cast<const P*>(call.attention), static_cast<T*>(call.out));
   return cudaGetLastError();
@@ -136,19 +144,21 @@ cudaError_t launch_form(const Call& call, cudaStream_t stream) {
 
 }  // namespace
 
+constexpr int kMostBlocks = 65535;  // in the second and third dimension of a grid
+
 bool fits_fast_path(const Call& call) {
   const Sizes& s = call.sizes;
   if (s.dim != kChannels || s.points != kPoints || s.levels < 3 || s.levels > kFastLevels) return false;
   if (call.value_kind == Kind::f64) return false;
   for (int l = 0; l < s.levels; ++l)
     if (s.level[l].height < 2 || s.level[l].width < 2) return false;
-  // Offsets inside one image, and block numbers, are 32 bits. Alignment: what a view could start at.
+  // Offsets inside one image are 32 bits. Alignment: what a view could start at.
   const int64_t limit = (int64_t{1} << 31) - 1;
   const int64_t image = s.length * s.heads * s.dim * 4;
-  const int64_t blocks = s.batch * s.heads * (make_tiling(s).tiles + 1);
   const auto address = reinterpret_cast<uintptr_t>(call.value) | reinterpret_cast<uintptr_t>(call.sampling) |
-                       reinterpret_cast<uintptr_t>(call.grad);
-  return image <= limit && s.queries <= limit / 256 && blocks <= limit && address % 16 == 0;
+                       reinterpret_cast<uintptr_t>(call.grad) | reinterpret_cast<uintptr_t>(call.reference);
+  return image <= limit && s.queries <= limit / 256 && s.batch <= kMostBlocks && make_tiling(s).tiles <= kMostBlocks &&
+         address % 16 == 0;
 }
 
 cudaError_t forward_fast(const Call& call, cudaStream_t stream) {

@@ -27,7 +27,6 @@ struct Call {
   void* grad_sampling;   // the tiled kernel: kind `projection`; the general one: fp32 (fp64)
   void* grad_attention;  // likewise
   int multiprocessors;
-  int compute_capability;  // 90 for 9.0
 };
 
 // Any sizes.
@@ -37,9 +36,6 @@ cudaError_t backward_general(const Call& call, cudaStream_t stream);
 // 32 channels, 4 points, 1 to 4 levels of at least 2 x 2 pixels, no fp64: see `fits_fast_path`.
 bool fits_fast_path(const Call& call);
 cudaError_t forward_fast(const Call& call, cudaStream_t stream);
-// The fast path for 16-bit values where every pixel is a query, on compute capability 9.0 and newer.
-bool fits_windows(const Call& call);
-cudaError_t forward_window(const Call& call, cudaStream_t stream);
 // Where every pixel is a query.
 cudaError_t backward_tiled(const Call& call, cudaStream_t stream);
 

@@ -24,7 +24,10 @@ Kind kind_of(ScalarType type) {
 }
 
 void check(cudaError_t error, const char* what) {
-  STD_TORCH_CHECK(error == cudaSuccess, "deformable attention, ", what, ": ", cudaGetErrorString(error));
+  const char* remedy = error == cudaErrorNoKernelImageForDevice
+                           ? "; build the op for this GPU (TORCH_CUDA_ARCH_LIST) or set MASK2FORMER_OPS_BACKEND=pytorch"
+                           : "";
+  STD_TORCH_CHECK(error == cudaSuccess, "deformable attention, ", what, ": ", cudaGetErrorString(error), remedy);
 }
 
 cudaStream_t current_stream(int32_t device) {
@@ -33,9 +36,9 @@ cudaStream_t current_stream(int32_t device) {
   return static_cast<cudaStream_t>(stream);
 }
 
-int attribute(cudaDeviceAttr which, int32_t device) {
+int multiprocessors(int32_t device) {
   int number = 0;
-  check(cudaDeviceGetAttribute(&number, which, device), "device attributes");
+  check(cudaDeviceGetAttribute(&number, cudaDevAttrMultiProcessorCount, device), "device attributes");
   return number;
 }
 
@@ -68,10 +71,7 @@ struct Inputs {
     call.reference = reference ? reference->const_data_ptr() : nullptr;
     call.sampling = sampling.const_data_ptr();
     call.attention = attention.const_data_ptr();
-    const int32_t device = value.get_device_index();
-    call.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, device);
-    call.compute_capability = attribute(cudaDevAttrComputeCapabilityMajor, device) * 10 +
-                              attribute(cudaDevAttrComputeCapabilityMinor, device);
+    call.multiprocessors = multiprocessors(value.get_device_index());
   }
 
   bool is_grid() const { return call.sizes.queries == call.sizes.length; }
@@ -87,12 +87,7 @@ Tensor forward(const Tensor& value, std::vector<int64_t> spatial_shapes, std::op
   Tensor out = new_empty(in.value, shape);
   in.call.out = out.mutable_data_ptr();
   const cudaStream_t stream = current_stream(value.get_device_index());
-  if (!fits_fast_path(in.call))
-    check(forward_general(in.call, stream), "forward");
-  else if (fits_windows(in.call))
-    check(forward_window(in.call, stream), "forward, windows");
-  else
-    check(forward_fast(in.call, stream), "forward, fast path");
+  check(fits_fast_path(in.call) ? forward_fast(in.call, stream) : forward_general(in.call, stream), "forward");
   return out;
 }
 
@@ -116,10 +111,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& va
   const torch::stable::accelerator::DeviceGuard guard(value.get_device_index());
   Inputs in(value, spatial_shapes, reference_points, sampling, attention);
   Call& call = in.call;
-  if (call.sizes.batch * call.sizes.queries * call.sizes.heads * call.sizes.dim == 0)
+  const Tensor grad_out = prepared_gradient(grad, call.sizes, value.scalar_type());
+  if (grad_out.numel() == 0)
     return {new_zeros(value, value.sizes()), new_zeros(sampling, sampling.sizes()),
             new_zeros(attention, attention.sizes())};
-  const Tensor grad_out = prepared(grad, value.scalar_type());
   call.grad = grad_out.const_data_ptr();
   const cudaStream_t stream = current_stream(value.get_device_index());
 

@@ -30,9 +30,12 @@ struct Part {
 struct Tiling {
   FastLevel level[kFastLevels];
   Part part[kFastLevels];
+  // Pixels of a level for one query of a part.
+  float scale_x[kFastLevels][kFastLevels];
+  float scale_y[kFastLevels][kFastLevels];
   int parts;
-  int tiles;        // of one image and head
-  int tile_width;   // 16, or 256 for a row
+  int tiles;       // of one image and head
+  int tile_shift;  // a tile's width is 16 = 1 << 4, or 256 = 1 << 8 for a row
   int heads;
   int queries;
   int length;
@@ -51,14 +54,18 @@ inline Tiling make_tiling(const Sizes& s) {
     t.level[l] = {static_cast<int>(s.level[l].height), static_cast<int>(s.level[l].width),
                   static_cast<int>(s.level[l].start)};
   const bool grid = s.queries == s.length;
-  t.tile_width = grid ? kTile : kTileQueries;
+  t.tile_shift = grid ? 4 : 8;
   t.parts = grid ? static_cast<int>(s.levels) : 1;
-  const int tile_height = kTileQueries / t.tile_width;
+  const int tile_width = 1 << t.tile_shift, tile_height = kTileQueries >> t.tile_shift;
   for (int i = 0; i < t.parts; ++i) {
     const FastLevel whole_row{1, t.queries, 0};
     const FastLevel rectangle = grid ? t.level[i] : whole_row;
-    const int tiles_x = (rectangle.width + t.tile_width - 1) / t.tile_width;
+    const int tiles_x = (rectangle.width + tile_width - 1) / tile_width;
     t.part[i] = {rectangle.height, rectangle.width, rectangle.start, tiles_x, t.tiles};
+    for (int l = 0; l < s.levels; ++l) {
+      t.scale_x[i][l] = static_cast<float>(t.level[l].width) / rectangle.width;
+      t.scale_y[i][l] = static_cast<float>(t.level[l].height) / rectangle.height;
+    }
     t.tiles += tiles_x * ((rectangle.height + tile_height - 1) / tile_height);
   }
   return t;
@@ -67,38 +74,26 @@ inline Tiling make_tiling(const Sizes& s) {
 // The tile and head of a block. Heads of a tile follow each other, so that the lines of `sampling`, which all heads
 // share, are read once.
 struct Tile {
-  const Part* area;
   int number;  // of the part
   int batch, head;
   int top, left;  // in the part
+  int height, width, start;  // of the part
 
-  __device__ Tile(const Tiling& t, int block) {
-    head = block % t.heads;
-    const int of_all = block / t.heads;
-    batch = of_all / t.tiles;
-    const int tile = of_all % t.tiles;
-    number = 0;
-    while (number + 1 < t.parts && tile >= t.part[number + 1].first_tile) ++number;
-    area = &t.part[number];
-    const int inside = tile - area->first_tile;
-    top = inside / area->tiles_x * (kTileQueries / t.tile_width);
-    left = inside % area->tiles_x * t.tile_width;
+  __device__ explicit Tile(const Tiling& t) : number(0), batch(blockIdx.z), head(blockIdx.x) {
+    const int tile = blockIdx.y;
+#pragma unroll
+    for (int i = 1; i < kFastLevels; ++i)
+      if (i < t.parts && tile >= t.part[i].first_tile) number = i;
+    const Part& part = t.part[number];
+    height = part.height, width = part.width, start = part.start;
+    const unsigned inside = tile - part.first_tile, row = inside / static_cast<unsigned>(part.tiles_x);
+    top = row * (kTileQueries >> t.tile_shift);
+    left = (inside - row * part.tiles_x) << t.tile_shift;
   }
 };
 
-// One sample, ready to be gathered. The four pixels are those at `offset` and one to the right and below. At a border
-// they are moved inside the map; then `fx`, `fy` are 0 or 1 and the missing part of the weight is in `weight`.
-struct __align__(16) Sample {
-  int offset;  // bytes
-  float fx;
-  float fy;
-  float weight;
-};
-
-__device__ __forceinline__ void place(float x, int size, int& first, float& fraction, float& inside) {
-  first = min(max(whole(x), 0), size - 2);
-  fraction = fminf(fmaxf(x - first, 0.0f), 1.0f);
-  inside = fminf(fmaxf(fminf(1.0f + x, size - x), 0.0f), 1.0f);  // a NaN becomes 0
+inline dim3 blocks_of(const Tiling& t, const Sizes& s) {
+  return dim3(static_cast<unsigned>(s.heads), static_cast<unsigned>(t.tiles), static_cast<unsigned>(s.batch));
 }
 
 }  // namespace mask2former
