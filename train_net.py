@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train or evaluate a model.
+"""Train or evaluate a model, of images or videos.
 
     python train_net.py --config-file configs/nuclei/maskformer2_efficientnet_lite0.yaml --num-gpus 1
     python train_net.py --config-file ... --eval-only MODEL.WEIGHTS model_final.safetensors

@@ -1,8 +1,9 @@
-"""Segment pictures, folders, videos or a webcam, and write overlays, COCO json and label maps.
+"""Segment pictures, folders, videos or a webcam, and write overlays, json and label maps.
 
 python demo/demo.py                                   # the example pictures with the bundled model
 python demo/demo.py --input cells/ --output out/      # your own pictures
 python demo/demo.py --config-file C.yaml --input a.jpg b.jpg --opts MODEL.WEIGHTS model_final.pkl
+python demo/demo.py --config-file youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml --weights W --video-input a.mp4
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if (ROOT / "mask2former").is_dir():  # a checkout works without being installed
     sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import video_io  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from mask2former.model_files import DEFAULT_MODEL  # noqa: E402
@@ -54,6 +56,7 @@ def argument_parser() -> argparse.ArgumentParser:
     _model_arguments(parser.add_argument_group("model"))
     _input_arguments(parser.add_argument_group("input (default: example pictures of scikit-image)"))
     _output_arguments(parser.add_argument_group("output"))
+    video_io.add_arguments(parser.add_argument_group("video"))
     parser.add_argument(
         "--opts",
         nargs=argparse.REMAINDER,
@@ -77,8 +80,8 @@ def _model_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--task",
         default="auto",
-        choices=["auto", "semantic", "instance", "panoptic"],
-        help="what to compute; auto: what the model was made for",
+        choices=["auto", "semantic", "instance", "panoptic", "video"],
+        help="what to compute; auto: what the model was made for; video: follow objects through a video",
     )
     group.add_argument(
         "--amp", action="store_true", help="lower precision (bfloat16 or float16): faster on a GPU"
@@ -103,7 +106,7 @@ def _input_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--input", nargs="+", metavar="PATH", help="pictures, folders, or patterns such as 'cells/*.png'"
     )
-    group.add_argument("--video-input", metavar="FILE", help="video file")
+    group.add_argument("--video-input", metavar="PATH", help="video file, or folder of frames")
     group.add_argument(
         "--webcam", nargs="?", type=int, const=0, metavar="N", help="camera (default: number 0)"
     )
@@ -376,7 +379,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError("choose one of " + ", ".join(f"--{name.replace('_', '-')}" for name in sources))
         if args.non_overlapping is None:
             args.non_overlapping = args.config_file is None and args.model in (None, DEFAULT_MODEL)
-        if args.video_input and not Path(args.video_input).is_file():
+        if args.task == "video" and not sources:
+            raise UserError("--task video needs --video-input FILE (or a folder of frames)")
+        if args.video_input and not Path(args.video_input).exists():
             raise UserError(
                 f"--video-input {args.video_input} does not exist{_similar(Path(args.video_input))}"
             )
@@ -391,10 +396,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             amp=args.amp,
         )
         print(f"model: {args.config_file or args.model or DEFAULT_MODEL}, {segment}")
-        if args.video_input is not None or args.webcam is not None:
-            import video_io
-
+        video_model = hasattr(segment.model, "clip_outputs")
+        if sources and (sources != ["input"] or args.task == "video" or video_model):
             return video_io.run(segment, args)
+        if video_model:
+            raise UserError("this is a video model: give --video-input FILE, or a folder of frames")
         return segment_pictures(segment, args)
     except (UserError, ValueError, FileNotFoundError) as error:
         _complain(str(error))

@@ -1,16 +1,19 @@
-"""The demo on moving pictures: a video file or webcam, frame by frame, into an mp4 that plays everywhere."""
+"""The demo on moving pictures: a video or webcam picture by picture, or a video whose objects are followed.
+
+A video is a file or a folder of frames; the results go into an mp4 that plays everywhere.
+"""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -20,15 +23,111 @@ from tqdm import tqdm
 from mask2former.results import Result
 from mask2former.saving import CocoDocument
 from mask2former.segmenter import Segmenter
+from mask2former.video.frames import DEFAULT_RATE, Frame, FrameFolder, FrameSource, open_frames
+from mask2former.video.journal import JournalMismatch
+from mask2former.video.results import VideoResult
+from mask2former.video.writer import VIDEOS, VideoWriter
 
 WINDOW = "Mask2Former (q: quit)"
-_TICKS = 90_000  # time units a second in the written file: divides all usual frame rates
+
+
+def add_arguments(group: argparse._ArgumentGroup) -> None:
+    """What only videos have."""
+    group.add_argument(
+        "--online", action="store_true", help="follow objects frame by frame (image models always do)"
+    )
+    group.add_argument(
+        "--window", type=int, default=24, metavar="N", help="frames that the network sees together (default: 24)"
+    )
+    group.add_argument(
+        "--overlap", type=int, default=6, metavar="N", help="frames that two windows share (default: 6)"
+    )
+    group.add_argument(
+        "--top-k",
+        type=int,
+        metavar="N",
+        help="objects at a time (default: TEST.DETECTIONS_PER_VIDEO, of image models TEST.DETECTIONS_PER_IMAGE)",
+    )
+    group.add_argument(
+        "--save-frames", action="store_true", help="also write each drawn frame, as frames/000000.jpg ..."
+    )
 
 
 def run(segment: Segmenter, args: argparse.Namespace) -> int:
-    """Segment --video-input or --webcam. Returns the exit status; ValueError for what the user can mend."""
-    source = VideoFile(Path(args.video_input)) if args.video_input is not None else Camera(args.webcam)
-    folder, video, document = _targets(args, source)
+    """Segment the video or camera. Returns the exit status; ValueError for what the user can mend."""
+    follow = args.task == "video" or hasattr(segment.model, "clip_outputs")
+    if args.webcam is not None and follow:
+        raise ValueError("--webcam works picture by picture, with an image model and without --task video")
+    if args.webcam is not None:
+        return segment_frames(segment, Camera(args.webcam), args)
+    source = _source(args)
+    return follow_objects(segment, source, args) if follow else segment_frames(segment, source, args)
+
+
+def _source(args: argparse.Namespace) -> FrameSource:
+    """The video of --video-input, or the pictures of --input as its frames."""
+    if args.video_input is not None:
+        return open_frames(args.video_input, Path())
+    files = [Path(name) for name in args.input]
+    if len(files) == 1:
+        return open_frames(files[0], Path())
+    missing = next((str(path) for path in files if not path.is_file()), None)
+    if missing:
+        raise FileNotFoundError(f"--input {missing} does not exist")
+    return FrameFolder(files[0].parent, files)
+
+
+def follow_objects(segment: Segmenter, source: FrameSource, args: argparse.Namespace) -> int:
+    """Tracks through the whole video. What a stopped run has done is kept for the next one with the same arguments."""
+    folder, video, document = _targets(args, source, ("overlay", "json"))
+    work = folder / f".{source.name}_tracks"
+    started = time.perf_counter()
+    result = _track(segment, source, work, args)
+    rate = len(result) / (time.perf_counter() - started)
+    masks = folder / "masks" if args.save and "masks" in args.save else None
+    pictures = folder / "frames" if args.save_frames else None
+    labels = {"auto": None, "yes": True, "no": False}[args.labels]
+    written = [] if document is None else result.save(document)
+    if video or masks or pictures:
+        drawing = {"labels": labels, "scale": args.scale or 1.0}
+        written += result.save_all(video=video, pictures=pictures, masks=masks, drawing=drawing, progress=True)
+    shutil.rmtree(work)
+    print(f"{len(result)} frames of {source.name}, {rate:.2f} frames/s, {len(result.tracks)} tracks")
+    for track in result.tracks[:10]:
+        print(f"  {track.id}: {track.name}, score {track.score:.2f}, frames {track.first} to {track.last - 1}")
+    if not result.tracks:
+        print(f"  no object has a score of at least {args.confidence_threshold}; try --confidence-threshold 0.2")
+    for path in written:
+        print(f"  {os.path.relpath(path)}")
+    return 1 if result.damaged else 0
+
+
+def _track(segment: Segmenter, source: FrameSource, work: Path, args: argparse.Namespace) -> VideoResult:
+    online = args.online or not hasattr(segment.model, "clip_outputs")
+    for _ in range(2):
+        try:
+            return segment.track(
+                source,
+                online=online,
+                window=args.window,
+                overlap=args.overlap,
+                top_k=args.top_k,
+                min_size=args.min_size,
+                work_dir=work,
+                progress=True,
+            )
+        except JournalMismatch as error:
+            print(f"a stopped run with other arguments is dropped ({error})", file=sys.stderr)
+            shutil.rmtree(work)
+        except KeyboardInterrupt:
+            print("interrupted: the same command goes on from here", file=sys.stderr)
+            raise
+    raise AssertionError("a new journal cannot differ")
+
+
+def segment_frames(segment: Segmenter, source: FrameSource | Camera, args: argparse.Namespace) -> int:
+    """Each picture by itself; only the colours follow the objects."""
+    folder, video, document = _targets(args, source, ("overlay",))
     if video is None and document is None and args.save is None and not _has_windows():
         raise ValueError(
             "this OpenCV has no windows for the camera; give --output FILE.mp4, or install opencv-python"
@@ -40,8 +139,8 @@ def run(segment: Segmenter, args: argparse.Namespace) -> int:
     show = args.webcam is not None and video is None and _has_windows()
     try:
         with tqdm(total=source.length, unit="frame", mininterval=0.5) as progress:
-            for index, (seconds, frame) in enumerate(source):
-                result = segment(frame)
+            for frame in source.read():
+                result = segment(frame.image)
                 result = result.filter(non_overlapping=True) if args.non_overlapping else result
                 if video or show:
                     ids = colors.update(result) if result.instances is not None else None
@@ -50,17 +149,16 @@ def run(segment: Segmenter, args: argparse.Namespace) -> int:
                         break
                     if video:
                         writer = writer or VideoWriter(video, source.rate)
-                        writer.add(picture, seconds)
+                        writer.add(picture, frame.seconds)
                 if coco is not None:
-                    coco.add(result, f"{source.name}#{index:06d}")
+                    coco.add(result, f"{source.name}#{frame.index:06d}")
                 if masks is not None:
-                    result.save_masks(masks / "masks", f"{source.name}_{index:06d}")
-                count = index + 1
+                    result.save_masks(masks / "masks", f"{source.name}_{frame.index:06d}")
+                count = frame.index + 1
                 progress.update()
     except KeyboardInterrupt:
         print("interrupted: what is done so far is kept", file=sys.stderr)
     finally:
-        source.close()
         if writer is not None:
             writer.close()
     if not count:
@@ -77,9 +175,11 @@ def run(segment: Segmenter, args: argparse.Namespace) -> int:
     return 1 if source.damaged else 0
 
 
-def _targets(args: argparse.Namespace, source: VideoFile | Camera) -> tuple[Path, Path | None, Path | None]:
+def _targets(
+    args: argparse.Namespace, source: FrameSource | Camera, default: tuple[str, ...]
+) -> tuple[Path, Path | None, Path | None]:
     """Output folder, video file (or None) and json file (or None) of --output and --save."""
-    save = set(args.save or ("overlay",))
+    save = set(args.save or default)
     if args.output is None:
         if isinstance(source, Camera) and args.save is None:
             return Path(), None, None  # shown in a window
@@ -88,13 +188,14 @@ def _targets(args: argparse.Namespace, source: VideoFile | Camera) -> tuple[Path
         target = Path(args.output).expanduser()
         suffix = target.suffix.lower()
         if suffix and not target.is_dir():
-            if suffix not in (".mp4", ".mov", ".mkv", ".json"):
+            if suffix not in (*VIDEOS, ".json"):
                 raise ValueError(
                     f"--output {target}: use a folder, .mp4, .mov or .mkv for the video, or .json"
                 )
             if args.save:
                 raise ValueError(f"--save chooses what goes into a folder, but --output {target} is one file")
-            if isinstance(source, VideoFile) and target.exists() and target.samefile(source.path):
+            path = None if isinstance(source, Camera) else source.path
+            if path is not None and target.exists() and target.samefile(path):
                 raise ValueError(f"--output {target} is the input itself")
             return target.parent, None if suffix == ".json" else target, target if suffix == ".json" else None
         folder = target
@@ -103,60 +204,11 @@ def _targets(args: argparse.Namespace, source: VideoFile | Camera) -> tuple[Path
 
 
 # ------------------------------------------------------------------ reading
-def _av() -> Any:
-    try:
-        import av
-    except ImportError as error:
-        raise ValueError("videos need PyAV: pip install av (or pip install 'mask2former[video]')") from error
-    return av
-
-
-class VideoFile:
-    """Frames of a file as (time in seconds, (H, W, 3) uint8 RGB), upright as a player would show them."""
-
-    def __init__(self, path: Path) -> None:
-        av = _av()
-        try:
-            self._container = av.open(str(path))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path}: cannot be read as a video ({error})") from error
-        if not self._container.streams.video:
-            self._container.close()
-            raise ValueError(f"{path}: this file has no pictures, only: {self._container.format.long_name}")
-        self._stream = self._container.streams.video[0]
-        self._stream.thread_type = "AUTO"
-        self.path, self.name = path, path.stem
-        self.rate = Fraction(self._stream.average_rate or 25)
-        self.damaged = False
-        duration = self._stream.duration
-        known = float(duration * self._stream.time_base * self.rate) if duration else 0.0
-        self.length = self._stream.frames or round(known) or None
-
-    def __iter__(self) -> Iterator[tuple[float, np.ndarray]]:
-        first = None
-        try:
-            for index, frame in enumerate(self._container.decode(self._stream)):
-                pixels = frame.to_ndarray(format="rgb24")
-                turns = round(getattr(frame, "rotation", 0) / 90) % 4
-                seconds = frame.time if frame.time is not None else float(index / self.rate)
-                first = seconds if first is None else first
-                yield seconds - first, np.ascontiguousarray(np.rot90(pixels, turns))
-        except _av().error.FFmpegError as error:
-            self.damaged = True
-            print(
-                f"error: {self.path}: the video is damaged here, the rest is left out ({error})",
-                file=sys.stderr,
-            )
-
-    def close(self) -> None:
-        self._container.close()
-
-
 class Camera:
     """Frames of a webcam, with the time they came."""
 
     length = None
-    rate = Fraction(25)
+    rate = DEFAULT_RATE
     damaged = False
 
     def __init__(self, number: int) -> None:
@@ -169,59 +221,19 @@ class Camera:
             )
         self.name = f"camera{number}"
 
-    def __iter__(self) -> Iterator[tuple[float, np.ndarray]]:
+    def read(self) -> Iterator[Frame]:
         start = time.perf_counter()
-        while True:
-            good, frame = self._capture.read()
-            if not good:
-                return
-            yield time.perf_counter() - start, np.ascontiguousarray(frame[..., ::-1])
-
-    def close(self) -> None:
-        self._capture.release()
-
-
-# ------------------------------------------------------------------ writing and showing
-class VideoWriter:
-    """H.264 with 4:2:0 colours, the form that browsers and phones play. Takes its name when playable."""
-
-    def __init__(self, path: Path, rate: Fraction) -> None:
-        av = _av()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path, self._part = path, path.with_name(f".{path.stem}.part{path.suffix}")
-        options = {"movflags": "+faststart"} if path.suffix.lower() in (".mp4", ".mov") else {}
-        self._container = av.open(str(self._part), "w", options=options)
-        self._stream = self._container.add_stream(
-            "libx264", rate=rate, options={"crf": "20", "preset": "medium"}
-        )
-        self._stream.pix_fmt = "yuv420p"
-        self._stream.codec_context.time_base = Fraction(1, _TICKS)
-        self._last = -1
-        self._size: tuple[int, int] | None = None
-
-    def add(self, picture: np.ndarray, seconds: float) -> None:
-        """Append (H, W, 3) uint8 RGB, to be shown from this time on. Odd sizes lose a row or column."""
-        if self._size is None:
-            self._size = (picture.shape[0] // 2 * 2, picture.shape[1] // 2 * 2)
-            self._stream.height, self._stream.width = self._size
-        height, width = self._size
-        if picture.shape[0] < height or picture.shape[1] < width:
-            picture = cv2.resize(picture, (width, height))
-        frame = _av().VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
-        self._last = max(round(seconds * _TICKS), self._last + 1)
-        frame.pts, frame.time_base = self._last, Fraction(1, _TICKS)
-        self._container.mux(self._stream.encode(frame))
-
-    def close(self) -> None:
-        if self._size is not None:
-            self._container.mux(self._stream.encode(None))
-        self._container.close()
-        if self._size is None:
-            self._part.unlink(missing_ok=True)
-        else:
-            os.replace(self._part, self._path)
+        try:
+            for index in itertools.count():
+                good, frame = self._capture.read()
+                if not good:
+                    return
+                yield Frame(index, time.perf_counter() - start, np.ascontiguousarray(frame[..., ::-1]))
+        finally:
+            self._capture.release()
 
 
+# ------------------------------------------------------------------ showing
 def _has_windows() -> bool:
     """Whether this OpenCV can open windows (the headless build cannot)."""
     try:

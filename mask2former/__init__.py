@@ -24,17 +24,20 @@ from .data import (
     register_coco_json,
     register_panoptic,
     register_semantic_folder,
+    register_ytvis_json,
 )
 from .evaluation import InstanceSegEvaluator
-from .modeling import MaskFormer, MaskFormerWithTTA, SemanticSegmentorWithTTA
+from .modeling import MaskFormer, MaskFormerWithTTA, SemanticSegmentorWithTTA, VideoMaskFormer
 from .results import Result
 from .segmenter import Segmenter
+from .video import CocoClipDatasetMapper, YTVISDatasetMapper, YTVISEvaluator
 
 __version__ = "0.1.0"
 
 __all__ = [
     "COCOInstanceNewBaselineDatasetMapper",
     "COCOPanopticNewBaselineDatasetMapper",
+    "CocoClipDatasetMapper",
     "InstanceSegEvaluator",
     "MaskFormer",
     "MaskFormerInstanceDatasetMapper",
@@ -44,6 +47,9 @@ __all__ = [
     "Result",
     "Segmenter",
     "SemanticSegmentorWithTTA",
+    "VideoMaskFormer",
+    "YTVISDatasetMapper",
+    "YTVISEvaluator",
     "__version__",
     "add_maskformer2_config",
     "add_maskformer2_video_config",
@@ -54,5 +60,6 @@ __all__ = [
     "register_coco_json",
     "register_panoptic",
     "register_semantic_folder",
+    "register_ytvis_json",
     "validate_config",
 ]

@@ -60,6 +60,7 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
             "COCO_JSON": [],  # [name, json file, image folder] each
             "COCO_PANOPTIC": [],  # [name, panoptic json, image folder, PNG folder] each, and a json of instances
             "SEMANTIC_FOLDER": [],  # [name, image folder, label folder, classes] each, and the value to ignore
+            "YTVIS_JSON": [],  # [name, json file, folder of the frames] each
         },
     )
     # The second is detectron2's, which reads it without declaring it.
@@ -77,7 +78,7 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
 
 
 def add_maskformer2_video_config(cfg: CfgNode) -> None:
-    """Add the clip-sampling keys of the video datasets to `cfg`, in place. Idempotent."""
+    """Add the keys that only video models and datasets have to `cfg`, in place. Idempotent."""
     _defaults(
         cfg.INPUT,
         {
@@ -87,6 +88,7 @@ def add_maskformer2_video_config(cfg: CfgNode) -> None:
             "AUGMENTATIONS": [],
         },
     )
+    _defaults(cfg.TEST, {"DETECTIONS_PER_VIDEO": 10})  # ours; fixed in the reference
 
 
 def _add_input(cfg: CfgNode) -> None:

@@ -80,6 +80,11 @@ def _validate_combinations(cfg: CfgNode) -> None:
         "MODEL.SEM_SEG_HEAD.NAME 'MaskFormerHead' predicts masks: set MODEL.META_ARCHITECTURE 'MaskFormer'.",
     )
     _require(
+        architecture != "VideoMaskFormer" or not (node.TEST.SEMANTIC_ON or node.TEST.PANOPTIC_ON),
+        "MODEL.META_ARCHITECTURE 'VideoMaskFormer' gives instances only: set MODEL.MASK_FORMER.TEST.SEMANTIC_ON and "
+        "PANOPTIC_ON to False.",
+    )
+    _require(
         not per_pixel or not (node.TEST.INSTANCE_ON or node.TEST.PANOPTIC_ON),
         f"MODEL.SEM_SEG_HEAD.NAME '{head.NAME}' gives semantic results only: set MODEL.MASK_FORMER.TEST.INSTANCE_ON "
         "and PANOPTIC_ON to False.",
@@ -118,12 +123,14 @@ def _validate_model(cfg: CfgNode) -> None:
         any((node.TEST.SEMANTIC_ON, node.TEST.INSTANCE_ON, node.TEST.PANOPTIC_ON)),
         "MODEL.MASK_FORMER.TEST: turn on at least one of SEMANTIC_ON, INSTANCE_ON, PANOPTIC_ON",
     )
+    _require(cfg.TEST.DETECTIONS_PER_VIDEO >= 1, "TEST.DETECTIONS_PER_VIDEO must be at least 1")
 
 
 def _validate_training(cfg: CfgNode) -> None:
     from .data import mapper_names
 
-    _one_of("INPUT.DATASET_MAPPER_NAME", cfg.INPUT.DATASET_MAPPER_NAME, mapper_names())
+    video = cfg.MODEL.META_ARCHITECTURE == "VideoMaskFormer"
+    _one_of("INPUT.DATASET_MAPPER_NAME", cfg.INPUT.DATASET_MAPPER_NAME, mapper_names(video))
     _one_of("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, ("ADAMW", "SGD"))
     _one_of("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, ("auto", "bfloat16", "float16"))
     steps = cfg.SOLVER.ACCUMULATION_STEPS
@@ -146,9 +153,10 @@ def _validate_datasets(cfg: CfgNode, split: str, names: Sequence[str]) -> None:
             f"DATASETS.{split} names '{name}', which is not registered. "
             + (f"Nearest: {', '.join(near)}. " if near else "")
             + "Your own data: DATASETS.COCO_JSON: [[name, file.json, image folder]], or DATASETS.COCO_PANOPTIC, "
-            "DATASETS.SEMANTIC_FOLDER.",
+            "DATASETS.SEMANTIC_FOLDER; videos: DATASETS.YTVIS_JSON.",
         )
         metadata = MetadataCatalog.get(name)
+        _validate_frames(cfg, split, name, metadata.get("evaluator_type"))
         kind = metadata.get("evaluator_type", "coco")
         attribute = "thing_classes" if kind in ("coco", "lvis", "ytvis", "cityscapes_instance") else "stuff_classes"
         classes = metadata.get(attribute)
@@ -164,3 +172,26 @@ def _validate_datasets(cfg: CfgNode, split: str, names: Sequence[str]) -> None:
             f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE}, but dataset '{name}' "
             f"(DATASETS.{split}) ignores label {ignored}. Set MODEL.SEM_SEG_HEAD.IGNORE_VALUE {ignored}.",
         )
+
+
+def _validate_frames(cfg: CfgNode, split: str, name: str, kind: str | None) -> None:
+    """Videos need the model of videos; it is evaluated on videos, and trains on pictures by a mapper of its own."""
+    video = cfg.MODEL.META_ARCHITECTURE == "VideoMaskFormer"
+    clips_of_pictures = split == "TRAIN" and cfg.INPUT.DATASET_MAPPER_NAME == "coco_clip"
+    _require(
+        video or kind != "ytvis",
+        f"DATASETS.{split} names '{name}', which holds videos: set MODEL.META_ARCHITECTURE 'VideoMaskFormer' and "
+        "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME 'VideoMultiScaleMaskedTransformerDecoder', or start from one of "
+        "configs/youtubevis_2019.",
+    )
+    _require(
+        not video or clips_of_pictures or kind in (None, "ytvis"),
+        f"DATASETS.{split} names '{name}', which holds pictures, but MODEL.META_ARCHITECTURE is 'VideoMaskFormer'. "
+        "Name videos, for example 'ytvis_2019_val'; or train on clips that are made of pictures with "
+        "INPUT.DATASET_MAPPER_NAME 'coco_clip'; or set MODEL.META_ARCHITECTURE 'MaskFormer'.",
+    )
+    _require(
+        not clips_of_pictures or kind != "ytvis",
+        f"DATASETS.{split} names '{name}', which holds videos, but INPUT.DATASET_MAPPER_NAME 'coco_clip' makes clips "
+        "of pictures: set 'ytvis'.",
+    )

@@ -6,6 +6,8 @@ segment = Segmenter.load("nuclei")
 result = segment("cells.png")
 print(result, result.instances.boxes)
 result.save("overlay.png")
+
+A video model (or, frame by frame, an image model) follows objects: `Segmenter.load(...).track("clip.mp4")`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,6 +35,10 @@ from mask2former.model_files import locate_model, stored_classes
 from mask2former.modeling import MaskFormer
 from mask2former.pictures import Picture, read_picture
 from mask2former.results import TASKS, Result
+
+if TYPE_CHECKING:
+    from mask2former.video.frames import FrameSource, Video
+    from mask2former.video.results import VideoResult
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +74,8 @@ class Segmenter:
                 longest side in pixels; 0: keep the size), RGB and `classes` hold.
             classes: names of the model's classes, when the config's test dataset does not know them.
             device: default: where the model's parameters are.
-            task: "auto" keeps all parts the model gives; "instance", "panoptic" or "semantic" only that one.
+            task: "auto" keeps all parts the model gives; "instance", "panoptic" or "semantic" only that one;
+                "video" is for `track`.
             score_threshold: objects and segments with a lower score are dropped; 0 keeps all.
             batch_size: pictures run together when a list is given. They are padded to one size, and padding
                 changes results a little; 1 gives the numbers of the evaluation.
@@ -77,8 +84,8 @@ class Segmenter:
         Raises:
             ValueError: a wrong argument, or neither `cfg` nor `classes`.
         """
-        if task not in ("auto", *TASKS):
-            raise ValueError(f"task must be auto, {', '.join(TASKS)}, not {task!r}")
+        if task not in ("auto", "video", *TASKS):
+            raise ValueError(f"task must be auto, video, {', '.join(TASKS)}, not {task!r}")
         self.task = task
         self.score_threshold = _checked_threshold(score_threshold)
         self.batch_size = batch_size
@@ -142,8 +149,8 @@ class Segmenter:
             weights = dict(zip(overrides[::2], overrides[1::2])).get("MODEL.WEIGHTS")
         config, weights = locate_model(name, config, weights)
         cfg = load_config(config, overrides)
-        if cfg.MODEL.META_ARCHITECTURE == "VideoMaskFormer":
-            raise ValueError(f"{config} is a video model, which takes clips, not pictures")
+        if cfg.MODEL.META_ARCHITECTURE == "VideoMaskFormer" and task not in ("auto", "video"):
+            raise ValueError(f"{config} is a video model: its task is video, not {task}")
         if not weights:
             raise ValueError(
                 f"no weights for {config}: without them results would be random. Pass weights=FILE "
@@ -204,16 +211,85 @@ class Segmenter:
         size = self.batch_size if batch_size is None else batch_size
         if size < 1:
             raise ValueError(f"batch_size must be at least 1, not {size}")
-        resize = self._resize
-        if min_size is not None:
-            if min_size < 1:
-                raise ValueError(f"min_size must be at least 1, not {min_size}")
-            resize = T.ResizeShortestEdge(min_size, max(resize.max_size, 2 * min_size), "choice")
+        if hasattr(self.model, "clip_outputs"):
+            raise ValueError("this is a video model, which takes clips, not pictures: use track(video)")
+        resize = self._resize_to(min_size)
         source = iter(images)
         while batch := list(islice(source, size)):
             arrays = [read_picture(picture) for picture in batch]
             paths = [Path(p) if isinstance(p, str | os.PathLike) else None for p in batch]
             yield from self._run(arrays, paths, threshold, resize)
+
+    def track(
+        self,
+        video: Video | FrameSource,
+        *,
+        online: bool = False,
+        window: int = 24,
+        overlap: int = 6,
+        top_k: int | None = None,
+        score_threshold: float | None = None,
+        min_size: int | None = None,
+        work_dir: str | os.PathLike[str] | None = None,
+        progress: bool = False,
+    ) -> VideoResult:
+        """Follow the objects of a video, of any length in the same memory. Returns when the whole video is done.
+
+        A video model sees overlapping windows, which are put together; one that fits a window gives what the model
+        gives for the whole clip. `online` goes frame by frame, which image models can do too.
+
+        Args:
+            video: a video file, a folder of frames, a list or array of pictures, or an iterable of them.
+            online: windows of one frame: a frame's masks depend on no later frame.
+            window, overlap: frames that the network sees together, and how many neighbouring windows share. Memory
+                grows with `window`.
+            top_k: objects at a time (in one window); default: TEST.DETECTIONS_PER_VIDEO of a video model,
+                TEST.DETECTIONS_PER_IMAGE of an image model.
+            score_threshold: tracks with a lower score are left out (`VideoResult.filter` can lower it later).
+            min_size: shorter side, in pixels, at which the network sees the frames.
+            work_dir: folder for the masks, which stays. A run that was interrupted goes on there after its last
+                finished window. Default: a temporary folder.
+            progress: show a progress bar.
+        Raises:
+            FileNotFoundError, ValueError: no video, no frames, an unreadable one, a wrong setting, a model that does
+                not follow objects, or a `work_dir` with the results of another run.
+        """
+        from mask2former.video.long_clips import WindowSettings
+        from mask2former.video.tracking import track_video
+
+        threshold = self.score_threshold if score_threshold is None else _checked_threshold(score_threshold)
+        kind = "VIDEO" if hasattr(self.model, "clip_outputs") else "IMAGE"
+        if top_k is None:
+            top_k = 10 if self.cfg is None else int(self.cfg.TEST[f"DETECTIONS_PER_{kind}"])
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1, not {top_k}")
+        candidates = max(20, 2 * top_k)
+        if online:
+            settings = WindowSettings.online(candidates=candidates)
+        else:
+            settings = WindowSettings(window, overlap, candidates)
+        resize = self._resize_to(min_size)
+        return track_video(
+            self.model,
+            video,
+            self.classes,
+            settings,
+            prepare=lambda image: self._prepare(image, resize)["image"],
+            autocast=self._autocast,
+            work_dir=None if work_dir is None else Path(work_dir),
+            progress=progress,
+            facts={"size": [resize.short_edge_length, resize.max_size], "amp": str(self._amp_dtype)},
+            top_k=top_k,
+            score_threshold=threshold,
+        )
+
+    def _resize_to(self, min_size: int | None) -> T.ResizeShortestEdge:
+        """The resizing of the test, or one to another shorter side."""
+        if min_size is None:
+            return self._resize
+        if min_size < 1:
+            raise ValueError(f"min_size must be at least 1, not {min_size}")
+        return T.ResizeShortestEdge(min_size, max(self._resize.max_size, 2 * min_size), "choice")
 
     def _run(
         self, arrays: list[np.ndarray], paths: list[Path | None], threshold: float, resize: T.ResizeShortestEdge
@@ -299,7 +375,7 @@ def _class_table(cfg: CfgNode | None, classes: ClassTable | Sequence[str] | None
 def _turn_on(cfg: CfgNode, task: str) -> None:
     """Make the model compute the wanted task only, as far as that leaves its numbers unchanged."""
     test = cfg.MODEL.MASK_FORMER.TEST
-    if task == "auto":
+    if task in ("auto", "video"):
         return
     panoptic_model = test.PANOPTIC_ON
     test.SEMANTIC_ON = task == "semantic"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mask2former.config import ConfigError, load_config, validate_config
 
 PANOPTIC = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
 MASKFORMER = "ade20k/semantic-segmentation/maskformer/maskformer_R50_bs16_160k.yaml"
+VIDEO = "youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml"
 PER_PIXEL = "ade20k/semantic-segmentation/maskformer/per_pixel_baseline_R50_bs16_160k.yaml"
 
 
@@ -58,3 +62,33 @@ def test_components_that_do_not_fit_together(config: str, overrides: list, messa
     validate_config(load_config(config), training=True)
     with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
         validate_config(load_config(config, overrides), training=True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["MODEL.META_ARCHITECTURE", "MaskFormer"], "DATASETS.TRAIN names 'clips_{}', which holds videos: set MODEL"),
+        (["DATASETS.TEST", ("coco_2017_val",)], "DATASETS.TEST names 'coco_2017_val', which holds pictures"),
+        (["DATASETS.TRAIN", ("coco_2017_train",)], "INPUT.DATASET_MAPPER_NAME 'coco_clip'"),
+        (["INPUT.DATASET_MAPPER_NAME", "coco_clip"], "makes clips of pictures: set 'ytvis'"),
+        (["INPUT.DATASET_MAPPER_NAME", "coco_instance_lsj"], "Known: coco_clip, mask_former_semantic, ytvis"),
+        (["MODEL.MASK_FORMER.TEST.SEMANTIC_ON", True], "MODEL.MASK_FORMER.TEST.SEMANTIC_ON and PANOPTIC_ON to False"),
+        (["TEST.DETECTIONS_PER_VIDEO", 0], "TEST.DETECTIONS_PER_VIDEO must be at least 1"),
+    ],
+)
+def test_videos_and_pictures_are_not_mixed_up(overrides: list, message: str, tmp_path: Path) -> None:
+    name = f"clips_{tmp_path.name}"
+    DatasetCatalog.register(name, list)
+    MetadataCatalog.get(name).set(evaluator_type="ytvis", thing_classes=["thing"] * 40)
+    own = ["DATASETS.TRAIN", (name,), "DATASETS.TEST", (name,)]
+    try:
+        validate_config(load_config(VIDEO, own), training=True)
+        # A video model may train on pictures, as clips that are made of them.
+        pictures = ["DATASETS.TRAIN", ("coco_2017_train",), "DATASETS.TEST", (), "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 80]
+        mapper = ["INPUT.DATASET_MAPPER_NAME", "coco_clip"]
+        validate_config(load_config(VIDEO, [*pictures, *mapper]), training=True)
+        with pytest.raises(ConfigError, match=message.format(tmp_path.name).replace(".", r"\.")):
+            validate_config(load_config(VIDEO, [*own, *overrides]), training=True)
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)

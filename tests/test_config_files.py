@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1] / "configs"
 FILES = {str(path.relative_to(ROOT)): path for path in sorted(ROOT.rglob("*.yaml"))}
 RECIPES = [name for name in FILES if not name.startswith("common/") and not Path(name).name.startswith("Base-")]
 # Data sets whose classes are in files that are not part of the repository.
-CLASSES_FROM_FILES = ("nuclei/", "mapillary-vistas-v2/")
+CLASSES_FROM_FILES = ("nuclei/", "mapillary-vistas-v2/", "own-videos/")
 # One recipe at least for each component of MaskFormer and Mask2Former that a config can name.
 COMPONENTS = {
     "MODEL.META_ARCHITECTURE": {"MaskFormer", "VideoMaskFormer", "SemanticSegmentor"},
@@ -101,14 +101,15 @@ def test_every_component_has_a_recipe(key: str) -> None:
     assert found >= COMPONENTS[key]
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if not Path(name).name.startswith("video_")])
+@pytest.mark.parametrize("name", RECIPES)
 def test_recipes_are_valid(name: str) -> None:
     """Components, mapper and datasets are registered, and the number of classes is that of the datasets."""
     cfg = load_config(name)
     if name.startswith(CLASSES_FROM_FILES):
-        own = {entry[0] for entry in cfg.DATASETS.COCO_JSON}
+        own = {entry[0] for entry in (*cfg.DATASETS.COCO_JSON, *cfg.DATASETS.YTVIS_JSON)}
         assert {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} <= own | set(DatasetCatalog)
-        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("coco_2017_train",), ()
-        cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 80
+        video = cfg.MODEL.META_ARCHITECTURE == "VideoMaskFormer"
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("ytvis_2019_train" if video else "coco_2017_train",), ()
+        cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 40 if video else 80
     validate_config(cfg, training=True)
     assert cfg.INPUT.FORMAT == "RGB" and cfg.SOLVER.OPTIMIZER == "ADAMW" and cfg.VERSION == 2

@@ -13,7 +13,8 @@ appendix A.1). Of the post-processing, the product of class scores and masks cou
 is not counted. Weights do not matter and are not loaded.
 
 Without --use-fixed-input-size, flop and activation are averaged over the first images of DATASETS.TEST, resized as in
-evaluation, because images of different sizes cost differently.
+evaluation, because images of different sizes cost differently. One input of a video model is a clip: all frames of a
+video of DATASETS.TEST, or --num-frames made-up ones.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from fvcore.nn.jit_handles import generic_activation_jit, get_shape  # noqa: E40
 from torch import Tensor, nn  # noqa: E402
 
 from mask2former.config import load_config  # noqa: E402
+from mask2former.modeling import VideoMaskFormer  # noqa: E402
 from mask2former.ops import pytorch_backend  # noqa: E402
 
 Size = tuple[int, int]
@@ -109,15 +111,21 @@ def _parser() -> argparse.ArgumentParser:
         metavar=("HEIGHT", "WIDTH"),
         help="one made-up image of this size instead of the dataset",
     )
+    parser.add_argument(
+        "--num-frames",
+        type=int,
+        help="frames of a made-up clip, for video models (default: INPUT.SAMPLING_FRAME_NUM, as in training)",
+    )
     return parser
 
 
 # ---- inputs
 class Input(NamedTuple):
-    """Sizes of one image: as the network gets it, padded, and those of the results."""
+    """Sizes of one image or clip: as the network gets it, padded, and those of the results; number of frames."""
 
     padded: Size
     results: Size
+    frames: int = 1
 
 
 def _inputs(args: argparse.Namespace, cfg: CfgNode, model: nn.Module) -> list[Input]:
@@ -126,13 +134,25 @@ def _inputs(args: argparse.Namespace, cfg: CfgNode, model: nn.Module) -> list[In
         size = (args.input_size[0], args.input_size[1]) if args.input_size else fixed_size(cfg)
         if min(size) < 1:
             raise ValueError("--input-size must be positive")
-        return [Input(padded(size, divisor), size)]
+        return [Input(padded(size, divisor), size, _made_up_frames(args, cfg, model))]
     settings = getattr(model, "settings", None)
     at_output = settings is not None and (settings.semantic_at_output_size or settings.instance or settings.panoptic)
     return [
-        Input(padded(size, divisor), output if at_output else size)
-        for size, output in _dataset_sizes(cfg, args.num_inputs)
+        Input(padded(size, divisor), output if at_output else size, frames)
+        for size, output, frames in _dataset_sizes(cfg, args.num_inputs)
     ]
+
+
+def _made_up_frames(args: argparse.Namespace, cfg: CfgNode, model: nn.Module) -> int:
+    """T of the made-up input: 1 for models of images."""
+    if not isinstance(model, VideoMaskFormer):
+        if args.num_frames is not None:
+            raise ValueError(f"--num-frames is for video models; MODEL.META_ARCHITECTURE is {type(model).__name__}")
+        return 1
+    frames = cfg.INPUT.SAMPLING_FRAME_NUM if args.num_frames is None else args.num_frames
+    if frames < 1:
+        raise ValueError(f"--num-frames must be at least 1, not {frames}")
+    return frames
 
 
 def fixed_size(cfg: CfgNode) -> Size:
@@ -149,8 +169,8 @@ def padded(size: Size, divisor: int) -> Size:
     return -(-size[0] // step) * step, -(-size[1] // step) * step
 
 
-def _dataset_sizes(cfg: CfgNode, count: int) -> list[tuple[Size, Size]]:
-    """(H, W) of the first images of DATASETS.TEST, resized for the network, and as they are."""
+def _dataset_sizes(cfg: CfgNode, count: int) -> list[tuple[Size, Size, int]]:
+    """(H, W) of the first images of DATASETS.TEST, resized for the network, and as they are; and their frames."""
     from mask2former.data import build_test_loader
 
     if count < 1:
@@ -165,23 +185,26 @@ def _dataset_sizes(cfg: CfgNode, count: int) -> list[tuple[Size, Size]]:
         raise FileNotFoundError(f"{error}\n--use-fixed-input-size counts without a dataset.") from error
     sizes = []
     for sample in samples:
-        height, width = sample["image"].shape[-2:]
-        sizes.append(((height, width), (int(sample.get("height", height)), int(sample.get("width", width)))))
+        frames = [sample["image"]] if isinstance(sample["image"], Tensor) else sample["image"]
+        height, width = frames[0].shape[-2:]
+        output = (int(sample.get("height", height)), int(sample.get("width", width)))
+        sizes.append(((height, width), output, len(frames)))
     return sizes
 
 
 # ---- counting
 class Network(nn.Module):
-    """From the normalised image to the last prediction: backbone and segmentation head."""
+    """From the normalised image, or the frames of one clip, to the last prediction: backbone and segmentation head."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, frames: int = 1) -> None:
         super().__init__()
+        self.options = {"frames": frames} if frames > 1 else {}
         self.backbone = _part(model, "backbone")
         self.sem_seg_head = _part(model, "sem_seg_head")
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(1, 3, H, W) -> the predictions as a flat tuple of tensors."""
-        return tuple(_tensors(self.sem_seg_head(self.backbone(image))))
+        """(T, 3, H, W) -> the predictions as a flat tuple of tensors."""
+        return tuple(_tensors(self.sem_seg_head(self.backbone(image), **self.options)))
 
 
 def _part(model: nn.Module, name: str) -> Any:
@@ -224,11 +247,11 @@ _FLOPS = {
 _ACTIVATIONS = {"aten::scaled_dot_product_attention": generic_activation_jit("attention")}
 
 
-def analyse(model: nn.Module, size: Size, kind: type = FlopCountAnalysis) -> Any:
-    """fvcore's analysis of backbone and head for one (1, 3, H, W) image; `kind` chooses what is counted."""
-    network = Network(model)
+def analyse(model: nn.Module, size: Size, kind: type = FlopCountAnalysis, frames: int = 1) -> Any:
+    """fvcore's analysis of backbone and head for one image or clip (T, 3, H, W); `kind` chooses what is counted."""
+    network = Network(model, frames)
     parameter = next(network.parameters())
-    analysis = kind(network, (torch.zeros(1, 3, *size, device=parameter.device),))
+    analysis = kind(network, (torch.zeros(frames, 3, *size, device=parameter.device),))
     analysis.set_op_handle(**(_FLOPS if kind is FlopCountAnalysis else _ACTIVATIONS))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     # Traced shapes are tensors, which the compiled op does not take; its PyTorch code has the same handle.
@@ -248,28 +271,43 @@ def semantic_flops(model: nn.Module, size: Size) -> int:
 
 # ---- reports
 def _flop_report(model: nn.Module, inputs: Sequence[Input]) -> str:
-    analyses = {size: analyse(model, size) for size in dict.fromkeys(x.padded for x in inputs)}
+    analyses = _analyses(model, inputs, FlopCountAnalysis)
     counts = []
     for x in inputs:
         scores = semantic_flops(model, x.results)
-        counts.append(Counter(analyses[x.padded].by_operator()) + Counter(semantic_scores=scores))
-    first = inputs[0].padded
+        counts.append(Counter(analyses[_shape(x)].by_operator()) + Counter(semantic_scores=scores))
+    first = inputs[0]
+    frames = f"{first.frames} frames of " if first.frames > 1 else ""
     return "\n".join(
         [
-            f"Flops of one input of {first[0]} x {first[1]} (padded), by module:",
-            flop_count_table(analyses[first], max_depth=TABLE_DEPTH, activations=None),
-            *_average("flops", counts, ("G", 1e9)),
+            f"Flops of one input of {frames}{first.padded[0]} x {first.padded[1]} (padded), by module:",
+            flop_count_table(analyses[_shape(first)], max_depth=TABLE_DEPTH, activations=None),
+            *_average("flops", counts, ("G", 1e9), _unit(inputs)),
         ]
     )
 
 
+def _shape(x: Input) -> tuple[int, Size]:
+    """What decides the network's count."""
+    return x.frames, x.padded
+
+
+def _analyses(model: nn.Module, inputs: Sequence[Input], kind: type) -> dict[tuple[int, Size], Any]:
+    """The analysis for each shape that occurs."""
+    return {(t, size): analyse(model, size, kind, t) for t, size in dict.fromkeys(map(_shape, inputs))}
+
+
+def _unit(inputs: Sequence[Input]) -> str:
+    return "clip" if any(x.frames > 1 for x in inputs) else "image"
+
+
 def _activation_report(model: nn.Module, inputs: Sequence[Input]) -> str:
-    sizes = [x.padded for x in inputs]
-    analyses = {size: analyse(model, size, ActivationCountAnalysis) for size in dict.fromkeys(sizes)}
-    return "\n".join(_average("activations", [analyses[size].by_operator() for size in sizes], ("M", 1e6)))
+    analyses = _analyses(model, inputs, ActivationCountAnalysis)
+    counts = [analyses[_shape(x)].by_operator() for x in inputs]
+    return "\n".join(_average("activations", counts, ("M", 1e6), _unit(inputs)))
 
 
-def _average(what: str, counts: Sequence[Mapping[str, int]], unit: tuple[str, float]) -> list[str]:
+def _average(what: str, counts: Sequence[Mapping[str, int]], unit: tuple[str, float], one: str) -> list[str]:
     """Lines with the mean over inputs by operator, and mean and spread of the totals."""
     name, scale = unit
     operators: Counter[str] = Counter()
@@ -279,7 +317,7 @@ def _average(what: str, counts: Sequence[Mapping[str, int]], unit: tuple[str, fl
     for operator, total in operators.most_common():
         lines.append(f"  {operator:<22}{total / len(counts) / scale:12.3f} {name}")
     totals = np.array([sum(count.values()) for count in counts]) / scale
-    lines.append(f"Total {what}: {totals.mean():.1f} {name} (standard deviation {totals.std():.1f}) of one image")
+    lines.append(f"Total {what}: {totals.mean():.1f} {name} (standard deviation {totals.std():.1f}) of one {one}")
     return lines
 
 

@@ -4,6 +4,7 @@
     python tools/benchmark.py model --size 480 640
     python tools/benchmark.py op --size 1024 1024 --batch 8
     python tools/benchmark.py train --config-file nuclei/maskformer2_efficientnet_lite0.yaml --size 512 512 --batch 8
+    python tools/benchmark.py video --frames 1000 --size 480 854
 
 Weights are random: times do not depend on them, except where a result holds fewer objects.
 """
@@ -31,6 +32,9 @@ from mask2former.ops import backend
 
 sys.path.insert(0, str(Path(__file__).parent))
 import benchmark_op
+import benchmark_video
+
+CONFIG = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
 
 
 def hardware(device: torch.device) -> str:
@@ -86,8 +90,11 @@ def main() -> None:
     if args.what == "op":
         benchmark_op.run(args, hardware(torch.device(args.device)))
         return
+    if args.what == "video":
+        benchmark_video.run(args, hardware(torch.device(args.device)))
+        return
     overrides = ["MODEL.DEVICE", args.device, "MODEL.WEIGHTS", "", *args.opts]
-    cfg = load_config(args.config_file, overrides)
+    cfg = load_config(args.config_file or CONFIG, overrides)
     model = build_model(cfg)
     device = model.device
     batch = [record(args, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, seed) for seed in range(args.batch)]
@@ -129,16 +136,17 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "what",
         nargs="?",
-        choices=("model", "train", "op"),
+        choices=("model", "train", "op", "video"),
         default="model",
-        help="inference, a training step, or deformable attention alone",
+        help="inference, a training step, deformable attention alone, or a long video",
     )
-    p.add_argument("--config-file", default="coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml")
+    p.add_argument("--config-file", help=f"default: {CONFIG}, for video {benchmark_video.CONFIG}")
     p.add_argument("--size", type=int, nargs=2, default=(480, 640), metavar=("HEIGHT", "WIDTH"))
     p.add_argument("--batch", type=int, default=1)
     p.add_argument("--objects", type=int, default=20, help="ground-truth objects per picture in a training step")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--bf16", action="store_true", help="bf16 autocast")
+    benchmark_video.add_arguments(p.add_argument_group("video"))
     p.add_argument("--repeats", type=int, default=5)
     p.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config overrides at the end: KEY VALUE ...")
     return p

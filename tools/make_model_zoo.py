@@ -65,7 +65,7 @@ with the reference on recorded inputs and outputs of the network.
 The published weights are under **CC BY-NC 4.0** (no commercial use); the code of this repository is under MIT. The
 bundled model has its own licence, see below.
 
-`Segmenter` takes pictures; it refuses the video models (YouTube-VIS), which take clips.
+Video models (YouTube-VIS) follow objects through clips: `Segmenter.load("ytvis2019-r50").track("clip.mp4")`.
 """
 
 PLANNED = """\

@@ -10,6 +10,7 @@ from .datasets import (
     register_from_config,
     register_panoptic,
     register_semantic_folder,
+    register_ytvis_json,
 )
 from .errors import BadRecordError
 from .images import read_image
@@ -47,6 +48,7 @@ __all__ = [
     "register_from_config",
     "register_panoptic",
     "register_semantic_folder",
+    "register_ytvis_json",
     "segmentation_to_mask",
     "skipped_records",
 ]

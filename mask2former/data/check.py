@@ -13,6 +13,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .datasets.semantic import pair_files
+from .datasets.ytvis_json import frame_records
 from .errors import BadRecordError, first_few
 from .images import check_image_size, read_image, read_label_map, read_panoptic_png
 from .masks import SegmentationError, segmentation_to_patch
@@ -77,7 +78,7 @@ def check_dataset(name: str, limit: int | None = None, workers: int | None = Non
     """
     if name not in DatasetCatalog:
         raise ValueError(f"no dataset {name!r} is registered")
-    records = DatasetCatalog.get(name)
+    records = [frame for record in DatasetCatalog.get(name) for frame in frame_records(record)]
     total = len(records)
     if not total:
         raise ValueError(f"dataset {name!r} has no records")

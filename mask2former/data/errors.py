@@ -34,14 +34,14 @@ class BadRecordError(ValueError):
         return type(self), (self.file, self.reason, self.record)
 
 
-def report_bad_records(file: str, problems: Sequence[BadRecordError], pictures: int) -> None:
-    """Say in the log which records of an annotation file are left out, and how many pictures with them."""
+def report_bad_records(file: str, problems: Sequence[BadRecordError], count: int, things: str = "pictures") -> None:
+    """Say in the log which records of an annotation file are left out, and how many pictures (or videos) with them."""
     if not problems:
         return
     shown = "\n".join(f"  {error.record or error.file}: {error.reason}" for error in problems[:_SHOWN])
     more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-    text = "%s: %d bad records; %d pictures with such records are left out:\n%s%s"
-    logger.warning(text, file, len(problems), pictures, shown, more)
+    text = "%s: %d bad records; %d %s with such records are left out:\n%s%s"
+    logger.warning(text, file, len(problems), count, things, shown, more)
 
 
 def first_few(names: Sequence[str], count: int = _SHOWN) -> str:

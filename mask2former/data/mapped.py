@@ -55,9 +55,7 @@ class _MappedRecords(Dataset):
         try:
             sample = self.mapper(record)
             if sample is None:
-                raise BadRecordError(
-                    str(record.get("file_name", f"record {index}")), "the mapper refused the record"
-                )
+                raise BadRecordError(_name(record, index), "the mapper refused the record")
             return sample
         except BadRecordError as error:
             if not self.skip_bad:
@@ -68,6 +66,11 @@ class _MappedRecords(Dataset):
                 self._reported.add(error.file)
                 logger.warning("bad record skipped: %s", error)
             return None
+
+
+def _name(record: dict[str, Any], index: int) -> str:
+    """What a message calls a record: its file, or the first of its frames."""
+    return str(record.get("file_name") or next(iter(record.get("file_names", ())), f"record {index}"))
 
 
 class TrainingRecords(_MappedRecords):
@@ -102,7 +105,7 @@ class TrainingRecords(_MappedRecords):
                     return sample
                 index = int(np.random.default_rng([self.seed, draw.position, attempt]).integers(len(self)))
         return BadRecordError(
-            str(self.records[index].get("file_name")),
+            _name(self.records[index], index),
             f"{_MAX_TRIES} records in a row are bad; the warnings above name them. Check the dataset "
             "or set DATALOADER.SKIP_BAD_RECORDS to False to stop at the first",
         )

@@ -73,6 +73,14 @@ def semantic_iou(request: EvaluatorRequest) -> DatasetEvaluator:
     return SemanticEvaluator(request.dataset_name, output_dir=request.output_dir)
 
 
+def video_ap(request: EvaluatorRequest) -> DatasetEvaluator:
+    """AP of YouTube-VIS, or where the truth lies on a server its results.json alone."""
+    from mask2former.video.evaluation import YTVISEvaluator  # which imports this package
+
+    return YTVISEvaluator(request.dataset_name, output_dir=request.output_dir)
+
+
+register_evaluator("ytvis", "INSTANCE_ON", video_ap)
 register_evaluator("coco", "INSTANCE_ON", instance_ap)
 register_evaluator("sem_seg", "SEMANTIC_ON", semantic_iou)
 register_evaluator("coco_panoptic_seg", "PANOPTIC_ON", panoptic_quality)

@@ -11,6 +11,7 @@ from .head import MaskFormerHead
 from .meta_arch import MaskFormer
 from .pixel_decoders import BasePixelDecoder, MSDeformAttnPixelDecoder, TransformerEncoderPixelDecoder
 from .test_time_augmentation import MaskFormerWithTTA, SemanticSegmentorWithTTA, with_tta
+from .video import VideoMaskFormer
 
 __all__ = [
     "BasePixelDecoder",
@@ -26,6 +27,7 @@ __all__ = [
     "StandardTransformerDecoder",
     "TimmBackbone",
     "TransformerEncoderPixelDecoder",
+    "VideoMaskFormer",
     "VideoMultiScaleMaskedTransformerDecoder",
     "with_tta",
 ]

@@ -61,8 +61,17 @@ class MaskFormerHead(nn.Module):
         self, features: Mapping[str, Tensor], mask: Tensor | None = None, *, frames: int = 1
     ) -> dict[str, Any]:
         """Predictions of the decoder, for maps (B * T, C, H, W) by name; see the decoder for their shapes."""
+        return self.predict(*self.pixel_maps(features), mask, frames=frames)
+
+    def pixel_maps(self, features: Mapping[str, Tensor]) -> tuple[Tensor | list[Tensor], Tensor]:
+        """What the decoder reads, and the mask features (B * T, mask_dim, H4, W4); each frame for itself."""
+        return decoder_inputs(self.pixel_decoder, self.transformer_in_feature, features)
+
+    def predict(
+        self, source: Tensor | list[Tensor], mask_features: Tensor, mask: Tensor | None = None, *, frames: int = 1
+    ) -> dict[str, Any]:
+        """Predictions of the decoder from `pixel_maps`."""
         options = {"frames": frames} if frames > 1 else {}
-        source, mask_features = decoder_inputs(self.pixel_decoder, self.transformer_in_feature, features)
         return self.predictor(source, mask_features, mask, **options)
 
 

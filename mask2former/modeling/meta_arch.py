@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,27 +20,20 @@ from .matcher import HungarianMatcher
 from .postprocess import Settings, postprocess
 
 
-@register(META_ARCH_REGISTRY)
-class MaskFormer(nn.Module):
-    """Mask classification for semantic, instance and panoptic segmentation (MaskFormer and Mask2Former).
+class MaskClassifier(nn.Module):
+    """What the models of images and of clips share: their parts, the way in, and the losses.
 
     Args:
         backbone, sem_seg_head, criterion: the parts.
         num_queries: Q.
-        object_mask_threshold, overlap_threshold: see `postprocess.Settings`.
-        metadata: of the dataset; `thing_dataset_id_to_contiguous_id` tells things from stuff.
+        metadata: of the dataset.
         size_divisibility: pad images to a multiple of this; negative: what the backbone needs.
-        sem_seg_postprocess_before_inference: resize masks, not semantic scores, to the output size.
         pixel_mean, pixel_std: per channel, in the value range of the images (0 to 255).
-        semantic_on, panoptic_on, instance_on: which results inference returns.
-        test_topk_per_image: number of instances.
-        score_threshold: instances below are left out.
     """
 
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    @configurable
     def __init__(
         self,
         *,
@@ -48,18 +41,10 @@ class MaskFormer(nn.Module):
         sem_seg_head: nn.Module,
         criterion: nn.Module,
         num_queries: int,
-        object_mask_threshold: float,
-        overlap_threshold: float,
         metadata: Any,
         size_divisibility: int,
-        sem_seg_postprocess_before_inference: bool,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        semantic_on: bool,
-        panoptic_on: bool,
-        instance_on: bool,
-        test_topk_per_image: int,
-        score_threshold: float = 0.0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -68,7 +53,72 @@ class MaskFormer(nn.Module):
         self.num_queries = num_queries
         self.metadata = metadata
         self.size_divisibility = size_divisibility if size_divisibility >= 0 else backbone.size_divisibility
-        thing_ids = getattr(metadata, "thing_dataset_id_to_contiguous_id", None)
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def parts_from_config(cls, cfg: Any) -> dict[str, Any]:
+        """The arguments of this class, for the `from_config` of the models."""
+        backbone = build_backbone(cfg)
+        head = build_sem_seg_head(cfg, backbone.output_shape())
+        return {
+            "backbone": backbone,
+            "sem_seg_head": head,
+            "criterion": build_criterion(cfg, head.num_classes),
+            "num_queries": cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES,
+            "metadata": MetadataCatalog.get(cfg.DATASETS.TRAIN[0]) if len(cfg.DATASETS.TRAIN) else None,
+            "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.pixel_mean.device
+
+    def pad_images(self, images: Iterable[Tensor]) -> ImageList:
+        """Batch (3, H, W) images on the device, normalise, pad right and below with zeros: (B, 3, H, W) and sizes."""
+        on_device = (x.to(self.device, non_blocking=True) for x in images)
+        normalised = [(x - self.pixel_mean) / self.pixel_std for x in on_device]
+        return ImageList.from_tensors(normalised, self.size_divisibility)
+
+    def weighted_losses(self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """The criterion's losses, each times its weight."""
+        losses = self.criterion(outputs, targets)
+        weights: Any = self.criterion.weight_dict
+        return {name: loss * weights[name] for name, loss in losses.items() if name in weights}
+
+
+@register(META_ARCH_REGISTRY)
+class MaskFormer(MaskClassifier):
+    """Mask classification for semantic, instance and panoptic segmentation (MaskFormer and Mask2Former).
+
+    Args:
+        object_mask_threshold, overlap_threshold: see `postprocess.Settings`.
+        sem_seg_postprocess_before_inference: resize masks, not semantic scores, to the output size.
+        semantic_on, panoptic_on, instance_on: which results inference returns.
+        test_topk_per_image: number of instances.
+        score_threshold: instances below are left out.
+        parts: of `MaskClassifier`; the metadata's `thing_dataset_id_to_contiguous_id` tells things from stuff.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        object_mask_threshold: float,
+        overlap_threshold: float,
+        sem_seg_postprocess_before_inference: bool,
+        semantic_on: bool,
+        panoptic_on: bool,
+        instance_on: bool,
+        test_topk_per_image: int,
+        score_threshold: float = 0.0,
+        **parts: Any,
+    ) -> None:
+        super().__init__(**parts)
+        thing_ids = getattr(self.metadata, "thing_dataset_id_to_contiguous_id", None)
         self.settings = Settings(
             semantic=semantic_on,
             instance=instance_on,
@@ -80,39 +130,22 @@ class MaskFormer(nn.Module):
             semantic_at_output_size=sem_seg_postprocess_before_inference,
             things=None if thing_ids is None else frozenset(thing_ids.values()),
         )
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
         node = cfg.MODEL.MASK_FORMER
-        backbone = build_backbone(cfg)
-        head = build_sem_seg_head(cfg, backbone.output_shape())
-        return {
-            "backbone": backbone,
-            "sem_seg_head": head,
-            "criterion": build_criterion(cfg, head.num_classes),
-            "num_queries": node.NUM_OBJECT_QUERIES,
+        return cls.parts_from_config(cfg) | {
             "object_mask_threshold": node.TEST.OBJECT_MASK_THRESHOLD,
             "overlap_threshold": node.TEST.OVERLAP_THRESHOLD,
-            "metadata": MetadataCatalog.get(cfg.DATASETS.TRAIN[0]) if len(cfg.DATASETS.TRAIN) else None,
-            "size_divisibility": node.SIZE_DIVISIBILITY,
             "sem_seg_postprocess_before_inference": node.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE
             or node.TEST.PANOPTIC_ON
             or node.TEST.INSTANCE_ON,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
             "semantic_on": node.TEST.SEMANTIC_ON,
             "instance_on": node.TEST.INSTANCE_ON,
             "panoptic_on": node.TEST.PANOPTIC_ON,
             "test_topk_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "score_threshold": cfg.TEST.SCORE_THRESHOLD,
         }
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model computes."""
-        return self.pixel_mean.device
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Any:
         """Losses in training, results otherwise.
@@ -129,22 +162,12 @@ class MaskFormer(nn.Module):
         images = self.preprocess(batched_inputs)
         outputs = self.sem_seg_head(self.backbone(images.tensor))
         if self.training:
-            return self._losses(outputs, batched_inputs, images)
+            return self.weighted_losses(outputs, [self._target(x, images) for x in batched_inputs])
         return self._results(outputs, batched_inputs, images)
 
     def preprocess(self, batched_inputs: Sequence[Mapping[str, Any]]) -> ImageList:
         """Batch on the device, normalise, pad right and below with zeros: (B, 3, H, W) and the images' sizes."""
-        images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
-        images = [(x - self.pixel_mean) / self.pixel_std for x in images]
-        return ImageList.from_tensors(images, self.size_divisibility)
-
-    def _losses(
-        self, outputs: Mapping[str, Any], batched_inputs: Sequence[Mapping[str, Any]], images: ImageList
-    ) -> dict[str, Tensor]:
-        targets = [self._target(x, images) for x in batched_inputs]
-        losses = self.criterion(outputs, targets)
-        weights: Any = self.criterion.weight_dict
-        return {name: loss * weights[name] for name, loss in losses.items() if name in weights}
+        return self.pad_images(x["image"] for x in batched_inputs)
 
     def _target(self, record: Mapping[str, Any], images: ImageList) -> dict[str, Any]:
         if "instances" not in record:

@@ -74,6 +74,14 @@ def mask_boxes(masks: Tensor) -> Tensor:
     return torch.stack((left, top, right, bottom), dim=1).float()
 
 
+def best_pairs(scores: Tensor, topk: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The best pairs of query and class, from scores (Q, K + 1): their scores, classes and queries, best first."""
+    classes = scores.shape[1] - 1
+    flat = scores[:, :-1].flatten()
+    best, index = flat.topk(min(topk, len(flat)))
+    return best, index % classes, index // classes
+
+
 def postprocess(
     class_scores: Tensor, host_scores: Tensor, mask_logits: Tensor, padded: Size, image: Size, output: Size, s: Settings
 ) -> dict[str, Any]:
@@ -108,6 +116,39 @@ def postprocess(
         scores = results["sem_seg"]
         results["sem_seg"] = F.interpolate(scores[None], output, mode="bilinear", align_corners=False)[0]
     return results
+
+
+def postprocess_clip(
+    host_scores: Tensor, mask_logits: Tensor, padded: Size, image: Size, output: Size, topk: int, threshold: float
+) -> dict[str, Any]:
+    """Instances of one clip (arXiv 2112.10764): the best pairs of query and class, whose score is the class score.
+
+    Only chosen masks are resized, frame by frame, and each frame's go to the CPU: the device holds one frame of them.
+
+    Args:
+        host_scores: (Q, K + 1), after the softmax, on the CPU.
+        mask_logits: (Q, T, H4, W4), before the sigmoid.
+        padded, image, output: as for `postprocess`.
+        topk: number of instances; those whose score is below `threshold` are left out.
+
+    Returns:
+        {"image_size": output, "pred_scores", "pred_labels", "pred_masks": list of bool (T, h, w)}; instances of one
+        query share their mask's memory.
+    """
+    scores, labels, rows = best_pairs(host_scores, topk)
+    keep = scores >= threshold
+    queries = sorted(set(rows[keep].tolist()))
+    masks = torch.zeros(len(queries), mask_logits.shape[1], *output, dtype=torch.bool)
+    place = {q: i for i, q in enumerate(queries)}
+    for t in range(mask_logits.shape[1]):
+        for run, resized in _chunks(mask_logits[:, t], queries, padded, image, output):
+            masks[place[run[0]] : place[run[-1]] + 1, t] = to_host(resized > 0)
+    return {
+        "image_size": output,
+        "pred_scores": scores[keep].tolist(),
+        "pred_labels": labels[keep].tolist(),
+        "pred_masks": [masks[place[q]] for q in rows[keep].tolist()],
+    }
 
 
 def _chunks(
@@ -155,10 +196,7 @@ class _Instance:
 
     def __init__(self, scores: Tensor, device: torch.device, s: Settings) -> None:
         self.device, self.threshold = device, s.score_threshold
-        classes = scores.shape[1] - 1
-        flat = scores[:, :-1].flatten()
-        best, index = flat.topk(min(s.topk, len(flat)))
-        labels, rows = index % classes, index // classes
+        best, labels, rows = best_pairs(scores, s.topk)
         # With panoptic results the classes that are stuff are dropped, after the top-k as in the reference.
         keep = torch.tensor([not s.panoptic or s.is_thing(c) for c in labels.tolist()], dtype=torch.bool)
         keep &= best >= self.threshold  # the mask's factor is at most 1

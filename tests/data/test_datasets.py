@@ -89,7 +89,7 @@ def _metadata(name: str) -> dict[str, Any]:
 def test_all_metadata_is_that_of_the_reference() -> None:
     expected: dict[str, str] = json.loads((FACTS / "dataset_metadata.json").read_text())
     register_all("ROOT")
-    assert len(expected) == 42
+    assert len(expected) == 48
     digests = {
         name: hashlib.sha256(json.dumps(_metadata(name), sort_keys=True).encode()).hexdigest()[:16] for name in expected
     }
@@ -101,8 +101,7 @@ def test_all_metadata_value_by_value(shared_dir: Path) -> None:
     expected: dict[str, Any] = json.loads((shared_dir / "parity" / "datasets.json").read_text())
     register_all("ROOT")
     for name, metadata in expected.items():
-        if not name.startswith("ytvis_"):
-            assert _metadata(name) == metadata, name
+        assert _metadata(name) == metadata, name
 
 
 def test_instance_classes_of_ade20k_are_those_of_the_tables(shared_dir: Path) -> None:
@@ -120,9 +119,9 @@ def test_instance_classes_of_ade20k_are_those_of_the_tables(shared_dir: Path) ->
 
 def test_every_missing_dataset_shows_its_layout(tmp_path: Path) -> None:
     register_all(tmp_path)
-    ours = ("ade20k_", "cityscapes_", "coco_", "mapillary_", "lvis_")
+    ours = ("ade20k_", "cityscapes_", "coco_", "mapillary_", "lvis_", "ytvis_", "ovis_")
     names = [name for name in DatasetCatalog if name.startswith(ours)]
-    assert len(names) == 42 + 2 + 6 + 10  # instances and v2.0 of Mapillary Vistas, LVIS
+    assert len(names) == 48 + 2 + 6 + 10 + 3  # instances and v2.0 of Mapillary Vistas, LVIS, OVIS
     for name in names:
         with pytest.raises(FileNotFoundError, match=rf"(?s)'{name}'.*does not exist.*<root>/.*DETECTRON2_DATASETS"):
             DatasetCatalog.get(name)

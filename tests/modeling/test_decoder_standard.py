@@ -74,7 +74,7 @@ def test_without_classes() -> None:
     decoder = make(mask_classification=False)
     assert not any("class_embed" in name for name, _ in decoder.named_parameters())
     x, mask_features = inputs(1)
-    assert set(decoder.eval()(x, mask_features)) == {"pred_masks", "aux_outputs"}
+    assert set(decoder.eval()(x, mask_features)) == {"pred_masks", "query_embeds", "aux_outputs"}
     assert set(decoder.train()(x, mask_features)) == {"pred_embeds", "mask_features", "aux_outputs"}
 
 

@@ -7,17 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from .tiny_models import record, tiny, without_gradient
+from .tiny_models import clip, record, tiny, without_gradient
 
 ROOT = Path(__file__).parents[2] / "configs"
-RUNNABLE = sorted(  # video models and per-pixel baselines are other meta-architectures
+RECIPES = sorted(  # per-pixel baselines are another meta-architecture
     str(p.relative_to(ROOT))
     for p in ROOT.rglob("*.yaml")
-    if "common" not in p.parts and not p.name.startswith(("Base", "video_", "per_pixel_"))
+    if "common" not in p.parts and not p.name.startswith(("Base", "per_pixel_"))
 )
+VIDEO = [name for name in RECIPES if Path(name).name.startswith("video_")]
+IMAGE = [name for name in RECIPES if name not in VIDEO]
 
 
-@pytest.mark.parametrize("config", RUNNABLE)
+@pytest.mark.parametrize("config", IMAGE)
 def test_step_and_prediction(config: str) -> None:
     # Which classes of Mapillary Vistas v2.0 are things is in its own files.
     stand_in = ["DATASETS.TRAIN", ("mapillary_vistas_panoptic_train",)] if "mapillary-vistas-v2" in config else []
@@ -45,6 +47,27 @@ def test_step_and_prediction(config: str) -> None:
         if settings.instance:
             assert result["instances"].pred_masks.shape[1:] == size
             assert result["instances"].pred_masks.dtype == torch.bool
+
+
+@pytest.mark.parametrize("config", VIDEO)
+def test_step_and_prediction_of_the_video_recipes(config: str) -> None:
+    model = tiny(config, "MODEL.MASK_FORMER.DEC_LAYERS", 10)
+    classes = model.sem_seg_head.num_classes
+    losses = model.train()([clip(64, 96, 2, 3, classes), clip(50, 70, 2, 0)])
+    assert len(losses) == 3 * 10 and all(torch.isfinite(v) for v in losses.values())
+    sum(losses.values()).backward()
+    assert without_gradient(model) == []
+    with torch.no_grad():
+        results = model.eval()([clip(64, 96, 3, 0), clip(50, 70, 1, 0)])
+    for result, size, frames in zip(results, [(69, 93), (55, 67)], [3, 1], strict=True):
+        assert result["image_size"] == size
+        assert [len(result[f"pred_{key}"]) for key in ("scores", "labels", "masks")] == [10, 10, 10]
+        assert all(m.shape == (frames, *size) and m.dtype == torch.bool for m in result["pred_masks"])
+        assert result["pred_scores"] == sorted(result["pred_scores"], reverse=True)
+
+
+def test_all_video_recipes_are_there() -> None:
+    assert sum(name.startswith("youtubevis_") for name in VIDEO) == 12
 
 
 @pytest.mark.parametrize(("name", "losses"), [("per_pixel_baseline", 1), ("per_pixel_baseline_plus", 4)])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mask2former.modeling import postprocess as module
-from mask2former.modeling.postprocess import Settings, mask_boxes, postprocess, resize_masks
+from mask2former.modeling.postprocess import Settings, mask_boxes, postprocess, postprocess_clip, resize_masks
 
 PADDED, IMAGE, OUTPUT = (32, 48), (30, 41), (23, 37)
 
@@ -127,3 +127,25 @@ def test_boxes_by_hand() -> None:
     masks[1, 3, 0] = masks[1, 0, 5] = True
     assert mask_boxes(masks).tolist() == [[2, 1, 5, 3], [0, 0, 6, 4], [0, 0, 0, 0]]
     assert mask_boxes(masks[:0]).shape == (0, 4)
+
+
+def test_masks_of_a_clip_are_made_frame_by_frame_of_chosen_queries_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, ...]] = []
+    resize = module.resize_masks
+
+    def counted(logits: torch.Tensor, *sizes: Any) -> torch.Tensor:
+        seen.append(tuple(logits.shape))
+        return resize(logits, *sizes)
+
+    monkeypatch.setattr(module, "resize_masks", counted)
+    scores = torch.tensor([[0.5, 0.4, 0.1], [0.1, 0.1, 0.8], [0.0, 0.9, 0.1], [0.2, 0.2, 0.6]])
+    logits = torch.full((4, 5, 2, 2), -1.0)
+    logits[0, 3], logits[2] = 1.0, 1.0
+    result = postprocess_clip(scores, logits, (8, 8), (8, 8), (6, 4), topk=3, threshold=0.3)
+    assert seen == [(2, 2, 2)] * 5  # queries 0 (twice chosen) and 2
+    assert result["pred_labels"] == [1, 0, 1] and result["pred_scores"] == pytest.approx([0.9, 0.5, 0.4])
+    assert [m.flatten(1).sum(1).tolist() for m in result["pred_masks"]] == [[24] * 5, *[[0, 0, 0, 24, 0]] * 2]
+    monkeypatch.setattr(module, "_CHUNK", 1)  # one mask at a time
+    again = postprocess_clip(scores, logits, (8, 8), (8, 8), (6, 4), topk=3, threshold=0.3)
+    assert seen[5:] == [(1, 2, 2)] * 10
+    assert all(torch.equal(a, b) for a, b in zip(again["pred_masks"], result["pred_masks"], strict=True))

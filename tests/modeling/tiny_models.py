@@ -43,6 +43,25 @@ def record(height: int, width: int, objects: int, classes: int = 1, seed: int = 
     }
 
 
+def clip(height: int, width: int, frames: int, objects: int, classes: int = 1, seed: int = 0) -> dict[str, Any]:
+    """A training sample of T frames. Object i keeps its row and label; it is not seen in frame i."""
+    records = [record(height, width, objects, classes, 10 * seed + t) for t in range(frames)]
+    instances = [r["instances"] for r in records]
+    for t, found in enumerate(instances):
+        found.gt_classes = instances[0].gt_classes
+        found.gt_ids = torch.arange(objects)
+        if frames > 1 and t < objects:
+            found.gt_ids[t] = -1
+            found.gt_masks[t] = False
+    return {
+        "image": [r["image"] for r in records],
+        "height": height + 5,
+        "width": width - 3,
+        "instances": instances,
+        "file_names": [f"clip/{t}.jpg" for t in range(frames)],
+    }
+
+
 class NoHostReads(TorchDispatchMode):
     """Inside it, an operation that would let the CPU wait for a value from the device is an error."""
 

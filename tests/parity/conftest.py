@@ -68,7 +68,6 @@ def load_vector(deterministic: ModuleType, recorded_configs: dict[str, Any]):
             numbers = dict(archive)
         cfg = load_config()
         apply_values(cfg, recorded_configs["files"][meta["config"]])
-        cfg.MODEL.META_ARCHITECTURE = "MaskFormer"  # the video model has the same parts and weights
         cfg.merge_from_list([*meta["opts"], "MODEL.DEVICE", "cpu"])
         model = build_model(cfg).eval()
         model.load_state_dict(deterministic.fill(model.state_dict()))

@@ -91,12 +91,28 @@ def test_instance(name: str, outputs: Any) -> None:
     assert difference.max() <= 1 and difference.sum() <= 4
 
 
-def test_video_decoder(load_vector: Any, deterministic: ModuleType) -> None:
+def test_video(load_vector: Any, deterministic: ModuleType) -> None:
+    """A clip of three frames: the network's outputs, and the ten instances at the output's size."""
     vector = load_vector("ytvis2019_r50")
-    frames = [{"image": deterministic.image(*vector.meta["input_hw"], seed)} for seed in range(3)]
+    frames = [deterministic.image(*vector.meta["input_hw"], seed) for seed in range(3)]
+    height, width = vector.meta["output_hw"]
     with torch.no_grad():
-        tensor = vector.model.preprocess(frames).tensor
-        raw = vector.model.sem_seg_head(vector.model.backbone(tensor), frames=3)
+        raw = vector.model.clip_outputs(vector.model.preprocess(frames)[0])
+        result = vector.model([{"image": frames, "height": height, "width": width}])[0]
     assert {k: list(v.shape) for k, v in vector.model.state_dict().items()} == vector.meta["keys"]
-    assert relative_error(raw["pred_logits"], vector.numbers["pred_logits"]) < 2e-4
-    assert relative_error(raw["pred_masks"][:, :8], vector.numbers["pred_masks_first8"]) < 2e-4
+    assert relative_error(raw["pred_logits"][None], vector.numbers["pred_logits"]) < 2e-4
+    assert relative_error(raw["pred_masks"][None, :8], vector.numbers["pred_masks_first8"]) < 2e-4
+    assert result["image_size"] == (height, width)
+
+    # The recorded scores are rounded, and saturate: equal ones may stand in another order.
+    def listed(labels: list[int], scores: list[float], areas: list[list[int]]) -> list[tuple[int, float, list[int]]]:
+        return sorted(zip(labels, scores, areas, strict=True))
+
+    areas = [mask.flatten(1).sum(1).tolist() for mask in result["pred_masks"]]
+    recorded = vector.meta["video"]
+    ours = listed(result["pred_labels"], [round(s, 6) for s in result["pred_scores"]], areas)
+    theirs = listed(recorded["labels"], recorded["scores"], recorded["areas"])
+    assert [label for label, *_ in ours] == [label for label, *_ in theirs]
+    np.testing.assert_allclose([s for _, s, _ in ours], [s for _, s, _ in theirs], atol=1e-5)
+    difference = np.abs(np.array([a for *_, a in ours]) - np.array([a for *_, a in theirs]))
+    assert difference.max() <= 1 and difference.sum() <= 3  # rounding, as in `test_instance`

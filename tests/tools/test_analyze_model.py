@@ -17,6 +17,7 @@ from mask2former.ops.registration import ms_deform_attn as op
 
 ADE20K = "ade20k/semantic-segmentation/maskformer2_R50_bs16_160k.yaml"
 R50 = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
+VIDEO = "youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml"
 C, HIDDEN, HEADS, POINTS, QUERIES, FFN = 32, 48, 4, 2, 7, 40
 TINY = [
     *("MODEL.DEVICE", "cpu", "MODEL.SEM_SEG_HEAD.CONVS_DIM", C, "MODEL.SEM_SEG_HEAD.MASK_DIM", C),
@@ -173,13 +174,36 @@ def test_command_line_without_dataset(capsys: pytest.CaptureFixture[str]) -> Non
 def test_average_weighs_sizes_by_their_number(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     large, small = analyze_model.Input((64, 96), (10, 20)), analyze_model.Input((64, 64), (10, 10))
     analyses = {x.padded: analyze_model.analyse(model, x.padded) for x in (large, small)}
-    monkeypatch.setattr(analyze_model, "analyse", lambda model, size: analyses[size])
+    monkeypatch.setattr(analyze_model, "analyse", lambda model, size, kind, frames: analyses[size])
     report = analyze_model._flop_report(model, [large, small, large, large]).splitlines()
     totals = [analyses[x.padded].total() + QUERIES * 5 * x.results[0] * x.results[1] for x in (large, small)]
     mean, spread = (3 * totals[0] + totals[1]) / 4, (totals[0] - totals[1]) * 3**0.5 / 4
     assert report[-1] == f"Total flops: {mean / 1e9:.1f} G (standard deviation {spread / 1e9:.1f}) of one image"
     scores = QUERIES * 5 * (3 * 200 + 100) / 4
     assert any(line.split() == ["semantic_scores", f"{scores / 1e9:.3f}", "G"] for line in report)
+
+
+def test_clips_of_video_models(model: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
+    """Backbone and pixel decoder count once per frame; the queries attend to T times as many tokens."""
+    clips = build_model(load_config(VIDEO, TINY)).eval()
+    one, three = (analyze_model.analyse(clips, (64, 96), frames=t).by_module() for t in (1, 3))
+    for part in ("backbone", "sem_seg_head.pixel_decoder"):
+        assert three[part] == 3 * one[part] > 0
+    cross = 2 * QUERIES * C * C + 3 * (2 * LEVELS[0] * C * C + 2 * QUERIES * LEVELS[0] * C) + NORM * QUERIES * C
+    assert three["sem_seg_head.predictor.transformer_cross_attention_layers.0"] == cross
+    own = "sem_seg_head.predictor.transformer_self_attention_layers.0"
+    assert three[own] == one[own]
+
+    args = ["--tasks", "flop", "activation", "--input-size", "64", "90", "--config-file"]
+    assert analyze_model.main([*args, VIDEO, *map(str, TINY)]) == 0
+    out = capsys.readouterr().out
+    assert "Flops of one input of 2 frames of 64 x 96 (padded)" in out and out.count(") of one clip") == 2
+    assert analyze_model.main([*args, VIDEO, "--num-frames", "3", *map(str, TINY)]) == 0
+    assert f"Total flops: {three[''] / 1e9:.1f} G" in capsys.readouterr().out
+    assert analyze_model.main([*args, VIDEO, "--num-frames", "0", *map(str, TINY)]) == 1
+    assert "--num-frames must be at least 1" in capsys.readouterr().err
+    assert analyze_model.main([*args, R50, "--num-frames", "3", *map(str, TINY)]) == 1
+    assert "--num-frames is for video models" in capsys.readouterr().err
 
 
 def test_semantic_scores_only_where_semantic_results_are_on(model: nn.Module) -> None:

@@ -17,6 +17,8 @@ from .mapillary_v2 import register_mapillary_v2
 from .own_names import unregister
 from .own_panoptic import register_panoptic
 from .own_semantic import register_semantic_folder
+from .ytvis import register_ytvis
+from .ytvis_json import register_ytvis_json
 
 _FAMILIES = (
     register_coco,
@@ -26,6 +28,7 @@ _FAMILIES = (
     register_mapillary,
     register_mapillary_v2,
     register_lvis,
+    register_ytvis,
 )
 
 __all__ = [
@@ -36,6 +39,7 @@ __all__ = [
     "register_from_config",
     "register_panoptic",
     "register_semantic_folder",
+    "register_ytvis_json",
     "unregister",
 ]
 

@@ -6,7 +6,7 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from detectron2.structures import BoxMode
@@ -50,7 +50,7 @@ def register_coco_json(
     keep = tuple(keep_category_ids) if keep_category_ids is not None else None
 
     def describe() -> tuple[Callable[[], Records], dict[str, Any]]:
-        categories = _categories(json_path, read_json_object(json_path, lists=("categories",)), keep)
+        categories = read_categories(json_path, read_json_object(json_path, lists=("categories",)), keep)
         load = functools.partial(load_coco_json, json_path, image_path, keep, skip_bad_records=skip_bad_records)
         metadata = {
             "thing_classes": [category for _, category in categories],
@@ -86,9 +86,9 @@ def load_coco_json(
         BadRecordError: malformed file, or, without `skip_bad_records`, malformed record.
     """
     content = read_json_object(json_file, lists=("images", "categories"))
-    declared = {key for key, _ in _categories(json_file, content, None)}
+    declared = {key for key, _ in read_categories(json_file, content, None)}
     classes = {
-        key: index for index, (key, _) in enumerate(_categories(json_file, content, keep_category_ids))
+        key: index for index, (key, _) in enumerate(read_categories(json_file, content, keep_category_ids))
     }
     annotations = content.get("annotations", [])
     if not isinstance(annotations, list):
@@ -121,21 +121,54 @@ def load_coco_json(
     return [record for image_id, record in sorted(records.items()) if image_id not in bad_images]
 
 
-def _is_id(value: Any) -> bool:
+def is_id(value: Any) -> bool:
+    """Whether a value of a json file is an integer (True and False are none)."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_id(file: str, entry: Any, where: str, kind: str, known: Container[int]) -> str:
+    """Check that an entry of a list is an object with an id of its own; returns its name for messages."""
+    if not isinstance(entry, dict):
+        raise BadRecordError(file, "is not an object", where)
+    if not is_id(entry.get("id")):
+        raise BadRecordError(file, f"needs an integer 'id', has {entry.get('id')!r}", where)
+    where = f"{kind} {entry['id']}"
+    if entry["id"] in known:
+        raise BadRecordError(file, "the id is used twice", where)
+    return where
+
+
+def check_sides(file: str, entry: dict[str, Any], where: str) -> None:
+    """Check height and width of a picture."""
+    for key in ("height", "width"):
+        if not is_id(entry.get(key)) or entry[key] < 1:
+            raise BadRecordError(file, f"needs {key!r} in pixels, has {entry.get(key)!r}", where)
+
+
+def check_class_and_crowd(
+    file: str, annotation: dict[str, Any], where: str, declared: Container[int]
+) -> tuple[int, bool]:
+    """The category id of an annotation, one of `declared`, and whether it is a crowd."""
+    category: Any = annotation.get("category_id")
+    crowd = annotation.get("iscrowd", 0)
+    if not is_id(category) or category not in declared:
+        raise BadRecordError(file, f"category {category!r} is not declared in 'categories'", where)
+    if crowd not in (0, 1):
+        raise BadRecordError(file, f"'iscrowd' is 0 or 1, not {crowd!r}", where)
+    return category, bool(crowd)
 
 
 def _image_ids(entry: Any, key: str) -> set[int]:
     """The picture that a broken entry belongs to, where that can be told."""
-    return {entry[key]} if isinstance(entry, dict) and _is_id(entry.get(key)) else set()
+    return {entry[key]} if isinstance(entry, dict) and is_id(entry.get(key)) else set()
 
 
-def _categories(file: str, content: dict[str, Any], keep: Sequence[int] | None) -> list[tuple[int, str]]:
+def read_categories(file: str, content: dict[str, Any], keep: Sequence[int] | None) -> list[tuple[int, str]]:
     """Id and name of every category in the order of ids, of those to keep."""
     names: dict[int, str] = {}
     for position, category in enumerate(content["categories"]):
         where = f"categories[{position}]"
-        if not isinstance(category, dict) or not _is_id(category.get("id")):
+        if not isinstance(category, dict) or not is_id(category.get("id")):
             raise BadRecordError(file, "needs an integer 'id'", where)
         if not isinstance(category.get("name"), str) or not category["name"]:
             raise BadRecordError(file, "needs a 'name'", where)
@@ -155,19 +188,10 @@ def _categories(file: str, content: dict[str, Any], keep: Sequence[int] | None) 
 def _image_record(
     file: str, image: Any, position: int, image_root: str, known: dict[int, dict[str, Any]]
 ) -> dict[str, Any]:
-    where = f"images[{position}]"
-    if not isinstance(image, dict):
-        raise BadRecordError(file, "is not an object", where)
-    if not _is_id(image.get("id")):
-        raise BadRecordError(file, f"needs an integer 'id', has {image.get('id')!r}", where)
-    where = f"image {image['id']}"
-    if image["id"] in known:
-        raise BadRecordError(file, "the id is used twice", where)
+    where = check_id(file, image, f"images[{position}]", "image", known)
     if not isinstance(image.get("file_name"), str) or not image["file_name"]:
         raise BadRecordError(file, f"needs a 'file_name', has {image.get('file_name')!r}", where)
-    for key in ("height", "width"):
-        if not _is_id(image.get(key)) or image[key] < 1:
-            raise BadRecordError(file, f"needs {key!r} in pixels, has {image.get(key)!r}", where)
+    check_sides(file, image, where)
     return {
         "file_name": os.path.join(image_root, image["file_name"]),
         "image_id": image["id"],
@@ -187,29 +211,18 @@ def _add_annotation(
     classes: dict[int, int],
 ) -> bool:
     """Check one annotation and add it to the record of its picture; False if its polygons enclose nothing."""
-    where = f"annotations[{position}]"
-    if not isinstance(annotation, dict):
-        raise BadRecordError(file, "is not an object", where)
-    if not _is_id(annotation.get("id")):
-        raise BadRecordError(file, f"needs an integer 'id', has {annotation.get('id')!r}", where)
-    where = f"annotation {annotation['id']}"
-    if annotation["id"] in seen:
-        raise BadRecordError(file, "the id is used twice", where)
+    where = check_id(file, annotation, f"annotations[{position}]", "annotation", seen)
     seen.add(annotation["id"])
-    image_id, category = annotation.get("image_id"), annotation.get("category_id")
-    if not _is_id(image_id) or image_id not in records:
+    image_id = annotation.get("image_id")
+    if not is_id(image_id) or image_id not in records:
         raise BadRecordError(file, f"belongs to image {image_id!r}, which is not in 'images'", where)
-    if not _is_id(category) or category not in declared:
-        raise BadRecordError(file, f"category {category!r} is not declared in 'categories'", where)
-    crowd = annotation.get("iscrowd", 0)
-    if crowd not in (0, 1):
-        raise BadRecordError(file, f"'iscrowd' is 0 or 1, not {crowd!r}", where)
-    segmentation = _check_segmentation(file, annotation.get("segmentation"), records[image_id], where)
+    category, crowd = check_class_and_crowd(file, annotation, where, declared)
+    segmentation = check_segmentation(file, annotation.get("segmentation"), records[image_id], where)
     if category not in classes:
         return True
     if segmentation == []:
         return False
-    entry = {"id": annotation["id"], "category_id": classes[category], "iscrowd": int(bool(crowd))}
+    entry = {"id": annotation["id"], "category_id": classes[category], "iscrowd": int(crowd)}
     # "ignore" marks objects that an evaluation leaves out; training must not learn from them either.
     if annotation.get("ignore"):
         entry["iscrowd"] = 1
@@ -221,7 +234,7 @@ def _add_annotation(
     return True
 
 
-def _check_segmentation(
+def check_segmentation(
     file: str, segmentation: Any, record: dict[str, Any], where: str
 ) -> list[list[float]] | dict[str, Any] | None:
     """The segmentation, without polygons that enclose nothing."""

@@ -1,4 +1,4 @@
-"""Your own datasets by keys of the configuration: DATASETS.COCO_JSON, COCO_PANOPTIC and SEMANTIC_FOLDER."""
+"""Your own datasets by keys of the configuration: DATASETS.COCO_JSON, COCO_PANOPTIC, SEMANTIC_FOLDER, YTVIS_JSON."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from .coco_json import register_coco_json
 from .own_panoptic import register_panoptic
 from .own_semantic import register_semantic_folder
+from .ytvis_json import register_ytvis_json
 
 
 class _Kind(NamedTuple):
@@ -30,10 +31,15 @@ def _semantic(parts: Sequence[Any], skip: bool) -> None:
     register_semantic_folder(*parts[:4], ignore_value=parts[4] if len(parts) > 4 else 255)
 
 
+def _ytvis(parts: Sequence[Any], skip: bool) -> None:
+    register_ytvis_json(*parts, skip_bad_records=skip)
+
+
 _KINDS = {
     "COCO_JSON": _Kind("[name, json_file, image_root]", (3,), _coco_json),
     "COCO_PANOPTIC": _Kind("[name, json_file, image_root, png_root] (and instances_json)", (4, 5), _panoptic),
     "SEMANTIC_FOLDER": _Kind("[name, image_root, label_root, classes] (and ignore_value)", (4, 5), _semantic),
+    "YTVIS_JSON": _Kind("[name, json_file, image_root]", (3,), _ytvis),
 }
 
 

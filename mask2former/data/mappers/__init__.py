@@ -35,9 +35,14 @@ __all__ = [
 ]
 
 
-def mapper_names() -> list[str]:
-    """The values that INPUT.DATASET_MAPPER_NAME may take."""
-    return sorted(MAPPERS)
+# Of video models. The first is taken where INPUT.DATASET_MAPPER_NAME has its default, as in the published configs.
+VIDEO_MAPPERS = ("ytvis", "coco_clip")
+_DEFAULT = "mask_former_semantic"
+
+
+def mapper_names(video: bool = False) -> list[str]:
+    """The values that INPUT.DATASET_MAPPER_NAME may take for image models, or for video models."""
+    return sorted((_DEFAULT, *VIDEO_MAPPERS)) if video else sorted(MAPPERS)
 
 
 def build_mapper(cfg: CfgNode, is_train: bool = True) -> SegmentationMapper:
@@ -50,13 +55,18 @@ def build_mapper(cfg: CfgNode, is_train: bool = True) -> SegmentationMapper:
     Raises:
         ValueError: unknown name.
     """
-    if not is_train:
-        return SegmentationMapper(cfg, False)
+    video = cfg.MODEL.META_ARCHITECTURE == "VideoMaskFormer"
     name = cfg.INPUT.DATASET_MAPPER_NAME
-    if name not in MAPPERS:
-        near = difflib.get_close_matches(name, MAPPERS, 1)
+    if is_train and name not in mapper_names(video):
+        near = difflib.get_close_matches(name, mapper_names(video), 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"INPUT.DATASET_MAPPER_NAME {name!r} is not one of {', '.join(mapper_names())}{hint}"
+            f"INPUT.DATASET_MAPPER_NAME {name!r} is not one of {', '.join(mapper_names(video))}, "
+            f"those for MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r}{hint}"
         )
-    return MAPPERS[name](cfg, True)
+    if video:
+        from mask2former.video.mappers import CocoClipDatasetMapper, YTVISDatasetMapper
+
+        kind = CocoClipDatasetMapper if is_train and name == "coco_clip" else YTVISDatasetMapper
+        return kind(cfg, is_train)
+    return MAPPERS[name](cfg, True) if is_train else SegmentationMapper(cfg, False)

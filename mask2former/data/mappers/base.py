@@ -115,6 +115,21 @@ class SegmentationMapper:
         """
         dropped = _TARGET_KEYS if self.is_train else ("annotations",)
         sample = {key: value for key, value in record.items() if key not in dropped}
+        sample["image"], frame = self.augmented(record, sample)
+        if self.is_train:
+            classes, patches = self.targets(record, frame)
+            sample["instances"] = self.instances(classes, patches, frame.new_size)
+            sample.update(self.more_targets(frame))
+        return sample
+
+    def augmented(self, record: dict[str, Any], sample: dict[str, Any]) -> tuple[torch.Tensor, Frame]:
+        """Read the picture of a record and augment it: uint8 (3, H, W), and what masks need to follow.
+
+        The size of the file is compared with "height" and "width" of `sample`, which gets them where it has none.
+
+        Raises:
+            BadRecordError: picture or label map cannot be used, or the sizes differ.
+        """
         path = record.get("file_name", "")
         image = read_image(path, self.image_format)
         size = image.shape[:2]
@@ -123,13 +138,8 @@ class SegmentationMapper:
         transforms = self.augmentations(inputs)
         image = inputs.image
         # copy() also turns read-only and negative-stride arrays into what torch can take
-        sample["image"] = torch.from_numpy(image.transpose(2, 0, 1).copy())
-        if self.is_train:
-            frame = Frame(size, transforms, image.shape[:2], inputs.sem_seg)
-            classes, patches = self.targets(record, frame)
-            sample["instances"] = self._instances(classes, patches, frame.new_size)
-            sample.update(self.more_targets(frame))
-        return sample
+        pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())
+        return pixels, Frame(size, transforms, image.shape[:2], inputs.sem_seg)
 
     def label_map(self, record: dict[str, Any], size: tuple[int, int]) -> np.ndarray | None:
         """The label of every pixel, floating point (H, W), to go through the augmentations with the picture.
@@ -167,7 +177,8 @@ class SegmentationMapper:
             raise BadRecordError(file, reason, where)
         return int(value)
 
-    def _instances(self, classes: list[int], patches: list[Patch], size: tuple[int, int]) -> Instances:
+    def instances(self, classes: list[int], patches: list[Patch], size: tuple[int, int]) -> Instances:
+        """gt_classes (N,), gt_masks (N, H, W) and gt_boxes of objects in a picture of `size`."""
         if self.drop_empty:
             kept = [index for index, patch in enumerate(patches) if patch.bits.size]
             classes, patches = [classes[index] for index in kept], [patches[index] for index in kept]

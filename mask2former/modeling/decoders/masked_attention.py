@@ -102,7 +102,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             In training {"pred_logits" (B, Q, K + 1), "pred_embeds" (B, Q, mask_dim), "mask_features"
             (B, T, mask_dim, H4, W4), "aux_outputs": [{"pred_logits", "pred_embeds"} of each earlier prediction]}:
             mask logits are the products pred_embeds x mask_features, made only where the loss needs them.
-            Otherwise {"pred_logits", "pred_masks" (B, Q, T, H4, W4) before the sigmoid, "aux_outputs": []}.
+            Otherwise {"pred_logits", "pred_masks" (B, Q, T, H4, W4) before the sigmoid, "query_embeds" (B, Q, C):
+            the states that both were made from, "aux_outputs": []}.
         """
         if len(levels) != self.num_levels:
             raise ValueError(f"the decoder takes {self.num_levels} feature levels, got {len(levels)}")
@@ -123,8 +124,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             embeds.append(self.mask_embed(states[-1]))
         if self.training:
             return self._training_outputs(states, embeds, features)
-        logits = self.class_embed(states[-1])
-        return {"pred_logits": logits, "pred_masks": mask_logits(embeds[-1], features), "aux_outputs": []}
+        logits, masks = self.class_embed(states[-1]), mask_logits(embeds[-1], features)
+        return {"pred_logits": logits, "pred_masks": masks, "query_embeds": states[-1], "aux_outputs": []}
 
     def _memory(
         self, levels: Sequence[Tensor], mask_features: Tensor, frames: int

@@ -112,7 +112,7 @@ class StandardTransformerDecoder(nn.Module):
         if not self.training:
             last = self._predict(states[-1])
             masks = mask_logits(last.pop("pred_embeds"), features)
-            return {**last, "pred_masks": masks, "aux_outputs": []}
+            return {**last, "pred_masks": masks, "query_embeds": states[-1], "aux_outputs": []}
         predictions = [self._predict(state) for state in states[0 if self.deep_supervision else -1 :]]
         return {**predictions[-1], "mask_features": features, "aux_outputs": predictions[:-1]}
 

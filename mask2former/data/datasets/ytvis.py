@@ -1,0 +1,68 @@
+"""YouTube-VIS 2019 and 2021, and OVIS; the truth of val and test lies on servers, which score results.json."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+from detectron2.data import MetadataCatalog
+
+from .catalog import FileMetadata, Records, require_files, set_dataset
+from .class_table import class_table, instance_metadata
+from .ytvis_json import category_metadata, load_ytvis_json
+
+_SPLITS = {"train": "train", "val": "valid", "test": "test"}  # end of the name -> folder
+
+YTVIS_LAYOUT = """\
+<root>/{family}/
+  train.json, valid.json, test.json     copies or links, where the download has train/instances.json and so on
+  {{train,valid,test}}/JPEGImages/<video>/00000.jpg"""
+
+OVIS_LAYOUT = """\
+<root>/ovis/
+  annotations_train.json, annotations_valid.json, annotations_test.json
+  {train,valid,test}/<video>/img_0000001.jpg"""
+
+
+def register_ytvis(root: str) -> None:
+    """Register the names of YouTube-VIS and OVIS below `root`; no file is touched."""
+    for family in ("ytvis_2019", "ytvis_2021"):
+        layout = YTVIS_LAYOUT.format(family=family)
+        for split, folder in _SPLITS.items():
+            paths = {
+                "json_file": os.path.join(root, family, f"{folder}.json"),
+                "image_root": os.path.join(root, family, folder, "JPEGImages"),
+            }
+            name = f"{family}_{split}"
+            metadata = {**instance_metadata(class_table(family)), **paths, "evaluator_type": "ytvis"}
+            set_dataset(name, functools.partial(_load, name, layout, **paths), metadata)
+    for split, folder in _SPLITS.items():
+        _register_ovis(root, f"ovis_{split}", folder)
+
+
+def _register_ovis(root: str, name: str, folder: str) -> None:
+    """OVIS: the classes are read from its json when they are first needed."""
+    paths = {
+        "json_file": os.path.join(root, "ovis", f"annotations_{folder}.json"),
+        "image_root": os.path.join(root, "ovis", folder),
+    }
+
+    def read() -> dict[str, Any]:
+        require_files(name, [paths["json_file"]], OVIS_LAYOUT)
+        return category_metadata(paths["json_file"])
+
+    keys = ("thing_classes", "thing_dataset_id_to_contiguous_id")
+    metadata = FileMetadata(keys, read, name=name, **paths, evaluator_type="ytvis")
+    set_dataset(name, functools.partial(_load, name, OVIS_LAYOUT, **paths), metadata)
+
+
+def _load(name: str, layout: str, json_file: str, image_root: str) -> Records:
+    """Records of a registered name.
+
+    Raises:
+        FileNotFoundError: the json or the folder of frames is missing; shows the expected folders.
+        BadRecordError: the json is malformed or has categories that the dataset does not have.
+    """
+    require_files(name, [json_file, image_root], layout)
+    return load_ytvis_json(json_file, image_root, MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id)

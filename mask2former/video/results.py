@@ -1,0 +1,289 @@
+"""The tracks of a video: read frame by frame, filtered, drawn and saved, with one window of masks in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as mask_util
+from tqdm import tqdm
+
+from mask2former import visualize
+from mask2former.classes import ClassTable
+from mask2former.files import atomic_write, write_json
+from mask2former.results import InstanceResult, Result, boxes_of
+from mask2former.saving import write_picture
+
+from .frames import FrameSource
+from .journal import Journal
+from .writer import VIDEOS, VideoWriter
+
+
+@dataclass(frozen=True)
+class Track:
+    """One object of a video: its number (from 1), class, score, and the frames [first, last) it was followed in."""
+
+    id: int
+    label: int
+    name: str
+    score: float
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class TrackedFrame:
+    """What one frame shows: `result` holds its N objects, `ids` (N,) the numbers of their tracks."""
+
+    index: int
+    seconds: float
+    ids: np.ndarray
+    result: Result
+
+    @property
+    def instances(self) -> InstanceResult:
+        """The objects; scores and labels are those of the tracks."""
+        assert self.result.instances is not None
+        return self.result.instances
+
+    def label_map(self) -> np.ndarray:
+        """(H, W) uint16: 0 background, otherwise the number of the track; the highest score wins."""
+        numbers = np.concatenate([[0], self.ids]).astype(np.uint16)
+        return numbers[self.instances.label_map()]
+
+    def draw(self, *, alpha: float = 0.35, labels: bool | None = None, scale: float = 1.0) -> Image.Image:
+        """The frame with its objects over it, in the colours of their tracks; see `Result.draw`."""
+        found = self.instances
+        rows = zip(found.names, self.ids, found.scores, strict=True)
+        texts = [f"{name} {number} {score:.2f}" for name, number, score in rows]
+        colors = [visualize.color_of(int(i)) for i in self.ids]
+        regions = visualize.regions_from_masks(found.masks, colors, texts, found.boxes)
+        return visualize.draw_regions(self.result.image, regions, alpha=alpha, labels=labels, scale=scale)
+
+
+def choose_tracks(
+    scores: np.ndarray, present: np.ndarray, *, top_k: int, score_threshold: float, one_class: bool
+) -> list[tuple[int, int, float]]:
+    """The pairs of track and class that make up a result.
+
+    Args:
+        scores: (N, K) of tracks 1 ... N.
+        present: (M, 2) window and track number of each appearance.
+        top_k: a pair is kept when it is among so many best ones in at least one window.
+        one_class: only each track's best class counts.
+
+    Returns:
+        (track number, class, score), best first.
+    """
+    kept: dict[tuple[int, int], float] = {}
+    classes = scores.shape[1] if scores.ndim == 2 else 0
+    order = np.argsort(present[:, 0], kind="stable")
+    for block in np.split(order, np.flatnonzero(np.diff(present[order, 0])) + 1):
+        numbers = present[block, 1]
+        if not len(numbers):
+            continue
+        block_scores = scores[numbers - 1]
+        if one_class:
+            best = block_scores == block_scores.max(axis=1, keepdims=True)
+            best &= best.cumsum(axis=1) == 1
+            block_scores = np.where(best, block_scores, -1.0)
+        flat = block_scores.ravel()
+        for i in np.argsort(-flat, kind="stable")[:top_k]:
+            if flat[i] >= score_threshold:
+                kept[int(numbers[i // classes]), int(i % classes)] = float(flat[i])
+    return [(*pair, score) for pair, score in sorted(kept.items(), key=lambda item: -item[1])]
+
+
+class VideoResult:
+    """The tracks of a video. Iterate over it for the frames; masks come from the disk, window by window.
+
+    Made by `Segmenter.track`. `tracks` lists the objects, best first. Without a folder of its own the result lives
+    in a temporary one, which goes when the result does.
+    """
+
+    def __init__(
+        self,
+        source: FrameSource,
+        journal: Journal,
+        classes: ClassTable,
+        *,
+        top_k: int = 10,
+        score_threshold: float = 0.0,
+        one_class: bool = True,
+        keep_alive: tempfile.TemporaryDirectory[str] | None = None,
+    ) -> None:
+        facts = journal.facts()
+        assert facts is not None, "the run through the video has not finished"
+        self.source, self.journal, self.classes = source, journal, classes
+        self.size: tuple[int, int] = (facts["height"], facts["width"])
+        self.damaged: bool = facts["damaged"]  # the video could be read in part only
+        self._length: int = facts["frames"]
+        self._keep_alive = keep_alive
+        self._chosen = {"top_k": top_k, "score_threshold": score_threshold, "one_class": one_class}
+        spans = journal.state["spans"]
+        chosen = choose_tracks(
+            journal.state["scores"],
+            journal.state["present"],
+            top_k=top_k,
+            score_threshold=score_threshold,
+            one_class=one_class,
+        )
+        self.tracks = tuple(
+            Track(number, label, classes.names[label], score, int(spans[number - 1][1]), int(spans[number - 1][2]))
+            for number, label, score in chosen
+        )
+
+    def __len__(self) -> int:
+        """Number of frames."""
+        return self._length
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        return f"VideoResult({self.source.name}, {len(self)} frames {width}x{height}, {len(self.tracks)} tracks)"
+
+    def filter(
+        self, score_threshold: float | None = None, *, top_k: int | None = None, one_class: bool | None = None
+    ) -> VideoResult:
+        """The same run with other limits; nothing is computed again.
+
+        Args:
+            score_threshold: tracks with a lower score are left out.
+            top_k: number of tracks at a time (in one window).
+            one_class: one class for each track; False: a track stands there once for each class whose score is
+                among the best, as in the evaluation of YouTube-VIS.
+        """
+        changed = {"score_threshold": score_threshold, "top_k": top_k, "one_class": one_class}
+        options: dict[str, Any] = self._chosen | {k: v for k, v in changed.items() if v is not None}
+        return VideoResult(self.source, self.journal, self.classes, **options, keep_alive=self._keep_alive)
+
+    # ---- reading
+    def masks(self) -> Iterator[tuple[int, float, dict[int, dict[str, Any]]]]:
+        """For each frame its number, its time in seconds, and the RLE of each chosen track that it shows."""
+        wanted = {track.id for track in self.tracks}
+        size = list(self.size)
+        for window in self.journal.windows():
+            rles = {int(i): counts for i, counts in window["tracks"].items() if int(i) in wanted}
+            for t, seconds in enumerate(window["seconds"]):
+                shown = {i: {"size": size, "counts": counts[t]} for i, counts in rles.items() if counts[t]}
+                yield window["start"] + t, seconds, shown
+
+    def __iter__(self) -> Iterator[TrackedFrame]:
+        for frame, (index, seconds, rles) in zip(self.source.read(), self.masks(), strict=False):
+            assert frame.index == index
+            yield TrackedFrame(index, seconds, *self._frame(frame.image, rles))
+
+    def _frame(self, image: np.ndarray, rles: Mapping[int, Mapping[str, Any]]) -> tuple[np.ndarray, Result]:
+        shown = [track for track in self.tracks if track.id in rles]
+        masks = np.zeros((len(shown), *self.size), dtype=bool)
+        for i, track in enumerate(shown):
+            masks[i] = mask_util.decode(rles[track.id])
+        scores = np.array([track.score for track in shown], dtype=np.float32)
+        labels = np.array([track.label for track in shown], dtype=np.int64)
+        names = tuple(track.name for track in shown)
+        found = InstanceResult(masks, scores, labels, boxes_of(masks), names)
+        ids = np.array([track.id for track in shown], dtype=np.int64)
+        return ids, Result(image, self.classes, found)
+
+    # ---- saving
+    def save(self, path: str | os.PathLike[str], *, video_id: int = 1, **drawing: Any) -> list[Path]:
+        """Write the result; the path's ending says how. Files appear whole or not at all.
+
+        - `.json`: the result format of YouTube-VIS (`video_id`);
+        - `.mp4`, `.mov`, `.mkv`: the video with its tracks drawn in (`drawing`: arguments of `TrackedFrame.draw`);
+        - a folder: for each frame a 16-bit PNG, 0 background, otherwise the number of the track; and `tracks.json`.
+        Returns the files written. Raises ValueError for another ending.
+        """
+        path = Path(path)
+        suffix = path.suffix.lower()
+        if path.is_dir() or not suffix:
+            return self.save_all(masks=path)
+        if suffix != ".json" and suffix not in VIDEOS:
+            raise ValueError(f"{path}: cannot tell what to write; use {' '.join(VIDEOS)}, .json or a folder")
+        if suffix == ".json":
+            return [self._save_json(path, video_id)]
+        return self.save_all(video=path, drawing=drawing)
+
+    def save_all(
+        self,
+        *,
+        video: Path | None = None,
+        pictures: Path | None = None,
+        masks: Path | None = None,
+        drawing: Mapping[str, Any] | None = None,
+        progress: bool = False,
+    ) -> list[Path]:
+        """Write a drawn video, a folder of drawn frames, and a folder of label maps, in one pass over the frames."""
+        if video is not None and self.source.path is not None and video.exists() and video.samefile(self.source.path):
+            raise ValueError(f"{video} is the input itself; give another name")
+        writer = None if video is None else VideoWriter(video, self.source.rate)
+        finished = False
+        try:
+            for frame in tqdm(self, total=len(self), unit="frame", desc="writing", disable=not progress):
+                if masks is not None:
+                    write_picture(masks / f"{frame.index:06d}.png", Image.fromarray(frame.label_map()))
+                if video is None and pictures is None:
+                    continue
+                picture = frame.draw(**(drawing or {}))
+                if pictures is not None:
+                    write_picture(pictures / f"{frame.index:06d}.jpg", picture)
+                if writer is not None:
+                    writer.add(np.asarray(picture), frame.seconds)
+            finished = True
+        finally:
+            if writer is not None:
+                writer.close(keep=finished)
+        if masks is not None:
+            write_json(masks / "tracks.json", [vars(track) for track in self.tracks])
+        return [path for path in (video, pictures, masks) if path is not None]
+
+    def to_ytvis(self, video_id: int = 1) -> list[dict[str, Any]]:
+        """All records of the YouTube-VIS result format: video_id, category_id, score and, for each frame, an RLE or
+        None. In memory: for long videos `save("result.json")` writes the same piece by piece."""
+        segmentations: dict[int, list[Any]] = {track.id: [] for track in self.tracks}
+        for _, _, rles in self.masks():
+            for number, rows in segmentations.items():
+                rows.append(rles.get(number))
+        return [self._record(track, video_id) | {"segmentations": segmentations[track.id]} for track in self.tracks]
+
+    def _record(self, track: Track, video_id: int) -> dict[str, Any]:
+        return {"video_id": video_id, "category_id": self.classes.dataset_ids[track.label], "score": track.score}
+
+    def _save_json(self, path: Path, video_id: int) -> Path:
+        """As `to_ytvis`: one pass writes each track's masks to a temporary file, then these are joined."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            parts = {track.id: Path(folder) / str(track.id) for track in self.tracks}
+            for block in _blocks(self.masks(), 64):
+                for number, part in parts.items():
+                    with part.open("a", encoding="ascii") as file:
+                        file.writelines(f", {json.dumps(rles.get(number))}" for _, _, rles in block)
+            with atomic_write(path) as out:
+                out.write(b"[")
+                for i, track in enumerate(self.tracks):
+                    head = json.dumps(self._record(track, video_id))[:-1]
+                    out.write(f'{", " if i else ""}{head}, "segmentations": ['.encode())
+                    with parts[track.id].open("rb") as file:
+                        file.seek(2)  # without the first comma
+                        shutil.copyfileobj(file, out)
+                    out.write(b"]}")
+                out.write(b"]")
+        return path
+
+
+def _blocks(items: Iterable[Any], size: int) -> Iterator[Sequence[Any]]:
+    block: list[Any] = []
+    for item in items:
+        block.append(item)
+        if len(block) == size:
+            yield block
+            block = []
+    if block:
+        yield block

@@ -1,0 +1,66 @@
+"""From a video to its tracks: what `Segmenter.track` does."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from mask2former.classes import ClassTable
+from mask2former.modeling import MaskFormer
+
+from .frames import FrameSource, Video, open_frames
+from .journal import Journal
+from .long_clips import ClipModel, ImageClips, LongClip, WindowSettings, run_facts
+from .results import VideoResult
+
+
+def clip_model(model: nn.Module, settings: WindowSettings) -> ClipModel:
+    """The model as one that takes clips; ValueError when it cannot, or not with windows of this length."""
+    if hasattr(model, "clip_outputs"):
+        return model  # type: ignore[return-value]
+    if not isinstance(model, MaskFormer):
+        raise ValueError(
+            f"{type(model).__name__} cannot follow objects through a video; use a video model, for example "
+            "config youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml"
+        )
+    if settings.window > 1:
+        raise ValueError(
+            "an image model sees one frame at a time: use online=True (windows of one frame), or a video model, for "
+            "example config youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml"
+        )
+    return ImageClips(model)
+
+
+def track_video(
+    model: nn.Module,
+    video: Video | FrameSource,
+    classes: ClassTable,
+    settings: WindowSettings,
+    *,
+    prepare: Callable[[np.ndarray], Tensor],
+    autocast: Callable[[], AbstractContextManager[Any]],
+    work_dir: Path | None,
+    progress: bool,
+    facts: dict[str, Any],
+    **choice: Any,
+) -> VideoResult:
+    """Run through a video (`LongClip`), in `work_dir` or a temporary folder; `choice` goes to `VideoResult`.
+
+    `facts` are what the results depend on beside video, model and settings: a journal with others is refused.
+    """
+    clips = clip_model(model, settings)
+    temporary = None if work_dir else tempfile.TemporaryDirectory(prefix="mask2former_tracks_")
+    folder = work_dir or Path(temporary.name if temporary else ".")
+    source = open_frames(video, folder / "frames")
+    journal = Journal(folder, run_facts(source, model, settings, **facts))
+    with tqdm(total=source.length, unit="frame", desc="tracking", disable=not progress) as bar:
+        run = LongClip(clips, source, journal, settings, prepare, autocast)
+        run.run(lambda done: bar.update(done - bar.n))
+    return VideoResult(source, journal, classes, **choice, keep_alive=temporary)

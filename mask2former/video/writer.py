@@ -1,0 +1,104 @@
+"""Writing a video that plays everywhere: H.264 with 4:2:0 colours in an mp4."""
+
+from __future__ import annotations
+
+import logging
+import os
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+VIDEOS = (".mp4", ".mov", ".mkv")
+_TICKS = 90_000  # time units a second in the written file: divides all usual frame rates
+
+
+class VideoWriter:
+    """Frames to a file that takes its name only when it is whole. Odd sizes lose a row or a column.
+
+    PyAV writes H.264 with 4:2:0 colours, the form that browsers and phones play. Without PyAV, or where it has no
+    H.264 encoder, OpenCV writes MPEG-4 part 2 and a warning says so.
+    """
+
+    def __init__(self, path: Path, rate: Fraction) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self._part = path, path.with_name(f".{path.stem}.part{path.suffix}")
+        self._size: tuple[int, int] | None = None
+        self._file: _H264 | _Mpeg4 = _H264(self._part, rate) if _has_h264() else _Mpeg4(self._part, rate)
+
+    def add(self, picture: np.ndarray, seconds: float) -> None:
+        """Append (H, W, 3) uint8 RGB, to be shown from this time on. Later pictures take the size of the first."""
+        if self._size is None:
+            self._size = (max(picture.shape[0] // 2 * 2, 2), max(picture.shape[1] // 2 * 2, 2))
+        height, width = self._size
+        if picture.shape[0] < height or picture.shape[1] < width:
+            picture = cv2.resize(picture, (width, height))
+        self._file.add(np.ascontiguousarray(picture[:height, :width]), seconds)
+
+    def close(self, keep: bool = True) -> None:
+        """Finish the file; without `keep`, or when it holds no frame, nothing remains."""
+        self._file.close()
+        if self._size is None or not keep:
+            self._part.unlink(missing_ok=True)
+        else:
+            os.replace(self._part, self._path)
+
+
+def _has_h264() -> bool:
+    try:
+        import av
+    except ImportError:
+        return False
+    return "libx264" in av.codecs_available
+
+
+class _H264:
+    def __init__(self, path: Path, rate: Fraction) -> None:
+        import av
+
+        self._av: Any = av
+        options = {"movflags": "+faststart"} if path.suffix.lower() in (".mp4", ".mov") else {}
+        self._container = av.open(str(path), "w", options=options)
+        encoding = {"crf": "20", "preset": "medium"}
+        self._stream: Any = self._container.add_stream("libx264", rate=rate, options=encoding)
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.codec_context.time_base = Fraction(1, _TICKS)
+        self._last = -1
+
+    def add(self, picture: np.ndarray, seconds: float) -> None:
+        if self._last < 0:
+            self._stream.height, self._stream.width = picture.shape[:2]
+        frame = self._av.VideoFrame.from_ndarray(picture, format="rgb24")
+        self._last = max(round(seconds * _TICKS), self._last + 1)
+        frame.pts, frame.time_base = self._last, Fraction(1, _TICKS)
+        self._container.mux(self._stream.encode(frame))
+
+    def close(self) -> None:
+        if self._last >= 0:
+            self._container.mux(self._stream.encode(None))
+        self._container.close()
+
+
+class _Mpeg4:
+    def __init__(self, path: Path, rate: Fraction) -> None:
+        logger.warning(
+            "%s is written as MPEG-4 part 2, which browsers do not play; pip install av for H.264", path.name
+        )
+        self._path, self._rate = path, rate
+        self._writer: Any = None
+
+    def add(self, picture: np.ndarray, seconds: float) -> None:
+        if self._writer is None:
+            size = (picture.shape[1], picture.shape[0])
+            self._writer = cv2.VideoWriter(str(self._path), cv2.VideoWriter.fourcc(*"mp4v"), float(self._rate), size)
+            if not self._writer.isOpened():
+                raise ValueError(f"{self._path}: this OpenCV cannot write videos; pip install av")
+        self._writer.write(np.ascontiguousarray(picture[..., ::-1]))
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.release()

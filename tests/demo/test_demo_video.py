@@ -1,0 +1,215 @@
+"""demo.py on videos whose objects are followed: arguments, files, messages, and going on after a stop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mask2former.segmenter import Segmenter
+
+from ..video.moving_shapes import ShapeModel, pictures
+from .test_demo import demo, make_video, names  # noqa: F401
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def run(demo: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Run:  # noqa: F811
+    """The script with the model of moving squares; `model` replaces it."""
+
+    def call(*arguments: str, model: Any = None) -> int:
+        def load(*_: Any, score_threshold: float, **__: Any) -> Segmenter:
+            chosen = model or ShapeModel()
+            return Segmenter(chosen, classes=["a", "b", "c"], min_size=0, score_threshold=score_threshold)
+
+        monkeypatch.setattr(demo.Segmenter, "load", load)
+        return demo.main(list(arguments))
+
+    return call
+
+
+@pytest.fixture
+def clip(demo: ModuleType) -> str:  # noqa: F811
+    """A folder of frames in the working directory, whose numbers are not padded."""
+    for i, image in enumerate(pictures(30)):
+        path = Path("clip") / f"frame{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(path)
+    return "clip"
+
+
+def video(path: str) -> list[np.ndarray]:
+    av = pytest.importorskip("av")
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+
+
+def test_a_folder_becomes_a_video_with_tracks(run: Run, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
+    every = ["--save", "overlay", "json", "masks", "--save-frames", "--window", "8", "--overlap", "3"]
+    assert run("--video-input", clip, "--task", "video", "--output", "out", *every) == 0
+    shown = capsys.readouterr()
+    for part in ("30 frames of clip", "3 tracks", ": a, score 0.90, frames 0 to 29"):
+        assert part in shown.out
+    assert "tracking: 100%" in shown.err and "30/30" in shown.err
+    frames = video("out/clip_segmented.mp4")
+    assert len(frames) == 30 and frames[0].shape == (48, 96, 3)
+    records = json.loads(Path("out/results.json").read_text())
+    assert [(r["category_id"], len(r["segmentations"])) for r in records] == [(1, 30), (2, 30), (3, 30)]
+    assert len(names(Path("out/frames"))) == 30 and len(names(Path("out/masks"))) == 31
+    tracks = json.loads(Path("out/masks/tracks.json").read_text())
+    assert [t["name"] for t in tracks] == ["a", "b", "c"]
+    with Image.open("out/masks/000012.png") as picture:
+        assert set(np.unique(np.asarray(picture))) == {0, *(t["id"] for t in tracks)}
+    assert not [n for n in names(Path("out")) if n.startswith(".")]  # the journal is gone
+
+
+def test_colours_stay_with_tracks(run: Run, clip: str) -> None:
+    run("--video-input", clip, "--output", "out", "--save-frames", "--window", "8", "--overlap", "3", "--labels", "no")
+    colours = []
+    for index in (2, 13, 28):
+        with Image.open(f"out/frames/{index:06d}.jpg") as picture:
+            pixels = np.asarray(picture).astype(int)
+        column = 4 * (2 * index // 4 % 20) + 8
+        colours.append(pixels[8, column] - 0)
+    assert np.abs(np.array(colours) - colours[0]).max() <= 12
+    assert np.ptp(colours[0]) > 20  # painted: the square itself is grey
+
+
+def test_a_video_file(run: Run) -> None:
+    make_video(Path("clip.mp4"))
+    assert run("--video-input", "clip.mp4", "--output", "o.mp4", model=ShapeModel()) == 0
+    assert len(video("o.mp4")) == 6
+    assert names(Path()) == {"clip.mp4", "o.mp4"}
+    assert run("--video-input", "clip.mp4", "--output", "clip.mp4") == 2
+
+
+def test_pictures_of_input_are_frames_in_their_order(run: Run, clip: str) -> None:
+    files = [f"clip/frame{i}.png" for i in (3, 1, 2)]
+    assert run("--input", *files, "--task", "video", "--output", "r.json") == 0
+    assert len(json.loads(Path("r.json").read_text())[0]["segmentations"]) == 3
+
+
+@pytest.mark.parametrize(("extra", "count"), [((), 3), (("--confidence-threshold", "0.75"), 2), (("--top-k", "1"), 1)])
+def test_threshold_and_number(run: Run, clip: str, extra: tuple[str, ...], count: int) -> None:
+    assert run("--video-input", clip, "--output", "r.json", *extra) == 0
+    assert len(json.loads(Path("r.json").read_text())) == count
+
+
+def test_online_is_one_frame_at_a_time(run: Run, clip: str) -> None:
+    model = ShapeModel()
+    assert run("--video-input", clip, "--output", "r.json", "--online", model=model) == 0
+    assert model.lengths == [1] * 30
+
+
+def test_nothing_found_is_said(run: Run, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--video-input", clip, "--output", "r.json", "--confidence-threshold", "0.95") == 0
+    assert "0 tracks" in (out := capsys.readouterr().out) and "no object has a score of at least 0.95" in out
+    assert json.loads(Path("r.json").read_text()) == []
+
+
+def test_a_stopped_run_goes_on(run: Run, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--video-input", clip, "--window", "8", "--overlap", "3", "--output"]
+    run(*arguments, "whole/r.json")
+    assert run(*arguments, "cut/r.json", model=ShapeModel(stop_at=4)) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    model = ShapeModel()
+    assert run(*arguments, "cut/r.json", model=model) == 0
+    assert len(model.lengths) == 2
+    assert Path("cut/r.json").read_bytes() == Path("whole/r.json").read_bytes()
+
+
+def test_a_stopped_run_with_other_arguments_is_dropped(run: Run, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--video-input", clip, "--output", "r.json", "--overlap", "3", "--window"]
+    run(*arguments, "8", model=ShapeModel(stop_at=2))
+    model = ShapeModel()
+    assert run(*arguments, "9", model=model) == 0
+    assert sum(model.lengths) == 30 + 3 * (len(model.lengths) - 1)
+    assert "other window" in capsys.readouterr().err and Path("r.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "video"], "--task video needs --video-input"),
+        ([], "this is a video model: give --video-input"),
+        (["--video-input", "clip.mpp"], "clip.mpp does not exist"),
+        (["--video-input", "empty"], "no frame in this folder"),
+        (["--video-input", "clip", "--window", "0"], "window is a number of frames"),
+        (["--video-input", "clip", "--overlap", "24"], "overlap must lie between 0 and window - 1 = 23"),
+        (["--video-input", "clip", "--top-k", "0"], "top_k must be at least 1"),
+        (["--video-input", "clip", "--output", "x.avi"], "use a folder, .mp4"),
+        (["--webcam", "--task", "video"], "picture by picture"),
+        (["--input", "clip/frame1.png", "nothing.png"], "nothing.png does not exist"),
+        (["--video-input", "mixed"], "frame 1 is 96x48, the ones before are 10x8"),
+    ],
+)
+def test_errors_name_the_remedy(
+    run: Run, clip: str, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    Path("empty").mkdir()
+    Path("mixed").mkdir()
+    Image.new("RGB", (10, 8)).save("mixed/1.png")
+    Image.new("RGB", (96, 48)).save("mixed/2.png")
+    assert run(*arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_image_models_segment_each_picture_of_a_folder(demo: ModuleType, clip: str) -> None:  # noqa: F811
+    """The stub of the picture demo cannot follow objects, and says which models can."""
+    assert demo.main(["--video-input", clip, "--output", "o.mp4"]) == 0
+    assert len(video("o.mp4")) == 30
+
+
+def test_a_model_that_cannot_follow_objects(
+    demo: ModuleType, clip: str, capsys: pytest.CaptureFixture[str]  # noqa: F811
+) -> None:
+    assert demo.main(["--video-input", clip, "--task", "video"]) == 2
+    assert "youtubevis_2019" in capsys.readouterr().err
+
+
+def test_a_real_model_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole way with a small network of random weights, the config found in the folder of a training."""
+    import importlib.util
+    import sys
+
+    from mask2former.config import load_config
+    from mask2former.engine.checkpoint import save_safetensors
+
+    from ..modeling.tiny_models import TINY, tiny
+    from .test_demo import SCRIPT
+
+    small = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3, "INPUT.MIN_SIZE_TEST", 48, "DATASETS.TRAIN", (), "DATASETS.TEST", ()]
+    monkeypatch.chdir(tmp_path)
+    Path("model").mkdir()
+    name = "youtubevis_2019/swin/video_maskformer2_swin_tiny_bs16_8ep.yaml"
+    Path("model/config.yaml").write_text(load_config(name, [*TINY, *small]).dump())
+    Path("model/classes.json").write_text(json.dumps(["a", "b", "c"]))
+    save_safetensors(tiny(name, *small), Path("model/model.safetensors"))
+    for i, image in enumerate(pictures(7)):
+        Path("clip").mkdir(exist_ok=True)
+        Image.fromarray(image).save(f"clip/{i}.png")
+
+    monkeypatch.setattr(sys, "path", [*sys.path, str(SCRIPT.parent)])
+    spec = importlib.util.spec_from_file_location("real_demo", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "real_demo", script)
+    spec.loader.exec_module(script)
+    common = ["--model", "model", "--device", "cpu", "--video-input", "clip", "--confidence-threshold", "0"]
+    assert script.main([*common, "--output", "r.json"]) == 0
+    records = json.loads(Path("r.json").read_text())
+    assert 1 <= len(records) <= 10 and all(len(r["segmentations"]) == 7 for r in records)
+    assert all(0 < r["score"] < 1 and r["category_id"] in (1, 2, 3) for r in records)
+    assert any(rle is not None for r in records for rle in r["segmentations"])
+    assert script.main([*common, "--online", "--output", "out"]) == 0
+    assert len(video("out/clip_segmented.mp4")) == 7
+    assert script.main(["--model", "model", "--task", "instance", "--video-input", "clip"]) == 2

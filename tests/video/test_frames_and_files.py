@@ -1,0 +1,210 @@
+"""Reading of videos of all kinds, and the files that results become."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mask2former.segmenter import Segmenter
+from mask2former.video import frames as frames_module
+from mask2former.video import writer as writer_module
+from mask2former.video.frames import FrameFolder, FrameSource, VideoFile, open_frames
+from mask2former.video.journal import Journal, JournalMismatch
+from mask2former.video.results import VideoResult
+from mask2former.video.writer import VideoWriter
+
+from .moving_shapes import OBJECTS, ShapeModel, picture, pictures, truth
+
+
+def grey(value: int, size: tuple[int, int] = (16, 32)) -> np.ndarray:
+    return np.full((*size, 3), value, np.uint8)
+
+
+def levels(source: FrameSource, start: int = 0) -> list[tuple[int, int]]:
+    """Number and rounded brightness of each frame."""
+    return [(f.index, round(float(f.image.mean()))) for f in source.read(start)]
+
+
+def write_video(path: Path, count: int, size: tuple[int, int] = (16, 32)) -> Path:
+    writer = VideoWriter(path, Fraction(10))
+    for i in range(count):
+        writer.add(grey(20 * i, size), i / 10)
+    writer.close()
+    return path
+
+
+# ------------------------------------------------------------------ reading
+@pytest.mark.parametrize("reader", ["pyav", "opencv"])
+def test_video_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: str) -> None:
+    pytest.importorskip("av")
+    path = write_video(tmp_path / "a.mp4", 8)
+    if reader == "opencv":
+        monkeypatch.setattr(frames_module, "_pyav", lambda: None)
+    source = open_frames(path, tmp_path)
+    assert isinstance(source, VideoFile)
+    assert (source.name, source.length, source.rate) == ("a", 8, Fraction(10))
+    found = levels(source)
+    assert [i for i, _ in found] == list(range(8))
+    assert np.abs(np.array([v for _, v in found]) - 20 * np.arange(8)).max() <= 2
+    assert levels(source, 5) == found[5:] and levels(source) == found  # it can be read again
+    assert np.allclose([f.seconds for f in source.read()], np.arange(8) / 10)
+    path.write_bytes(b"no video")
+    with pytest.raises(ValueError, match=r"a\.mp4: cannot be read as a video"):
+        VideoFile(path)
+
+
+def test_folder_in_the_order_of_its_numbers(tmp_path: Path) -> None:
+    for i in range(12):
+        Image.fromarray(grey(i)).save(tmp_path / f"f{i}.png")
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / ".hidden.png").write_text("x")
+    source = open_frames(str(tmp_path), tmp_path)
+    assert isinstance(source, FrameFolder) and source.length == 12
+    assert levels(source, 8) == [(i, i) for i in range(8, 12)]
+
+
+def test_pictures_in_memory(tmp_path: Path) -> None:
+    array = np.stack([grey(i) for i in range(4)])
+    tensor = torch.from_numpy(array).permute(0, 3, 1, 2)
+    for video in (array, tensor, list(array), [Image.fromarray(x) for x in array]):
+        source = open_frames(video, tmp_path)
+        assert source.length == 4 and levels(source, 1) == [(1, 1), (2, 2), (3, 3)]
+
+
+def test_a_stream_is_taken_frame_by_frame_and_can_be_read_again(tmp_path: Path) -> None:
+    taken = []
+
+    def stream() -> Iterator[np.ndarray]:
+        for i in range(5):
+            taken.append(i)
+            yield grey(i)
+
+    source = open_frames(stream(), tmp_path / "spool")
+    reading = source.read()
+    next(reading), next(reading)
+    assert taken == [0, 1] and source.length is None
+    assert [f.index for f in reading] == [2, 3, 4] and source.length == 5
+    assert levels(source, 3) == [(3, 3), (4, 4)]
+
+
+@pytest.mark.parametrize(
+    ("video", "message"),
+    [
+        ("nothing.mp4", "does not exist"),
+        ([], "no frames"),
+        (np.zeros((4, 8, 3), np.uint8), "4 axes"),
+        (5, "not int"),
+    ],
+)
+def test_what_is_no_video_is_explained(tmp_path: Path, video: Any, message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        open_frames(video, tmp_path)
+
+
+def test_frames_of_two_sizes_are_refused(tmp_path: Path) -> None:
+    source = open_frames([grey(0), grey(1, (16, 30))], tmp_path)
+    with pytest.raises(ValueError, match="frame 1 is 30x16, the ones before are 32x16"):
+        list(source.read())
+
+
+# ------------------------------------------------------------------ writing
+def test_a_video_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    writer = VideoWriter(path, Fraction(10))
+    writer.add(grey(50, (17, 33)), 0.0)
+    assert not path.exists()
+    writer.close(keep=False)
+    assert list(tmp_path.iterdir()) == []
+    VideoWriter(path, Fraction(10)).close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_pyav_opencv_writes_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(writer_module, "_has_h264", lambda: False)
+    path = write_video(tmp_path / "a.mp4", 5, (17, 33))
+    assert "pip install av" in caplog.text
+    monkeypatch.setattr(frames_module, "_pyav", lambda: None)
+    found = list(VideoFile(path).read())
+    assert len(found) == 5 and found[0].image.shape == (16, 32, 3)
+    assert abs(float(found[4].image.mean()) - 80) < 4
+
+
+# ------------------------------------------------------------------ results
+@pytest.fixture
+def result() -> VideoResult:
+    segment = Segmenter(ShapeModel(), classes=["a", "b", "c"], min_size=0)
+    return segment.track(pictures(30), window=8, overlap=3)
+
+
+def test_frames_of_a_result(result: VideoResult) -> None:
+    assert "30 frames 96x48, 3 tracks" in repr(result)
+    seen = 0
+    for frame in result:
+        assert (frame.result.image == picture(frame.index)).all()
+        there = [n for n in range(3) if truth(n, frame.index).any()]
+        assert frame.instances.labels.tolist() == there and len(frame.ids) == len(there)
+        labels = frame.label_map()
+        for number, track in zip(there, frame.ids, strict=True):
+            assert np.count_nonzero((labels == track) != truth(number, frame.index)) <= 8
+        seen += 1
+    assert seen == 30
+
+
+def test_filter_computes_nothing_anew(result: VideoResult) -> None:
+    assert [t.name for t in result.filter(0.75).tracks] == ["a", "b"]
+    assert [t.name for t in result.filter(0.75).filter(0.0).tracks][:3] == ["a", "b", "c"]
+    assert [t.name for t in result.filter(top_k=1).tracks] == ["a"]
+    assert len(result.tracks) == 3
+
+
+def test_folder_and_video(result: VideoResult, tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    result.save(tmp_path / "masks")
+    assert len(list((tmp_path / "masks").glob("*.png"))) == 30
+    tracks = json.loads((tmp_path / "masks" / "tracks.json").read_text())
+    assert [(t["name"], t["id"]) for t in tracks] == [(t.name, t.id) for t in result.tracks]
+    with Image.open(tmp_path / "masks" / "000020.png") as saved:
+        ids = {t.id for t in result.tracks if t.label != 1}
+        assert set(np.unique(np.asarray(saved)).tolist()) == {0, *ids}
+    assert result.save(tmp_path / "o.mp4", scale=2.0) == [tmp_path / "o.mp4"]
+    with av.open(str(tmp_path / "o.mp4")) as container:
+        shapes = [frame.to_ndarray(format="rgb24").shape for frame in container.decode(video=0)]
+    assert shapes == [(96, 192, 3)] * 30
+    with pytest.raises(ValueError, match="cannot tell what to write"):
+        result.save(tmp_path / "o.gif")
+
+
+def test_drawing_paints_objects_in_the_colour_of_their_track(result: VideoResult) -> None:
+    first = next(iter(result))
+    drawn = np.asarray(first.draw(labels=False)).astype(int)
+    difference = np.abs(drawn - first.result.image).sum(axis=2)
+    assert difference[truth(0, 0)].min() > 0 and difference[:, 60:].max() == 0
+    assert len(OBJECTS) == 3
+
+
+# ------------------------------------------------------------------ the journal
+def test_journal(tmp_path: Path) -> None:
+    run = {"video": ["a", 1], "window": 3}
+    journal = Journal(tmp_path, run)
+    assert (journal.done, journal.state, journal.facts()) == (0, {}, None)
+    journal.append({"start": 0}, {"x": np.arange(3)})
+    (tmp_path / "window_000001.json").write_text("cut sh")  # a window without its state does not count
+    again = Journal(tmp_path, run)
+    assert again.done == 1 and again.state["x"].tolist() == [0, 1, 2]
+    assert list(again.windows()) == [{"start": 0}]
+    again.append({"start": 3}, {"x": np.arange(2)})
+    again.finish({"frames": 6})
+    assert [w["start"] for w in Journal(tmp_path, run).windows()] == [0, 3]
+    assert Journal(tmp_path, run).facts() == {"frames": 6}
+    with pytest.raises(JournalMismatch, match=r"other top, window\)"):
+        Journal(tmp_path, {"video": ["a", 1], "window": 4, "top": 1})

@@ -1,0 +1,54 @@
+"""train_net.py on clips, from the command line to video AP and results.json."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_net
+from mask2former.engine import argument_parser, launch
+
+TINY = [
+    *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.BACKBONE.NAME", "TimmBackbone"),
+    *("MODEL.TIMM.NAME", "mobilenetv3_small_050", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "32"),
+    *("MODEL.SEM_SEG_HEAD.MASK_DIM", "32", "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", "1"),
+    *("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "2", "MODEL.MASK_FORMER.HIDDEN_DIM", "32"),
+    *("MODEL.MASK_FORMER.DIM_FEEDFORWARD", "32", "MODEL.MASK_FORMER.DEC_LAYERS", "2"),
+    *("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "8", "MODEL.MASK_FORMER.TRAIN_NUM_POINTS", "64"),
+    *("INPUT.MIN_SIZE_TRAIN", "(32, 48)", "INPUT.MIN_SIZE_TEST", "32", "DATALOADER.NUM_WORKERS", "0"),
+    *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()", "SOLVER.AMP.ENABLED", "False"),
+    *("SEED", "5", "DATASETS.TRAIN", "('clips',)", "DATASETS.TEST", "('clips',)"),
+]
+
+
+@pytest.fixture
+def command(write_videos: Callable[[], tuple[str, str]], tmp_path: Path) -> Iterator[list[str]]:
+    """Arguments for a tiny VideoMaskFormer on the three videos."""
+    entry = ["clips", *write_videos()]
+    options = [*TINY, "DATASETS.YTVIS_JSON", repr([entry]), "OUTPUT_DIR", str(tmp_path / "run")]
+    yield ["--config-file", "youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml", "--debug", *options]
+    for name in ("mask2former", "detectron2", "fvcore"):
+        logging.getLogger(name).handlers.clear()
+
+
+def test_two_steps_and_an_evaluation(command: list[str], tmp_path: Path) -> None:
+    assert launch(train_net.main, argument_parser().parse_args(command)) == 0
+    run = tmp_path / "run"
+    assert torch.load(run / "model_final.pth", weights_only=True)["iteration"] == 1
+    metrics = json.loads((run / "inference" / "metrics.json").read_text())["clips"]["segm"]
+    assert set(metrics) >= {"AP", "AP50", "AP75", "AR1", "AR10", "AP-bar", "AP-cell"}
+    results = json.loads((run / "inference" / "results.json").read_text())
+    lengths = {result["video_id"]: len(result["segmentations"]) for result in results}
+    assert lengths == {2: 3, 4: 6, 9: 1} and {result["category_id"] for result in results} <= {3, 7}
+
+
+def test_training_on_a_test_split_says_so(command: list[str], video_content: dict, tmp_path: Path) -> None:
+    content = {**video_content, "annotations": None}
+    (tmp_path / "videos.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="the video has no annotations: files of a test server hold no truth"):
+        launch(train_net.main, argument_parser().parse_args(command))

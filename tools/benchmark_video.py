@@ -1,0 +1,150 @@
+"""Time and memory of video instance segmentation on a long synthetic clip; run by `tools/benchmark.py video`.
+
+Frames are made on the fly (coloured discs that move over noise), so that nothing but the program itself fills memory.
+Weights are random. So that no work is saved by finding nothing, every window keeps all its candidates, and mask logits
+are shifted until about a sixth of the pixels are inside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+
+from mask2former.classes import ClassTable
+from mask2former.config import load_config
+from mask2former.video.frames import Frame, FrameSource
+from mask2former.video.journal import Journal
+from mask2former.video.long_clips import ClipModel, LongClip, WindowSettings
+from mask2former.video.results import VideoResult
+from mask2former.video.tracking import clip_model
+
+CONFIG = "youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml"
+GIB = 2**30
+
+
+class MovingDiscs(FrameSource):
+    """`length` frames (H, W, 3) with eight discs."""
+
+    name = "discs"
+
+    def __init__(self, length: int, size: tuple[int, int]) -> None:
+        self.length, self.size = length, size
+        rng = np.random.default_rng(0)
+        self.noise = rng.integers(0, 64, (*size, 3), dtype=np.uint8)
+        self.discs = rng.random((8, 6))
+
+    def _read(self, start: int) -> Iterator[Frame]:
+        height, width = self.size
+        y, x = np.mgrid[:height, :width]
+        for index in range(start, self.length or 0):
+            image = self.noise.copy()
+            for row, column, speed, *color in self.discs:
+                centre = (column + speed * index / 50) % 1 * width
+                inside = (y - row * height) ** 2 + (x - centre) ** 2 < (height / 12) ** 2
+                image[inside] = np.array(color) * 191 + 64
+            yield Frame(index, index / 25, image)
+
+
+class Busy:
+    """A model whose masks are not empty."""
+
+    def __init__(self, model: ClipModel) -> None:
+        self.preprocess, self._outputs = model.preprocess, model.clip_outputs
+
+    def clip_outputs(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        outputs = self._outputs(images)
+        deviation, mean = torch.std_mean(outputs["pred_masks"], dim=(1, 2, 3), keepdim=True)
+        outputs["pred_masks"].sub_(mean + deviation)
+        return outputs
+
+
+def resident() -> float:
+    """GiB of this process in memory now; NaN where /proc does not tell."""
+    path = Path("/proc/self/statm")
+    return int(path.read_text().split()[1]) * resource.getpagesize() / GIB if path.is_file() else float("nan")
+
+
+def peak_resident() -> float:
+    """GiB, the most so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
+
+
+def network(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The model in evaluation mode, and its config."""
+    cfg = load_config(args.config_file or CONFIG, ["MODEL.DEVICE", args.device, "MODEL.WEIGHTS", "", *args.opts])
+    return build_model(cfg).eval(), cfg
+
+
+def run(args: argparse.Namespace, hardware: str) -> None:
+    """Print the figures of one run."""
+    model, cfg = network(args)
+    cut = (1, 0) if args.online else (args.window, args.overlap)
+    s = WindowSettings(*cut, min_score=0.0)
+    resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")
+    source = MovingDiscs(args.frames, tuple(args.size))
+    seen = resize.get_transform(source.noise).apply_image(source.noise).shape
+
+    def prepare(image: np.ndarray) -> torch.Tensor:
+        pixels = resize.get_transform(image).apply_image(image)
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+    print(hardware)
+    print(
+        f"{args.frames} frames {args.size[1]}x{args.size[0]}, {seen[1]}x{seen[0]} in the network; "
+        f"windows of {s.window}, {s.overlap} shared; {'bf16' if args.bf16 else 'fp32'}; {args.config_file or CONFIG}"
+    )
+    marks: list[tuple[int, float, float]] = [(0, time.perf_counter(), resident())]
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal(Path(folder) / "work", {"benchmark": 1})
+        context = torch.autocast(model.device.type, torch.bfloat16) if args.bf16 else nullcontext()
+        clip = LongClip(Busy(clip_model(model, s)), source, journal, s, prepare, lambda: context)
+        clip.run(lambda done: marks.append((done, time.perf_counter(), resident())))
+        tracked, start = peak_resident(), time.perf_counter()
+        result = VideoResult(source, journal, ClassTable.numbered(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES))
+        size = result.save(Path(folder) / "result.json")[0].stat().st_size
+        saving = time.perf_counter() - start
+        disk = sum(p.stat().st_size for p in journal.folder.iterdir())
+    report(marks, model.device)
+    print(f"peak memory of the process {peak_resident():.2f} GiB (without saving {tracked:.2f})")
+    print(
+        f"{len(clip.table.tracks)} tracks; journal {disk / 2**20:.1f} MiB; result.json of {len(result.tracks)} tracks "
+        f"{size / 2**20:.1f} MiB in {saving:.1f} s"
+    )
+
+
+def report(marks: list[tuple[int, float, float]], device: torch.device) -> None:
+    """Speed, and what memory held after the windows: it does not grow with their number."""
+    total = marks[-1][1] - marks[0][1]
+    print(f"{len(marks) - 1} windows, {total:.1f} s, {marks[-1][0] / total:.2f} frames/s")
+    rows = marks[1:]
+    if len(rows) > 2:
+        steady = (rows[-2][0] - rows[0][0]) / (rows[-2][1] - rows[0][1])
+        print(f"without the first and the last window {steady:.2f} frames/s")
+    shown = rows if len(rows) <= 8 else [rows[i * (len(rows) - 1) // 7] for i in range(8)]
+    print("memory of the process after frame: " + ", ".join(f"{done}: {gib:.2f} GiB" for done, _, gib in shown))
+    if device.type == "cuda":
+        peak, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+        print(f"peak GPU memory {peak / GIB:.2f} GiB allocated, {reserved / GIB:.2f} GiB reserved")
+
+
+def add_arguments(group: argparse._ArgumentGroup) -> None:
+    """What only the benchmark of videos has."""
+    group.add_argument("--frames", type=int, default=60, help="length of the clip")
+    group.add_argument("--window", type=int, default=24, help="frames that the network sees together")
+    group.add_argument("--overlap", type=int, default=6, help="frames that two windows share")
+    group.add_argument("--online", action="store_true", help="windows of one frame")

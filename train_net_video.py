@@ -1,0 +1,13 @@
+#!/usr/bin/env python
+"""train_net.py, under the name of the reference's launcher for videos: the config says what is trained.
+
+    python train_net_video.py --config-file configs/youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml --num-gpus 8
+"""
+
+import sys
+
+from mask2former.engine import argument_parser, launch
+from train_net import main
+
+if __name__ == "__main__":
+    sys.exit(launch(main, argument_parser().parse_args()))
