@@ -69,7 +69,7 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
         cfg.TEST,  # ours
         {
             "SCORE_THRESHOLD": 0.0,  # instances below it are left out
-            "INSTANCE_TASKS": ["segm"],  # add "bbox" for the AP of the boxes around the masks, "boundary" for boundary AP
+            "INSTANCE_TASKS": ["segm"],  # add "bbox" for AP of the boxes around the masks, "boundary" for boundary AP
             "BOUNDARY_IOU": False,  # semantic evaluation: also the IoU of the boundaries of each class
             "SEMANTIC_PQ": False,  # semantic evaluation: also PQ with each class of a picture as one segment
             "SAVE_PANOPTIC": False,  # also write the panoptic PNGs, not only predictions.json

@@ -3,6 +3,7 @@
 
     python tools/benchmark.py model --size 480 640
     python tools/benchmark.py op --size 1024 1024 --batch 8
+    python tools/benchmark.py eval --images 500
     python tools/benchmark.py train --config-file nuclei/maskformer2_efficientnet_lite0.yaml --size 512 512 --batch 8
     python tools/benchmark.py video --frames 1000 --size 480 854
 
@@ -31,6 +32,7 @@ from mask2former.config import load_config
 from mask2former.ops import backend
 
 sys.path.insert(0, str(Path(__file__).parent))
+import benchmark_eval
 import benchmark_op
 import benchmark_video
 
@@ -90,6 +92,9 @@ def main() -> None:
     if args.what == "op":
         benchmark_op.run(args, hardware(torch.device(args.device)))
         return
+    if args.what == "eval":
+        benchmark_eval.run(args, hardware(torch.device(args.device)))
+        return
     if args.what == "video":
         benchmark_video.run(args, hardware(torch.device(args.device)))
         return
@@ -136,13 +141,17 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "what",
         nargs="?",
-        choices=("model", "train", "op", "video"),
+        choices=("model", "train", "op", "eval", "video"),
         default="model",
-        help="inference, a training step, deformable attention alone, or a long video",
+        help="inference, a training step, deformable attention alone, the evaluators, or a long video",
     )
     p.add_argument("--config-file", help=f"default: {CONFIG}, for video {benchmark_video.CONFIG}")
     p.add_argument("--size", type=int, nargs=2, default=(480, 640), metavar=("HEIGHT", "WIDTH"))
     p.add_argument("--batch", type=int, default=1)
+    p.add_argument("--images", type=int, default=500, help="pictures of the made-up validation set of `eval`")
+    p.add_argument(
+        "--boundary", action="store_true", help="`eval`: leave detectron2's boundary IoU on, which it always computes"
+    )
     p.add_argument("--objects", type=int, default=20, help="ground-truth objects per picture in a training step")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--bf16", action="store_true", help="bf16 autocast")

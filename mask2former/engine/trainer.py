@@ -30,6 +30,7 @@ from .hooks import CheckpointHook, ScheduleHook, StopHook, WeightAverageHook
 from .optimizer import build_lr_scheduler, build_optimizer, full_model_clip_norm
 from .precision import select_precision
 from .random_state import get_random_state, preserved_random_state, set_random_state
+from .ranks import check_batch, check_same_start, share_buffers
 from .report import BestModel, by_dataset, format_results, write_json
 from .signals import StopSignal, ignore_stop_signals
 from .step import TrainStep
@@ -64,7 +65,7 @@ class Trainer(DefaultTrainer):
         # Not DefaultTrainer.__init__: it would build the data loader before it is known where to resume.
         TrainerBase.__init__(self)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        _check_batch(cfg)
+        check_batch(cfg)
         self.cfg = cfg
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
@@ -189,7 +190,7 @@ class Trainer(DefaultTrainer):
         self.iter = -1
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         self.start_iter = self.iter + 1  # `load_state_dict` sets `iter` to the step that was finished
-        _check_same_start(self.start_iter, self.cfg.OUTPUT_DIR)
+        check_same_start(self.start_iter, self.cfg.OUTPUT_DIR)
         if self.start_iter > 0:
             self.best.restore()
             logger.info("Resuming after %d of %d steps.", self.start_iter, self.max_iter)
@@ -258,7 +259,7 @@ class Trainer(DefaultTrainer):
     @contextlib.contextmanager
     def _ready_for_evaluation(self) -> Iterator[None]:
         with preserved_random_state(), self._averaged_weights():
-            _share_buffers(self.checkpointer.model)
+            share_buffers(self.checkpointer.model)
             yield
 
     def _averaged_weights(self) -> contextlib.AbstractContextManager[None]:
@@ -392,48 +393,8 @@ def _tell_results(cfg: CfgNode, named: Mapping[str, Mapping[str, Any]], folder: 
         write_json(Path(cfg.OUTPUT_DIR) / folder / "metrics.json", named)
 
 
-def _share_buffers(model: nn.Module) -> None:
-    """Give all ranks the batch-norm statistics of the first, whose model is the one that is saved.
-
-    Each rank collects its own; training does not use them.
-    """
-    if comm.get_world_size() > 1:
-        for buffer in model.buffers():
-            if buffer.is_floating_point() and buffer.is_contiguous():
-                torch.distributed.broadcast(buffer, 0)
-
-
-def _check_same_start(step: int, folder: str) -> None:
-    """All ranks must begin with the same step, else they would train different models or wait for ever.
-
-    Raises:
-        ValueError: they do not, for example because OUTPUT_DIR is a local folder of each machine.
-    """
-    steps = comm.all_gather(step)
-    if len(set(steps)) > 1:
-        found = ", ".join(f"rank {rank}: {each}" for rank, each in enumerate(steps))
-        raise ValueError(
-            f"The processes would continue after different steps ({found}). OUTPUT_DIR {folder} must be a folder "
-            "that all machines share; or copy the checkpoint and the file last_checkpoint to each."
-        )
-
-
 def _keep_workers(loader: Any) -> Any:
     """Let a signal to the whole job reach the main process only, which saves and then ends the workers."""
     if isinstance(loader, DataLoader) and loader.worker_init_fn is None:
         loader.worker_init_fn = ignore_stop_signals
     return loader
-
-
-def _check_batch(cfg: CfgNode) -> None:
-    """Every rank and micro-batch must get the same whole number of images.
-
-    Raises:
-        ValueError: with the keys to change.
-    """
-    images, steps, ranks = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION_STEPS, comm.get_world_size()
-    if steps < 1 or images < 1 or images % (steps * ranks):
-        raise ValueError(
-            f"SOLVER.IMS_PER_BATCH {images} must be a multiple of the number of processes ({ranks}) times "
-            f"SOLVER.ACCUMULATION_STEPS ({steps}), here of {ranks * steps}."
-        )

@@ -12,9 +12,11 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, LVISEvaluator
 
+from mask2former.evaluation.cityscapes import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from mask2former.evaluation.instance import InstanceSegEvaluator
+from mask2former.evaluation.old_numpy import give_old_numpy
 from mask2former.evaluation.panoptic import PanopticEvaluator
 from mask2former.evaluation.semantic import SemanticEvaluator
 
@@ -70,7 +72,40 @@ def panoptic_quality(request: EvaluatorRequest) -> DatasetEvaluator:
 
 def semantic_iou(request: EvaluatorRequest) -> DatasetEvaluator:
     """mIoU on label pictures, or on labels made from panoptic annotations."""
-    return SemanticEvaluator(request.dataset_name, output_dir=request.output_dir)
+    return SemanticEvaluator(
+        request.dataset_name,
+        output_dir=request.output_dir,
+        boundary=_option(request.cfg.TEST, "BOUNDARY_IOU", False),
+        panoptic_quality=_option(request.cfg.TEST, "SEMANTIC_PQ", False),
+    )
+
+
+def cityscapes_iou(request: EvaluatorRequest) -> DatasetEvaluator:
+    """IoU of the official Cityscapes script."""
+    return CityscapesSemSegEvaluator(request.dataset_name)
+
+
+def cityscapes_ap(request: EvaluatorRequest) -> DatasetEvaluator:
+    """AP of the official Cityscapes script."""
+    return CityscapesInstanceEvaluator(request.dataset_name)
+
+
+def lvis_ap(request: EvaluatorRequest) -> DatasetEvaluator:
+    """detectron2's LVISEvaluator: AP as the package lvis computes it, with at least 300 detections per image."""
+    try:
+        import lvis.eval
+    except ImportError as error:
+        raise ValueError(
+            f"dataset {request.dataset_name!r} is evaluated by the package lvis ({error}): pip install lvis"
+        ) from error
+    give_old_numpy(lvis.eval)
+    tasks = [task for task in _option(request.cfg.TEST, "INSTANCE_TASKS", ["segm"]) if task != "boundary"]
+    return LVISEvaluator(
+        request.dataset_name,
+        tasks=tuple(tasks),
+        output_dir=request.output_dir,
+        max_dets_per_image=max(300, request.cfg.TEST.DETECTIONS_PER_IMAGE),
+    )
 
 
 def video_ap(request: EvaluatorRequest) -> DatasetEvaluator:
@@ -83,9 +118,16 @@ def video_ap(request: EvaluatorRequest) -> DatasetEvaluator:
 register_evaluator("ytvis", "INSTANCE_ON", video_ap)
 register_evaluator("coco", "INSTANCE_ON", instance_ap)
 register_evaluator("sem_seg", "SEMANTIC_ON", semantic_iou)
-register_evaluator("coco_panoptic_seg", "PANOPTIC_ON", panoptic_quality)
-register_evaluator("coco_panoptic_seg", "INSTANCE_ON", instance_ap)
-register_evaluator("coco_panoptic_seg", "SEMANTIC_ON", semantic_iou)
+register_evaluator("lvis", "INSTANCE_ON", lvis_ap)
+register_evaluator("cityscapes_instance", "INSTANCE_ON", cityscapes_ap)
+register_evaluator("cityscapes_sem_seg", "SEMANTIC_ON", cityscapes_iou)
+register_evaluator("cityscapes_panoptic_seg", "PANOPTIC_ON", panoptic_quality)
+register_evaluator("cityscapes_panoptic_seg", "INSTANCE_ON", cityscapes_ap)
+register_evaluator("cityscapes_panoptic_seg", "SEMANTIC_ON", cityscapes_iou)
+for _kind in ("coco_panoptic_seg", "ade20k_panoptic_seg", "mapillary_vistas_panoptic_seg"):
+    register_evaluator(_kind, "PANOPTIC_ON", panoptic_quality)
+    register_evaluator(_kind, "INSTANCE_ON", instance_ap)
+    register_evaluator(_kind, "SEMANTIC_ON", semantic_iou)
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:

@@ -1,14 +1,12 @@
-"""COCO average precision: pycocotools' numbers to the last digit, its slowest loop replaced.
+"""COCO average precision: pycocotools' numbers to the last digit, without its loops in Python.
 
-pycocotools supplies run-length IoU and the precision-recall accumulation. Its greedy matching visits every
-(threshold, detection, ground truth) triple in Python, minutes for crowded pictures; here only pairs above the
-lowest threshold are visited. Its summary, which assumes 100 detections per image, is not used.
+pycocotools supplies run-length IoU and the thresholds. Matching and curves are in `coco_matching`. Boundary AP is the
+same with boundary IoU in the place of mask IoU.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,92 +14,13 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from pycocotools.cocoeval import Params
 
-from mask2former.evaluation.coco_truth import index_coco
+from mask2former.evaluation.boundary_iou import DILATION_RATIO, boundary_overlap, boundary_width
+from mask2former.evaluation.coco_matching import Objects, Overlap, curves, match
 
+TASKS = ("segm", "bbox", "boundary")
 AREAS = ("all", "small", "medium", "large")
-
-
-class _SparseMatchingCOCOeval(COCOeval):
-    """COCOeval whose matching looks only at candidates; same results."""
-
-    def evaluateImg(
-        self, image_id: Any, category_id: Any, area_range: Sequence[float], max_det: int
-    ) -> dict[str, Any] | None:
-        truths = self._gts[image_id, category_id]
-        detections = self._dts[image_id, category_id]
-        if not truths and not detections:
-            return None
-        low, high = area_range
-        ignored = np.array([bool(t["ignore"] or not low <= t["area"] <= high) for t in truths], dtype=bool)
-        truth_order = np.argsort(ignored, kind="stable")  # those that count come first
-        ignored = ignored[truth_order]
-        truths = [truths[i] for i in truth_order]
-        scores = np.array([-d["score"] for d in detections])
-        detections = [detections[i] for i in np.argsort(scores, kind="stable")[:max_det]]
-
-        matched, matched_ignored = self._match(
-            image_id, category_id, truths, truth_order, ignored, len(detections)
-        )
-        outside = np.array([not low <= d["area"] <= high for d in detections], dtype=bool)
-        matched_ignored |= ~matched & outside
-        return {  # what COCOeval.accumulate reads
-            "dtMatches": matched,
-            "dtScores": [d["score"] for d in detections],
-            "gtIgnore": ignored.astype(np.int64),
-            "dtIgnore": matched_ignored,
-        }
-
-    def _match(
-        self,
-        image_id: Any,
-        category_id: Any,
-        truths: Sequence[Mapping[str, Any]],
-        truth_order: np.ndarray,
-        ignored: np.ndarray,
-        count: int,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Greedy matching by falling score: (T, D) matched, and (T, D) matched to an ignored truth."""
-        thresholds = np.minimum(self.params.iouThrs, 1 - 1e-10)
-        matched = np.zeros((len(thresholds), count), dtype=bool)
-        matched_ignored = np.zeros_like(matched)
-        overlaps = self.ious[image_id, category_id]
-        if len(overlaps) == 0:
-            return matched, matched_ignored
-        overlaps = overlaps[:count, truth_order]
-        crowd = [bool(t["iscrowd"]) for t in truths]
-        candidates: dict[int, list[tuple[int, float]]] = {}
-        for row, column in zip(*np.nonzero(overlaps >= thresholds.min()), strict=True):
-            candidates.setdefault(int(row), []).append((int(column), overlaps[row, column]))
-        for t, threshold in enumerate(thresholds):
-            taken = [False] * len(truths)
-            for row, pairs in candidates.items():
-                column = _best_truth(pairs, threshold, taken, crowd, ignored)
-                if column is not None:
-                    taken[column] = True
-                    matched[t, row] = True
-                    matched_ignored[t, row] = ignored[column]
-        return matched, matched_ignored
-
-
-def _best_truth(
-    pairs: Sequence[tuple[int, float]],
-    threshold: float,
-    taken: Sequence[bool],
-    crowd: Sequence[bool],
-    ignored: np.ndarray,
-) -> int | None:
-    """COCO's rule: the free truth of highest IoU (last of equals); an ignored one only when no other fits."""
-    best, best_overlap = None, threshold
-    for column, overlap in pairs:
-        if taken[column] and not crowd[column]:
-            continue
-        if best is not None and ignored[column] and not ignored[best]:
-            break  # the rest is ignored too: counted truths come first
-        if overlap >= best_overlap:
-            best, best_overlap = column, overlap
-    return best
 
 
 @dataclass(frozen=True)
@@ -136,6 +55,24 @@ class CocoScores:
         """Average recall in percent at the largest detection limit, NaN without ground truth."""
         return _percent(self.recall[..., AREAS.index(area), -1])
 
+    def summary(self) -> dict[str, float]:
+        """The numbers of a COCO table."""
+        return {
+            "AP": self.ap(),
+            "AP50": self.ap(iou=0.5),
+            "AP75": self.ap(iou=0.75),
+            "APs": self.ap(area="small"),
+            "APm": self.ap(area="medium"),
+            "APl": self.ap(area="large"),
+            f"AR@{self.max_dets[-1]}": self.ar(),
+        }
+
+    def per_class(self, names: Sequence[str]) -> dict[str, float]:
+        """ "AP-<name>" for each category, in their order; empty where there is only one."""
+        if len(names) < 2:
+            return {}
+        return {f"AP-{n}": self.ap(category=i) for n, i in zip(names, self.category_ids, strict=True)}
+
 
 def _percent(values: np.ndarray) -> float:
     present = values[values > -1]
@@ -149,6 +86,7 @@ def evaluate_coco(
     max_dets: int = 100,
     image_ids: Sequence[Any] | None = None,
     category_ids: Sequence[int] | None = None,
+    dilation_ratio: float = DILATION_RATIO,
 ) -> CocoScores:
     """Compare COCO results with ground truth.
 
@@ -157,42 +95,68 @@ def evaluate_coco(
         results: COCO result records (`image_id`, `category_id`, `score`, and `segmentation` as compressed
             RLE or `bbox` as XYWH). Not changed. May be empty: precision is then 0 wherever there is ground
             truth.
-        task: "segm" or "bbox".
+        task: "segm", "bbox", or "boundary": masks compared by the smaller of mask IoU and boundary IoU.
         max_dets: detections per image and category that count, best first.
         image_ids: evaluate only these images; all of the ground truth if None.
         category_ids: evaluate only these categories; all of the ground truth if None.
+        dilation_ratio: width of a boundary as a share of the picture's diagonal.
 
     Raises:
         ValueError: unknown task or image, ground truth without what the task compares, or a mask whose size
             is not its image's.
     """
-    if task not in ("segm", "bbox"):
-        raise ValueError(f"task must be 'segm' or 'bbox', got {task!r}")
+    check_task(task)
     if max_dets < 1:
         raise ValueError(f"max_dets must be at least 1, got {max_dets}")
+    boundary_width((1, 1), dilation_ratio)  # a wrong ratio is an error here, whatever the data
     check_truth(truth, task)
     _check_results(truth, results, task)
-    engine = _SparseMatchingCOCOeval(truth, _index_results(truth, results, task), task)
-    engine.params.maxDets = sorted({limit for limit in (1, 10) if limit < max_dets} | {max_dets})
-    if image_ids is not None:
-        engine.params.imgIds = list(image_ids)
-    if category_ids is not None:
-        engine.params.catIds = list(category_ids)
-    with contextlib.redirect_stdout(io.StringIO()):
-        engine.evaluate()
-        engine.accumulate()
-    return CocoScores(
-        precision=engine.eval["precision"],
-        recall=engine.eval["recall"],
-        iou_thresholds=engine.params.iouThrs,
-        category_ids=tuple(int(c) for c in engine.params.catIds),
-        max_dets=tuple(engine.params.maxDets),
+    parameters = Params("bbox" if task == "bbox" else "segm")
+    images = {i: n for n, i in enumerate(sorted(set(truth.imgs if image_ids is None else image_ids)))}
+    chosen = sorted({int(c) for c in (truth.cats if category_ids is None else category_ids)})
+    categories = {c: n for n, c in enumerate(chosen)}
+
+    def truth_shape(record: Mapping[str, Any]) -> tuple[Any, float]:
+        return (record["bbox"] if task == "bbox" else _rle(record, truth)), record["area"]
+
+    def result_shape(record: Mapping[str, Any]) -> tuple[Any, float]:
+        if task == "bbox":
+            return record["bbox"], record["bbox"][2] * record["bbox"][3]
+        return record["segmentation"], float(mask_util.area(record["segmentation"]))
+
+    truths = Objects.of(truth.dataset["annotations"], truth_shape, images, categories)
+    detections = Objects.of(results, result_shape, images, categories, max_dets)
+    ranges = np.array(parameters.areaRng)
+    matches = match(truths, detections, _overlap(task, dilation_ratio), parameters.iouThrs, ranges)
+    limits = sorted({limit for limit in (1, 10) if limit < max_dets} | {max_dets})
+    precision, recall = curves(
+        truths, detections, matches, ranges, len(categories), limits, parameters.recThrs
     )
+    return CocoScores(precision, recall, parameters.iouThrs, tuple(categories), tuple(limits))
+
+
+def _overlap(task: str, dilation_ratio: float) -> Overlap:
+    if task == "boundary":
+        return functools.partial(boundary_overlap, least=0.5, dilation_ratio=dilation_ratio)
+    return mask_util.iou
+
+
+def _rle(record: Mapping[str, Any], truth: COCO) -> Any:
+    code = record["segmentation"]
+    if isinstance(code, dict) and not isinstance(code["counts"], list):
+        return code
+    return truth.annToRLE(record)  # polygons, or runs as numbers
+
+
+def check_task(task: str) -> None:
+    """Raise ValueError unless it is one of TASKS."""
+    if task not in TASKS:
+        raise ValueError(f"task must be one of {', '.join(map(repr, TASKS))}, got {task!r}")
 
 
 def check_truth(truth: COCO, task: str) -> None:
-    """Raise ValueError if an annotation lacks what the task ("segm" or "bbox") compares."""
-    field = "segmentation" if task == "segm" else "bbox"
+    """Raise ValueError if an annotation lacks what the task compares."""
+    field = "bbox" if task == "bbox" else "segmentation"
     for annotation in truth.dataset["annotations"]:
         if field not in annotation:
             raise ValueError(
@@ -208,7 +172,7 @@ def _check_results(truth: COCO, results: Sequence[Mapping[str, Any]], task: str)
             raise ValueError(
                 f"prediction for image {result['image_id']!r}, which the ground truth does not list"
             )
-        if task == "segm":
+        if task != "bbox":
             expected = [image["height"], image["width"]]
             found = list(result["segmentation"]["size"])
             if found != expected:
@@ -216,33 +180,3 @@ def _check_results(truth: COCO, results: Sequence[Mapping[str, Any]], task: str)
                     f"image {result['image_id']!r} ({image.get('file_name')}): predicted masks are "
                     f"(h, w) = {found}, the annotation file says {expected}; correct its height and width"
                 )
-
-
-def _index_results(truth: COCO, results: Sequence[Mapping[str, Any]], task: str) -> COCO:
-    """Results as pycocotools sees them; unlike COCO.loadRes, also when there are none."""
-    if task == "segm":
-        shapes = [{"segmentation": r["segmentation"]} for r in results]
-        # One by one: with numpy 2, pycocotools cannot take the areas of a list of more than 255 masks.
-        areas = [mask_util.area(r["segmentation"]) for r in results]
-    else:
-        shapes = [{"bbox": r["bbox"]} for r in results]
-        areas = [r["bbox"][2] * r["bbox"][3] for r in results]
-    annotations = [
-        {
-            "id": number,
-            "image_id": result["image_id"],
-            "category_id": result["category_id"],
-            "score": result["score"],
-            "iscrowd": 0,
-            "area": area,
-            **shape,
-        }
-        for number, (result, shape, area) in enumerate(zip(results, shapes, areas, strict=True), start=1)
-    ]
-    return index_coco(
-        {
-            "images": truth.dataset["images"],
-            "categories": truth.dataset["categories"],
-            "annotations": annotations,
-        }
-    )

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import os
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pycocotools.mask as mask_util
 from pycocotools.coco import COCO
 
 from mask2former.data.masks import rle_runs, without_hollow_polygons
+from mask2former.evaluation.panoptic_truth import PanopticTruth
+from mask2former.evaluation.rle import encode_label_map
 from mask2former.files import read_json
 
 logger = logging.getLogger(__name__)
+
+_READERS = 8  # threads
 
 
 def index_coco(dataset: dict[str, Any]) -> COCO:
@@ -75,6 +82,47 @@ def load_coco_truth(path: str | os.PathLike[str]) -> COCO:
     for ann in kept:
         _complete(ann, coco, path)
     return coco
+
+
+def truth_from_panoptic(panoptic: PanopticTruth, thing_ids: Collection[int] | None = None) -> COCO:
+    """The things of panoptic annotations as ground truth of instances; crowd regions stay crowds.
+
+    Args:
+        panoptic: annotations.
+        thing_ids: categories that are things; those with `isthing` in the annotation file if None.
+    """
+    things = {
+        i: c for i, c in panoptic.categories.items() if c.get("isthing") and (thing_ids is None or i in thing_ids)
+    }
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    # Threads, not processes: decoding and comparing release the interpreter, and a GPU may be in use by now.
+    with ThreadPoolExecutor(_READERS) as pool:
+        for image, found in pool.map(functools.partial(_things_of, panoptic, things), panoptic.annotations):
+            images.append(image)
+            annotations.extend({"id": n, **ann} for n, ann in enumerate(found, start=len(annotations) + 1))
+    return index_coco({"images": images, "categories": list(things.values()), "annotations": annotations})
+
+
+def _things_of(
+    panoptic: PanopticTruth, things: Collection[int], annotation: dict[str, Any]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """One picture: its COCO image record and annotations without `id`."""
+    ids = panoptic.id_map(annotation)
+    codes = encode_label_map(ids)
+    found = [
+        {
+            "image_id": annotation["image_id"],
+            "category_id": segment["category_id"],
+            "iscrowd": int(segment.get("iscrowd", 0)),
+            "segmentation": codes[segment["id"]],
+            "area": float(mask_util.area(codes[segment["id"]])),
+            "bbox": mask_util.toBbox(codes[segment["id"]]).tolist(),
+        }
+        for segment in annotation["segments_info"]
+        if segment["category_id"] in things and segment["id"] in codes
+    ]
+    return {"id": annotation["image_id"], "height": ids.shape[0], "width": ids.shape[1]}, found
 
 
 def _complete(ann: dict[str, Any], coco: COCO, path: str | os.PathLike[str]) -> None:

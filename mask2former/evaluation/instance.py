@@ -20,8 +20,9 @@ from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
 from pycocotools.coco import COCO
 
-from mask2former.evaluation.coco_ap import CocoScores, check_truth, evaluate_coco
-from mask2former.evaluation.coco_truth import load_coco_truth
+from mask2former.evaluation.coco_ap import CocoScores, check_task, check_truth, evaluate_coco
+from mask2former.evaluation.coco_truth import load_coco_truth, truth_from_panoptic
+from mask2former.evaluation.panoptic_truth import PanopticTruth
 from mask2former.evaluation.report import distinct, side_by_side
 from mask2former.evaluation.rle import encode_masks
 from mask2former.files import write_json
@@ -38,7 +39,7 @@ def instances_to_records(instances: Instances, image_id: Any, tasks: Sequence[st
         instances: with `scores` (N,), `pred_classes` (N,) and `pred_masks` (N, h, w), or, for box models,
             `pred_boxes`.
         image_id: written into each record.
-        tasks: "segm" adds `segmentation`, "bbox" adds `bbox` (XYWH; from the masks where there are any,
+        tasks: "segm" and "boundary" add `segmentation`, "bbox" adds `bbox` (XYWH; from the masks where there are any,
             because mask models carry no boxes of their own).
 
     Records with a score that is not finite are left out and reported in the log.
@@ -55,10 +56,10 @@ def instances_to_records(instances: Instances, image_id: Any, tasks: Sequence[st
     if instances.has("pred_masks"):
         masks = instances.pred_masks
         rles = encode_masks(masks if isinstance(masks, torch.Tensor) else masks.tensor)
-    if "segm" in tasks:
+    if "segm" in tasks or "boundary" in tasks:
         if rles is None:
             raise ValueError(
-                f"image {image_id!r}: predicted instances have no pred_masks, segm AP needs them"
+                f"image {image_id!r}: predicted instances have no pred_masks, mask AP needs them"
             )
         for record, rle in zip(records, rles, strict=True):
             record["segmentation"] = rle
@@ -100,11 +101,14 @@ def merge_predictions(parts: Sequence[Sequence[Prediction]]) -> list[dict[str, A
 class InstanceSegEvaluator(DatasetEvaluator):
     """COCO AP with any number of detections per image, equal to pycocotools.
 
+    With the task "boundary" also boundary AP (Cheng et al., "Boundary IoU", CVPR 2021), where a match needs the
+    boundaries to agree as well.
+
     Differences from detectron2's COCOEvaluator: mask AP only, unless boxes are asked for (they are then
     computed from the masks); no prediction at all is AP 0, not an error; thing ids need not be contiguous;
     masks are encoded in one call per picture; the result file appears only complete.
 
-    Results: `{"segm": {"AP", "AP50", "AP75", "APs", "APm", "APl", "AR@<max>", "AP-<class>" ...}}` in percent,
+    Results, by task: `{"segm": {"AP", "AP50", "AP75", "APs", "APm", "APl", "AR@<max>", "AP-<class>" ...}}` in percent,
     NaN where there is no ground truth. Written to `output_dir`: `coco_instances_results.json`.
     """
 
@@ -119,9 +123,10 @@ class InstanceSegEvaluator(DatasetEvaluator):
     ) -> None:
         """
         Args:
-            dataset_name: registered dataset. Its metadata gives `json_file` (else the annotations of the
-                catalog are converted), `thing_dataset_id_to_contiguous_id` and `thing_classes`.
-            tasks: any of "segm", "bbox"; ("segm",) if None.
+            dataset_name: registered dataset. Its metadata gives `json_file` (else the things of
+                `panoptic_json` and `panoptic_root`, else the annotations of the catalog, are taken),
+                `thing_dataset_id_to_contiguous_id` and `thing_classes`.
+            tasks: any of "segm", "bbox", "boundary"; ("segm",) if None.
             distributed: collect predictions from all processes; the main one evaluates.
             output_dir: where results are written; nothing is written if None.
             max_dets_per_image: detections per image and category that count; 100 if None.
@@ -131,9 +136,8 @@ class InstanceSegEvaluator(DatasetEvaluator):
             ValueError: unknown task, or the dataset has no instance annotations.
         """
         self._tasks = tuple(tasks or ("segm",))
-        unknown = set(self._tasks) - {"segm", "bbox"}
-        if unknown:
-            raise ValueError(f"instance evaluation tasks are 'segm' and 'bbox', got {sorted(unknown)}")
+        for task in self._tasks:
+            check_task(task)
         self._distributed = distributed
         self._output_dir = output_dir
         self._max_dets = 100 if max_dets_per_image is None else max_dets_per_image
@@ -152,6 +156,10 @@ class InstanceSegEvaluator(DatasetEvaluator):
         json_file = self._metadata.get("json_file")
         if json_file:
             return load_coco_truth(json_file)
+        if self._metadata.get("panoptic_json") and self._metadata.get("panoptic_root"):
+            logger.info("dataset %s: instances are made from panoptic annotations", self._dataset_name)
+            panoptic = PanopticTruth(self._metadata.panoptic_json, self._metadata.panoptic_root)
+            return truth_from_panoptic(panoptic, self._metadata.get("thing_dataset_id_to_contiguous_id"))
         if not any("annotations" in record for record in DatasetCatalog.get(self._dataset_name)):
             raise ValueError(
                 f"dataset {self._dataset_name!r} has no instance annotations and no json_file; "
@@ -246,22 +254,12 @@ class InstanceSegEvaluator(DatasetEvaluator):
         return distinct([names[i] for i in category_ids])
 
     def _summarize(self, scores: CocoScores, task: str) -> dict[str, float]:
-        metrics = {
-            "AP": scores.ap(),
-            "AP50": scores.ap(iou=0.5),
-            "AP75": scores.ap(iou=0.75),
-            "APs": scores.ap(area="small"),
-            "APm": scores.ap(area="medium"),
-            "APl": scores.ap(area="large"),
-            f"AR@{self._max_dets}": scores.ar(),
-        }
+        metrics = scores.summary()
         logger.info("Results of %s on %s:\n%s", task, self._dataset_name, create_small_table(metrics))
         if any(math.isnan(value) for value in metrics.values()):
             logger.info("nan: there is no ground truth of that size or class")
-        names = self._class_names(scores.category_ids)
-        if len(names) > 1:
-            per_class = {n: scores.ap(category=i) for n, i in zip(names, scores.category_ids, strict=True)}
-            table = side_by_side(("class", "AP"), list(per_class.items()))
-            logger.info("%s AP per class:\n%s", task, table)
-            metrics.update({f"AP-{name}": ap for name, ap in per_class.items()})
-        return metrics
+        per_class = scores.per_class(self._class_names(scores.category_ids))
+        if per_class:
+            rows = [(key.removeprefix("AP-"), ap) for key, ap in per_class.items()]
+            logger.info("%s AP per class:\n%s", task, side_by_side(("class", "AP"), rows))
+        return {**metrics, **per_class}

@@ -121,7 +121,7 @@ class PanopticEvaluator(DatasetEvaluator):
                     "the model returns no 'panoptic_seg'; MODEL.MASK_FORMER.TEST.PANOPTIC_ON True is needed"
                 )
             id_tensor, segments = output["panoptic_seg"]
-            id_map = id_tensor.cpu().long().numpy()
+            id_map = id_tensor.cpu().numpy()
             annotation = self._truth.annotation(image["image_id"])
             try:
                 if segments is None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from mask2former.evaluation.joint_runs import count_pairs, joint_runs
+
 VOID = 0  # segment id of unlabelled pixels
 MAX_ID = 256**3  # ids must fit the three bytes of a PNG pixel
 
@@ -64,15 +66,13 @@ class Quality:
     categories: int = 0
 
 
-def _index_of_ids(id_map: np.ndarray, ids: Sequence[int]) -> np.ndarray:
-    """id_map (h, w) -> (h, w) int64: 0 an id not in `ids`, 1 void, 2 + i the id `ids[i]`."""
-    # Up to 16.7 million entries, but of untouched zeros the system keeps no pages.
-    table = np.zeros(int(id_map.max(initial=0)) + 1, dtype=np.int64)
-    table[VOID] = 1
-    for position, segment_id in enumerate(ids):
-        if segment_id < len(table):
-            table[segment_id] = 2 + position
-    return table[id_map]
+def _index_of_ids(values: np.ndarray, ids: Sequence[int]) -> np.ndarray:
+    """Ids (M,) -> (M,) int64: 0 an id not in `ids`, 1 void, 2 + i the id `ids[i]`; `ids` rise."""
+    known = np.array(ids, dtype=np.int64)
+    places = np.searchsorted(known, values)
+    found = places < len(known)
+    found[found] = known[places[found]] == values[found]
+    return np.where(values == VOID, 1, np.where(found, places + 2, 0))
 
 
 def _check_prediction(id_map: np.ndarray, ids: Sequence[int], overlap: np.ndarray) -> None:
@@ -109,17 +109,19 @@ def match_segments(
     """
     if truth_map.shape != pred_map.shape:
         raise ValueError(f"predicted map is (h, w) = {pred_map.shape}, ground truth is {truth_map.shape}")
-    if pred_map.size and int(pred_map.min()) < 0:
+    truth_ids, predicted_ids, pixels = joint_runs(truth_map, pred_map)
+    if predicted_ids.min(initial=0) < 0:
         raise ValueError("the predicted map holds negative ids; void is 0")
     truth = sorted({s["id"]: s for s in truth_segments}.values(), key=lambda s: s["id"])
     pred = sorted(pred_segments, key=lambda s: s["id"])
     pred_ids = [s["id"] for s in pred]
-    width = len(pred) + 2
-    code = _index_of_ids(truth_map, [s["id"] for s in truth])
-    code *= width
-    code += _index_of_ids(pred_map, pred_ids)
     # (2 + truths, 2 + predictions) pixels: rows and columns 0 are ids that no segment declares, 1 void.
-    overlap = np.bincount(code.ravel(), minlength=(len(truth) + 2) * width).reshape(len(truth) + 2, width)
+    overlap = count_pairs(
+        _index_of_ids(truth_ids, [s["id"] for s in truth]),
+        _index_of_ids(predicted_ids, pred_ids),
+        pixels,
+        (len(truth) + 2, len(pred) + 2),
+    )
     _check_prediction(pred_map, pred_ids, overlap)
 
     common = overlap[2:, 2:]

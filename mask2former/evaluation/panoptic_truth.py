@@ -12,14 +12,15 @@ from PIL import Image
 from mask2former.files import read_json
 
 
-def rgb_to_id(rgb: np.ndarray) -> np.ndarray:
-    """(h, w, 3) uint8 -> (h, w) int32 segment ids R + 256 G + 256^2 B."""
-    wide = rgb.astype(np.int32)
-    return wide[..., 0] + (wide[..., 1] << 8) + (wide[..., 2] << 16)
+def picture_to_ids(picture: Image.Image) -> np.ndarray:
+    """An RGB or RGBA picture -> (h, w) int32 segment ids R + 256 G + 256^2 B."""
+    # Four bytes a pixel are one number: faster than adding up channels.
+    words = np.asarray(picture.convert("RGBA")).view("<u4")[..., 0]
+    return (words & 0xFFFFFF).astype(np.int32)
 
 
 def id_to_rgb(ids: np.ndarray) -> np.ndarray:
-    """Inverse of `rgb_to_id`: (h, w) integers below 256^3 -> (h, w, 3) uint8."""
+    """Inverse of `picture_to_ids`: (h, w) integers below 256^3 -> (h, w, 3) uint8."""
     return np.stack([ids & 255, (ids >> 8) & 255, (ids >> 16) & 255], axis=-1).astype(np.uint8)
 
 
@@ -80,4 +81,4 @@ class PanopticTruth:
                 raise ValueError(
                     f"{path}: a panoptic annotation is an RGB PNG, this one has mode {image.mode}"
                 )
-            return rgb_to_id(np.asarray(image))
+            return picture_to_ids(image)

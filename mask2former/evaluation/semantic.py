@@ -6,6 +6,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,31 +14,48 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
-from PIL import Image
 from torch import Tensor
 
+from mask2former.data.images import read_label_map
+from mask2former.evaluation.boundary_iou import DILATION_RATIO, boundary_areas
+from mask2former.evaluation.joint_runs import count_pairs, joint_runs
+from mask2former.evaluation.panoptic_quality import ImageMatches
 from mask2former.evaluation.panoptic_truth import PanopticTruth
 from mask2former.evaluation.report import distinct, side_by_side
 from mask2former.evaluation.rle import encode_label_map
+from mask2former.evaluation.semantic_pq import class_matches, quality_metrics
 from mask2former.files import write_json
 
 logger = logging.getLogger(__name__)
 
+_PIECE = 1 << 15  # pixels: their scores of one class, 128 KiB, are in the cache
 
-def read_label_map(path: str) -> np.ndarray:
-    """Read a label picture (8 or 16 bit grey, palette, TIFF) as (h, w) int64.
 
-    Raises FileNotFoundError, or ValueError when the picture has several channels.
+def first_highest(scores: Tensor) -> Tensor:
+    """The class of each pixel: scores (K, h, w) -> (h, w), as `scores.argmax(dim=0)`.
+
+    On a CPU `argmax` is the slowest step of a semantic evaluation, so there classes are compared one by one in
+    pieces that stay in the cache.
     """
-    if not PathManager.isfile(path):
-        raise FileNotFoundError(f"semantic annotations: no file {path}")
-    with PathManager.open(path, "rb") as stream, Image.open(stream) as image:
-        labels = np.asarray(image)
-    if labels.ndim != 2:
-        raise ValueError(f"{path}: a label picture has one channel, this one is {labels.shape}")
-    return labels.astype(np.int64)
+    simple = scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64) and len(scores) <= 256
+    if not simple:
+        return scores.argmax(dim=0).to(torch.int16 if len(scores) <= 1 << 15 else torch.int64)
+    values = scores.detach().numpy().reshape(len(scores), -1)
+    classes = np.zeros(values.shape[1], dtype=np.uint8)
+    for start in range(0, values.shape[1], _PIECE):
+        piece, chosen = values[:, start : start + _PIECE], classes[start : start + _PIECE]
+        best = piece[0].copy()
+        higher = np.empty(len(best), dtype=bool)
+        marks = higher.view(np.uint8)
+        for label in range(1, len(piece)):
+            np.greater(piece[label], best, out=higher)
+            np.multiply(marks, np.uint8(label), out=marks)
+            np.maximum(chosen, marks, out=chosen)
+            np.maximum(best, piece[label], out=best)
+        if np.isnan(best).any():  # argmax takes the first NaN
+            chosen[:] = piece.argmax(axis=0)
+    return torch.from_numpy(classes.reshape(scores.shape[1:]))
 
 
 def confusion_matrix(
@@ -46,7 +64,7 @@ def confusion_matrix(
     """Pixels by class: (K, K) int64, rows truth, columns prediction; ignored truth pixels are not counted.
 
     Args:
-        truth: (h, w) int64, classes 0 to K - 1 or `ignore_label`.
+        truth: (h, w) integers, classes 0 to K - 1 or `ignore_label`.
         prediction: (h, w) integers, classes 0 to K - 1.
 
     Raises:
@@ -54,20 +72,18 @@ def confusion_matrix(
     """
     if truth.shape != prediction.shape:
         raise ValueError(f"prediction is (h, w) = {prediction.shape}, ground truth is {truth.shape}")
-    counted = truth != ignore_label
-    labels = truth[counted]
+    labels, classes, pixels = joint_runs(truth, prediction)
+    counted = labels != ignore_label
+    labels, classes, pixels = labels[counted], classes[counted], pixels[counted]
     if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
         bad = np.unique(labels[(labels < 0) | (labels >= num_classes)]).tolist()
         raise ValueError(
             f"labels {bad[:10]} are outside [0, {num_classes - 1}] and are not the ignore label "
             f"{ignore_label}"
         )
-    classes = prediction[counted].astype(np.int64)
     if classes.size and (classes.min() < 0 or classes.max() >= num_classes):
         raise ValueError(f"the model predicts class {classes.max()}, the dataset has {num_classes} classes")
-    return np.bincount(labels * num_classes + classes, minlength=num_classes**2).reshape(
-        num_classes, num_classes
-    )
+    return count_pairs(labels, classes, pixels, (num_classes, num_classes))
 
 
 def semantic_metrics(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
@@ -98,6 +114,30 @@ def semantic_metrics(confusion: np.ndarray, class_names: Sequence[str]) -> dict[
     return {key: float(value) for key, value in metrics.items()}
 
 
+def boundary_metrics(areas: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
+    """Boundary IoU in percent from pixels in both and in at least one boundary, (K, 2).
+
+    mBIoU: mean over the classes that appear in truth or predictions. BIoU-<class>: NaN where it appears in neither.
+    """
+    iou = np.full(len(areas), np.nan)
+    seen = areas[:, 1] > 0
+    iou[seen] = 100 * areas[seen, 0] / areas[seen, 1]
+    mean = float(iou[seen].mean()) if seen.any() else float("nan")
+    rows = list(zip(class_names, iou.tolist(), strict=True))
+    logger.info("Boundary IoU per class:\n%s", side_by_side(("class", "BIoU"), rows))
+    return {"mBIoU": mean, **{f"BIoU-{name}": value for name, value in rows}}
+
+
+@dataclass
+class SemanticPart:
+    """What a process counts: pixels by class (K, K), boundary pixels (K, 2), matches by picture, records."""
+
+    confusion: np.ndarray
+    boundary: np.ndarray
+    matches: dict[str, ImageMatches] = field(default_factory=dict)
+    predictions: list[dict[str, Any]] = field(default_factory=list)
+
+
 class SemanticEvaluator(DatasetEvaluator):
     """mIoU and friends, equal to detectron2's SemSegEvaluator (which numpy 2 breaks).
 
@@ -106,16 +146,29 @@ class SemanticEvaluator(DatasetEvaluator):
     prepared.
 
     Results: `{"sem_seg": {"mIoU", "fwIoU", "IoU-<class>" ..., "mACC", "pACC", "ACC-<class>" ...}}` in
-    percent. Written to `output_dir`: `sem_seg_predictions.json`, one RLE per picture and class.
+    percent; with `boundary` also "mBIoU" and "BIoU-<class>", with `panoptic_quality` also "PQ", "SQ", "RQ" and
+    "PQ-<class>". Written to `output_dir`: `sem_seg_predictions.json`, one RLE per picture and class.
     """
 
-    def __init__(self, dataset_name: str, distributed: bool = True, output_dir: str | None = None) -> None:
+    def __init__(
+        self,
+        dataset_name: str,
+        distributed: bool = True,
+        output_dir: str | None = None,
+        *,
+        boundary: bool = False,
+        panoptic_quality: bool = False,
+        dilation_ratio: float = DILATION_RATIO,
+    ) -> None:
         """
         Args:
             dataset_name: registered dataset; its metadata gives `stuff_classes`, `ignore_label` (255) and
                 `stuff_dataset_id_to_contiguous_id`.
             distributed: collect results from all processes.
             output_dir: where predictions are written; nothing is written if None.
+            boundary: also the IoU of the boundaries of each class (Cheng et al., "Boundary IoU", CVPR 2021).
+            panoptic_quality: also PQ with each class of a picture as one segment.
+            dilation_ratio: width of a boundary as a share of the picture's diagonal.
 
         Raises:
             ValueError: the dataset has no classes or no semantic ground truth.
@@ -134,6 +187,9 @@ class SemanticEvaluator(DatasetEvaluator):
         self._dataset_ids: dict[int, int] = {} if mapping is None else {v: k for k, v in mapping.items()}
         self._distributed = distributed
         self._output_dir = output_dir
+        self._boundary = boundary
+        self._panoptic_quality = panoptic_quality
+        self._dilation_ratio = dilation_ratio
         self._truth_files = {
             record["file_name"]: record["sem_seg_file_name"]
             for record in DatasetCatalog.get(dataset_name)
@@ -159,8 +215,10 @@ class SemanticEvaluator(DatasetEvaluator):
         return PanopticTruth(metadata.panoptic_json, metadata.panoptic_root)
 
     def reset(self) -> None:
-        self._confusion = np.zeros((self._num_classes, self._num_classes), dtype=np.int64)
-        self._predictions: list[dict[str, Any]] = []
+        self._part = SemanticPart(
+            np.zeros((self._num_classes, self._num_classes), dtype=np.int64),
+            np.zeros((self._num_classes, 2), dtype=np.int64),
+        )
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
         """Count a batch.
@@ -180,11 +238,19 @@ class SemanticEvaluator(DatasetEvaluator):
             prediction = self._classes(output["sem_seg"])
             source, truth = self._read_truth(image)
             try:
-                self._confusion += confusion_matrix(truth, prediction, self._num_classes, self._ignore_label)
+                self._count(image["file_name"], truth, prediction)
             except ValueError as error:
                 raise ValueError(f"{source}: {error}") from error
             if self._output_dir:
-                self._predictions.extend(self._records(prediction, image["file_name"]))
+                self._part.predictions.extend(self._records(prediction, image["file_name"]))
+
+    def _count(self, file_name: str, truth: np.ndarray, prediction: np.ndarray) -> None:
+        part, classes, ignore = self._part, self._num_classes, self._ignore_label
+        part.confusion += confusion_matrix(truth, prediction, classes, ignore)
+        if self._boundary:
+            part.boundary += boundary_areas(truth, prediction, classes, ignore, self._dilation_ratio)
+        if self._panoptic_quality:
+            part.matches[file_name] = class_matches(truth, prediction, ignore)
 
     def _classes(self, scores: Tensor) -> np.ndarray:
         """(K, h, w) scores or (h, w) classes -> (h, w) classes on the host, copied in the smallest type."""
@@ -194,9 +260,7 @@ class SemanticEvaluator(DatasetEvaluator):
                     f"the model predicts {scores.shape[0]} classes, dataset {self._dataset_name!r} has "
                     f"{self._num_classes}; set MODEL.SEM_SEG_HEAD.NUM_CLASSES"
                 )
-            scores = scores.argmax(dim=0)
-            if self._num_classes <= 256:
-                scores = scores.to(torch.uint8)
+            scores = first_highest(scores)
         return scores.cpu().numpy()
 
     def _read_truth(self, image: Mapping[str, Any]) -> tuple[str, np.ndarray]:
@@ -223,22 +287,28 @@ class SemanticEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> dict[str, Any] | None:
         """Metrics over all pictures; None on all but the main process."""
-        parts = [(self._confusion, self._predictions)]
+        parts = [self._part]
         if self._distributed:
             comm.synchronize()
-            parts = comm.gather(parts[0], dst=0)
+            parts = comm.gather(self._part, dst=0)
             if not comm.is_main_process():
                 return None
         return self.evaluate_parts(parts)
 
-    def evaluate_parts(self, parts: Sequence[tuple[np.ndarray, list[dict[str, Any]]]]) -> dict[str, Any]:
-        """Metrics of the (confusion, predictions) of all processes."""
-        confusion = np.sum([part[0] for part in parts], axis=0)
+    def evaluate_parts(self, parts: Sequence[SemanticPart]) -> dict[str, Any]:
+        """Metrics of the counts of all processes."""
         if self._output_dir:
             path = os.path.join(self._output_dir, "sem_seg_predictions.json")
-            write_json(path, [record for part in parts for record in part[1]])
-        metrics = semantic_metrics(confusion, self._class_names)
-        summary = {key: metrics[key] for key in ("mIoU", "fwIoU", "mACC", "pACC")}
+            write_json(path, [record for part in parts for record in part.predictions])
+        metrics = semantic_metrics(np.sum([part.confusion for part in parts], axis=0), self._class_names)
+        if self._boundary:
+            metrics.update(boundary_metrics(np.sum([part.boundary for part in parts], axis=0), self._class_names))
+        if self._panoptic_quality:
+            matches = {name: match for part in parts for name, match in part.matches.items()}
+            # In one order, whichever process saw them: the last digit of sums depends on it.
+            metrics.update(quality_metrics((matches[name] for name in sorted(matches)), self._class_names))
+        shown = ("mIoU", "fwIoU", "mACC", "pACC", "mBIoU", "PQ")
+        summary = {key: metrics[key] for key in shown if key in metrics}
         logger.info("Semantic segmentation on %s:\n%s", self._dataset_name, create_small_table(summary))
         rows = [(n, metrics[f"IoU-{n}"], metrics[f"ACC-{n}"]) for n in self._class_names]
         logger.info("IoU per class:\n%s", side_by_side(("class", "IoU", "ACC"), rows, width=9))

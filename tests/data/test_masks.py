@@ -40,7 +40,8 @@ def test_all_three_forms_of_a_mask_come_back(mask: np.ndarray) -> None:
         np.testing.assert_array_equal(segmentation_to_mask(form, mask.shape), mask)
 
 
-@given(st.lists(st.integers(0, 2**31), min_size=1, max_size=40))
+# pycocotools reserves six characters for a count: with counts from 2**29 on it writes behind its memory.
+@given(st.lists(st.integers(0, 2**24 - 1), min_size=1, max_size=40))
 @settings(deadline=None, max_examples=50)
 def test_counts_equal_those_of_pycocotools(counts: list[int]) -> None:
     code = coco_mask.frPyObjects({"size": [1, sum(counts)], "counts": counts}, 1, sum(counts))

@@ -171,6 +171,41 @@ def test_plain_types(cfg: CfgNode, register: Callable[..., str], tmp_path: Path,
     assert type(build_evaluator(cfg, name)) is SemanticEvaluator
 
 
+def test_the_table_of_the_reference() -> None:
+    """evaluator_type x what the model predicts."""
+    everything = {
+        "SEMANTIC_ON": builder.semantic_iou,
+        "INSTANCE_ON": builder.instance_ap,
+        "PANOPTIC_ON": builder.panoptic_quality,
+    }
+    cityscapes = {"SEMANTIC_ON": builder.cityscapes_iou, "INSTANCE_ON": builder.cityscapes_ap}
+    expected = {
+        "sem_seg": {"SEMANTIC_ON": builder.semantic_iou},
+        "coco": {"INSTANCE_ON": builder.instance_ap},
+        "lvis": {"INSTANCE_ON": builder.lvis_ap},
+        "coco_panoptic_seg": everything,
+        "ade20k_panoptic_seg": everything,
+        "mapillary_vistas_panoptic_seg": everything,
+        "cityscapes_sem_seg": {"SEMANTIC_ON": builder.cityscapes_iou},
+        "cityscapes_instance": {"INSTANCE_ON": builder.cityscapes_ap},
+        "cityscapes_panoptic_seg": {**cityscapes, "PANOPTIC_ON": builder.panoptic_quality},
+    }
+    registered = builder._FACTORIES
+    assert registered == expected
+
+
+def test_options_of_the_semantic_evaluation(cfg: CfgNode, coco: str) -> None:
+    switch(cfg, semantic=True)
+    plain = evaluate(build_evaluator(cfg, coco), shift=0)["sem_seg"]
+    assert not {"mBIoU", "PQ"} & set(plain)
+    cfg.TEST.BOUNDARY_IOU = cfg.TEST.SEMANTIC_PQ = True
+    metrics = evaluate(build_evaluator(cfg, coco), shift=0)["sem_seg"]
+    assert (metrics["mBIoU"], metrics["PQ"]) == (100, 100)
+    assert {"BIoU-cow", "PQ-grass"} < set(metrics)
+    # moved by one column: the grass of the second picture is 5 of 6 columns
+    assert evaluate(build_evaluator(cfg, coco), shift=1)["sem_seg"]["PQ-grass"] == pytest.approx(100 * (1 + 5 / 6) / 2)
+
+
 @pytest.mark.parametrize(("per_image", "key"), [(10, "AR@100"), (100, "AR@100"), (500, "AR@500")])
 def test_detections_per_image(cfg: CfgNode, coco: str, per_image: int, key: str) -> None:
     switch(cfg, instance=True)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mask2former.evaluation import CocoScores, evaluate_coco, load_coco_truth
+from mask2former.evaluation import CocoScores, coco_matching, evaluate_coco, load_coco_truth
 from mask2former.evaluation.coco_truth import index_coco
 
 
@@ -137,6 +137,56 @@ def test_more_than_100_detections_per_image() -> None:
     assert limited.ap() == pytest.approx(100 * 34 / 101)
     assert limited.ar() == pytest.approx(100 / 3)
     assert_identical(scores, official(truth, results, "segm", 500))
+
+
+@pytest.mark.parametrize("task", ["segm", "bbox"])
+def test_both_ways_of_matching_are_reached(
+    random_coco: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    """The comparison with pycocotools above says little unless detections with and without a choice occur."""
+    calls = {"_greedy": 0, "_match_without_choice": 0}
+    for name in calls:
+        inner = getattr(coco_matching, name)
+
+        def counted(*args: Any, name: str = name, inner: Any = inner) -> Any:
+            calls[name] += 1
+            return inner(*args)
+
+        monkeypatch.setattr(coco_matching, name, counted)
+    for seed in range(5):
+        truth, results = random_coco(seed)
+        for result in results:
+            result["bbox"] = mask_util.toBbox(result["segmentation"]).tolist()
+        ours(truth, results, task)
+    assert calls["_greedy"] >= 10
+    assert calls["_match_without_choice"] == 5
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), crowded=st.booleans(), max_dets=st.sampled_from([15, 100]))
+def test_overlapping_truths_equal_pycocotools(seed: int, crowded: bool, max_dets: int) -> None:
+    """Boxes of a few places only, so that every detection fits several truths, crowds and truths of other sizes."""
+    rng = np.random.default_rng(seed)
+    places = [[10 + 2 * i, 10, 40 + 30 * (i % 2), 40] for i in range(4)]
+
+    def box() -> list[float]:
+        return [float(v) for v in places[rng.integers(4)]]
+
+    annotations = [
+        {"id": n + 1, "image_id": int(rng.integers(2)), "category_id": 1, "bbox": box()}
+        | {"iscrowd": int(crowded and rng.random() < 0.4), "area": float(rng.choice([100, 1600, 20000]))}
+        for n in range(int(rng.integers(0, 8)))
+    ]
+    results = [
+        {"image_id": int(rng.integers(2)), "category_id": 1, "bbox": box(), "score": float(rng.integers(0, 4))}
+        for _ in range(int(rng.integers(1, 40)))
+    ]
+    images = [{"id": i, "height": 100, "width": 100} for i in range(2)]
+    truth = {"images": images, "categories": [{"id": 1, "name": "one"}], "annotations": annotations}
+    theirs = official(truth, results, "bbox", max_dets)
+    mine = ours(truth, results, "bbox", max_dets)
+    np.testing.assert_array_equal(mine.precision[..., -1], theirs.eval["precision"][..., -1])
+    np.testing.assert_array_equal(mine.recall[..., -1], theirs.eval["recall"][..., -1])
 
 
 def test_few_detections_allowed() -> None:

@@ -174,6 +174,22 @@ def test_boxes_come_from_masks(dataset: str) -> None:
     assert results["bbox"]["AP"] == results["segm"]["AP"] == pytest.approx(100)
 
 
+def test_boundary_ap(dataset: str, tmp_path: Path) -> None:
+    outputs = [
+        predicted(masks_of((0, 0, 8), (17, 16, 8)), [0.9, 0.8], [0, 1]),
+        predicted(masks_of((4, 4, 8)), [0.7], [0]),
+    ]
+    results = run(InstanceSegEvaluator(dataset, ("boundary", "segm"), output_dir=str(tmp_path / "out")), outputs)
+    assert results["boundary"]["AP-cat"] == results["segm"]["AP-cat"] == pytest.approx(100)
+    # the dog is one column too far right: mask IoU 7/9; of its rim, 1 wide with 28 pixels, 14 are on the other's
+    assert results["segm"]["AP-dog"] == pytest.approx(60)
+    assert results["boundary"]["AP-dog"] == 0
+    (record, *_) = json.loads((tmp_path / "out/coco_instances_results.json").read_text())
+    assert "segmentation" in record
+    only = run(InstanceSegEvaluator(dataset, ("boundary",)), outputs)
+    assert list(only) == ["boundary"]
+
+
 def test_more_than_100_detections(dataset: str) -> None:
     squares = [(i % 32, i // 32, 1) for i in range(200)]
     noise = predicted(masks_of(*squares, (0, 0, 8)), [0.9] * 200 + [0.1], [0] * 201)

@@ -23,7 +23,7 @@ from PIL import Image
 from mask2former.evaluation import PanopticEvaluator
 from mask2former.evaluation.panoptic import merge_parts
 from mask2former.evaluation.panoptic_quality import match_segments, mean_quality, sum_counts
-from mask2former.evaluation.panoptic_truth import PanopticTruth, id_to_rgb, rgb_to_id
+from mask2former.evaluation.panoptic_truth import PanopticTruth, id_to_rgb, picture_to_ids
 
 
 def official(truth: dict[str, Any], folder: Path) -> dict[str, dict[str, float]]:
@@ -73,6 +73,48 @@ def test_equals_panopticapi(
         if category in counts:
             entry = counts[category]
             assert {"pq": entry.pq, "sq": entry.sq, "rq": entry.rq} == scores
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 10**6),
+    size=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    classes=st.integers(1, 2),
+    crowd=st.sampled_from([0.0, 0.6, 1.0]),
+    agree=st.booleans(),
+)
+def test_noise_equals_panopticapi(
+    tmp_path: Path, seed: int, size: tuple[int, int], classes: int, crowd: float, agree: bool
+) -> None:
+    """A handful of pixels at random: IoU of exactly 0.5, several crowds of a class, nothing but void, one class."""
+    rng = np.random.default_rng(seed)
+    folder = tmp_path / "truth"
+    folder.mkdir(exist_ok=True)
+    content: dict[str, Any] = {"annotations": [], "categories": [{"id": c, "isthing": c} for c in range(classes)]}
+    maps, predictions = [], []
+    for number in range(2):
+        ids = rng.integers(0, 4, size)
+        predicted = np.where(rng.random(size) < (0.7 if agree else 0), ids, rng.integers(0, 4, size))
+        kinds = rng.integers(0, classes, 4).tolist()
+        infos = [
+            {"id": i, "category_id": kinds[i], "area": int((ids == i).sum()), "iscrowd": int(rng.random() < crowd)}
+            for i in np.unique(ids).tolist()
+            if i
+        ]
+        Image.fromarray(id_to_rgb(ids)).save(folder / f"{number}.png")
+        content["annotations"].append({"image_id": number, "file_name": f"{number}.png", "segments_info": infos})
+        segments = [{"id": i, "category_id": kinds[i]} for i in np.unique(predicted).tolist() if i]
+        predictions.append((predicted, segments))
+        maps.append(ids)
+    counts = sum_counts(
+        match_segments(ids, a["segments_info"], *p)
+        for ids, a, p in zip(maps, content["annotations"], predictions, strict=True)
+    )
+    expected = official({"content": content, "root": str(folder), "predictions": predictions}, tmp_path / "predicted")
+    mine = mean_quality(counts, range(classes))
+    assert mine.categories == expected["All"]["n"]
+    for metric in ("pq", "sq", "rq"):
+        assert getattr(mine, metric) == pytest.approx(expected["All"][metric], rel=0, abs=0, nan_ok=True)
 
 
 def test_the_random_cases_reach_every_rule(random_panoptic: Callable[..., Any]) -> None:
@@ -137,7 +179,9 @@ def test_inconsistent_predictions(predicted: str, segments: list[dict], message:
 
 def test_ids_and_colours() -> None:
     ids = np.array([[0, 1, 255], [256, 65536, 256**3 - 1]])
-    assert (rgb_to_id(id_to_rgb(ids)) == ids).all()
+    assert (picture_to_ids(Image.fromarray(id_to_rgb(ids))) == ids).all()
+    with_alpha = np.dstack([id_to_rgb(ids), np.full(ids.shape, 7, np.uint8)])
+    assert (picture_to_ids(Image.fromarray(with_alpha)) == ids).all()
     assert id_to_rgb(np.array([[256 * 2 + 3]])).tolist() == [[[3, 2, 0]]]
 
 

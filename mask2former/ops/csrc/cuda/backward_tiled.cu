@@ -202,27 +202,94 @@ __device__ __noinline__ void outside_window(Shared& s, bool mine, unsigned corne
   }
 }
 
+// The window of a level lies about the tile's middle.
+__device__ __forceinline__ Window window_of(const Tiling& t, const Tile& tile, int l) {
+  const FastLevel& level = t.level[l];
+  const int middle_x = (tile.left + kTile / 2) * t.scale_x[tile.number][l];
+  const int middle_y = (tile.top + kTile / 2) * t.scale_y[tile.number][l];
+  return {max(min(middle_x - kWindow / 2, level.width - kWindow), 0),
+          max(min(middle_y - kWindow / 2, level.height - kWindow), 0), min(kWindow, level.width),
+          min(kWindow, level.height)};
+}
+
+// A sample's corners in the lists: which of them, and at which place in their pixel's list.
+struct Listed {
+  int corners;
+  int rank[4];
+};
+
+__device__ __forceinline__ int* list_of(Shared& s, const Window& w, const Position& at, int corner) {
+  return &s.starts[(at.y - w.y + corner / 2) * kWindow + at.x - w.x + corner % 2];
+}
+
+__device__ __forceinline__ Listed count_corners(Shared& s, const Window& w, const Position& at) {
+  Listed listed;
+  listed.corners = corners_in(at.x - w.x, at.y - w.y, w.width, w.height);
+#pragma unroll
+  for (int c = 0; c < 4; ++c)
+    if (listed.corners >> c & 1) listed.rank[c] = atomicAdd(list_of(s, w, at, c), 1);
+  return listed;
+}
+
+// `sample` is the number in the block. Corners that have no list because they are far away are done at once.
+template <class T>
+__device__ __forceinline__ void list_corners(Shared& s, const Window& w, const FastLevel& level, const Position& at,
+                                             const Listed& listed, unsigned sample, float weight, int stride,
+                                             const T* values, float* sums) {
+#pragma unroll
+  for (int c = 0; c < 4; ++c)
+    if (listed.corners >> c & 1)
+      s.entries[*list_of(s, w, at, c) + listed.rank[c]] = {sample * 4 + c, weight * corner_weight(at, c)};
+  const int far = corners_in(at.x, at.y, level.width, level.height) & ~listed.corners;
+  if (__any_sync(~0u, far)) {
+    for (int c = 0; c < 4; ++c)
+      outside_window(s, far >> c & 1, sample * 4 + c, weight * corner_weight(at, c),
+                     ((at.y + c / 2) * level.width + at.x + c % 2) * stride, values, sums);
+  }
+}
+
+// Gradients of a sample's weight, and of its position in pixels for a weight of 1, from the corners' dot products.
+struct SampleGradient {
+  float weight, x, y;
+};
+
+__device__ __forceinline__ SampleGradient gradient_of(float4 dots, const Position& at) {
+  const float above = dots.y - dots.x, below = dots.w - dots.z;
+  const float upper = dots.x + at.fx * above, lower = dots.z + at.fx * below;
+  return {upper + at.fy * (lower - upper), above + at.fy * (below - above), lower - upper};
+}
+
+// The softmax takes off what the gradients of a query's weights have in common: their mean under the weights.
+template <int kLevels>
+__device__ __forceinline__ void softmax_gradient(const float (&weight)[kLevels], float (&gradient)[kLevels]) {
+  float mean = 0.0f;
+#pragma unroll
+  for (int l = 0; l < kLevels; ++l) mean = fmaf(weight[l], gradient[l], mean);
+  mean += __shfl_xor_sync(~0u, mean, 1);
+  mean += __shfl_xor_sync(~0u, mean, 2);
+#pragma unroll
+  for (int l = 0; l < kLevels; ++l) gradient[l] = weight[l] * (gradient[l] - mean);
+}
+
+// Number in the image of a tile's query, or -1 outside.
+__device__ __forceinline__ int query_of(const Tile& tile, int i) {
+  const int y = tile.top + i / kTile, x = tile.left + i % kTile;
+  return y < tile.height && x < tile.width ? tile.start + y * tile.width + x : -1;
+}
+
 template <class T, class P, int kLevels, bool kFused>
 __global__ void __launch_bounds__(kThreads, 2)
     backward_kernel(const __grid_constant__ Tiling t, const T* value, const float* reference, const P* sampling,
                     const P* attention, const T* grad, float* sums, P* grad_sampling, P* grad_attention) {
   extern __shared__ __align__(16) char memory[];
   Shared& s = *reinterpret_cast<Shared*>(memory);
-
   const Tile tile(t);
-  const int batch = tile.batch, head = tile.head;
   const int stride = t.heads * kChannels;
-  const int64_t first_row = static_cast<int64_t>(batch) * t.queries * t.heads + head;
-
-  // Query of the tile -> its number in the image, or -1.
-  const auto query_of = [&](int i) {
-    const int y = tile.top + i / kTile, x = tile.left + i % kTile;
-    return y < tile.height && x < tile.width ? tile.start + y * tile.width + x : -1;
-  };
+  const int64_t first_row = static_cast<int64_t>(tile.batch) * t.queries * t.heads + tile.head;
 
 #pragma unroll
   for (int i = threadIdx.x; i < kTileQueries * 8; i += kThreads) {
-    const int query = query_of(i / 8);
+    const int query = query_of(tile, i / 8);
     const int64_t row = first_row + static_cast<int64_t>(query) * t.heads;
     *reinterpret_cast<float4*>(&s.grad[i / 8][i % 8 * 4]) =
         query < 0 ? float4{} : load4(grad + row * kChannels + i % 8 * 4);
@@ -230,107 +297,73 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   // This thread's samples: one point of kMine queries.
   const int point = threadIdx.x % kPoints;
-  int queries[kMine];
-  int64_t samples[kMine];  // of the first level, in (B, N, heads, L, P)
-  float weight[kMine][kLevels], grad_weight[kMine][kLevels];
+  int query[kMine];
+  int64_t sample[kMine];  // of the first level, in (B, N, heads, L, P)
+  float weight[kMine][kLevels], gradient[kMine][kLevels];
 #pragma unroll
   for (int m = 0; m < kMine; ++m) {
-    queries[m] = query_of((threadIdx.x + m * kThreads) / kPoints);
-    samples[m] = (first_row + static_cast<int64_t>(queries[m]) * t.heads) * kLevels * kPoints + point;
+    query[m] = query_of(tile, (threadIdx.x + m * kThreads) / kPoints);
+    sample[m] = (first_row + static_cast<int64_t>(query[m]) * t.heads) * kLevels * kPoints + point;
 #pragma unroll
     for (int l = 0; l < kLevels; ++l)
-      weight[m][l] = queries[m] < 0 ? 0.0f : to_float(__ldcs(attention + samples[m] + l * kPoints));
+      weight[m][l] = query[m] < 0 ? 0.0f : to_float(__ldcs(attention + sample[m] + l * kPoints));
     if (kFused) softmax_of_quad<kLevels>(weight[m]);
   }
 
 #pragma unroll
   for (int l = 0; l < kLevels; ++l) {
     const FastLevel level = t.level[l];
-    // The window lies about the tile's middle.
-    const int middle_x = (tile.left + kTile / 2) * t.scale_x[tile.number][l];
-    const int middle_y = (tile.top + kTile / 2) * t.scale_y[tile.number][l];
-    const Window window{max(min(middle_x - kWindow / 2, level.width - kWindow), 0),
-                        max(min(middle_y - kWindow / 2, level.height - kWindow), 0), min(kWindow, level.width),
-                        min(kWindow, level.height)};
-    const int64_t origin = ((static_cast<int64_t>(batch) * t.length + level.start) * t.heads + head) * kChannels;
-
+    const Window window = window_of(t, tile, l);
+    const int64_t origin =
+        ((static_cast<int64_t>(tile.batch) * t.length + level.start) * t.heads + tile.head) * kChannels;
     for (int i = threadIdx.x; i <= kThreads * kCountsOfThread; i += kThreads) s.starts[i] = 0;
     if (threadIdx.x < kLengths) s.length_counts[threadIdx.x] = 0;
     __syncthreads();
 
     Position at[kMine];
-    int listed_corners[kMine], rank[kMine][4];
+    Listed listed[kMine];
 #pragma unroll
     for (int m = 0; m < kMine; ++m) {
       at[m] = {-8, -8, 0.0f, 0.0f};
-      if (queries[m] >= 0) {
-        const float2 sample = load_point(sampling + (samples[m] + l * kPoints) * 2);
+      if (query[m] >= 0) {
+        const float2 given = load_point(sampling + (sample[m] + l * kPoints) * 2);
         float2 centre{0.0f, 0.0f};
         if (kFused)
-          centre = __ldg(reinterpret_cast<const float2*>(reference + batch * t.reference_batch +
-                                                         queries[m] * t.reference_query + l * t.reference_level));
-        at[m] = locate(pixel<kFused>(sample.x, centre.x, static_cast<float>(level.width)),
-                       pixel<kFused>(sample.y, centre.y, static_cast<float>(level.height)));
+          centre = __ldg(reinterpret_cast<const float2*>(reference + tile.batch * t.reference_batch +
+                                                         query[m] * t.reference_query + l * t.reference_level));
+        at[m] = locate(pixel<kFused>(given.x, centre.x, static_cast<float>(level.width)),
+                       pixel<kFused>(given.y, centre.y, static_cast<float>(level.height)));
       }
       s.dots[threadIdx.x + m * kThreads] = float4{};
-      const int x = at[m].x - window.x, y = at[m].y - window.y;
-      listed_corners[m] = corners_in(x, y, window.width, window.height);
-#pragma unroll
-      for (int c = 0; c < 4; ++c)
-        if (listed_corners[m] >> c & 1) rank[m][c] = atomicAdd(&s.starts[(y + c / 2) * kWindow + x + c % 2], 1);
+      listed[m] = count_corners(s, window, at[m]);
     }
     __syncthreads();
-    const int listed = scan(s);
-
+    const int pixels = scan(s);
 #pragma unroll
-    for (int m = 0; m < kMine; ++m) {
-      const int x = at[m].x - window.x, y = at[m].y - window.y;
-      const unsigned corner = (threadIdx.x + m * kThreads) * 4;
-#pragma unroll
-      for (int c = 0; c < 4; ++c)
-        if (listed_corners[m] >> c & 1)
-          s.entries[s.starts[(y + c / 2) * kWindow + x + c % 2] + rank[m][c]] = {
-              corner + c, weight[m][l] * corner_weight(at[m], c)};
-      const int far = corners_in(at[m].x, at[m].y, level.width, level.height) & ~listed_corners[m];
-      if (__any_sync(~0u, far)) {
-        for (int c = 0; c < 4; ++c)
-          outside_window(s, far >> c & 1, corner + c, weight[m][l] * corner_weight(at[m], c),
-                         ((at[m].y + c / 2) * level.width + at[m].x + c % 2) * stride, value + origin, sums + origin);
-      }
-    }
+    for (int m = 0; m < kMine; ++m)
+      list_corners(s, window, level, at[m], listed[m], threadIdx.x + m * kThreads, weight[m][l], stride,
+                   value + origin, sums + origin);
     __syncthreads();
-    walk_lists(s, level, window, listed, stride, value + origin, sums + origin);
+    walk_lists(s, level, window, pixels, stride, value + origin, sums + origin);
     __syncthreads();
 
 #pragma unroll
     for (int m = 0; m < kMine; ++m) {
-      const float4 d = s.dots[threadIdx.x + m * kThreads];
-      const float fx = at[m].fx, fy = at[m].fy;
-      const float upper = d.x + fx * (d.y - d.x), lower = d.z + fx * (d.w - d.z);
-      grad_weight[m][l] = upper + fy * (lower - upper);
-      if (queries[m] < 0) continue;
-      const float x = weight[m][l] * ((d.y - d.x) + fy * ((d.w - d.z) - (d.y - d.x)));
-      const float y = weight[m][l] * (lower - upper);
-      store_point(grad_sampling + (samples[m] + l * kPoints) * 2, kFused ? x : x * level.width,
-                  kFused ? y : y * level.height);
+      const SampleGradient g = gradient_of(s.dots[threadIdx.x + m * kThreads], at[m]);
+      gradient[m][l] = g.weight;
+      const float x = weight[m][l] * g.x, y = weight[m][l] * g.y;
+      if (query[m] >= 0)
+        store_point(grad_sampling + (sample[m] + l * kPoints) * 2, kFused ? x : x * level.width,
+                    kFused ? y : y * level.height);
     }
   }
 
 #pragma unroll
   for (int m = 0; m < kMine; ++m) {
-    float mean = 0.0f;  // of the weights' gradients, under the weights: what the softmax takes off
-    if (kFused) {
+    if (kFused) softmax_gradient<kLevels>(weight[m], gradient[m]);
+    if (query[m] < 0) continue;
 #pragma unroll
-      for (int l = 0; l < kLevels; ++l) mean = fmaf(weight[m][l], grad_weight[m][l], mean);
-      mean += __shfl_xor_sync(~0u, mean, 1);
-      mean += __shfl_xor_sync(~0u, mean, 2);
-    }
-    if (queries[m] < 0) continue;
-#pragma unroll
-    for (int l = 0; l < kLevels; ++l) {
-      const float g = kFused ? weight[m][l] * (grad_weight[m][l] - mean) : grad_weight[m][l];
-      grad_attention[samples[m] + l * kPoints] = from_float<P>(g);
-    }
+    for (int l = 0; l < kLevels; ++l) grad_attention[sample[m] + l * kPoints] = from_float<P>(gradient[m][l]);
   }
 }
 

@@ -1,0 +1,139 @@
+"""Panoptic quality of semantic predictions: each class of a picture is one segment, things as well.
+
+This is how the MaskFormer papers compare semantic models beyond mIoU (PQ^St): a class that is found in a picture
+where it is not costs a false positive, however few its pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from mask2former.evaluation.panoptic_quality import (
+    VOID,
+    CategoryCounts,
+    ImageMatches,
+    all_missed,
+    match_segments,
+    mean_quality,
+    sum_counts,
+)
+from mask2former.evaluation.report import distinct, side_by_side
+from mask2former.files import read_json
+
+logger = logging.getLogger(__name__)
+
+
+def class_matches(truth: np.ndarray, prediction: np.ndarray, ignore_label: int) -> ImageMatches:
+    """Compare the classes of one picture as segments; categories are classes.
+
+    Args:
+        truth: (h, w) classes, or `ignore_label`, which excuses what is predicted there as void does.
+        prediction: (h, w) classes; negative where nothing is predicted.
+
+    Raises ValueError if the sizes differ.
+    """
+    wide = truth.astype(np.int64)
+    # Segment ids from 1 on, 0 is void.
+    truth_map = np.where(wide == ignore_label, VOID, wide + 1)
+    pred_map = np.maximum(prediction.astype(np.int64) + 1, VOID)
+    return match_segments(truth_map, _segments(truth_map), pred_map, _segments(pred_map))
+
+
+def _segments(ids: np.ndarray) -> list[dict[str, int]]:
+    return [{"id": i, "category_id": i - 1} for i in np.unique(ids).tolist() if i != VOID]
+
+
+def quality_metrics(images: Iterable[ImageMatches], class_names: Sequence[str]) -> dict[str, float]:
+    """PQ, SQ, RQ and PQ-<class> in percent over pictures; NaN for what does not appear, and logs the classes."""
+    counts = sum_counts(images)
+    quality = mean_quality(counts, range(len(class_names)))
+    absent = CategoryCounts()
+    rows = [
+        (name, 100 * entry.pq if entry.present else float("nan"))
+        for name, entry in ((name, counts.get(i, absent)) for i, name in enumerate(class_names))
+    ]
+    logger.info("PQ per class, each class one segment:\n%s", side_by_side(("class", "PQ"), rows))
+    summary = {"PQ": 100 * quality.pq, "SQ": 100 * quality.sq, "RQ": 100 * quality.rq}
+    return {**summary, **{f"PQ-{name}": value for name, value in rows}}
+
+
+def evaluate_semantic_pq(dataset_name: str, json_file: str | os.PathLike[str]) -> dict[str, float]:
+    """PQ of the predictions that a semantic evaluation has written.
+
+    Args:
+        dataset_name: registered dataset with `sem_seg_file_name` in its records and `stuff_classes`.
+        json_file: `sem_seg_predictions.json`: records `file_name`, `category_id`, `segmentation` (RLE). Of records
+            that overlap the later one counts. Pictures without a record count as missed, with a warning.
+
+    Returns:
+        "PQ", "SQ", "RQ" and "PQ-<class>" in percent.
+
+    Raises:
+        FileNotFoundError: the json is missing.
+        ValueError: the dataset has no semantic truth, or a record or label picture is missing or malformed; names it.
+    """
+    from mask2former.data.images import read_label_map
+
+    metadata = MetadataCatalog.get(dataset_name)
+    names, ignore = metadata.get("stuff_classes"), metadata.get("ignore_label", 255)
+    files = {r["file_name"]: r.get("sem_seg_file_name") for r in DatasetCatalog.get(dataset_name)}
+    if not names or not all(files.values()):
+        raise ValueError(f"dataset {dataset_name!r} has no stuff_classes or no sem_seg_file_name: no semantic truth")
+    predictions = _read_predictions(json_file, metadata.get("stuff_dataset_id_to_contiguous_id"), len(names))
+    unknown = sorted(set(predictions) - set(files))
+    if unknown:
+        raise ValueError(f"{json_file}: {unknown[0]!r} is not a picture of dataset {dataset_name!r}")
+    images, unseen = [], 0
+    for file_name, labels in files.items():
+        truth = read_label_map(labels)
+        if file_name not in predictions:
+            unseen += 1
+            images.append(all_missed([{"category_id": i} for i in np.unique(truth).tolist() if i != ignore]))
+            continue
+        try:
+            prediction = _paint(predictions[file_name], truth.shape)
+            images.append(class_matches(truth, prediction, ignore))
+        except ValueError as error:
+            raise ValueError(f"{json_file}: prediction of {file_name}: {error}") from error
+    if unseen:
+        logger.warning("%s: %d of %d pictures are not in it; they count as missed", json_file, unseen, len(files))
+    return quality_metrics(images, distinct(names))
+
+
+def _read_predictions(
+    json_file: str | os.PathLike[str], mapping: Mapping[int, int] | None, num_classes: int
+) -> dict[str, list[tuple[int, Any]]]:
+    """(class, RLE) by picture."""
+    predictions: dict[str, list[tuple[int, Any]]] = {}
+    content = read_json(json_file, "semantic predictions")
+    if not isinstance(content, list):
+        raise ValueError(f"{json_file}: semantic predictions are a list of records, this is a {type(content).__name__}")
+    for position, record in enumerate(content):
+        try:
+            label = record["category_id"]
+            label = label if mapping is None else mapping[label]
+            if not 0 <= label < num_classes:
+                raise KeyError(label)
+            predictions.setdefault(record["file_name"], []).append((label, record["segmentation"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{json_file}: record {position} lacks a field or has an unknown category: {error!r}"
+            ) from error
+    return predictions
+
+
+def _paint(records: Sequence[tuple[int, Any]], size: tuple[int, ...]) -> np.ndarray:
+    """(h, w) classes, -1 where no record is."""
+    classes = np.full(size, -1, dtype=np.int64)
+    for label, rle in records:
+        if tuple(rle["size"]) != size:
+            raise ValueError(f"a mask is (h, w) = {tuple(rle['size'])}, ground truth is {size}")
+        classes[mask_util.decode(rle).astype(bool)] = label
+    return classes
