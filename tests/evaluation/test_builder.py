@@ -189,6 +189,7 @@ def test_the_table_of_the_reference() -> None:
         "cityscapes_sem_seg": {"SEMANTIC_ON": builder.cityscapes_iou},
         "cityscapes_instance": {"INSTANCE_ON": builder.cityscapes_ap},
         "cityscapes_panoptic_seg": {**cityscapes, "PANOPTIC_ON": builder.panoptic_quality},
+        "ytvis": {"INSTANCE_ON": builder.video_ap},
     }
     registered = builder._FACTORIES
     assert registered == expected
