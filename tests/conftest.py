@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,17 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no test data at {folder}")
     return folder
+
+
+@pytest.fixture
+def forget_own_names() -> Iterator[None]:
+    """Datasets that a test registers under its own names are gone after it."""
+    from mask2former.data.datasets import own_names
+
+    before = set(own_names._registered)
+    yield
+    for name in set(own_names._registered) - before:
+        own_names.unregister(name)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -224,7 +224,9 @@ def run(args: argparse.Namespace, describe: str) -> None:
             errors = check(function, fused, min(size, 512), kind, device)
             print(f"{name:22s} {str(kind)[6:]:9s} " + "  ".join(f"{e:.1e}" for e in errors))
     bandwidth = copy_bandwidth(device)
-    print(f"\ncopy {bandwidth / 1e12:.2f} TB/s; the last column is least bytes / copy rate over the time")
+    print(
+        f"\ncopy {bandwidth / 1e12:.2f} TB/s; the last columns are the least bytes, and their time at that rate over the time"
+    )
     for kind in kinds:
         inputs = [Inputs.make(size, batch, kind, device, seed) for seed in range(SETS)]
         for backward in (False, True):
@@ -239,5 +241,8 @@ def run(args: argparse.Namespace, describe: str) -> None:
                 work: Callable[[Inputs], Any] = forward_and_backward(function, fused) if backward else function
                 median = timer(work, inputs, args.repeats)
                 base.setdefault(fused, median)
-                share = bytes_moved(inputs[0], backward) / bandwidth / (median / 1e3)
-                print(f"{title:30s} {name:22s} {median:9.3f} ms  {base[fused] / median:6.2f} x PyTorch  {share:6.1%}")
+                moved = bytes_moved(inputs[0], backward)
+                share = moved / bandwidth / (median / 1e3)
+                print(
+                    f"{title:30s} {name:22s} {median:9.3f} ms  {base[fused] / median:6.2f} x PyTorch  {moved / 1e6:6.0f} MB  {share:6.1%}"
+                )

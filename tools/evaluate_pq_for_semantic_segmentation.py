@@ -17,6 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tool_command import exit_status
+
 ROOT = Path(__file__).resolve().parents[1]
 if (ROOT / "mask2former").is_dir():  # a checkout works without being installed
     sys.path.insert(0, str(ROOT))
@@ -42,12 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--config-file", metavar="FILE", help="only for datasets that a config registers: that config (DATASETS)"
     )
     args = parser.parse_args(argv)
-    try:
-        _evaluate(args)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(lambda: _evaluate(args))
 
 
 def _evaluate(args: argparse.Namespace) -> None:

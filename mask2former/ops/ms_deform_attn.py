@@ -72,7 +72,8 @@ def ms_deform_attn(
         value: (B, S, heads, D) float, the L maps flattened one after another; S = sum of H * W.
         spatial_shapes: (H, W) of each level, Python ints, at most 32 levels.
         sampling: (B, N, heads, L, P, 2). Locations (x, y) in [0, 1] of each map, fp32 (fp64 with an fp64 value); or
-            offsets in pixels of the level, any float dtype. Points outside a map read zero.
+            offsets in pixels of the level, any float dtype. Points outside a map read zero (on CUDA also the
+            product of zero and a pixel of the border, which is NaN where that pixel is not finite).
         attention: (B, N, heads, L, P), weights, or logits before the softmax over L * P. Any float dtype.
         reference_points: (N, 2), (B or 1, N, 2) or (B or 1, N, L or 1, 2), (x, y) in [0, 1], fp32 (fp64 with fp64).
 

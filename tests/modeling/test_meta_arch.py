@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from .tiny_models import clip, record, tiny, without_gradient
+from .tiny_models import clip, record, step_and_predict_without_syncs, tiny, without_gradient
 
 ROOT = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(  # per-pixel baselines are another meta-architecture
@@ -137,15 +137,7 @@ def test_no_hidden_host_syncs(config: str) -> None:
     for item in batch:
         item["image"], item["sem_seg"] = item["image"].cuda(), item["sem_seg"].cuda()
         item["instances"] = item["instances"].to("cuda")
-    model.train()(batch)  # caches and workspaces
-    model.eval()(batch)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        sum(model.train()(batch).values()).backward()
-        with torch.no_grad():
-            model.eval()(batch)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    step_and_predict_without_syncs(model, batch)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from mask2former import VideoMaskFormer
 from mask2former.engine.checkpoint import load_into
 from mask2former.modeling import video
 
-from .tiny_models import clip, record, tiny
+from .tiny_models import clip, record, step_and_predict_without_syncs, tiny
 
 R50 = "youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml"
 SWIN_T = "youtubevis_2019/swin/video_maskformer2_swin_tiny_bs16_8ep.yaml"
@@ -240,12 +240,4 @@ def test_no_hidden_host_syncs() -> None:
     batch = [clip(64, 96, 2, 3, 40), clip(50, 70, 2, 0, 40)]
     for sample in batch:
         sample["image"] = [image.cuda() for image in sample["image"]]
-    model.train()(batch)  # caches and workspaces
-    model.eval()(batch)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        sum(model.train()(batch).values()).backward()
-        with torch.no_grad():
-            model.eval()(batch)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    step_and_predict_without_syncs(model, batch)

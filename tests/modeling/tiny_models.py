@@ -73,6 +73,19 @@ class NoHostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def step_and_predict_without_syncs(model: torch.nn.Module, batch: list[dict[str, Any]]) -> None:
+    """Losses, gradients and results on CUDA; a hidden wait of the host for the device is a RuntimeError."""
+    model.train()(batch)  # caches and workspaces
+    model.eval()(batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        sum(model.train()(batch).values()).backward()
+        with torch.no_grad():
+            model.eval()(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def without_gradient(model: torch.nn.Module) -> list[str]:
     """Names of trained parameters that a backward pass did not reach."""
     return [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from detectron2.config import CfgNode
 from PIL import Image
 
 from mask2former.config import load_config
-from mask2former.data.datasets import own_names
 
 Content = dict[str, Any]
 SIZE = (32, 40)  # height and width
@@ -98,11 +97,8 @@ def write_videos(tmp_path: Path, video_content: Content) -> Callable[[], tuple[s
 
 
 @pytest.fixture(autouse=True)
-def _forget_names() -> Iterator[None]:
-    before = set(own_names._registered)
-    yield
-    for name in set(own_names._registered) - before:
-        own_names.unregister(name)
+def _forget_names(forget_own_names: None) -> None:
+    """For every test of this folder."""
 
 
 @pytest.fixture
