@@ -225,7 +225,7 @@ def run(args: argparse.Namespace, describe: str) -> None:
             print(f"{name:22s} {str(kind)[6:]:9s} " + "  ".join(f"{e:.1e}" for e in errors))
     bandwidth = copy_bandwidth(device)
     print(
-        f"\ncopy {bandwidth / 1e12:.2f} TB/s; the last columns are the least bytes, and their time at that rate over the time"
+        f"\ncopy {bandwidth / 1e12:.2f} TB/s; last columns: the least bytes, and the share of the time that they need at it"
     )
     for kind in kinds:
         inputs = [Inputs.make(size, batch, kind, device, seed) for seed in range(SETS)]
@@ -243,6 +243,5 @@ def run(args: argparse.Namespace, describe: str) -> None:
                 base.setdefault(fused, median)
                 moved = bytes_moved(inputs[0], backward)
                 share = moved / bandwidth / (median / 1e3)
-                print(
-                    f"{title:30s} {name:22s} {median:9.3f} ms  {base[fused] / median:6.2f} x PyTorch  {moved / 1e6:6.0f} MB  {share:6.1%}"
-                )
+                ratio = f"{base[fused] / median:6.2f} x PyTorch"
+                print(f"{title:30s} {name:22s} {median:9.3f} ms  {ratio}  {moved / 1e6:6.0f} MB  {share:6.1%}")
