@@ -224,9 +224,7 @@ def run(args: argparse.Namespace, describe: str) -> None:
             errors = check(function, fused, min(size, 512), kind, device)
             print(f"{name:22s} {str(kind)[6:]:9s} " + "  ".join(f"{e:.1e}" for e in errors))
     bandwidth = copy_bandwidth(device)
-    print(
-        f"\ncopy {bandwidth / 1e12:.2f} TB/s; last columns: least bytes, and the share of the time they need"
-    )
+    print(f"\ncopy {bandwidth / 1e12:.2f} TB/s; last columns: least bytes, and the share of the time they need")
     for kind in kinds:
         inputs = [Inputs.make(size, batch, kind, device, seed) for seed in range(SETS)]
         for backward in (False, True):

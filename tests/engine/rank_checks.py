@@ -51,13 +51,14 @@ class NormTrainer(TinyTrainer):
         return {"segm": {"AP": 1.0}} if comm.is_main_process() else {}
 
 
-def join(rank: int, port: int) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def join(rank: int, folder: str) -> None:
+    # They meet in a file: a port that was free when the test began can be taken when they come to use it.
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     comm.create_local_process_group(2)
 
 
-def all_evaluate_the_model_that_is_saved(rank: int, port: int, folder: str) -> None:
-    join(rank, port)
+def all_evaluate_the_model_that_is_saved(rank: int, folder: str) -> None:
+    join(rank, folder)
     for decay in ("0.0", "0.5"):
         trainer = NormTrainer(tiny_config(Path(folder), "SOLVER.EMA_DECAY", decay))
         trainer.evaluate()
@@ -67,8 +68,8 @@ def all_evaluate_the_model_that_is_saved(rank: int, port: int, folder: str) -> N
                 assert trainer.checkpointer.model.norm.running_mean[0] == rank + 1
 
 
-def averages_begin_with_the_common_weights(rank: int, port: int, folder: str) -> None:
-    join(rank, port)
+def averages_begin_with_the_common_weights(rank: int, folder: str) -> None:
+    join(rank, folder)
     torch.manual_seed(rank)
     trainer = TinyTrainer(tiny_config(Path(folder), "SOLVER.EMA_DECAY", "0.5"))
     assert trainer.weight_average is not None
@@ -77,8 +78,8 @@ def averages_begin_with_the_common_weights(rank: int, port: int, folder: str) ->
         assert torch.equal(value, average[1][name]), name
 
 
-def a_checkpoint_that_one_process_lacks_is_an_error(rank: int, port: int, folder: str) -> None:
-    join(rank, port)
+def a_checkpoint_that_one_process_lacks_is_an_error(rank: int, folder: str) -> None:
+    join(rank, folder)
     cfg = tiny_config(Path(folder) / f"rank{rank}").clone()
     if rank == 0:
         cfg.defrost()
@@ -106,9 +107,9 @@ def picture(objects: int) -> dict[str, Any]:
     return {"image": torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8), "instances": instances}
 
 
-def pictures_without_objects_are_no_obstacle(rank: int, port: int, folder: str) -> None:
+def pictures_without_objects_are_no_obstacle(rank: int, folder: str) -> None:
     """On one process, on both, and more objects than queries: no hang, every gradient there and the same."""
-    join(rank, port)
+    join(rank, folder)
     cfg = load_config("nuclei/maskformer2_efficientnet_lite0.yaml", TINY_MASK_FORMER)
     model = create_ddp_model(build_model(cfg).train(), broadcast_buffers=False, device_ids=None)
     for counts in ((2, 0), (0, 0), (0, 12)):

@@ -40,18 +40,17 @@ def prepare_two(tmp_path: Path, launcher: str, output: Path, *options: str) -> t
     script.write_text(WORKER.format(here=str(HERE)))
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(HERE.parents[1])}
-    port = free_port()
     if launcher == "torchrun":
         start_command = [
             "-m",
             "torch.distributed.run",
             "--nproc-per-node",
             "2",
-            f"--master-port={port}",
+            "--standalone",  # takes a free port itself, and keeps it
             str(script),
         ]
     else:
-        start_command = [str(script), "--num-gpus", "2", "--dist-url", f"tcp://127.0.0.1:{port}"]
+        start_command = [str(script), "--num-gpus", "2", "--dist-url", f"tcp://127.0.0.1:{free_port()}"]
     return [sys.executable, *start_command, *options, "OUTPUT_DIR", str(output)], environment
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import rank_checks
 import torch.multiprocessing as mp
-from test_distributed import free_port
 
 
 @pytest.mark.slow
@@ -23,4 +22,4 @@ from test_distributed import free_port
 )
 def test_two_processes(check: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    mp.start_processes(check, args=(free_port(), str(tmp_path)), nprocs=2, start_method="spawn")
+    mp.start_processes(check, args=(str(tmp_path),), nprocs=2, start_method="spawn")
