@@ -124,6 +124,12 @@ def _validate_model(cfg: CfgNode) -> None:
         "MODEL.MASK_FORMER.TEST: turn on at least one of SEMANTIC_ON, INSTANCE_ON, PANOPTIC_ON",
     )
     _require(cfg.TEST.DETECTIONS_PER_VIDEO >= 1, "TEST.DETECTIONS_PER_VIDEO must be at least 1")
+    window = cfg.TEST.WINDOW_FRAMES
+    _require(window >= 0, "TEST.WINDOW_FRAMES is a number of frames, or 0 for the whole clip at once")
+    _require(
+        window == 0 or 0 <= cfg.TEST.WINDOW_OVERLAP < window,
+        f"TEST.WINDOW_OVERLAP must lie between 0 and TEST.WINDOW_FRAMES - 1 = {window - 1}",
+    )
 
 
 def _validate_training(cfg: CfgNode) -> None:
@@ -177,7 +183,7 @@ def _validate_datasets(cfg: CfgNode, split: str, names: Sequence[str]) -> None:
 def _validate_frames(cfg: CfgNode, split: str, name: str, kind: str | None) -> None:
     """Videos need the model of videos; it is evaluated on videos, and trains on pictures by a mapper of its own."""
     video = cfg.MODEL.META_ARCHITECTURE == "VideoMaskFormer"
-    clips_of_pictures = split == "TRAIN" and cfg.INPUT.DATASET_MAPPER_NAME == "coco_clip"
+    mapper = cfg.INPUT.DATASET_MAPPER_NAME if split == "TRAIN" else ""
     _require(
         video or kind != "ytvis",
         f"DATASETS.{split} names '{name}', which holds videos: set MODEL.META_ARCHITECTURE 'VideoMaskFormer' and "
@@ -185,13 +191,14 @@ def _validate_frames(cfg: CfgNode, split: str, name: str, kind: str | None) -> N
         "configs/youtubevis_2019.",
     )
     _require(
-        not video or clips_of_pictures or kind in (None, "ytvis"),
+        not video or mapper in ("coco_clip", "mixed_clips") or kind in (None, "ytvis"),
         f"DATASETS.{split} names '{name}', which holds pictures, but MODEL.META_ARCHITECTURE is 'VideoMaskFormer'. "
         "Name videos, for example 'ytvis_2019_val'; or train on clips that are made of pictures with "
-        "INPUT.DATASET_MAPPER_NAME 'coco_clip'; or set MODEL.META_ARCHITECTURE 'MaskFormer'.",
+        "INPUT.DATASET_MAPPER_NAME 'coco_clip', or 'mixed_clips' beside videos; or set MODEL.META_ARCHITECTURE "
+        "'MaskFormer'.",
     )
     _require(
-        not clips_of_pictures or kind != "ytvis",
+        mapper != "coco_clip" or kind != "ytvis",
         f"DATASETS.{split} names '{name}', which holds videos, but INPUT.DATASET_MAPPER_NAME 'coco_clip' makes clips "
-        "of pictures: set 'ytvis'.",
+        "of pictures: set 'ytvis', or 'mixed_clips' for videos and pictures.",
     )

@@ -283,7 +283,9 @@ class Trainer(DefaultTrainer):
             {task: {metric: value}} for one data set, {data set: {task: {metric: value}}} for several; empty
             on all ranks but the first.
         """
-        results = super().test(cfg, model, evaluators)
+        from ..video.windowed import windowed
+
+        results = super().test(cfg, windowed(cfg, model), evaluators)
         _tell_results(cfg, by_dataset(results, cfg.DATASETS.TEST), "inference")
         return results
 

@@ -14,6 +14,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
+from torch import Tensor
 
 from mask2former.data.datasets.ytvis_json import VideoAnnotations, read_ytvis_json
 from mask2former.evaluation.instance import merge_predictions
@@ -31,7 +32,8 @@ def clip_to_records(output: Mapping[str, Any], video_id: Any) -> list[dict[str, 
     """Result records of one clip, in the order of the predictions.
 
     Args:
-        output: "pred_scores" (N,), "pred_labels" (N,) and "pred_masks", N bool tensors (T, h, w).
+        output: "pred_scores" (N,), "pred_labels" (N,), and "pred_masks", N bool tensors (T, h, w), or "pred_rles", N
+            lists of T codes.
         video_id: written into each record.
 
     Returns:
@@ -39,17 +41,22 @@ def clip_to_records(output: Mapping[str, Any], video_id: Any) -> list[dict[str, 
         whose mask is empty. Records with a score that is not finite are left out and reported in the log.
     """
     records = []
-    for score, label, masks in zip(output["pred_scores"], output["pred_labels"], output["pred_masks"], strict=True):
+    found = output["pred_rles"] if "pred_rles" in output else output["pred_masks"]
+    for score, label, masks in zip(output["pred_scores"], output["pred_labels"], found, strict=True):
         if not math.isfinite(score):
             logger.warning("video %r: an instance whose score is %s is left out", video_id, score)
             continue
-        masks = torch.as_tensor(masks)
-        shown = masks.flatten(1).any(dim=1)
-        codes = iter(encode_masks(masks[shown]))
-        segmentations = [next(codes) if there else None for there in shown.tolist()]
+        segmentations = masks if "pred_rles" in output else _encoded(torch.as_tensor(masks))
         record = {"video_id": video_id, "category_id": int(label), "score": float(score)}
         records.append({**record, "segmentations": segmentations})
     return records
+
+
+def _encoded(masks: Tensor) -> list[dict[str, Any] | None]:
+    """Masks (T, h, w) as T codes."""
+    shown = masks.flatten(1).any(dim=1)
+    codes = iter(encode_masks(masks[shown]))
+    return [next(codes) if there else None for there in shown.tolist()]
 
 
 class YTVISEvaluator(DatasetEvaluator):
@@ -106,7 +113,7 @@ class YTVISEvaluator(DatasetEvaluator):
             ValueError: no video results, or a class that is not one of the dataset.
         """
         for clip, output in zip(inputs, [outputs] if isinstance(outputs, Mapping) else outputs, strict=True):
-            if "pred_masks" not in output:
+            if "pred_masks" not in output and "pred_rles" not in output:
                 raise ValueError("the model returns no tracks; set MODEL.META_ARCHITECTURE 'VideoMaskFormer'")
             records = clip_to_records(output, clip["video_id"])
             for record in records:

@@ -149,6 +149,7 @@ class LongClip:
         settings: of the windows.
         prepare: (H, W, 3) uint8 RGB -> uint8 (3, H', W') as the network wants it.
         autocast: makes the context in which the network runs.
+        output: height and width of the masks; default: those of the frames.
     """
 
     def __init__(
@@ -159,9 +160,10 @@ class LongClip:
         settings: WindowSettings,
         prepare: Callable[[np.ndarray], Tensor],
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        output: Size | None = None,
     ) -> None:
         self.model, self.source, self.journal, self.settings = model, source, journal, settings
-        self.prepare, self.autocast = prepare, autocast
+        self.prepare, self.autocast, self.output = prepare, autocast, output
         self.table = TrackTable(settings.match_threshold, settings.patience, settings.embed_threshold)
 
     def run(self, progress: Callable[[int], Any] = lambda frames: None) -> None:
@@ -184,8 +186,8 @@ class LongClip:
             shared = end - start
             progress(end)
         for window in windows(self.source.read(start), s.window, s.overlap, shared):
-            size = size or window.frames[0].image.shape[:2]
-            self.journal.append(*self._window(window))
+            size = size or self.output or window.frames[0].image.shape[:2]
+            self.journal.append(*self._window(window, size))
             progress(window.span[1])
         if size is None:
             raise ValueError(f"{self.source.name}: no frame could be read")
@@ -193,9 +195,8 @@ class LongClip:
         facts = {"frames": end, "height": size[0], "width": size[1], "damaged": self.source.damaged}
         self.journal.finish(facts)
 
-    def _window(self, window: Window) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def _window(self, window: Window, output: Size) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """The journal's entry of a window, and the state after it."""
-        height, width = window.frames[0].image.shape[:2]
         with torch.inference_mode():
             with self.autocast():
                 images, size = self.model.preprocess([self.prepare(frame.image) for frame in window.frames])
@@ -207,7 +208,7 @@ class LongClip:
             found = sure | (self.journal.done == 0)
             numbers = self.table.update(scores, embeds, window.span, iou, found, lasting=sure)
             padded = (images.shape[-2], images.shape[-1])
-            masks = self._encoded(logits, numbers, window, padded, size, (height, width))
+            masks = self._encoded(logits, numbers, window, padded, size, output)
         own = window.own(self.settings.overlap)
         entry = {
             "start": window.frames[own.start].index,
@@ -215,7 +216,7 @@ class LongClip:
             "seconds": [window.frames[t].seconds for t in own],
             "tracks": masks,
         }
-        return entry, self._state(window, numbers, logits, (height, width))
+        return entry, self._state(window, numbers, logits, output)
 
     def _candidates(self, outputs: Mapping[str, Tensor]) -> tuple[np.ndarray, Tensor, np.ndarray]:
         """Class scores (N, K), mask logits (N, T, H4, W4) on the device and unit embeddings (N, C) of the best."""

@@ -1,4 +1,4 @@
-"""Mappers of clips: from videos, and from single pictures that are augmented several times."""
+"""Mappers of clips: from videos, from single pictures that are augmented several times, and from both."""
 
 from __future__ import annotations
 
@@ -182,6 +182,29 @@ class CocoClipDatasetMapper(ClipMapper):
         sample.update(length=count, file_names=[file] * count, video_id=record.get("image_id"))
         self.clip(sample, sample["file_names"], [0] * count, tracks)
         return sample
+
+
+class MixedClipDatasetMapper:
+    """INPUT.DATASET_MAPPER_NAME "mixed_clips": trains on videos as "ytvis" and on pictures as "coco_clip" does.
+
+    For few videos, whose objects are seen in many more pictures. The datasets of DATASETS.TRAIN name the same classes.
+
+    Args:
+        cfg: of a video model.
+        is_train: make targets.
+    """
+
+    def __init__(self, cfg: CfgNode, is_train: bool = True) -> None:
+        self.videos = YTVISDatasetMapper(cfg, is_train)
+        self.pictures = CocoClipDatasetMapper(cfg, is_train)
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Map a video, which has "file_names", or a picture.
+
+        Raises:
+            BadRecordError: frames or annotations cannot be used.
+        """
+        return (self.videos if "file_names" in record else self.pictures)(record)
 
 
 def _still_track(entry: Any, file: str) -> Track:

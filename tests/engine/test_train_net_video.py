@@ -102,6 +102,12 @@ def test_two_steps_and_an_evaluation(tmp_path: Path, settings: list[str], backbo
     again = json.loads((tmp_path / "again/inference/metrics.json").read_text())[name]["segm"]
     assert again == pytest.approx(metrics, nan_ok=True)
 
+    windows = (*weights, "TEST.WINDOW_FRAMES", "2", "TEST.WINDOW_OVERLAP", "1")
+    assert run(config, settings, tmp_path / "windows", *windows, flags=("--eval-only",)) == 0
+    results = json.loads((tmp_path / "windows/inference/results.json").read_text())
+    assert {r["video_id"] for r in results} == {1, 2}
+    assert all(len(r["segmentations"]) == FRAMES for r in results)
+
 
 def test_the_name_of_the_reference_forwards() -> None:
     assert train_net_video.main is train_net.main

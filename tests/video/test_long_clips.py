@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +148,41 @@ def test_a_killed_run_goes_on_after_its_last_window(tmp_path: Path, stop_at: int
     assert result.tracks == whole.tracks and result.to_ytvis() == whole.to_ytvis()
     for name in ("state.npz", "finished.json", "window_000005.json"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+# A process that stands still in its third window, and says so.
+HANGING = """
+import sys, time
+from pathlib import Path
+from tests.video.moving_shapes import ShapeModel, pictures
+from mask2former.segmenter import Segmenter
+
+class Hanging(ShapeModel):
+    def clip_outputs(self, images):
+        if len(self.lengths) == 2:
+            Path(sys.argv[2]).touch()
+            time.sleep(600)
+        return super().clip_outputs(images)
+
+segment = Segmenter(Hanging(), classes=["a", "b", "c"], min_size=0, score_threshold=0.0)
+segment.track(pictures(30), window=8, overlap=3, work_dir=sys.argv[1])
+"""
+
+
+def test_kill_minus_9(tmp_path: Path) -> None:
+    folder, reached = tmp_path / "cut", tmp_path / "reached"
+    arguments = [sys.executable, "-c", HANGING, str(folder), str(reached)]
+    with subprocess.Popen(arguments, cwd=Path(__file__).parents[2]) as process:
+        try:
+            while not reached.exists():
+                assert process.poll() is None, "the process has ended by itself"
+                time.sleep(0.05)
+        finally:
+            process.kill()
+    model = ShapeModel()
+    result = segmenter(model).track(pictures(30), window=8, overlap=3, work_dir=folder)
+    assert len(model.lengths) == 4  # of 6
+    assert result.to_ytvis() == segmenter().track(pictures(30), window=8, overlap=3).to_ytvis()
 
 
 @pytest.mark.parametrize("lost", ["finished.json", "state.npz"])

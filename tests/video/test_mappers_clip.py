@@ -168,6 +168,19 @@ def test_clips_of_one_picture(records: Records, video_cfg: CfgNode) -> None:
         mapper(image)
 
 
+def test_videos_and_pictures_together(records: Records, video_cfg: CfgNode) -> None:
+    image = {"file_name": records[2]["file_names"][0], "image_id": 5, "annotations": _as_picture(records[2])}
+    video_cfg.INPUT.DATASET_MAPPER_NAME = "mixed_clips"
+    mapper = build_mapper(video_cfg, True)
+    for record, kind in ((records[1], YTVISDatasetMapper), (image, CocoClipDatasetMapper)):
+        ours, theirs = draw(mapper, record, 3), draw(kind(video_cfg, True), record, 3)
+        assert len(ours["image"]) == video_cfg.INPUT.SAMPLING_FRAME_NUM
+        assert all(torch.equal(a, b) for a, b in zip(ours["image"], theirs["image"], strict=True))
+        for a, b in zip(ours["instances"], theirs["instances"], strict=True):
+            assert torch.equal(a.gt_masks, b.gt_masks) and torch.equal(a.gt_ids, b.gt_ids)
+    assert isinstance(build_mapper(video_cfg, False), YTVISDatasetMapper)
+
+
 def test_crowds_and_unseen_objects_are_left_out(records: Records, video_cfg: CfgNode) -> None:
     mapper = YTVISDatasetMapper(video_cfg, True)
     for seed in range(10):
@@ -223,7 +236,7 @@ def test_bad_records_are_named(records: Records, video_cfg: CfgNode, tmp_path: P
         ("AUGMENTATIONS", ["blur"], "INPUT.AUGMENTATIONS has 'blur'"),
         ("MIN_SIZE_TRAIN_SAMPLING", "by_clip", "INPUT.MIN_SIZE_TRAIN_SAMPLING is 'by_clip'"),
         ("SAMPLING_FRAME_NUM", 0, "INPUT.SAMPLING_FRAME_NUM 0 must be at least 1"),
-        ("DATASET_MAPPER_NAME", "coco_instance_lsj", "not one of coco_clip, mask_former_semantic, ytvis"),
+        ("DATASET_MAPPER_NAME", "coco_instance_lsj", "not one of coco_clip, mask_former_semantic, mixed"),
     ],
 )
 def test_wrong_settings(video_cfg: CfgNode, key: str, value: Any, message: str) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 
 from detectron2.config import CfgNode
 
+from ..mapped import Mapper
 from .base import SegmentationMapper
 from .lsj import COCOInstanceNewBaselineDatasetMapper, COCOPanopticNewBaselineDatasetMapper
 from .mask_former import (
@@ -36,7 +38,7 @@ __all__ = [
 
 
 # Of video models. The first is taken where INPUT.DATASET_MAPPER_NAME has its default, as in the published configs.
-VIDEO_MAPPERS = ("ytvis", "coco_clip")
+VIDEO_MAPPERS = ("ytvis", "coco_clip", "mixed_clips")
 _DEFAULT = "mask_former_semantic"
 
 
@@ -45,7 +47,7 @@ def mapper_names(video: bool = False) -> list[str]:
     return sorted((_DEFAULT, *VIDEO_MAPPERS)) if video else sorted(MAPPERS)
 
 
-def build_mapper(cfg: CfgNode, is_train: bool = True) -> SegmentationMapper:
+def build_mapper(cfg: CfgNode, is_train: bool = True) -> Mapper:
     """The mapper that a config asks for.
 
     Args:
@@ -65,8 +67,12 @@ def build_mapper(cfg: CfgNode, is_train: bool = True) -> SegmentationMapper:
             f"those for MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r}{hint}"
         )
     if video:
-        from mask2former.video.mappers import CocoClipDatasetMapper, YTVISDatasetMapper
-
-        kind = CocoClipDatasetMapper if is_train and name == "coco_clip" else YTVISDatasetMapper
-        return kind(cfg, is_train)
+        return _video_mapper(name if is_train else "ytvis")(cfg, is_train)
     return MAPPERS[name](cfg, True) if is_train else SegmentationMapper(cfg, False)
+
+
+def _video_mapper(name: str) -> Callable[[CfgNode, bool], Mapper]:
+    from mask2former.video import mappers
+
+    kinds = {"coco_clip": mappers.CocoClipDatasetMapper, "mixed_clips": mappers.MixedClipDatasetMapper}
+    return kinds.get(name, mappers.YTVISDatasetMapper)

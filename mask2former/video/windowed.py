@@ -1,0 +1,91 @@
+"""Evaluation of clips that are too long for one run of the network: TEST.WINDOW_FRAMES."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mask2former.modeling import VideoMaskFormer
+
+from .frames import FrameList
+from .journal import Journal
+from .long_clips import LongClip, WindowSettings
+from .results import choose_tracks
+
+
+class WindowedClips(nn.Module):
+    """A video model in inference that sees longer clips in windows, as `Segmenter.track` does.
+
+    Args:
+        model: runs as it is for clips that fit one window.
+        settings: of the windows.
+    """
+
+    def __init__(self, model: VideoMaskFormer, settings: WindowSettings) -> None:
+        super().__init__()
+        self.model, self.settings = model, settings
+        self.train(model.training)
+
+    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Results of clips, as `VideoMaskFormer.forward` takes and gives them.
+
+        A clip longer than a window has "pred_rles" instead of "pred_masks": for each instance T of COCO's run lengths,
+        None in frames that do not show it. Kept are the best TEST.DETECTIONS_PER_VIDEO instances of every window.
+        """
+        fits = [len(clip["image"]) <= self.settings.window for clip in batched_inputs]
+        return [
+            self.model([clip])[0] if fit else self._long(clip) for clip, fit in zip(batched_inputs, fits, strict=True)
+        ]
+
+    def _long(self, clip: Mapping[str, Any]) -> dict[str, Any]:
+        frames: Sequence[Tensor] = clip["image"]
+        size = (int(clip.get("height", frames[0].shape[-2])), int(clip.get("width", frames[0].shape[-1])))
+        source = FrameList([frame.permute(1, 2, 0).cpu().numpy() for frame in frames])
+        with tempfile.TemporaryDirectory(prefix="mask2former_windows_") as folder:
+            journal = Journal(Path(folder), {})
+            LongClip(self.model, source, journal, self.settings, _as_tensor, output=size).run()
+            chosen = choose_tracks(
+                journal.state["scores"],
+                journal.state["present"],
+                top_k=self.model.test_topk_per_video,
+                score_threshold=self.model.score_threshold,
+                one_class=False,
+            )
+            masks = _masks(journal, {number for number, _, _ in chosen}, len(frames), size)
+        return {
+            "image_size": size,
+            "pred_scores": [score for _, _, score in chosen],
+            "pred_labels": [label for _, label, _ in chosen],
+            "pred_rles": [masks[number] for number, _, _ in chosen],
+        }
+
+
+def windowed(cfg: Any, model: nn.Module) -> nn.Module:
+    """The model as TEST.WINDOW_FRAMES wants it evaluated: itself where that is 0, or where it takes no clips."""
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    if not cfg.TEST.WINDOW_FRAMES or not isinstance(inner, VideoMaskFormer):
+        return model
+    candidates = max(20, 2 * inner.test_topk_per_video)
+    return WindowedClips(inner, WindowSettings(cfg.TEST.WINDOW_FRAMES, cfg.TEST.WINDOW_OVERLAP, candidates))
+
+
+def _as_tensor(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(image).permute(2, 0, 1)
+
+
+def _masks(journal: Journal, tracks: set[int], length: int, size: tuple[int, int]) -> dict[int, list[Any]]:
+    """For each track the run lengths of its masks in all frames."""
+    masks: dict[int, list[Any]] = {number: [None] * length for number in tracks}
+    for window in journal.windows():
+        for number in tracks & {int(name) for name in window["tracks"]}:
+            for t, counts in enumerate(window["tracks"][str(number)], start=window["start"]):
+                if counts:
+                    masks[number][t] = {"size": list(size), "counts": counts}
+    return masks
