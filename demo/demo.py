@@ -12,7 +12,6 @@ import argparse
 import glob
 import importlib.util
 import logging
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import video_io  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from mask2former.files import short_path  # noqa: E402
 from mask2former.model_files import DEFAULT_MODEL  # noqa: E402
 from mask2former.results import Result  # noqa: E402
 from mask2former.saving import CocoDocument  # noqa: E402
@@ -308,7 +308,7 @@ def segment_pictures(segment: Segmenter, args: argparse.Namespace) -> int:
         print(table(["picture", "objects", "top scores", "seconds", "remark"], rows))
         print(f"\n{_plural(len(rows), 'picture')}, {_plural(len(writer.written), 'file')} written:")
         for path in writer.written[-8:]:
-            print(f"  {os.path.relpath(path)}")
+            print(f"  {short_path(path)}")
         if len(writer.written) > 8:
             print(f"  ... and {len(writer.written) - 8} more in {writer.target}")
     if problems:

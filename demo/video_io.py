@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import shutil
 import sys
 import time
@@ -20,6 +19,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 
+from mask2former.files import short_path
 from mask2former.results import Result
 from mask2former.saving import CocoDocument
 from mask2former.segmenter import Segmenter
@@ -83,7 +83,7 @@ def follow_objects(segment: Segmenter, source: FrameSource, args: argparse.Names
     work = folder / f".{source.name}_tracks"
     started = time.perf_counter()
     result = _track(segment, source, work, args)
-    rate = len(result) / (time.perf_counter() - started)
+    rate, count = len(result) / (time.perf_counter() - started), len(result.tracks)
     masks = folder / "masks" if args.save and "masks" in args.save else None
     pictures = folder / "frames" if args.save_frames else None
     labels = {"auto": None, "yes": True, "no": False}[args.labels]
@@ -92,13 +92,13 @@ def follow_objects(segment: Segmenter, source: FrameSource, args: argparse.Names
         drawing = {"labels": labels, "scale": args.scale or 1.0}
         written += result.save_all(video=video, pictures=pictures, masks=masks, drawing=drawing, progress=True)
     shutil.rmtree(work)
-    print(f"{len(result)} frames of {source.name}, {rate:.2f} frames/s, {len(result.tracks)} tracks")
+    print(f"{len(result)} frames of {source.name}, {rate:.2f} frames/s, {count} track{'s' * (count != 1)}")
     for track in result.tracks[:10]:
         print(f"  {track.id}: {track.name}, score {track.score:.2f}, frames {track.first} to {track.last - 1}")
     if not result.tracks:
         print(f"  no object has a score of at least {args.confidence_threshold}; try --confidence-threshold 0.2")
     for path in written:
-        print(f"  {os.path.relpath(path)}")
+        print(f"  {short_path(path)}")
     return 1 if result.damaged else 0
 
 
@@ -171,7 +171,7 @@ def segment_frames(segment: Segmenter, source: FrameSource | Camera, args: argpa
     rate = count / (time.perf_counter() - started)
     print(f"{count} frames of {source.name}, {rate:.2f} frames/s" + (", without sound" if video else ""))
     for path in written:
-        print(f"  {os.path.relpath(path)}")
+        print(f"  {short_path(path)}")
     return 1 if source.damaged else 0
 
 

@@ -76,3 +76,9 @@ def read_json(path: str | os.PathLike[str], purpose: str) -> Any:
         raise ValueError(
             f"{purpose}: {path} is not valid JSON ({error}); is the download complete?"
         ) from error
+
+
+def short_path(path: str | os.PathLike[str]) -> str:
+    """A path as people want to read it: relative below the working directory, else absolute."""
+    whole, here = Path(path).absolute(), Path.cwd()
+    return str(whole.relative_to(here)) if whole.is_relative_to(here) else str(whole)

@@ -5,8 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 
 from mask2former.classes import ClassTable
+from mask2former.files import write_json
+from mask2former.visualize import Color
 
 DEFAULT_MODEL = "nuclei"
 
@@ -50,6 +56,22 @@ def _in_folder(
     raise FileNotFoundError(f"{folder} has no weights ({', '.join(names)}); pass weights=FILE")
 
 
+def dataset_classes(cfg: CfgNode) -> ClassTable | None:
+    """The classes of the config's datasets, as far as these are registered; None: unknown."""
+    for dataset in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        if dataset in MetadataCatalog:
+            metadata = MetadataCatalog.get(dataset).as_dict()
+            table = ClassTable.from_metadata(metadata, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+            if table is not None:
+                return table
+    return None
+
+
+def store_classes(table: ClassTable, folder: Path) -> Path:
+    """Write `classes.json` into a model's folder, so that it is understood where the dataset is not."""
+    return write_json(folder / "classes.json", table.categories())
+
+
 def stored_classes(config: Path, weights: Path) -> ClassTable | None:
     """Class names kept beside a model: `classes.json`, a list of names or of COCO categories."""
     for folder in dict.fromkeys((weights.parent, config.parent)):
@@ -62,9 +84,17 @@ def stored_classes(config: Path, weights: Path) -> ClassTable | None:
                 return ClassTable(
                     names=tuple(str(row["name"]) for row in rows),
                     is_thing=tuple(bool(row.get("isthing", 1)) for row in rows),
+                    colors=_colors(rows),
                     dataset_ids=tuple(int(row["id"]) for row in rows),
                 )
             return ClassTable(tuple(str(row) for row in rows))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} must be a JSON list of names or of {{id, name}} ({error!r})") from error
     return None
+
+
+def _colors(rows: list[dict[str, Any]]) -> tuple[Color, ...]:
+    """Colours of COCO categories; none where one of them has none."""
+    if not all(isinstance(row.get("color"), list) for row in rows):
+        return ()
+    return tuple((int(r), int(g), int(b)) for r, g, b in (row["color"] for row in rows))

@@ -31,7 +31,7 @@ from torch import nn
 
 from mask2former.classes import ClassTable
 from mask2former.devices import amp_dtype, select_device
-from mask2former.model_files import locate_model, stored_classes
+from mask2former.model_files import dataset_classes, locate_model, stored_classes
 from mask2former.modeling import MaskFormer
 from mask2former.pictures import Picture, read_picture
 from mask2former.results import TASKS, Result
@@ -363,11 +363,9 @@ def _class_table(cfg: CfgNode | None, classes: ClassTable | Sequence[str] | None
     if cfg is None:
         raise ValueError("a model without config needs classes=[...], the names of its classes")
     count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    for dataset in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
-        if dataset in MetadataCatalog:
-            table_or_none = ClassTable.from_metadata(MetadataCatalog.get(dataset).as_dict(), count)
-            if table_or_none is not None:
-                return table_or_none
+    known = dataset_classes(cfg)
+    if known is not None:
+        return known
     logger.warning("the names of the %d classes are unknown (pass classes=[...]); they are numbered", count)
     return ClassTable.numbered(count)
 

@@ -60,6 +60,12 @@ def inherited(path: Path) -> dict[str, Any]:
     return merged
 
 
+@pytest.mark.parametrize("name", [name for name in RECIPES if "efficientnet" in name])
+def test_timm_backbones_do_not_start_from_a_resnet(name: str) -> None:
+    cfg = load_config(name)
+    assert cfg.MODEL.BACKBONE.NAME == "TimmBackbone" and cfg.MODEL.WEIGHTS == ""
+
+
 def test_there_are_recipes() -> None:
     assert len(RECIPES) >= 59 + 12
 

@@ -17,13 +17,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 
+from mask2former.classes import ClassTable
 from mask2former.config import load_config
 from mask2former.data import register_from_config
 from mask2former.engine.checkpoint import load_weights
 from mask2former.engine.saving import save_safetensors
-from mask2former.files import write_bytes, write_json
+from mask2former.files import write_bytes
+from mask2former.model_files import dataset_classes, store_classes, stored_classes
 
 CANDIDATES = ("model_best.safetensors", "model_final.safetensors", "model_final.pth")
 
@@ -40,13 +41,19 @@ def find_weights(folder: Path) -> Path:
     raise FileNotFoundError(f"{folder} holds none of {', '.join(CANDIDATES)}; name a file with --weights")
 
 
-def class_names(cfg: CfgNode) -> list[str]:
-    """Names of the classes, from the test dataset's json."""
-    register_from_config(cfg)
-    names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes")
-    if names is None:
+def classes(cfg: CfgNode, source: Path) -> ClassTable:
+    """The classes that the training noted, else those of its datasets.
+
+    Raises:
+        ValueError: they are unknown.
+    """
+    table = stored_classes(source / "config.yaml", source / "model_best.safetensors")
+    if table is None:
+        register_from_config(cfg)
+        table = dataset_classes(cfg)
+    if table is None:
         raise ValueError(f"dataset {cfg.DATASETS.TEST[0]} does not tell its classes; name them with --classes")
-    return list(names)
+    return table
 
 
 def portable(cfg: CfgNode) -> CfgNode:
@@ -72,7 +79,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("source", type=Path, help="output folder of train_net.py (config.yaml and weights)")
     parser.add_argument("target", type=Path, help="folder to write")
     parser.add_argument("--weights", type=Path, help="default: the best, else the final weights in SOURCE")
-    parser.add_argument("--classes", nargs="+", help="class names; default: those of the test dataset")
+    parser.add_argument("--classes", nargs="+", help="class names; default: those of the training")
     parser.add_argument("--fp32", action="store_true", help="keep single precision")
     return parser
 
@@ -83,11 +90,11 @@ def pack(args: argparse.Namespace) -> None:
     state = load_weights(str(args.weights or find_weights(args.source)))
     # What any model makes anew is not worth storing.
     state = {k: v for k, v in state.items() if not k.endswith(("num_batches_tracked", "criterion.empty_weight"))}
-    names = args.classes or class_names(cfg)
+    table = ClassTable(tuple(args.classes)) if args.classes else classes(cfg, args.source)
     file = save_safetensors(state, args.target / "model.safetensors", None if args.fp32 else torch.float16)
     write_bytes(args.target / "config.yaml", portable(cfg).dump().encode())
-    write_json(args.target / "classes.json", names)
-    print(f"{file}: {file.stat().st_size / 2**20:.1f} MiB, {len(state)} tensors; classes: {', '.join(names)}")
+    store_classes(table, args.target)
+    print(f"{file}: {file.stat().st_size / 2**20:.1f} MiB, {len(state)} tensors; classes: {', '.join(table.names)}")
 
 
 if __name__ == "__main__":

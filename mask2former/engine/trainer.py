@@ -23,6 +23,7 @@ from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..model_files import dataset_classes, store_classes
 from .checkpoint import SafeCheckpointer, save_safetensors
 from .console import ConsoleWriter
 from .ema import WeightAverage
@@ -220,11 +221,18 @@ class Trainer(DefaultTrainer):
             )
             # Making an iterator draws random numbers, so it comes before the states are put back.
             _ = self._trainer._data_loader_iter
+            self._store_classes()
             self._restore_random_state()
             try:
                 return super().train()
             finally:
                 self._tell_skipped_records()
+
+    def _store_classes(self) -> None:
+        """Keep the names of the classes beside the weights, for machines without the data set."""
+        table = dataset_classes(self.cfg) if comm.is_main_process() else None
+        if table is not None:
+            store_classes(table, Path(self.cfg.OUTPUT_DIR))
 
     def _check_evaluation(self) -> None:
         """Read the ground truth of DATASETS.TEST once: a mistake in it must not end the run half way."""

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mask2former.files import short_path
 from mask2former.segmenter import Segmenter
 
 from ..video.moving_shapes import ShapeModel, pictures
@@ -70,6 +71,13 @@ def test_a_folder_becomes_a_video_with_tracks(run: Run, clip: str, capsys: pytes
     with Image.open("out/masks/000012.png") as picture:
         assert set(np.unique(np.asarray(picture))) == {0, *(t["id"] for t in tracks)}
     assert not [n for n in names(Path("out")) if n.startswith(".")]  # the journal is gone
+
+
+def test_paths_are_readable(run: Run, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert short_path("out/a.mp4") == short_path(Path.cwd() / "out/a.mp4") == str(Path("out/a.mp4"))
+    other = tmp_path.parent / f"{tmp_path.name}_other"
+    run("--video-input", clip, "--output", str(other))
+    assert f"  {other / 'results.json'}\n" in capsys.readouterr().out
 
 
 def test_colours_stay_with_tracks(run: Run, clip: str) -> None:

@@ -17,6 +17,7 @@ import train_net_video
 from mask2former.data.datasets import unregister
 from mask2former.engine import argument_parser, launch
 from mask2former.engine.checkpoint import load_weights
+from mask2former.segmenter import Segmenter
 
 FRAMES, HEIGHT, WIDTH, SIDE = 4, 48, 64, 14
 TINY = [
@@ -87,6 +88,13 @@ def test_two_steps_and_an_evaluation(tmp_path: Path, settings: list[str], backbo
     assert 0 < line["total_loss"] < 1000
     first = load_weights(str(tmp_path / "out/model_final.safetensors"))
     assert all(torch.isfinite(value).all() for value in first.values() if value.is_floating_point())
+
+    unregister(f"moving_train_{tmp_path.name}")  # another machine, without the data set, still knows the classes
+    unregister(f"moving_val_{tmp_path.name}")
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    segment = Segmenter.load(str(tmp_path / "out"), device="cpu")
+    assert segment.classes.names == ("bright", "dark") and segment.classes.dataset_ids == (1, 2)
+    (tmp_path / "elsewhere").rename(tmp_path / "data")
 
     name = f"moving_val_{tmp_path.name}"
     metrics = json.loads((tmp_path / "out/inference/metrics.json").read_text())[name]["segm"]

@@ -12,7 +12,9 @@ import torch
 from detectron2.modeling import build_model
 
 from mask2former import Segmenter, load_config
+from mask2former.classes import ClassTable
 from mask2former.engine.saving import save_safetensors
+from mask2former.model_files import store_classes
 
 TOOL = Path(__file__).parents[2] / "tools" / "pack_model.py"
 TINY = [
@@ -57,6 +59,14 @@ def test_packed_model_predicts_the_same(training: Path, tmp_path: Path) -> None:
         expected = original([{"image": torch.from_numpy(picture.transpose(2, 0, 1).copy())}])[0]["instances"]
     found = segment(picture).instances
     assert np.allclose(np.sort(found.scores), np.sort(expected.scores.numpy()), atol=5e-3)
+
+
+def test_classes_that_the_training_noted(training: Path, tmp_path: Path) -> None:
+    table = ClassTable(("cell",), (True,), ((10, 20, 30),), (7,))
+    store_classes(table, training)
+    done = run(training, tmp_path / "packed")
+    assert done.returncode == 0, done.stderr
+    assert Segmenter.load(str(tmp_path / "packed"), device="cpu").classes == table
 
 
 def test_no_weights_is_a_clear_error(tmp_path: Path) -> None:
