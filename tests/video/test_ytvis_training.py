@@ -47,6 +47,22 @@ def test_two_steps_and_an_evaluation(command: list[str], tmp_path: Path) -> None
     assert lengths == {2: 3, 4: 6, 9: 1} and {result["category_id"] for result in results} <= {3, 7}
 
 
+def test_videos_and_pictures_in_one_training(command: list[str], video_content: dict, tmp_path: Path) -> None:
+    video = next(v for v in video_content["videos"] if v["id"] == 9)
+    image = {"id": 1, "height": video["height"], "width": video["width"], "file_name": video["file_names"][0]}
+    track = next(a for a in video_content["annotations"] if a["video_id"] == 9)
+    mask = track["segmentations"][0]
+    entry = {"id": 1, "image_id": 1, "category_id": track["category_id"], "iscrowd": 0, "segmentation": mask}
+    entry |= {"bbox": [6, 6, 20, 18], "area": 360}
+    photos = {"images": [image], "annotations": [entry], "categories": video_content["categories"]}
+    (tmp_path / "photos.json").write_text(json.dumps(photos))
+    own = ["DATASETS.COCO_JSON", repr([["photos", str(tmp_path / "photos.json"), str(tmp_path / "frames")]])]
+    own += ["DATASETS.TRAIN", "('clips', 'clips', 'photos')", "INPUT.DATASET_MAPPER_NAME", "mixed_clips"]
+    arguments = argument_parser().parse_args([*command, *own, "SOLVER.MAX_ITER", "4"])
+    assert launch(train_net.main, arguments) == 0
+    assert "training on 7 records of clips, clips, photos" in (tmp_path / "run" / "log.txt").read_text()
+
+
 def test_training_on_a_test_split_says_so(command: list[str], video_content: dict, tmp_path: Path) -> None:
     content = {**video_content, "annotations": None}
     (tmp_path / "videos.json").write_text(json.dumps(content))
