@@ -25,7 +25,7 @@ from mask2former.saving import CocoDocument
 from mask2former.segmenter import Segmenter
 from mask2former.video.frames import DEFAULT_RATE, Frame, FrameFolder, FrameSource, open_frames
 from mask2former.video.journal import JournalMismatch
-from mask2former.video.results import VideoResult
+from mask2former.video.results import VideoResult, refuse_input
 from mask2former.video.writer import VIDEOS, VideoWriter
 
 WINDOW = "Mask2Former (q: quit)"
@@ -81,17 +81,18 @@ def follow_objects(segment: Segmenter, source: FrameSource, args: argparse.Names
     """Tracks through the whole video. What a stopped run has done is kept for the next one with the same arguments."""
     folder, video, document = _targets(args, source, ("overlay", "json"))
     work = folder / f".{source.name}_tracks"
+    masks = folder / "masks" if args.save and "masks" in args.save else None
+    pictures = folder / "frames" if args.save_frames else None
+    refuse_input(source, video, masks, pictures)
     started = time.perf_counter()
     result = _track(segment, source, work, args)
     rate, count = len(result) / (time.perf_counter() - started), len(result.tracks)
-    masks = folder / "masks" if args.save and "masks" in args.save else None
-    pictures = folder / "frames" if args.save_frames else None
     labels = {"auto": None, "yes": True, "no": False}[args.labels]
     written = [] if document is None else result.save(document)
     if video or masks or pictures:
         drawing = {"labels": labels, "scale": args.scale or 1.0}
         written += result.save_all(video=video, pictures=pictures, masks=masks, drawing=drawing, progress=True)
-    shutil.rmtree(work)
+    _drop(work)
     print(f"{len(result)} frames of {source.name}, {rate:.2f} frames/s, {count} track{'s' * (count != 1)}")
     for track in result.tracks[:10]:
         print(f"  {track.id}: {track.name}, score {track.score:.2f}, frames {track.first} to {track.last - 1}")
@@ -118,11 +119,18 @@ def _track(segment: Segmenter, source: FrameSource, work: Path, args: argparse.N
             )
         except JournalMismatch as error:
             print(f"a stopped run with other arguments is dropped ({error})", file=sys.stderr)
-            shutil.rmtree(work)
+            _drop(work)
         except KeyboardInterrupt:
             print("interrupted: the same command goes on from here", file=sys.stderr)
             raise
     raise AssertionError("a new journal cannot differ")
+
+
+def _drop(work: Path) -> None:
+    """Delete a journal. The files by which its windows count go first: what a stop here leaves has no results."""
+    for name in ("finished.json", "state.npz"):
+        (work / name).unlink(missing_ok=True)
+    shutil.rmtree(work)
 
 
 def segment_frames(segment: Segmenter, source: FrameSource | Camera, args: argparse.Namespace) -> int:
@@ -135,7 +143,7 @@ def segment_frames(segment: Segmenter, source: FrameSource | Camera, args: argpa
     colors, labels = TrackColors(), {"auto": None, "yes": True, "no": False}[args.labels]
     coco = CocoDocument(segment.classes) if document else None
     masks = folder if args.save and "masks" in args.save else None
-    writer, count, started = None, 0, time.perf_counter()
+    writer, count, keep, started = None, 0, False, time.perf_counter()
     show = args.webcam is not None and video is None and _has_windows()
     try:
         with tqdm(total=source.length, unit="frame", mininterval=0.5) as progress:
@@ -156,11 +164,13 @@ def segment_frames(segment: Segmenter, source: FrameSource | Camera, args: argpa
                     result.save_masks(masks / "masks", f"{source.name}_{frame.index:06d}")
                 count = frame.index + 1
                 progress.update()
+        keep = True
     except KeyboardInterrupt:
+        keep = True
         print("interrupted: what is done so far is kept", file=sys.stderr)
     finally:
         if writer is not None:
-            writer.close()
+            writer.close(keep=keep)  # an error leaves the video of an earlier run as it is
     if not count:
         raise ValueError(f"{source.name}: no frame could be read")
     written = [video] if video else []

@@ -12,6 +12,7 @@ A video model (or, frame by frame, an image model) follows objects: `Segmenter.l
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import time
@@ -278,10 +279,19 @@ class Segmenter:
             autocast=self._autocast,
             work_dir=None if work_dir is None else Path(work_dir),
             progress=progress,
-            facts={"size": [resize.short_edge_length, resize.max_size], "amp": str(self._amp_dtype)},
+            facts=self._run_facts(resize),
             top_k=top_k,
             score_threshold=threshold,
         )
+
+    def _run_facts(self, resize: T.ResizeShortestEdge) -> dict[str, Any]:
+        """What the network's outputs depend on beside weights and pictures."""
+        facts = {"size": [resize.short_edge_length, resize.max_size], "amp": str(self._amp_dtype), "bgr": self._bgr}
+        if self.cfg is None:
+            return facts
+        model = self.cfg.MODEL.clone()
+        model.DEVICE = model.WEIGHTS = model.TIMM.WEIGHTS = ""  # of the machine
+        return facts | {"config": hashlib.sha256(model.dump().encode()).hexdigest()[:16]}
 
     def _resize_to(self, min_size: int | None) -> T.ResizeShortestEdge:
         """The resizing of the test, or one to another shorter side."""

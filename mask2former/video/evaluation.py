@@ -72,8 +72,8 @@ class YTVISEvaluator(DatasetEvaluator):
     ) -> None:
         """
         Args:
-            dataset_name: registered dataset. Its metadata gives `json_file`, `thing_dataset_id_to_contiguous_id` and
-                `thing_classes`.
+            dataset_name: registered dataset. Its metadata gives `json_file`, `thing_dataset_id_to_contiguous_id`,
+                `thing_classes` and, if videos with bad records are to be left out, `skip_bad_records`.
             tasks: not used; it keeps the place of the arguments that users of the reference write after it.
             distributed: collect predictions from all processes; the main one evaluates.
             output_dir: where results.json is written; nothing is written if None.
@@ -93,7 +93,10 @@ class YTVISEvaluator(DatasetEvaluator):
         self._dataset_ids = {index: key for key, index in metadata.thing_dataset_id_to_contiguous_id.items()}
         self._names = list(metadata.thing_classes)
         needs_truth = not distributed or comm.is_main_process()
-        self._truth: VideoAnnotations | None = read_ytvis_json(metadata.json_file) if needs_truth else None
+        skip = metadata.get("skip_bad_records", False)
+        self._truth: VideoAnnotations | None = (
+            read_ytvis_json(metadata.json_file, skip_bad_records=skip) if needs_truth else None
+        )
         self._predictions: list[tuple[Any, list[dict[str, Any]]]] = []
 
     def reset(self) -> None:
@@ -155,6 +158,7 @@ class YTVISEvaluator(DatasetEvaluator):
     def _score(self, records: list[dict[str, Any]]) -> dict[str, float]:
         assert self._truth is not None
         known = sorted(set(self._dataset_ids.values()) & set(self._truth.categories))
+        records = [record for record in records if record["video_id"] not in self._truth.left_out]
         scores = evaluate_videos(self._truth, records, known, checked=True)
         metrics = scores.summary()
         logger.info("Video AP on %s:\n%s", self._dataset_name, create_small_table(metrics))

@@ -6,6 +6,7 @@ the network and once more for the pictures of its result.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
 import os
@@ -40,7 +41,7 @@ class Frame:
 
 
 class FrameSource:
-    """A video. `length` is None where it is unknown before the end; `damaged` is set when reading broke off."""
+    """A video. `length` is None where it is unknown before the end; `damaged` is set when frames are missing."""
 
     name: str
     length: int | None
@@ -82,6 +83,8 @@ class VideoFile(FrameSource):
             self.rate = Fraction(stream.average_rate or DEFAULT_RATE)
             known = float(stream.duration * stream.time_base * self.rate) if stream.duration else 0.0
             self.length = stream.frames or round(known) or None
+            # Of a trimmed video the header counts hidden frames too, which the duration leaves out.
+            self._expected = min(float(stream.frames), known or stream.frames)
 
     def identity(self) -> list[Any]:
         assert self.path is not None
@@ -103,22 +106,36 @@ class VideoFile(FrameSource):
         yield from self._read_opencv(start) if self._av is None else self._read_pyav(start)
 
     def _read_pyav(self, start: int) -> Iterator[Frame]:
-        first = None
+        first, index = None, -1
         with self._open() as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            try:
-                for index, frame in enumerate(container.decode(stream)):
-                    seconds = frame.time if frame.time is not None else float(index / self.rate)
-                    first = seconds if first is None else first
-                    if index < start:
-                        continue
-                    turns = round(getattr(frame, "rotation", 0) / 90) % 4
-                    pixels = np.rot90(frame.to_ndarray(format="rgb24"), turns)
-                    yield Frame(index, seconds - first, np.ascontiguousarray(pixels))
-            except self._av.error.FFmpegError as error:
-                self.damaged = True
-                logger.warning("%s: the video is damaged here, the rest is left out (%s)", self.path, error)
+            for index, frame in enumerate(self._decoded(container.demux(stream))):
+                seconds = frame.time if frame.time is not None else float(index / self.rate)
+                first = seconds if first is None else first
+                if index < start:
+                    continue
+                turns = round(getattr(frame, "rotation", 0) / 90) % 4
+                pixels = np.rot90(frame.to_ndarray(format="rgb24"), turns)
+                yield Frame(index, seconds - first, np.ascontiguousarray(pixels))
+        self._compare_length(index + 1)
+
+    def _decoded(self, packets: Iterator[Any]) -> Iterator[Any]:
+        """The frames of all packets that can be decoded. The others are skipped; one warning says so at the end."""
+        skipped = 0
+        try:
+            for packet in packets:
+                try:
+                    frames = packet.decode()
+                except self._av.error.FFmpegError:
+                    skipped, self.damaged = skipped + 1, True
+                    continue
+                yield from frames
+        except self._av.error.FFmpegError as error:  # there is no way to the packets behind
+            self.damaged = True
+            logger.warning("%s: the video is damaged here, the rest is left out (%s)", self.path, error)
+        if skipped:
+            logger.warning("%s: the video is damaged; packets skipped, with their frames: %d", self.path, skipped)
 
     def _open_with_opencv(self) -> Any:
         capture = cv2.VideoCapture(str(self.path))
@@ -126,22 +143,31 @@ class VideoFile(FrameSource):
             capture.release()
             raise ValueError(f"{self.path}: cannot be read as a video by OpenCV; pip install av reads more formats")
         self.rate = Fraction(capture.get(cv2.CAP_PROP_FPS) or DEFAULT_RATE).limit_denominator(1001)
-        self.length = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) or None
+        self._expected = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self.length = int(self._expected) or None
         return capture
 
     def _read_opencv(self, start: int) -> Iterator[Frame]:
         capture = self._open_with_opencv()
         try:
-            for index in itertools.count():
-                if not capture.grab():
-                    break
-                if index >= start:
+            count = 0
+            while capture.grab():
+                if count >= start:
                     good, pixels = capture.retrieve()
                     if not good:
                         break
-                    yield Frame(index, float(index / self.rate), np.ascontiguousarray(pixels[..., ::-1]))
+                    yield Frame(count, float(count / self.rate), np.ascontiguousarray(pixels[..., ::-1]))
+                count += 1
         finally:
             capture.release()
+        self._compare_length(count)
+
+    def _compare_length(self, count: int) -> None:
+        """Notice what neither reader reports: a file that is cut off and, with OpenCV, one that is damaged."""
+        if not self.damaged and count < 0.9 * self._expected - 1:  # lengths are estimates in some files
+            self.damaged = True
+            text = "%s: only %d of about %d frames could be read; the video is damaged, cut off or trimmed"
+            logger.warning(text, self.path, count, self._expected)
 
 
 class FrameFolder(FrameSource):
@@ -158,7 +184,7 @@ class FrameFolder(FrameSource):
         self.length = len(self.files)
 
     def identity(self) -> list[Any]:
-        return [self.name, self.length, self.files[0].name, self.files[-1].name, self.files[0].stat().st_mtime_ns]
+        return [self.name, self.length, _digest(self.files)]
 
     def _read(self, start: int) -> Iterator[Frame]:
         for index in range(start, len(self.files)):
@@ -173,36 +199,75 @@ class FrameList(FrameSource):
             raise ValueError("the video has no frames: the list is empty")
         self._pictures, self.name, self.length = pictures, name, len(pictures)
 
+    def identity(self) -> list[Any]:
+        height, width = read_picture(self._pictures[0]).shape[:2]
+        return [self.name, len(self._pictures), height, width, _digest(self._pictures)]
+
     def _read(self, start: int) -> Iterator[Frame]:
         for index in range(start, len(self._pictures)):
             yield Frame(index, float(index / self.rate), read_picture(self._pictures[index]))
 
 
 class FrameStream(FrameSource):
-    """Pictures that come once, such as those of a generator. They are kept as PNG files for the second reading."""
+    """Pictures that come once, such as those of a generator. They are kept as PNG files for the second reading.
+
+    A stream may be given anew to a folder that has its first pictures already; these are compared, so that the results
+    of two videos are never mixed.
+    """
 
     length = None
 
     def __init__(self, pictures: Iterable[Picture], folder: Path, name: str = "clip") -> None:
-        self._pictures, self._folder, self.name = pictures, folder, name
-        self._consumed = False
+        self._rest, self._folder, self.name = iter(pictures), folder, name
+        self._taken = 0  # pictures of this stream that are in the folder
+        self._error: BaseException | None = None
+
+    def identity(self) -> list[Any]:
+        """The name and the first picture, which is taken from the stream for that."""
+        first = next(self._read(0), None)
+        return [self.name] if first is None else [self.name, *first.image.shape[:2], _digest([first.image])]
 
     def _read(self, start: int) -> Iterator[Frame]:
-        if self._consumed:
-            for index in range(start, self.length or 0):
-                yield Frame(index, float(index / self.rate), read_picture(self._file(index)))
-            return
-        self._consumed = True
-        self._folder.mkdir(parents=True, exist_ok=True)
-        count = 0
-        for index, picture in enumerate(self._pictures):
-            image = read_picture(picture)
-            if not cv2.imwrite(str(self._file(index)), image[..., ::-1], (cv2.IMWRITE_PNG_COMPRESSION, 1)):
-                raise ValueError(f"{self._file(index)}: cannot be written; is the disk full?")
-            count = index + 1
-            if index >= start:
+        for index in itertools.count(min(start, self._taken)):
+            if index < self._taken:
+                image = read_picture(self._file(index)) if index >= start else None
+            elif (image := self._take()) is None:
+                return
+            if image is not None and index >= start:
                 yield Frame(index, float(index / self.rate), image)
-        self.length = count
+
+    def _take(self) -> np.ndarray | None:
+        """The next picture, which is in the folder then; None at the end.
+
+        Raises:
+            ValueError: the folder has another picture of this number, or the stream has broken off before.
+        """
+        if self._error is not None:  # a generator that raised seems to be at its end
+            where = f"{self.name}: this stream broke off at frame {self._taken}"
+            raise ValueError(f"{where}; give a new one") from self._error
+        try:
+            image = next((read_picture(picture) for picture in self._rest), None)
+            self._keep(image)
+        except BaseException as error:
+            self._error = error
+            raise
+        if image is None:
+            self.length = self._taken
+        else:
+            self._taken += 1
+        return image
+
+    def _keep(self, image: np.ndarray | None) -> None:
+        """Write the next picture, or compare it with the one that is there; None: there must be none."""
+        path = self._file(self._taken)
+        before = _picture_in(path)
+        if before is None and image is not None:
+            _write_png(path, image)
+        elif before is not None and (image is None or not np.array_equal(image, before)):
+            raise ValueError(
+                f"{path.parent}: frame {self._taken} there is not that of this video, so the results beside it are "
+                f"those of another one; delete the folder {path.parent.parent} or choose another work_dir"
+            )
 
     def _file(self, index: int) -> Path:
         return self._folder / f"{index:08d}.png"
@@ -236,6 +301,37 @@ def open_frames(video: Video | FrameSource, spool: Path) -> FrameSource:
     if isinstance(video, Iterable):
         return FrameStream(video, spool)
     raise ValueError(f"a video is a path, a folder or frames, not {type(video).__name__}")
+
+
+def _digest(pictures: Iterable[Picture]) -> str:
+    """A number that differs for other pictures: of their pixels, or of name, size and time of files."""
+    digest = hashlib.blake2b(digest_size=16)
+    for picture in pictures:
+        if isinstance(picture, str | os.PathLike) and os.path.isfile(picture):
+            status = os.stat(picture)
+            digest.update(repr((os.path.basename(picture), status.st_size, status.st_mtime_ns)).encode())
+        else:
+            image = read_picture(picture)
+            digest.update(repr(image.shape).encode())
+            digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+def _picture_in(path: Path) -> np.ndarray | None:
+    """The picture of a file; None where there is none, or one that is cut short."""
+    try:
+        return read_picture(path)
+    except (OSError, ValueError):
+        return None
+
+
+def _write_png(path: Path, image: np.ndarray) -> None:
+    """Write (H, W, 3) RGB. The file has its name when it is whole; it is not forced to the disk, to be quick."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part.png")
+    if not cv2.imwrite(str(part), image[..., ::-1], (cv2.IMWRITE_PNG_COMPRESSION, 1)):
+        raise ValueError(f"{path}: cannot be written; is the disk full?")
+    os.replace(part, path)
 
 
 def natural_order(path: Path) -> list[Any]:

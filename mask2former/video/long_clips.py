@@ -26,7 +26,7 @@ from mask2former.modeling.postprocess import Size, resize_masks
 
 from .frames import Frame, FrameSource
 from .journal import Journal
-from .tracks import TrackTable
+from .tracks import TrackTable, all_tracks
 
 # Masks that are resized together hold about this many pixels.
 _CHUNK = 2**23
@@ -187,7 +187,8 @@ class LongClip:
             progress(end)
         for window in windows(self.source.read(start), s.window, s.overlap, shared):
             size = size or self.output or window.frames[0].image.shape[:2]
-            self.journal.append(*self._window(window, size))
+            entry, state, present = self._window(window, size)
+            self.journal.append(entry, state, {"present": present, "closed": self.table.take_closed()})
             progress(window.span[1])
         if size is None:
             raise ValueError(f"{self.source.name}: no frame could be read")
@@ -195,8 +196,8 @@ class LongClip:
         facts = {"frames": end, "height": size[0], "width": size[1], "damaged": self.source.damaged}
         self.journal.finish(facts)
 
-    def _window(self, window: Window, output: Size) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """The journal's entry of a window, and the state after it."""
+    def _window(self, window: Window, output: Size) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray]:
+        """The journal's entry of a window, the state after it, and its rows (window, track)."""
         with torch.inference_mode():
             with self.autocast():
                 images, size = self.model.preprocess([self.prepare(frame.image) for frame in window.frames])
@@ -216,7 +217,9 @@ class LongClip:
             "seconds": [window.frames[t].seconds for t in own],
             "tracks": masks,
         }
-        return entry, self._state(window, numbers, logits, output)
+        used = numbers[numbers > 0]
+        present = np.stack([np.full(len(used), self.journal.done), used], axis=1)
+        return entry, self._state(window, numbers, logits, output), present
 
     def _candidates(self, outputs: Mapping[str, Tensor]) -> tuple[np.ndarray, Tensor, np.ndarray]:
         """Class scores (N, K), mask logits (N, T, H4, W4) on the device and unit embeddings (N, C) of the best."""
@@ -262,27 +265,30 @@ class LongClip:
         rows = np.flatnonzero(numbers)
         tail = logits[:, max(logits.shape[1] - self.settings.overlap, 0) :].flatten(1) > 0
         bits = np.packbits(to_host(tail).numpy()[rows], axis=1)
-        present = np.stack([np.full(len(rows), self.journal.done), numbers[rows]], axis=1)
-        before = self.journal.state.get("present", np.zeros((0, 2), dtype=np.int64))
         return {
             **self.table.as_arrays(),
             "end": np.array(window.span[1]),
             "size": np.array(size),
-            "present": np.concatenate([before, present]),
             "shared_ids": numbers[rows],
             "shared_bits": bits,
         }
 
 
+def tracks_of(journal: Journal) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All tracks of a run: scores (N, K), spans (N, 3), as from `all_tracks`; and rows (M, 2) of window and track."""
+    present = journal.log("present").astype(np.int64).reshape(-1, 2)
+    return *all_tracks(journal.state, journal.log("closed")), present
+
+
 def fingerprint(model: nn.Module) -> str:
-    """A number that differs for other weights: of the first values of each parameter and buffer."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(value.shape)}".encode())
-        digest.update(value.detach().flatten()[:8].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    """A number that differs for other parameters or buffers, saved ones or not. Takes up to a second."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, value in sorted([*model.named_parameters(), *model.named_buffers()]):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def run_facts(source: FrameSource, model: nn.Module, settings: WindowSettings, **more: Any) -> dict[str, Any]:
-    """What a journal's results depend on."""
+    """What a journal's results depend on, to be kept for a later run."""
     return {"video": source.identity(), "weights": fingerprint(model), **asdict(settings), **more}

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,10 @@ from mask2former.saving import write_picture
 
 from .frames import FrameSource
 from .journal import Journal
+from .long_clips import tracks_of
 from .writer import VIDEOS, VideoWriter
+
+_LARGEST = 65_535  # value of a 16-bit pixel
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,13 @@ class TrackedFrame:
         return self.result.instances
 
     def label_map(self) -> np.ndarray:
-        """(H, W) uint16: 0 background, otherwise the number of the track; the highest score wins."""
-        numbers = np.concatenate([[0], self.ids]).astype(np.uint16)
-        return numbers[self.instances.label_map()]
+        """(H, W): 0 background, otherwise the number of the track; the highest score wins.
+
+        uint16, but uint32 where the frame shows a track above 65,535: numbers count all tracks ever begun. 16-bit PNGs
+        of any video come from `VideoResult.save`.
+        """
+        kind = np.uint16 if self.ids.max(initial=0) <= _LARGEST else np.uint32
+        return np.concatenate([[0], self.ids]).astype(kind)[self.instances.label_map()]
 
     def draw(self, *, alpha: float = 0.35, labels: bool | None = None, scale: float = 1.0) -> Image.Image:
         """The frame with its objects over it, in the colours of their tracks; see `Result.draw`."""
@@ -128,10 +135,10 @@ class VideoResult:
         self._length: int = facts["frames"]
         self._keep_alive = keep_alive
         self._chosen = {"top_k": top_k, "score_threshold": score_threshold, "one_class": one_class}
-        spans = journal.state["spans"]
+        scores, spans, present = tracks_of(journal)
         chosen = choose_tracks(
-            journal.state["scores"],
-            journal.state["present"],
+            scores,
+            present,
             top_k=top_k,
             score_threshold=score_threshold,
             one_class=one_class,
@@ -159,7 +166,15 @@ class VideoResult:
             top_k: number of tracks at a time (in one window).
             one_class: one class for each track; False: a track stands there once for each class whose score is
                 among the best, as in the evaluation of YouTube-VIS.
+        Raises:
+            ValueError: `top_k` is larger than the number of objects that the run kept of each window.
         """
+        kept = self.journal.run.get("candidates")
+        if top_k is not None and kept is not None and top_k > kept:
+            raise ValueError(
+                f"top_k={top_k}: this run kept the masks of the {kept} best objects of each window only; track the "
+                f"video again with top_k={top_k}"
+            )
         changed = {"score_threshold": score_threshold, "top_k": top_k, "one_class": one_class}
         options: dict[str, Any] = self._chosen | {k: v for k, v in changed.items() if v is not None}
         return VideoResult(self.source, self.journal, self.classes, **options, keep_alive=self._keep_alive)
@@ -198,8 +213,10 @@ class VideoResult:
 
         - `.json`: the result format of YouTube-VIS (`video_id`);
         - `.mp4`, `.mov`, `.mkv`: the video with its tracks drawn in (`drawing`: arguments of `TrackedFrame.draw`);
-        - a folder: for each frame a 16-bit PNG, 0 background, otherwise the number of the track; and `tracks.json`.
-        Returns the files written. Raises ValueError for another ending.
+        - a folder: for each frame a 16-bit PNG, 0 background, otherwise the number of the track; and `tracks.json`
+          with "id", the value in the PNGs, and "track", the number of the track, which differ only where a track has
+          a number above 65,535. PNGs there that are numbered as frames behind the last one are deleted.
+        Returns the files written. Raises ValueError for another ending, or when `path` is the video itself.
         """
         path = Path(path)
         suffix = path.suffix.lower()
@@ -220,15 +237,20 @@ class VideoResult:
         drawing: Mapping[str, Any] | None = None,
         progress: bool = False,
     ) -> list[Path]:
-        """Write a drawn video, a folder of drawn frames, and a folder of label maps, in one pass over the frames."""
-        if video is not None and self.source.path is not None and video.exists() and video.samefile(self.source.path):
-            raise ValueError(f"{video} is the input itself; give another name")
+        """Write a drawn video, a folder of drawn frames, and a folder of label maps, in one pass over the frames.
+
+        See `save`. Raises ValueError when a target is the video itself, or when more than 65,535 tracks are chosen
+        for label maps.
+        """
+        refuse_input(self.source, video, pictures, masks)
+        values = self._pixel_values() if masks is not None else {}
         writer = None if video is None else VideoWriter(video, self.source.rate)
         finished = False
         try:
             for frame in tqdm(self, total=len(self), unit="frame", desc="writing", disable=not progress):
                 if masks is not None:
-                    write_picture(masks / f"{frame.index:06d}.png", Image.fromarray(frame.label_map()))
+                    labels = replace(frame, ids=np.array([values[i] for i in frame.ids.tolist()], dtype=np.int64))
+                    write_picture(masks / f"{frame.index:06d}.png", Image.fromarray(labels.label_map()))
                 if video is None and pictures is None:
                     continue
                 picture = frame.draw(**(drawing or {}))
@@ -240,17 +262,33 @@ class VideoResult:
         finally:
             if writer is not None:
                 writer.close(keep=finished)
+        if pictures is not None:
+            _remove_frames(pictures, ".jpg", len(self))
         if masks is not None:
-            write_json(masks / "tracks.json", [vars(track) for track in self.tracks])
+            _remove_frames(masks, ".png", len(self))
+            entries = [vars(track) | {"id": values[track.id], "track": track.id} for track in self.tracks]
+            write_json(masks / "tracks.json", entries)
         return [path for path in (video, pictures, masks) if path is not None]
+
+    def _pixel_values(self) -> dict[int, int]:
+        """For the number of each track its value in 16-bit label maps: the number itself where all of them fit."""
+        numbers = list(dict.fromkeys(track.id for track in self.tracks))
+        if max(numbers, default=0) <= _LARGEST:
+            return {number: number for number in numbers}
+        if len(numbers) > _LARGEST:
+            raise ValueError(
+                f"{self.source.name}: {len(numbers)} tracks are more than a 16-bit PNG can number; leave some out with "
+                "filter(score_threshold=...)"
+            )
+        return {number: value for value, number in enumerate(numbers, start=1)}
 
     def to_ytvis(self, video_id: int = 1) -> list[dict[str, Any]]:
         """All records of the YouTube-VIS result format: video_id, category_id, score and, for each frame, an RLE or
         None. In memory: for long videos `save("result.json")` writes the same piece by piece."""
-        segmentations: dict[int, list[Any]] = {track.id: [] for track in self.tracks}
-        for _, _, rles in self.masks():
-            for number, rows in segmentations.items():
-                rows.append(rles.get(number))
+        segmentations: dict[int, list[Any]] = {track.id: [None] * len(self) for track in self.tracks}
+        for index, _, rles in self.masks():
+            for number, rle in rles.items():
+                segmentations[number][index] = rle
         return [self._record(track, video_id) | {"segmentations": segmentations[track.id]} for track in self.tracks]
 
     def _record(self, track: Track, video_id: int) -> dict[str, Any]:
@@ -261,10 +299,7 @@ class VideoResult:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             parts = {track.id: Path(folder) / str(track.id) for track in self.tracks}
-            for block in _blocks(self.masks(), 64):
-                for number, part in parts.items():
-                    with part.open("a", encoding="ascii") as file:
-                        file.writelines(f", {json.dumps(rles.get(number))}" for _, _, rles in block)
+            self._write_parts(parts)
             with atomic_write(path) as out:
                 out.write(b"[")
                 for i, track in enumerate(self.tracks):
@@ -276,6 +311,40 @@ class VideoResult:
                     out.write(b"]}")
                 out.write(b"]")
         return path
+
+    def _write_parts(self, parts: Mapping[int, Path]) -> None:
+        """Write each track's entries of all frames, each behind a comma. A track costs time where it is shown."""
+        written = dict.fromkeys(parts, 0)  # entries in each file
+        for block in _blocks(self.masks(), 64):
+            shown: dict[int, list[tuple[int, Mapping[str, Any]]]] = {}
+            for index, _, rles in block:
+                for number, rle in rles.items():
+                    shown.setdefault(number, []).append((index, rle))
+            for number, entries in shown.items():
+                with parts[number].open("a", encoding="ascii") as file:
+                    for index, rle in entries:
+                        file.write(", null" * (index - written[number]) + f", {json.dumps(rle)}")
+                        written[number] = index + 1
+        for number, part in parts.items():
+            with part.open("a", encoding="ascii") as file:
+                file.write(", null" * (len(self) - written[number]))
+
+
+def refuse_input(source: FrameSource, *targets: Path | None) -> None:
+    """Raise ValueError when a file or folder to be written is the video itself."""
+    for target in targets:
+        if target is not None and source.path is not None and target.exists() and target.samefile(source.path):
+            raise ValueError(f"{target} is the input itself; give another name")
+
+
+def _remove_frames(folder: Path, suffix: str, length: int) -> None:
+    """Delete the frames of a longer video that was written there before: those with numbers from `length` on."""
+    for path in folder.glob(f"*{suffix}"):
+        name = path.stem
+        if not (name.isascii() and name.isdigit() and path.is_file()):
+            continue
+        if name == f"{int(name):06d}" and int(name) >= length:
+            path.unlink()
 
 
 def _blocks(items: Iterable[Any], size: int) -> Iterator[Sequence[Any]]:

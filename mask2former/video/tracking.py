@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,10 @@ def track_video(
     temporary = None if work_dir else tempfile.TemporaryDirectory(prefix="mask2former_tracks_")
     folder = work_dir or Path(temporary.name if temporary else ".")
     source = open_frames(video, folder / "frames")
-    journal = Journal(folder, run_facts(source, model, settings, **facts))
+    # A temporary journal is not continued, so that nobody asks what its results depend on.
+    run = run_facts(source, model, settings, **facts) if work_dir else asdict(settings)
+    journal = Journal(folder, run)
     with tqdm(total=source.length, unit="frame", desc="tracking", disable=not progress) as bar:
-        run = LongClip(clips, source, journal, settings, prepare, autocast)
-        run.run(lambda done: bar.update(done - bar.n))
+        clip = LongClip(clips, source, journal, settings, prepare, autocast)
+        clip.run(lambda done: bar.update(done - bar.n))
     return VideoResult(source, journal, classes, **choice, keep_alive=temporary)

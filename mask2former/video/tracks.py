@@ -15,20 +15,20 @@ from scipy.optimize import linear_sum_assignment
 
 @dataclass
 class TrackState:
-    """What is remembered of a track.
+    """What is remembered of a track that may go on.
 
     Attributes:
         scores: (K,) class scores, averaged over its windows and weighted by their frames.
         frames: number of frames in those windows.
         first, last: first frame, and end (exclusive) of the last window in which it was found.
-        embed: (C,) unit length, of the last window; None once the track is closed.
+        embed: (C,) unit length, of the last window.
     """
 
     scores: np.ndarray
     frames: int
     first: int
     last: int
-    embed: np.ndarray | None
+    embed: np.ndarray
 
 
 def similarity(embeds: np.ndarray, others: np.ndarray, iou: np.ndarray) -> np.ndarray:
@@ -48,7 +48,7 @@ def assign(likeness: np.ndarray, threshold: float | np.ndarray) -> list[tuple[in
 
 
 class TrackTable:
-    """All tracks of a video so far. Memory: a few hundred bytes for each closed track, no masks.
+    """The tracks of a video that may go on; those that have ended leave it (`take_closed`).
 
     Args:
         match_threshold: a pair whose masks can be compared and whose likeness is not above it is not one object.
@@ -59,10 +59,17 @@ class TrackTable:
     def __init__(self, match_threshold: float, patience: int, embed_threshold: float = 0.6) -> None:
         self.match_threshold, self.patience, self.embed_threshold = match_threshold, patience, embed_threshold
         self.tracks: dict[int, TrackState] = {}
+        self.count = 0  # tracks that ever began
+        self._closed: list[list[float]] = []
 
     def active(self) -> list[int]:
         """Numbers of the tracks that may go on."""
-        return [number for number, track in self.tracks.items() if track.embed is not None]
+        return list(self.tracks)
+
+    def take_closed(self) -> np.ndarray:
+        """Rows (number, frames, first, last, K scores), float64, of tracks that ended since this was called last."""
+        rows, self._closed = self._closed, []
+        return np.array(rows, dtype=np.float64) if rows else np.zeros((0, 0))
 
     def update(
         self,
@@ -96,10 +103,11 @@ class TrackTable:
             self._match(known, used[numbers[used] == 0], embeds, iou or {}, numbers)
         for i in used:
             if not numbers[i]:
-                numbers[i] = len(self.tracks) + 1
+                self.count += 1
+                numbers[i] = self.count
             self._extend(int(numbers[i]), scores[i], embeds[i], frames)
             if lasting is not None and not lasting[i]:
-                self.tracks[int(numbers[i])].embed = None
+                self._end(int(numbers[i]))
         return numbers
 
     def _match(
@@ -110,7 +118,7 @@ class TrackTable:
             return
         nothing = np.full(len(embeds), np.nan, dtype=np.float32)
         overlap = np.stack([iou.get(n, nothing) for n in known])[:, free]
-        old = np.stack([e for n in known if (e := self.tracks[n].embed) is not None])
+        old = np.stack([self.tracks[n].embed for n in known])
         threshold = np.where(np.isnan(overlap), self.embed_threshold, self.match_threshold)
         for a, b in assign(similarity(old, embeds[free], overlap), threshold):
             numbers[free[b]] = known[a]
@@ -128,26 +136,52 @@ class TrackTable:
     def _close(self, start: int) -> None:
         for number in self.active():
             if start - self.tracks[number].last > self.patience:
-                self.tracks[number].embed = None
+                self._end(number)
+
+    def _end(self, number: int) -> None:
+        track = self.tracks.pop(number)
+        self._closed.append([number, track.frames, track.first, track.last, *map(float, track.scores)])
 
     # ---- to a file and back
     def as_arrays(self) -> dict[str, np.ndarray]:
         """The table as a few arrays."""
         tracks = list(self.tracks.values())
-        active = self.active()
-        embeds = [e for n in active if (e := self.tracks[n].embed) is not None]
         return {
+            "count": np.array(self.count),
+            "active": np.array(self.active(), dtype=np.int64),
             "scores": np.stack([t.scores for t in tracks]) if tracks else np.zeros((0, 0), np.float32),
             "spans": np.array([(t.frames, t.first, t.last) for t in tracks], dtype=np.int64).reshape(-1, 3),
-            "active": np.array(active, dtype=np.int64),
-            "embeds": np.stack(embeds) if embeds else np.zeros((0, 0), np.float32),
+            "embeds": np.stack([t.embed for t in tracks]) if tracks else np.zeros((0, 0), np.float32),
         }
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take over what `as_arrays` gave."""
-        embeds = dict(zip(arrays["active"].tolist(), arrays["embeds"], strict=True))
-        rows = zip(arrays["scores"], arrays["spans"].tolist(), strict=True)
+        self.count = int(arrays["count"])
+        names = ("active", "scores", "spans", "embeds")
+        rows = zip(*(arrays[name] for name in names), strict=True)
         self.tracks = {
-            number: TrackState(scores, frames, first, last, embeds.get(number))
-            for number, (scores, (frames, first, last)) in enumerate(rows, start=1)
+            int(number): TrackState(scores, int(frames), int(first), int(last), embed)
+            for number, scores, (frames, first, last), embed in rows
         }
+
+
+def all_tracks(active: Mapping[str, np.ndarray], closed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Every track of a video.
+
+    Args:
+        active: of `TrackTable.as_arrays`.
+        closed: all rows that `TrackTable.take_closed` ever gave.
+
+    Returns:
+        scores (N, K) float32 and spans (N, 3) int64: frames, first, last; row n is track n + 1.
+    """
+    count = int(active["count"])
+    classes = max(active["scores"].shape[1], closed.shape[1] - 4)
+    scores, spans = np.zeros((count, max(classes, 0)), np.float32), np.zeros((count, 3), np.int64)
+    if len(closed):
+        rows = closed[:, 0].astype(np.int64) - 1
+        scores[rows], spans[rows] = closed[:, 4:], closed[:, 1:4]
+    if len(active["active"]):
+        rows = active["active"] - 1
+        scores[rows], spans[rows] = active["scores"], active["spans"]
+    return scores, spans

@@ -16,7 +16,7 @@ from mask2former.modeling import VideoMaskFormer
 
 from .frames import FrameList
 from .journal import Journal
-from .long_clips import LongClip, WindowSettings
+from .long_clips import LongClip, WindowSettings, tracks_of
 from .results import choose_tracks
 
 
@@ -51,9 +51,10 @@ class WindowedClips(nn.Module):
         with tempfile.TemporaryDirectory(prefix="mask2former_windows_") as folder:
             journal = Journal(Path(folder), {})
             LongClip(self.model, source, journal, self.settings, _as_tensor, output=size).run()
+            scores, _, present = tracks_of(journal)
             chosen = choose_tracks(
-                journal.state["scores"],
-                journal.state["present"],
+                scores,
+                present,
                 top_k=self.model.test_topk_per_video,
                 score_threshold=self.model.score_threshold,
                 one_class=False,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -142,6 +144,73 @@ def test_a_stopped_run_with_other_arguments_is_dropped(run: Run, clip: str, caps
     assert run(*arguments, "9", model=model) == 0
     assert sum(model.lengths) == 30 + 3 * (len(model.lengths) - 1)
     assert "other window" in capsys.readouterr().err and Path("r.json").is_file()
+
+
+def test_dropping_a_journal_may_be_stopped(run: Run, clip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left has no results that a later run could take for its own."""
+    arguments = ["--video-input", clip, "--output", "r.json", "--overlap", "3", "--window"]
+    run(*arguments, "8", model=ShapeModel(stop_at=2))
+    work = Path(".clip_tracks")
+    assert (work / "state.npz").is_file()
+    rmtree = shutil.rmtree
+
+    def stopped(path: Path, *rest: Any, **options: Any) -> None:
+        if Path(path) != work:
+            return rmtree(path, *rest, **options)
+        (work / "run.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", stopped)
+        assert run(*arguments, "9") == 130
+        assert not {"run.json", "finished.json", "state.npz"} & names(work)
+        assert run(*arguments, "9") == 130  # the last step of a whole run
+        assert not {"run.json", "finished.json", "state.npz"} & names(work)
+    model = ShapeModel()
+    assert run(*arguments, "10", model=model) == 0
+    assert sum(model.lengths) == 30 + 3 * (len(model.lengths) - 1) and not work.exists()
+
+
+def test_frames_of_a_longer_video_go(run: Run, clip: str) -> None:
+    every = ["--task", "video", "--output", "out", "--save", "masks", "json", "overlay", "--save-frames"]
+    assert run("--video-input", clip, *every) == 0
+    assert run("--input", *(f"clip/frame{i}.png" for i in range(5)), *every) == 0
+    assert names(Path("out/frames")) == {f"{i:06d}.jpg" for i in range(5)}
+    assert names(Path("out/masks")) == {"tracks.json", *(f"{i:06d}.png" for i in range(5))}
+
+
+def test_the_folder_of_the_frames_is_not_overwritten(run: Run, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Said before the network runs."""
+    model = ShapeModel()
+    Path(clip).rename("frames")
+    assert run("--video-input", "frames", "--output", ".", "--save-frames", model=model) == 2
+    assert "frames is the input itself" in capsys.readouterr().err and model.lengths == []
+
+
+def test_a_failed_run_leaves_the_video_before(demo: ModuleType, clip: str) -> None:  # noqa: F811
+    arguments = ["--video-input", clip, "--output", "o.mp4"]
+    assert demo.main(arguments) == 0
+    before = Path("o.mp4").read_bytes()
+    Path(clip, "frame3.png").write_bytes(b"no picture")
+    assert demo.main(arguments) != 0
+    assert Path("o.mp4").read_bytes() == before and not list(Path().glob(".o*"))
+
+
+def test_a_stopped_run_of_single_pictures_keeps_its_part(
+    demo: ModuleType,  # noqa: F811
+    clip: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    count, segment = itertools.count(), Segmenter.__call__
+
+    def stopping(self: Segmenter, picture: Any) -> Any:
+        if next(count) == 4:
+            raise KeyboardInterrupt
+        return segment(self, picture)
+
+    monkeypatch.setattr(Segmenter, "__call__", stopping)
+    demo.main(["--video-input", clip, "--output", "o.mp4"])
+    assert len(video("o.mp4")) == 4
 
 
 @pytest.mark.parametrize(

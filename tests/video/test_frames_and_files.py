@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 from mask2former.segmenter import Segmenter
 from mask2former.video import frames as frames_module
 from mask2former.video import writer as writer_module
-from mask2former.video.frames import FrameFolder, FrameSource, VideoFile, open_frames
+from mask2former.video.frames import FrameFolder, FrameSource, FrameStream, VideoFile, open_frames
 from mask2former.video.journal import Journal, JournalMismatch
 from mask2former.video.results import VideoResult
 from mask2former.video.writer import VideoWriter
@@ -93,6 +94,147 @@ def test_a_stream_is_taken_frame_by_frame_and_can_be_read_again(tmp_path: Path) 
     assert taken == [0, 1] and source.length is None
     assert [f.index for f in reading] == [2, 3, 4] and source.length == 5
     assert levels(source, 3) == [(3, 3), (4, 4)]
+
+
+def test_a_stream_that_was_left_early_goes_on(tmp_path: Path) -> None:
+    source = FrameStream((grey(i) for i in range(6)), tmp_path)
+    for frame in source.read():
+        if frame.index == 2:
+            break
+    first, second = source.read(1), source.read()
+    assert [next(first).index, next(second).index, next(first).index] == [1, 0, 2]
+    assert [f.index for f in first] == [3, 4, 5] and [f.index for f in second] == [1, 2, 3, 4, 5]
+    assert source.length == 6 and levels(source, 4) == [(4, 4), (5, 5)]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"{i:08d}.png" for i in range(6)]
+
+
+def test_a_stream_that_broke_off_is_not_taken_for_a_short_one(tmp_path: Path) -> None:
+    source = FrameStream((grey(100 // (2 - i)) for i in range(4)), tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        list(source.read())
+    with pytest.raises(ValueError, match="broke off at frame 2; give a new one"):
+        list(source.read())
+
+
+# ------------------------------------------------------------------ which video it is
+def test_identity_of_pictures_in_memory(tmp_path: Path) -> None:
+    clip = [grey(i) for i in range(4)]
+    known = open_frames(clip, tmp_path).identity()
+    same = [np.stack(clip), torch.from_numpy(np.stack(clip)).permute(0, 3, 1, 2), [Image.fromarray(x) for x in clip]]
+    assert all(open_frames(video, tmp_path).identity() == known for video in same)
+    assert json.loads(json.dumps(known)) == known and known[:4] == ["clip", 4, 16, 32]
+    other = [clip[:3], [*clip[:3], grey(9)], clip[::-1], [x.reshape(32, 16, 3) for x in clip]]
+    assert all(open_frames(video, tmp_path).identity() != known for video in other)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_identity_of_files_sees_each_file(tmp_path: Path, listed: bool) -> None:
+    files = [tmp_path / f"{i}.png" for i in range(4)]
+    for i, file in enumerate(files):
+        Image.fromarray(grey(i)).save(file)
+    video: Any = files if listed else tmp_path
+    known = open_frames(video, tmp_path).identity()
+    assert open_frames(video, tmp_path).identity() == known
+    status = files[2].stat()
+    os.utime(files[2], ns=(status.st_atime_ns, status.st_mtime_ns + 1000))
+    assert open_frames(video, tmp_path).identity() != known
+
+
+def test_identity_of_a_stream_is_its_first_picture(tmp_path: Path) -> None:
+    clip = [grey(i) for i in range(4)]
+    known = FrameStream(iter(clip), tmp_path / "a")
+    assert known.identity() == known.identity() == FrameStream(iter(clip), tmp_path / "b").identity()
+    assert [i for i, _ in levels(known)] == [0, 1, 2, 3]  # nothing is lost
+    assert FrameStream(iter(clip[1:]), tmp_path / "c").identity() != known.identity()
+    assert FrameStream(iter([]), tmp_path / "d").identity() == ["clip"]
+
+
+def test_results_of_other_pictures_are_not_taken_for_those_of_these(tmp_path: Path) -> None:
+    segment = Segmenter(ShapeModel(), classes=["a", "b", "c"], min_size=0)
+    segment.track(pictures(9), window=8, overlap=3, work_dir=tmp_path)
+    segment.track(pictures(9), window=8, overlap=3, work_dir=tmp_path)
+    with pytest.raises(JournalMismatch, match="other video"):
+        segment.track(pictures(14)[5:], window=8, overlap=3, work_dir=tmp_path)
+
+
+@pytest.mark.parametrize("change", ["other", "shorter"])
+def test_another_stream_does_not_go_on_with_the_results_there(tmp_path: Path, change: str) -> None:
+    options = {"window": 8, "overlap": 3, "work_dir": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        Segmenter(ShapeModel(stop_at=2), classes=["a", "b", "c"], min_size=0).track(iter(pictures(20)), **options)
+    other = pictures(20)[:9]
+    if change == "other":
+        other += pictures(11)
+    segment = Segmenter(ShapeModel(), classes=["a", "b", "c"], min_size=0)
+    message = rf"frames: frame 9 there is not that of this video.* delete the folder {tmp_path} or choose"
+    with pytest.raises(ValueError, match=message):
+        segment.track(iter(other), **options)
+    result = segment.track(iter(pictures(20)), **options)
+    assert len(list(result)) == 20
+    finished = segment.track(iter(other), **options)  # its first picture is the same: seen when pictures are read
+    with pytest.raises(ValueError, match="frame 9 there"):
+        list(finished)
+    with pytest.raises(ValueError, match="frame 0 there"):
+        segment.track(iter(pictures(20)[5:]), **options)
+
+
+def test_a_picture_that_was_cut_short_is_written_again(tmp_path: Path) -> None:
+    list(FrameStream((grey(i) for i in range(3)), tmp_path).read())
+    (tmp_path / "00000001.png").write_bytes(b"")
+    source = FrameStream((grey(i) for i in range(3)), tmp_path)
+    assert levels(source) == levels(source) == [(0, 0), (1, 1), (2, 2)]
+
+
+# ------------------------------------------------------------------ damage
+def damaged_video(path: Path, packet: int) -> Path:
+    """40 frames of noise, with rubbish from the given packet on for 300 bytes."""
+    av = pytest.importorskip("av")
+    rng = np.random.default_rng(0)
+    writer = VideoWriter(path, Fraction(10))
+    for i in range(40):
+        writer.add(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8), i / 10)
+    writer.close()
+    with av.open(str(path)) as container:
+        at = [p.pos for p in container.demux(video=0) if p.size][packet]
+    content = bytearray(path.read_bytes())
+    content[at : at + 300] = bytes(300)
+    path.write_bytes(content)
+    return path
+
+
+def test_a_damaged_packet_is_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = VideoFile(damaged_video(tmp_path / "a.mp4", 12))
+    frames = [(f.index, round(10 * f.seconds)) for f in source.read()]
+    assert source.damaged and 36 <= len(frames) < 40
+    assert [i for i, _ in frames] == list(range(len(frames)))
+    assert frames[-1][1] == 39 and len({t for _, t in frames}) == len(frames)  # times are those of the file
+    assert caplog.text.count("a.mp4: the video is damaged; packets skipped") == 1
+    assert [(f.index, round(10 * f.seconds)) for f in source.read(20)] == frames[20:] and source.damaged
+
+
+def test_without_a_good_packet_reading_ends(tmp_path: Path) -> None:
+    path = damaged_video(tmp_path / "a.mp4", 0)
+    content = path.read_bytes()
+    start = content.index(b"mdat") + 4
+    path.write_bytes(content[:start] + bytes(len(content) - start))
+    source = VideoFile(path)
+    assert list(source.read()) == [] and source.damaged
+
+
+@pytest.mark.parametrize("reader", ["pyav", "opencv"])
+def test_a_video_that_is_cut_off_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, reader: str
+) -> None:
+    pytest.importorskip("av")
+    path = damaged_video(tmp_path / "a.mp4", 39)
+    if reader == "opencv":
+        monkeypatch.setattr(frames_module, "_pyav", lambda: None)
+    source = VideoFile(path)
+    assert 36 <= len(list(source.read())) < 41
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    source = VideoFile(path)
+    assert 0 < len(list(source.read())) < 30 and source.damaged
+    assert "of about 40 frames could be read" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,11 @@ import pycocotools.mask as coco_mask
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mask2former.data import register_ytvis_json
+from mask2former.data import BadRecordError, register_from_config, register_ytvis_json
 from mask2former.data.datasets.ytvis_json import Track, Video, VideoAnnotations, read_ytvis_json
 from mask2former.evaluation import build_evaluator
 from mask2former.video import YTVISEvaluator, evaluate_videos
@@ -276,6 +277,30 @@ def test_evaluator(
             assert (code is None) == (mask is None)
             if mask is not None:
                 np.testing.assert_array_equal(coco_mask.decode(code), mask)
+
+
+def test_videos_with_bad_records_are_left_out_where_this_is_wanted(
+    write_videos: Callable[[], tuple[str, str]],
+    video_content: dict[str, Any],
+    video_masks: dict[int, list[np.ndarray | None]],
+    video_cfg: CfgNode,
+    tmp_path: Path,
+) -> None:
+    video_content["annotations"][0]["segmentations"].pop()  # of video 4
+    video_cfg.DATASETS.YTVIS_JSON = [["clips", *write_videos()]]
+    register_from_config(video_cfg)
+    with pytest.raises(BadRecordError, match="annotation 1: 'segmentations' has 5 entries"):
+        YTVISEvaluator("clips")
+    video_cfg.DATALOADER.SKIP_BAD_RECORDS = True
+    register_from_config(video_cfg)
+    assert [record["video_id"] for record in DatasetCatalog.get("clips")] == [2, 9]
+    evaluator = build_evaluator(video_cfg, "clips", str(tmp_path / "out"))
+    for video, chosen in ((4, {1: 1}), (9, {3: 0}), (2, {4: 1})):
+        evaluator.process([{"video_id": video}], [outputs_of(video_masks, chosen)])
+    assert evaluator.evaluate()["segm"]["AP"] == pytest.approx(100)
+    evaluator.process([{"video_id": 5}], [outputs_of(video_masks, {1: 1})])
+    with pytest.raises(ValueError, match="prediction for video 5, which"):
+        evaluator.evaluate()
 
 
 def test_files_of_a_server_get_results_and_no_ap(

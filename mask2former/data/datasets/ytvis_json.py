@@ -73,12 +73,14 @@ class VideoAnnotations:
         categories: id -> name, by rising id.
         videos: id -> video, by rising id.
         has_truth: False for the files of a test server, whose annotations are null or absent.
+        left_out: ids of videos with bad records, which are not in `videos`.
     """
 
     file: str
     categories: dict[int, str]
     videos: dict[int, Video]
     has_truth: bool
+    left_out: frozenset[int] = frozenset()
 
 
 def read_ytvis_json(json_file: str, *, skip_bad_records: bool = False) -> VideoAnnotations:
@@ -121,7 +123,7 @@ def read_ytvis_json(json_file: str, *, skip_bad_records: bool = False) -> VideoA
                     bad.add(entry[key])
     report_bad_records(json_file, problems, len(bad & videos.keys()), "videos")
     kept = {number: video for number, video in sorted(videos.items()) if number not in bad}
-    return VideoAnnotations(json_file, categories, kept, annotations is not None)
+    return VideoAnnotations(json_file, categories, kept, annotations is not None, frozenset(bad))
 
 
 def _add_video(file: str, entry: Any, position: int, videos: dict[int, Video]) -> None:
@@ -253,7 +255,8 @@ def register_ytvis_json(
         name: for DATASETS.TRAIN and DATASETS.TEST.
         json_file: relative paths are looked up in the working directory, then below the dataset root.
         image_root: folder of the frames, looked up the same way.
-        skip_bad_records: leave out and report videos with bad records instead of raising on the first.
+        skip_bad_records: leave out and report videos with bad records instead of raising on the first; so does the
+            evaluation.
 
     Raises:
         FileNotFoundError: the json file or the folder does not exist.
@@ -267,7 +270,7 @@ def register_ytvis_json(
         classes = metadata["thing_dataset_id_to_contiguous_id"]
         load = functools.partial(load_ytvis_json, json_path, image_path, classes, skip_bad_records=skip_bad_records)
         paths = {"json_file": json_path, "image_root": image_path}
-        return load, {**metadata, **paths, "evaluator_type": "ytvis"}
+        return load, {**metadata, **paths, "evaluator_type": "ytvis", "skip_bad_records": skip_bad_records}
 
     register_own(name, (*file_state(json_path), "ytvis", image_path, skip_bad_records), describe)
 
