@@ -75,10 +75,7 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
         place = torchrun_place()
         if place is not None:
             _join(place)
-            _guarded(main, args)
-            # Only here: it waits for the other ranks, which after an error on this one would be in vain.
-            if dist.is_initialized():
-                dist.destroy_process_group()
+            _as_rank(main, args)
         else:
             _check_gpus(args)
             return _launch_here(main, args)
@@ -100,11 +97,12 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
 def _launch_here(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> int:
     """Run in this process, or in child processes that get the signals which this one receives."""
     received: list[int] = []
+    several = args.num_gpus * args.num_machines > 1
     with contextlib.ExitStack() as stack:
-        if args.num_gpus * args.num_machines > 1:
+        if several:
             received = stack.enter_context(passed_on_to_children())
         detectron2_launch(
-            _guarded,
+            _as_rank if several else _guarded,
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
@@ -113,6 +111,14 @@ def _launch_here(main: Callable[[argparse.Namespace], object], args: argparse.Na
         )
     # A child that a SIGINT ends without a training to save reports success.
     return 128 + received[0] if received else 0
+
+
+def _as_rank(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
+    """`_guarded`, in a group of processes, which is left in order: a process that only ends may abort at its end."""
+    _guarded(main, args)
+    # Not after an error: it may wait for the other ranks, in vain.
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _guarded(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:

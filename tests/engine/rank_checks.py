@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,17 @@ class NormTrainer(TinyTrainer):
         return {"segm": {"AP": 1.0}} if comm.is_main_process() else {}
 
 
-def join(rank: int, folder: str) -> None:
+def joined(rank: int, check: Callable[[int, str], None], folder: str) -> None:
+    """Run a check in a group of two processes."""
     # They meet in a file: a port that was free when the test began can be taken when they come to use it.
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     comm.create_local_process_group(2)
+    check(rank, folder)
+    # The threads of a group that is only dropped may be running when the process ends, which aborts it.
+    dist.destroy_process_group()
 
 
 def all_evaluate_the_model_that_is_saved(rank: int, folder: str) -> None:
-    join(rank, folder)
     for decay in ("0.0", "0.5"):
         trainer = NormTrainer(tiny_config(Path(folder), "SOLVER.EMA_DECAY", decay))
         trainer.evaluate()
@@ -69,7 +73,6 @@ def all_evaluate_the_model_that_is_saved(rank: int, folder: str) -> None:
 
 
 def averages_begin_with_the_common_weights(rank: int, folder: str) -> None:
-    join(rank, folder)
     torch.manual_seed(rank)
     trainer = TinyTrainer(tiny_config(Path(folder), "SOLVER.EMA_DECAY", "0.5"))
     assert trainer.weight_average is not None
@@ -79,7 +82,6 @@ def averages_begin_with_the_common_weights(rank: int, folder: str) -> None:
 
 
 def a_checkpoint_that_one_process_lacks_is_an_error(rank: int, folder: str) -> None:
-    join(rank, folder)
     cfg = tiny_config(Path(folder) / f"rank{rank}").clone()
     if rank == 0:
         cfg.defrost()
@@ -109,7 +111,6 @@ def picture(objects: int) -> dict[str, Any]:
 
 def pictures_without_objects_are_no_obstacle(rank: int, folder: str) -> None:
     """On one process, on both, and more objects than queries: no hang, every gradient there and the same."""
-    join(rank, folder)
     cfg = load_config("nuclei/maskformer2_efficientnet_lite0.yaml", TINY_MASK_FORMER)
     model = create_ddp_model(build_model(cfg).train(), broadcast_buffers=False, device_ids=None)
     for counts in ((2, 0), (0, 0), (0, 12)):

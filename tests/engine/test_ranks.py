@@ -22,4 +22,4 @@ import torch.multiprocessing as mp
 )
 def test_two_processes(check: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    mp.start_processes(check, args=(str(tmp_path),), nprocs=2, start_method="spawn")
+    mp.start_processes(rank_checks.joined, args=(check, str(tmp_path)), nprocs=2, start_method="spawn")
