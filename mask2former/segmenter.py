@@ -12,7 +12,6 @@ A video model (or, frame by frame, an image model) follows objects: `Segmenter.l
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import time
@@ -255,7 +254,7 @@ class Segmenter:
             FileNotFoundError, ValueError: no video, no frames, an unreadable one, a wrong setting, a model that does
                 not follow objects, or a `work_dir` with the results of another run.
         """
-        from mask2former.video.long_clips import WindowSettings
+        from mask2former.video.long_clips import WindowSettings, config_digest
         from mask2former.video.tracking import track_video
 
         threshold = self.score_threshold if score_threshold is None else _checked_threshold(score_threshold)
@@ -279,19 +278,15 @@ class Segmenter:
             autocast=self._autocast,
             work_dir=None if work_dir is None else Path(work_dir),
             progress=progress,
-            facts=self._run_facts(resize),
+            facts={
+                "size": [resize.short_edge_length, resize.max_size],
+                "amp": str(self._amp_dtype),
+                "bgr": self._bgr,
+                "config": config_digest(self.cfg),
+            },
             top_k=top_k,
             score_threshold=threshold,
         )
-
-    def _run_facts(self, resize: T.ResizeShortestEdge) -> dict[str, Any]:
-        """What the network's outputs depend on beside weights and pictures."""
-        facts = {"size": [resize.short_edge_length, resize.max_size], "amp": str(self._amp_dtype), "bgr": self._bgr}
-        if self.cfg is None:
-            return facts
-        model = self.cfg.MODEL.clone()
-        model.DEVICE = model.WEIGHTS = model.TIMM.WEIGHTS = ""  # of the machine
-        return facts | {"config": hashlib.sha256(model.dump().encode()).hexdigest()[:16]}
 
     def _resize_to(self, min_size: int | None) -> T.ResizeShortestEdge:
         """The resizing of the test, or one to another shorter side."""

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from mask2former.evaluation.rle import encode_masks
@@ -287,6 +288,15 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def config_digest(cfg: CfgNode | None) -> str:
+    """A number that differs for other settings of the model, but not for another device or place of the weights."""
+    if cfg is None:
+        return ""
+    model = cfg.MODEL.clone()
+    model.DEVICE = model.WEIGHTS = model.TIMM.WEIGHTS = ""
+    return hashlib.blake2b(model.dump().encode(), digest_size=8).hexdigest()
 
 
 def run_facts(source: FrameSource, model: nn.Module, settings: WindowSettings, **more: Any) -> dict[str, Any]:
