@@ -263,7 +263,7 @@ class Segmenter:
             top_k = 10 if self.cfg is None else int(self.cfg.TEST[f"DETECTIONS_PER_{kind}"])
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}")
-        candidates = max(20, 2 * top_k)
+        candidates = WindowSettings.candidates_for(top_k)
         if online:
             settings = WindowSettings.online(candidates=candidates)
         else:

@@ -24,6 +24,7 @@ from detectron2.utils.logger import create_small_table
 from PIL import Image
 
 from mask2former.evaluation.cityscapes_scripts import Additions, load_script, script_errors, script_settings
+from mask2former.evaluation.gathering import gather_parts
 from mask2former.evaluation.report import side_by_side
 from mask2former.evaluation.semantic import first_highest
 
@@ -114,16 +115,6 @@ class _CityscapesEvaluator(DatasetEvaluator):
     def _path(self, image: Mapping[str, Any], end: str) -> str:
         return os.path.join(self._folder, core_name(image["file_name"]) + end)
 
-    def _gather(self, part: Any) -> list[Any] | None:
-        """The parts of all processes; None on all but the main one."""
-        parts = [part]
-        if self._distributed:
-            comm.synchronize()
-            parts = comm.gather(part, dst=0)
-            if not comm.is_main_process():
-                return None
-        return parts
-
     def _merged(self, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Results by picture, in the order of the dataset; a picture that several processes report counts once."""
         found: dict[str, Any] = {}
@@ -188,7 +179,7 @@ class CityscapesSemSegEvaluator(_CityscapesEvaluator):
     def evaluate(self) -> dict[str, Any] | None:
         """Metrics over all predicted pictures; None on all but the main process."""
         counts = {name: self._compare(path, self._truth_files[name]) for name, path in self._predictions.items()}
-        parts = self._gather(counts)
+        parts = gather_parts(counts, self._distributed)
         return None if parts is None else self.evaluate_parts(parts)
 
     def _settings(self) -> Any:
@@ -292,7 +283,7 @@ class CityscapesInstanceEvaluator(_CityscapesEvaluator):
     def evaluate(self) -> dict[str, Any] | None:
         """AP over all predicted pictures; None on all but the main process."""
         matches = {name: self._compare(path, self._truth_files[name]) for name, path in self._predictions.items()}
-        parts = self._gather(matches)
+        parts = gather_parts(matches, self._distributed)
         return None if parts is None else self.evaluate_parts(parts)
 
     def _settings(self) -> Any:

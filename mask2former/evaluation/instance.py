@@ -22,6 +22,7 @@ from pycocotools.coco import COCO
 
 from mask2former.evaluation.coco_ap import CocoScores, check_task, check_truth, evaluate_coco
 from mask2former.evaluation.coco_truth import load_coco_truth, truth_from_panoptic
+from mask2former.evaluation.gathering import gather_parts
 from mask2former.evaluation.panoptic_truth import PanopticTruth
 from mask2former.evaluation.report import distinct, side_by_side
 from mask2former.evaluation.rle import encode_masks
@@ -192,12 +193,9 @@ class InstanceSegEvaluator(DatasetEvaluator):
         Raises:
             ValueError: a predicted image or mask size is not the dataset's.
         """
-        parts = [self._predictions]
-        if self._distributed:
-            comm.synchronize()
-            parts = comm.gather(self._predictions, dst=0)
-            if not comm.is_main_process():
-                return {}
+        parts = gather_parts(self._predictions, self._distributed)
+        if parts is None:
+            return {}
         records = merge_predictions(parts)
         if not records:
             logger.warning("dataset %s: the model predicted no instance", self._dataset_name)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.utils import comm
 from PIL import Image
 from tabulate import tabulate
 
+from mask2former.evaluation.gathering import gather_parts
 from mask2former.evaluation.panoptic_quality import (
     CategoryCounts,
     ImageMatches,
@@ -179,12 +179,9 @@ class PanopticEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> dict[str, Any] | None:
         """PQ over the dataset; None on all but the main process."""
-        parts = [self._part]
-        if self._distributed:
-            comm.synchronize()
-            parts = comm.gather(self._part, dst=0)
-            if not comm.is_main_process():
-                return None
+        parts = gather_parts(self._part, self._distributed)
+        if parts is None:
+            return None
         merged = merge_parts(parts)
         if self._output_dir:
             content = {**self._truth.content, "annotations": [record for _, record in merged.values()]}

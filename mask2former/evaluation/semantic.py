@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
 from torch import Tensor
 
 from mask2former.data.images import read_label_map
 from mask2former.evaluation.boundary_iou import DILATION_RATIO, boundary_areas
+from mask2former.evaluation.gathering import gather_parts
 from mask2former.evaluation.joint_runs import count_pairs, joint_runs
 from mask2former.evaluation.panoptic_quality import ImageMatches
 from mask2former.evaluation.panoptic_truth import PanopticTruth
@@ -287,13 +287,8 @@ class SemanticEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> dict[str, Any] | None:
         """Metrics over all pictures; None on all but the main process."""
-        parts = [self._part]
-        if self._distributed:
-            comm.synchronize()
-            parts = comm.gather(self._part, dst=0)
-            if not comm.is_main_process():
-                return None
-        return self.evaluate_parts(parts)
+        parts = gather_parts(self._part, self._distributed)
+        return None if parts is None else self.evaluate_parts(parts)
 
     def evaluate_parts(self, parts: Sequence[SemanticPart]) -> dict[str, Any]:
         """Metrics of the counts of all processes."""

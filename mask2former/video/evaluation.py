@@ -17,6 +17,7 @@ from detectron2.utils.logger import create_small_table
 from torch import Tensor
 
 from mask2former.data.datasets.ytvis_json import VideoAnnotations, read_ytvis_json
+from mask2former.evaluation.gathering import gather_parts
 from mask2former.evaluation.instance import merge_predictions
 from mask2former.evaluation.report import distinct, side_by_side
 from mask2former.evaluation.rle import encode_masks
@@ -135,12 +136,9 @@ class YTVISEvaluator(DatasetEvaluator):
         Raises:
             ValueError: a predicted video, number of frames or mask size is not the dataset's.
         """
-        parts = [self._predictions]
-        if self._distributed:
-            comm.synchronize()
-            parts = comm.gather(self._predictions, dst=0)
-            if not comm.is_main_process():
-                return {}
+        parts = gather_parts(self._predictions, self._distributed)
+        if parts is None:
+            return {}
         assert self._truth is not None
         records = merge_predictions(parts)
         if not records:

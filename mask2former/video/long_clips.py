@@ -99,6 +99,11 @@ class WindowSettings:
         if self.candidates < 1:
             raise ValueError(f"candidates must be at least 1, not {self.candidates}")
 
+    @staticmethod
+    def candidates_for(top_k: int) -> int:
+        """Candidates of a window, so that its best `top_k` are among them with room for objects that grow better."""
+        return max(20, 2 * top_k)
+
     @classmethod
     def online(cls, **options: Any) -> WindowSettings:
         """Frame by frame: each frame's result depends on the frames before it only."""

@@ -73,7 +73,7 @@ def windowed(cfg: Any, model: nn.Module) -> nn.Module:
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     if not cfg.TEST.WINDOW_FRAMES or not isinstance(inner, VideoMaskFormer):
         return model
-    candidates = max(20, 2 * inner.test_topk_per_video)
+    candidates = WindowSettings.candidates_for(inner.test_topk_per_video)
     return WindowedClips(inner, WindowSettings(cfg.TEST.WINDOW_FRAMES, cfg.TEST.WINDOW_OVERLAP, candidates))
 
 

@@ -17,6 +17,7 @@ from tiny_training import TinyModel, TinyTrainer, tiny_config
 from torch import nn
 
 from mask2former.config import load_config
+from mask2former.evaluation.gathering import gather_parts
 
 TINY_MASK_FORMER = [
     *("MODEL.DEVICE", "cpu", "MODEL.TIMM.NAME", "mobilenetv3_small_050", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "32"),
@@ -70,6 +71,11 @@ def all_evaluate_the_model_that_is_saved(rank: int, folder: str) -> None:
             assert trainer.weight_average is not None
             with trainer.weight_average.applied():
                 assert trainer.checkpointer.model.norm.running_mean[0] == rank + 1
+
+
+def parts_come_to_the_main_process(rank: int, folder: str) -> None:
+    assert gather_parts({"rank": rank}, distributed=True) == ([{"rank": 0}, {"rank": 1}] if rank == 0 else None)
+    assert gather_parts(rank, distributed=False) == [rank]
 
 
 def averages_begin_with_the_common_weights(rank: int, folder: str) -> None:

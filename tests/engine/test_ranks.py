@@ -15,6 +15,7 @@ import torch.multiprocessing as mp
     "check",
     [
         rank_checks.all_evaluate_the_model_that_is_saved,
+        rank_checks.parts_come_to_the_main_process,
         rank_checks.averages_begin_with_the_common_weights,
         rank_checks.a_checkpoint_that_one_process_lacks_is_an_error,
         rank_checks.pictures_without_objects_are_no_obstacle,
