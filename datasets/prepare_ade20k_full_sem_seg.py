@@ -25,8 +25,8 @@ from PIL import Image
 
 from mask2former.data import BadRecordError
 from mask2former.data.datasets.ade20k import FULL_VOID
-from mask2former.data.datasets.class_table import class_table
-from mask2former.data.images import read_panoptic_png
+from mask2former.data.datasets.categories import class_table
+from mask2former.data.image_io import read_panoptic_png
 from mask2former.data.preparation import (
     Outcome,
     Report,

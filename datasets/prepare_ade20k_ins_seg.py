@@ -18,8 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the package
 
-from mask2former.data.datasets.class_table import class_table
-from mask2former.data.datasets.id_maps import Object
+from mask2former.data.datasets.categories import class_table
+from mask2former.data.datasets.coco_panoptic import Object
 from mask2former.data.preparation import (
     Outcome,
     Report,

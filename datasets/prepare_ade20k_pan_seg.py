@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without in
 import numpy as np
 
 from mask2former.data import BadRecordError
-from mask2former.data.datasets.class_table import class_table
-from mask2former.data.images import read_label_map
+from mask2former.data.datasets.categories import class_table
+from mask2former.data.image_io import read_label_map
 from mask2former.data.preparation import (
     Outcome,
     Report,

@@ -27,9 +27,8 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the package
 
 from mask2former.data import BadRecordError
-from mask2former.data.datasets.json_file import read_json_object
 from mask2former.data.preparation import Outcome, Report, Stage, argument_parser, convert_all, run
-from mask2former.files import atomic_write, write_bytes
+from mask2former.utils.file_io import atomic_write, read_json_object, write_bytes
 
 ARCHIVE = "panoptic_annotations_trainval2017.zip"
 LARGEST_PICTURE = 64 << 20  # bytes; a PNG of COCO has some ten thousand

@@ -22,10 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without in
 import numpy as np
 
 from mask2former.data import BadRecordError
-from mask2former.data.datasets.class_table import index_by_id
+from mask2former.data.datasets.categories import index_by_id
 from mask2former.data.datasets.coco import coco_categories
-from mask2former.data.datasets.json_file import read_json_object
-from mask2former.data.images import read_panoptic_png
+from mask2former.data.image_io import read_panoptic_png
 from mask2former.data.preparation import (
     Outcome,
     Report,
@@ -36,6 +35,7 @@ from mask2former.data.preparation import (
     run,
     source_files,
 )
+from mask2former.utils.file_io import read_json_object
 
 VOID = 255
 LAYOUT = """\

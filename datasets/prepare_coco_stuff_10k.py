@@ -25,7 +25,7 @@ from PIL import Image
 from scipy.io import loadmat
 
 from mask2former.data import BadRecordError
-from mask2former.data.datasets.class_table import class_table, index_by_id
+from mask2former.data.datasets.categories import class_table, index_by_id
 from mask2former.data.preparation import (
     Outcome,
     Report,

@@ -25,11 +25,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the package
 
 from mask2former.data import BadRecordError
-from mask2former.data.datasets.class_table import class_table
-from mask2former.data.datasets.id_maps import Object
-from mask2former.data.datasets.json_file import read_json_object
-from mask2former.data.datasets.mapillary_v2 import read_classes
-from mask2former.data.images import read_panoptic_png
+from mask2former.data.datasets.categories import class_table
+from mask2former.data.datasets.coco_panoptic import Object
+from mask2former.data.datasets.mapillary import read_classes
+from mask2former.data.image_io import read_panoptic_png
 from mask2former.data.preparation import (
     Outcome,
     Report,
@@ -43,6 +42,7 @@ from mask2former.data.preparation import (
     run,
     source_files,
 )
+from mask2former.utils.file_io import read_json_object
 
 FOLDERS = {"train": "training", "val": "validation"}
 CONFIG = "config_v2.0.json"

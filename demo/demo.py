@@ -25,12 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import video_io  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from mask2former.files import short_path  # noqa: E402
-from mask2former.model_files import DEFAULT_MODEL  # noqa: E402
+from mask2former.model_source import DEFAULT_MODEL  # noqa: E402
+from mask2former.result_files import CocoDocument  # noqa: E402
 from mask2former.results import Result  # noqa: E402
-from mask2former.saving import CocoDocument  # noqa: E402
 from mask2former.segmenter import Segmenter  # noqa: E402
-from mask2former.visualize import comfortable_scale  # noqa: E402
+from mask2former.utils.file_io import short_path  # noqa: E402
+from mask2former.visualization import comfortable_scale  # noqa: E402
 
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2"}
 OVERLAYS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
@@ -253,7 +253,7 @@ class Writer:
             self.written += result.save_masks(self.target / "masks", stem)
         if "json" in self.save:
             self.document = self.document or CocoDocument(result.classes)
-            self.document.add(result)
+            self.document.add(result.to_coco(), result.size, result.path.name if result.path else None)
 
     def finish(self) -> None:
         if self.document is not None:

@@ -19,12 +19,12 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 
-from mask2former.files import short_path
+from mask2former.result_files import CocoDocument
 from mask2former.results import Result
-from mask2former.saving import CocoDocument
 from mask2former.segmenter import Segmenter
-from mask2former.video.frames import DEFAULT_RATE, Frame, FrameFolder, FrameSource, open_frames
+from mask2former.utils.file_io import short_path
 from mask2former.video.journal import JournalMismatch
+from mask2former.video.reader import DEFAULT_RATE, Frame, FrameFolder, FrameSource, open_frames
 from mask2former.video.results import VideoResult, refuse_input
 from mask2former.video.writer import VIDEOS, VideoWriter
 
@@ -159,7 +159,7 @@ def segment_frames(segment: Segmenter, source: FrameSource | Camera, args: argpa
                         writer = writer or VideoWriter(video, source.rate)
                         writer.add(picture, frame.seconds)
                 if coco is not None:
-                    coco.add(result, f"{source.name}#{frame.index:06d}")
+                    coco.add(result.to_coco(), result.size, f"{source.name}#{frame.index:06d}")
                 if masks is not None:
                     result.save_masks(masks / "masks", f"{source.name}_{frame.index:06d}")
                 count = frame.index + 1

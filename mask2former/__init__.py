@@ -13,7 +13,8 @@ except ImportError as error:
     ) from error
 
 from . import data, modeling
-from .config import add_maskformer2_config, add_maskformer2_video_config, load_config, validate_config
+from .config import add_maskformer2_config, add_maskformer2_video_config, load_config
+from .config_validation import validate_config
 from .data import (
     COCOInstanceNewBaselineDatasetMapper,
     COCOPanopticNewBaselineDatasetMapper,
@@ -27,10 +28,12 @@ from .data import (
     register_ytvis_json,
 )
 from .evaluation import InstanceSegEvaluator
-from .modeling import MaskFormer, MaskFormerWithTTA, SemanticSegmentorWithTTA, VideoMaskFormer
+from .maskformer_model import MaskFormer
 from .results import Result
 from .segmenter import Segmenter
+from .test_time_augmentation import MaskFormerWithTTA, SemanticSegmentorWithTTA
 from .video import CocoClipDatasetMapper, YTVISDatasetMapper, YTVISEvaluator
+from .video_maskformer_model import VideoMaskFormer
 
 __version__ = "0.1.0"
 

@@ -16,15 +16,13 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
-from .config_checks import ConfigError, validate_config
+from .errors import ConfigError
 
 __all__ = [
-    "ConfigError",
     "add_maskformer2_config",
     "add_maskformer2_video_config",
     "find_config",
     "load_config",
-    "validate_config",
 ]
 
 _ROOTS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")

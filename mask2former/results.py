@@ -17,8 +17,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mask2former import saving, visualize
-from mask2former.classes import VOID, ClassTable
+from . import result_files, visualization
+from .structures.classes import VOID, ClassTable
+from .structures.colors import Color, color_of, shade_of
+from .structures.masks import boxes_from_masks
+from .structures.rle import Rle, encode_label_map, encode_masks
 
 TASKS = ("instance", "panoptic", "semantic")
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -107,13 +110,8 @@ class PanopticResult:
 
 
 def boxes_of(masks: np.ndarray) -> np.ndarray:
-    """(N, 4) float32 XYXY boxes of (N, H, W) bool masks: pixel edges, as in COCO; zeros for an empty mask."""
-    boxes = np.zeros((len(masks), 4), dtype=np.float32)
-    rows, columns = np.any(masks, axis=2), np.any(masks, axis=1)
-    for i in np.flatnonzero(rows.any(axis=1)):
-        y, x = np.flatnonzero(rows[i]), np.flatnonzero(columns[i])
-        boxes[i] = x[0], y[0], x[-1] + 1, y[-1] + 1
-    return boxes
+    """Return boxes float32 (N, 4), XYXY, of masks bool (N, H, W); see `structures.masks.boxes_from_masks`."""
+    return boxes_from_masks(torch.from_numpy(masks)).numpy()
 
 
 def _box_window(box: np.ndarray, shape: Sequence[int]) -> tuple[slice, slice]:
@@ -175,6 +173,11 @@ class Result:
         return cls(image, classes, instances, panoptic, semantic, **extra)
 
     # ---- reading
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image."""
+        return self.image.shape[:2]
+
     @property
     def tasks(self) -> tuple[str, ...]:
         """Which of instance, panoptic, semantic this result has."""
@@ -290,7 +293,7 @@ class Result:
             alpha: opacity of the fill, 0 (contours only) to 1.
             labels: class names in the picture; None: where they fit, if the objects are few.
             line_width: of contours, in output pixels; None: by the size of picture and objects; 0: none.
-            scale: size of the output relative to the image; see `visualize.comfortable_scale`.
+            scale: size of the output relative to the image; see `visualization.comfortable_scale`.
             legend: a panel with the classes at the right (makes the picture wider).
             caption: a line of text below the picture (makes it higher).
             color_ids: a number for each instance that decides its colour (video: its track).
@@ -298,45 +301,45 @@ class Result:
         task = self._task(task)
         regions = self._regions(task, color_ids)
         alpha = {"instance": 0.3, "panoptic": 0.5, "semantic": 0.55}[task] if alpha is None else alpha
-        picture = visualize.draw_regions(
+        picture = visualization.draw_regions(
             self.image, regions, alpha=alpha, line_width=line_width, labels=labels, scale=scale
         )
         if legend:
-            picture = visualize.add_legend(picture, self._legend(task))
-        return visualize.add_caption(picture, caption) if caption else picture
+            picture = visualization.add_legend(picture, self._legend(task))
+        return visualization.add_caption(picture, caption) if caption else picture
 
-    def _regions(self, task: str, color_ids: Sequence[int] | None) -> list[visualize.Region]:
+    def _regions(self, task: str, color_ids: Sequence[int] | None) -> list[visualization.Region]:
         if task == "instance":
             return self._instance_regions(color_ids)
         return self._panoptic_regions() if task == "panoptic" else self._semantic_regions()
 
-    def _instance_regions(self, color_ids: Sequence[int] | None) -> list[visualize.Region]:
+    def _instance_regions(self, color_ids: Sequence[int] | None) -> list[visualization.Region]:
         found = self.instances
         assert found is not None
-        colors = [visualize.color_of(int(i)) for i in (range(len(found)) if color_ids is None else color_ids)]
+        colors = [color_of(int(i)) for i in (range(len(found)) if color_ids is None else color_ids)]
         if len(colors) != len(found):
             raise ValueError(f"{len(colors)} color_ids for {len(found)} instances")
         names = [f"{name} " for name in found.names] if len(self.classes) > 1 else [""] * len(found)
         texts = [f"{name}{score:.2f}" for name, score in zip(names, found.scores, strict=True)]
-        return visualize.regions_from_masks(found.masks, colors, texts, found.boxes)
+        return visualization.regions_from_masks(found.masks, colors, texts, found.boxes)
 
-    def _panoptic_regions(self) -> list[visualize.Region]:
+    def _panoptic_regions(self) -> list[visualization.Region]:
         assert self.panoptic is not None
         colors, texts, seen = {}, {}, Counter[int]()
         for segment in self.panoptic.segments:
             base = self.classes.colors[segment.label]
-            colors[segment.id] = visualize.shade_of(base, seen[segment.label]) if segment.is_thing else base
+            colors[segment.id] = shade_of(base, seen[segment.label]) if segment.is_thing else base
             seen[segment.label] += 1
             texts[segment.id] = segment.name
-        return visualize.regions_from_map(self.panoptic.map, colors, texts)
+        return visualization.regions_from_map(self.panoptic.map, colors, texts)
 
-    def _semantic_regions(self) -> list[visualize.Region]:
+    def _semantic_regions(self) -> list[visualization.Region]:
         assert self.semantic is not None
         present = self.present_classes()
         colors = {k: self.classes.colors[k] for k in present}
-        return visualize.regions_from_map(self.semantic, colors, {k: self.classes.names[k] for k in present})
+        return visualization.regions_from_map(self.semantic, colors, {k: self.classes.names[k] for k in present})
 
-    def _legend(self, task: str) -> list[tuple[str, visualize.Color]]:
+    def _legend(self, task: str) -> list[tuple[str, Color]]:
         by_name = {name: color for name, color in zip(self.classes.names, self.classes.colors, strict=True)}
         counts = self.counts(task)
         show = {name: f"{name} ({n})" if task != "semantic" and n > 1 else name for name, n in counts.items()}
@@ -345,7 +348,7 @@ class Result:
         return [(text, by_name[name]) for name, text in show.items()]
 
     def _repr_png_(self) -> bytes:  # what a notebook shows
-        return saving.encode_picture(self.draw())
+        return result_files.encode_image(self.draw())
 
     # ---- saving
     def to_coco(self, image_id: int = 1, task: str = "auto") -> list[dict[str, Any]]:
@@ -357,7 +360,28 @@ class Result:
         if task == "auto" and self.instances is not None:
             task = "instance"
         task = self._task(task)
-        return saving.coco_records(self, image_id, task)
+        rows, rles = self._encoded(task)
+        return result_files.coco_records(image_id, rows, rles)
+
+    def _encoded(self, task: str) -> tuple[list[tuple[int, float]], list[Rle]]:
+        """Category id and score, and the mask, of each object, segment or class."""
+        ids = self.classes.dataset_ids
+        if task == "instance":
+            found = self.instances
+            assert found is not None
+            rows = [(ids[k], float(s)) for k, s in zip(found.labels, found.scores, strict=True)]
+            return rows, encode_masks(torch.from_numpy(found.masks))
+        if task == "panoptic":
+            assert self.panoptic is not None
+            rows = [(ids[s.label], 1.0 if s.score is None else float(s.score)) for s in self.panoptic.segments]
+            label_map, keys = self.panoptic.map, [segment.id for segment in self.panoptic.segments]
+        else:
+            assert self.semantic is not None
+            label_map, keys = self.semantic, self.present_classes()
+            rows = [(ids[k], 1.0) for k in keys]
+        regions = encode_label_map(label_map)
+        empty = encode_masks(torch.zeros(1, *label_map.shape, dtype=torch.bool))[0]
+        return rows, [regions.get(key, empty) for key in keys]
 
     def save(self, path: str | os.PathLike[str], **drawing: Any) -> list[Path]:
         """Write the result; the path's ending says how. Files appear whole or not at all.
@@ -372,15 +396,15 @@ class Result:
             return self.save_masks(path)
         suffix = path.suffix.lower()
         if suffix == ".json":
-            document = saving.CocoDocument(self.classes)
-            document.add(self)
+            document = result_files.CocoDocument(self.classes)
+            document.add(self.to_coco(), self.size, self.path.name if self.path else None)
             return [document.save(path)]
         if suffix not in _PICTURES:
             raise ValueError(
                 f"{path}: cannot tell what to write from {suffix!r}; "
                 f"use {' '.join(_PICTURES)}, .json or a folder"
             )
-        return [saving.write_picture(path, self.draw(**drawing))]
+        return [result_files.write_image(path, self.draw(**drawing))]
 
     def save_masks(self, folder: str | os.PathLike[str], stem: str | None = None) -> list[Path]:
         """Label maps into a folder, one for each part of the result:
@@ -390,7 +414,23 @@ class Result:
         - `<stem>_semantic.png`: class indices, 255 (65535 beyond 255 classes) for no class; up to 255 classes
           with the class colours as palette, so that an image viewer shows them.
         """
-        return saving.save_masks(self, Path(folder), stem or (self.path.stem if self.path else "result"))
+        folder, stem = Path(folder), stem or (self.path.stem if self.path else "result")
+        written = []
+        if self.instances is not None:
+            image = Image.fromarray(self.instances.label_map())
+            written.append(result_files.write_image(folder / f"{stem}_instances.png", image))
+        if self.panoptic is not None:
+            info = []
+            for segment, record in zip(self.panoptic.segments, self.to_coco(1, "panoptic"), strict=True):
+                entry = {"id": segment.id, "isthing": int(segment.is_thing), "iscrowd": 0}
+                info.append(entry | {key: record[key] for key in ("category_id", "bbox", "area", "score")})
+            image_entry = result_files.image_record(1, self.path.name if self.path else None, self.size)
+            path = folder / f"{stem}_panoptic.png"
+            written += result_files.write_panoptic(path, self.panoptic.map, info, image_entry, self.classes)
+        if self.semantic is not None:
+            image = result_files.semantic_image(self.semantic, self.classes)
+            written.append(result_files.write_image(folder / f"{stem}_semantic.png", image))
+        return written
 
 
 # ------------------------------------------------------------------ from the model's tensors

@@ -20,25 +20,30 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
+from detectron2.modeling import build_model
 from torch import nn
 
-from mask2former.classes import ClassTable
-from mask2former.devices import amp_dtype, select_device
-from mask2former.model_files import dataset_classes, locate_model, stored_classes
-from mask2former.modeling import MaskFormer
-from mask2former.pictures import Picture, read_picture
-from mask2former.results import TASKS, Result
-
-if TYPE_CHECKING:
-    from mask2former.video.frames import FrameSource, Video
-    from mask2former.video.results import VideoResult
+from .checkpoint import load_into
+from .config import load_config
+from .config_validation import validate_config
+from .data import register_from_config
+from .data.image_io import Picture, read_picture
+from .maskformer_model import MaskFormer
+from .model_source import dataset_classes, locate_model, stored_classes
+from .results import TASKS, Result
+from .structures.classes import ClassTable
+from .utils.device import amp_dtype, select_device
+from .video.reader import FrameSource, Video
+from .video.results import VideoResult
+from .video.tracking import track_video
+from .video.windows import WindowSettings, config_digest
 
 logger = logging.getLogger(__name__)
 
@@ -137,10 +142,6 @@ class Segmenter:
             ValueError: unknown model or config key, contradictory arguments, no weights or incomplete ones.
             FileNotFoundError: a file that is not there (of the zoo: the URL, and where to put the file).
         """
-        from detectron2.modeling import build_model
-
-        from mask2former.config import load_config, validate_config
-
         if name is not None and config is not None:
             raise ValueError(f"give a model name ({name!r}) or a config ({str(config)!r}), not both")
         chosen = select_device(device)
@@ -254,9 +255,6 @@ class Segmenter:
             FileNotFoundError, ValueError: no video, no frames, an unreadable one, a wrong setting, a model that does
                 not follow objects, or a `work_dir` with the results of another run.
         """
-        from mask2former.video.long_clips import WindowSettings, config_digest
-        from mask2former.video.tracking import track_video
-
         threshold = self.score_threshold if score_threshold is None else _checked_threshold(score_threshold)
         kind = "VIDEO" if hasattr(self.model, "clip_outputs") else "IMAGE"
         if top_k is None:
@@ -389,8 +387,6 @@ def _turn_on(cfg: CfgNode, task: str) -> None:
 
 def _register_own_datasets(cfg: CfgNode) -> None:
     """Read class names from the user's own datasets in the config, as far as their files are on this machine."""
-    from mask2former.data import register_from_config
-
     try:
         register_from_config(cfg)
     except (OSError, ValueError) as error:
@@ -410,8 +406,6 @@ def _set_datasets(cfg: CfgNode, table: ClassTable) -> None:
 
 def _load_weights(model: nn.Module, weights: str | os.PathLike[str]) -> None:
     """Load all weights; ValueError when the file lacks some, because results would be random."""
-    from mask2former.engine.checkpoint import load_into
-
     report = load_into(model, weights)
     if report.missing or report.reinitialised:
         first = report.missing[0] if report.missing else report.reinitialised[0][0]

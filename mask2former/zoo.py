@@ -24,8 +24,8 @@ from urllib.parse import urlparse
 from iopath.common.file_io import file_lock, get_cache_dir
 from tqdm import tqdm
 
-from mask2former.engine.errors import CorruptCheckpointError
-from mask2former.files import atomic_write
+from .errors import CorruptCheckpointError
+from .utils.file_io import atomic_write
 
 logger = logging.getLogger(__name__)
 

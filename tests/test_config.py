@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from detectron2.config import get_cfg
 
-from mask2former.config import ConfigError, add_maskformer2_config, find_config, load_config
+from mask2former.config import add_maskformer2_config, find_config, load_config
+from mask2former.errors import ConfigError
 
 PANOPTIC = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
 

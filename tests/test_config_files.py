@@ -11,7 +11,8 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-from mask2former.config import load_config, validate_config
+from mask2former.config import load_config
+from mask2former.config_validation import validate_config
 
 ROOT = Path(__file__).parents[1] / "configs"
 FILES = {str(path.relative_to(ROOT)): path for path in sorted(ROOT.rglob("*.yaml"))}

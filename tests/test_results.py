@@ -15,9 +15,9 @@ from PIL import Image
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
-from mask2former.classes import ClassTable
+from mask2former.result_files import CocoDocument
 from mask2former.results import InstanceResult, Result, boxes_of
-from mask2former.saving import CocoDocument
+from mask2former.structures.classes import ClassTable
 
 from .stub_model import ALL_PARTS, StubModel
 
@@ -138,7 +138,7 @@ def test_coco_records_are_json_and_decode_to_the_masks() -> None:
 def test_coco_document_is_one_that_pycocotools_loads(tmp_path: Path) -> None:
     document = CocoDocument(CLASSES)
     for name in ("a.png", "b.png"):
-        document.add(result(("instances",), path=Path(name)))
+        document.add(result(("instances",)).to_coco(), (H, W), name)
     coco = COCO(str(document.save(tmp_path / "out" / "r.json")))
     assert coco.getCatIds() == [3, 40] and [i["file_name"] for i in coco.loadImgs([1, 2])] == [
         "a.png",

@@ -205,8 +205,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder like a training's output: config.yaml and random weights of a very small model."""
     from detectron2.modeling import build_model
 
+    from mask2former.checkpoint.writing import save_safetensors
     from mask2former.config import load_config
-    from mask2former.engine.saving import save_safetensors
 
     folder = tmp_path_factory.mktemp("tiny")
     cfg = load_config(CONFIG, [*TINY, "MODEL.DEVICE", "cpu"])
@@ -298,7 +298,7 @@ def test_loading_mistakes_are_explained(tiny: Path, tmp_path: Path) -> None:
 
 def test_a_folder_of_pictures_may_bear_a_models_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mask2former import zoo
-    from mask2former.model_files import locate_model
+    from mask2former.model_source import locate_model
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nuclei").mkdir()

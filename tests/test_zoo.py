@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from mask2former import Segmenter, zoo
+from mask2former.checkpoint.reading import locate
 from mask2former.config import find_config, load_config
-from mask2former.engine.errors import CorruptCheckpointError
-from mask2former.engine.weight_files import locate
+from mask2former.errors import CorruptCheckpointError
 
 PUBLISHED = [name for name in zoo.list_models() if not zoo.lookup(name).bundled]
 
@@ -218,7 +218,7 @@ def test_bundled_model_lies_in_the_package(network: dict[str, Any], monkeypatch:
 
 
 def test_names_of_the_zoo_serve_as_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from mask2former.engine.weight_files import locate
+    from mask2former.checkpoint.reading import locate
 
     monkeypatch.setattr(zoo, "resolve_weights", lambda entry: tmp_path / entry.filename)
     assert locate("coco-panoptic-r50").name == "model_final_94dc52.pkl"
@@ -335,8 +335,8 @@ def test_published_bare_swin_file_trains(network: dict[str, Any]) -> None:
     """What the Swin configurations name is downloaded in Swin's own layout and fits the model."""
     import torch
 
-    from mask2former.engine.checkpoint import load_into
-    from mask2former.modeling.backbones.swin import D2SwinTransformer
+    from mask2former.checkpoint import load_into
+    from mask2former.modeling.backbone.swin import D2SwinTransformer
 
     class Model(torch.nn.Module):
         def __init__(self) -> None:

@@ -49,8 +49,8 @@ from fvcore.nn.jit_handles import generic_activation_jit, get_shape  # noqa: E40
 from torch import Tensor, nn  # noqa: E402
 
 from mask2former.config import load_config  # noqa: E402
-from mask2former.modeling import VideoMaskFormer  # noqa: E402
 from mask2former.ops import pytorch_backend  # noqa: E402
+from mask2former.video_maskformer_model import VideoMaskFormer  # noqa: E402
 
 Size = tuple[int, int]
 TASKS = ("flop", "activation", "parameter", "structure")

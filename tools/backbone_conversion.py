@@ -16,10 +16,10 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from mask2former.engine.errors import CheckpointError  # noqa: E402
-from mask2former.engine.state_dict import Renamer  # noqa: E402
-from mask2former.engine.weight_files import read_checkpoint  # noqa: E402
-from mask2former.files import write_bytes  # noqa: E402
+from mask2former.checkpoint.key_mapping import Renamer  # noqa: E402
+from mask2former.checkpoint.reading import read_checkpoint  # noqa: E402
+from mask2former.errors import CheckpointError  # noqa: E402
+from mask2former.utils.file_io import write_bytes  # noqa: E402
 
 # Made anew by every model: masks of one picture size, and counters that nothing reads.
 _NOT_KEPT = (".attn_mask", ".num_batches_tracked")

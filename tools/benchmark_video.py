@@ -22,13 +22,13 @@ import torch
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 
-from mask2former.classes import ClassTable
 from mask2former.config import load_config
-from mask2former.video.frames import Frame, FrameSource
+from mask2former.structures.classes import ClassTable
 from mask2former.video.journal import Journal
-from mask2former.video.long_clips import ClipModel, LongClip, WindowSettings
+from mask2former.video.reader import Frame, FrameSource
 from mask2former.video.results import VideoResult
 from mask2former.video.tracking import clip_model
+from mask2former.video.windows import ClipModel, LongClip, WindowSettings
 
 CONFIG = "youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml"
 GIB = 2**30

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import backbone_conversion
 
-from mask2former.engine.state_dict import swin_names
+from mask2former.checkpoint.key_mapping import swin_names
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 import backbone_conversion
 
-from mask2former.engine.state_dict import torchvision_resnet_names
+from mask2former.checkpoint.key_mapping import torchvision_resnet_names
 
 
 def main(argv: Sequence[str] | None = None) -> int:

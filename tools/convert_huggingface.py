@@ -35,16 +35,20 @@ import yaml  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from mask2former import load_config, zoo  # noqa: E402
-from mask2former.engine import huggingface  # noqa: E402
-from mask2former.engine.checkpoint import CheckpointError, load_weights, save_safetensors  # noqa: E402
-from mask2former.engine.huggingface_config import (  # noqa: E402
+from mask2former.checkpoint import (  # noqa: E402
+    CheckpointError,
+    huggingface,
+    load_weights,
+    save_safetensors,
+)
+from mask2former.checkpoint.huggingface_config import (  # noqa: E402
     class_names_from_huggingface,
     config_from_huggingface,
     config_to_huggingface,
     preprocessor_to_huggingface,
 )
-from mask2former.engine.weight_files import read_checkpoint  # noqa: E402
-from mask2former.files import atomic_write  # noqa: E402
+from mask2former.checkpoint.reading import read_checkpoint  # noqa: E402
+from mask2former.utils.file_io import atomic_write  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:

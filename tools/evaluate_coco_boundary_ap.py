@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(args: argparse.Namespace) -> None:
     from mask2former.evaluation.boundary import boundary_ap
-    from mask2former.evaluation.report import side_by_side
+    from mask2former.utils.tables import side_by_side
 
     if not 0 < args.dilation_ratio < 1:
         raise ValueError(f"--dilation-ratio must lie between 0 and 1, not {args.dilation_ratio}")

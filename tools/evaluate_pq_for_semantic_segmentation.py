@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from mask2former.evaluation.report import side_by_side
     from mask2former.evaluation.semantic_pq import evaluate_semantic_pq
+    from mask2former.utils.tables import side_by_side
 
     _require_dataset(args.dataset_name, args.config_file)
     metrics = evaluate_semantic_pq(args.dataset_name, args.json_file)

@@ -18,13 +18,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from detectron2.config import CfgNode
 
-from mask2former.classes import ClassTable
+from mask2former.checkpoint import load_weights
+from mask2former.checkpoint.writing import save_safetensors
 from mask2former.config import load_config
 from mask2former.data import register_from_config
-from mask2former.engine.checkpoint import load_weights
-from mask2former.engine.saving import save_safetensors
-from mask2former.files import write_bytes
-from mask2former.model_files import dataset_classes, store_classes, stored_classes
+from mask2former.model_source import dataset_classes, store_classes, stored_classes
+from mask2former.structures.classes import ClassTable
+from mask2former.utils.file_io import write_bytes
 
 CANDIDATES = ("model_best.safetensors", "model_final.safetensors", "model_final.pth")
 

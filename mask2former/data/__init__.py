@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
+from ..errors import BadRecordError
+from ..structures.masks import boxes_from_masks, segmentation_to_mask
+from .build import build_test_loader, build_train_loader, skipped_records
+from .dataset_mappers import (
+    COCOInstanceNewBaselineDatasetMapper,
+    COCOPanopticNewBaselineDatasetMapper,
+    MaskFormerInstanceDatasetMapper,
+    MaskFormerPanopticDatasetMapper,
+    MaskFormerSemanticDatasetMapper,
+    SegmentationMapper,
+    build_mapper,
+    mapper_names,
+)
 from .datasets import (
     dataset_root,
     load_coco_json,
@@ -12,20 +25,7 @@ from .datasets import (
     register_semantic_folder,
     register_ytvis_json,
 )
-from .errors import BadRecordError
-from .images import read_image
-from .loaders import build_test_loader, build_train_loader, skipped_records
-from .mappers import (
-    COCOInstanceNewBaselineDatasetMapper,
-    COCOPanopticNewBaselineDatasetMapper,
-    MaskFormerInstanceDatasetMapper,
-    MaskFormerPanopticDatasetMapper,
-    MaskFormerSemanticDatasetMapper,
-    SegmentationMapper,
-    build_mapper,
-    mapper_names,
-)
-from .masks import boxes_from_masks, segmentation_to_mask
+from .image_io import read_image
 
 __all__ = [
     "BadRecordError",

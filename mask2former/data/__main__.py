@@ -10,11 +10,10 @@ from concurrent.futures.process import BrokenProcessPool
 
 from detectron2.data import DatasetCatalog
 
-from mask2former.config import load_config
-
+from ..config import load_config
 from . import register_all, register_from_config
-from .check import check_dataset
-from .check_report import contact_sheet, format_report
+from .inspect import check_dataset
+from .inspect_report import contact_sheet, format_report
 
 
 def main(argv: Sequence[str] | None = None) -> int:

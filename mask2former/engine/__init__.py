@@ -1,9 +1,8 @@
 """Training: trainer, optimizer, checkpoints and the launcher that `train_net.py` uses."""
 
-from .checkpoint import SafeCheckpointer
-from .command_line import argument_parser, setup
+from ..checkpoint import SafeCheckpointer
 from .hooks import TrainingInterrupted
-from .launcher import launch
+from .launch import argument_parser, launch, setup
 from .optimizer import build_lr_scheduler, build_optimizer
 from .trainer import Trainer
 

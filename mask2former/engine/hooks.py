@@ -11,7 +11,7 @@ from detectron2.engine import HookBase
 from detectron2.engine.hooks import LRScheduler
 from detectron2.utils import comm
 
-from .signals import StopSignal
+from .launch import StopSignal
 
 logger = logging.getLogger(__name__)
 

@@ -23,18 +23,27 @@ from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..model_files import dataset_classes, store_classes
-from .checkpoint import SafeCheckpointer, save_safetensors
-from .console import ConsoleWriter
+from ..checkpoint import SafeCheckpointer, save_safetensors
+from ..data import build_test_loader, build_train_loader
+from ..evaluation import build_evaluator
+from ..model_source import dataset_classes, store_classes
+from ..test_time_augmentation import with_tta
+from ..video.windowed import windowed
+from .best_model import BestModel, by_dataset, format_results, write_json
+from .distributed import (
+    check_batch,
+    check_same_start,
+    get_random_state,
+    preserved_random_state,
+    set_random_state,
+    share_buffers,
+)
 from .ema import WeightAverage
 from .hooks import CheckpointHook, ScheduleHook, StopHook, WeightAverageHook
+from .launch import StopSignal, ignore_stop_signals
 from .optimizer import build_lr_scheduler, build_optimizer, full_model_clip_norm
-from .precision import select_precision
-from .random_state import get_random_state, preserved_random_state, set_random_state
-from .ranks import check_batch, check_same_start, share_buffers
-from .report import BestModel, by_dataset, format_results, write_json
-from .signals import StopSignal, ignore_stop_signals
-from .step import TrainStep
+from .train_step import TrainStep, select_precision
+from .training_log import ConsoleWriter
 
 logger = logging.getLogger(__name__)
 
@@ -118,22 +127,16 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, *, start_iteration: int = 0, seed: int | None = None) -> Any:
         """Endless micro-batches for this rank, beginning with those of step `start_iteration`."""
-        from ..data import build_train_loader
-
         return build_train_loader(cfg, start_iteration=start_iteration, seed=seed)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        from ..data import build_test_loader
-
         return _keep_workers(build_test_loader(cfg, dataset_name))
 
     @classmethod
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
     ) -> DatasetEvaluator:
-        from ..evaluation import build_evaluator
-
         return build_evaluator(cfg, dataset_name, output_folder)
 
     def build_hooks(self) -> list[HookBase]:
@@ -291,8 +294,6 @@ class Trainer(DefaultTrainer):
             {task: {metric: value}} for one data set, {data set: {task: {metric: value}}} for several; empty
             on all ranks but the first.
         """
-        from ..video.windowed import windowed
-
         results = super().test(cfg, windowed(cfg, model), evaluators)
         _tell_results(cfg, by_dataset(results, cfg.DATASETS.TEST), "inference")
         return results
@@ -307,8 +308,6 @@ class Trainer(DefaultTrainer):
         Raises:
             ValueError: there is none for this kind of model.
         """
-        from ..modeling import with_tta
-
         names, folder = cfg.DATASETS.TEST, Path(cfg.OUTPUT_DIR) / "inference_TTA"
         evaluators = [
             cls.build_evaluator(cfg, name, str(folder / name if len(names) > 1 else folder)) for name in names

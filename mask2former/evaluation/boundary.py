@@ -6,11 +6,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from mask2former.evaluation.boundary_iou import DILATION_RATIO
-from mask2former.evaluation.coco_ap import evaluate_coco
-from mask2former.evaluation.coco_truth import load_coco_truth
-from mask2former.evaluation.report import distinct
-from mask2former.files import read_json
+from ..utils.file_io import read_json
+from ..utils.tables import distinct
+from .boundary_iou import DILATION_RATIO
+from .coco_ap import evaluate_coco
+from .ground_truth import load_coco_truth
 
 
 def boundary_ap(

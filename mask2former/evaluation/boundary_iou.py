@@ -12,8 +12,8 @@ import numpy as np
 import pycocotools.mask as mask_util
 import torch
 
-from mask2former.data.masks import paste, rle_to_patch
-from mask2former.evaluation.rle import Rle, encode_masks
+from ..structures.masks import paste, rle_to_patch
+from ..structures.rle import Rle, encode_masks
 
 DILATION_RATIO = 0.02  # the paper's, for COCO and others
 

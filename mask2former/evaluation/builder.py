@@ -14,11 +14,12 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, LVISEvaluator
 
-from mask2former.evaluation.cityscapes import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
-from mask2former.evaluation.instance import InstanceSegEvaluator
-from mask2former.evaluation.old_numpy import give_old_numpy
-from mask2former.evaluation.panoptic import PanopticEvaluator
-from mask2former.evaluation.semantic import SemanticEvaluator
+from .cityscapes_evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
+from .cityscapes_scripts import give_old_numpy
+from .instance_evaluation import InstanceSegEvaluator
+from .panoptic_evaluation import PanopticEvaluator
+from .semantic_evaluation import SemanticEvaluator
+from .ytvis_evaluation import YTVISEvaluator
 
 SWITCHES = ("SEMANTIC_ON", "INSTANCE_ON", "PANOPTIC_ON")
 
@@ -110,8 +111,6 @@ def lvis_ap(request: EvaluatorRequest) -> DatasetEvaluator:
 
 def video_ap(request: EvaluatorRequest) -> DatasetEvaluator:
     """AP of YouTube-VIS, or where the truth lies on a server its results.json alone."""
-    from mask2former.video.evaluation import YTVISEvaluator  # which imports this package
-
     return YTVISEvaluator(request.dataset_name, output_dir=request.output_dir)
 
 

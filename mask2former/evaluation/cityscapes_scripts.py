@@ -1,4 +1,4 @@
-"""The official Cityscapes scripts (the package cityscapesscripts), called without files and settings of their own."""
+"""The official Cityscapes scripts: loading them, their settings, and what they need of an older NumPy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,25 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from mask2former.evaluation.old_numpy import give_old_numpy
+import numpy as np
+
+
+def give_old_numpy(module: ModuleType) -> None:
+    """Let `module`, which says `import numpy as np`, find names there that NumPy has dropped; only in that module."""
+    if not isinstance(getattr(module, "np", None), _OldNumpy):
+        module.np = _OldNumpy()  # type: ignore[attr-defined]
+
+
+def _in1d(values: Any, wanted: Any, invert: bool = False) -> np.ndarray:
+    return np.isin(np.ravel(values), wanted, invert=invert)
+
+
+class _OldNumpy:
+    dropped: dict[str, Any] = {"in1d": _in1d, "float": float, "int": int, "bool": bool}
+
+    def __getattr__(self, name: str) -> Any:
+        return self.dropped[name] if name in self.dropped else getattr(np, name)
+
 
 _FOLDER = "cityscapesscripts.evaluation"
 

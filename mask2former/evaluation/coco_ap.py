@@ -16,8 +16,8 @@ import pycocotools.mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import Params
 
-from mask2former.evaluation.boundary_iou import DILATION_RATIO, boundary_overlap, boundary_width
-from mask2former.evaluation.coco_matching import Objects, Overlap, curves, match
+from .boundary_iou import DILATION_RATIO, boundary_overlap, boundary_width
+from .coco_matching import Objects, Overlap, curves, match
 
 TASKS = ("segm", "bbox", "boundary")
 AREAS = ("all", "small", "medium", "large")

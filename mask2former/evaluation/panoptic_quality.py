@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mask2former.evaluation.joint_runs import count_pairs, joint_runs
+from .joint_runs import count_pairs, joint_runs
 
 VOID = 0  # segment id of unlabelled pixels
 MAX_ID = 256**3  # ids must fit the three bytes of a PNG pixel

@@ -15,17 +15,10 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from mask2former.evaluation.panoptic_quality import (
-    VOID,
-    CategoryCounts,
-    ImageMatches,
-    all_missed,
-    match_segments,
-    mean_quality,
-    sum_counts,
-)
-from mask2former.evaluation.report import distinct, side_by_side
-from mask2former.files import read_json
+from ..data.image_io import read_label_map
+from ..utils.file_io import read_json
+from ..utils.tables import distinct, side_by_side
+from .panoptic_quality import VOID, CategoryCounts, ImageMatches, all_missed, match_segments, mean_quality, sum_counts
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +72,6 @@ def evaluate_semantic_pq(dataset_name: str, json_file: str | os.PathLike[str]) -
         FileNotFoundError: the json is missing.
         ValueError: the dataset has no semantic truth, or a record or label picture is missing or malformed; names it.
     """
-    from mask2former.data.images import read_label_map
-
     metadata = MetadataCatalog.get(dataset_name)
     names, ignore = metadata.get("stuff_classes"), metadata.get("ignore_label", 255)
     files = {r["file_name"]: r.get("sem_seg_file_name") for r in DatasetCatalog.get(dataset_name)}

@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from .host import to_device
+from .device_transfer import to_device
 from .matcher import Assignment, HungarianMatcher
-from .point_sampling import MaskBank, sample_maps, uncertain_points
-from .predictions import Predictions
+from .point_sampling import MaskBank, Predictions, sample_maps, uncertain_points
 
 LOSSES = ("labels", "masks")
 # Rows of mask logits that are worked on together hold about this many values.

@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from .host import to_device, to_host
-from .point_sampling import MaskBank
-from .predictions import Predictions
+from .device_transfer import to_cpu, to_device
+from .point_sampling import MaskBank, Predictions
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +81,7 @@ class HungarianMatcher(nn.Module):
         with torch.autocast(predictions.logits.device.type, enabled=False):
             costs = self._costs(predictions, targets, bank, size)
         shapes = [tuple(c.shape) for c in costs]
-        host = to_host(torch.cat([c.flatten() for c in costs])).numpy()
+        host = to_cpu(torch.cat([c.flatten() for c in costs])).numpy()
         parts = np.split(host, np.cumsum([np.prod(s) for s in shapes])[:-1])
         costs_host = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
         self._check_finite(costs_host, targets)

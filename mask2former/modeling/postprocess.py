@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from .host import to_device, to_host
+from ..structures.masks import boxes_from_masks
+from .device_transfer import to_cpu, to_device
 
 Size = tuple[int, int]
 # Masks that are resized together hold about this many pixels.
@@ -57,21 +58,6 @@ def resize_masks(logits: Tensor, padded: Size, image: Size, output: Size | None)
     if output is None or output == image:
         return masks
     return F.interpolate(masks[None], output, mode="bilinear", align_corners=False)[0]
-
-
-def mask_boxes(masks: Tensor) -> Tensor:
-    """Tight boxes (N, 4), XYXY absolute, right and bottom edges exclusive, of bool masks (N, h, w); empty: zeros."""
-    if masks.shape[0] == 0:
-        return torch.zeros(0, 4, device=masks.device)
-    sides = []
-    for hit in (masks.any(1), masks.any(2)):  # columns, rows
-        size = hit.shape[1]
-        first = hit.int().argmax(1)
-        last = size - hit.flip(1).int().argmax(1)
-        some = hit.any(1)
-        sides.append((first * some, last * some))
-    (left, right), (top, bottom) = sides
-    return torch.stack((left, top, right, bottom), dim=1).float()
 
 
 def best_pairs(scores: Tensor, topk: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,7 +128,7 @@ def postprocess_clip(
     place = {q: i for i, q in enumerate(queries)}
     for t in range(mask_logits.shape[1]):
         for run, resized in _chunks(mask_logits[:, t], queries, padded, image, output):
-            masks[place[run[0]] : place[run[-1]] + 1, t] = to_host(resized > 0)
+            masks[place[run[0]] : place[run[-1]] + 1, t] = to_cpu(resized > 0)
     return {
         "image_size": output,
         "pred_scores": scores[keep].tolist(),
@@ -226,12 +212,12 @@ class _Instance:
         index = torch.tensor([place[q] for q in self.rows.tolist()], dtype=torch.int64)
         scores, labels = self.scores, self.labels
         if self.threshold > 0:
-            keep = scores * to_host(self.mask_scores)[index] >= self.threshold
+            keep = scores * to_cpu(self.mask_scores)[index] >= self.threshold
             index, scores, labels = index[keep], scores[keep], labels[keep]
         index = to_device(index, self.device)
         result = Instances(self.size)
         result.pred_masks = self.masks[index]
-        result.pred_boxes = Boxes(mask_boxes(self.masks)[index])
+        result.pred_boxes = Boxes(boxes_from_masks(self.masks)[index])
         result.scores = to_device(scores, self.device) * self.mask_scores[index]
         result.pred_classes = to_device(labels, self.device)
         return result
@@ -273,7 +259,7 @@ class _Panoptic:
         if not self.queries:
             return torch.zeros(self.best.shape, dtype=torch.int32, device=self.device), []
         won, visible = self._areas()
-        table = to_host(torch.stack((self.area, won, visible))).tolist()
+        table = to_cpu(torch.stack((self.area, won, visible))).tolist()
         ids, segments = self._segments(*table)
         lookup = to_device(torch.tensor(ids, dtype=torch.int32), self.device)
         return lookup[self.winner] * self.inside, segments

@@ -5,12 +5,11 @@ from __future__ import annotations
 from detectron2.data import get_detection_dataset_dicts
 
 # The two loaders under the names of the reference implementation, which has one pair for pictures and one for clips.
-from mask2former.data.loaders import build_test_loader as build_detection_test_loader
-from mask2former.data.loaders import build_train_loader as build_detection_train_loader
-
-from .evaluation import YTVISEvaluator
-from .mappers import CocoClipDatasetMapper, YTVISDatasetMapper
-from .video_ap import VideoScores, evaluate_videos
+from ..data.build import build_test_loader as build_detection_test_loader
+from ..data.build import build_train_loader as build_detection_train_loader
+from ..data.dataset_mappers.clip_mappers import CocoClipDatasetMapper, YTVISDatasetMapper
+from ..evaluation.video_ap import VideoScores, evaluate_videos
+from ..evaluation.ytvis_evaluation import YTVISEvaluator
 
 __all__ = [
     "CocoClipDatasetMapper",

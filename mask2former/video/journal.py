@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mask2former.files import read_json, write_bytes, write_json
+from ..utils.file_io import read_json, write_bytes, write_json
 
 _LOG = "log_"  # before a log's name in the state: its rows and columns
 

@@ -16,15 +16,15 @@ from PIL import Image
 from pycocotools import mask as mask_util
 from tqdm import tqdm
 
-from mask2former import visualize
-from mask2former.classes import ClassTable
-from mask2former.files import atomic_write, write_json
-from mask2former.results import InstanceResult, Result, boxes_of
-from mask2former.saving import write_picture
-
-from .frames import FrameSource
+from .. import visualization
+from ..result_files import write_image
+from ..results import InstanceResult, Result, boxes_of
+from ..structures.classes import ClassTable
+from ..structures.colors import color_of
+from ..utils.file_io import atomic_write, write_json
 from .journal import Journal
-from .long_clips import tracks_of
+from .reader import FrameSource
+from .windows import tracks_of
 from .writer import VIDEOS, VideoWriter
 
 _LARGEST = 65_535  # value of a 16-bit pixel
@@ -71,9 +71,9 @@ class TrackedFrame:
         found = self.instances
         rows = zip(found.names, self.ids, found.scores, strict=True)
         texts = [f"{name} {number} {score:.2f}" for name, number, score in rows]
-        colors = [visualize.color_of(int(i)) for i in self.ids]
-        regions = visualize.regions_from_masks(found.masks, colors, texts, found.boxes)
-        return visualize.draw_regions(self.result.image, regions, alpha=alpha, labels=labels, scale=scale)
+        colors = [color_of(int(i)) for i in self.ids]
+        regions = visualization.regions_from_masks(found.masks, colors, texts, found.boxes)
+        return visualization.draw_regions(self.result.image, regions, alpha=alpha, labels=labels, scale=scale)
 
 
 def choose_tracks(
@@ -250,12 +250,12 @@ class VideoResult:
             for frame in tqdm(self, total=len(self), unit="frame", desc="writing", disable=not progress):
                 if masks is not None:
                     labels = replace(frame, ids=np.array([values[i] for i in frame.ids.tolist()], dtype=np.int64))
-                    write_picture(masks / f"{frame.index:06d}.png", Image.fromarray(labels.label_map()))
+                    write_image(masks / f"{frame.index:06d}.png", Image.fromarray(labels.label_map()))
                 if video is None and pictures is None:
                     continue
                 picture = frame.draw(**(drawing or {}))
                 if pictures is not None:
-                    write_picture(pictures / f"{frame.index:06d}.jpg", picture)
+                    write_image(pictures / f"{frame.index:06d}.jpg", picture)
                 if writer is not None:
                     writer.add(np.asarray(picture), frame.seconds)
             finished = True

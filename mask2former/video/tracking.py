@@ -13,13 +13,12 @@ import numpy as np
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mask2former.classes import ClassTable
-from mask2former.modeling import MaskFormer
-
-from .frames import FrameSource, Video, open_frames
+from ..maskformer_model import MaskFormer
+from ..structures.classes import ClassTable
 from .journal import Journal
-from .long_clips import ClipModel, ImageClips, LongClip, WindowSettings, run_facts
+from .reader import FrameSource, Video, open_frames
 from .results import VideoResult
+from .windows import ClipModel, ImageClips, LongClip, WindowSettings, run_facts
 
 
 def clip_model(model: nn.Module, settings: WindowSettings) -> ClipModel:

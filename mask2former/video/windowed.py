@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mask2former.modeling import VideoMaskFormer
-
-from .frames import FrameList
+from ..video_maskformer_model import VideoMaskFormer
 from .journal import Journal
-from .long_clips import LongClip, WindowSettings, tracks_of
+from .reader import FrameList
 from .results import choose_tracks
+from .windows import LongClip, WindowSettings, tracks_of
 
 
 class WindowedClips(nn.Module):

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import ndimage
 
 from mask2former.data import build_mapper, mapper_names
-from mask2former.data.sampling import random_state
+from mask2former.data.sampler import random_state
 
 COLOURS = (60, 120, 180, 240)  # of the objects, on black; further apart than rounding
 MARGIN = 4  # pixels of the result that resampling may blur beside an outline

@@ -11,7 +11,7 @@ from detectron2.data.datasets.coco import load_sem_seg
 from PIL import Image
 
 from mask2former.data import BadRecordError, register_all
-from mask2former.data.images import read_label_map
+from mask2former.data.image_io import read_label_map
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from mask2former.classes import ClassTable
 from mask2former.data import BadRecordError, register_all
+from mask2former.structures.classes import ClassTable
 
 LABELS = ("animal--bird", "construction--flat--road", "object--vehicle--car", "void--unlabeled")
 

@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from mask2former.data import BadRecordError, dataset_root, register_all
-from mask2former.data.datasets.class_table import class_table
+from mask2former.data.datasets.categories import class_table
 from mask2former.data.datasets.coco import coco_categories
 
 FACTS = Path(__file__).parent / "facts"

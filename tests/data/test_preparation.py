@@ -8,8 +8,8 @@ import pycocotools.mask as coco_mask
 import pytest
 from PIL import Image
 
-from mask2former.data.datasets.id_maps import Object
-from mask2former.data.images import read_panoptic_png
+from mask2former.data.datasets.coco_panoptic import Object
+from mask2former.data.image_io import read_panoptic_png
 from mask2former.data.preparation import (
     Outcome,
     SegmentIds,

@@ -195,7 +195,7 @@ def test_instances_go_on(root: Path, prepare: Run, save: Callable, document: Cal
 
 def test_two_classes_of_one_colour_get_two_ids(root: Path, prepare: Run, save: Callable, document: Callable) -> None:
     """Road and another class share (140, 140, 140) in the published table."""
-    from mask2former.data.datasets.class_table import class_table
+    from mask2former.data.datasets.categories import class_table
 
     same = [e["id"] + 1 for e in class_table("ade20k") if e["color"] == [140, 140, 140]]
     assert len(same) == 2

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog
 
-from mask2former.data.datasets.class_table import class_table, index_by_id
+from mask2former.data.datasets.categories import class_table, index_by_id
 
 Run = Callable[..., int]
 NAME = "aachen_000000_000019"

@@ -12,7 +12,7 @@ import pytest
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
-from mask2former.data.datasets.class_table import index_by_id
+from mask2former.data.datasets.categories import index_by_id
 from mask2former.data.datasets.coco import coco_categories
 
 Run = Callable[..., int]

@@ -10,7 +10,7 @@ import pycocotools.mask as coco_mask
 import pytest
 from detectron2.data import DatasetCatalog
 
-from mask2former.data.datasets.class_table import class_table
+from mask2former.data.datasets.categories import class_table
 
 Run = Callable[..., int]
 SCRIPT = "prepare_mapillary"

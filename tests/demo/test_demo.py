@@ -331,8 +331,8 @@ def test_webcam_without_windows_asks_for_a_file(
 def test_colours_follow_objects_through_frames(demo: ModuleType) -> None:
     import video_io
 
-    from mask2former.classes import ClassTable
     from mask2former.results import InstanceResult, Result, boxes_of
+    from mask2former.structures.classes import ClassTable
 
     def frame(boxes: list[tuple[int, int]]) -> Result:
         masks = np.zeros((len(boxes), 40, 40), dtype=bool)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask2former.files import short_path
 from mask2former.segmenter import Segmenter
+from mask2former.utils.file_io import short_path
 
 from ..video.moving_shapes import ShapeModel, pictures
 from .test_demo import demo, make_video, names  # noqa: F401
@@ -258,8 +258,8 @@ def test_a_real_model_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     import importlib.util
     import sys
 
+    from mask2former.checkpoint import save_safetensors
     from mask2former.config import load_config
-    from mask2former.engine.checkpoint import save_safetensors
 
     from ..modeling.tiny_models import TINY, tiny
     from .test_demo import SCRIPT

@@ -25,8 +25,8 @@ def make_inputs() -> None:
     from detectron2.modeling import build_model
     from PIL import Image
 
+    from mask2former.checkpoint import save_safetensors
     from mask2former.config import load_config
-    from mask2former.engine.checkpoint import save_safetensors
 
     torch.manual_seed(0)
     pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)

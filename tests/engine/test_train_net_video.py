@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw
 
 import train_net
 import train_net_video
+from mask2former.checkpoint import load_weights
 from mask2former.data.datasets import unregister
 from mask2former.engine import argument_parser, launch
-from mask2former.engine.checkpoint import load_weights
 from mask2former.segmenter import Segmenter
 
 FRAMES, HEIGHT, WIDTH, SIDE = 4, 48, 64, 14

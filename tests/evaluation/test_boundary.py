@@ -30,7 +30,7 @@ from mask2former.evaluation.boundary_iou import (
     boundary_rles,
     boundary_width,
 )
-from mask2former.evaluation.coco_truth import index_coco
+from mask2former.evaluation.ground_truth import index_coco
 
 
 def by_definition(mask: np.ndarray, width: int) -> np.ndarray:

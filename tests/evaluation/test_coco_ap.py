@@ -20,7 +20,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mask2former.evaluation import CocoScores, coco_matching, evaluate_coco, load_coco_truth
-from mask2former.evaluation.coco_truth import index_coco
+from mask2former.evaluation.ground_truth import index_coco
 
 
 def official(truth: dict[str, Any], results: list[dict[str, Any]], task: str, max_dets: int) -> COCOeval:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from mask2former.modeling.layers import MLP, Attention, CrossAttentionBlock, FeedForwardBlock, PositionEncoding
+from mask2former.modeling.transformer_decoder.layers import MLP, Attention, CrossAttentionBlock, FeedForwardBlock
+from mask2former.modeling.transformer_decoder.position_encoding import PositionEncoding
 
 
 def test_attention_equals_torch_multihead_attention() -> None:

@@ -12,10 +12,9 @@ import torch
 
 from mask2former.modeling import criterion as criterion_module
 from mask2former.modeling.criterion import SetCriterion
-from mask2former.modeling.decoders.masked_attention import mask_logits
 from mask2former.modeling.matcher import HungarianMatcher
-from mask2former.modeling.point_sampling import MaskBank
-from mask2former.modeling.predictions import Predictions
+from mask2former.modeling.point_sampling import MaskBank, Predictions
+from mask2former.modeling.transformer_decoder.mask2former_transformer_decoder import mask_logits
 
 B, Q, K, C, T, LAYERS = 2, 6, 4, 8, 1, 3
 SIZE = (32, 40)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 
-from mask2former.modeling.pixel_decoders.msdeformattn import Geometry, MSDeformAttn, MSDeformAttnPixelDecoder
+from mask2former.modeling.pixel_decoder.msdeformattn import Geometry, MSDeformAttn, MSDeformAttnPixelDecoder
 
 SHAPES = {f"res{i}": ShapeSpec(channels=4 * i, stride=2**i) for i in range(2, 6)}
 

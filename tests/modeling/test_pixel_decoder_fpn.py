@@ -10,7 +10,7 @@ from detectron2.layers import ShapeSpec
 
 from mask2former.config import load_config
 from mask2former.modeling import BasePixelDecoder, TransformerEncoderPixelDecoder
-from mask2former.modeling.pixel_decoders import build_pixel_decoder
+from mask2former.modeling.pixel_decoder import build_pixel_decoder
 
 SHAPES = {f"res{i}": ShapeSpec(channels=4 * i, stride=2**i) for i in range(2, 6)}
 KINDS = [BasePixelDecoder, TransformerEncoderPixelDecoder]

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mask2former.modeling import postprocess as module
-from mask2former.modeling.postprocess import Settings, mask_boxes, postprocess, postprocess_clip, resize_masks
+from mask2former.modeling.postprocess import Settings, postprocess, postprocess_clip, resize_masks
+from mask2former.structures.masks import boxes_from_masks
 
 PADDED, IMAGE, OUTPUT = (32, 48), (30, 41), (23, 37)
 
@@ -125,8 +126,8 @@ def test_boxes_by_hand() -> None:
     masks = torch.zeros(3, 4, 6, dtype=torch.bool)
     masks[0, 1:3, 2:5] = True
     masks[1, 3, 0] = masks[1, 0, 5] = True
-    assert mask_boxes(masks).tolist() == [[2, 1, 5, 3], [0, 0, 6, 4], [0, 0, 0, 0]]
-    assert mask_boxes(masks[:0]).shape == (0, 4)
+    assert boxes_from_masks(masks).tolist() == [[2, 1, 5, 3], [0, 0, 6, 4], [0, 0, 0, 0]]
+    assert boxes_from_masks(masks[:0]).shape == (0, 4)
 
 
 def test_masks_of_a_clip_are_made_frame_by_frame_of_chosen_queries_only(monkeypatch: pytest.MonkeyPatch) -> None:

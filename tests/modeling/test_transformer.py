@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from mask2former.modeling.layers import PositionEncoding
-from mask2former.modeling.transformer import (
+from mask2former.modeling.transformer_decoder.position_encoding import PositionEncoding
+from mask2former.modeling.transformer_decoder.transformer import (
     DecoderLayer,
     EncoderLayer,
     TransformerDecoder,

@@ -10,12 +10,7 @@ from typing import Any
 import pytest
 from detectron2.config import get_cfg
 
-from mask2former.config import (
-    add_maskformer2_config,
-    add_maskformer2_video_config,
-    find_config,
-    load_config,
-)
+from mask2former.config import add_maskformer2_config, add_maskformer2_video_config, find_config, load_config
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "configs.json").read_text())
 FILES: dict[str, dict[str, Any]] = RECORDED["files"]

@@ -11,8 +11,7 @@ import torch
 
 from mask2former.modeling.criterion import SetCriterion
 from mask2former.modeling.matcher import HungarianMatcher
-from mask2former.modeling.point_sampling import MaskBank
-from mask2former.modeling.predictions import Predictions
+from mask2former.modeling.point_sampling import MaskBank, Predictions
 
 DRAWS = 60
 

@@ -14,10 +14,9 @@ import torch
 from detectron2.modeling import build_model
 from torch import Tensor
 
+from mask2former.checkpoint import huggingface, load_into, save_safetensors
+from mask2former.checkpoint.huggingface_config import config_from_huggingface, config_to_huggingface
 from mask2former.config import load_config
-from mask2former.engine import huggingface
-from mask2former.engine.checkpoint import load_into, save_safetensors
-from mask2former.engine.huggingface_config import config_from_huggingface, config_to_huggingface
 
 transformers = pytest.importorskip("transformers")
 

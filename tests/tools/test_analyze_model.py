@@ -74,7 +74,7 @@ def test_operators(model: nn.Module, by_module: Any) -> None:
 
 
 def test_swin_attention() -> None:
-    from mask2former.modeling.backbones.swin import D2SwinTransformer
+    from mask2former.modeling.backbone.swin import D2SwinTransformer
 
     swin = D2SwinTransformer(
         embed_dim=12, depths=(1, 1), num_heads=(2, 4), window_size=4, out_features=("res2", "res3")

@@ -19,8 +19,8 @@ from detectron2.modeling import build_resnet_backbone
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
-from mask2former.engine.checkpoint import load_into
-from mask2former.modeling.backbones.swin import D2SwinTransformer
+from mask2former.checkpoint import load_into
+from mask2former.modeling.backbone.swin import D2SwinTransformer
 
 TOOLS = Path(__file__).parents[2] / "tools"
 

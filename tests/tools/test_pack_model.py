@@ -12,9 +12,9 @@ import torch
 from detectron2.modeling import build_model
 
 from mask2former import Segmenter, load_config
-from mask2former.classes import ClassTable
-from mask2former.engine.saving import save_safetensors
-from mask2former.model_files import store_classes
+from mask2former.checkpoint.writing import save_safetensors
+from mask2former.model_source import store_classes
+from mask2former.structures.classes import ClassTable
 
 TOOL = Path(__file__).parents[2] / "tools" / "pack_model.py"
 TINY = [
@@ -51,7 +51,7 @@ def test_packed_model_predicts_the_same(training: Path, tmp_path: Path) -> None:
     assert list(segment.classes.names) == ["cell"]
     cfg = load_config(target / "config.yaml")
     original = build_model(cfg).eval()
-    from mask2former.engine.checkpoint import load_into
+    from mask2former.checkpoint import load_into
 
     assert load_into(original, training / "model_final.safetensors").complete
     picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)

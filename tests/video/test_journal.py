@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mask2former import load_config
 from mask2former.segmenter import Segmenter
 from mask2former.video.journal import Journal, JournalMismatch
-from mask2former.video.long_clips import fingerprint, tracks_of
+from mask2former.video.windows import fingerprint, tracks_of
 
 from ..modeling.tiny_models import tiny
 from .moving_shapes import ShapeModel, pictures

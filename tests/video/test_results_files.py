@@ -142,7 +142,7 @@ def test_frames_of_a_longer_video_go(tmp_path: Path) -> None:
 
 def test_a_failed_run_deletes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tracked(12).save(tmp_path)
-    monkeypatch.setattr(results, "write_picture", Mock(side_effect=OSError("disk full")))
+    monkeypatch.setattr(results, "write_image", Mock(side_effect=OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         tracked(5).save(tmp_path)
     assert len(list(tmp_path.glob("*.png"))) == 12

@@ -10,9 +10,9 @@ import torch
 from pycocotools import mask as mask_util
 
 from mask2former import load_config
-from mask2former.video.evaluation import clip_to_records
-from mask2former.video.long_clips import WindowSettings
+from mask2former.evaluation.ytvis_evaluation import clip_to_records
 from mask2former.video.windowed import WindowedClips, windowed
+from mask2former.video.windows import WindowSettings
 
 from ..modeling.tiny_models import tiny
 from .moving_shapes import HEIGHT, WIDTH, ShapeModel, pictures, truth

@@ -5,18 +5,14 @@ from __future__ import annotations
 import os
 
 from .ade20k import register_ade20k
-from .catalog import dataset_root, set_dataset_root
+from .catalog import dataset_root, set_dataset_root, unregister
 from .cityscapes import register_cityscapes
-from .coco import register_coco
+from .coco import register_coco, register_coco_stuff, register_lvis
 from .coco_json import load_coco_json, register_coco_json
-from .coco_stuff import register_coco_stuff
+from .coco_panoptic import register_panoptic
 from .from_config import register_from_config
-from .lvis import register_lvis
-from .mapillary import register_mapillary
-from .mapillary_v2 import register_mapillary_v2
-from .own_names import unregister
-from .own_panoptic import register_panoptic
-from .own_semantic import register_semantic_folder
+from .mapillary import register_mapillary, register_mapillary_v2
+from .semantic_folder import register_semantic_folder
 from .ytvis import register_ytvis
 from .ytvis_json import register_ytvis_json
 

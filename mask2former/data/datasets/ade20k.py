@@ -7,10 +7,10 @@ import os
 from typing import Any
 
 from .catalog import set_dataset
-from .class_table import class_table, column, instance_metadata, panoptic_classes, panoptic_metadata
-from .instances import load_instances
-from .panoptic import PanopticLayout, load_panoptic, text_id
-from .semantic import load_semantic
+from .categories import class_table, column, instance_metadata, panoptic_classes, panoptic_metadata
+from .coco_json import load_instances
+from .coco_panoptic import PanopticLayout, load_panoptic, text_id
+from .semantic_folder import load_semantic
 
 _SPLITS = {"train": "training", "val": "validation"}
 

@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..images import read_label_map
-from ..parallel import map_parallel
+from ...utils.parallel import map_parallel
+from ..image_io import read_label_map
 from .catalog import Records, require_files, require_some, set_dataset
-from .class_table import class_table, column, index_by_id, panoptic_classes, panoptic_metadata, things
-from .id_maps import Object, annotations_from_ids
-from .panoptic import PanopticLayout, load_panoptic, text_id
+from .categories import class_table, column, index_by_id, panoptic_classes, panoptic_metadata, things
+from .coco_panoptic import Object, PanopticLayout, annotations_from_ids, load_panoptic, text_id
 
 LAYOUT = """\
 <root>/cityscapes/

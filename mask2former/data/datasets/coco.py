@@ -10,14 +10,17 @@ import functools
 import os
 from typing import Any
 
+from detectron2.data.datasets.builtin import _PREDEFINED_SPLITS_LVIS
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from detectron2.data.datasets.coco import load_sem_seg
 from detectron2.data.datasets.coco_panoptic import merge_to_panoptic
+from detectron2.data.datasets.lvis import get_lvis_instances_meta, load_lvis_json
 
 from .catalog import Records, require_files, set_dataset
-from .class_table import class_table, instance_metadata, panoptic_classes, panoptic_metadata, things
-from .instances import load_instances
-from .panoptic import PanopticLayout, load_panoptic
+from .categories import class_table, column, index_by_id, instance_metadata, panoptic_classes, panoptic_metadata, things
+from .coco_json import load_instances
+from .coco_panoptic import PanopticLayout, load_panoptic
+from .semantic_folder import load_semantic
 
 # name -> picture folder, annotations
 _INSTANCES = {
@@ -136,3 +139,50 @@ def _register_separated(base: str, common: dict[str, str], stuff_root: str) -> N
     set_dataset(f"{base}_separated", load_both, {**shared, **common, "evaluator_type": "coco_panoptic_seg"})
     metadata = {**shared, "image_root": common["image_root"], "evaluator_type": "sem_seg"}
     set_dataset(f"{base}_stuffonly", load_stuff, metadata)
+
+
+STUFF_LAYOUT = """\
+<root>/coco/coco_stuff_10k/
+  images/, annotations/, imageLists/          COCO-Stuff 10k as it is downloaded
+  images_detectron2/{train,test}/             pictures, made by datasets/prepare_coco_stuff_10k.py
+  annotations_detectron2/{train,test}/        label PNG files, made by the same script"""
+
+
+def register_coco_stuff(root: str) -> None:
+    """Register coco_2017_{train,test}_stuff_10k_sem_seg below `root`; no file is touched."""
+    folder = os.path.join(root, "coco", "coco_stuff_10k")
+    classes = class_table("coco_stuff_10k")
+    for split in ("train", "test"):
+        name = f"coco_2017_{split}_stuff_10k_sem_seg"
+        paths = {
+            "image_root": os.path.join(folder, "images_detectron2", split),
+            "sem_seg_root": os.path.join(folder, "annotations_detectron2", split),
+        }
+        metadata = {
+            "stuff_classes": column(classes, "name"),
+            "stuff_dataset_id_to_contiguous_id": index_by_id(classes),
+            **paths,
+            "evaluator_type": "sem_seg",
+            "ignore_label": 255,
+        }
+        set_dataset(name, functools.partial(load_semantic, name, **paths, layout=STUFF_LAYOUT), metadata)
+
+
+LVIS_LAYOUT = """\
+<root>/
+  coco/{train,val,test}2017/      pictures of COCO
+  lvis/lvis_v1_{train,val}.json   annotations (also lvis_v0.5_*.json)"""
+
+
+def register_lvis(root: str) -> None:
+    """Register the LVIS names below `root`; no file is touched."""
+    for family, splits in _PREDEFINED_SPLITS_LVIS.items():
+        for name, (images, file) in splits.items():
+            paths = {"json_file": os.path.join(root, file), "image_root": os.path.join(root, images)}
+            metadata = {**get_lvis_instances_meta(family), **paths, "evaluator_type": "lvis"}
+            set_dataset(name, functools.partial(_load_lvis, name, **paths), metadata)
+
+
+def _load_lvis(name: str, json_file: str, image_root: str) -> Records:
+    require_files(name, [json_file, image_root], LVIS_LAYOUT)
+    return load_lvis_json(json_file, image_root, name)

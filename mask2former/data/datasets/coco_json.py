@@ -9,13 +9,14 @@ import os
 from collections.abc import Callable, Container, Sequence
 from typing import Any
 
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.coco import load_coco_json as load_with_detectron2
 from detectron2.structures import BoxMode
 
-from ..errors import BadRecordError, first_few, report_bad_records
-from ..masks import SegmentationError, check_polygons, rle_runs, without_hollow_polygons
-from .catalog import Records
-from .json_file import read_json_object
-from .own_names import file_state, locate, register_own
+from ...errors import BadRecordError, first_few, report_bad_records
+from ...structures.masks import SegmentationError, check_polygons, rle_runs, without_hollow_polygons
+from ...utils.file_io import read_json_object
+from .catalog import Records, file_state, locate, register_own, require_files
 
 logger = logging.getLogger(__name__)
 
@@ -266,3 +267,28 @@ def _report_hollow(file: str, hollow: list[str]) -> None:
     if hollow:
         text = "%s: %d objects have no polygon of three points or more and are left out: %s"
         logger.warning(text, file, len(hollow), first_few(hollow))
+
+
+def load_instances(name: str, layout: str, json_file: str, image_root: str) -> Records:
+    """Load a COCO instance json with detectron2, image ids as the file has them (numbers, or names in ADE20K).
+
+    Raises:
+        FileNotFoundError: the json or the folder of pictures is missing; shows the expected folders.
+        BadRecordError: the json is not in COCO's format, or has categories that the dataset does not have.
+    """
+    require_files(name, [json_file, image_root], layout)
+    try:
+        # Without the name: detectron2 would take the class list from the file and refuse one that is not the whole.
+        records = load_with_detectron2(json_file, image_root)
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        reason = f"is not in COCO's instance format: {type(error).__name__}: {error}"
+        raise BadRecordError(json_file, reason) from error
+    classes = MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id
+    for record in records:
+        for annotation in record["annotations"]:
+            category = annotation["category_id"]
+            if category not in classes:
+                where = f"image {record['image_id']}"
+                raise BadRecordError(json_file, f"category {category} is not one of dataset {name!r}", where)
+            annotation["category_id"] = classes[category]
+    return records

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from detectron2.config import CfgNode
 
 from .coco_json import register_coco_json
-from .own_panoptic import register_panoptic
-from .own_semantic import register_semantic_folder
+from .coco_panoptic import register_panoptic
+from .semantic_folder import register_semantic_folder
 from .ytvis_json import register_ytvis_json
 
 

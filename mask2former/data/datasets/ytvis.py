@@ -9,7 +9,7 @@ from typing import Any
 from detectron2.data import MetadataCatalog
 
 from .catalog import FileMetadata, Records, require_files, set_dataset
-from .class_table import class_table, instance_metadata
+from .categories import class_table, instance_metadata
 from .ytvis_json import category_metadata, load_ytvis_json
 
 _SPLITS = {"train": "train", "val": "valid", "test": "test"}  # end of the name -> folder

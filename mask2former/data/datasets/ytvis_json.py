@@ -13,11 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import BadRecordError, report_bad_records
-from .catalog import Records
+from ...errors import BadRecordError, report_bad_records
+from ...utils.file_io import read_json_object
+from .catalog import Records, file_state, locate, register_own
 from .coco_json import check_class_and_crowd, check_id, check_segmentation, check_sides, is_id, read_categories
-from .json_file import read_json_object
-from .own_names import file_state, locate, register_own
 
 Segmentation = list[list[float]] | dict[str, Any]
 

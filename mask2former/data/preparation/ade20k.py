@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..datasets.class_table import class_table
-from ..errors import BadRecordError
-from ..images import read_panoptic_png
+from ...errors import BadRecordError
+from ..datasets.categories import class_table
+from ..image_io import read_panoptic_png
 
 _DIVISOR = 256
 

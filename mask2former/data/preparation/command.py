@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from ...errors import BadRecordError
+from ...utils.parallel import default_workers
 from ..datasets import dataset_root
-from ..errors import BadRecordError
-from ..parallel import default_workers
 from .work import Report
 
 AGAIN = "Run the same command again: it goes on where it stopped."

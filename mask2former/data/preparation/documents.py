@@ -8,8 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from mask2former.files import write_json
-
+from ...utils.file_io import write_json
 from .work import Outcome, Report, work
 
 # Of a picture's payload; the flag says whether its entry is needed, or only the files that belong to it.

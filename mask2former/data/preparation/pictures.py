@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mask2former.files import write_bytes
-
+from ...utils.file_io import write_bytes
 from .work import Stage
 
 _FORMATS = {".png": ("PNG", {}), ".tif": ("TIFF", {"compression": "tiff_adobe_deflate"})}

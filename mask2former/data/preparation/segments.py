@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..datasets.id_maps import Object, annotations_from_ids
+from ..datasets.coco_panoptic import Object, annotations_from_ids
 
 SPREAD = 30  # how far the colour of a further segment may lie from that of its class
 

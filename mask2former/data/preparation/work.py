@@ -9,8 +9,8 @@ from enum import Enum
 from functools import partial
 from typing import Any, TypeVar
 
-from ..errors import BadRecordError
-from ..parallel import map_parallel
+from ...errors import BadRecordError
+from ...utils.parallel import map_parallel
 
 Task = TypeVar("Task")
 

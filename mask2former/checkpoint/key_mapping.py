@@ -1,0 +1,262 @@
+"""Names of weights: translates other layouts, loads a state dict into a model, and reports the result.
+
+Layouts that are recognised by their keys:
+
+- this project's and the reference's: `backbone.*`, `sem_seg_head.{pixel_decoder,predictor}.*`;
+- the reference's first one: pixel-decoder keys directly under `sem_seg_head.`, and `static_query`;
+- Hugging Face's `Mask2FormerForUniversalSegmentation`;
+- bare Swin backbones (the original's and timm's) and torchvision ResNets;
+- any of them behind `module.` (DistributedDataParallel) or `_orig_mod.` (torch.compile).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from . import huggingface
+
+logger = logging.getLogger(__name__)
+
+Shape = tuple[int, ...]
+Renamer = Callable[[dict[str, Tensor]], "dict[str, Tensor] | None"]  # None: nothing to rename
+
+# Follow from the config or from other weights: no news when a checkpoint lacks them or has too many.
+_DERIVED = re.compile(
+    r"criterion\.empty_weight|pixel_(?:mean|std)|.*\.relative_position_index|.*\.num_batches_tracked|.*\.attn_mask"
+)
+
+
+@dataclass
+class LoadReport:
+    """What a load did, key by key.
+
+    Attributes:
+        source: file or description.
+        loaded: keys of the model that got their value from the checkpoint.
+        missing: keys of the model that the checkpoint lacks; they keep their initial value.
+        unexpected: keys of the checkpoint that the model has no place for.
+        reinitialised: (key, shape in the checkpoint, shape in the model) where shapes differ; these weights
+            keep their random initial value. Usual when fine-tuning with another number of classes or queries.
+        converted: translations that were applied, in words.
+    """
+
+    source: str
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    reinitialised: list[tuple[str, Shape, Shape]] = field(default_factory=list)
+    converted: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every weight of the model was found and every weight of the file was used."""
+        return not (self.missing or self.unexpected or self.reinitialised)
+
+    def __str__(self) -> str:
+        total = len(self.loaded) + len(self.missing) + len(self.reinitialised)
+        lines = [f"{self.source}: {len(self.loaded)} of {total} weights loaded"]
+        lines += [f"  translated: {text}" for text in self.converted]
+        if self.reinitialised:
+            lines.append(f"  reinitialised, because the shape differs ({len(self.reinitialised)}):")
+            lines += [f"    {key}: {old} in the file, {new} now" for key, old, new in self.reinitialised]
+        if self.missing:
+            lines.append(f"  not in the file, left at their initial value ({len(self.missing)}):")
+            lines += [f"    {group}" for group in _grouped(self.missing, self.loaded)]
+        if self.unexpected:
+            lines.append(f"  in the file, but not in the model ({len(self.unexpected)}):")
+            lines += [f"    {group}" for group in _grouped(self.unexpected, self.loaded)]
+        return "\n".join(lines)
+
+
+def _grouped(keys: Iterable[str], others: Iterable[str]) -> list[str]:
+    """One line for each module whose keys are all in the list: the shortest prefix not shared by others."""
+    taken = {prefix for other in others for prefix in _prefixes(other)}
+    groups: dict[str, list[str]] = {}
+    for key in keys:
+        name = next((f"{prefix}*" for prefix in _prefixes(key) if prefix not in taken), key)
+        groups.setdefault(name, []).append(key)
+    return [f"{name} ({len(own)})" if len(own) > 1 else own[0] for name, own in sorted(groups.items())]
+
+
+def _prefixes(key: str) -> Iterator[str]:
+    """`a.b.c` -> "a.", "a.b."."""
+    for found in re.finditer(r"\.", key):
+        yield key[: found.end()]
+
+
+def to_current_layout(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights under this project's names, and the translations applied, in words."""
+    notes: list[str] = []
+    out = _without_wrappers(state)
+    if huggingface.is_huggingface(out):
+        return huggingface.from_huggingface(out), ["Hugging Face names to this project's"]
+    for note, rename in _HEADS:
+        out = _apply(rename, out, note, notes)
+    return out, notes
+
+
+def _apply(rename: Renamer, state: dict[str, Tensor], note: str, notes: list[str]) -> dict[str, Tensor]:
+    renamed = rename(state)
+    if renamed is None:
+        return state
+    notes.append(note)
+    return renamed
+
+
+def _without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    out = dict(state)
+    for prefix in ("module.", "_orig_mod."):
+        if out and all(key.startswith(prefix) for key in out):
+            out = {key[len(prefix) :]: value for key, value in out.items()}
+    return out
+
+
+def _rename(state: dict[str, Tensor], new_name: Callable[[str], str | None]) -> dict[str, Tensor] | None:
+    """Renamed copy; keys whose new name is None are left out. None if nothing changes."""
+    names = {key: new_name(key) for key in state}
+    if all(key == name for key, name in names.items()):
+        return None
+    return {name: state[key] for key, name in names.items() if name is not None}
+
+
+def _first_head_layout(state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """Reference, head version 1: the pixel decoder's weights lie directly under the head."""
+    head = "sem_seg_head."
+
+    def name(key: str) -> str:
+        if not key.startswith(head) or key[len(head) :].startswith(("predictor.", "pixel_decoder.")):
+            return key
+        return f"{head}pixel_decoder.{key[len(head) :]}"
+
+    return _rename(state, name)
+
+
+def _static_query(state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    return _rename(state, lambda key: key.replace("predictor.static_query.", "predictor.query_feat."))
+
+
+def swin_names(state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """An ImageNet Swin without prefix: the final norm and the classifier are not used for segmentation."""
+    if "patch_embed.proj.weight" not in state or "layers.0.blocks.0.attn.qkv.weight" not in state:
+        return None
+    # timm counts a patch merging to the stage after it, the original to the stage before.
+    merging = "layers.{}.downsample.reduction.weight"
+    timm = merging.format(0) not in state and merging.format(1) in state
+
+    def name(key: str) -> str | None:
+        if key.startswith(("head.", "norm.")):
+            return None
+        if timm and (found := re.fullmatch(r"layers\.(\d+)\.(downsample\..*)", key)):
+            key = f"layers.{int(found[1]) - 1}.{found[2]}"
+        return f"backbone.{key}"
+
+    return _rename(state, name)
+
+
+def torchvision_resnet_names(state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """torchvision's to detectron2's: layer1..4 -> res2..5, bnN -> convN.norm, downsample -> shortcut."""
+    if "layer1.0.conv1.weight" not in state or "conv1.weight" not in state:
+        return None
+
+    def name(key: str) -> str | None:
+        if key.startswith("fc."):
+            return None
+        key = re.sub(r"^layer(\d)\.", lambda found: f"res{int(found[1]) + 1}.", key)
+        if not key.startswith("res"):
+            key = f"stem.{key}"
+        key = re.sub(r"\bbn(\d)\.", r"conv\1.norm.", key)
+        key = key.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
+        return f"backbone.{key}"
+
+    return _rename(state, name)
+
+
+_HEADS: tuple[tuple[str, Renamer], ...] = (
+    ("first head layout: sem_seg_head.* to sem_seg_head.pixel_decoder.*", _first_head_layout),
+    ("static_query to query_feat", _static_query),
+)
+# Only where the model has such a backbone: the timm adapter reads the same files under their own names.
+_BACKBONES: dict[str, tuple[str, Renamer]] = {
+    "backbone.patch_embed.proj.weight": (
+        "Swin backbone: names behind backbone., classifier dropped",
+        swin_names,
+    ),
+    "backbone.res2.0.conv1.weight": (
+        "torchvision ResNet names to detectron2's, classifier dropped",
+        torchvision_resnet_names,
+    ),
+}
+
+
+def load_state_dict(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    source: str = "state dict",
+    match_names: bool = False,
+    caffe2_names: bool = False,
+    strict: bool = False,
+) -> LoadReport:
+    """Load `state` (any known layout) into `model` as far as names and shapes agree.
+
+    Args:
+        match_names: match a backbone's short names to the model's longer ones (detectron2's heuristics),
+            unless the names agree already.
+        caffe2_names: the names are those of Caffe2; translate them first (detectron2's tables).
+        strict: raise unless the report is complete; the model is then unchanged.
+
+    Raises:
+        CheckpointError: with `strict`, when a weight is missing, unexpected or of another shape.
+    """
+    target = model.state_dict()
+    weights, notes = to_current_layout(state)
+    for sign, (note, rename) in _BACKBONES.items():
+        if sign in target:
+            weights = _apply(rename, weights, note, notes)
+    if match_names and target.keys().isdisjoint(weights):
+        weights = align_and_update_state_dicts(target, weights, c2_conversion=caffe2_names)
+        notes.append("names matched by their ends (detectron2's heuristics)")
+    report = LoadReport(source, converted=notes)
+    fitting: OrderedDict[str, Tensor] = OrderedDict()
+    for key, value in weights.items():
+        if key not in target:
+            if not _DERIVED.fullmatch(key):
+                report.unexpected.append(key)
+        elif tuple(value.shape) == tuple(target[key].shape):
+            fitting[key] = value
+        elif not key.endswith(".relative_position_index"):  # follows from the window size
+            report.reinitialised.append((key, tuple(value.shape), tuple(target[key].shape)))
+    absent = [key for key in target if key not in weights and not _DERIVED.fullmatch(key)]
+    report.missing = [key for key in absent if not _shared(target[key], target, fitting)]
+    report.loaded = list(fitting)
+    if strict and not report.complete:
+        raise CheckpointError(f"the checkpoint does not fit the model exactly.\n{report}")
+    _keep_versions(model, state, fitting)
+    model.load_state_dict(fitting, strict=False)
+    return report
+
+
+def _shared(tensor: Tensor, target: Mapping[str, Tensor], fitting: Mapping[str, Tensor]) -> bool:
+    """Whether a weight is loaded under another name of the same tensor."""
+    if tensor.numel() == 0 or tensor.is_meta:
+        return False
+    others = (target[other] for other in fitting)
+    return any(other.data_ptr() == tensor.data_ptr() and other.shape == tensor.shape for other in others)
+
+
+def _keep_versions(model: nn.Module, state: Mapping[str, Tensor], fitting: OrderedDict[str, Tensor]) -> None:
+    """Versions of the file's modules, for torch's and detectron2's own conversions; the head is current."""
+    versions: dict[str, dict[str, int]] = dict(getattr(state, "_metadata", None) or {})
+    current = getattr(model.state_dict(), "_metadata", {})
+    for name, value in current.items():
+        if name.split(".")[0] == "sem_seg_head":
+            versions[name] = value
+    fitting._metadata = versions  # type: ignore[attr-defined]

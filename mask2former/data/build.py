@@ -1,0 +1,224 @@
+"""Loaders for training and evaluation, from a config."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
+from detectron2.data.samplers import InferenceSampler, RepeatFactorTrainingSampler
+from detectron2.utils import comm
+from torch.utils.data import DataLoader
+
+from ..errors import BadRecordError
+from .dataset_mappers import build_mapper
+from .datasets import register_from_config
+from .mapped_dataset import Mapper, Sample, TestRecords, TrainingRecords
+from .sampler import IndexStream, TrainingBatches
+
+logger = logging.getLogger(__name__)
+
+SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler")
+
+
+def build_train_loader(
+    cfg: CfgNode, mapper: Mapper | None = None, *, start_iteration: int = 0, seed: int | None = None
+) -> DataLoader:
+    """Endless loader of micro-batches for this process.
+
+    One iteration of training takes SOLVER.ACCUMULATION_STEPS items of the loader; over all processes they
+    hold SOLVER.IMS_PER_BATCH samples. With the same seed, a loader started at iteration k gives what the
+    loader started at 0 gives from iteration k on, augmentations included, whatever the number of workers.
+
+    Args:
+        cfg: DATASETS.TRAIN, DATASETS.COCO_JSON, INPUT, DATALOADER and SOLVER are read.
+        mapper: instead of the one that INPUT.DATASET_MAPPER_NAME names.
+        start_iteration: optimizer steps already done.
+        seed: the same on all processes; None takes cfg.SEED, and where that is negative a random one, with
+            which a resumed run does not continue the order of the interrupted one.
+
+    Returns:
+        Loader of lists of samples; `skipped_records(loader)` counts bad ones.
+
+    Raises:
+        ValueError: impossible settings, unknown dataset, nothing to train on.
+        FileNotFoundError: files of the dataset are missing.
+        BadRecordError: from reading the annotations, or later from the loader.
+    """
+    register_from_config(cfg, cfg.DATASETS.TRAIN)
+    batch_size = micro_batch_size(cfg)
+    if start_iteration < 0:
+        raise ValueError(f"start_iteration is {start_iteration}, iterations are counted from 0")
+    records = _load_records(
+        list(cfg.DATASETS.TRAIN), "DATASETS.TRAIN", cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    )
+    if seed is None:
+        seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    workers = cfg.DATALOADER.NUM_WORKERS
+    batches = TrainingBatches(
+        IndexStream(_repeats(cfg, records, seed), seed),
+        batch_size,
+        rank=comm.get_rank(),
+        world_size=comm.get_world_size(),
+        start_batch=start_iteration * cfg.SOLVER.ACCUMULATION_STEPS,
+        groups=_orientations(records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
+    )
+    dataset = TrainingRecords(
+        records,
+        mapper if mapper is not None else build_mapper(cfg, True),
+        seed=seed,
+        skip_bad=cfg.DATALOADER.SKIP_BAD_RECORDS,
+        num_workers=workers,
+    )
+    logger.info(
+        "training on %d records of %s, %d per micro-batch and process, seed %d, from iteration %d",
+        len(records),
+        ", ".join(cfg.DATASETS.TRAIN),
+        batch_size,
+        seed,
+        start_iteration,
+    )
+    return _Loader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_as_list,
+        # Pinning starts CUDA: not where the model does not use it.
+        pin_memory=cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available(),
+        generator=_own_generator(seed),
+    )
+
+
+def build_test_loader(
+    cfg: CfgNode, dataset_name: str, mapper: Mapper | None = None, *, batch_size: int = 1
+) -> DataLoader:
+    """Loader of every record of one dataset once, shared among processes.
+
+    Args:
+        cfg: DATASETS.COCO_JSON, INPUT and DATALOADER are read.
+        dataset_name: registered name.
+        mapper: instead of the one for inference.
+        batch_size: pictures in a batch.
+
+    Returns:
+        Loader of lists of samples. With DATALOADER.SKIP_BAD_RECORDS bad records are missing from them; they
+        then have no prediction, and `skipped_records(loader)` counts them.
+
+    Raises:
+        ValueError, FileNotFoundError, BadRecordError: as `build_train_loader`.
+    """
+    register_from_config(cfg, [dataset_name])
+    records = _load_records([dataset_name], "DATASETS.TEST", filter_empty=False)
+    workers = cfg.DATALOADER.NUM_WORKERS
+    dataset = TestRecords(
+        records,
+        mapper if mapper is not None else build_mapper(cfg, False),
+        skip_bad=cfg.DATALOADER.SKIP_BAD_RECORDS,
+        num_workers=workers,
+    )
+    return _Loader(
+        dataset,
+        batch_size=batch_size,
+        sampler=InferenceSampler(len(records)),
+        num_workers=workers,
+        collate_fn=_as_list,
+        generator=_own_generator(0),
+    )
+
+
+def skipped_records(loader: DataLoader) -> int:
+    """How often a loader of this module has met a bad record and gone on without it."""
+    return cast("TrainingRecords | TestRecords", loader.dataset).skipped
+
+
+def micro_batch_size(cfg: CfgNode) -> int:
+    """Samples that one process takes for one forward pass in training.
+
+    Raises:
+        ValueError: SOLVER.IMS_PER_BATCH cannot be shared out evenly.
+    """
+    parts = comm.get_world_size() * cfg.SOLVER.ACCUMULATION_STEPS
+    if parts < 1 or cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % parts:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is not a multiple of processes "
+            f"({comm.get_world_size()}) x SOLVER.ACCUMULATION_STEPS ({cfg.SOLVER.ACCUMULATION_STEPS})"
+        )
+    return cfg.SOLVER.IMS_PER_BATCH // parts
+
+
+class _Loader(DataLoader):
+    """Raises the errors that the records gave, and leaves out those that were skipped."""
+
+    def __iter__(self) -> Iterator[list[Sample]]:  # type: ignore[override]
+        for batch in super().__iter__():
+            for sample in batch:
+                if isinstance(sample, BadRecordError):
+                    raise sample
+            usable = [sample for sample in batch if sample is not None]
+            if usable:
+                yield usable
+
+
+def _own_generator(seed: int) -> torch.Generator:
+    """For what a DataLoader draws when it starts: else it would disturb the random state of the process."""
+    return torch.Generator().manual_seed(seed)
+
+
+def _as_list(batch: list[Any]) -> list[Any]:
+    return batch
+
+
+def _load_records(names: Sequence[str], key: str, filter_empty: bool) -> list[dict[str, Any]]:
+    """Records of datasets by name, checked for what detectron2 would only assert."""
+    if not names:
+        raise ValueError(f"{key} is empty; name at least one dataset")
+    for name in names:
+        if name not in DatasetCatalog:
+            near = difflib.get_close_matches(name, DatasetCatalog.keys(), 3)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise ValueError(
+                f"{key}: no dataset {name!r} is registered{hint} Your own COCO json becomes one with "
+                f'DATASETS.COCO_JSON \'[["{name}", "annotations.json", "pictures"]]\''
+            )
+    try:
+        return get_detection_dataset_dicts(names, filter_empty=filter_empty)
+    except AssertionError as error:
+        remedy = (
+            "; DATALOADER.FILTER_EMPTY_ANNOTATIONS keeps only pictures with objects" if filter_empty else ""
+        )
+        raise ValueError(f"{key} {', '.join(names)}: {error}{remedy}") from error
+
+
+def _repeats(cfg: CfgNode, records: list[dict[str, Any]], seed: int) -> np.ndarray:
+    """How often an epoch shows each record, float (N,), as DATALOADER.SAMPLER_TRAIN says."""
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name == "TrainingSampler":
+        return np.ones(len(records))
+    if name == "RepeatFactorTrainingSampler":
+        if not all("annotations" in record for record in records):
+            raise ValueError(
+                f"DATALOADER.SAMPLER_TRAIN {name} needs instance annotations; use TrainingSampler"
+            )
+        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+            records, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
+        )
+        return factors.double().numpy()
+    if name == "RandomSubsetTrainingSampler":
+        count = max(1, int(len(records) * cfg.DATALOADER.RANDOM_SUBSET_RATIO))
+        repeats = np.zeros(len(records))
+        repeats[np.random.default_rng(seed).permutation(len(records))[:count]] = 1
+        return repeats
+    raise ValueError(f"DATALOADER.SAMPLER_TRAIN {name!r} is not one of {', '.join(SAMPLERS)}")
+
+
+def _orientations(records: list[dict[str, Any]]) -> np.ndarray | None:
+    """1 for pictures wider than high, else 0; None if a record does not say its size."""
+    if not all("width" in record and "height" in record for record in records):
+        logger.info("records without sizes: pictures are not grouped by aspect ratio")
+        return None
+    return np.array([record["width"] > record["height"] for record in records], dtype=np.int64)

@@ -1,0 +1,110 @@
+"""Augmentations of clips: what is drawn once for all frames of a clip, and what anew for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+
+from ..sampler import random_state
+from ..transforms import ResizeShortestEdge, flip_augmentations
+
+# By the names of INPUT.AUGMENTATIONS: factors within 10 %; turns by up to 15 degrees around a point near the middle.
+EXTRA_AUGMENTATIONS = {
+    "brightness": lambda: T.RandomBrightness(0.9, 1.1),
+    "contrast": lambda: T.RandomContrast(0.9, 1.1),
+    "saturation": lambda: T.RandomSaturation(0.9, 1.1),
+    "rotation": lambda: T.RandomRotation([-15, 15], expand=False, center=[(0.4, 0.4), (0.6, 0.6)]),
+}
+
+
+class ClipAugmentation(T.Augmentation):
+    """Draws the same random numbers for every frame of a clip; `start_clip` draws anew.
+
+    What depends on the picture (the grey value that contrast turns around) is still that of each frame.
+
+    Args:
+        augmentation: looks at the picture alone.
+    """
+
+    def __init__(self, augmentation: T.Augmentation) -> None:
+        super().__init__()
+        self.augmentation = augmentation
+        self.seed = 0
+
+    def start_clip(self) -> None:
+        """Draw for the next clip, from numpy's global state."""
+        self.seed = int(np.random.randint(2**31))
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """The transform for one frame."""
+        with random_state(self.seed):
+            return self.augmentation.get_transform(image)
+
+
+class ClipCrop(ClipAugmentation):
+    """A random crop of one size for all frames of a clip, at one place or (`moving`) at a place of its own for each.
+
+    Args:
+        augmentation: the crop.
+        moving: draw the place for each frame.
+    """
+
+    def __init__(self, augmentation: T.RandomCrop, moving: bool = False) -> None:
+        super().__init__(augmentation)
+        self.moving = moving
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """The crop of one frame."""
+        crop = super().get_transform(image)
+        if not self.moving:
+            return crop
+        height, width = image.shape[:2]
+        left, top = np.random.randint(width - crop.w + 1), np.random.randint(height - crop.h + 1)
+        return T.CropTransform(int(left), int(top), crop.w, crop.h)
+
+
+def start_clip(augmentations: Iterable[T.Augmentation]) -> None:
+    """Draw what the frames of the next clip have in common."""
+    for augmentation in augmentations:
+        if isinstance(augmentation, ClipAugmentation):
+            augmentation.start_clip()
+
+
+def clip_augmentations(cfg: CfgNode, still: bool = False) -> list[T.Augmentation]:
+    """The augmentations that INPUT asks for, in order: size, crop, flip, then those of INPUT.AUGMENTATIONS.
+
+    The frames of a clip always have one size, with and without "_by_clip" in INPUT.MIN_SIZE_TRAIN_SAMPLING. The flip
+    is drawn once for a clip where INPUT.RANDOM_FLIP is "flip_by_clip", else for each frame.
+
+    Args:
+        cfg: INPUT is read.
+        still: the clip is one picture repeated. INPUT.AUGMENTATIONS and the place of the crop are then drawn for each
+            frame, which stands for motion; otherwise once for the clip.
+
+    Raises:
+        ValueError: a value that does not exist.
+    """
+    settings = cfg.INPUT
+    sampling = settings.MIN_SIZE_TRAIN_SAMPLING.removesuffix("_by_clip")
+    if sampling not in ("choice", "range"):
+        raise ValueError(
+            f"INPUT.MIN_SIZE_TRAIN_SAMPLING is {settings.MIN_SIZE_TRAIN_SAMPLING!r}, use 'choice_by_clip' (one of the "
+            "sizes of MIN_SIZE_TRAIN) or 'range_by_clip' (any size between its two)"
+        )
+    resize = ResizeShortestEdge(settings.MIN_SIZE_TRAIN, settings.MAX_SIZE_TRAIN, sampling)
+    chosen: list[T.Augmentation] = [ClipAugmentation(resize)]
+    if settings.CROP.ENABLED:
+        chosen.append(ClipCrop(T.RandomCrop(settings.CROP.TYPE, settings.CROP.SIZE), moving=still))
+    by_clip = settings.RANDOM_FLIP == "flip_by_clip"
+    flips = flip_augmentations("horizontal" if by_clip else settings.RANDOM_FLIP)
+    chosen.extend(ClipAugmentation(flip) if by_clip else flip for flip in flips)
+    for name in settings.AUGMENTATIONS:
+        if name not in EXTRA_AUGMENTATIONS:
+            known = ", ".join(EXTRA_AUGMENTATIONS)
+            raise ValueError(f"INPUT.AUGMENTATIONS has {name!r}, which does not exist; known: {known}")
+        extra = EXTRA_AUGMENTATIONS[name]()
+        chosen.append(extra if still else ClipAugmentation(extra))
+    return chosen

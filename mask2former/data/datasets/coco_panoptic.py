@@ -1,0 +1,271 @@
+"""The COCO panoptic format: one JSON file, and a PNG with segment ids for each image; also of a custom dataset."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pycocotools.mask as coco_mask
+from detectron2.structures import BoxMode
+
+from ...errors import BadRecordError, report_bad_records
+from ...structures.colors import color_of
+from ...structures.rle import encode_label_map
+from ...utils.file_io import read_json_object
+from .catalog import Records, file_state, locate, register_own, require_files, require_some
+from .categories import Category, panoptic_classes, panoptic_metadata
+
+
+class Object(NamedTuple):
+    """What an id of a map stands for: its category, and whether it is a crowd region."""
+
+    category_id: int
+    iscrowd: bool
+
+
+def annotations_from_ids(ids: np.ndarray, objects: Mapping[int, Object]) -> list[dict[str, Any]]:
+    """Annotations in detectron2's format, in the order of the ids.
+
+    Args:
+        ids: int (H, W).
+        objects: by id, which is not 0; other ids of the map are left out, and ids that do not occur have no annotation.
+
+    Returns:
+        For each object category_id, iscrowd, segmentation (compressed RLE), area, and bbox as XYWH.
+    """
+    present = [segment for segment in np.unique(ids).tolist() if segment in objects]
+    codes = encode_label_map(np.where(np.isin(ids, present), ids, 0))
+    return [
+        {
+            "category_id": objects[segment].category_id,
+            "iscrowd": int(objects[segment].iscrowd),
+            "segmentation": codes[segment],
+            "area": int(coco_mask.area(codes[segment])),
+            "bbox": [float(side) for side in coco_mask.toBbox(codes[segment])],
+            "bbox_mode": BoxMode.XYWH_ABS,
+        }
+        for segment in present
+    ]
+
+
+# The annotation and the entry of "images" that belongs to it (empty where the file has none) -> a path.
+Locate = Callable[[dict[str, Any], dict[str, Any]], str]
+
+
+@dataclass(frozen=True)
+class PanopticLayout:
+    """What tells one panoptic dataset from another.
+
+    Args:
+        classes: dataset id -> class index and whether it is a thing.
+        tree: the expected folders, for messages.
+        image: path of the picture below the folder of pictures; None: the file name in "images", else the name of
+            the PNG with the extension .jpg.
+        labels: path of the semantic label map below its folder; None: the name of the PNG.
+        image_id: turns the id of the file into that of the record.
+    """
+
+    classes: Mapping[int, tuple[int, bool]]
+    tree: str
+    image: Locate | None = None
+    labels: Locate | None = None
+    image_id: Callable[[Any], int | str] = int
+
+
+def text_id(value: Any) -> str:
+    """Image id of datasets whose ids are names.
+
+    Raises:
+        TypeError: neither text nor an integer.
+    """
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise TypeError(f"image_id {value!r} is no name")
+    return str(value)
+
+
+def load_panoptic(
+    name: str,
+    layout: PanopticLayout,
+    image_root: str,
+    panoptic_root: str,
+    panoptic_json: str,
+    sem_seg_root: str | None = None,
+    *,
+    skip_bad_records: bool = False,
+) -> Records:
+    """Load a dataset in the COCO panoptic format.
+
+    Returns:
+        Records with file_name, image_id, pan_seg_file_name, segments_info (category_id contiguous, isthing,
+        iscrowd), sem_seg_file_name where a root is given, and height and width where the file has them.
+
+    Raises:
+        FileNotFoundError: files are missing; shows the expected folders.
+        BadRecordError: the json file is malformed, or, without `skip_bad_records`, one of its annotations.
+    """
+    require_files(name, [panoptic_json], layout.tree)
+    content = read_json_object(panoptic_json, lists=("annotations",))
+    images = _by_id(content.get("images"))
+    records: dict[Any, dict[str, Any]] = {}
+    problems: list[BadRecordError] = []
+    for position, annotation in enumerate(content["annotations"]):
+        try:
+            record = _record(annotation, images, layout, image_root, panoptic_root, sem_seg_root)
+            if record["image_id"] in records:
+                raise ValueError(f"image {record['image_id']!r} has two annotations")
+            records[record["image_id"]] = record
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            missing = isinstance(error, KeyError)
+            reason = f"{error.args[0]!r} is missing or undeclared" if missing else f"malformed: {error}"
+            problems.append(BadRecordError(panoptic_json, reason, f"annotations[{position}]"))
+            if not skip_bad_records:
+                raise problems[-1] from error
+    report_bad_records(panoptic_json, problems, len(problems))
+    if not records:
+        raise BadRecordError(panoptic_json, "contains no annotations")
+    result = list(records.values())
+    for key in [key for key in result[0] if key.endswith("file_name")]:
+        require_some(name, [record[key] for record in result], layout.tree)
+    return result
+
+
+def _by_id(images: Any) -> dict[Any, dict[str, Any]]:
+    """Entries of "images" by their id; what is malformed is left out, for sizes and names are optional."""
+    if not isinstance(images, list):
+        return {}
+    entries = [entry for entry in images if isinstance(entry, dict)]
+    return {entry["id"]: entry for entry in entries if isinstance(entry.get("id"), (int, str))}
+
+
+def _record(
+    annotation: dict[str, Any],
+    images: dict[Any, dict[str, Any]],
+    layout: PanopticLayout,
+    image_root: str,
+    panoptic_root: str,
+    sem_seg_root: str | None,
+) -> dict[str, Any]:
+    image_id, file_name = annotation["image_id"], os.fspath(annotation["file_name"])
+    image = images.get(image_id, {})
+    if layout.image is not None:
+        picture = layout.image(annotation, image)
+    else:
+        picture = os.fspath(image.get("file_name") or f"{os.path.splitext(file_name)[0]}.jpg")
+    record = {
+        "file_name": os.path.join(image_root, picture),
+        "image_id": layout.image_id(image_id),
+        "pan_seg_file_name": os.path.join(panoptic_root, file_name),
+        "segments_info": [_convert_segment(segment, layout.classes) for segment in annotation["segments_info"]],
+        **{key: image[key] for key in ("height", "width") if isinstance(image.get(key), int)},
+    }
+    if sem_seg_root is not None:
+        labels = layout.labels(annotation, image) if layout.labels is not None else file_name
+        record["sem_seg_file_name"] = os.path.join(sem_seg_root, labels)
+    return record
+
+
+def _convert_segment(segment: dict[str, Any], classes: Mapping[int, tuple[int, bool]]) -> dict[str, Any]:
+    index, thing = classes[segment["category_id"]]
+    return {**segment, "category_id": index, "isthing": thing, "iscrowd": int(segment.get("iscrowd", 0))}
+
+
+LAYOUT = """\
+panoptic.json   {"categories": [{"id", "name", "isthing"}, ...],
+                 "images": [{"id", "file_name", "height", "width"}, ...],
+                 "annotations": [{"image_id", "file_name", "segments_info": [{"id", "category_id"}, ...]}, ...]}
+image folder/   the file_name of each of "images" (or the name of the PNG file with .jpg)
+PNG folder/     the file_name of each of "annotations": RGB, segment id = R + 256 G + 65536 B, 0 = no segment"""
+
+Path = str | os.PathLike[str]
+
+
+def register_panoptic(
+    name: str,
+    json_file: Path,
+    image_root: Path,
+    png_root: Path,
+    *,
+    sem_seg_root: Path | None = None,
+    instances_json: Path | None = None,
+    ignore_value: int = 255,
+    skip_bad_records: bool = False,
+) -> None:
+    """Register a dataset in the COCO panoptic format under a name of your choice.
+
+    The categories are read now (classes in the order of their ids, which need not be contiguous; "isthing" says which
+    have countable objects), everything else when the dataset is loaded. Relative paths are looked up in the working
+    directory, then below the dataset root. A second call with the same name replaces the first.
+
+    Args:
+        name: for DATASETS.TRAIN and DATASETS.TEST.
+        json_file: see `LAYOUT`.
+        image_root: folder of the pictures.
+        png_root: folder of the PNG files with segment ids.
+        sem_seg_root: folder of label maps named as the PNG files; without it, semantic results are evaluated on labels
+            made from the segments.
+        instances_json: COCO instance json of the things, with the same ids; needed to evaluate instance AP.
+        ignore_value: "no class" in the label maps.
+        skip_bad_records: leave out and report pictures with bad records instead of raising on the first.
+
+    Raises:
+        FileNotFoundError: a file or folder does not exist.
+        BadRecordError: the json file or its categories are malformed.
+        ValueError: the name is taken by other code.
+    """
+    json_path = locate(json_file)
+    paths = {"image_root": locate(image_root), "panoptic_root": locate(png_root), "panoptic_json": json_path}
+    labels = {} if sem_seg_root is None else {"sem_seg_root": locate(sem_seg_root)}
+    instances = {} if instances_json is None else {"json_file": locate(instances_json)}
+
+    def describe() -> tuple[Callable[[], Records], dict[str, Any]]:
+        classes = _read_categories(json_path)
+        layout = PanopticLayout(panoptic_classes(classes), LAYOUT, image_id=_same_id)
+        load = functools.partial(load_panoptic, name, layout, **paths, **labels, skip_bad_records=skip_bad_records)
+        metadata = {
+            **panoptic_metadata(classes, ignore_label=ignore_value),
+            **paths,
+            **labels,
+            **instances,
+            "evaluator_type": "coco_panoptic_seg",
+        }
+        return load, metadata
+
+    settings = (*paths.values(), *labels.items(), *instances.items(), ignore_value, skip_bad_records)
+    register_own(name, (*file_state(json_path), *settings), describe)
+
+
+def _same_id(value: Any) -> int | str:
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise TypeError(f"image_id {value!r} is neither a number nor a name")
+    return value
+
+
+def _read_categories(file: str) -> list[Category]:
+    """Categories in the order of their ids, with colours where the file has none."""
+    found: dict[int, Category] = {}
+    for position, entry in enumerate(read_json_object(file, lists=("categories",))["categories"]):
+        where = f"categories[{position}]"
+        if not isinstance(entry, dict) or type(entry.get("id")) is not int or entry["id"] < 0:
+            raise BadRecordError(file, "needs an integer 'id' of 0 or more", where)
+        if not isinstance(entry.get("name"), str) or not entry["name"]:
+            raise BadRecordError(file, "needs a 'name'", where)
+        if entry.get("isthing") not in (0, 1):
+            raise BadRecordError(file, "needs 'isthing': 1 where objects are told apart, 0 for stuff", where)
+        if entry["id"] in found:
+            raise BadRecordError(file, f"id {entry['id']} is used twice", where)
+        found[entry["id"]] = entry
+    if not found:
+        raise BadRecordError(file, "declares no categories")
+    return [
+        {
+            "id": key,
+            "name": entry["name"],
+            "isthing": int(entry["isthing"]),
+            "color": [int(value) for value in entry.get("color") or color_of(index)],
+        }
+        for index, (key, entry) in enumerate(sorted(found.items()))
+    ]

@@ -1,0 +1,188 @@
+"""The result of `check_dataset` as text and as a contact sheet."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from PIL import Image
+
+from ..errors import first_few
+from ..structures.colors import Color, color_of, shade_of
+from ..structures.masks import segmentation_to_patch
+from ..utils.tables import side_by_side
+from ..visualization import Region, add_caption, draw_regions, regions_from_map
+from .image_io import read_image, read_label_map, read_panoptic_png
+from .inspect import DatasetReport, presence
+
+_SHOWN_FILES = 20
+_SHOWN_NOTES = 5
+_TILE = 480  # pixels: width of a picture on the sheet
+_GAP = 8
+
+
+def format_report(report: DatasetReport) -> str:
+    """The report for a terminal: counts, sizes, classes, and what is wrong."""
+    looked = len(report.records)
+    part = f"{looked} of {report.total} records" if looked < report.total else f"{looked} records"
+    lines = [f"{report.name}: {report.rules.kind} dataset, {len(report.rules.names)} classes, {part}"]
+    lines += _size_lines([found.size for found in report.inspections if found.size is not None])
+    if report.rules.kind != "unlabelled":
+        lines += _class_lines(report)
+    lines += _listed("notes", report.notes, _SHOWN_NOTES)
+    broken = sum(bool(found.problems) for found in report.inspections)
+    lines += _listed(f"problems ({broken} records cannot be used)", report.problems, _SHOWN_FILES)
+    if not report.problems:
+        lines.append("No missing or broken files.")
+    return "\n".join(lines)
+
+
+def _listed(what: str, entries: Sequence[str], count: int) -> list[str]:
+    if not entries:
+        return []
+    more = [f"  and {len(entries) - count} more"] if len(entries) > count else []
+    return [f"{len(entries)} {what}:", *(f"  {entry}" for entry in entries[:count]), *more]
+
+
+def _size_lines(sizes: Sequence[tuple[int, int]]) -> list[str]:
+    if not sizes:
+        return []
+    heights, widths = np.array(sizes).T
+    common = ", ".join(f"{w}x{h} ({count})" for (h, w), count in Counter(sizes).most_common(3))
+    return [
+        f"width {widths.min()} to {widths.max()} (median {np.median(widths):.0f}), "
+        f"height {heights.min()} to {heights.max()} (median {np.median(heights):.0f}) pixels; "
+        f"most frequent: {common}"
+    ]
+
+
+def _class_lines(report: DatasetReport) -> list[str]:
+    pixels: Counter[int] = Counter()
+    objects: Counter[int] = Counter()
+    for found in report.inspections:
+        pixels.update(found.pixels)
+        objects.update(found.objects)
+    records = presence(report.inspections)
+    counted = sum(pixels.values())
+    semantic = report.rules.kind == "semantic"
+    headers = ["class", "records", *([] if semantic else ["objects"]), "% of pixels"]
+    rows = []
+    for label, name in enumerate(report.rules.names):
+        share = f"{100 * pixels[label] / max(counted, 1):.3f}" if records[label] else "absent"
+        rows.append([name.strip()[:28], records[label], *([] if semantic else [objects[label]]), share])
+    lines = [side_by_side(headers, rows, width=3 * len(headers) if len(rows) > 30 else len(headers))]
+    absent = [name.strip() for label, name in enumerate(report.rules.names) if not records[label]]
+    if absent:
+        lines.append(f"{len(absent)} of {len(report.rules.names)} classes do not occur: {first_few(absent, 20)}")
+    empty = sum(not found.pixels and not found.problems for found in report.inspections)
+    crowds, void = (sum(getattr(found, key) for found in report.inspections) for key in ("crowds", "void"))
+    area = sum(found.size[0] * found.size[1] for found in report.inspections if found.size is not None)
+    lines.append(
+        f"{sum(objects.values())} objects or segments, {crowds} crowd regions, {empty} records without any class"
+        if not semantic
+        else f"{empty} records without any class"
+    )
+    if report.rules.kind != "instance":
+        lines.append(f"{100 * void / max(area, 1):.2f} % of the pixels have no class")
+    return lines
+
+
+def contact_sheet(report: DatasetReport, count: int = 12) -> Image.Image:
+    """Annotated pictures side by side, chosen so that many classes are to be seen.
+
+    Raises:
+        ValueError: no record can be drawn.
+    """
+    chosen = choose_records([frozenset(found.pixels) for found in report.inspections], _usable(report), count)
+    if not chosen:
+        raise ValueError(f"dataset {report.name!r}: no record is whole, so there is nothing to draw")
+    tiles = [_tile(report, report.records[index]) for index in chosen]
+    columns = min(len(tiles), max(1, round(len(tiles) ** 0.5 * 1.2)))
+    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+    width = columns * (_TILE + _GAP) + _GAP
+    sheet = Image.new("RGB", (width, sum(max(tile.height for tile in row) + _GAP for row in rows) + _GAP), (18, 20, 24))
+    top = _GAP
+    for row in rows:
+        for position, tile in enumerate(row):
+            sheet.paste(tile, (_GAP + position * (_TILE + _GAP), top))
+        top += max(tile.height for tile in row) + _GAP
+    return sheet
+
+
+def _usable(report: DatasetReport) -> list[int]:
+    return [index for index, found in enumerate(report.inspections) if not found.problems]
+
+
+def choose_records(classes: Sequence[frozenset[int]], usable: Sequence[int], count: int) -> list[int]:
+    """Indices of up to `count` usable records: those that show most classes not yet shown, then evenly spread ones.
+
+    Args:
+        classes: of each record.
+        usable: indices to choose from.
+        count: how many.
+    """
+    chosen: list[int] = []
+    shown: set[int] = set()
+    while len(chosen) < count:
+        best = max(usable, key=lambda index: len(classes[index] - shown), default=None)
+        if best is None or not classes[best] - shown:
+            break
+        chosen.append(best)
+        shown |= classes[best]
+    rest = [index for index in usable if index not in set(chosen)]
+    wanted = min(count - len(chosen), len(rest))
+    chosen += [rest[(2 * position + 1) * len(rest) // (2 * wanted)] for position in range(wanted)]
+    return sorted(chosen)
+
+
+def _tile(report: DatasetReport, record: dict[str, Any]) -> Image.Image:
+    image = read_image(record["file_name"])
+    colors = _class_colors(report)
+    if report.rules.kind == "panoptic":
+        regions = _segment_regions(report, record, colors)
+    elif report.rules.kind == "instance":
+        regions = _annotation_regions(report, record, image.shape[:2], colors)
+    elif report.rules.kind == "semantic":
+        names = dict(enumerate(report.rules.names))
+        painted = {label: colors[label] for label in names if label != report.rules.ignore_label}
+        regions = regions_from_map(read_label_map(record["sem_seg_file_name"]), painted, names)
+    else:
+        regions = []
+    picture = draw_regions(image, regions, scale=_TILE / image.shape[1], alpha=0.5)
+    return add_caption(picture, str(record["file_name"]).replace("\\", "/").rsplit("/", 1)[-1])
+
+
+def _class_colors(report: DatasetReport) -> list[Color]:
+    prefix = "thing" if report.rules.kind == "instance" else "stuff"
+    given = MetadataCatalog.get(report.name).get(f"{prefix}_colors") or []
+    if len(given) != len(report.rules.names):
+        return [color_of(label) for label in range(len(report.rules.names))]
+    return [(int(r), int(g), int(b)) for r, g, b in given]
+
+
+def _segment_regions(report: DatasetReport, record: dict[str, Any], colors: Sequence[Color]) -> list[Region]:
+    seen: Counter[int] = Counter()
+    painted, texts = {}, {}
+    for segment in record["segments_info"]:
+        label = segment["category_id"]
+        painted[segment["id"]] = shade_of(colors[label], seen[label])
+        texts[segment["id"]] = report.rules.names[label]
+        seen[label] += 1
+    return regions_from_map(read_panoptic_png(record["pan_seg_file_name"]), painted, texts)
+
+
+def _annotation_regions(
+    report: DatasetReport, record: dict[str, Any], size: tuple[int, int], colors: Sequence[Color]
+) -> list[Region]:
+    seen: Counter[int] = Counter()
+    regions = []
+    for annotation in record["annotations"]:
+        label, patch = annotation["category_id"], segmentation_to_patch(annotation["segmentation"], size)
+        if patch.bits.size and not annotation.get("iscrowd", 0):
+            color = shade_of(colors[label], seen[label])
+            regions.append(Region(patch.bits, patch.left, patch.top, color, report.rules.names[label]))
+            seen[label] += 1
+    return regions

@@ -1,0 +1,132 @@
+"""Records and a mapper as torch datasets, with the policy for bad records."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import DatasetFromList
+from torch.utils.data import Dataset, get_worker_info
+
+from ..errors import BadRecordError
+from .sampler import Draw, random_state
+
+logger = logging.getLogger(__name__)
+
+Sample = dict[str, Any]
+Mapper = Callable[[dict[str, Any]], Sample | None]
+
+# So many bad records in a row are no accident, for example when the folder of the pictures is wrong.
+_MAX_TRIES = 50
+
+
+class _MappedRecords(Dataset):
+    """Shared by training and test: records in compact memory, a mapper, and a count of bad records."""
+
+    def __init__(
+        self, records: list[dict[str, Any]], mapper: Mapper, *, skip_bad: bool, num_workers: int
+    ) -> None:
+        self.records = DatasetFromList(records, copy=False)
+        self.mapper = mapper
+        self.skip_bad = skip_bad
+        # One cell a worker in shared memory: the main process sees the counts, and nobody needs a lock.
+        self._skipped = torch.zeros(max(1, num_workers), dtype=torch.int64).share_memory_()
+        self._reported: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def skipped(self) -> int:
+        """How many times a bad record was skipped so far, by all workers of this process."""
+        return int(self._skipped.sum())
+
+    def try_map(self, index: int) -> Sample | BadRecordError | None:
+        """Map one record.
+
+        Returns:
+            The sample; None for a bad record that is to be skipped, else what is wrong with it. The error is
+            given and not raised: on the way out of a worker torch would bury its message in tracebacks.
+        """
+        record = self.records[index]
+        try:
+            sample = self.mapper(record)
+            if sample is None:
+                raise BadRecordError(_name(record, index), "the mapper refused the record")
+            return sample
+        except BadRecordError as error:
+            if not self.skip_bad:
+                return error
+            worker = get_worker_info()
+            self._skipped[worker.id if worker else 0] += 1
+            if error.file not in self._reported:
+                self._reported.add(error.file)
+                logger.warning("bad record skipped: %s", error)
+            return None
+
+
+def _name(record: dict[str, Any], index: int) -> str:
+    """What a message calls a record: its file, or the first of its frames."""
+    return str(record.get("file_name") or next(iter(record.get("file_names", ())), f"record {index}"))
+
+
+class TrainingRecords(_MappedRecords):
+    """Takes `Draw`s; a bad record is replaced by one drawn at random, or gives its error.
+
+    Args:
+        records: in detectron2's format.
+        mapper: makes a sample of a record; the global random states are seeded for each draw.
+        seed: with the position of a draw it determines augmentation and replacement.
+        skip_bad: replace and count bad records; otherwise give their errors.
+        num_workers: of the loader that this goes into.
+    """
+
+    def __init__(
+        self,
+        records: list[dict[str, Any]],
+        mapper: Mapper,
+        *,
+        seed: int,
+        skip_bad: bool = False,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(records, mapper, skip_bad=skip_bad, num_workers=num_workers)
+        self.seed = seed
+
+    def __getitem__(self, draw: Draw) -> Sample | BadRecordError:
+        index = draw.record
+        with random_state(self.seed, draw.position):
+            for attempt in range(_MAX_TRIES):
+                sample = self.try_map(index)
+                if sample is not None:
+                    return sample
+                index = int(np.random.default_rng([self.seed, draw.position, attempt]).integers(len(self)))
+        return BadRecordError(
+            _name(self.records[index], index),
+            f"{_MAX_TRIES} records in a row are bad; the warnings above name them. Check the dataset "
+            "or set DATALOADER.SKIP_BAD_RECORDS to False to stop at the first",
+        )
+
+
+class TestRecords(_MappedRecords):
+    """Takes indices; gives None for a skipped record, or its error.
+
+    Args:
+        records: in detectron2's format.
+        mapper: makes a sample of a record.
+        skip_bad: give None for bad records and count them; otherwise give their errors.
+        num_workers: of the loader that this goes into.
+    """
+
+    __test__ = False  # not a test, whatever pytest thinks of the name
+
+    def __init__(
+        self, records: list[dict[str, Any]], mapper: Mapper, *, skip_bad: bool = False, num_workers: int = 0
+    ) -> None:
+        super().__init__(records, mapper, skip_bad=skip_bad, num_workers=num_workers)
+
+    def __getitem__(self, index: int) -> Sample | BadRecordError | None:
+        return self.try_map(index)

@@ -1,0 +1,172 @@
+"""Carrying masks through image transforms: polygons by their points, everything else by nearest neighbour.
+
+detectron2 applies every transform to every mask of the whole picture. Flips, rotations by 90 degrees,
+nearest-neighbour resizing, crops and padding only look pixels up, rows and columns apart from each other; so
+the whole chain is two index vectors (`IndexMap`), computed once for a picture, and a mask moves inside its
+bounding box. The result is equal pixel for pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from detectron2.data import transforms as T
+from fvcore.transforms.transform import PadTransform
+from PIL import Image
+
+from ..structures.masks import EMPTY_PATCH, Patch, bitmap_to_patch, clip_patch, paste, polygons_to_patches, tighten
+from .transforms import ColorTransform, Rot90Transform
+
+
+@dataclass(frozen=True)
+class IndexMap:
+    """A chain of look-ups: result[i, j] = picture[rows[i], columns[j]].
+
+    rows int (H,), columns int (W,); -1 marks padding, the others rise or fall steadily.
+    Where `transposed`, they look into the transposed picture.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    transposed: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the result."""
+        return len(self.rows), len(self.columns)
+
+    def move(self, patch: Patch) -> Patch:
+        """Move one mask; the result lies inside the new picture and may have empty borders, or be empty."""
+        top, left, bits = patch
+        if self.transposed:
+            top, left, bits = left, top, bits.T
+        rows = ((self.rows >= top) & (self.rows < top + bits.shape[0])).nonzero()[0]
+        columns = ((self.columns >= left) & (self.columns < left + bits.shape[1])).nonzero()[0]
+        if not rows.size or not columns.size:
+            return EMPTY_PATCH
+        moved = bits[(self.rows[rows] - top)[:, None], self.columns[columns] - left]
+        return Patch(int(rows[0]), int(columns[0]), moved)
+
+
+def index_map(transforms: T.TransformList, size: tuple[int, int]) -> IndexMap | None:
+    """Reduce a chain of transforms to look-ups.
+
+    Args:
+        transforms: the chain, as an AugmentationList returns it.
+        size: height and width of the picture before it.
+
+    Returns:
+        The map, or None where a transform is not a look-up of rows and columns (a rotation by 10 degrees).
+    """
+    result = IndexMap(np.arange(size[0]), np.arange(size[1]))
+    for transform in _flatten(transforms):
+        step = _compose(result, transform)
+        if step is None:
+            return None
+        result = step
+    return result
+
+
+def move_patches(patches: Sequence[Patch], transforms: T.TransformList, size: tuple[int, int]) -> list[Patch]:
+    """Apply transforms to masks, as `apply_segmentation` on each whole mask would.
+
+    Args:
+        patches: masks in a picture of `size`.
+        transforms: the chain that the picture goes through.
+        size: height and width before it.
+    """
+    lookup = index_map(transforms, size)
+    if lookup is not None:
+        return [tighten(lookup.move(patch)) for patch in patches]
+    moved = []
+    for patch in patches:
+        mask = transforms.apply_segmentation(paste([patch], size)[0].astype(np.uint8))
+        # Padding may carry another value than 0 or 1; it belongs to no object.
+        moved.append(bitmap_to_patch(mask == 1, mask.shape))
+    return moved
+
+
+def move_polygons(
+    objects: Sequence[Sequence[np.ndarray]],
+    transforms: T.TransformList,
+    size: tuple[int, int],
+    new_size: tuple[int, int],
+) -> list[Patch]:
+    """Apply transforms to the points of polygons, then rasterise: exact where nearest neighbour is not.
+
+    Crops only shift the points; what lies outside is cut off the mask. detectron2 cuts the polygons first,
+    with the optional package shapely; its masks differ by a few pixels where a crop crosses an outline.
+
+    Args:
+        objects: for each object its polygons, float64 (P, 2) in pixels (x, y).
+        transforms: the chain that the picture goes through.
+        size: height and width before it.
+        new_size: height and width after it.
+
+    Returns:
+        For each object its mask; empty where it was cropped away.
+    """
+    polygons = [polygon for own in objects for polygon in own]
+    counts = [len(own) for own in objects]
+    for transform in _flatten(transforms):
+        if not polygons:
+            break
+        if type(transform).apply_polygons in (T.Transform.apply_polygons, T.CropTransform.apply_polygons):
+            lengths = [len(polygon) for polygon in polygons]
+            points = transform.apply_coords(np.concatenate(polygons))
+            polygons = np.split(points, np.cumsum(lengths)[:-1])
+        else:
+            polygons = transform.apply_polygons([polygon.copy() for polygon in polygons])
+    remaining = iter(polygons)
+    patches = polygons_to_patches([[next(remaining) for _ in range(count)] for count in counts], new_size)
+    lookup = index_map(transforms, size)
+    if lookup is None:
+        return patches
+    # An object that leaves the crop must not reappear on padding that comes after the crop.
+    return [clip_patch(patch, *_valid(lookup.rows), *_valid(lookup.columns)) for patch in patches]
+
+
+def _valid(indices: np.ndarray) -> tuple[int, int]:
+    """First and last + 1 position that is no padding."""
+    valid = (indices >= 0).nonzero()[0]
+    return (int(valid[0]), int(valid[-1]) + 1) if valid.size else (0, 0)
+
+
+def _flatten(transforms: T.TransformList) -> list[T.Transform]:
+    flat: list[T.Transform] = []
+    for transform in transforms.transforms:
+        flat.extend(_flatten(transform) if isinstance(transform, T.TransformList) else [transform])
+    return flat
+
+
+def _compose(before: IndexMap, transform: T.Transform) -> IndexMap | None:
+    """Add one transform to a map; exact types only, a subclass may do anything."""
+    rows, columns, transposed = before.rows, before.columns, before.transposed
+    kind = type(transform)
+    if kind in (T.NoOpTransform, T.BlendTransform, ColorTransform):
+        return before
+    if kind is T.HFlipTransform:
+        return IndexMap(rows, columns[::-1], transposed)
+    if kind is T.VFlipTransform:
+        return IndexMap(rows[::-1], columns, transposed)
+    if kind is Rot90Transform:
+        for _ in range(transform.turns % 4):
+            rows, columns, transposed = columns[::-1], rows, not transposed
+        return IndexMap(rows, columns, transposed)
+    if kind is T.ResizeTransform:
+        return IndexMap(_nearest(rows, transform.new_h), _nearest(columns, transform.new_w), transposed)
+    if kind is T.CropTransform:
+        rows = rows[transform.y0 : transform.y0 + transform.h]
+        return IndexMap(rows, columns[transform.x0 : transform.x0 + transform.w], transposed)
+    if kind is PadTransform:
+        rows = np.pad(rows, (transform.y0, transform.y1), constant_values=-1)
+        return IndexMap(rows, np.pad(columns, (transform.x0, transform.x1), constant_values=-1), transposed)
+    return None
+
+
+def _nearest(indices: np.ndarray, size: int) -> np.ndarray:
+    """Resize an index vector with Pillow itself, so that ties round as they do for whole masks."""
+    line = Image.fromarray(indices.astype(np.int32)[None, :])
+    return np.asarray(line.resize((size, 1), Image.Resampling.NEAREST))[0].astype(np.int64)

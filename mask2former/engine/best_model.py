@@ -1,0 +1,95 @@
+"""Evaluation results: a table to read, a file to keep, and the best model so far."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from torch import nn
+
+from ..checkpoint.writing import save_safetensors
+from ..utils.file_io import atomic_write
+
+logger = logging.getLogger(__name__)
+
+MAIN_METRICS = (("panoptic_seg", "PQ"), ("segm", "AP"), ("sem_seg", "mIoU"))
+"""What a model is judged by, the first that an evaluation yields."""
+
+
+def by_dataset(results: Mapping[str, Any], names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """Undo detectron2's short form, which leaves out the data set's name when there is one only."""
+    return {names[0]: results} if len(names) == 1 else {name: results.get(name, {}) for name in names}
+
+
+def main_metric(results: Mapping[str, Mapping[str, Any]]) -> tuple[str, float] | None:
+    """Name and value of the metric that {task: {metric: value}} is judged by, None if it has none."""
+    for task, metric in MAIN_METRICS:
+        value = results.get(task, {}).get(metric)
+        if value is not None:
+            return f"{task}/{metric}", float(value)
+    return None
+
+
+def format_results(named: Mapping[str, Mapping[str, Mapping[str, float]]], columns: int = 8) -> str:
+    """A table of the first metrics of each task of each data set (per-class values are left to the file)."""
+    lines = []
+    for dataset, tasks in named.items():
+        for task, metrics in tasks.items():
+            shown = [(k, v) for k, v in metrics.items() if "-" not in k][:columns]
+            widths = [max(len(k), 7) for k, _ in shown]
+            head = "  ".join(k.rjust(w) for (k, _), w in zip(shown, widths, strict=True))
+            body = "  ".join(f"{v:{w}.3f}" for (_, v), w in zip(shown, widths, strict=True))
+            left = max(len(dataset), len(task))
+            lines += [f"  {dataset:<{left}}  {head}", f"  {task:<{left}}  {body}"]
+    return "\n".join(lines) or "  (no results)"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` so that `path` is either the old file or the whole new one. NaN becomes null."""
+    text = json.dumps(_plain(content), indent=1, allow_nan=False)
+    with atomic_write(path) as file:
+        file.write(f"{text}\n".encode())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, (str, bool, int)) or value is None:
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+class BestModel:
+    """Keeps `model_best.safetensors` and, beside it, `model_best.json` with its metric."""
+
+    def __init__(self, folder: Path) -> None:
+        self._weights, self._note = folder / "model_best.safetensors", folder / "model_best.json"
+        self.value = -math.inf
+
+    def restore(self) -> None:
+        """Take over the best value of the run that is being resumed."""
+        if self._note.is_file() and self._weights.is_file():
+            self.value = float(json.loads(self._note.read_text(encoding="utf-8"))["value"])
+
+    def offer(self, model: nn.Module, results: Mapping[str, Any], iteration: int, cfg: CfgNode) -> bool:
+        """Save `model` if its main metric on the first data set is better than before; tells whether."""
+        if not len(cfg.DATASETS.TEST):
+            return False
+        dataset = cfg.DATASETS.TEST[0]
+        found = main_metric(by_dataset(results, cfg.DATASETS.TEST)[dataset])
+        if found is None or not math.isfinite(found[1]) or found[1] <= self.value:
+            return False
+        metric, self.value = found
+        save_safetensors(model, self._weights)
+        note = {"metric": metric, "value": self.value, "dataset": dataset, "iteration": iteration}
+        write_json(self._note, note)
+        logger.info("Best %s so far: %.3f; saved %s.", metric, self.value, self._weights)
+        return True

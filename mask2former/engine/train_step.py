@@ -1,0 +1,209 @@
+"""One optimizer step: micro-batches, mixed precision, clipping, and dropping steps that are not finite."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import SimpleTrainer
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .optimizer import check_same_parameters, clip_gradients
+from .training_log import LossLog
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Autocast format of a device; `dtype` None means plain fp32."""
+
+    device_type: str
+    dtype: torch.dtype | None
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """Context for the forward pass."""
+        if self.dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device_type, dtype=self.dtype)
+
+    def grad_scaler(self) -> torch.amp.GradScaler | None:
+        """A loss scaler where the format needs one: fp16 underflows, bf16 has the range of fp32."""
+        return torch.amp.GradScaler(self.device_type) if self.dtype is torch.float16 else None
+
+
+def select_precision(cfg: CfgNode) -> Precision:
+    """Precision for MODEL.DEVICE.
+
+    "auto" takes bf16 on GPUs that compute it natively and fp16 on older ones; on other devices, where mixed
+    precision is rarely faster, it stays with fp32.
+
+    Raises:
+        ValueError: unknown SOLVER.AMP.DTYPE.
+    """
+    device_type = torch.device(cfg.MODEL.DEVICE).type
+    name = cfg.SOLVER.AMP.DTYPE
+    formats = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name != "auto" and name not in formats:
+        raise ValueError(f"SOLVER.AMP.DTYPE is '{name}'; use auto, bfloat16 or float16.")
+    if not cfg.SOLVER.AMP.ENABLED:
+        return Precision(device_type, None)
+    if name != "auto":
+        dtype: torch.dtype | None = formats[name]
+    elif device_type != "cuda":
+        dtype = None
+        logger.info("SOLVER.AMP.DTYPE auto: training in fp32 on %s.", device_type)
+    else:
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype = torch.bfloat16 if native else torch.float16
+        logger.info("Mixed precision: %s.", dtype)
+    return Precision(device_type, dtype)
+
+
+_SMALLEST_SCALE = 2.0**-20  # GradScaler starts at 2**16 and halves at each overflow
+
+
+class TrainStep(SimpleTrainer):
+    """detectron2's SimpleTrainer with accumulation, AMP and a guard, none of which waits for the GPU.
+
+    A loss that is not finite is turned into gradients that are not finite, in backward. These reach all
+    ranks in DistributedDataParallel's reduction, so every rank sees the same gradient norm, and the fused
+    optimizer skips the step by a flag on the device. Weights, moments and step counts stay as they were.
+
+    Args:
+        model: maps a list of samples to a dict of losses, already weighted.
+        data_loader: yields micro-batches; None if one is set later with `reset_data_loader`.
+        accumulation_steps: micro-batches in one optimizer step; gradients are averaged over them.
+        precision: format of the forward pass.
+        clip_norm: largest norm of all gradients together, None for no limit.
+        max_bad_steps: see `LossLog`.
+        log_period: losses are fetched every so many steps, and after step `max_iter`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable[list[dict[str, Any]]] | None,
+        optimizer: torch.optim.Optimizer,
+        *,
+        precision: Precision,
+        max_iter: int,
+        accumulation_steps: int = 1,
+        clip_norm: float | None = None,
+        norm_type: float = 2.0,
+        max_bad_steps: int = 10,
+        log_period: int = 20,
+    ) -> None:
+        super().__init__(model, data_loader, optimizer, gather_metric_period=log_period)
+        self.max_iter = max_iter
+        self.precision = precision
+        self.grad_scaler = precision.grad_scaler()
+        self.log = LossLog(max_bad_steps, gradients_may_overflow=self.grad_scaler is not None)
+        self._accumulation_steps = accumulation_steps
+        self._clip_norm, self._norm_type = clip_norm, norm_type
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def run_step(self) -> None:
+        """Take one optimizer step."""
+        if not self.model.training:
+            raise RuntimeError(
+                "The model was left in evaluation mode; a hook must call model.train() when it is done."
+            )
+        self.optimizer.zero_grad()
+        losses: list[Tensor] = []
+        names: tuple[str, ...] = ()
+        files: list[str] = []
+        waited = 0.0
+        for micro_step in range(self._accumulation_steps):
+            start = time.perf_counter()
+            batch = next(self._data_loader_iter)
+            waited += time.perf_counter() - start
+            files += _file_names(batch)
+            with self._gradient_sync(last=micro_step == self._accumulation_steps - 1):
+                names, terms = self._forward_backward(batch)
+            losses.append(terms)
+        self.after_backward()
+        if self.grad_scaler is not None:
+            self.grad_scaler.unscale_(self.optimizer)
+        grad_norm = clip_gradients(self._parameters, self._clip_norm, self._norm_type)
+        self._optimizer_step(grad_norm)
+        self.log.add(self.iter, names, torch.stack(losses).mean(0), grad_norm, files, waited)
+        if (self.iter + 1) % self.gather_metric_period == 0 or self.iter == self.max_iter - 1:
+            self.log.flush(self.iter)
+            self._check_scale()
+
+    def _forward_backward(self, batch: list[dict[str, Any]]) -> tuple[tuple[str, ...], Tensor]:
+        """Gradients of one micro-batch; returns the names and the detached values (terms,) of its losses."""
+        with self.precision.autocast():
+            losses = self.model(batch)
+        if isinstance(losses, Tensor):
+            losses = {"total_loss": losses}
+        terms = torch.stack([value.float() for value in losses.values()])
+        total = terms.sum() / self._accumulation_steps
+        # 1, or NaN where the loss is not finite: backward then marks the gradients (see the class docstring).
+        mark = torch.where(torch.isfinite(total.detach()), 1.0, float("nan"))
+        if self.grad_scaler is not None:
+            total = self.grad_scaler.scale(total)
+        total.backward(gradient=mark.to(total.dtype))
+        return tuple(losses), terms.detach()
+
+    def _gradient_sync(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        if not last and isinstance(self.model, DistributedDataParallel):
+            return self.model.no_sync()
+        return contextlib.nullcontext()
+
+    def _optimizer_step(self, grad_norm: Tensor) -> None:
+        if self.grad_scaler is not None:
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+            return
+        # The fused optimizers read this attribute, as GradScaler sets it: 1 means "change nothing".
+        self.optimizer.found_inf = (~torch.isfinite(grad_norm)).float()  # type: ignore[attr-defined]
+        try:
+            self.optimizer.step()
+        finally:
+            del self.optimizer.found_inf  # type: ignore[attr-defined]
+
+    def _check_scale(self) -> None:
+        """Raise FloatingPointError when fp16 gradients overflow however small the loss is made."""
+        if self.grad_scaler is None:
+            return
+        scale = self.grad_scaler.get_scale()
+        get_event_storage().put_scalar("grad_scale", scale, smoothing_hint=False)
+        if scale < _SMALLEST_SCALE:
+            raise FloatingPointError(
+                f"The gradients overflow in float16 at every scale (now {scale:.1e}); no step has been taken "
+                "any more. Set SOLVER.AMP.DTYPE bfloat16 or SOLVER.AMP.ENABLED False or lower SOLVER.BASE_LR."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        state["nonfinite_steps"] = self.log.bad_steps
+        if self.grad_scaler is not None:
+            state["grad_scaler"] = self.grad_scaler.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        check_same_parameters(self.optimizer, state["optimizer"])
+        super().load_state_dict(state)
+        self.log.bad_steps = int(state.get("nonfinite_steps", 0))
+        if self.grad_scaler is not None and "grad_scaler" in state:
+            self.grad_scaler.load_state_dict(state["grad_scaler"])
+
+
+def _file_names(batch: Any) -> list[str]:
+    """Names of the image files of a batch, as far as the samples carry them."""
+    samples = batch if isinstance(batch, list) else []
+    return [
+        str(sample["file_name"])
+        for sample in samples
+        if isinstance(sample, Mapping) and "file_name" in sample
+    ]

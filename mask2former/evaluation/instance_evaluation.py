@@ -1,0 +1,262 @@
+"""Instance segmentation AP on COCO-style ground truth."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pycocotools.mask as mask_util
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_json
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import Instances
+from detectron2.utils import comm
+from detectron2.utils.logger import create_small_table
+from pycocotools.coco import COCO
+
+from ..structures.rle import encode_masks
+from ..utils.file_io import write_json
+from ..utils.tables import distinct, side_by_side
+from .coco_ap import CocoScores, check_task, check_truth, evaluate_coco
+from .gathering import gather_parts
+from .ground_truth import PanopticTruth, load_coco_truth, truth_from_panoptic
+
+logger = logging.getLogger(__name__)
+
+Prediction = tuple[Any, list[dict[str, Any]]]  # image id, COCO result records
+
+
+def instances_to_records(instances: Instances, image_id: Any, tasks: Sequence[str]) -> list[dict[str, Any]]:
+    """COCO result records of one picture, in the order of `instances`.
+
+    Args:
+        instances: with `scores` (N,), `pred_classes` (N,) and `pred_masks` (N, h, w), or, for box models,
+            `pred_boxes`.
+        image_id: written into each record.
+        tasks: "segm" and "boundary" add `segmentation`, "bbox" adds `bbox` (XYWH; from the masks where there are any,
+            because mask models carry no boxes of their own).
+
+    Records with a score that is not finite are left out and reported in the log.
+    """
+    count = len(instances)
+    if count == 0:
+        return []
+    scores = instances.scores.tolist()
+    classes = instances.pred_classes.tolist()
+    records: list[dict[str, Any]] = [
+        {"image_id": image_id, "category_id": c, "score": s} for c, s in zip(classes, scores, strict=True)
+    ]
+    rles = None
+    if instances.has("pred_masks"):
+        masks = instances.pred_masks
+        rles = encode_masks(masks if isinstance(masks, torch.Tensor) else masks.tensor)
+    if "segm" in tasks or "boundary" in tasks:
+        if rles is None:
+            raise ValueError(
+                f"image {image_id!r}: predicted instances have no pred_masks, mask AP needs them"
+            )
+        for record, rle in zip(records, rles, strict=True):
+            record["segmentation"] = rle
+    if "bbox" in tasks:
+        if rles is not None:
+            boxes = mask_util.toBbox(rles).tolist()
+        else:
+            corners = instances.pred_boxes.tensor
+            boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
+        for record, box in zip(records, boxes, strict=True):
+            record["bbox"] = box
+    finite = [record for record in records if math.isfinite(record["score"])]
+    if len(finite) < count:
+        logger.warning(
+            "image %r: %d instances with a non-finite score are left out", image_id, count - len(finite)
+        )
+    return finite
+
+
+def merge_predictions(parts: Sequence[Sequence[Prediction]]) -> list[dict[str, Any]]:
+    """Records of all processes in one list; an image that several processes report counts once."""
+    seen: set[Any] = set()
+    merged: list[dict[str, Any]] = []
+    repeated = 0
+    for part in parts:
+        for image_id, records in part:
+            if image_id in seen:
+                repeated += 1
+                continue
+            seen.add(image_id)
+            merged.extend(records)
+    if repeated:
+        logger.warning(
+            "%d images were predicted more than once; the first prediction of each counts", repeated
+        )
+    return merged
+
+
+class InstanceSegEvaluator(DatasetEvaluator):
+    """COCO AP with any number of detections per image, equal to pycocotools.
+
+    With the task "boundary" also boundary AP (Cheng et al., "Boundary IoU", CVPR 2021), where a match needs the
+    boundaries to agree as well.
+
+    Differences from detectron2's COCOEvaluator: mask AP only, unless boxes are asked for (they are then
+    computed from the masks); no prediction at all is AP 0, not an error; thing ids need not be contiguous;
+    masks are encoded in one call per picture; the result file appears only complete.
+
+    Results, by task: `{"segm": {"AP", "AP50", "AP75", "APs", "APm", "APl", "AR@<max>", "AP-<class>" ...}}` in percent,
+    NaN where there is no ground truth. Written to `output_dir`: `coco_instances_results.json`.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        tasks: Sequence[str] | None = None,
+        distributed: bool = True,
+        output_dir: str | None = None,
+        *,
+        max_dets_per_image: int | None = None,
+    ) -> None:
+        """
+        Args:
+            dataset_name: registered dataset. Its metadata gives `json_file` (else the things of
+                `panoptic_json` and `panoptic_root`, else the annotations of the catalog, are taken),
+                `thing_dataset_id_to_contiguous_id` and `thing_classes`.
+            tasks: any of "segm", "bbox", "boundary"; ("segm",) if None.
+            distributed: collect predictions from all processes; the main one evaluates.
+            output_dir: where results are written; nothing is written if None.
+            max_dets_per_image: detections per image and category that count; 100 if None.
+
+        Raises:
+            FileNotFoundError: the annotation file does not exist.
+            ValueError: unknown task, or the dataset has no instance annotations.
+        """
+        self._tasks = tuple(tasks or ("segm",))
+        for task in self._tasks:
+            check_task(task)
+        self._distributed = distributed
+        self._output_dir = output_dir
+        self._max_dets = 100 if max_dets_per_image is None else max_dets_per_image
+        self._dataset_name = dataset_name
+        self._metadata = MetadataCatalog.get(dataset_name)
+        needs_truth = not distributed or comm.is_main_process()
+        self._truth: COCO | None = self._load_truth() if needs_truth else None
+        if self._truth is not None and "annotations" in self._truth.dataset:
+            for task in self._tasks:
+                check_truth(self._truth, task)
+        mapping = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        self._dataset_ids = None if mapping is None else {v: k for k, v in mapping.items()}
+        self._predictions: list[Prediction] = []
+
+    def _load_truth(self) -> COCO:
+        json_file = self._metadata.get("json_file")
+        if json_file:
+            return load_coco_truth(json_file)
+        if self._metadata.get("panoptic_json") and self._metadata.get("panoptic_root"):
+            logger.info("dataset %s: instances are made from panoptic annotations", self._dataset_name)
+            panoptic = PanopticTruth(self._metadata.panoptic_json, self._metadata.panoptic_root)
+            return truth_from_panoptic(panoptic, self._metadata.get("thing_dataset_id_to_contiguous_id"))
+        if not any("annotations" in record for record in DatasetCatalog.get(self._dataset_name)):
+            raise ValueError(
+                f"dataset {self._dataset_name!r} has no instance annotations and no json_file; "
+                f"register it with one, or set MODEL.MASK_FORMER.TEST.INSTANCE_ON False"
+            )
+        with tempfile.TemporaryDirectory(prefix="instance_truth_") as folder:
+            path = os.path.join(folder, "truth.json")
+            convert_to_coco_json(self._dataset_name, path, allow_cached=False)
+            return load_coco_truth(path)
+
+    def reset(self) -> None:
+        self._predictions = []
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
+        """Keep the predictions of a batch: inputs with `image_id`, outputs with `instances`.
+
+        Raises ValueError when there are no instances, masks, or when a class is not one of the dataset.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            if "instances" not in output:
+                raise ValueError(
+                    "the model returns no 'instances'; MODEL.MASK_FORMER.TEST.INSTANCE_ON True is needed"
+                )
+            records = instances_to_records(output["instances"], image["image_id"], self._tasks)
+            self._predictions.append((image["image_id"], self._to_dataset_ids(records)))
+
+    def evaluate(self, img_ids: Sequence[Any] | None = None) -> dict[str, Any]:
+        """AP over the dataset, or over `img_ids`. Empty on all but the main process.
+
+        Raises:
+            ValueError: a predicted image or mask size is not the dataset's.
+        """
+        parts = gather_parts(self._predictions, self._distributed)
+        if parts is None:
+            return {}
+        records = merge_predictions(parts)
+        if not records:
+            logger.warning("dataset %s: the model predicted no instance", self._dataset_name)
+        if self._output_dir:
+            path = os.path.join(self._output_dir, "coco_instances_results.json")
+            write_json(path, records)
+            logger.info("%d instances written to %s", len(records), path)
+        assert self._truth is not None
+        results: dict[str, Any] = OrderedDict()
+        if "annotations" not in self._truth.dataset:
+            logger.info("dataset %s has no annotations, so no AP is computed", self._dataset_name)
+            return results
+        for task in self._tasks:
+            scores = evaluate_coco(
+                self._truth, records, task, self._max_dets, img_ids, self._known_categories()
+            )
+            results[task] = self._summarize(scores, task)
+        return results
+
+    def _to_dataset_ids(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if self._dataset_ids is None:
+            return records
+        for record in records:
+            if record["category_id"] not in self._dataset_ids:
+                ids = sorted(self._dataset_ids)
+                raise ValueError(
+                    f"image {record['image_id']!r}: predicted class {record['category_id']} is not a thing "
+                    f"class of {self._dataset_name!r} ({len(ids)} things, {ids[0]} to {ids[-1]}); "
+                    f"MODEL.SEM_SEG_HEAD.NUM_CLASSES must match the dataset"
+                )
+        return [{**r, "category_id": self._dataset_ids[r["category_id"]]} for r in records]
+
+    def _known_categories(self) -> list[int] | None:
+        """Categories of the file that are classes of the dataset: a dataset may keep some of them only."""
+        if self._dataset_ids is None or self._truth is None:
+            return None
+        return sorted(set(self._dataset_ids.values()) & set(self._truth.cats))
+
+    def _class_names(self, category_ids: Sequence[int]) -> list[str]:
+        """Names by dataset id: from the metadata, else from the annotation file."""
+        assert self._truth is not None
+        names = {i: str(self._truth.cats[i].get("name", i)) for i in category_ids}
+        classes = self._metadata.get("thing_classes")
+        mapping = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        if classes is not None and mapping is not None:
+            # Ids may have gaps (ADE20K's things keep their place among 150 classes) while names have none.
+            by_rank = len(mapping) == len(classes)
+            for rank, (dataset_id, contiguous) in enumerate(
+                sorted(mapping.items(), key=lambda item: item[1])
+            ):
+                position = rank if by_rank else contiguous
+                if dataset_id in names and position < len(classes):
+                    names[dataset_id] = classes[position]
+        return distinct([names[i] for i in category_ids])
+
+    def _summarize(self, scores: CocoScores, task: str) -> dict[str, float]:
+        metrics = scores.summary()
+        logger.info("Results of %s on %s:\n%s", task, self._dataset_name, create_small_table(metrics))
+        if any(math.isnan(value) for value in metrics.values()):
+            logger.info("nan: there is no ground truth of that size or class")
+        per_class = scores.per_class(self._class_names(scores.category_ids))
+        if per_class:
+            rows = [(key.removeprefix("AP-"), ap) for key, ap in per_class.items()]
+            logger.info("%s AP per class:\n%s", task, side_by_side(("class", "AP"), rows))
+        return {**metrics, **per_class}

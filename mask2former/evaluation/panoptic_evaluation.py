@@ -1,0 +1,239 @@
+"""Panoptic quality on COCO-style panoptic ground truth, computed in memory."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from PIL import Image
+from tabulate import tabulate
+
+from ..utils.file_io import atomic_write, write_json
+from ..utils.tables import distinct, side_by_side
+from .gathering import gather_parts
+from .ground_truth import PanopticTruth, id_to_rgb
+from .panoptic_quality import (
+    CategoryCounts,
+    ImageMatches,
+    Quality,
+    all_missed,
+    match_segments,
+    mean_quality,
+    sum_counts,
+)
+
+logger = logging.getLogger(__name__)
+
+Segments = list[dict[str, Any]]
+Part = dict[str, tuple[ImageMatches, dict[str, Any]]]  # image id as text -> matches, prediction record
+
+
+def merge_parts(parts: Iterable[Part]) -> Part:
+    """Results of all processes; an image that several processes report counts once."""
+    merged: Part = {}
+    for part in parts:
+        for image_id, entry in part.items():
+            merged.setdefault(image_id, entry)
+    return merged
+
+
+class PanopticEvaluator(DatasetEvaluator):
+    """PQ, SQ and RQ, equal to panopticapi.
+
+    Each picture is compared as it comes, on the process that predicted it; nothing goes through files. IoU
+    sums run over the pictures in the order of the annotation file, so the result does not depend on the
+    number of processes (panopticapi's last digit depends on the number of cores; this is its single-core
+    result).
+
+    Results: `{"panoptic_seg": {"PQ", "SQ", "RQ", "PQ_th" ... "RQ_st"}}` in percent, NaN for a group without
+    any category present. Pictures of the annotation file that were not predicted count as missed, with a
+    warning. Written to `output_dir`: `predictions.json`, and with `save_predictions` its PNGs in
+    `predictions/`.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        output_dir: str | None = None,
+        *,
+        save_predictions: bool = False,
+        per_class: bool = False,
+        distributed: bool = True,
+    ) -> None:
+        """
+        Args:
+            dataset_name: registered dataset; its metadata gives `panoptic_json`, `panoptic_root`,
+                `thing_dataset_id_to_contiguous_id`, `stuff_dataset_id_to_contiguous_id`, and `label_divisor`
+                for models that return no segments_info.
+            output_dir: where predictions.json is written; nothing is written if None.
+            save_predictions: also write one PNG per picture, so that panopticapi can read predictions.json.
+            per_class: add "PQ-<class>" to the results (the log always has the table).
+            distributed: collect results from all processes.
+
+        Raises:
+            FileNotFoundError: annotation json or PNG folder is missing.
+            ValueError: the dataset has no panoptic annotations.
+        """
+        metadata = MetadataCatalog.get(dataset_name)
+        for key in ("panoptic_json", "panoptic_root", "thing_dataset_id_to_contiguous_id"):
+            if metadata.get(key) is None:
+                raise ValueError(
+                    f"dataset {dataset_name!r} has no {key} in its metadata, which panoptic quality needs; "
+                    f"set MODEL.MASK_FORMER.TEST.PANOPTIC_ON False or use a panoptic dataset"
+                )
+        self._dataset_name = dataset_name
+        self._truth = PanopticTruth(metadata.panoptic_json, metadata.panoptic_root)
+        things = metadata.thing_dataset_id_to_contiguous_id
+        self._thing_ids = {v: k for k, v in things.items()}
+        self._stuff_ids = {v: k for k, v in metadata.get("stuff_dataset_id_to_contiguous_id", {}).items()}
+        self._label_divisor = metadata.get("label_divisor")
+        self._output_dir = output_dir
+        self._save_pngs = save_predictions and output_dir is not None
+        self._per_class = per_class
+        self._distributed = distributed
+        self._part: Part = {}
+
+    def reset(self) -> None:
+        self._part = {}
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
+        """Compare a batch with its truth.
+
+        Args:
+            inputs: dicts with `image_id`, and `file_name` if predictions are written.
+            outputs: dicts with `panoptic_seg`: (id map (h, w) int, segments_info). Each segment has `id`,
+                `category_id` and `isthing`; category ids are contiguous, or the dataset's own where
+                `isthing` is absent. segments_info may be None: the map then holds category * label_divisor +
+                instance, -1 void.
+
+        Raises:
+            ValueError: the image is not annotated, sizes differ, or map and segments do not agree.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            if "panoptic_seg" not in output:
+                raise ValueError(
+                    "the model returns no 'panoptic_seg'; MODEL.MASK_FORMER.TEST.PANOPTIC_ON True is needed"
+                )
+            id_tensor, segments = output["panoptic_seg"]
+            id_map = id_tensor.cpu().numpy()
+            annotation = self._truth.annotation(image["image_id"])
+            try:
+                if segments is None:
+                    id_map, segments = self._segments_from_labels(id_map)
+                segments = [self._to_dataset_category(s) for s in segments]
+                matches = match_segments(
+                    self._truth.id_map(annotation), annotation["segments_info"], id_map, segments
+                )
+            except ValueError as error:
+                raise ValueError(f"panoptic prediction of image {image['image_id']!r}: {error}") from error
+            record = self._record(image, annotation, id_map, segments)
+            self._part.setdefault(str(image["image_id"]), (matches, record))
+
+    def _segments_from_labels(self, labels: np.ndarray) -> tuple[np.ndarray, Segments]:
+        """Split category * divisor + instance (-1 void) into ids from 1 and segments."""
+        if not self._label_divisor:
+            raise ValueError(
+                f"segments_info is None, but dataset {self._dataset_name!r} has no label_divisor"
+            )
+        segments: Segments = []
+        for label in np.unique(labels).tolist():
+            if label >= 0:
+                category = label // self._label_divisor
+                segments.append(
+                    {"id": label + 1, "category_id": category, "isthing": category in self._thing_ids}
+                )
+        return labels + 1, segments
+
+    def _to_dataset_category(self, segment: Mapping[str, Any]) -> dict[str, Any]:
+        plain = {k: v.item() if hasattr(v, "item") else v for k, v in segment.items() if k != "isthing"}
+        if segment.get("isthing") is not None:
+            ids = self._thing_ids if segment["isthing"] else self._stuff_ids
+            kind = "thing" if segment["isthing"] else "stuff"
+            if plain["category_id"] not in ids:
+                raise ValueError(
+                    f"{kind} class {plain['category_id']} is not one of dataset {self._dataset_name!r}"
+                )
+            plain["category_id"] = ids[plain["category_id"]]
+        if plain["category_id"] not in self._truth.categories:
+            raise ValueError(f"category {plain['category_id']} is not in {self._truth.json_file}")
+        return plain
+
+    def _record(
+        self, image: Mapping[str, Any], annotation: Mapping[str, Any], id_map: np.ndarray, segments: Segments
+    ) -> dict[str, Any]:
+        """The picture's entry of predictions.json; writes its PNG if asked."""
+        if not self._output_dir:
+            return {}
+        source = image.get("file_name", annotation["file_name"])
+        name = os.path.splitext(os.path.basename(source))[0] + ".png"
+        if self._save_pngs:
+            with atomic_write(os.path.join(self._output_dir, "predictions", name)) as stream:
+                Image.fromarray(id_to_rgb(id_map)).save(stream, format="PNG", compress_level=1)
+        return {"image_id": annotation["image_id"], "file_name": name, "segments_info": segments}
+
+    def evaluate(self) -> dict[str, Any] | None:
+        """PQ over the dataset; None on all but the main process."""
+        parts = gather_parts(self._part, self._distributed)
+        if parts is None:
+            return None
+        merged = merge_parts(parts)
+        if self._output_dir:
+            content = {**self._truth.content, "annotations": [record for _, record in merged.values()]}
+            write_json(os.path.join(self._output_dir, "predictions.json"), content)
+        counts = sum_counts(self._in_order(merged))
+        ids = list(self._truth.categories)
+        things = [i for i in ids if self._truth.categories[i].get("isthing") == 1]
+        groups = {
+            "All": mean_quality(counts, ids),
+            "Things": mean_quality(counts, things),
+            "Stuff": mean_quality(counts, [i for i in ids if i not in set(things)]),
+        }
+        metrics = {
+            f"{metric.upper()}{suffix}": 100 * getattr(groups[group], metric)
+            for group, suffix in (("All", ""), ("Things", "_th"), ("Stuff", "_st"))
+            for metric in ("pq", "sq", "rq")
+        }
+        self._log(groups)
+        per_class = self._log_classes(counts)
+        if self._per_class:
+            metrics.update(per_class)
+        return OrderedDict(panoptic_seg=metrics)
+
+    def _in_order(self, merged: Part) -> list[ImageMatches]:
+        """Matches of every annotated picture in the order of the annotation file."""
+        images = []
+        unseen = 0
+        for annotation in self._truth.annotations:
+            entry = merged.get(str(annotation["image_id"]))
+            unseen += entry is None
+            images.append(all_missed(annotation["segments_info"]) if entry is None else entry[0])
+        if unseen:
+            logger.warning(
+                "dataset %s: %d of %d annotated pictures were not predicted; their segments count as missed",
+                self._dataset_name,
+                unseen,
+                len(images),
+            )
+        return images
+
+    def _log(self, groups: Mapping[str, Quality]) -> None:
+        rows = [[name, 100 * q.pq, 100 * q.sq, 100 * q.rq, q.categories] for name, q in groups.items()]
+        table = tabulate(rows, headers=("", "PQ", "SQ", "RQ", "#categories"), tablefmt="pipe", floatfmt=".3f")
+        logger.info("Panoptic quality on %s:\n%s", self._dataset_name, table)
+
+    def _log_classes(self, counts: Mapping[int, CategoryCounts]) -> dict[str, float]:
+        """Log the classes and return "PQ-<class>" in percent, NaN for classes that do not appear."""
+        names = distinct([str(c.get("name", i)) for i, c in self._truth.categories.items()])
+        absent = CategoryCounts()
+        rows: list[tuple[str, float]] = []
+        for name, category in zip(names, self._truth.categories, strict=True):
+            entry = counts.get(category, absent)
+            rows.append((name, 100 * entry.pq if entry.present else float("nan")))
+        logger.info("PQ per class:\n%s", side_by_side(("class", "PQ"), rows))
+        return {f"PQ-{name}": value for name, value in rows}

@@ -1,0 +1,315 @@
+"""Semantic segmentation IoU and accuracy."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils.logger import create_small_table
+from torch import Tensor
+
+from ..data.image_io import read_label_map
+from ..structures.rle import encode_label_map
+from ..utils.file_io import write_json
+from ..utils.tables import distinct, side_by_side
+from .boundary_iou import DILATION_RATIO, boundary_areas
+from .gathering import gather_parts
+from .ground_truth import PanopticTruth
+from .joint_runs import count_pairs, joint_runs
+from .panoptic_quality import ImageMatches
+from .semantic_pq import class_matches, quality_metrics
+
+logger = logging.getLogger(__name__)
+
+_PIECE = 1 << 15  # pixels: their scores of one class, 128 KiB, are in the cache
+
+
+def first_highest(scores: Tensor) -> Tensor:
+    """The class of each pixel: scores (K, h, w) -> (h, w), as `scores.argmax(dim=0)`.
+
+    On a CPU `argmax` is the slowest step of a semantic evaluation, so there classes are compared one by one in
+    pieces that stay in the cache.
+    """
+    simple = scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64) and len(scores) <= 256
+    if not simple:
+        return scores.argmax(dim=0).to(torch.int16 if len(scores) <= 1 << 15 else torch.int64)
+    values = scores.detach().numpy().reshape(len(scores), -1)
+    classes = np.zeros(values.shape[1], dtype=np.uint8)
+    for start in range(0, values.shape[1], _PIECE):
+        piece, chosen = values[:, start : start + _PIECE], classes[start : start + _PIECE]
+        best = piece[0].copy()
+        higher = np.empty(len(best), dtype=bool)
+        marks = higher.view(np.uint8)
+        for label in range(1, len(piece)):
+            np.greater(piece[label], best, out=higher)
+            np.multiply(marks, np.uint8(label), out=marks)
+            np.maximum(chosen, marks, out=chosen)
+            np.maximum(best, piece[label], out=best)
+        if np.isnan(best).any():  # argmax takes the first NaN
+            chosen[:] = piece.argmax(axis=0)
+    return torch.from_numpy(classes.reshape(scores.shape[1:]))
+
+
+def confusion_matrix(
+    truth: np.ndarray, prediction: np.ndarray, num_classes: int, ignore_label: int
+) -> np.ndarray:
+    """Pixels by class: (K, K) int64, rows truth, columns prediction; ignored truth pixels are not counted.
+
+    Args:
+        truth: (h, w) integers, classes 0 to K - 1 or `ignore_label`.
+        prediction: (h, w) integers, classes 0 to K - 1.
+
+    Raises:
+        ValueError: sizes differ, or a label is out of range.
+    """
+    if truth.shape != prediction.shape:
+        raise ValueError(f"prediction is (h, w) = {prediction.shape}, ground truth is {truth.shape}")
+    labels, classes, pixels = joint_runs(truth, prediction)
+    counted = labels != ignore_label
+    labels, classes, pixels = labels[counted], classes[counted], pixels[counted]
+    if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
+        bad = np.unique(labels[(labels < 0) | (labels >= num_classes)]).tolist()
+        raise ValueError(
+            f"labels {bad[:10]} are outside [0, {num_classes - 1}] and are not the ignore label "
+            f"{ignore_label}"
+        )
+    if classes.size and (classes.min() < 0 or classes.max() >= num_classes):
+        raise ValueError(f"the model predicts class {classes.max()}, the dataset has {num_classes} classes")
+    return count_pairs(labels, classes, pixels, (num_classes, num_classes))
+
+
+def semantic_metrics(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
+    """IoU and accuracy in percent from a confusion matrix (K, K), rows truth.
+
+    mIoU, mACC: means over the classes with truth pixels. fwIoU: IoU weighted by truth pixels. pACC: pixel
+    accuracy. IoU-<class>, ACC-<class>: NaN where the class has no truth pixel. Everything is NaN without
+    truth pixels.
+    """
+    correct = confusion.diagonal().astype(float)
+    truth = confusion.sum(axis=1).astype(float)
+    predicted = confusion.sum(axis=0).astype(float)
+    seen = truth > 0
+    iou = np.full(len(confusion), np.nan)
+    accuracy = np.full(len(confusion), np.nan)
+    iou[seen] = correct[seen] / (truth[seen] + predicted[seen] - correct[seen])
+    accuracy[seen] = correct[seen] / truth[seen]
+    nan = float("nan")
+    total = truth.sum()
+    metrics = {
+        "mIoU": 100 * (iou[seen].sum() / seen.sum()) if total else nan,
+        "fwIoU": 100 * (iou[seen] * (truth / total)[seen]).sum() if total else nan,
+    }
+    metrics.update({f"IoU-{name}": 100 * value for name, value in zip(class_names, iou, strict=True)})
+    metrics["mACC"] = 100 * (accuracy[seen].sum() / seen.sum()) if total else nan
+    metrics["pACC"] = 100 * (correct.sum() / total) if total else nan
+    metrics.update({f"ACC-{name}": 100 * value for name, value in zip(class_names, accuracy, strict=True)})
+    return {key: float(value) for key, value in metrics.items()}
+
+
+def boundary_metrics(areas: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
+    """Boundary IoU in percent from pixels in both and in at least one boundary, (K, 2).
+
+    mBIoU: mean over the classes that appear in truth or predictions. BIoU-<class>: NaN where it appears in neither.
+    """
+    iou = np.full(len(areas), np.nan)
+    seen = areas[:, 1] > 0
+    iou[seen] = 100 * areas[seen, 0] / areas[seen, 1]
+    mean = float(iou[seen].mean()) if seen.any() else float("nan")
+    rows = list(zip(class_names, iou.tolist(), strict=True))
+    logger.info("Boundary IoU per class:\n%s", side_by_side(("class", "BIoU"), rows))
+    return {"mBIoU": mean, **{f"BIoU-{name}": value for name, value in rows}}
+
+
+@dataclass
+class SemanticPart:
+    """What a process counts: pixels by class (K, K), boundary pixels (K, 2), matches by picture, records."""
+
+    confusion: np.ndarray
+    boundary: np.ndarray
+    matches: dict[str, ImageMatches] = field(default_factory=dict)
+    predictions: list[dict[str, Any]] = field(default_factory=list)
+
+
+class SemanticEvaluator(DatasetEvaluator):
+    """mIoU and friends, equal to detectron2's SemSegEvaluator (which numpy 2 breaks).
+
+    Ground truth are the label pictures of the dataset (`sem_seg_file_name`). A panoptic dataset without them
+    is evaluated on labels made from its panoptic annotations, which is how COCO's label pictures are
+    prepared.
+
+    Results: `{"sem_seg": {"mIoU", "fwIoU", "IoU-<class>" ..., "mACC", "pACC", "ACC-<class>" ...}}` in
+    percent; with `boundary` also "mBIoU" and "BIoU-<class>", with `panoptic_quality` also "PQ", "SQ", "RQ" and
+    "PQ-<class>". Written to `output_dir`: `sem_seg_predictions.json`, one RLE per picture and class.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        distributed: bool = True,
+        output_dir: str | None = None,
+        *,
+        boundary: bool = False,
+        panoptic_quality: bool = False,
+        dilation_ratio: float = DILATION_RATIO,
+    ) -> None:
+        """
+        Args:
+            dataset_name: registered dataset; its metadata gives `stuff_classes`, `ignore_label` (255) and
+                `stuff_dataset_id_to_contiguous_id`.
+            distributed: collect results from all processes.
+            output_dir: where predictions are written; nothing is written if None.
+            boundary: also the IoU of the boundaries of each class (Cheng et al., "Boundary IoU", CVPR 2021).
+            panoptic_quality: also PQ with each class of a picture as one segment.
+            dilation_ratio: width of a boundary as a share of the picture's diagonal.
+
+        Raises:
+            ValueError: the dataset has no classes or no semantic ground truth.
+        """
+        metadata = MetadataCatalog.get(dataset_name)
+        classes = metadata.get("stuff_classes")
+        if not classes:
+            raise ValueError(
+                f"dataset {dataset_name!r} has no stuff_classes in its metadata: no semantic evaluation"
+            )
+        self._dataset_name = dataset_name
+        self._class_names = distinct(classes)
+        self._num_classes = len(classes)
+        self._ignore_label: int = metadata.get("ignore_label", 255)
+        mapping = metadata.get("stuff_dataset_id_to_contiguous_id")
+        self._dataset_ids: dict[int, int] = {} if mapping is None else {v: k for k, v in mapping.items()}
+        self._distributed = distributed
+        self._output_dir = output_dir
+        self._boundary = boundary
+        self._panoptic_quality = panoptic_quality
+        self._dilation_ratio = dilation_ratio
+        self._truth_files = {
+            record["file_name"]: record["sem_seg_file_name"]
+            for record in DatasetCatalog.get(dataset_name)
+            if "sem_seg_file_name" in record
+        }
+        self._panoptic: PanopticTruth | None = None
+        if not self._truth_files:
+            self._panoptic = self._panoptic_source(metadata)
+        self.reset()
+
+    def _panoptic_source(self, metadata: Any) -> PanopticTruth:
+        things = metadata.get("thing_dataset_id_to_contiguous_id") or {}
+        stuff = metadata.get("stuff_dataset_id_to_contiguous_id") or {}
+        self._class_of = {**things, **stuff}
+        in_range = all(0 <= c < self._num_classes for c in self._class_of.values())
+        unambiguous = len(set(self._class_of.values())) == len(self._class_of) and in_range
+        if not metadata.get("panoptic_json") or not metadata.get("panoptic_root") or not unambiguous:
+            raise ValueError(
+                f"dataset {self._dataset_name!r} has no semantic ground truth (sem_seg_file_name); "
+                f"set MODEL.MASK_FORMER.TEST.SEMANTIC_ON False or register it with label pictures"
+            )
+        logger.info("dataset %s: semantic labels are made from panoptic annotations", self._dataset_name)
+        return PanopticTruth(metadata.panoptic_json, metadata.panoptic_root)
+
+    def reset(self) -> None:
+        self._part = SemanticPart(
+            np.zeros((self._num_classes, self._num_classes), dtype=np.int64),
+            np.zeros((self._num_classes, 2), dtype=np.int64),
+        )
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
+        """Count a batch.
+
+        Args:
+            inputs: dicts with `file_name` (and `image_id` for labels made from panoptic annotations).
+            outputs: dicts with `sem_seg`, (K, h, w) scores or (h, w) integer classes.
+
+        Raises:
+            ValueError: wrong number of classes, sizes differ, or a label is out of range; names the file.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            if "sem_seg" not in output:
+                raise ValueError(
+                    "the model returns no 'sem_seg'; MODEL.MASK_FORMER.TEST.SEMANTIC_ON True is needed"
+                )
+            prediction = self._classes(output["sem_seg"])
+            source, truth = self._read_truth(image)
+            try:
+                self._count(image["file_name"], truth, prediction)
+            except ValueError as error:
+                raise ValueError(f"{source}: {error}") from error
+            if self._output_dir:
+                self._part.predictions.extend(self._records(prediction, image["file_name"]))
+
+    def _count(self, file_name: str, truth: np.ndarray, prediction: np.ndarray) -> None:
+        part, classes, ignore = self._part, self._num_classes, self._ignore_label
+        part.confusion += confusion_matrix(truth, prediction, classes, ignore)
+        if self._boundary:
+            part.boundary += boundary_areas(truth, prediction, classes, ignore, self._dilation_ratio)
+        if self._panoptic_quality:
+            part.matches[file_name] = class_matches(truth, prediction, ignore)
+
+    def _classes(self, scores: Tensor) -> np.ndarray:
+        """(K, h, w) scores or (h, w) classes -> (h, w) classes on the host, copied in the smallest type."""
+        if scores.dim() == 3:
+            if scores.shape[0] != self._num_classes:
+                raise ValueError(
+                    f"the model predicts {scores.shape[0]} classes, dataset {self._dataset_name!r} has "
+                    f"{self._num_classes}; set MODEL.SEM_SEG_HEAD.NUM_CLASSES"
+                )
+            scores = first_highest(scores)
+        return scores.cpu().numpy()
+
+    def _read_truth(self, image: Mapping[str, Any]) -> tuple[str, np.ndarray]:
+        if self._panoptic is None:
+            path = self._truth_files.get(image["file_name"], image.get("sem_seg_file_name"))
+            if path is None:
+                raise ValueError(
+                    f"{image['file_name']}: dataset {self._dataset_name!r} has no semantic labels for it"
+                )
+            return path, read_label_map(path)
+        annotation = self._panoptic.annotation(image["image_id"])
+        ids = self._panoptic.id_map(annotation)
+        labels = np.full(int(ids.max(initial=0)) + 1, self._ignore_label, dtype=np.int64)
+        for segment in annotation["segments_info"]:
+            if segment["id"] < len(labels):
+                labels[segment["id"]] = self._class_of[segment["category_id"]]
+        return annotation["file_name"], labels[ids]
+
+    def _records(self, prediction: np.ndarray, file_name: str) -> list[dict[str, Any]]:
+        return [
+            {"file_name": file_name, "category_id": self._dataset_ids.get(label, label), "segmentation": rle}
+            for label, rle in encode_label_map(prediction).items()
+        ]
+
+    def evaluate(self) -> dict[str, Any] | None:
+        """Metrics over all pictures; None on all but the main process."""
+        parts = gather_parts(self._part, self._distributed)
+        return None if parts is None else self.evaluate_parts(parts)
+
+    def evaluate_parts(self, parts: Sequence[SemanticPart]) -> dict[str, Any]:
+        """Metrics of the counts of all processes."""
+        if self._output_dir:
+            path = os.path.join(self._output_dir, "sem_seg_predictions.json")
+            write_json(path, [record for part in parts for record in part.predictions])
+        metrics = semantic_metrics(np.sum([part.confusion for part in parts], axis=0), self._class_names)
+        if self._boundary:
+            metrics.update(boundary_metrics(np.sum([part.boundary for part in parts], axis=0), self._class_names))
+        if self._panoptic_quality:
+            matches = {name: match for part in parts for name, match in part.matches.items()}
+            # In one order, whichever process saw them: the last digit of sums depends on it.
+            metrics.update(quality_metrics((matches[name] for name in sorted(matches)), self._class_names))
+        shown = ("mIoU", "fwIoU", "mACC", "pACC", "mBIoU", "PQ")
+        summary = {key: metrics[key] for key in shown if key in metrics}
+        logger.info("Semantic segmentation on %s:\n%s", self._dataset_name, create_small_table(summary))
+        rows = [(n, metrics[f"IoU-{n}"], metrics[f"ACC-{n}"]) for n in self._class_names]
+        logger.info("IoU per class:\n%s", side_by_side(("class", "IoU", "ACC"), rows, width=9))
+        if self._num_classes == 1:
+            logger.warning(
+                "dataset %s has one class, which every pixel gets: IoU is 100 whatever the model does",
+                self._dataset_name,
+            )
+        return OrderedDict(sem_seg=metrics)

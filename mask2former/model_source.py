@@ -1,0 +1,99 @@
+"""Config, weights and class names of a model that a user names."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from . import zoo
+from .config import find_config
+from .structures.classes import ClassTable
+from .structures.colors import Color
+from .utils.file_io import write_json
+
+DEFAULT_MODEL = "nuclei"
+
+
+def locate_model(
+    name: str | None, config: str | os.PathLike[str] | None, weights: str | os.PathLike[str] | None
+) -> tuple[Path, str | os.PathLike[str] | None]:
+    """Config and weights files of what the user named. Weights are None when only a config was given."""
+    if config is None and name is None and weights is not None:
+        raise ValueError(f"weights {str(weights)!r} need config=FILE or the name of the model they belong to")
+    if config is not None:
+        return find_config(Path(config)), weights
+    name = name or DEFAULT_MODEL
+    folder = Path(name).expanduser()
+    # A folder of pictures may bear the name of a model; only one with a config is a model.
+    if folder.is_dir() and ((folder / "config.yaml").is_file() or name not in zoo.list_models()):
+        return _in_folder(folder, weights)
+    entry = zoo.lookup(name)
+    return find_config(entry.config_file), weights or zoo.resolve_weights(entry)
+
+
+def _in_folder(
+    folder: Path, weights: str | os.PathLike[str] | None
+) -> tuple[Path, str | os.PathLike[str]]:
+    """Config and weights in a training's output folder, or one with model.safetensors and config.yaml."""
+    config = folder / "config.yaml"
+    if not config.is_file():
+        raise FileNotFoundError(f"{folder} has no config.yaml, so it is no training output or model folder")
+    if weights is not None:
+        return config, weights
+    names = ["model.safetensors", "model_best.safetensors", "model_final.safetensors", "model_final.pth"]
+    marker = folder / "last_checkpoint"
+    if marker.is_file():
+        names.append(Path(marker.read_text(encoding="utf-8").strip()).name)
+    for name in names:
+        if (folder / name).is_file():
+            return config, folder / name
+    raise FileNotFoundError(f"{folder} has no weights ({', '.join(names)}); pass weights=FILE")
+
+
+def dataset_classes(cfg: CfgNode) -> ClassTable | None:
+    """The classes of the config's datasets, as far as these are registered; None: unknown."""
+    for dataset in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        if dataset in MetadataCatalog:
+            metadata = MetadataCatalog.get(dataset).as_dict()
+            table = ClassTable.from_metadata(metadata, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+            if table is not None:
+                return table
+    return None
+
+
+def store_classes(table: ClassTable, folder: Path) -> Path:
+    """Write `classes.json` into a model's folder, so that it is understood where the dataset is not."""
+    return write_json(folder / "classes.json", table.categories())
+
+
+def stored_classes(config: Path, weights: Path) -> ClassTable | None:
+    """Class names kept beside a model: `classes.json`, a list of names or of COCO categories."""
+    for folder in dict.fromkeys((weights.parent, config.parent)):
+        path = folder / "classes.json"
+        if not path.is_file():
+            continue
+        try:
+            rows = json.loads(path.read_text(encoding="utf-8"))
+            if rows and isinstance(rows[0], dict):
+                return ClassTable(
+                    names=tuple(str(row["name"]) for row in rows),
+                    is_thing=tuple(bool(row.get("isthing", 1)) for row in rows),
+                    colors=_colors(rows),
+                    dataset_ids=tuple(int(row["id"]) for row in rows),
+                )
+            return ClassTable(tuple(str(row) for row in rows))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} must be a JSON list of names or of {{id, name}} ({error!r})") from error
+    return None
+
+
+def _colors(rows: list[dict[str, Any]]) -> tuple[Color, ...]:
+    """Colours of COCO categories; none where one of them has none."""
+    if not all(isinstance(row.get("color"), list) for row in rows):
+        return ()
+    return tuple((int(r), int(g), int(b)) for r, g, b in (row["color"] for row in rows))

@@ -1,0 +1,157 @@
+"""The per-pixel baselines of MaskFormer v1 (arXiv 2107.06278, section 4): one class score map, cross-entropy at
+each pixel. They are heads of detectron2's meta-architecture `SemanticSegmentor`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import fvcore.nn.weight_init as weight_init
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from torch import Tensor, nn
+
+from ...utils.registry import register
+from ..transformer_decoder.mask2former_transformer_decoder import mask_logits
+from ..transformer_decoder.maskformer_transformer_decoder import StandardTransformerDecoder
+from .mask_former_head import common_settings, decoder_channels, decoder_inputs
+
+Output = tuple[Tensor | None, dict[str, Tensor]]
+
+
+@register(SEM_SEG_HEADS_REGISTRY)
+class PerPixelBaselineHead(nn.Module):
+    """A 1x1 convolution on the mask features.
+
+    Args:
+        input_shape: name -> ShapeSpec of the backbone maps.
+        num_classes: K.
+        pixel_decoder: module with `forward_features` (contract: ADVANCED_USAGE.md).
+        mask_dim: channels of its mask features.
+        loss_weight: factor of the loss.
+        ignore_value: label of pixels that do not count.
+        common_stride: stride of the mask features; the scores are enlarged by it.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: Mapping[str, ShapeSpec],
+        *,
+        num_classes: int,
+        pixel_decoder: nn.Module,
+        mask_dim: int,
+        loss_weight: float = 1.0,
+        ignore_value: int = 255,
+        common_stride: int = 4,
+    ) -> None:
+        super().__init__()
+        self.in_features = sorted(input_shape, key=lambda name: input_shape[name].stride)
+        self.num_classes = num_classes
+        self.ignore_value = ignore_value
+        self.loss_weight = loss_weight
+        self.common_stride = common_stride
+        self.pixel_decoder = pixel_decoder
+        self.predictor: nn.Module = Conv2d(mask_dim, num_classes, kernel_size=1)
+        weight_init.c2_msra_fill(self.predictor)
+
+    @classmethod
+    def from_config(cls, cfg: Any, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
+        head = cfg.MODEL.SEM_SEG_HEAD
+        return common_settings(cfg, input_shape) | {"mask_dim": head.MASK_DIM, "common_stride": head.COMMON_STRIDE}
+
+    def forward(self, features: Mapping[str, Tensor], targets: Tensor | None = None) -> Output:
+        """Score the classes at each pixel.
+
+        Args:
+            features: backbone maps (B, C, H', W') by name.
+            targets: in training int64 (B, H, W), classes in [0, K) or `ignore_value`.
+
+        Returns:
+            in training None and {"loss_sem_seg", and with suffix _0, _1, ... those of earlier predictions};
+            otherwise class logits (B, K, H, W), before the softmax, and {}.
+        """
+        scores = self.scores(features)
+        if not self.training:
+            return self._enlarge(scores[-1]), {}
+        if targets is None:
+            raise ValueError(
+                "samples came to training without 'sem_seg', the label map that per-pixel heads learn from; "
+                "set INPUT.DATASET_MAPPER_NAME to 'mask_former_semantic'"
+            )
+        suffixes = [*(f"_{i}" for i in range(len(scores) - 1)), ""]
+        return None, {f"loss_sem_seg{s}": self.loss(x, targets) for s, x in zip(suffixes, scores, strict=True)}
+
+    def scores(self, features: Mapping[str, Tensor]) -> list[Tensor]:
+        """Class logits (B, K, H4, W4) of all supervised predictions, the last one at the end."""
+        mask_features, _ = decoder_inputs(self.pixel_decoder, "pixel_embedding", features)
+        return [self.predictor(mask_features)]
+
+    def _enlarge(self, scores: Tensor) -> Tensor:
+        factor = float(self.common_stride)
+        return F.interpolate(scores.float(), scale_factor=factor, mode="bilinear", align_corners=False)
+
+    def loss(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """Weighted mean cross-entropy of logits (B, K, H4, W4) over the labelled pixels of `targets` (B, H, W).
+
+        Without labelled pixels it is zero.
+        """
+        height, width = targets.shape[-2:]
+        # Where H is no multiple of the stride, the enlarged map reaches beyond the image.
+        scores = self._enlarge(scores)[..., :height, :width]
+        if scores.shape[-2:] != targets.shape[-2:]:
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.COMMON_STRIDE {self.common_stride} does not bring the mask features to the "
+                f"labels' size {height} x {width}: set it to the stride of the finest of MODEL.SEM_SEG_HEAD.IN_FEATURES"
+            )
+        total = F.cross_entropy(scores, targets, reduction="sum", ignore_index=self.ignore_value)
+        return total / (targets != self.ignore_value).sum().clamp(min=1) * self.loss_weight
+
+
+@register(SEM_SEG_HEADS_REGISTRY)
+class PerPixelBaselinePlusHead(PerPixelBaselineHead):
+    """A transformer decoder whose query k is the mask of class k; its mask logits are the class logits.
+
+    Args:
+        transformer_predictor: decoder without classes; checkpoints call it `predictor`.
+        transformer_in_feature: what it reads, as in `MaskFormerHead`.
+        others: see `PerPixelBaselineHead`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: Mapping[str, ShapeSpec],
+        *,
+        transformer_predictor: nn.Module,
+        transformer_in_feature: str,
+        **options: Any,
+    ) -> None:
+        super().__init__(input_shape, **options)
+        self.predictor = transformer_predictor
+        self.transformer_in_feature = transformer_in_feature
+
+    @classmethod
+    def from_config(cls, cfg: Any, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
+        queries, classes = cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        if queries != classes:
+            raise ValueError(
+                f"MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is {queries}, but PerPixelBaselinePlusHead has one query for "
+                f"each class: set it to MODEL.SEM_SEG_HEAD.NUM_CLASSES, {classes}"
+            )
+        channels = decoder_channels(cfg, input_shape)
+        return super().from_config(cfg, input_shape) | {
+            "transformer_predictor": StandardTransformerDecoder(cfg, channels, mask_classification=False),
+            "transformer_in_feature": cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE,
+        }
+
+    def scores(self, features: Mapping[str, Tensor]) -> list[Tensor]:
+        """Class logits (B, K, H4, W4) of all supervised predictions, the last one at the end."""
+        source, mask_features = decoder_inputs(self.pixel_decoder, self.transformer_in_feature, features)
+        outputs = self.predictor(source, mask_features)
+        if not self.training:
+            return [outputs["pred_masks"][:, :, 0]]
+        steps = [*outputs["aux_outputs"], outputs]
+        return [mask_logits(step["pred_embeds"], outputs["mask_features"])[:, :, 0] for step in steps]

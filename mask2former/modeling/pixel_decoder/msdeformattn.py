@@ -1,0 +1,275 @@
+"""The pixel decoder of Mask2Former: a deformable-attention encoder over three levels, then one FPN step to stride 4.
+
+Mask2Former (arXiv 2112.01527), section 3.2.2; the encoder is that of Deformable DETR (arXiv 2010.04159).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import fvcore.nn.weight_init as weight_init
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from torch import Tensor, nn
+
+from ...ops import ms_deform_attn
+from ...utils.registry import register
+from ..shape_cache import ShapeCache
+from ..transformer_decoder.position_encoding import PositionEncoding
+from .fpn import lateral_convolution, output_convolution
+
+Shapes = Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of the L levels, and the centres of their S tokens.
+
+    Attributes:
+        shapes: (H, W) of each level.
+        points: (S, 2) centre (x, y) of every token in [0, 1] of its own map, fp32.
+    """
+
+    shapes: Shapes
+    points: Tensor
+
+    @classmethod
+    def of(cls, shapes: Shapes, device: torch.device) -> Geometry:
+        """Made on the device from Python ints, without a copy that waits."""
+        centres = []
+        for height, width in shapes:
+            y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
+            x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
+            grid = torch.stack((x[None].expand(height, -1), y[:, None].expand(-1, width)), dim=-1)
+            centres.append(grid.flatten(0, 1))
+        return cls(tuple(shapes), torch.cat(centres))
+
+
+class MSDeformAttn(nn.Module):
+    """Self-attention of all levels' tokens, each looking at P points per level and head."""
+
+    def __init__(self, dim: int, levels: int, heads: int, points: int) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"dim {dim} must be a multiple of heads {heads}")
+        self.levels, self.heads, self.points = levels, heads, points
+        self.sampling_offsets = nn.Linear(dim, heads * levels * points * 2)
+        self.attention_weights = nn.Linear(dim, heads * levels * points)
+        self.value_proj = nn.Linear(dim, dim)
+        self.output_proj = nn.Linear(dim, dim)
+        self._init()
+
+    def _init(self) -> None:
+        """Head h starts looking in direction h, point p at distance p + 1 (Deformable DETR, appendix A.4)."""
+        angle = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
+        direction = torch.stack((angle.cos(), angle.sin()), dim=-1)
+        direction = direction / direction.abs().max(-1, keepdim=True).values  # on the unit square
+        distance = torch.arange(1, self.points + 1, dtype=torch.float32)
+        grid = direction[:, None, None] * distance[:, None]  # (heads, 1, P, 2)
+        with torch.no_grad():
+            self.sampling_offsets.weight.zero_()
+            self.sampling_offsets.bias.copy_(grid.expand(-1, self.levels, -1, -1).flatten())
+            self.attention_weights.weight.zero_()
+            self.attention_weights.bias.zero_()
+        for linear in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, query: Tensor, geometry: Geometry, tokens: Tensor) -> Tensor:
+        """Look from each query at its sampled points.
+
+        Args:
+            query: (B, N, C), tokens with their position encoding.
+            geometry: where the queries are, and the sizes of the levels.
+            tokens: (B, S, C), the levels one after another.
+
+        Returns:
+            (B, N, C).
+        """
+        value = self.value_proj(tokens).unflatten(-1, (self.heads, -1))
+        offsets = self.sampling_offsets(query).unflatten(-1, (self.heads, self.levels, self.points, 2))
+        logits = self.attention_weights(query).unflatten(-1, (self.heads, self.levels, self.points))
+        return self.output_proj(ms_deform_attn(value, geometry.shapes, offsets, logits, geometry.points))
+
+
+class EncoderLayer(nn.Module):
+    """Deformable self-attention and a feed-forward network, both residual with post-norm."""
+
+    def __init__(self, dim: int, hidden: int, dropout: float, levels: int, heads: int, points: int) -> None:
+        super().__init__()
+        self.self_attn = MSDeformAttn(dim, levels, heads, points)
+        self.norm1 = nn.LayerNorm(dim)
+        self.linear1 = nn.Linear(dim, hidden)
+        self.linear2 = nn.Linear(hidden, dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+        for linear in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(linear.weight)
+
+    def forward(self, tokens: Tensor, position: Tensor, geometry: Geometry) -> Tensor:
+        """`tokens` (B, S, C) and their `position` (S, C); returns (B, S, C)."""
+        attended = self.self_attn(tokens + position, geometry, tokens)
+        tokens = self.norm1(tokens + self.dropout(attended))
+        expanded = self.dropout(F.relu(self.linear1(tokens)))
+        return self.norm2(tokens + self.dropout(self.linear2(expanded)))
+
+
+class _Encoder(nn.Module):
+    """The stack of layers; a module of its own because checkpoints name it `transformer.encoder`."""
+
+    def __init__(self, layers: Sequence[EncoderLayer]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+
+class DeformableEncoder(nn.Module):
+    """Joint encoder of L feature maps."""
+
+    def __init__(self, layers: Sequence[EncoderLayer], dim: int, levels: int) -> None:
+        super().__init__()
+        self.encoder = _Encoder(layers)
+        self.level_embed = nn.Parameter(torch.randn(levels, dim))
+        self.position = PositionEncoding(dim)
+        self._geometry: ShapeCache[Geometry] = ShapeCache()
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """L maps (B, C, H, W) -> the encoded maps, in the same order and shapes."""
+        shapes = [(m.shape[2], m.shape[3]) for m in maps]
+        device = maps[0].device
+        tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
+        position = torch.cat(
+            [self.position(1, h, w, device) + e for (h, w), e in zip(shapes, self.level_embed, strict=True)]
+        ).to(tokens.dtype)
+        geometry = self._geometry((*shapes, device), lambda: Geometry.of(shapes, device))
+        for layer in self.encoder.layers:
+            tokens = layer(tokens, position, geometry)
+        parts = tokens.split([h * w for h, w in shapes], dim=1)
+        return [p.transpose(1, 2).unflatten(2, shape) for p, shape in zip(parts, shapes, strict=True)]
+
+
+def _projection(in_channels: int, channels: int) -> nn.Sequential:
+    convolution = nn.Conv2d(in_channels, channels, 1)
+    nn.init.xavier_uniform_(convolution.weight)
+    assert convolution.bias is not None
+    nn.init.zeros_(convolution.bias)
+    return nn.Sequential(convolution, nn.GroupNorm(32, channels))
+
+
+@register(SEM_SEG_HEADS_REGISTRY)
+class MSDeformAttnPixelDecoder(nn.Module):
+    """Backbone maps -> mask features at stride 4 and three levels for the transformer decoder.
+
+    Args:
+        input_shape: name -> ShapeSpec of the backbone maps.
+        transformer_in_features: the maps that enter the encoder; the finer ones join in the FPN.
+        conv_dim: channels inside.
+        mask_dim: channels of the mask features.
+        norm: norm of the FPN convolutions ("GN"; empty for none).
+        common_stride: stride of the mask features.
+    """
+
+    num_output_levels = 3
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: Mapping[str, ShapeSpec],
+        *,
+        transformer_dropout: float = 0.0,
+        transformer_nheads: int = 8,
+        transformer_dim_feedforward: int = 1024,
+        transformer_enc_layers: int = 6,
+        transformer_points: int = 4,
+        conv_dim: int = 256,
+        mask_dim: int = 256,
+        norm: str = "GN",
+        transformer_in_features: Sequence[str] = ("res3", "res4", "res5"),
+        common_stride: int = 4,
+    ) -> None:
+        super().__init__()
+        by_stride = sorted(input_shape, key=lambda name: input_shape[name].stride)
+        # Coarse first: the order of the encoder's levels.
+        self.encoder_features = [name for name in reversed(by_stride) if name in transformer_in_features]
+        if len(self.encoder_features) != len(set(transformer_in_features)):
+            raise ValueError(
+                f"DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES {list(transformer_in_features)} must be part of "
+                f"MODEL.SEM_SEG_HEAD.IN_FEATURES {by_stride}"
+            )
+        self.input_proj = nn.ModuleList(
+            _projection(input_shape[name].channels, conv_dim) for name in self.encoder_features
+        )
+        levels = len(self.encoder_features)
+        layers = [
+            EncoderLayer(
+                conv_dim,
+                hidden=transformer_dim_feedforward,
+                dropout=transformer_dropout,
+                levels=levels,
+                heads=transformer_nheads,
+                points=transformer_points,
+            )
+            for _ in range(transformer_enc_layers)
+        ]
+        self.transformer = DeformableEncoder(layers, conv_dim, levels)
+        finest = input_shape[self.encoder_features[-1]].stride
+        steps = int(math.log2(finest) - math.log2(common_stride))
+        self.fpn_features = [n for n in reversed(by_stride) if input_shape[n].stride < finest][:steps]
+        for index, name in enumerate(reversed(self.fpn_features), start=1):
+            self._add_fpn_step(index, input_shape[name].channels, conv_dim, norm)
+        self.mask_dim = mask_dim
+        self.mask_features = Conv2d(conv_dim, mask_dim, kernel_size=1)
+        weight_init.c2_xavier_fill(self.mask_features)
+
+    def _add_fpn_step(self, index: int, in_channels: int, conv_dim: int, norm: str) -> None:
+        """Convolutions `adapter_N` (lateral) and `layer_N` (output); N counts from the finest map."""
+        self.add_module(f"adapter_{index}", lateral_convolution(in_channels, conv_dim, norm))
+        self.add_module(f"layer_{index}", output_convolution(conv_dim, conv_dim, norm))
+
+    @classmethod
+    def from_config(cls, cfg: Any, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
+        head, transformer = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
+        return {
+            "input_shape": {k: v for k, v in input_shape.items() if k in head.IN_FEATURES},
+            "conv_dim": head.CONVS_DIM,
+            "mask_dim": head.MASK_DIM,
+            "norm": head.NORM,
+            "transformer_dropout": transformer.DROPOUT,
+            "transformer_nheads": transformer.NHEADS,
+            "transformer_dim_feedforward": head.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD,
+            "transformer_enc_layers": head.TRANSFORMER_ENC_LAYERS,
+            "transformer_points": head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS,
+            "transformer_in_features": head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES,
+            "common_stride": head.COMMON_STRIDE,
+        }
+
+    def forward_features(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """Decode the backbone maps.
+
+        Returns:
+            mask features (B, mask_dim, H4, W4), the coarsest encoded map (B, C, H, W), and three levels, coarse first.
+        """
+        kind = next(iter(features.values())).device.type
+        if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16:
+            # The residual stream of the encoder can overflow fp16; bf16 is fine.
+            with torch.autocast(kind, enabled=False):
+                return self._decode({name: x.float() for name, x in features.items()})
+        return self._decode(features)
+
+    def _decode(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        maps = [p(features[n]) for n, p in zip(self.encoder_features, self.input_proj, strict=True)]
+        out = self.transformer(maps)
+        for name, index in zip(self.fpn_features, range(len(self.fpn_features), 0, -1), strict=True):
+            lateral = getattr(self, f"adapter_{index}")(features[name])
+            up = F.interpolate(out[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+            out.append(getattr(self, f"layer_{index}")(lateral + up))
+        return self.mask_features(out[-1]), out[0], out[: self.num_output_levels]
+
+    def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """Same as `forward_features`."""
+        return self.forward_features(features)

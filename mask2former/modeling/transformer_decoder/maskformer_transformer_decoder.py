@@ -1,0 +1,123 @@
+"""The transformer decoder of MaskFormer v1 (arXiv 2107.06278, section 3.2), which is DETR's: no attention masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import fvcore.nn.weight_init as weight_init
+import torch
+from detectron2.config import configurable
+from detectron2.layers import Conv2d
+from torch import Tensor, nn
+
+from ...utils.registry import register
+from .layers import MLP
+from .mask2former_transformer_decoder import mask_logits
+from .position_encoding import PositionEncoding
+from .registry import TRANSFORMER_DECODER_REGISTRY, decoder_settings
+from .transformer import TransformerDecoder, TransformerEncoder, map_tokens
+
+
+@register(TRANSFORMER_DECODER_REGISTRY)
+class StandardTransformerDecoder(nn.Module):
+    """Queries that attend to a whole feature map in every layer.
+
+    Args:
+        in_channels: channels C' of the incoming map.
+        mask_classification: predict a class for each query. Without, query k is the mask of class k, as
+            `PerPixelBaselinePlusHead` uses it.
+        num_classes: K; the class head predicts K + 1, no-object last.
+        hidden_dim: C.
+        num_queries: Q.
+        enc_layers: encoder layers on the incoming map before the queries see it; may be 0.
+        dec_layers: decoder layers, each of which gives a prediction (config DEC_LAYERS).
+        pre_norm: layer norm before each block instead of after it.
+        deep_supervision: return the predictions of the earlier layers in training.
+        mask_dim: channels of the mask features.
+        enforce_input_project: project the incoming map even where C' = C.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        in_channels: int,
+        mask_classification: bool = True,
+        *,
+        num_classes: int,
+        hidden_dim: int,
+        num_queries: int,
+        nheads: int,
+        dropout: float,
+        dim_feedforward: int,
+        enc_layers: int,
+        dec_layers: int,
+        pre_norm: bool,
+        deep_supervision: bool,
+        mask_dim: int,
+        enforce_input_project: bool,
+    ) -> None:
+        super().__init__()
+        self.mask_classification = mask_classification
+        self.deep_supervision = deep_supervision
+        self.position = PositionEncoding(hidden_dim)
+        layer: dict[str, Any] = {"heads": nheads, "hidden": dim_feedforward, "dropout": dropout, "pre_norm": pre_norm}
+        self.transformer = nn.ModuleDict(
+            {
+                "encoder": TransformerEncoder(enc_layers, hidden_dim, **layer),
+                "decoder": TransformerDecoder(dec_layers, hidden_dim, **layer),
+            }
+        )
+        self.query_embed = nn.Embedding(num_queries, hidden_dim)
+        self.input_proj: nn.Module = nn.Sequential()
+        if in_channels != hidden_dim or enforce_input_project:
+            self.input_proj = Conv2d(in_channels, hidden_dim, kernel_size=1)
+            weight_init.c2_xavier_fill(self.input_proj)
+        if mask_classification:
+            self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
+        self.mask_embed = MLP(hidden_dim, hidden_dim, mask_dim, 3)
+
+    @classmethod
+    def from_config(cls, cfg: Any, in_channels: int, mask_classification: bool = True) -> dict[str, Any]:
+        node = cfg.MODEL.MASK_FORMER
+        return decoder_settings(cfg, in_channels, mask_classification) | {
+            "dropout": node.DROPOUT,
+            "enc_layers": node.ENC_LAYERS,
+            "dec_layers": node.DEC_LAYERS,
+            "deep_supervision": node.DEEP_SUPERVISION,
+        }
+
+    def forward(
+        self, x: Tensor | Sequence[Tensor], mask_features: Tensor, mask: Tensor | None = None, *, frames: int = 1
+    ) -> dict[str, Any]:
+        """Predict classes and masks of the queries.
+
+        Args:
+            x: the map (B * T, C', H', W') to attend to, or several, which are then attended to as one sequence.
+            mask_features: (B * T, mask_dim, H4, W4).
+            mask: ignored, as in the masked-attention decoder.
+            frames: T.
+
+        Returns:
+            the outputs of `MultiScaleMaskedTransformerDecoder`, with DEC_LAYERS predictions in training; without
+            `mask_classification` they lack "pred_logits".
+        """
+        maps = [x] if isinstance(x, Tensor) else x
+        tokens, position = map_tokens([self.input_proj(m) for m in maps], self.position, frames)
+        memory = self.transformer["encoder"](tokens, position)
+        query_position = self.query_embed.weight[None].expand(memory.shape[0], -1, -1)
+        states = self.transformer["decoder"](
+            torch.zeros_like(query_position), memory + position, memory, query_position
+        )
+        features = mask_features.unflatten(0, (-1, frames))  # (B, T, C, H4, W4)
+        if not self.training:
+            last = self._predict(states[-1])
+            masks = mask_logits(last.pop("pred_embeds"), features)
+            return {**last, "pred_masks": masks, "query_embeds": states[-1], "aux_outputs": []}
+        predictions = [self._predict(state) for state in states[0 if self.deep_supervision else -1 :]]
+        return {**predictions[-1], "mask_features": features, "aux_outputs": predictions[:-1]}
+
+    def _predict(self, state: Tensor) -> dict[str, Tensor]:
+        """Class logits (B, Q, K + 1) and query embeddings (B, Q, mask_dim) of queries (B, Q, C)."""
+        logits = {"pred_logits": self.class_embed(state)} if self.mask_classification else {}
+        return {**logits, "pred_embeds": self.mask_embed(state)}

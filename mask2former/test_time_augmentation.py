@@ -1,0 +1,238 @@
+"""Test-time augmentation: a picture is shown at several sizes and mirrored, and the results are merged.
+
+Semantic scores of all views are averaged, as in the reference. Queries have no common order from view to view, so
+instances and panoptic segments are merged by `MergedQueries`. One view is computed at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from detectron2.data import transforms as T
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .data.image_io import read_image
+from .maskformer_model import MaskFormer, class_scores_and_masks
+from .modeling.device_transfer import to_cpu
+from .modeling.postprocess import Size, postprocess
+from .tta_merging import MergedQueries
+
+Record = dict[str, Any]
+# Merged masks have at most this many pixels: with 200 queries 400 MB.
+_MAX_CELLS = 2**19
+
+
+class View(NamedTuple):
+    """One way to show a picture."""
+
+    size: Size
+    mirrored: bool = False
+
+    def of(self, record: Mapping[str, Any]) -> Record:
+        """The record with its picture, uint8 (3, H, W), resized and perhaps mirrored; the rest as it was."""
+        picture = record["image"].permute(1, 2, 0).cpu().numpy()
+        shown = T.ResizeTransform(*picture.shape[:2], *self.size).apply_image(picture)
+        shown = shown[:, ::-1] if self.mirrored else shown
+        return {**record, "image": torch.from_numpy(np.ascontiguousarray(shown.transpose(2, 0, 1)))}
+
+    def unmirror(self, maps: Tensor) -> Tensor:
+        """Maps (..., H, W) of this view as those of the picture."""
+        return maps.flip(-1) if self.mirrored else maps
+
+
+def plan_views(size: Size, min_sizes: Sequence[int], max_size: int, mirror: bool) -> list[View]:
+    """The views of a picture, those of detectron2's DatasetMapperTTA in the same order.
+
+    Args:
+        size: (H, W) of the picture as the test loader resized it.
+        min_sizes: short sides, TEST.AUG.MIN_SIZES.
+        max_size: longest long side, TEST.AUG.MAX_SIZE.
+        mirror: show each size mirrored, too, TEST.AUG.FLIP.
+    """
+    views = []
+    for short in min_sizes:
+        height, width = T.ResizeShortestEdge.get_output_shape(*size, short, max_size)
+        resized = max(1, height), max(1, width)
+        views += [View(resized, mirrored) for mirrored in ((False, True) if mirror else (False,))]
+    return views
+
+
+class _WithTTA(nn.Module):
+    """What the wrappers share: a model in, the same call out.
+
+    Args:
+        cfg: TEST.AUG and INPUT.FORMAT are read.
+        model: the model to wrap, perhaps inside DistributedDataParallel; it must be in evaluation mode when called.
+    """
+
+    def __init__(self, cfg: Any, model: nn.Module) -> None:
+        super().__init__()
+        if not len(cfg.TEST.AUG.MIN_SIZES):
+            raise ValueError("TEST.AUG.MIN_SIZES is empty; name at least one short side")
+        self.model: Any = model.module if isinstance(model, DistributedDataParallel) else model
+        self.min_sizes: list[int] = list(cfg.TEST.AUG.MIN_SIZES)
+        self.max_size: int = cfg.TEST.AUG.MAX_SIZE
+        self.mirror: bool = cfg.TEST.AUG.FLIP
+        self.image_format: str = cfg.INPUT.FORMAT
+
+    @torch.no_grad()
+    def forward(self, batched_inputs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Results per picture, as from the model.
+
+        Args:
+            batched_inputs: per picture {"image": uint8 (3, H, W)}, or {"file_name": ...}; optional "height" and
+                "width" of the results, default those of the picture.
+        """
+        if self.model.training:
+            raise ValueError("test-time augmentation is for inference; call .eval() first")
+        return [self.merge(self._complete(record)) for record in batched_inputs]
+
+    def merge(self, record: Record) -> dict[str, Any]:
+        """Results of one picture; the record has "image", "height" and "width"."""
+        raise NotImplementedError
+
+    def _complete(self, record: Mapping[str, Any]) -> Record:
+        complete = dict(record)
+        if "image" not in complete:
+            pixels = read_image(complete.get("file_name", ""), self.image_format)
+            complete["image"] = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+        complete.setdefault("height", complete["image"].shape[-2])
+        complete.setdefault("width", complete["image"].shape[-1])
+        return complete
+
+    def _views(self, record: Record) -> list[View]:
+        size = (int(record["image"].shape[-2]), int(record["image"].shape[-1]))
+        return plan_views(size, self.min_sizes, self.max_size, self.mirror)
+
+
+class SemanticSegmentorWithTTA(_WithTTA):
+    """Averages "sem_seg" over views; for any model that returns it, detectron2's SemanticSegmentor included.
+
+    Args:
+        cfg, model: see `_WithTTA`.
+        tta_mapper: makes the views instead, as detectron2's DatasetMapperTTA: records with "transforms".
+    """
+
+    def __init__(
+        self, cfg: Any, model: nn.Module, tta_mapper: Callable[[Record], list[Record]] | None = None
+    ) -> None:
+        super().__init__(cfg, model)
+        self.tta_mapper = tta_mapper
+
+    def merge(self, record: Record) -> dict[str, Any]:
+        """{"sem_seg": (K, h, w)}, the average of the views."""
+        total = RunningMean()
+        for view, shown in self._shown(record):
+            total.add(view.unmirror(self.model([shown])[0]["sem_seg"]))
+        return {"sem_seg": total.mean()}
+
+    def _shown(self, record: Record) -> Iterator[tuple[View, Record]]:
+        if self.tta_mapper is None:
+            for view in self._views(record):
+                yield view, view.of(record)
+            return
+        for shown in self.tta_mapper(record):
+            mirrored = sum(isinstance(t, T.HFlipTransform) for t in shown["transforms"].transforms) % 2 == 1
+            yield View(tuple(shown["image"].shape[-2:]), mirrored), shown
+
+
+class MaskFormerWithTTA(_WithTTA):
+    """Test-time augmentation of every result that a MaskFormer gives.
+
+    "sem_seg" is that of `SemanticSegmentorWithTTA`. Instances and panoptic segments come from `MergedQueries`, whose
+    first view is the unmirrored one nearest in size to the picture as the test loader gives it; the merged queries
+    then go through the usual post-processing. Masks are merged at the resolution of the mask logits of the largest
+    view. With a single view the results are those of the model on this view, exactly.
+    """
+
+    def __init__(self, cfg: Any, model: nn.Module) -> None:
+        super().__init__(cfg, model)
+        if not isinstance(self.model, MaskFormer):
+            raise ValueError(
+                f"TEST.AUG: no test-time augmentation for a {type(self.model).__name__}; set TEST.AUG.ENABLED False"
+            )
+
+    def merge(self, record: Record) -> dict[str, Any]:
+        """Those of "sem_seg", "panoptic_seg" and "instances" that are switched on, as from the model."""
+        views = self._views(record)
+        if len(views) == 1:
+            return self.model([views[0].of(record)])[0]
+        settings, output = self.model.settings, (int(record["height"]), int(record["width"]))
+        semantic = replace(
+            settings,
+            instance=False,
+            panoptic=False,
+            semantic_at_output_size=settings.semantic_at_output_size or settings.instance or settings.panoptic,
+        )
+        mean, merged = RunningMean(), None
+        for view in _first_like(views, record["image"].shape[-2:]):
+            images = self.model.preprocess([view.of(record)])
+            scores, masks = class_scores_and_masks(self.model.sem_seg_head(self.model.backbone(images.tensor)))
+            padded = (int(images.tensor.shape[-2]), int(images.tensor.shape[-1]))
+            if settings.semantic:
+                found = postprocess(scores[0], scores[0], masks[0], padded, view.size, output, semantic)
+                mean.add(view.unmirror(found.pop("sem_seg")))
+            if settings.instance or settings.panoptic:
+                if merged is None:
+                    merged = MergedQueries(_common_size(views, padded, masks.shape[-2:]))
+                merged.add(scores[0], masks[0], (view.size[0] / padded[0], view.size[1] / padded[1]), view.mirrored)
+            del images, masks
+        results: dict[str, Any] = {"sem_seg": mean.mean()} if settings.semantic else {}
+        if merged is not None:
+            scores, logits = merged.finish()
+            size, objects = merged.size, replace(settings, semantic=False)
+            results |= postprocess(scores, to_cpu(scores), logits, size, size, output, objects)
+        return results
+
+
+def with_tta(cfg: Any, model: nn.Module) -> nn.Module:
+    """The model with test-time augmentation as TEST.AUG says.
+
+    Raises:
+        ValueError: a kind of model that has none.
+    """
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    if architecture == "VideoMaskFormer":
+        raise ValueError("TEST.AUG: no test-time augmentation for videos; set TEST.AUG.ENABLED False")
+    if architecture == "SemanticSegmentor":
+        return SemanticSegmentorWithTTA(cfg, inner)
+    return MaskFormerWithTTA(cfg, inner)
+
+
+class RunningMean:
+    """Mean of tensors of one shape, holding one of them at a time."""
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None
+        self._count = 0
+
+    def add(self, value: Tensor) -> None:
+        self._count += 1
+        if self._total is None:
+            self._total = value.clone()
+        else:
+            self._total += value
+
+    def mean(self) -> Tensor:
+        assert self._total is not None
+        return self._total / self._count
+
+
+def _first_like(views: Sequence[View], size: Sequence[int]) -> list[View]:
+    """The views, the one that is most like the picture first; `plan_views` gives unmirrored ones first."""
+    first = min(views, key=lambda view: abs(view.size[0] - size[0]) + abs(view.size[1] - size[1]))
+    return [first, *(view for view in views if view is not first)]
+
+
+def _common_size(views: Sequence[View], padded: Size, masks: Sequence[int]) -> Size:
+    """Resolution of the merged masks: that of the mask logits of the largest view, without its padding."""
+    height, width = max((view.size for view in views), key=lambda size: size[0] * size[1])
+    rows, columns = height * masks[0] / padded[0], width * masks[1] / padded[1]
+    shrink = min(1.0, (_MAX_CELLS / (rows * columns)) ** 0.5)
+    return max(1, round(rows * shrink)), max(1, round(columns * shrink))

@@ -1,0 +1,143 @@
+"""Merging the queries of several views of one picture (test-time augmentation, our own design).
+
+Query 17 of one view and query 17 of another need not mean the same object. So the queries of each further view are
+matched to those merged so far, one to one (Hungarian method), by class agreement x mask IoU, and matched queries
+are averaged: class probabilities and mask probabilities.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from .modeling.device_transfer import to_cpu, to_device
+from .modeling.postprocess import Size
+
+# Two queries whose masks overlap less are not the same object.
+_MIN_IOU = 0.5
+# A query without a partner becomes a new object where its class is at least this probable.
+_MIN_SCORE = 0.5
+# Pixels x queries that are compared at a time.
+_CHUNK = 2**25
+
+
+class MergedQueries:
+    """A growing set of queries, each the average of the views that have it.
+
+    * A query of a view and a merged query are averaged if they are matched and their masks (probability above one
+      half) have an IoU of at least one half. A view without such a partner for a merged query abstains: it changes
+      neither its class nor its mask. One that has the mask and sees no object there speaks against the object.
+    * The queries of the first view stay in any case, so what only plain inference finds is not lost. A confident
+      query of another view that overlaps none of the merged ones joins them, and counts in the end if more than half
+      of the views have it. There are never more than twice as many queries as in one view.
+
+    Memory: the mask probabilities of the merged queries and of one view, float32 (N, h, w) each.
+
+    Args:
+        size: resolution (h, w) of the merged masks, which cover the picture without padding.
+    """
+
+    def __init__(self, size: Size) -> None:
+        self.size = size
+        self._views = 0
+
+    def add(self, class_scores: Tensor, mask_logits: Tensor, share: tuple[float, float], mirrored: bool) -> None:
+        """Add the queries of one view.
+
+        Args:
+            class_scores: (Q, K + 1), after the softmax.
+            mask_logits: (Q, H4, W4), before the sigmoid, of the padded view.
+            share: parts of height and width of the padded view that the picture takes.
+            mirrored: whether the view is mirrored left to right.
+        """
+        masks = to_picture(mask_logits, self.size, share, mirrored).sigmoid_()
+        class_scores = class_scores.float()
+        self._views += 1
+        if self._views == 1:
+            self._limit = 2 * len(masks)
+            self._scores, self._masks = class_scores.clone(), masks
+            self._count = torch.ones(len(masks), device=masks.device)
+            self._first = len(masks)
+            return
+        agreement = (self._scores / self._count[:, None])[:, :-1] @ class_scores[:, :-1].T
+        overlap = self._overlap(masks)
+        values, classes = class_scores.max(-1)
+        confident = (classes != class_scores.shape[1] - 1) & (values >= _MIN_SCORE)
+        table = to_cpu(torch.cat((agreement, overlap, confident[None].to(overlap)))).nan_to_num(0.0).numpy()
+        count = len(self._masks)
+        old, new, fresh = match(table[:count], table[count:-1], table[-1] > 0)
+        old_index, new_index = (to_device(torch.from_numpy(i), masks.device) for i in (old, new))
+        self._scores.index_add_(0, old_index, class_scores[new_index])
+        self._count.index_add_(0, old_index, torch.ones_like(old_index, dtype=self._count.dtype))
+        for place, query in zip(old.tolist(), new.tolist(), strict=True):  # one by one: no copy of all masks
+            self._masks[place] += masks[query]
+        fresh = fresh[: self._limit - count]
+        if len(fresh):
+            index = to_device(torch.from_numpy(fresh), masks.device)
+            self._scores = torch.cat((self._scores, class_scores[index]))
+            self._masks = torch.cat((self._masks, masks[index]))
+            self._count = torch.cat((self._count, self._count.new_ones(len(fresh))))
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        """Class scores (N, K + 1) and mask logits (N, h, w), before the sigmoid; the first view's queries first.
+
+        The object is spent afterwards.
+        """
+        votes = to_cpu(self._count)
+        chosen = (torch.arange(len(votes)) < self._first) | (2 * votes > self._views)
+        index = to_device(chosen.nonzero().flatten(), self._masks.device)
+        count = self._count[index]
+        masks = self._masks if bool(chosen.all()) else self._masks[index]
+        logits = torch.logit_(masks.div_(count[:, None, None]), eps=1e-6)
+        return self._scores[index] / count[:, None], logits
+
+    def _overlap(self, masks: Tensor) -> Tensor:
+        """IoU (N, Q) of merged masks and those of a view, both cut at one half; 0 where both are empty."""
+        ours, theirs = self._masks.flatten(1), masks.flatten(1)
+        cut = (0.5 * self._count)[:, None]
+        common = ours.new_zeros(len(ours), len(theirs))
+        our_area, their_area = ours.new_zeros(len(ours)), ours.new_zeros(len(theirs))
+        step = max(1, _CHUNK // (len(ours) + len(theirs)))
+        for start in range(0, ours.shape[1], step):
+            a = (ours[:, start : start + step] > cut).float()
+            b = (theirs[:, start : start + step] > 0.5).float()
+            common += a @ b.T
+            our_area += a.sum(1)
+            their_area += b.sum(1)
+        return common / (our_area[:, None] + their_area - common).clamp(min=1)
+
+
+def match(
+    agreement: np.ndarray, overlap: np.ndarray, confident: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which queries are the same.
+
+    Args:
+        agreement: (N, Q) probability that merged query and new query are of the same class.
+        overlap: (N, Q) IoU of their masks.
+        confident: bool (Q,), new queries that may stand alone.
+
+    Returns:
+        places of merged queries (M,) and of their new partners (M,), and of confident new queries that lie apart.
+    """
+    rows, columns = linear_sum_assignment(agreement * overlap, maximize=True)
+    same = overlap[rows, columns] >= _MIN_IOU
+    apart = confident & (overlap < _MIN_IOU).all(axis=0)
+    return rows[same], columns[same], apart.nonzero()[0]
+
+
+def to_picture(mask_logits: Tensor, size: Size, share: tuple[float, float], mirrored: bool) -> Tensor:
+    """Mask logits (Q, H4, W4) of a padded, perhaps mirrored view -> (Q, h, w) over the picture, bilinear."""
+
+    def places(count: int, part: float) -> Tensor:
+        centres = (torch.arange(count, device=mask_logits.device, dtype=torch.float32) + 0.5) / count
+        return centres * (2 * part) - 1
+
+    y, x = places(size[0], share[0]), places(size[1], share[1])
+    x = x.flip(0) if mirrored else x
+    grid = torch.stack((x.expand(size), y[:, None].expand(size)), dim=-1)[None]
+    logits = mask_logits[None].float()
+    return F.grid_sample(logits, grid, mode="bilinear", padding_mode="border", align_corners=False)[0]

@@ -1,0 +1,117 @@
+"""Files that are either complete or absent, never cut short; and JSON with errors that name the file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from detectron2.utils.file_io import PathManager
+
+from ..errors import BadRecordError
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A binary file that takes its name only after all of it is on the disk; on an error nothing is left."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        _publish(temporary, path)
+    except BaseException:  # also on Ctrl-C: half a checkpoint must not stay
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    with contextlib.suppress(OSError):  # some network mounts have no permissions
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only the owner can read
+    os.replace(temporary, path)
+    if hasattr(os, "O_DIRECTORY"):  # the new name must survive a power cut too, where the file system can
+        with contextlib.suppress(OSError):
+            directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
+    """Write a whole file atomically, and make its folder."""
+    with atomic_write(path) as file:
+        file.write(content)
+    return Path(path)
+
+
+def write_json(path: str | os.PathLike[str], document: Any) -> Path:
+    """Write `document` as JSON, atomically. NaN and infinity are refused: they are not JSON."""
+    return write_bytes(path, json.dumps(document, allow_nan=False).encode())
+
+
+def read_json(path: str | os.PathLike[str], purpose: str) -> Any:
+    """Read a JSON file; `purpose` completes the error messages ("instance annotations").
+
+    Raises FileNotFoundError when there is no such file and ValueError when it is not JSON.
+    """
+    local = PathManager.get_local_path(os.fspath(path))
+    if not os.path.isfile(local):
+        raise FileNotFoundError(
+            f"{purpose}: no file {path}. Dataset paths start at DETECTRON2_DATASETS (default ./datasets)."
+        )
+    try:
+        with open(local, encoding="utf-8") as stream:
+            return json.load(stream)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{purpose}: {path} is not valid JSON ({error}); is the download complete?"
+        ) from error
+
+
+def short_path(path: str | os.PathLike[str]) -> str:
+    """A path as people want to read it: relative below the working directory, else absolute."""
+    whole, here = Path(path).absolute(), Path.cwd()
+    return str(whole.relative_to(here)) if whole.is_relative_to(here) else str(whole)
+
+
+def read_json_object(path: str, lists: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a json file that holds an object.
+
+    Args:
+        path: file name, or any address that iopath's PathManager knows.
+        lists: keys that must be there and hold lists.
+
+    Raises:
+        FileNotFoundError: no such file.
+        BadRecordError: no json, another kind of json, or a key is missing.
+    """
+    try:
+        with PathManager.open(path, "r", encoding="utf-8") as file:
+            content = json.load(file)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} does not exist") from error
+    except OSError as error:
+        raise BadRecordError(path, f"cannot be read: {error}") from error
+    except RecursionError as error:
+        raise BadRecordError(path, "the json is nested too deeply") from error
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
+        raise BadRecordError(path, f"is not a json file: {error}") from error
+    if not isinstance(content, dict):
+        raise BadRecordError(path, f"holds a json {type(content).__name__}, an object is needed")
+    for key in lists:
+        if not isinstance(content.get(key), list):
+            state = "has no" if key not in content else "has no list under"
+            raise BadRecordError(path, f"{state} {key!r}")
+    return content

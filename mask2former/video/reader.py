@@ -1,0 +1,347 @@
+"""Frames of a video, whatever it comes as: a file, a folder of pictures, a list, or a stream that is read once.
+
+Every source can be read again from any frame on, so that a long clip is never held in memory: it is read once for
+the network and once more for the pictures of its result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Union
+
+import cv2
+import numpy as np
+import torch
+
+from ..data.image_io import Picture, read_picture
+
+logger = logging.getLogger(__name__)
+
+PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
+DEFAULT_RATE = Fraction(25)
+
+Video = Union[str, "os.PathLike[str]", Iterable[Picture]]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of a video: its number from 0, its time in seconds, and (H, W, 3) uint8 RGB."""
+
+    index: int
+    seconds: float
+    image: np.ndarray
+
+
+class FrameSource:
+    """A video. `length` is None where it is unknown before the end; `damaged` is set when frames are missing."""
+
+    name: str
+    length: int | None
+    rate: Fraction = DEFAULT_RATE
+    damaged = False
+    path: Path | None = None
+
+    def read(self, start: int = 0) -> Iterator[Frame]:
+        """The frames from number `start` on. Raises ValueError where a frame is unreadable or of another size."""
+        size: tuple[int, ...] | None = None
+        for frame in self._read(start):
+            size = size or frame.image.shape
+            if frame.image.shape != size:
+                raise ValueError(
+                    f"{self.name}: frame {frame.index} is {frame.image.shape[1]}x{frame.image.shape[0]}, the ones "
+                    f"before are {size[1]}x{size[0]}; all frames of a video need one size"
+                )
+            yield frame
+
+    def _read(self, start: int) -> Iterator[Frame]:
+        raise NotImplementedError
+
+    def identity(self) -> list[Any]:
+        """What tells this video from another one, as far as it can be known without reading it."""
+        return [self.name]
+
+
+class VideoFile(FrameSource):
+    """A video file, upright as a player would show it; read by PyAV where that is installed, else by OpenCV."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, path.stem
+        self._av = _pyav()
+        if self._av is None:
+            self._open_with_opencv().release()
+            return
+        with self._open() as container:
+            stream = container.streams.video[0]
+            self.rate = Fraction(stream.average_rate or DEFAULT_RATE)
+            known = float(stream.duration * stream.time_base * self.rate) if stream.duration else 0.0
+            self.length = stream.frames or round(known) or None
+            # Of a trimmed video the header counts hidden frames too, which the duration leaves out.
+            self._expected = min(float(stream.frames), known or stream.frames)
+
+    def identity(self) -> list[Any]:
+        assert self.path is not None
+        status = self.path.stat()
+        return [self.path.name, status.st_size, status.st_mtime_ns]
+
+    def _open(self) -> Any:
+        try:
+            container = self._av.open(str(self.path))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.path}: cannot be read as a video ({error})") from error
+        if not container.streams.video:
+            container.close()
+            raise ValueError(f"{self.path}: this file has no pictures, only: {container.format.long_name}")
+        return container
+
+    def _read(self, start: int) -> Iterator[Frame]:
+        self.damaged = False
+        yield from self._read_opencv(start) if self._av is None else self._read_pyav(start)
+
+    def _read_pyav(self, start: int) -> Iterator[Frame]:
+        first, index = None, -1
+        with self._open() as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            for index, frame in enumerate(self._decoded(container.demux(stream))):
+                seconds = frame.time if frame.time is not None else float(index / self.rate)
+                first = seconds if first is None else first
+                if index < start:
+                    continue
+                turns = round(getattr(frame, "rotation", 0) / 90) % 4
+                pixels = np.rot90(frame.to_ndarray(format="rgb24"), turns)
+                yield Frame(index, seconds - first, np.ascontiguousarray(pixels))
+        self._compare_length(index + 1)
+
+    def _decoded(self, packets: Iterator[Any]) -> Iterator[Any]:
+        """The frames of all packets that can be decoded. The others are skipped; one warning says so at the end."""
+        skipped = 0
+        try:
+            for packet in packets:
+                try:
+                    frames = packet.decode()
+                except self._av.error.FFmpegError:
+                    skipped, self.damaged = skipped + 1, True
+                    continue
+                yield from frames
+        except self._av.error.FFmpegError as error:  # there is no way to the packets behind
+            self.damaged = True
+            logger.warning("%s: the video is damaged here, the rest is left out (%s)", self.path, error)
+        if skipped:
+            logger.warning("%s: the video is damaged; packets skipped, with their frames: %d", self.path, skipped)
+
+    def _open_with_opencv(self) -> Any:
+        capture = cv2.VideoCapture(str(self.path))
+        if not capture.isOpened():
+            capture.release()
+            raise ValueError(f"{self.path}: cannot be read as a video by OpenCV; pip install av reads more formats")
+        self.rate = Fraction(capture.get(cv2.CAP_PROP_FPS) or DEFAULT_RATE).limit_denominator(1001)
+        self._expected = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self.length = int(self._expected) or None
+        return capture
+
+    def _read_opencv(self, start: int) -> Iterator[Frame]:
+        capture = self._open_with_opencv()
+        try:
+            count = 0
+            while capture.grab():
+                if count >= start:
+                    good, pixels = capture.retrieve()
+                    if not good:
+                        break
+                    yield Frame(count, float(count / self.rate), np.ascontiguousarray(pixels[..., ::-1]))
+                count += 1
+        finally:
+            capture.release()
+        self._compare_length(count)
+
+    def _compare_length(self, count: int) -> None:
+        """Notice what neither reader reports: a file that is cut off and, with OpenCV, one that is damaged."""
+        if not self.damaged and count < 0.9 * self._expected - 1:  # lengths are estimates in some files
+            self.damaged = True
+            text = "%s: only %d of about %d frames could be read; the video is damaged, cut off or trimmed"
+            logger.warning(text, self.path, count, self._expected)
+
+
+class FrameFolder(FrameSource):
+    """The pictures of a folder, or any list of picture files, in the order of the numbers in their names."""
+
+    def __init__(self, path: Path, files: Sequence[Path] | None = None) -> None:
+        self.path, self.name = path, path.name or "clip"
+        found = path.iterdir() if files is None else files
+        self.files = [p for p in found if p.suffix.lower() in PICTURES and not p.name.startswith(".")]
+        if files is None:
+            self.files.sort(key=natural_order)
+        if not self.files:
+            raise ValueError(f"{path}: no frame in this folder ({', '.join(sorted(PICTURES))})")
+        self.length = len(self.files)
+
+    def identity(self) -> list[Any]:
+        return [self.name, self.length, _digest(self.files)]
+
+    def _read(self, start: int) -> Iterator[Frame]:
+        for index in range(start, len(self.files)):
+            yield Frame(index, float(index / self.rate), read_picture(self.files[index]))
+
+
+class FrameList(FrameSource):
+    """Pictures in memory: a list, or an array or tensor whose first axis is time."""
+
+    def __init__(self, pictures: Sequence[Picture], name: str = "clip") -> None:
+        if not len(pictures):
+            raise ValueError("the video has no frames: the list is empty")
+        self._pictures, self.name, self.length = pictures, name, len(pictures)
+
+    def identity(self) -> list[Any]:
+        height, width = read_picture(self._pictures[0]).shape[:2]
+        return [self.name, len(self._pictures), height, width, _digest(self._pictures)]
+
+    def _read(self, start: int) -> Iterator[Frame]:
+        for index in range(start, len(self._pictures)):
+            yield Frame(index, float(index / self.rate), read_picture(self._pictures[index]))
+
+
+class FrameStream(FrameSource):
+    """Pictures that come once, such as those of a generator. They are kept as PNG files for the second reading.
+
+    A stream may be given anew to a folder that has its first pictures already; these are compared, so that the results
+    of two videos are never mixed.
+    """
+
+    length = None
+
+    def __init__(self, pictures: Iterable[Picture], folder: Path, name: str = "clip") -> None:
+        self._rest, self._folder, self.name = iter(pictures), folder, name
+        self._taken = 0  # pictures of this stream that are in the folder
+        self._error: BaseException | None = None
+
+    def identity(self) -> list[Any]:
+        """The name and the first picture, which is taken from the stream for that."""
+        first = next(self._read(0), None)
+        return [self.name] if first is None else [self.name, *first.image.shape[:2], _digest([first.image])]
+
+    def _read(self, start: int) -> Iterator[Frame]:
+        for index in itertools.count(min(start, self._taken)):
+            if index < self._taken:
+                image = read_picture(self._file(index)) if index >= start else None
+            elif (image := self._take()) is None:
+                return
+            if image is not None and index >= start:
+                yield Frame(index, float(index / self.rate), image)
+
+    def _take(self) -> np.ndarray | None:
+        """The next picture, which is in the folder then; None at the end.
+
+        Raises:
+            ValueError: the folder has another picture of this number, or the stream has broken off before.
+        """
+        if self._error is not None:  # a generator that raised seems to be at its end
+            where = f"{self.name}: this stream broke off at frame {self._taken}"
+            raise ValueError(f"{where}; give a new one") from self._error
+        try:
+            image = next((read_picture(picture) for picture in self._rest), None)
+            self._keep(image)
+        except BaseException as error:
+            self._error = error
+            raise
+        if image is None:
+            self.length = self._taken
+        else:
+            self._taken += 1
+        return image
+
+    def _keep(self, image: np.ndarray | None) -> None:
+        """Write the next picture, or compare it with the one that is there; None: there must be none."""
+        path = self._file(self._taken)
+        before = _picture_in(path)
+        if before is None and image is not None:
+            _write_png(path, image)
+        elif before is not None and (image is None or not np.array_equal(image, before)):
+            raise ValueError(
+                f"{path.parent}: frame {self._taken} there is not that of this video, so the results beside it are "
+                f"those of another one; delete the folder {path.parent.parent} or choose another work_dir"
+            )
+
+    def _file(self, index: int) -> Path:
+        return self._folder / f"{index:08d}.png"
+
+
+def open_frames(video: Video | FrameSource, spool: Path) -> FrameSource:
+    """A source for whatever a user gives as a video.
+
+    Args:
+        video: a video file, a folder of frames, a list of pictures or picture files, an array or tensor whose first
+            axis is time, or any iterable of pictures.
+        spool: folder for the frames of an iterable that can be read only once.
+    Raises:
+        FileNotFoundError, ValueError: nothing there, or nothing that is a video.
+    """
+    if isinstance(video, FrameSource):
+        return video
+    if isinstance(video, str | os.PathLike):
+        path = Path(video).expanduser()
+        if path.is_dir():
+            return FrameFolder(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"video {str(path)!r} does not exist; give a video file or a folder of frames")
+        return VideoFile(path)
+    if isinstance(video, np.ndarray | torch.Tensor):
+        if video.ndim != 4:
+            raise ValueError(f"a video as an array has 4 axes, the first one time, not shape {tuple(video.shape)}")
+        return FrameList(video)  # type: ignore[arg-type]
+    if isinstance(video, Sequence):
+        return FrameList(video)
+    if isinstance(video, Iterable):
+        return FrameStream(video, spool)
+    raise ValueError(f"a video is a path, a folder or frames, not {type(video).__name__}")
+
+
+def _digest(pictures: Iterable[Picture]) -> str:
+    """A number that differs for other pictures: of their pixels, or of name, size and time of files."""
+    digest = hashlib.blake2b(digest_size=16)
+    for picture in pictures:
+        if isinstance(picture, str | os.PathLike) and os.path.isfile(picture):
+            status = os.stat(picture)
+            digest.update(repr((os.path.basename(picture), status.st_size, status.st_mtime_ns)).encode())
+        else:
+            image = read_picture(picture)
+            digest.update(repr(image.shape).encode())
+            digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+def _picture_in(path: Path) -> np.ndarray | None:
+    """The picture of a file; None where there is none, or one that is cut short."""
+    try:
+        return read_picture(path)
+    except (OSError, ValueError):
+        return None
+
+
+def _write_png(path: Path, image: np.ndarray) -> None:
+    """Write (H, W, 3) RGB. The file has its name when it is whole; it is not forced to the disk, to be quick."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part.png")
+    if not cv2.imwrite(str(part), image[..., ::-1], (cv2.IMWRITE_PNG_COMPRESSION, 1)):
+        raise ValueError(f"{path}: cannot be written; is the disk full?")
+    os.replace(part, path)
+
+
+def natural_order(path: Path) -> list[Any]:
+    """Sorting key that puts frame9 before frame10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+
+
+def _pyav() -> Any:
+    try:
+        import av
+    except ImportError:
+        return None
+    return av

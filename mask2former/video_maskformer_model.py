@@ -1,0 +1,172 @@
+"""The meta-architecture for clips (arXiv 2112.10764): images with T frames, whose objects keep one query throughout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import ImageList, Instances
+from torch import Tensor
+
+from .maskformer_model import MaskClassifier
+from .modeling.device_transfer import to_cpu, to_device
+from .modeling.postprocess import Size, postprocess_clip
+from .utils.registry import register
+
+# In inference, frames that go through backbone and pixel decoder together hold about this many pixels.
+_CHUNK = 2**22
+
+
+@register(META_ARCH_REGISTRY)
+class VideoMaskFormer(MaskClassifier):
+    """Video instance segmentation: each query is one object in all frames of a clip.
+
+    Args:
+        test_topk_per_video: number of instances (TEST.DETECTIONS_PER_VIDEO).
+        score_threshold: instances below are left out.
+        parts: of `MaskClassifier`.
+    """
+
+    @configurable
+    def __init__(self, *, test_topk_per_video: int = 10, score_threshold: float = 0.0, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.test_topk_per_video = test_topk_per_video
+        self.score_threshold = score_threshold
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> dict[str, Any]:
+        return cls.parts_from_config(cfg) | {
+            "test_topk_per_video": cfg.TEST.DETECTIONS_PER_VIDEO,
+            "score_threshold": cfg.TEST.SCORE_THRESHOLD,
+        }
+
+    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Any:
+        """Losses in training, results otherwise.
+
+        Args:
+            batched_inputs: per clip {"image": T frames, uint8 (3, H, W), all of one size}; optional "height", "width"
+                (size of the results, default that of the frames). In training all clips have the same T, and
+                "instances" holds for each frame `gt_classes` (N,), `gt_masks` bool (N, H, W) and `gt_ids` (N,), the
+                number of the object in its clip, or -1 in frames where it is not seen.
+
+        Returns:
+            In training a dict of weighted losses. Otherwise per clip a dict, on the CPU, with "image_size" (h, w) and,
+            best first, "pred_scores" (list of float), "pred_labels" (list of int) and "pred_masks" (list of bool
+            (T, h, w)). The score is the class probability alone.
+        """
+        if self.training:
+            return self._train(batched_inputs)
+        return [self._predict(record) for record in batched_inputs]
+
+    def preprocess(self, frames: Sequence[Tensor]) -> tuple[Tensor, Size]:
+        """T frames (3, H', W'), values 0 to 255, on the device, normalised and padded: (T, 3, H, W), and (H', W')."""
+        size = _common_size([frame.shape[-2:] for frame in frames], "the clip")
+        return self.pad_images(frames).tensor, size
+
+    def clip_outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """Run the network on one clip in evaluation mode; T may be any number.
+
+        Args:
+            images: (T, 3, H, W), as from `preprocess`.
+
+        Returns:
+            {"pred_logits" (Q, K + 1), "pred_masks" (Q, T, H4, W4), both before softmax and sigmoid, "pred_embeds"
+            (Q, C): the decoder's states of the queries, after its norm, by which the same object is known in
+            another clip (where the decoder gives them)}.
+        """
+        assert not self.training, "clip_outputs is for inference: call model.eval() first"
+        head: Any = self.sem_seg_head
+        step = max(1, _CHUNK // (images.shape[-2] * images.shape[-1]))
+        parts = [head.pixel_maps(self.backbone(part)) for part in images.split(step)]
+        outputs = head.predict(_join([p[0] for p in parts]), _join([p[1] for p in parts]), frames=len(images))
+        names = {"pred_logits": "pred_logits", "pred_masks": "pred_masks", "query_embeds": "pred_embeds"}
+        return {ours: outputs[theirs][0] for theirs, ours in names.items() if theirs in outputs}
+
+    def _predict(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        images, size = self.preprocess(record["image"])
+        outputs = self.clip_outputs(images)
+        scores = to_cpu(F.softmax(outputs["pred_logits"].float(), dim=-1))
+        output = (int(record.get("height", size[0])), int(record.get("width", size[1])))
+        padded = (images.shape[-2], images.shape[-1])
+        return postprocess_clip(
+            scores, outputs["pred_masks"], padded, size, output, self.test_topk_per_video, self.score_threshold
+        )
+
+    def _train(self, batched_inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        counts = sorted({len(record["image"]) for record in batched_inputs})
+        if len(counts) != 1:
+            raise ValueError(
+                f"the clips of a batch have {counts} frames; training takes one number, INPUT.SAMPLING_FRAME_NUM"
+            )
+        images = self.pad_images(frame for record in batched_inputs for frame in record["image"])
+        outputs = self.sem_seg_head(self.backbone(images.tensor), frames=counts[0])
+        return self.weighted_losses(outputs, [self._target(record, images) for record in batched_inputs])
+
+    def _target(self, record: Mapping[str, Any], images: ImageList) -> dict[str, Any]:
+        name = _clip_name(record)
+        frames = record.get("instances")
+        if frames is None or not all(f.has("gt_ids") for f in frames):
+            raise ValueError(
+                f"{name} came to training without 'instances' that have gt_ids; check INPUT.DATASET_MAPPER_NAME"
+            )
+        if len(frames) != len(record["image"]):
+            raise ValueError(f"{name} has {len(record['image'])} frames, but instances of {len(frames)}")
+        _common_size([f.image_size for f in frames], name)
+        labels, masks = clip_objects(frames)
+        return {
+            "labels": to_device(labels, self.device),
+            "masks": to_device(masks, self.device),
+            "size": tuple(images.tensor.shape[-2:]),
+            "name": name,
+        }
+
+
+def clip_objects(frames: Sequence[Instances]) -> tuple[Tensor, Tensor]:
+    """The objects that are seen in at least one frame, in the order of their ids.
+
+    Args:
+        frames: per frame `gt_classes` (N,), `gt_masks` bool (N, H, W), `gt_ids` (N,). N may differ between frames;
+            rows with id -1 are objects that this frame does not show, and what else they say is ignored.
+
+    Returns:
+        labels (N,) int64, from a frame that shows the object, and masks (N, T, H, W) bool, empty where it is not seen.
+    """
+    ids = [f.gt_ids.tolist() for f in frames]
+    place = {i: n for n, i in enumerate(sorted({i for rows in ids for i in rows if i >= 0}))}
+    labels = torch.zeros(len(place), dtype=torch.int64)
+    masks = torch.zeros(len(place), len(frames), *frames[0].image_size, dtype=torch.bool)
+    for t, (frame, rows) in enumerate(zip(frames, ids, strict=True)):
+        shown = torch.tensor([row for row, i in enumerate(rows) if i >= 0], dtype=torch.int64)
+        objects = torch.tensor([place[i] for i in rows if i >= 0], dtype=torch.int64)
+        if not len(objects):
+            continue
+        given = getattr(frame.gt_masks, "tensor", frame.gt_masks)
+        labels[objects] = frame.gt_classes.cpu()[shown]
+        masks[objects, t] = given.cpu()[shown].bool()
+    return labels, masks
+
+
+def _join(parts: Sequence[Any]) -> Any:
+    """Maps (t, C, H, W), or lists of maps, of runs of frames as those of all frames."""
+    if len(parts) == 1:
+        return parts[0]
+    if isinstance(parts[0], Tensor):
+        return torch.cat(list(parts))
+    return [torch.cat(level) for level in zip(*parts, strict=True)]
+
+
+def _clip_name(record: Mapping[str, Any]) -> str:
+    names = record.get("file_names") or record.get("file_name") or "(no file name)"
+    return f"clip {names if isinstance(names, str) else names[0]}"
+
+
+def _common_size(sizes: Sequence[Sequence[int]], name: str) -> Size:
+    different = sorted({(int(height), int(width)) for height, width in sizes})
+    if len(different) != 1:
+        listed = ", ".join(f"{height} x {width}" for height, width in different)
+        raise ValueError(f"{name} needs frames of one size (height x width); found: {listed or 'no frames'}")
+    return different[0]

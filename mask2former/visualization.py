@@ -1,0 +1,351 @@
+"""Pictures of segmentation results: semi-transparent fills, anti-aliased contours and legible labels.
+
+Everything that is drawn is a `Region`: a boolean mask cut to its bounding box, a colour and a text. Its
+outline comes from the signed distance to the mask border, which gives smooth fills and lines of any width at
+any scale, and the place with most room for a label, without a polygon being built.
+
+Images are (H, W, 3) uint8 RGB, colours (r, g, b) in 0..255, boxes XYXY in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
+
+from .structures.colors import Color, lifted
+
+_BORDER = 3  # pixels of context around a region, so that its outline can end softly
+_MAX_AUTO_LABELS = 40
+_DARK = (18, 20, 24)
+_LINE_LUMINANCE = 150.0  # contours are brighter than fills: they carry the shape
+
+
+# ------------------------------------------------------------------ regions
+@dataclass
+class Region:
+    """One thing to draw. `mask` (h, w) bool is the part of the picture that starts at pixel (x, y)."""
+
+    mask: np.ndarray
+    x: int
+    y: int
+    color: Color
+    text: str = ""
+    area: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.area = int(np.count_nonzero(self.mask))
+
+
+def regions_from_masks(
+    masks: np.ndarray,
+    colors: Sequence[Color],
+    texts: Sequence[str] | None = None,
+    boxes: np.ndarray | None = None,
+) -> list[Region]:
+    """Regions of N whole-picture masks.
+
+    Args:
+        masks: (N, H, W) bool.
+        boxes: (N, 4) XYXY of the masks; found from the masks when not given.
+    Empty masks give no region.
+    """
+    regions = []
+    for i, mask in enumerate(masks):
+        found = _window(mask, None if boxes is None else boxes[i])
+        if found is None:
+            continue
+        ys, xs = found
+        text = texts[i] if texts is not None else ""
+        regions.append(Region(mask[ys, xs], xs.start, ys.start, colors[i], text))
+    return regions
+
+
+def regions_from_map(
+    label_map: np.ndarray, colors: dict[int, Color], texts: dict[int, str] | None = None
+) -> list[Region]:
+    """Regions of a (H, W) integer map: one for each key of `colors`; other values stay unpainted."""
+    keys = np.array(sorted(colors), dtype=np.int64)
+    if not len(keys):
+        return []
+    position = np.searchsorted(keys, label_map).clip(max=len(keys) - 1)
+    dense = np.where(keys[position] == label_map, position + 1, 0)
+    regions = []
+    for i, window in enumerate(ndimage.find_objects(dense, max_label=len(keys))):
+        if window is None:
+            continue
+        ys, xs = window
+        key = int(keys[i])
+        text = (texts or {}).get(key, "")
+        regions.append(Region(dense[ys, xs] == i + 1, xs.start, ys.start, colors[key], text))
+    return regions
+
+
+def _window(mask: np.ndarray, box: np.ndarray | None) -> tuple[slice, slice] | None:
+    """Rows and columns that hold the mask; None when it is empty. A box, when given, narrows the search."""
+    height, width = mask.shape
+    y0, x0, y1, x1 = 0, 0, height, width
+    if box is not None and box[2] > box[0] and box[3] > box[1]:
+        x0, y0 = max(int(box[0]), 0), max(int(box[1]), 0)
+        x1, y1 = min(int(np.ceil(box[2])) + 1, width), min(int(np.ceil(box[3])) + 1, height)
+    part = mask[y0:y1, x0:x1]
+    rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
+    if not len(rows):
+        return None
+    return slice(y0 + int(rows[0]), y0 + int(rows[-1]) + 1), slice(
+        x0 + int(columns[0]), x0 + int(columns[-1]) + 1
+    )
+
+
+# ------------------------------------------------------------------ painting
+def draw_regions(
+    image: np.ndarray,
+    regions: Sequence[Region],
+    *,
+    alpha: float = 0.4,
+    line_width: float | None = None,
+    labels: bool | None = None,
+    scale: float = 1.0,
+) -> Image.Image:
+    """Paint regions over an image, large ones first so that small ones stay visible.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; not changed.
+        alpha: opacity of the fill, 0 to 1; 0 draws contours only.
+        line_width: of the contours, in output pixels; 0 draws none; None: by the size of picture and objects.
+        labels: write the regions' texts. None: only when there are few regions and each text has room.
+        scale: size of the output relative to the image.
+    Returns:
+        An RGB picture of (round(W * scale), round(H * scale)) pixels.
+    Raises:
+        ValueError: image of another shape or type; alpha outside 0..1; scale that is not positive.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"image must be (H, W, 3) uint8, not {image.shape} {image.dtype}")
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"alpha is an opacity between 0 and 1, not {alpha}")
+    if scale <= 0:
+        raise ValueError(f"scale must be positive, not {scale}")
+    height, width = max(round(image.shape[0] * scale), 1), max(round(image.shape[1] * scale), 1)
+    if scale == 1.0:
+        canvas = image.copy()
+    else:
+        interpolation = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
+        canvas = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=interpolation)
+    if line_width is None:
+        line_width = _line_width(height, width, regions, scale)
+    spots = []
+    for region in sorted(regions, key=lambda r: -r.area):
+        if region.area:
+            spots.append(_paint(canvas, region, alpha, line_width, scale))
+    picture = Image.fromarray(canvas)
+    if labels or (labels is None and len(spots) <= _MAX_AUTO_LABELS):
+        _write_labels(picture, [s for s in spots if s.text], force=bool(labels))
+    return picture
+
+
+def _line_width(height: int, width: int, regions: Sequence[Region], scale: float) -> float:
+    """Thin enough for the picture and for its objects: a contour must not cover a small object."""
+    by_picture = 0.0022 * (height * width) ** 0.5
+    if not regions:
+        return by_picture
+    typical = float(np.median([r.area for r in regions])) ** 0.5 * scale
+    return float(np.clip(min(by_picture, typical / 9), 1.2, 6.0))
+
+
+@dataclass
+class _Spot:
+    """Where a region's text goes: the point of the region farthest from its border, and that distance."""
+
+    text: str
+    x: float
+    y: float
+    room: float
+    top: float
+    area: float
+
+
+def _paint(canvas: np.ndarray, region: Region, alpha: float, line_width: float, scale: float) -> _Spot:
+    """Blend fill and contour of one region into the canvas (in place) and find the place of its label."""
+    height, width = canvas.shape[:2]
+    depth = _depth(region.mask)
+    # The region's field covers source pixels from x - BORDER; map output pixel centres back into it.
+    x0, x1 = _output_range(region.x, region.mask.shape[1], scale, width)
+    y0, y1 = _output_range(region.y, region.mask.shape[0], scale, height)
+    if scale == 1.0:
+        oy, ox = y0 - region.y + _BORDER, x0 - region.x + _BORDER
+        depth = depth[oy : oy + y1 - y0, ox : ox + x1 - x0]
+    else:
+        columns = (np.arange(x0, x1, dtype=np.float32) + 0.5) / scale - 0.5 - (region.x - _BORDER)
+        rows = (np.arange(y0, y1, dtype=np.float32) + 0.5) / scale - 0.5 - (region.y - _BORDER)
+        xs, ys = np.meshgrid(columns, rows)
+        depth = cv2.remap(depth, xs, ys, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) * np.float32(
+            scale
+        )
+    if not depth.size:
+        return _Spot("", 0, 0, 0, 0, 0)
+    inside = np.clip(depth + 0.5, 0.0, 1.0)
+    part = canvas[y0:y1, x0:x1]
+    blended = _blend(part.astype(np.float32), region.color, alpha * inside)
+    if line_width > 0:
+        # A faint dark rim outside, for bright pictures; the line itself lies inside the border, so that
+        # touching objects keep two separate lines.
+        blended = _blend(blended, _DARK, 0.45 * (1.0 - inside) * np.clip(1.8 + depth, 0.0, 1.0))
+        blended = _blend(
+            blended,
+            lifted(region.color, _LINE_LUMINANCE),
+            inside * np.clip(line_width + 0.5 - depth, 0.0, 1.0),
+        )
+    part[...] = (blended + 0.5).astype(np.uint8)
+
+    y, x = divmod(int(depth.argmax()), depth.shape[1])
+    return _Spot(
+        region.text, x0 + x + 0.5, y0 + y + 0.5, float(depth[y, x]), float(y0), region.area * scale**2
+    )
+
+
+def _blend(pixels: np.ndarray, color: Color, opacity: np.ndarray) -> np.ndarray:
+    """(h, w, 3) float32 pixels mixed with one colour at (h, w) opacity."""
+    return pixels + (np.array(color, np.float32) - pixels) * opacity[..., None]
+
+
+def _output_range(start: int, size: int, scale: float, limit: int) -> tuple[int, int]:
+    first = int(np.floor((start - _BORDER) * scale))
+    last = int(np.ceil((start + size + _BORDER) * scale))
+    return max(first, 0), min(last, limit)
+
+
+def _depth(mask: np.ndarray) -> np.ndarray:
+    """Signed distance (pixels, positive inside) of each pixel centre to the mask's border.
+
+    (h + 2 BORDER, w + 2 BORDER) float32. A light blur removes the staircase from slanted borders.
+    """
+    padded = np.pad(mask.astype(np.uint8), _BORDER)
+    inner = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_5)
+    outer = cv2.distanceTransform(1 - padded, cv2.DIST_L2, cv2.DIST_MASK_5)
+    signed = np.where(padded > 0, inner - 0.5, 0.5 - outer)
+    if min(mask.shape) < 3:
+        return signed
+    return cv2.GaussianBlur(signed, (0, 0), 0.8)
+
+
+# ------------------------------------------------------------------ text
+@lru_cache(maxsize=32)
+def load_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """DejaVu Sans (of matplotlib; knows Latin, Greek, Cyrillic), or without matplotlib Pillow's own font."""
+    try:
+        import matplotlib
+
+        path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+        return ImageFont.truetype(str(path), size)
+    except (ImportError, OSError):
+        return ImageFont.load_default(size)
+
+
+def _font_size(width: int, height: int) -> int:
+    return int(np.clip(round(0.019 * (width * height) ** 0.5), 11, 40))
+
+
+def _write_labels(picture: Image.Image, spots: Sequence[_Spot], force: bool) -> None:
+    """Write each text into its region, large regions first; one without free room is left out.
+
+    With `force` all texts are written, at the free place nearest to the region's middle.
+    """
+    size = _font_size(*picture.size)
+    layer = Image.new("RGBA", picture.size, (0, 0, 0, 0))
+    draw = ImageDraw.Draw(layer)
+    taken: list[tuple[float, float, float, float]] = []
+    for spot in sorted(spots, key=lambda s: -s.area):
+        font = load_font(size)
+        left, top, right, bottom = draw.textbbox((0, 0), spot.text, font=font, anchor="lt")
+        w, h = right - left + 0.7 * size, bottom - top + 0.5 * size
+        if not force and (h > 2.2 * spot.room or w * h > 0.35 * spot.area):
+            continue
+        box = _free_box(spot, w, h, picture.size, taken)
+        if box is None:
+            if not force:
+                continue
+            box = _clamped(spot.x, spot.y, w, h, picture.size)
+        taken.append(box)
+        draw.rounded_rectangle(box, radius=0.3 * size, fill=(*_DARK, 178))
+        draw.text(
+            ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), spot.text, font=font, anchor="mm", fill="white"
+        )
+    picture.paste(layer, (0, 0), layer)
+
+
+def _free_box(
+    spot: _Spot, w: float, h: float, size: tuple[int, int], taken: Sequence[tuple[float, float, float, float]]
+) -> tuple[float, float, float, float] | None:
+    """The first place for a w x h text that covers no taken one: the middle, then just above and below it."""
+    for dy in (0.0, -1.1, 1.1, -2.2, 2.2):
+        box = _clamped(spot.x, spot.y + dy * h, w, h, size)
+        if all(box[2] <= t[0] or box[0] >= t[2] or box[3] <= t[1] or box[1] >= t[3] for t in taken):
+            return box
+    return None
+
+
+def _clamped(
+    x: float, y: float, w: float, h: float, size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    x0 = min(max(x - w / 2, 2.0), max(size[0] - w - 2.0, 0.0))
+    y0 = min(max(y - h / 2, 2.0), max(size[1] - h - 2.0, 0.0))
+    return x0, y0, x0 + w, y0 + h
+
+
+# ------------------------------------------------------------------ around the picture
+def add_legend(picture: Image.Image, entries: Sequence[tuple[str, Color]]) -> Image.Image:
+    """The picture with a panel at its right: a colour swatch and name a line, as many as fit."""
+    if not entries:
+        return picture
+    size = _font_size(*picture.size)
+    font, row = load_font(size), round(1.7 * size)
+    fitting = max((picture.height - row) // row, 1)
+    shown = list(entries[:fitting])
+    rest = len(entries) - len(shown)
+    names = [name for name, _ in shown] + ([f"and {rest} more"] if rest else [])
+    panel_width = round(max(font.getlength(name) for name in names) + 3.4 * size)
+    out = Image.new("RGB", (picture.width + panel_width, picture.height), _DARK)
+    out.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(out)
+    for i, name in enumerate(names):
+        x, y = picture.width + size, (i + 1) * row
+        if i < len(shown):
+            draw.rounded_rectangle(
+                (x, y - size / 2, x + size, y + size / 2), radius=size / 4, fill=shown[i][1]
+            )
+        draw.text((x + 1.6 * size, y), name, font=font, anchor="lm", fill=(235, 235, 235))
+    return out
+
+
+def add_caption(picture: Image.Image, text: str) -> Image.Image:
+    """The picture with a dark strip below it that holds the text, wrapped to the picture's width."""
+    size = _font_size(*picture.size)
+    font = load_font(size)
+    lines, line = [], ""
+    for word in text.split():
+        longer = f"{line} {word}".strip()
+        if line and font.getlength(longer) > picture.width - 1.4 * size:
+            lines.append(line)
+            longer = word
+        line = longer
+    lines.append(line)
+    row = round(1.45 * size)
+    out = Image.new("RGB", (picture.width, picture.height + row * len(lines) + size // 2), _DARK)
+    out.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(out)
+    for i, content in enumerate(lines):
+        y = picture.height + size // 4 + (i + 0.5) * row
+        draw.text((0.7 * size, y), content, font=font, anchor="lm", fill=(235, 235, 235))
+    return out
+
+
+def comfortable_scale(height: int, width: int) -> float:
+    """A whole-number enlargement that brings a small picture to about 1000 pixels; 1 for large ones."""
+    return float(max(1, min(4, round(1000 / max(height, width, 1)))))

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from PIL import Image
+
+from mask2former.data import BadRecordError, build_test_loader, build_train_loader, skipped_records
+from mask2former.data.build import micro_batch_size
+
+Write = Callable[[], tuple[Path, Path]]
+
+
+@pytest.fixture
+def cfg(write: Write, data_cfg: CfgNode) -> CfgNode:
+    path, folder = write()
+    data_cfg.DATASETS.COCO_JSON = [["tiny", str(path), str(folder)]]
+    data_cfg.DATASETS.TRAIN = ("tiny",)
+    data_cfg.DATASETS.TEST = ("tiny",)
+    data_cfg.INPUT.COLOR_AUG_SSD = True
+    return data_cfg
+
+
+def _fingerprint(loader: Any, count: int) -> list[tuple]:
+    return [
+        (
+            sample["image_id"],
+            sample["image"].numpy().tobytes(),
+            sample["instances"].gt_masks.numpy().tobytes(),
+        )
+        for batch in islice(loader, count)
+        for sample in batch
+    ]
+
+
+@pytest.mark.parametrize("grouping", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumed_loader_continues_with_the_same_samples(cfg: CfgNode, grouping: bool, workers: int) -> None:
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = grouping
+    cfg.SOLVER.IMS_PER_BATCH = 4
+    cfg.SOLVER.ACCUMULATION_STEPS = 2
+    whole = _fingerprint(build_train_loader(cfg), 12)
+    assert len(set(whole)) == len(whole) == 24  # never the same augmentation twice
+    cfg.DATALOADER.NUM_WORKERS = workers
+    resumed = _fingerprint(build_train_loader(cfg, start_iteration=3), 6)
+    assert resumed == whole[12:]
+
+
+def test_seed_decides(cfg: CfgNode) -> None:
+    first = _fingerprint(build_train_loader(cfg, seed=1), 3)
+    assert first == _fingerprint(build_train_loader(cfg, seed=1), 3)
+    assert first != _fingerprint(build_train_loader(cfg, seed=2), 3)
+    cfg.SEED = -1
+    assert len(_fingerprint(build_train_loader(cfg), 1)) == 2
+
+
+def test_loading_leaves_the_random_state_of_the_process_alone(cfg: CfgNode) -> None:
+    before = torch.get_rng_state()
+    _fingerprint(build_train_loader(cfg), 2)
+    list(build_test_loader(cfg, "tiny"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_empty_pictures_are_filtered_on_request(cfg: CfgNode) -> None:
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True
+    assert len(build_train_loader(cfg).dataset) == 5
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+    assert len(build_train_loader(cfg).dataset) == 6
+
+
+def test_samplers(cfg: CfgNode) -> None:
+    cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
+    cfg.DATALOADER.REPEAT_THRESHOLD = 0.9
+    assert len(_fingerprint(build_train_loader(cfg), 4)) == 8
+    cfg.DATALOADER.SAMPLER_TRAIN = "RandomSubsetTrainingSampler"
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.4
+    assert len({name for name, *_ in _fingerprint(build_train_loader(cfg), 10)}) == 2
+    cfg.DATALOADER.SAMPLER_TRAIN = "Nonsense"
+    with pytest.raises(ValueError, match=r"DATALOADER\.SAMPLER_TRAIN 'Nonsense'"):
+        build_train_loader(cfg)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_pictures_stop_or_are_skipped(
+    cfg: CfgNode, tiny_content: Any, caplog: pytest.LogCaptureFixture, workers: int
+) -> None:
+    (tiny_content[1] / "1.png").unlink()
+    (tiny_content[1] / "2.png").write_bytes(b"broken")
+    cfg.DATALOADER.NUM_WORKERS = workers
+    with pytest.raises(BadRecordError, match=r"(1|2)\.png: (the file does not exist|cannot be read)"):
+        _fingerprint(build_train_loader(cfg), 12)
+    cfg.DATALOADER.SKIP_BAD_RECORDS = True
+    loader = build_train_loader(cfg)
+    with caplog.at_level(logging.WARNING):
+        samples = _fingerprint(loader, 12)
+    assert len(samples) == 24 and {name for name, *_ in samples} == {10, 13, 14}
+    assert skipped_records(loader) >= 4
+    if workers:
+        assert samples[:24] == _fingerprint_without_workers(cfg)
+    else:
+        assert caplog.text.count("bad record skipped") == 2  # once for each file
+
+
+def _fingerprint_without_workers(cfg: CfgNode) -> list[tuple]:
+    cfg.DATALOADER.NUM_WORKERS = 0
+    return _fingerprint(build_train_loader(cfg), 12)
+
+
+def test_bad_annotations_are_skipped_too(cfg: CfgNode, tiny_content: Any, write: Write) -> None:
+    annotations = tiny_content[2]["annotations"]
+    annotations[0]["category_id"] = 55  # found when the file is read
+    Image.new("RGB", (8, 8)).save(tiny_content[1] / "1.png")  # found when the picture is
+    write()
+    with pytest.raises(BadRecordError, match="category 55"):
+        build_train_loader(cfg)
+    cfg.DATALOADER.SKIP_BAD_RECORDS = True
+    loader = build_train_loader(cfg)
+    names = {name for name, *_ in _fingerprint(loader, 10)}
+    assert names == {12, 13, 14} and skipped_records(loader) > 0
+
+
+def test_nothing_usable_is_an_error_even_when_skipping(cfg: CfgNode, tiny_content: Any) -> None:
+    for picture in tiny_content[1].iterdir():
+        picture.unlink()
+    cfg.DATALOADER.SKIP_BAD_RECORDS = True
+    with pytest.raises(BadRecordError, match="in a row are bad"):
+        next(iter(build_train_loader(cfg)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_sees_every_usable_picture_once(cfg: CfgNode, tiny_content: Any, workers: int) -> None:
+    cfg.DATALOADER.NUM_WORKERS = workers
+    assert [sample["image_id"] for [sample] in build_test_loader(cfg, "tiny")] == [10, 11, 12, 13, 14, 15]
+    (tiny_content[1] / "1.png").unlink()
+    with pytest.raises(BadRecordError, match=r"1\.png"):
+        list(build_test_loader(cfg, "tiny"))
+    cfg.DATALOADER.SKIP_BAD_RECORDS = True
+    loader = build_test_loader(cfg, "tiny")
+    assert [sample["image_id"] for [sample] in loader] == [10, 12, 13, 14, 15]
+    assert skipped_records(loader) == 1
+
+
+def test_settings_are_checked(cfg: CfgNode, tiny_content: Any, write: Write) -> None:
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION_STEPS = 6, 4
+    with pytest.raises(ValueError, match=r"SOLVER\.IMS_PER_BATCH 6 .*ACCUMULATION_STEPS \(4\)"):
+        micro_batch_size(cfg)
+    cfg.SOLVER.ACCUMULATION_STEPS = 3
+    assert micro_batch_size(cfg) == 2
+    with pytest.raises(ValueError, match="start_iteration"):
+        build_train_loader(cfg, start_iteration=-1)
+    cfg.DATASETS.TRAIN = ("tinny",)
+    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN: no dataset 'tinny' .* did you mean tiny"):
+        build_train_loader(cfg)
+    cfg.DATASETS.TRAIN = ()
+    with pytest.raises(ValueError, match="is empty"):
+        build_train_loader(cfg)
+    cfg.DATASETS.TRAIN = ("tiny",)
+    tiny_content[2]["annotations"].clear()
+    write()
+    with pytest.raises(ValueError, match="FILTER_EMPTY_ANNOTATIONS"):
+        build_train_loader(cfg)
+
+
+def test_records_without_sizes_are_not_grouped(cfg: CfgNode, tiny_content: Any) -> None:
+    files = sorted(tiny_content[1].iterdir())
+    records = [{"file_name": str(file), "image_id": i, "annotations": []} for i, file in enumerate(files)]
+    DatasetCatalog["sizeless"] = lambda: records
+    try:
+        cfg.DATASETS.TRAIN = ("sizeless",)
+        cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+        [first, _] = next(iter(build_train_loader(cfg)))
+        assert (first["height"], first["width"]) == (32, 40)
+    finally:
+        DatasetCatalog.pop("sizeless")
+
+
+def test_the_error_survives_the_way_out_of_a_worker() -> None:
+    error = pickle.loads(pickle.dumps(BadRecordError("a.json", "broken", "annotation 3")))
+    assert str(error) == "a.json: annotation 3: broken"
+    assert (error.file, error.record, error.reason) == ("a.json", "annotation 3", "broken")

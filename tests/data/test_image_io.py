@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.data import detection_utils
+from PIL import Image
+
+from mask2former.data import BadRecordError, read_image
+from mask2former.data.image_io import check_image_size, read_label_map, read_panoptic_png
+
+
+@pytest.fixture
+def rgb() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (9, 14, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK", "RGB"])
+def test_every_mode_becomes_colour(tmp_path: Path, rgb: np.ndarray, mode: str) -> None:
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    picture = Image.fromarray(rgb).convert(mode)
+    picture.save(path)
+    image = read_image(str(path))
+    assert image.shape == rgb.shape and image.dtype == np.uint8
+    np.testing.assert_array_equal(image, np.asarray(picture.convert("RGB")))
+    np.testing.assert_array_equal(read_image(str(path), "BGR")[:, :, ::-1], image)
+
+
+def test_palette_with_transparency(tmp_path: Path, rgb: np.ndarray) -> None:
+    picture = Image.fromarray(rgb).convert("P")
+    picture.save(tmp_path / "a.png", transparency=b"\x00\x80")
+    assert read_image(str(tmp_path / "a.png")).shape == rgb.shape
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bits_keep_their_scale(tmp_path: Path, suffix: str) -> None:
+    values = np.array([[0, 128, 129, 257 * 100, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / f"a.{suffix}")
+    image = read_image(str(tmp_path / f"a.{suffix}"))
+    assert image[0, :, 0].tolist() == [0, 0, 1, 100, 255]
+    assert (image == image[:, :, :1]).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_as_in_detectron2(tmp_path: Path, rgb: np.ndarray, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    path = str(tmp_path / "a.png")
+    Image.fromarray(rgb).save(path, exif=exif)
+    np.testing.assert_array_equal(read_image(path), detection_utils.read_image(path, "RGB"))
+
+
+def test_unusable_files_are_named(tmp_path: Path, rgb: np.ndarray) -> None:
+    whole = tmp_path / "whole.png"
+    Image.fromarray(rgb).save(whole)
+    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:200])
+    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    Image.fromarray(np.full((3, 3), 70000, np.int32)).save(tmp_path / "int.tif")
+    Image.fromarray(np.full((3, 3), 0.5, np.float32)).save(tmp_path / "float.tif")
+    for name in ("cut.png", "text.jpg", "empty.jpg", "int.tif", "float.tif", "absent.png", "."):
+        with pytest.raises(BadRecordError) as caught:
+            read_image(str(tmp_path / name))
+        assert str(caught.value).startswith(str(tmp_path))
+    with pytest.raises(ValueError, match=r"INPUT\.FORMAT"):
+        read_image(str(whole), "YUV-BT.601")
+
+
+def test_size_must_be_that_of_the_record() -> None:
+    record: dict = {}
+    check_image_size(record, (3, 4), "a.png")
+    assert record == {"height": 3, "width": 4}
+    with pytest.raises(
+        BadRecordError, match=r"a\.png: the picture is 4x3 .* says 3x4; the sides are swapped"
+    ):
+        check_image_size({"height": 4, "width": 3}, (3, 4), "a.png")
+
+
+def test_panoptic_ids(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.png")
+    Image.fromarray(np.array([[[1, 2, 3], [0, 0, 0]]], np.uint8)).save(path)
+    assert read_panoptic_png(path).tolist() == [[1 + 2 * 256 + 3 * 65536, 0]]
+    Image.fromarray(np.zeros((2, 2), np.uint8)).save(path)
+    with pytest.raises(BadRecordError, match="RGB"):
+        read_panoptic_png(path)
+
+
+def test_label_maps_keep_their_values(tmp_path: Path) -> None:
+    values = np.array([[0, 3], [255, 7]], np.uint8)
+    palette = Image.fromarray(values)
+    palette.putpalette(list(range(256)) * 3)
+    pictures = {
+        "grey.png": (Image.fromarray(values), values),
+        "palette.png": (palette, values),
+        "wide.tif": (Image.fromarray(values.astype(np.uint16) * 257), values.astype(int) * 257),
+        "wide.png": (Image.fromarray(values.astype(np.uint16) * 100), values.astype(int) * 100),
+        "two.png": (Image.fromarray(values > 2), values > 2),
+    }
+    for name, (picture, expected) in pictures.items():
+        picture.save(tmp_path / name)
+        labels = read_label_map(str(tmp_path / name))
+        assert labels.dtype == np.int32 and (labels == expected).all(), name
+    Image.new("RGB", (2, 2)).save(tmp_path / "colour.png")
+    with pytest.raises(BadRecordError, match=r"colour\.png: a label map has one channel .* this is RGB"):
+        read_label_map(str(tmp_path / "colour.png"))

@@ -1,0 +1,438 @@
+"""Panoptic quality against panopticapi, bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.evaluation import COCOPanopticEvaluator
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from panopticapi.evaluation import pq_compute, pq_compute_single_core
+from PIL import Image
+
+from mask2former.evaluation import PanopticEvaluator
+from mask2former.evaluation.ground_truth import PanopticTruth, id_to_rgb, picture_to_ids
+from mask2former.evaluation.panoptic_evaluation import merge_parts
+from mask2former.evaluation.panoptic_quality import match_segments, mean_quality, sum_counts
+
+
+def official(truth: dict[str, Any], folder: Path) -> dict[str, dict[str, float]]:
+    """panopticapi on files: {"All" | "Things" | "Stuff": {"pq", "sq", "rq", "n"}, "per_class": ...}."""
+    folder.mkdir(exist_ok=True)
+    pairs = []
+    for annotation, (ids, segments) in zip(
+        truth["content"]["annotations"], truth["predictions"], strict=True
+    ):
+        Image.fromarray(id_to_rgb(ids)).save(folder / annotation["file_name"])
+        prediction = {"image_id": annotation["image_id"], "file_name": annotation["file_name"]}
+        pairs.append((copy.deepcopy(annotation), prediction | {"segments_info": copy.deepcopy(segments)}))
+    categories = {c["id"]: c for c in truth["content"]["categories"]}
+    with contextlib.redirect_stdout(io.StringIO()):
+        stat = pq_compute_single_core(0, pairs, truth["root"], str(folder), categories)
+    results = {}
+    for name, isthing in (("All", None), ("Things", True), ("Stuff", False)):
+        try:
+            results[name], per_class = stat.pq_average(categories, isthing)
+        except ZeroDivisionError:  # no category of the group appears
+            results[name], per_class = {"pq": math.nan, "sq": math.nan, "rq": math.nan, "n": 0}, {}
+        if name == "All":
+            results["per_class"] = per_class
+    return results
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 10**6), images=st.integers(1, 5), segments=st.integers(0, 12))
+def test_equals_panopticapi(
+    random_panoptic: Callable[..., Any], tmp_path: Path, seed: int, images: int, segments: int
+) -> None:
+    truth = random_panoptic(seed, images, segments=segments)
+    source = PanopticTruth(truth["json"], truth["root"])
+    matches = [
+        match_segments(source.id_map(a), a["segments_info"], ids, predicted)
+        for a, (ids, predicted) in zip(source.annotations, truth["predictions"], strict=True)
+    ]
+    counts = sum_counts(matches)
+    expected = official(truth, tmp_path / "predicted")
+    for group, isthing in (("All", (0, 1)), ("Things", (1,)), ("Stuff", (0,))):
+        quality = mean_quality(counts, [i for i, c in source.categories.items() if c["isthing"] in isthing])
+        assert quality.categories == expected[group]["n"]
+        for metric in ("pq", "sq", "rq"):
+            mine, theirs = getattr(quality, metric), expected[group][metric]
+            assert mine == theirs or (math.isnan(mine) and math.isnan(theirs))
+    for category, scores in expected["per_class"].items():
+        if category in counts:
+            entry = counts[category]
+            assert {"pq": entry.pq, "sq": entry.sq, "rq": entry.rq} == scores
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 10**6),
+    size=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    classes=st.integers(1, 2),
+    crowd=st.sampled_from([0.0, 0.6, 1.0]),
+    agree=st.booleans(),
+)
+def test_noise_equals_panopticapi(
+    tmp_path: Path, seed: int, size: tuple[int, int], classes: int, crowd: float, agree: bool
+) -> None:
+    """A handful of pixels at random: IoU of exactly 0.5, several crowds of a class, nothing but void, one class."""
+    rng = np.random.default_rng(seed)
+    folder = tmp_path / "truth"
+    folder.mkdir(exist_ok=True)
+    content: dict[str, Any] = {"annotations": [], "categories": [{"id": c, "isthing": c} for c in range(classes)]}
+    maps, predictions = [], []
+    for number in range(2):
+        ids = rng.integers(0, 4, size)
+        predicted = np.where(rng.random(size) < (0.7 if agree else 0), ids, rng.integers(0, 4, size))
+        kinds = rng.integers(0, classes, 4).tolist()
+        infos = [
+            {"id": i, "category_id": kinds[i], "area": int((ids == i).sum()), "iscrowd": int(rng.random() < crowd)}
+            for i in np.unique(ids).tolist()
+            if i
+        ]
+        Image.fromarray(id_to_rgb(ids)).save(folder / f"{number}.png")
+        content["annotations"].append({"image_id": number, "file_name": f"{number}.png", "segments_info": infos})
+        segments = [{"id": i, "category_id": kinds[i]} for i in np.unique(predicted).tolist() if i]
+        predictions.append((predicted, segments))
+        maps.append(ids)
+    counts = sum_counts(
+        match_segments(ids, a["segments_info"], *p)
+        for ids, a, p in zip(maps, content["annotations"], predictions, strict=True)
+    )
+    expected = official({"content": content, "root": str(folder), "predictions": predictions}, tmp_path / "predicted")
+    mine = mean_quality(counts, range(classes))
+    assert mine.categories == expected["All"]["n"]
+    for metric in ("pq", "sq", "rq"):
+        assert getattr(mine, metric) == pytest.approx(expected["All"][metric], rel=0, abs=0, nan_ok=True)
+
+
+def test_the_random_cases_reach_every_rule(random_panoptic: Callable[..., Any]) -> None:
+    """The comparison above says little unless matches, misses, extras, void and crowd occur."""
+    seen = {"matched": 0, "missed": 0, "spurious": 0, "excused": 0}
+    for seed in range(20):
+        truth = random_panoptic(seed)
+        source = PanopticTruth(truth["json"], truth["root"])
+        for a, (ids, predicted) in zip(source.annotations, truth["predictions"], strict=True):
+            m = match_segments(source.id_map(a), a["segments_info"], ids, predicted)
+            seen["matched"] += len(m.matched)
+            seen["missed"] += len(m.missed)
+            seen["spurious"] += len(m.spurious)
+            seen["excused"] += len(predicted) - len(m.matched) - len(m.spurious)
+    assert min(seen.values()) >= 20, seen
+
+
+def _map(text: str) -> np.ndarray:
+    return np.array([[int(c) for c in row] for row in text.split()])
+
+
+def test_hand_computed_matches() -> None:
+    truth = _map("1111 1111 0022 0022")
+    predicted = _map("1111 1133 5522 5522")
+    truth_segments = [{"id": 1, "category_id": 7}, {"id": 2, "category_id": 8}]
+    segments = [{"id": i, "category_id": c} for i, c in ((1, 7), (2, 9), (3, 7), (5, 7))]
+    m = match_segments(truth, truth_segments, predicted, segments)
+    assert m.matched == ((7, 6 / 8),)
+    assert m.missed == (8,)
+    assert sorted(m.spurious) == [7, 9]  # 3 and 2; 5 lies on void
+
+
+def test_crowd_excuses_only_its_category() -> None:
+    truth = _map("111 111 222")
+    truth_segments = [
+        {"id": 1, "category_id": 7, "iscrowd": 1, "area": 6},
+        {"id": 2, "category_id": 8, "area": 3},
+    ]
+    segments = [{"id": 1, "category_id": 7}, {"id": 2, "category_id": 9}, {"id": 3, "category_id": 8}]
+    m = match_segments(truth, truth_segments, _map("111 222 333"), segments)
+    assert (m.matched, m.missed, m.spurious) == (((8, 1.0),), (), (9,))
+
+
+@pytest.mark.parametrize(
+    ("predicted", "segments", "message"),
+    [
+        ("12 12", [{"id": 1, "category_id": 7}], r"ids \[2\] are in the predicted map but not in"),
+        (
+            "11 11",
+            [{"id": 1, "category_id": 7}, {"id": 4, "category_id": 7}],
+            r"ids \[4\] .* not in the predicted",
+        ),
+        ("00 11", [{"id": 0, "category_id": 7}, {"id": 1, "category_id": 7}], "0 is void"),
+        ("11 11", [{"id": 1, "category_id": 7}, {"id": 1, "category_id": 8}], "must differ"),
+        ("111 111", [{"id": 1, "category_id": 7}], r"\(2, 3\), ground truth is \(2, 2\)"),
+    ],
+)
+def test_inconsistent_predictions(predicted: str, segments: list[dict], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        match_segments(_map("11 11"), [{"id": 1, "category_id": 7}], _map(predicted), segments)
+
+
+def test_ids_and_colours() -> None:
+    ids = np.array([[0, 1, 255], [256, 65536, 256**3 - 1]])
+    assert (picture_to_ids(Image.fromarray(id_to_rgb(ids))) == ids).all()
+    with_alpha = np.dstack([id_to_rgb(ids), np.full(ids.shape, 7, np.uint8)])
+    assert (picture_to_ids(Image.fromarray(with_alpha)) == ids).all()
+    assert id_to_rgb(np.array([[256 * 2 + 3]])).tolist() == [[[3, 2, 0]]]
+
+
+@pytest.fixture
+def dataset(random_panoptic: Callable[..., Any], register: Callable[..., str]) -> tuple[str, dict[str, Any]]:
+    truth = random_panoptic(5, images=5)
+    categories = truth["content"]["categories"]
+    name = register(
+        "test_panoptic",
+        panoptic_json=truth["json"],
+        panoptic_root=truth["root"],
+        evaluator_type="coco_panoptic_seg",
+        ignore_label=255,
+        label_divisor=1000,
+        thing_dataset_id_to_contiguous_id={c["id"]: i for i, c in enumerate(categories) if c["isthing"]},
+        stuff_dataset_id_to_contiguous_id={c["id"]: i for i, c in enumerate(categories)},
+        stuff_classes=[c["name"] for c in categories],
+    )
+    return name, truth
+
+
+def batch(truth: dict[str, Any], dtype: torch.dtype = torch.int32) -> tuple[list[dict], list[dict]]:
+    """Inputs and outputs as the model gives them: contiguous ids, isthing, score and area."""
+    categories = truth["content"]["categories"]
+    contiguous = {c["id"]: (i, bool(c["isthing"])) for i, c in enumerate(categories)}
+    inputs, outputs = [], []
+    for annotation, (ids, segments) in zip(
+        truth["content"]["annotations"], truth["predictions"], strict=True
+    ):
+        number = annotation["image_id"]
+        inputs.append({"image_id": number, "file_name": f"x/{number:04d}.jpg"})
+        infos = [
+            {
+                "id": s["id"],
+                "category_id": contiguous[s["category_id"]][0],
+                "isthing": contiguous[s["category_id"]][1],
+                "score": 0.5,
+                "area": int((ids == s["id"]).sum()),
+            }
+            for s in segments
+        ]
+        outputs.append({"panoptic_seg": (torch.as_tensor(ids).to(dtype), infos)})
+    return inputs, outputs
+
+
+def test_evaluator_equals_panopticapi_and_detectron2(
+    dataset: tuple[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    name, truth = dataset
+    inputs, outputs = batch(truth)
+    evaluator = PanopticEvaluator(name)
+    evaluator.reset()
+    evaluator.process(inputs, outputs)
+    results = evaluator.evaluate()
+    assert results is not None
+    expected = official(truth, tmp_path / "predicted")
+    for group, suffix in (("All", ""), ("Things", "_th"), ("Stuff", "_st")):
+        for metric in ("pq", "sq", "rq"):
+            assert results["panoptic_seg"][metric.upper() + suffix] == 100 * expected[group][metric]
+    host = COCOPanopticEvaluator(name)
+    host.reset()
+    host.process(inputs, copy.deepcopy(outputs))
+    theirs = host.evaluate()["panoptic_seg"]
+    assert list(results["panoptic_seg"]) == list(theirs)
+    # the host adds up per core: the last digit may differ
+    assert results["panoptic_seg"] == pytest.approx(theirs, rel=1e-13)
+
+
+def test_labels_without_segments_info(dataset: tuple[str, dict[str, Any]]) -> None:
+    name, truth = dataset
+    inputs, outputs = batch(truth)
+    labels = []
+    for output in outputs:
+        ids, segments = output["panoptic_seg"]
+        label = torch.full_like(ids, -1)
+        for s in segments:
+            label[ids == s["id"]] = s["category_id"] * 1000 + s["id"]
+        labels.append({"panoptic_seg": (label, None)})
+    both = []
+    for predictions in (outputs, labels):
+        evaluator = PanopticEvaluator(name)
+        evaluator.process(inputs, predictions)
+        both.append(evaluator.evaluate())
+    assert both[0] == both[1]
+
+
+def test_dataset_category_ids_without_isthing(dataset: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+    name, truth = dataset
+    evaluator = PanopticEvaluator(name)
+    for annotation, (ids, segments) in zip(
+        truth["content"]["annotations"], truth["predictions"], strict=True
+    ):
+        output = {"panoptic_seg": (torch.as_tensor(ids), segments)}
+        evaluator.process([{"image_id": annotation["image_id"]}], [output])
+    results = evaluator.evaluate()
+    assert results is not None
+    assert results["panoptic_seg"]["PQ"] == 100 * official(truth, tmp_path / "predicted")["All"]["pq"]
+
+
+def test_merging_equals_one_process(dataset: tuple[str, dict[str, Any]]) -> None:
+    name, truth = dataset
+    inputs, outputs = batch(truth)
+    evaluators = [PanopticEvaluator(name) for _ in range(3)]
+    evaluators[0].process(inputs[3:], outputs[3:])
+    evaluators[2].process(inputs[:3], outputs[:3])
+    whole = PanopticEvaluator(name)
+    whole.process(inputs, outputs)
+    expected = whole.evaluate()
+    whole._part = merge_parts([e._part for e in evaluators])
+    assert whole.evaluate() == expected
+
+
+def test_empty_predictions_are_zero(dataset: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+    name, truth = dataset
+    inputs, outputs = batch(truth)
+    empty = [{"panoptic_seg": (torch.zeros_like(o["panoptic_seg"][0]), [])} for o in outputs]
+    evaluator = PanopticEvaluator(name, str(tmp_path / "out"))
+    evaluator.process(inputs, empty)
+    results = evaluator.evaluate()
+    assert results is not None
+    assert set(results["panoptic_seg"].values()) == {0.0}
+    written = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert all(a["segments_info"] == [] for a in written["annotations"])
+
+
+def test_no_image_seen(dataset: tuple[str, dict[str, Any]], caplog: pytest.LogCaptureFixture) -> None:
+    evaluator = PanopticEvaluator(dataset[0])
+    evaluator.reset()
+    with caplog.at_level("WARNING"):
+        results = evaluator.evaluate()
+    assert results is not None
+    assert results["panoptic_seg"]["PQ"] == 0
+    assert "5 of 5 annotated pictures were not predicted" in caplog.text
+
+
+def test_group_without_categories_is_nan(
+    dataset: tuple[str, dict[str, Any]], register: Callable[..., str], tmp_path: Path
+) -> None:
+    truth = dataset[1]
+    content = copy.deepcopy(truth["content"])
+    for category in content["categories"]:
+        category["isthing"] = 1
+    path = tmp_path / "things.json"
+    path.write_text(json.dumps(content))
+    things = {c["id"]: i for i, c in enumerate(content["categories"])}
+    name = register(
+        "test_things",
+        panoptic_json=str(path),
+        panoptic_root=truth["root"],
+        thing_dataset_id_to_contiguous_id=things,
+    )
+    evaluator = PanopticEvaluator(name)
+    inputs, outputs = batch({**truth, "content": content})
+    evaluator.process(inputs, outputs)
+    results = evaluator.evaluate()
+    assert results is not None
+    assert math.isnan(results["panoptic_seg"]["PQ_st"])
+    assert results["panoptic_seg"]["PQ"] == results["panoptic_seg"]["PQ_th"] > 0
+
+
+def test_saved_predictions_are_read_by_panopticapi(
+    dataset: tuple[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    name, truth = dataset
+    inputs, outputs = batch(truth)
+    out = tmp_path / "out"
+    evaluator = PanopticEvaluator(name, str(out), save_predictions=True)
+    evaluator.process(inputs, outputs)
+    results = evaluator.evaluate()
+    assert results is not None
+    with contextlib.redirect_stdout(io.StringIO()):
+        reread = pq_compute(truth["json"], str(out / "predictions.json"), truth["root"])
+    assert results["panoptic_seg"]["PQ"] == pytest.approx(100 * reread["All"]["pq"], rel=1e-13)
+    pngs = [f"{i:04d}.png" for i in range(5)]
+    assert sorted(p.name for p in out.rglob("*")) == [*pngs, "predictions", "predictions.json"]
+
+
+def test_only_json_without_the_option(dataset: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+    inputs, outputs = batch(dataset[1])
+    evaluator = PanopticEvaluator(dataset[0], str(tmp_path / "out"))
+    evaluator.process(inputs, outputs)
+    evaluator.evaluate()
+    assert [p.name for p in (tmp_path / "out").rglob("*")] == ["predictions.json"]
+
+
+def test_per_class(dataset: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+    name, truth = dataset
+    inputs, outputs = batch(truth)
+    evaluator = PanopticEvaluator(name, per_class=True)
+    evaluator.process(inputs, outputs)
+    results = evaluator.evaluate()
+    assert results is not None
+    expected = official(truth, tmp_path / "predicted")["per_class"]
+    for category in truth["content"]["categories"]:
+        value = results["panoptic_seg"][f"PQ-{category['name']}"]
+        assert math.isnan(value) or value == 100 * expected[category["id"]]["pq"]
+
+
+def test_user_errors(
+    dataset: tuple[str, dict[str, Any]], register: Callable[..., str], tmp_path: Path
+) -> None:
+    name, truth = dataset
+    inputs, outputs = batch(truth)
+    evaluator = PanopticEvaluator(name)
+    with pytest.raises(ValueError, match="PANOPTIC_ON"):
+        evaluator.process(inputs[:1], [{"instances": None}])
+    with pytest.raises(ValueError, match="no annotation for image 99"):
+        evaluator.process([{"image_id": 99}], outputs[:1])
+    ids, segments = outputs[0]["panoptic_seg"]
+    with pytest.raises(ValueError, match=r"image 0: .* ground truth"):
+        evaluator.process(inputs[:1], [{"panoptic_seg": (ids[1:], segments)}])
+    wrong = [{"id": 1, "category_id": 77, "isthing": True}]
+    with pytest.raises(ValueError, match="thing class 77"):
+        evaluator.process(inputs[:1], [{"panoptic_seg": (torch.ones_like(ids), wrong)}])
+    with pytest.raises(ValueError, match="panoptic_json"):
+        PanopticEvaluator(register("test_no_panoptic"))
+    wrong_kind = {"categories": [], "annotations": [{"id": 1, "image_id": 1}]}
+    (tmp_path / "instances.json").write_text(json.dumps(wrong_kind))
+    with pytest.raises(ValueError, match="instance annotation file"):
+        PanopticTruth(str(tmp_path / "instances.json"), truth["root"])
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        PanopticTruth(truth["json"], str(tmp_path / "nowhere"))
+    Image.new("L", (31, 24)).save(Path(truth["root"]) / "0000.png")
+    with pytest.raises(ValueError, match="mode L"):
+        evaluator.process(inputs[:1], outputs[:1])
+    (Path(truth["root"]) / "0000.png").unlink()
+    with pytest.raises(FileNotFoundError, match="0000.png"):
+        evaluator.process(inputs[:1], outputs[:1])
+
+
+def test_text_image_ids(dataset: tuple[str, dict[str, Any]]) -> None:
+    inputs, outputs = batch(dataset[1])
+    as_text = [{**i, "image_id": str(i["image_id"])} for i in inputs]
+    both = []
+    for given_inputs in (inputs, as_text):
+        evaluator = PanopticEvaluator(dataset[0])
+        evaluator.process(given_inputs, outputs)
+        both.append(evaluator.evaluate())
+    assert both[0] == both[1]
+
+
+def test_real_annotation_against_itself(shared_dir: Path, register: Callable[..., str]) -> None:
+    root = shared_dir / "data/panoptic_sample/sample_data"
+    content = json.loads((root / "panoptic_examples.json").read_text())
+    truth = PanopticTruth(str(root / "panoptic_examples.json"), str(root / "panoptic_examples"))
+    for annotation in content["annotations"]:
+        ids = truth.id_map(annotation)
+        present = set(np.unique(ids).tolist())
+        segments = [s for s in annotation["segments_info"] if s["id"] in present]
+        m = match_segments(ids, annotation["segments_info"], ids, segments)
+        ordinary = [s for s in segments if not s["iscrowd"]]
+        assert len(m.matched) == len(ordinary) > 3
+        assert all(iou == 1 for _, iou in m.matched)
+        assert m.spurious == m.missed == ()

@@ -1,0 +1,100 @@
+"""Settings that cannot work are errors that name key and remedy, before the first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from mask2former.config import load_config
+from mask2former.config_validation import validate_config
+from mask2former.errors import ConfigError
+
+PANOPTIC = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
+MASKFORMER = "ade20k/semantic-segmentation/maskformer/maskformer_R50_bs16_160k.yaml"
+VIDEO = "youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml"
+PER_PIXEL = "ade20k/semantic-segmentation/maskformer/per_pixel_baseline_R50_bs16_160k.yaml"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "another model"),
+        (["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 80], "MODEL.SEM_SEG_HEAD.NUM_CLASSES 133"),
+        (["INPUT.DATASET_MAPPER_NAME", "coco_panoptic_ljs"], "coco_panoptic_lsj"),
+        (["DATASETS.TRAIN", ("coco_2017_train_panoptik",)], "coco_2017_train_panoptic"),
+        (["DATASETS.TRAIN", ()], "DATASETS.TRAIN is empty"),
+        (["MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", "MSDeformAttnDecoder"], "MSDeformAttnPixelDecoder"),
+        (["MODEL.BACKBONE.NAME", "D2Swin"], "D2SwinTransformer"),
+        (["MODEL.MASK_FORMER.NHEADS", 7], "HIDDEN_DIM"),
+        (["MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS", 4], "MASK_FORMER.NHEADS"),
+        (["SOLVER.ACCUMULATION_STEPS", 3], "ACCUMULATION_STEPS"),
+        (["SOLVER.OPTIMIZER", "ADAM"], "ADAMW"),
+        (["SOLVER.AMP.DTYPE", "bf16"], "bfloat16"),
+    ],
+)
+def test_contradictions_are_found_before_training(overrides: list, message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
+        validate_config(load_config(PANOPTIC, overrides), training=True)
+
+
+def test_no_result_switched_on() -> None:
+    overrides = [x for n in ("SEMANTIC", "INSTANCE", "PANOPTIC") for x in (f"MODEL.MASK_FORMER.TEST.{n}_ON", False)]
+    with pytest.raises(ConfigError, match="at least one"):
+        validate_config(load_config(PANOPTIC, overrides), training=False)
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides", "message"),
+    [
+        (PER_PIXEL, ["MODEL.META_ARCHITECTURE", "MaskFormer"], "MODEL.META_ARCHITECTURE 'SemanticSegmentor'"),
+        (PER_PIXEL, ["MODEL.SEM_SEG_HEAD.NAME", "MaskFormerHead"], "MODEL.META_ARCHITECTURE 'MaskFormer'"),
+        (PER_PIXEL, ["MODEL.MASK_FORMER.TEST.INSTANCE_ON", True], "INSTANCE_ON and PANOPTIC_ON to False"),
+        (PER_PIXEL, ["MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 0], "MODEL.SEM_SEG_HEAD.IGNORE_VALUE 255"),
+        (PANOPTIC, ["MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE", "res5"], "'multi_scale_pixel_decoder'"),
+        (
+            MASKFORMER,
+            ["MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE", "transformer_encoder"],
+            "'TransformerEncoderPixelDecoder'",
+        ),
+    ],
+)
+def test_components_that_do_not_fit_together(config: str, overrides: list, message: str) -> None:
+    validate_config(load_config(config), training=True)
+    with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
+        validate_config(load_config(config, overrides), training=True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["MODEL.META_ARCHITECTURE", "MaskFormer"], "DATASETS.TRAIN names 'clips_{}', which holds videos: set MODEL"),
+        (["DATASETS.TEST", ("coco_2017_val",)], "DATASETS.TEST names 'coco_2017_val', which holds pictures"),
+        (["DATASETS.TRAIN", ("coco_2017_train",)], "INPUT.DATASET_MAPPER_NAME 'coco_clip', or 'mixed_clips' beside"),
+        (["INPUT.DATASET_MAPPER_NAME", "coco_clip"], "makes clips of pictures: set 'ytvis'"),
+        (["INPUT.DATASET_MAPPER_NAME", "coco_instance_lsj"], "Known: coco_clip, mask_former_semantic, mixed"),
+        (["MODEL.MASK_FORMER.TEST.SEMANTIC_ON", True], "MODEL.MASK_FORMER.TEST.SEMANTIC_ON and PANOPTIC_ON to False"),
+        (["TEST.DETECTIONS_PER_VIDEO", 0], "TEST.DETECTIONS_PER_VIDEO must be at least 1"),
+        (["TEST.WINDOW_FRAMES", -1], "TEST.WINDOW_FRAMES is a number of frames"),
+        (["TEST.WINDOW_FRAMES", 6], "TEST.WINDOW_OVERLAP must lie between 0 and TEST.WINDOW_FRAMES - 1 = 5"),
+    ],
+)
+def test_videos_and_pictures_are_not_mixed_up(overrides: list, message: str, tmp_path: Path) -> None:
+    name = f"clips_{tmp_path.name}"
+    DatasetCatalog.register(name, list)
+    MetadataCatalog.get(name).set(evaluator_type="ytvis", thing_classes=["thing"] * 40)
+    own = ["DATASETS.TRAIN", (name,), "DATASETS.TEST", (name,)]
+    try:
+        validate_config(load_config(VIDEO, own), training=True)
+        # A video model may train on pictures, as clips that are made of them.
+        pictures = ["DATASETS.TRAIN", ("coco_2017_train",), "DATASETS.TEST", (), "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 80]
+        mixed = ["INPUT.DATASET_MAPPER_NAME", "mixed_clips"]
+        for mapper in (["INPUT.DATASET_MAPPER_NAME", "coco_clip"], mixed):
+            validate_config(load_config(VIDEO, [*pictures, *mapper]), training=True)
+        validate_config(load_config(VIDEO, [*own, *mixed]), training=True)
+        with pytest.raises(ConfigError, match=message.format(tmp_path.name).replace(".", r"\.")):
+            validate_config(load_config(VIDEO, [*own, *overrides]), training=True)
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)

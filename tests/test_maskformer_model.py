@@ -1,0 +1,154 @@
+"""Whole models: every config builds, takes a training step and predicts, at tiny size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from .modeling.tiny_models import clip, record, step_and_predict_without_syncs, tiny, without_gradient
+
+ROOT = Path(__file__).parents[1] / "configs"
+RECIPES = sorted(  # per-pixel baselines are another meta-architecture
+    str(p.relative_to(ROOT))
+    for p in ROOT.rglob("*.yaml")
+    if "common" not in p.parts and not p.name.startswith(("Base", "per_pixel_"))
+)
+VIDEO = [name for name in RECIPES if Path(name).name.startswith("video_")]
+IMAGE = [name for name in RECIPES if name not in VIDEO]
+
+
+@pytest.mark.parametrize("config", IMAGE)
+def test_step_and_prediction(config: str) -> None:
+    # Which classes of Mapillary Vistas v2.0 are things is in its own files.
+    stand_in = ["DATASETS.TRAIN", ("mapillary_vistas_panoptic_train",)] if "mapillary-vistas-v2" in config else []
+    model = tiny(config, *stand_in)
+    classes = model.sem_seg_head.num_classes
+    batch = [record(64, 96, 3, classes), record(50, 70, 0, classes)]
+    losses = model.train()(batch)
+    assert len(losses) == 3 * 4 and all(torch.isfinite(v) for v in losses.values())
+    sum(losses.values()).backward()
+    assert without_gradient(model) == []
+    with torch.no_grad():
+        results = model.eval()(batch)
+    settings = model.settings
+    for result, wanted in zip(results, batch, strict=True):
+        size = (wanted["height"], wanted["width"])
+        assert ("sem_seg" in result, "instances" in result, "panoptic_seg" in result) == (
+            settings.semantic,
+            settings.instance,
+            settings.panoptic,
+        )
+        if settings.semantic:
+            assert result["sem_seg"].shape == (classes, *size)
+        if settings.panoptic:
+            assert result["panoptic_seg"][0].shape == size and result["panoptic_seg"][0].dtype == torch.int32
+        if settings.instance:
+            assert result["instances"].pred_masks.shape[1:] == size
+            assert result["instances"].pred_masks.dtype == torch.bool
+
+
+@pytest.mark.parametrize("config", VIDEO)
+def test_step_and_prediction_of_the_video_recipes(config: str) -> None:
+    model = tiny(config, "MODEL.MASK_FORMER.DEC_LAYERS", 10)
+    classes = model.sem_seg_head.num_classes
+    losses = model.train()([clip(64, 96, 2, 3, classes), clip(50, 70, 2, 0)])
+    assert len(losses) == 3 * 10 and all(torch.isfinite(v) for v in losses.values())
+    sum(losses.values()).backward()
+    assert without_gradient(model) == []
+    with torch.no_grad():
+        results = model.eval()([clip(64, 96, 3, 0), clip(50, 70, 1, 0)])
+    for result, size, frames in zip(results, [(69, 93), (55, 67)], [3, 1], strict=True):
+        assert result["image_size"] == size
+        assert [len(result[f"pred_{key}"]) for key in ("scores", "labels", "masks")] == [10, 10, 10]
+        assert all(m.shape == (frames, *size) and m.dtype == torch.bool for m in result["pred_masks"])
+        assert result["pred_scores"] == sorted(result["pred_scores"], reverse=True)
+
+
+def test_all_video_recipes_are_there() -> None:
+    assert sum(name.startswith("youtubevis_") for name in VIDEO) == 12
+
+
+@pytest.mark.parametrize(("name", "losses"), [("per_pixel_baseline", 1), ("per_pixel_baseline_plus", 4)])
+def test_step_and_prediction_of_the_per_pixel_baselines(name: str, losses: int) -> None:
+    config = f"ade20k/semantic-segmentation/maskformer/{name}_R50_bs16_160k.yaml"
+    model = tiny(config, "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 150)
+    batch = [{**record(64, 96, 0), "sem_seg": torch.arange(64 * 96).view(64, 96) % 150}]
+    found = model.train()(batch)
+    assert len(found) == losses and all(torch.isfinite(v) for v in found.values())
+    sum(found.values()).backward()
+    assert without_gradient(model) == []
+    with torch.no_grad():
+        assert model.eval()(batch)[0]["sem_seg"].shape == (150, 69, 93)
+
+
+def test_more_detections_than_pairs_is_fine() -> None:
+    model = tiny("nuclei/maskformer2_R50.yaml", "TEST.DETECTIONS_PER_IMAGE", 500).eval()
+    with torch.no_grad():
+        assert len(model([record(64, 64, 0)])[0]["instances"]) == 10
+
+
+def test_training_without_instances_names_the_file_and_the_key() -> None:
+    model = tiny("nuclei/maskformer2_R50.yaml").train()
+    broken = record(64, 64, 1)
+    del broken["instances"]
+    with pytest.raises(ValueError, match=r"a\.jpg.*DATASET_MAPPER_NAME"):
+        model([broken])
+
+
+def test_weights_follow_the_loss_names() -> None:
+    model = tiny("nuclei/maskformer2_R50.yaml", "MODEL.MASK_FORMER.MASK_WEIGHT", 0.0).train()
+    losses = model([record(64, 64, 2)])
+    assert losses["loss_mask"] == losses["loss_mask_2"] == 0
+    assert losses["loss_dice"] > 0
+
+
+def test_result_size_defaults_to_the_image() -> None:
+    model = tiny("nuclei/maskformer2_R50.yaml").eval()
+    with torch.no_grad():
+        result = model([{"image": record(40, 72, 0)["image"]}])[0]
+    assert result["instances"].image_size == (40, 72)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16])
+def test_autocast_keeps_losses_in_fp32(dtype: torch.dtype) -> None:
+    model = tiny("nuclei/maskformer2_efficientnet_lite0.yaml").train()
+    with torch.autocast("cpu", dtype):
+        losses = model([record(64, 64, 2), record(64, 64, 1)])
+    assert {v.dtype for v in losses.values()} == {torch.float32}
+    assert all(torch.isfinite(v) for v in losses.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "config",
+    [
+        "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml",
+        "coco/panoptic-segmentation/maskformer/maskformer_R50_bs64_554k.yaml",
+        "ade20k/semantic-segmentation/maskformer/per_pixel_baseline_R50_bs16_160k.yaml",
+        "ade20k/semantic-segmentation/maskformer/per_pixel_baseline_plus_R50_bs16_160k.yaml",
+    ],
+)
+def test_no_hidden_host_syncs(config: str) -> None:
+    queries = ("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 150) if "plus" in config else ()
+    model = tiny(config, *queries, "MODEL.DEVICE", "cuda")
+    batch = [record(64, 96, 3, 133), record(50, 70, 0, 133)]
+    for item in batch:
+        item["image"], item["sem_seg"] = item["image"].cuda(), item["sem_seg"].cuda()
+        item["instances"] = item["instances"].to("cuda")
+    step_and_predict_without_syncs(model, batch)
+
+
+@pytest.mark.parametrize(
+    "config", ["nuclei/maskformer2_R50.yaml", "coco/instance-segmentation/swin/maskformer2_swin_tiny_bs16_50ep.yaml"]
+)
+def test_whole_model_in_half_precision(config: str) -> None:
+    """`model.bfloat16()` predicts without autocast, close to fp32."""
+    model = tiny(config).eval()
+    picture = [{"image": record(64, 96, 0)["image"]}]
+    with torch.no_grad():
+        exact = model(picture)[0]["instances"]
+        rounded = model.bfloat16()(picture)[0]["instances"]
+    assert rounded.pred_masks.shape == exact.pred_masks.shape
+    assert (rounded.scores.float() - exact.scores).abs().max() < 0.1

@@ -1,0 +1,243 @@
+"""The model of clips: what it is trained on, what it gives, and that a clip of one frame is a picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.structures import BitMasks, Instances
+
+from mask2former import VideoMaskFormer, video_maskformer_model
+from mask2former.checkpoint import load_into
+from mask2former.video_maskformer_model import clip_objects
+
+from .modeling.tiny_models import clip, record, step_and_predict_without_syncs, tiny
+
+R50 = "youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml"
+SWIN_T = "youtubevis_2019/swin/video_maskformer2_swin_tiny_bs16_8ep.yaml"
+COCO = "coco/instance-segmentation/maskformer2_R50_bs16_50ep.yaml"
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    torch.manual_seed(0)
+    return tiny(R50).eval()
+
+
+def frame(ids: list[int], classes: list[int], masks: Any) -> Instances:
+    """Instances of a frame of 2 x 3 pixels; `masks` holds for each row the number of its first pixels that are set."""
+    found = Instances((2, 3))
+    found.gt_ids = torch.tensor(ids, dtype=torch.int64)
+    found.gt_classes = torch.tensor(classes, dtype=torch.int64)
+    found.gt_masks = torch.stack([torch.arange(6) < n for n in masks]).view(-1, 2, 3) if ids else torch.zeros(0, 2, 3)
+    return found
+
+
+# ---- targets
+def test_labels_come_from_any_frame_that_shows_the_object() -> None:
+    # The reference took the last frame's label, which for an absent object is the dummy class (here 40).
+    labels, masks = clip_objects([frame([7, -1], [3, 40], [2, 0]), frame([-1, 9], [40, 5], [0, 4])])
+    assert labels.tolist() == [3, 5]
+    assert masks.flatten(2).sum(2).tolist() == [[2, 0], [0, 4]]
+    assert masks.dtype == torch.bool and masks.shape == (2, 2, 2, 3)
+
+
+def test_objects_that_no_frame_shows_are_dropped() -> None:
+    labels, masks = clip_objects([frame([-1, 4], [40, 1], [6, 1]), frame([-1, 4], [40, 1], [6, 2])])
+    assert labels.tolist() == [1] and masks.flatten(2).sum(2).tolist() == [[1, 2]]
+    labels, masks = clip_objects([frame([], [], []), frame([-1], [40], [3])])
+    assert labels.shape == (0,) and masks.shape == (0, 2, 2, 3)
+
+
+def test_frames_may_list_objects_in_any_order() -> None:
+    second = frame([8, 2], [6, 1], [5, 3])
+    second.gt_masks = BitMasks(second.gt_masks)
+    labels, masks = clip_objects([frame([2], [1], [1]), second, frame([], [], [])])
+    assert labels.tolist() == [1, 6]
+    assert masks.flatten(2).sum(2).tolist() == [[1, 3, 0], [0, 5, 0]]
+
+
+def test_targets_reach_the_criterion(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(model, "weighted_losses", lambda outputs, targets: seen.extend([outputs, targets]))
+    sample = clip(40, 50, 3, 2, 40)
+    try:
+        model.train()([sample, clip(30, 64, 3, 0)])
+    finally:
+        model.eval()
+    outputs, targets = seen
+    assert outputs["mask_features"].shape == (2, 3, 16, 16, 16)  # (B, T, C, H4, W4) of 64 x 64
+    assert [t["size"] for t in targets] == [(64, 64)] * 2
+    assert torch.equal(targets[0]["labels"], sample["instances"][0].gt_classes)
+    for t in range(3):
+        assert torch.equal(targets[0]["masks"][:, t], sample["instances"][t].gt_masks)
+    assert targets[1]["masks"].shape == (0, 3, 30, 64)
+
+
+# ---- training
+@pytest.mark.parametrize("config", [R50, SWIN_T])
+def test_two_steps_lower_the_loss(config: str) -> None:
+    torch.manual_seed(1)
+    learner = tiny(config, "MODEL.SWIN.DROP_PATH_RATE", 0.0).train()
+    batch = [clip(64, 64, 2, 1, 40)]
+    optimizer = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], lr=3e-3)
+    history = []
+    for _ in range(3):
+        total = sum(learner(batch).values())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        history.append(float(total))
+    assert history[2] < history[1] < history[0]
+    with torch.no_grad():
+        assert len(learner.eval()(batch)[0]["pred_scores"]) == 10
+
+
+def test_one_frame_is_a_picture() -> None:
+    """With T = 1 the losses equal those of the image model with the same weights and the same random points."""
+    clips, pictures = tiny(R50).train(), tiny(COCO, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 40).train()
+    # The encoding of time of the only frame is a constant; without it the models are one.
+    clips.sem_seg_head.predictor.position.temporal = False
+    pictures.load_state_dict(clips.state_dict())
+    picture = record(64, 96, 2, 40)
+    picture["instances"].gt_ids = torch.arange(2)
+    sample = {"image": [picture["image"]], "instances": [picture["instances"]]}
+    torch.manual_seed(3)
+    expected = pictures([picture])
+    torch.manual_seed(3)
+    found = clips([sample])
+    assert found.keys() == expected.keys()
+    for name, loss in expected.items():
+        torch.testing.assert_close(found[name], loss)
+
+
+def test_wrong_records_are_named(model: Any) -> None:
+    def broken(change: Any) -> list[dict[str, Any]]:
+        sample = clip(32, 32, 2, 1)
+        change(sample)
+        return [sample, clip(32, 32, 2, 0)]
+
+    cases = {
+        r"clip clip/0\.jpg .*'instances'.*INPUT.DATASET_MAPPER_NAME": lambda s: s.pop("instances"),
+        r"clip/0\.jpg .*gt_ids": lambda s: s["instances"][1].remove("gt_ids"),
+        r"clip/0\.jpg has 2 frames, but instances of 1": lambda s: s["instances"].pop(),
+        r"\[1, 2\] frames.*INPUT.SAMPLING_FRAME_NUM": lambda s: s["image"].pop(),
+        r"one size .*found: 8 x 9, 32 x 32": lambda s: s["instances"].__setitem__(0, clip(8, 9, 1, 1)["instances"][0]),
+    }
+    model.train()
+    try:
+        for message, change in cases.items():
+            with pytest.raises(ValueError, match=message):
+                model(broken(change))
+    finally:
+        model.eval()
+    with pytest.raises(ValueError, match="the clip needs frames of one size .* 8 x 9, 32 x 32"):
+        model.preprocess([torch.zeros(3, 32, 32), torch.zeros(3, 8, 9)])
+    with pytest.raises(ValueError, match="no frames"):
+        model.preprocess([])
+
+
+# ---- inference
+@torch.no_grad()
+def test_clip_outputs_belong_together(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shapes; logits follow from the query embeddings; frames may go through the backbone in parts."""
+    images, size = model.preprocess(clip(40, 60, 5, 0)["image"])
+    outputs = model.clip_outputs(images)
+    assert images.shape == (5, 3, 64, 64) and size == (40, 60)
+    assert {k: tuple(v.shape) for k, v in outputs.items()} == {
+        "pred_logits": (10, 41),
+        "pred_masks": (10, 5, 16, 16),
+        "pred_embeds": (10, 32),
+    }
+    predictor = model.sem_seg_head.predictor
+    torch.testing.assert_close(predictor.class_embed(outputs["pred_embeds"]), outputs["pred_logits"])
+    runs: list[int] = []
+    hook = model.backbone.register_forward_pre_hook(lambda _, args: runs.append(len(args[0])))
+    monkeypatch.setattr(video_maskformer_model, "_CHUNK", 2 * 64 * 64)
+    parts = model.clip_outputs(images)
+    hook.remove()
+    assert runs == [2, 2, 1]
+    for name, value in outputs.items():
+        torch.testing.assert_close(parts[name], value, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_decoder_of_maskformer_takes_clips_too() -> None:
+    node = "MODEL.MASK_FORMER"
+    other = tiny(
+        R50,
+        *(f"{node}.TRANSFORMER_DECODER_NAME", "StandardTransformerDecoder"),
+        *(f"{node}.TRANSFORMER_IN_FEATURE", "pixel_embedding"),
+    ).eval()
+    images, _ = other.preprocess(clip(40, 60, 3, 0)["image"])
+    outputs = other.clip_outputs(images)
+    assert outputs["pred_masks"].shape == (10, 3, 16, 16)
+    predictor = other.sem_seg_head.predictor
+    torch.testing.assert_close(predictor.class_embed(outputs["pred_embeds"]), outputs["pred_logits"])
+
+
+@torch.no_grad()
+def test_results_are_the_best_pairs(model: Any) -> None:
+    sample = clip(40, 60, 3, 0)
+    images, _ = model.preprocess(sample["image"])
+    outputs = model.clip_outputs(images)
+    result = model([sample])[0]
+    scores, index = outputs["pred_logits"].softmax(-1)[:, :-1].flatten().sort(descending=True)
+    assert result["pred_scores"] == pytest.approx(scores[:10].tolist())
+    assert result["pred_labels"] == (index[:10] % 40).tolist()
+    whole = F.interpolate(outputs["pred_masks"], (64, 64), mode="bilinear", align_corners=False)[..., :40, :60]
+    whole = F.interpolate(whole, (45, 57), mode="bilinear", align_corners=False) > 0
+    for query, mask in zip((index[:10] // 40).tolist(), result["pred_masks"], strict=True):
+        assert torch.equal(mask, whole[query])
+    assert model([{"image": sample["image"]}])[0]["image_size"] == (40, 60)
+
+
+def test_settings_of_the_results() -> None:
+    few = tiny(R50, "TEST.DETECTIONS_PER_VIDEO", 3).eval()
+    assert isinstance(few, VideoMaskFormer) and tiny(R50).test_topk_per_video == 10
+    sample = clip(32, 32, 2, 0)
+    with torch.no_grad():
+        scores = few([sample])[0]["pred_scores"]
+        few.score_threshold = scores[1]
+        above = few([sample])[0]
+        few.score_threshold = 1.0
+        nothing = few([sample])[0]
+    assert len(scores) == 3
+    assert above["pred_scores"] == scores[:2] and len(above["pred_masks"]) == 2
+    assert nothing == {"image_size": (37, 29), "pred_scores": [], "pred_labels": [], "pred_masks": []}
+    assert tiny(R50, "TEST.SCORE_THRESHOLD", 0.4).score_threshold == 0.4
+
+
+# ---- weights
+def test_image_model_of_coco_starts_a_video_model() -> None:
+    pictures = tiny(COCO)
+    learner = tiny(R50)
+    before = learner.sem_seg_head.predictor.class_embed.weight.clone()
+    report = load_into(learner, pictures.state_dict())
+    assert not report.missing and not report.unexpected
+    assert {key for key, *_ in report.reinitialised} == {
+        "criterion.empty_weight",
+        "sem_seg_head.predictor.class_embed.weight",
+        "sem_seg_head.predictor.class_embed.bias",
+    }
+    other = pictures.state_dict()
+    for name, value in learner.state_dict().items():
+        assert name in {key for key, *_ in report.reinitialised} or torch.equal(value, other[name])
+    assert torch.equal(learner.sem_seg_head.predictor.class_embed.weight, before)
+
+
+def test_names_of_the_weights_are_those_of_the_image_model() -> None:
+    pictures, clips = tiny(COCO, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 40), tiny(R50)
+    assert list(clips.state_dict()) == list(pictures.state_dict())
+    load_into(clips, pictures.state_dict(), strict=True)
+
+
+@pytest.mark.gpu
+def test_no_hidden_host_syncs() -> None:
+    model = tiny(R50, "MODEL.DEVICE", "cuda")
+    batch = [clip(64, 96, 2, 3, 40), clip(50, 70, 2, 0, 40)]
+    for sample in batch:
+        sample["image"] = [image.cuda() for image in sample["image"]]
+    step_and_predict_without_syncs(model, batch)

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import math
+import os
+
+import pytest
+
+from mask2former.utils import parallel
+from mask2former.utils.parallel import default_workers, map_parallel
+
+
+def _process(_: int) -> int:
+    return os.getpid()
+
+
+@pytest.mark.parametrize("workers", [1, 3, None])
+def test_results_come_in_order(workers: int | None) -> None:
+    numbers = list(range(40))
+    assert list(map_parallel(math.factorial, numbers, "test", workers)) == [math.factorial(n) for n in numbers]
+    assert list(map_parallel(math.factorial, [], "test", workers)) == []
+
+
+def test_processes() -> None:
+    assert set(map_parallel(_process, [1, 2, 3], "test", 1)) == {os.getpid()}
+    assert os.getpid() not in set(map_parallel(_process, list(range(8)), "test", 2))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_errors_reach_the_caller(workers: int) -> None:
+    with pytest.raises(ValueError, match="nonnegative|negative"):
+        list(map_parallel(math.factorial, [1, 2, -1], "test", workers))
+
+
+def test_processes_are_shared_among_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel.os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
+    assert default_workers() == 12
+    monkeypatch.setattr(parallel.comm, "get_world_size", lambda: 4)
+    assert default_workers() == 3
+    monkeypatch.setattr(parallel.comm, "get_world_size", lambda: 24)
+    assert default_workers() == 1

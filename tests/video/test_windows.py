@@ -1,0 +1,264 @@
+"""Long clips: windows, tracks through them, equality with the whole clip, and going on after a stop."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as mask_util
+
+from mask2former.segmenter import Segmenter
+from mask2former.video.reader import Frame
+from mask2former.video.results import VideoResult, choose_tracks
+from mask2former.video.windows import WindowSettings, windows
+
+from ..modeling.tiny_models import tiny
+from .moving_shapes import OBJECTS, ShapeModel, picture, pictures, truth
+
+R50 = "youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml"
+IMAGES = "coco/instance-segmentation/maskformer2_R50_bs16_50ep.yaml"
+
+
+def segmenter(model: Any = None, **options: Any) -> Segmenter:
+    return Segmenter(model or ShapeModel(), classes=["a", "b", "c"], min_size=0, **options)
+
+
+def frames(count: int) -> Any:
+    return (Frame(i, i / 25, np.zeros((2, 2, 3), np.uint8)) for i in range(count))
+
+
+def check_tracks(result: VideoResult, count: int) -> None:
+    """Each object has one track with its true masks."""
+    by_class = {track.label: track for track in result.tracks}
+    assert sorted(by_class) == [0, 1, 2] and len(result.tracks) == 3
+    seen = 0
+    for index, _, rles in result.masks():
+        assert index == seen
+        seen += 1
+        for number in range(len(OBJECTS)):
+            rle = rles.get(by_class[number].id)
+            mask = np.zeros(truth(0, 0).shape, bool) if rle is None else mask_util.decode(rle).astype(bool)
+            # The mask comes from stride 4, where bilinear resizing rounds the corners.
+            assert np.count_nonzero(mask != truth(number, index)) <= 8, (index, number)
+    assert seen == count == len(result)
+
+
+# ------------------------------------------------------------------ windows
+@pytest.mark.parametrize(
+    ("length", "overlap"), [(n, o) for n in (1, 2, 5, 6, 7, 9, 10, 11, 30) for o in (0, 1, 2, 3, 5)]
+)
+def test_windows_cover_each_frame_once(length: int, overlap: int) -> None:
+    cut = list(windows(frames(length), 6, overlap))
+    own = [w.frames[t].index for w in cut for t in w.own(overlap)]
+    assert own == list(range(length))
+    assert all(len(w.frames) <= 6 for w in cut) and [w.last for w in cut] == [False] * (len(cut) - 1) + [True]
+    for a, b in itertools.pairwise(cut):
+        assert b.span[0] == a.span[1] - overlap and b.shared == overlap
+
+
+def test_the_shared_frames_come_from_the_window_that_has_them_inside() -> None:
+    first, second = windows(frames(10), 6, 2)
+    assert (first.own(2), second.own(2)) == (range(5), range(1, 6))
+
+
+def test_frames_are_read_one_window_at_a_time() -> None:
+    read = []
+    source = (read.append(f.index) or f for f in frames(100))
+    cut = windows(source, 6, 2)
+    next(cut), next(cut)
+    assert len(read) == 11  # two windows, and one frame to know whether another follows
+
+
+@pytest.mark.parametrize("options", [{"window": 0}, {"window": 4, "overlap": 4}, {"overlap": -1}, {"candidates": 0}])
+def test_impossible_settings_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=next(iter(reversed(options)))):
+        WindowSettings(**options)
+
+
+# ------------------------------------------------------------------ tracks through windows
+@pytest.mark.parametrize(("window", "overlap"), [(30, 0), (8, 3), (8, 0), (5, 4)])
+def test_objects_keep_their_tracks_through_windows(window: int, overlap: int) -> None:
+    result = segmenter().track(pictures(30), window=window, overlap=overlap)
+    check_tracks(result, 30)
+    assert [round(track.score, 3) for track in result.tracks] == [0.9, 0.8, 0.7]
+    assert [track.first for track in result.tracks][:2] == [0, 0]
+
+
+def test_online() -> None:
+    model = ShapeModel()
+    result = segmenter(model).track(pictures(30), online=True)
+    check_tracks(result, 30)
+    assert model.lengths == [1] * 30
+    born = {track.label: (track.first, track.last) for track in result.tracks}
+    assert born == {0: (0, 30), 1: (0, 14), 2: (11, 30)}
+
+
+def test_masks_on_shared_frames_tell_objects_of_one_look_apart() -> None:
+    check_tracks(segmenter(ShapeModel(alike=True)).track(pictures(30), window=8, overlap=3), 30)
+
+
+# ------------------------------------------------------------------ one window is the whole clip
+@pytest.mark.parametrize("online", [False, True])
+def test_one_window_equals_the_model_itself(online: bool) -> None:
+    model: Any = tiny(R50, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3).eval()
+    count = 1 if online else 3
+    images = [torch.randint(0, 256, (3, 52, 70), dtype=torch.uint8) for _ in range(count)]
+    with torch.inference_mode():
+        (expected,) = model([{"image": images, "height": 52, "width": 70}])
+    result = segmenter(model, score_threshold=0.0).track(images, online=online).filter(one_class=False)
+    assert [t.score for t in result.tracks] == expected["pred_scores"]
+    assert [t.label for t in result.tracks] == expected["pred_labels"]
+    assert len(result.tracks) == 10
+    for record, masks in zip(result.to_ytvis(), expected["pred_masks"], strict=True):
+        for rle, mask in zip(record["segmentations"], masks, strict=True):
+            decoded = np.zeros((52, 70), bool) if rle is None else mask_util.decode(rle).astype(bool)
+            assert (decoded == mask.numpy()).all()
+    assert any(mask.any() for mask in expected["pred_masks"])
+
+
+def test_image_models_follow_objects_frame_by_frame() -> None:
+    model = tiny(IMAGES, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3).eval()
+    segment = segmenter(model, score_threshold=0.0)
+    with pytest.raises(ValueError, match="online=True"):
+        segment.track(pictures(3))
+    # The same picture again: the same objects, in the same tracks.
+    result = segment.track([picture(0)] * 3, online=True, top_k=5)
+    assert len(result.tracks) == 5 and all((t.first, t.last) == (0, 3) for t in result.tracks)
+
+
+# ------------------------------------------------------------------ stop and go on
+@pytest.mark.parametrize("stop_at", [0, 1, 3, 5])
+def test_a_killed_run_goes_on_after_its_last_window(tmp_path: Path, stop_at: int) -> None:
+    options = {"window": 8, "overlap": 3}
+    whole = segmenter().track(pictures(30), work_dir=tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        segmenter(ShapeModel(stop_at=stop_at)).track(pictures(30), work_dir=tmp_path / "cut", **options)
+    model = ShapeModel()
+    result = segmenter(model).track(pictures(30), work_dir=tmp_path / "cut", **options)
+    total = len(list((tmp_path / "whole").glob("window_*")))
+    assert total == 6 and len(model.lengths) == total - stop_at
+    assert result.tracks == whole.tracks and result.to_ytvis() == whole.to_ytvis()
+    for name in ("state.npz", "finished.json", "window_000005.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+# A process that stands still in its third window, and says so.
+HANGING = """
+import sys, time
+from pathlib import Path
+from tests.video.moving_shapes import ShapeModel, pictures
+from mask2former.segmenter import Segmenter
+
+class Hanging(ShapeModel):
+    def clip_outputs(self, images):
+        if len(self.lengths) == 2:
+            Path(sys.argv[2]).touch()
+            time.sleep(600)
+        return super().clip_outputs(images)
+
+segment = Segmenter(Hanging(), classes=["a", "b", "c"], min_size=0, score_threshold=0.0)
+segment.track(pictures(30), window=8, overlap=3, work_dir=sys.argv[1])
+"""
+
+
+def test_kill_minus_9(tmp_path: Path) -> None:
+    folder, reached = tmp_path / "cut", tmp_path / "reached"
+    arguments = [sys.executable, "-c", HANGING, str(folder), str(reached)]
+    with subprocess.Popen(arguments, cwd=Path(__file__).parents[2]) as process:
+        try:
+            while not reached.exists():
+                assert process.poll() is None, "the process has ended by itself"
+                time.sleep(0.05)
+        finally:
+            process.kill()
+    model = ShapeModel()
+    result = segmenter(model).track(pictures(30), window=8, overlap=3, work_dir=folder)
+    assert len(model.lengths) == 4  # of 6
+    assert result.to_ytvis() == segmenter().track(pictures(30), window=8, overlap=3).to_ytvis()
+
+
+@pytest.mark.parametrize("lost", ["finished.json", "state.npz"])
+def test_a_stop_between_two_files_is_no_harm(tmp_path: Path, lost: str) -> None:
+    options = {"window": 8, "overlap": 3, "work_dir": tmp_path}
+    whole = segmenter().track(pictures(30), **options).to_ytvis()
+    (tmp_path / lost).unlink()
+    (tmp_path / "finished.json").unlink(missing_ok=True)
+    model = ShapeModel()
+    assert segmenter(model).track(pictures(30), **options).to_ytvis() == whole
+    assert len(model.lengths) == (0 if lost == "finished.json" else 6)
+
+
+def test_a_clip_shorter_than_the_overlap_is_finished_too(tmp_path: Path) -> None:
+    options = {"window": 8, "overlap": 6, "work_dir": tmp_path}
+    first = segmenter().track(pictures(4), **options).to_ytvis()
+    (tmp_path / "finished.json").unlink()
+    assert segmenter().track(pictures(4), **options).to_ytvis() == first
+
+
+def test_a_finished_run_is_read_and_another_one_refused(tmp_path: Path) -> None:
+    segmenter().track(pictures(9), window=8, overlap=3, work_dir=tmp_path)
+    model = ShapeModel()
+    segmenter(model).track(pictures(9), window=8, overlap=3, work_dir=tmp_path)
+    assert model.lengths == []
+    with pytest.raises(ValueError, match="other overlap, window"):
+        segmenter().track(pictures(9), window=7, overlap=2, work_dir=tmp_path)
+    with torch.no_grad():
+        model.weight += 1
+    with pytest.raises(ValueError, match="other weights"):
+        segmenter(model).track(pictures(9), window=8, overlap=3, work_dir=tmp_path)
+
+
+def test_frames_of_a_generator_are_kept_for_the_pictures(tmp_path: Path) -> None:
+    options = {"window": 8, "overlap": 3, "work_dir": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        segmenter(ShapeModel(stop_at=2)).track(iter(pictures(30)), **options)
+    result = segmenter().track(iter(pictures(30)), **options)
+    check_tracks(result, 30)
+    for frame in result:
+        assert (frame.result.image == picture(frame.index)).all()
+
+
+def test_temporary_files_go_with_the_result() -> None:
+    result = segmenter().track(pictures(9), window=4, overlap=1)
+    part = result.filter(0.85)
+    folder = result.journal.folder
+    del result
+    assert folder.is_dir() and len(part.tracks) == 1
+    del part
+    assert not folder.exists()
+
+
+# ------------------------------------------------------------------ choosing tracks
+def test_top_k_counts_tracks_of_one_window() -> None:
+    scores = np.array([[0.9, 0.05], [0.2, 0.7], [0.6, 0.1]], dtype=np.float32)
+    present = np.array([[0, 1], [0, 2], [1, 3]])
+    pick = {"top_k": 1, "score_threshold": 0.0, "one_class": True}
+    assert [row[:2] for row in choose_tracks(scores, present, **pick)] == [(1, 0), (3, 0)]
+    pick["top_k"] = 3
+    assert [row[:2] for row in choose_tracks(scores, present, **pick)] == [(1, 0), (2, 1), (3, 0)]
+    pick["one_class"] = False
+    pairs = choose_tracks(scores, present, **pick)
+    assert [row[:2] for row in pairs] == [(1, 0), (2, 1), (3, 0), (2, 0), (3, 1)]
+    pick["score_threshold"] = 0.65
+    assert [row[:2] for row in choose_tracks(scores, present, **pick)] == [(1, 0), (2, 1)]
+    assert choose_tracks(np.zeros((0, 0)), np.zeros((0, 2), int), **pick) == []
+
+
+def test_json_file_is_the_list_of_records(tmp_path: Path) -> None:
+    result = segmenter().track(pictures(70), window=8, overlap=3)
+    (path,) = result.save(tmp_path / "r.json", video_id=5)
+    records = json.loads(path.read_text())
+    assert records == result.to_ytvis(5)
+    assert [r["category_id"] for r in records] == [1, 2, 3] and {r["video_id"] for r in records} == {5}
+    assert records[1]["segmentations"][13] and records[1]["segmentations"][14] is None
+    assert list(tmp_path.iterdir()) == [path]
+    result.filter(1.0).save(path)
+    assert json.loads(path.read_text()) == []
