@@ -1,4 +1,5 @@
 """Deterministic weights and inputs for the parity vectors in this folder: the same numbers on every machine."""
+
 from __future__ import annotations
 
 import math
@@ -45,7 +46,7 @@ def fill(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def image(height: int, width: int, seed: int = 0) -> Tensor:
-    """A smooth coloured image with edges: uint8 (3, height, width), RGB."""
+    """A smooth colored image with edges: uint8 (3, height, width), RGB."""
     g = torch.Generator().manual_seed(1000 + seed)
     low = torch.rand(1, 3, 6, 8, generator=g, dtype=torch.float64)
     smooth = torch.nn.functional.interpolate(low, (height, width), mode="bicubic", align_corners=False)[0]
