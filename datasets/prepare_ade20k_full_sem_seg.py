@@ -39,6 +39,7 @@ from mask2former.data.preparation import (
     run,
     source_files,
 )
+from mask2former.structures.panoptic_ids import id_to_rgb
 
 FOLDERS = {"train": "training", "val": "validation"}
 SEGMENTATION = "_seg.png"
@@ -48,8 +49,9 @@ LAYOUT = """\
 
 
 def class_numbers(pixels: np.ndarray) -> np.ndarray:
-    """Number of the class (from 1, 0 = none) from pixels R + 256 G + 65536 B of a _seg.png: R / 10 * 256 + G."""
-    return (pixels & 255) // 10 * 256 + (pixels >> 8 & 255)
+    """Return the number of the class (from 1, 0 = none), int32 (H, W), from the ids of a _seg.png: R / 10 * 256 + G."""
+    colors = id_to_rgb(pixels).astype(np.int32)
+    return colors[..., 0] // 10 * 256 + colors[..., 1]
 
 
 def class_names(path: Path) -> dict[int, str]:

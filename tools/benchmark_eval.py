@@ -32,7 +32,7 @@ from PIL import Image
 from torch import Tensor
 
 from mask2former.evaluation import InstanceSegEvaluator, PanopticEvaluator, SemanticEvaluator, encode_label_map
-from mask2former.evaluation.ground_truth import id_to_rgb
+from mask2former.structures.panoptic_ids import id_to_rgb
 
 NAME = "benchmark_coco_panoptic"
 THINGS, CLASSES = 80, 133

@@ -12,6 +12,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps
 
 from ..errors import BadRecordError
+from ..structures.panoptic_ids import rgb_to_id
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +63,7 @@ def read_panoptic_png(path: str) -> np.ndarray:
         raise BadRecordError(
             path, f"a panoptic PNG has RGB pixels (id = R + 256 G + 65536 B), this is {picture.mode}"
         )
-    rgb = np.asarray(picture)[:, :, :3].astype(np.int32)
-    return rgb[:, :, 0] + 256 * rgb[:, :, 1] + 65536 * rgb[:, :, 2]
+    return rgb_to_id(np.asarray(picture)[:, :, :3])
 
 
 def read_label_map(path: str) -> np.ndarray:

@@ -18,20 +18,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from ..structures.masks import rle_runs, without_hollow_polygons
+from ..structures.panoptic_ids import rgb_to_id
 from ..structures.rle import encode_label_map
 from ..utils.file_io import read_json
-
-
-def picture_to_ids(picture: Image.Image) -> np.ndarray:
-    """An RGB or RGBA picture -> (h, w) int32 segment ids R + 256 G + 256^2 B."""
-    # Four bytes a pixel are one number: faster than adding up channels.
-    words = np.asarray(picture.convert("RGBA")).view("<u4")[..., 0]
-    return (words & 0xFFFFFF).astype(np.int32)
-
-
-def id_to_rgb(ids: np.ndarray) -> np.ndarray:
-    """Inverse of `picture_to_ids`: (h, w) integers below 256^3 -> (h, w, 3) uint8."""
-    return np.stack([ids & 255, (ids >> 8) & 255, (ids >> 16) & 255], axis=-1).astype(np.uint8)
 
 
 class PanopticTruth:
@@ -91,7 +80,7 @@ class PanopticTruth:
                 raise ValueError(
                     f"{path}: a panoptic annotation is an RGB PNG, this one has mode {image.mode}"
                 )
-            return picture_to_ids(image)
+            return rgb_to_id(np.asarray(image)[..., :3])
 
 
 logger = logging.getLogger(__name__)

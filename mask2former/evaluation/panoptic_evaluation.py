@@ -14,10 +14,11 @@ from detectron2.evaluation import DatasetEvaluator
 from PIL import Image
 from tabulate import tabulate
 
+from ..structures.panoptic_ids import id_to_rgb
 from ..utils.file_io import atomic_write, write_json
 from ..utils.tables import distinct, side_by_side
 from .gathering import gather_parts
-from .ground_truth import PanopticTruth, id_to_rgb
+from .ground_truth import PanopticTruth
 from .panoptic_quality import (
     CategoryCounts,
     ImageMatches,

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from ..structures.panoptic_ids import MAX_ID
 from .joint_runs import count_pairs, joint_runs
 
 VOID = 0  # segment id of unlabelled pixels
-MAX_ID = 256**3  # ids must fit the three bytes of a PNG pixel
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ def _index_of_ids(values: np.ndarray, ids: Sequence[int]) -> np.ndarray:
 
 
 def _check_prediction(id_map: np.ndarray, ids: Sequence[int], overlap: np.ndarray) -> None:
-    if len(set(ids)) < len(ids) or any(not VOID < i < MAX_ID for i in ids):
+    if len(set(ids)) < len(ids) or any(not VOID < i <= MAX_ID for i in ids):
         raise ValueError(
-            f"segment ids must differ and lie in [1, {MAX_ID - 1}] (0 is void), got {list(ids)[:20]}"
+            f"segment ids must differ and lie in [1, {MAX_ID}] (0 is void), got {list(ids)[:20]}"
         )
     area = overlap.sum(axis=0)
     if area[0]:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from mask2former.config import add_maskformer2_config
 from mask2former.evaluation import build_evaluator, encode_label_map
-from mask2former.evaluation.ground_truth import id_to_rgb
+from mask2former.structures.panoptic_ids import id_to_rgb
 
 HEIGHT, WIDTH = 12, 24
 

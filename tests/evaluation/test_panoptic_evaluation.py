@@ -21,9 +21,10 @@ from panopticapi.evaluation import pq_compute, pq_compute_single_core
 from PIL import Image
 
 from mask2former.evaluation import PanopticEvaluator
-from mask2former.evaluation.ground_truth import PanopticTruth, id_to_rgb, picture_to_ids
+from mask2former.evaluation.ground_truth import PanopticTruth
 from mask2former.evaluation.panoptic_evaluation import merge_parts
 from mask2former.evaluation.panoptic_quality import match_segments, mean_quality, sum_counts
+from mask2former.structures.panoptic_ids import id_to_rgb
 
 
 def official(truth: dict[str, Any], folder: Path) -> dict[str, dict[str, float]]:
@@ -177,12 +178,15 @@ def test_inconsistent_predictions(predicted: str, segments: list[dict], message:
         match_segments(_map("11 11"), [{"id": 1, "category_id": 7}], _map(predicted), segments)
 
 
-def test_ids_and_colours() -> None:
+@pytest.mark.parametrize("alpha", [False, True])
+def test_annotation_image_with_and_without_alpha(alpha: bool, tmp_path: Path) -> None:
     ids = np.array([[0, 1, 255], [256, 65536, 256**3 - 1]])
-    assert (picture_to_ids(Image.fromarray(id_to_rgb(ids))) == ids).all()
-    with_alpha = np.dstack([id_to_rgb(ids), np.full(ids.shape, 7, np.uint8)])
-    assert (picture_to_ids(Image.fromarray(with_alpha)) == ids).all()
-    assert id_to_rgb(np.array([[256 * 2 + 3]])).tolist() == [[[3, 2, 0]]]
+    rgb = id_to_rgb(ids)
+    Image.fromarray(np.dstack([rgb, np.full(ids.shape, 7, np.uint8)]) if alpha else rgb).save(tmp_path / "a.png")
+    annotation = {"image_id": 1, "file_name": "a.png", "segments_info": []}
+    (tmp_path / "a.json").write_text(json.dumps({"annotations": [annotation], "categories": []}))
+    read = PanopticTruth(str(tmp_path / "a.json"), str(tmp_path)).id_map(annotation)
+    assert read.dtype == np.int32 and read.tolist() == ids.tolist()
 
 
 @pytest.fixture

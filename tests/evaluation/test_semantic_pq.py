@@ -20,9 +20,9 @@ from panopticapi.evaluation import pq_compute_single_core
 from PIL import Image
 
 from mask2former.evaluation import SemanticEvaluator, evaluate_semantic_pq
-from mask2former.evaluation.ground_truth import id_to_rgb
 from mask2former.evaluation.panoptic_quality import mean_quality, sum_counts
 from mask2former.evaluation.semantic_pq import class_matches
+from mask2former.structures.panoptic_ids import id_to_rgb
 
 IGNORE = 255
 
