@@ -27,18 +27,9 @@ from mask2former.data import BadRecordError
 from mask2former.data.datasets.ade20k import FULL_VOID
 from mask2former.data.datasets.categories import class_table
 from mask2former.data.image_io import read_panoptic_png
-from mask2former.data.preparation import (
-    Outcome,
-    Report,
-    argument_parser,
-    convert_all,
-    ensure_picture,
-    find_folder,
-    place_picture,
-    relabel,
-    run,
-    source_files,
-)
+from mask2former.data.preparation.cli import argument_parser, find_directory, run, source_files
+from mask2former.data.preparation.segments import relabel
+from mask2former.data.preparation.work import Outcome, Report, convert_all, ensure_image, place_image
 from mask2former.structures.panoptic_ids import id_to_rgb
 
 FOLDERS = {"train": "training", "val": "validation"}
@@ -79,23 +70,21 @@ def convert(target: Path, folder: str, overwrite: bool, source: Path) -> Outcome
             raise BadRecordError(source, f"is {numbers.shape} pixels (height, width), {picture} {image.size[::-1]}")
     names = class_names(source.with_name(f"{name}.json"))
     unnamed = sorted(set(np.unique(numbers).tolist()) - names.keys() - {0})
-    place_picture(picture, target / "images_detectron2" / folder / picture.name, overwrite)
+    place_image(picture, target / "images_detectron2" / folder / picture.name, overwrite)
 
-    def make() -> np.ndarray:
-        index = {entry["name"]: position for position, entry in enumerate(class_table("ade20k_full"))}
-        table = {number: index[class_name] for number, class_name in names.items() if class_name in index}
-        return relabel(numbers, table, FULL_VOID, np.uint16)
-
-    labels = target / "annotations_detectron2" / folder / f"{name}.tif"
+    index = {entry["name"]: position for position, entry in enumerate(class_table("ade20k_full"))}
+    table = {number: index[class_name] for number, class_name in names.items() if class_name in index}
+    labels = relabel(numbers, table, FULL_VOID, np.uint16)
     note = f"{source}: classes {unnamed} are not in the json and became void" if unnamed else None
-    return Outcome(ensure_picture(labels, "I;16", numbers.shape, make, overwrite), note=note)
+    path = target / "annotations_detectron2" / folder / f"{name}.tif"
+    return Outcome(ensure_image(path, labels, overwrite), note=note)
 
 
 def prepare(args: argparse.Namespace) -> Iterator[Report]:
     base = args.root / "ADE20K_2021_17_01"
     for split in args.splits:
         folder = FOLDERS[split]
-        source = find_folder([base / "images" / "ADE" / folder, base / "images" / folder], LAYOUT)
+        source = find_directory([base / "images" / "ADE" / folder, base / "images" / folder], LAYOUT)
         sources = source_files(source, f"**/*{SEGMENTATION}", LAYOUT)
         step = partial(convert, base, folder, args.overwrite)
         target = base / "annotations_detectron2" / folder

@@ -4,8 +4,8 @@
 Reads   <root>/ADEChallengeData2016/annotations_instance/{training,validation}/*.png   red = class, green = object
 Writes  <root>/ADEChallengeData2016/ade20k_instance_{train,val}.json
 
-Ids of pictures are their file names without extension, category ids the class indices among the 150 of SceneParse150;
-masks are RLE. A second run goes on where the first one stopped.
+Ids of images are their file names without extension, category ids the class indices among the 150 of SceneParse150;
+masks are RLE. A second run makes only the files that are missing or incomplete.
 """
 
 from __future__ import annotations
@@ -20,19 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without in
 
 from mask2former.data.datasets.categories import class_table
 from mask2former.data.datasets.coco_panoptic import Object
-from mask2former.data.preparation import (
-    Outcome,
-    Report,
-    Stage,
-    argument_parser,
-    build_document,
+from mask2former.data.preparation.cli import argument_parser, run, source_files
+from mask2former.data.preparation.segments import (
     image_record,
     instance_document,
     instance_records,
-    run,
-    source_files,
+    read_ade20k_objects,
 )
-from mask2former.data.preparation.ade20k import read_objects
+from mask2former.data.preparation.work import Outcome, Report, Stage, build_document
 
 FOLDERS = {"train": "training", "val": "validation"}
 LAYOUT = """\
@@ -40,10 +35,8 @@ LAYOUT = """\
   annotations_instance/{training,validation}/    ADE_val_00000001.png, of annotations_instance.tar"""
 
 
-def convert(source: Path, wanted: bool) -> Outcome:
-    if not wanted:
-        return Outcome(Stage.KEPT)
-    keys, objects = read_objects(source)
+def convert(source: Path) -> Outcome:
+    keys, objects = read_ade20k_objects(source)
     records = instance_records(source.stem, keys, {key: Object(category, False) for key, category in objects.items()})
     return Outcome(Stage.WRITTEN, (image_record(source.stem, f"{source.stem}.jpg", keys.shape), records))
 

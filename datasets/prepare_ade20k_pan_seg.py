@@ -27,23 +27,16 @@ import numpy as np
 from mask2former.data import BadRecordError
 from mask2former.data.datasets.categories import class_table
 from mask2former.data.image_io import read_label_map
-from mask2former.data.preparation import (
-    Outcome,
-    Report,
+from mask2former.data.preparation.cli import argument_parser, run, source_files
+from mask2former.data.preparation.segments import (
     SegmentIds,
-    Stage,
-    argument_parser,
-    build_document,
-    ensure_picture,
     image_record,
-    is_whole,
     panoptic_document,
-    panoptic_picture,
-    run,
+    read_ade20k_objects,
     segment_record,
-    source_files,
 )
-from mask2former.data.preparation.ade20k import read_objects
+from mask2former.data.preparation.work import Outcome, Report, build_document, ensure_image, is_complete
+from mask2former.structures.panoptic_ids import id_to_rgb
 
 FOLDERS = {"train": "training", "val": "validation"}
 LAYOUT = """\
@@ -77,23 +70,24 @@ def merge(labels: np.ndarray, keys: np.ndarray, objects: dict[int, int]) -> tupl
     return merged, segments
 
 
-def convert(target: Path, overwrite: bool, sources: tuple[Path, Path], wanted: bool) -> Outcome:
+def is_finished(target: Path, sources: tuple[Path, Path]) -> bool:
+    return is_complete(target / sources[0].name, "RGB", read_label_map(str(sources[0])).shape)
+
+
+def convert(target: Path, overwrite: bool, sources: tuple[Path, Path]) -> Outcome:
     labels = read_label_map(str(sources[0]))
-    picture = target / sources[0].name
-    if not wanted and is_whole(picture, "RGB", labels.shape):
-        return Outcome(Stage.KEPT)
     if labels.max(initial=0) > len(class_table("ade20k")):
         raise BadRecordError(sources[0], f"holds label {labels.max()}; SceneParse150 has 0-150")
-    keys, objects = read_objects(sources[1])
+    keys, objects = read_ade20k_objects(sources[1])
     if keys.shape != labels.shape:
         raise BadRecordError(sources[1], f"is {keys.shape} pixels (height, width), {sources[0]} {labels.shape}")
     merged, segments = merge(labels, keys, objects)
     name = sources[0].stem
     entry = (
         image_record(name, f"{name}.jpg", labels.shape),
-        {"image_id": name, "file_name": picture.name, "segments_info": segments},
+        {"image_id": name, "file_name": sources[0].name, "segments_info": segments},
     )
-    return Outcome(ensure_picture(picture, "RGB", labels.shape, lambda: panoptic_picture(merged), overwrite), entry)
+    return Outcome(ensure_image(target / sources[0].name, id_to_rgb(merged), overwrite), entry)
 
 
 def prepare(args: argparse.Namespace) -> Iterator[Report]:
@@ -110,6 +104,7 @@ def prepare(args: argparse.Namespace) -> Iterator[Report]:
             partial(panoptic_document, class_table("ade20k")),
             workers=args.workers,
             overwrite=args.overwrite,
+            is_finished=partial(is_finished, target),
         )
 
 

@@ -21,15 +21,8 @@ import numpy as np
 
 from mask2former.data import BadRecordError
 from mask2former.data.image_io import read_label_map
-from mask2former.data.preparation import (
-    Outcome,
-    Report,
-    argument_parser,
-    convert_all,
-    ensure_picture,
-    run,
-    source_files,
-)
+from mask2former.data.preparation.cli import argument_parser, run, source_files
+from mask2former.data.preparation.work import Outcome, Report, convert_all, ensure_image
 
 CLASSES = 150
 FOLDERS = {"train": "training", "val": "validation"}
@@ -42,11 +35,8 @@ def convert(target: Path, overwrite: bool, source: Path) -> Outcome:
     labels = read_label_map(str(source))
     if labels.max(initial=0) > CLASSES:
         raise BadRecordError(source, f"holds label {labels.max()}; SceneParse150 has 0-{CLASSES}")
-
-    def make() -> np.ndarray:
-        return (labels - 1).astype(np.uint8)  # void, 0, becomes 255
-
-    return Outcome(ensure_picture(target / source.name, "L", labels.shape, make, overwrite))
+    shifted = (labels - 1).astype(np.uint8)  # void, 0, becomes 255
+    return Outcome(ensure_image(target / source.name, shifted, overwrite))
 
 
 def prepare(args: argparse.Namespace) -> Iterator[Report]:

@@ -24,23 +24,10 @@ import numpy as np
 
 from mask2former.data.datasets.categories import class_table, index_by_id
 from mask2former.data.image_io import read_label_map
-from mask2former.data.preparation import (
-    Outcome,
-    Report,
-    Stage,
-    argument_parser,
-    build_document,
-    convert_all,
-    ensure_picture,
-    image_record,
-    is_whole,
-    panoptic_document,
-    panoptic_picture,
-    relabel,
-    run,
-    segment_record,
-    source_files,
-)
+from mask2former.data.preparation.cli import argument_parser, run, source_files
+from mask2former.data.preparation.segments import image_record, panoptic_document, relabel, segment_record
+from mask2former.data.preparation.work import Outcome, Report, build_document, convert_all, ensure_image, is_complete
+from mask2former.structures.panoptic_ids import id_to_rgb
 
 VOID = 255
 DIVISOR = 1000  # an object is 1000 x its label + a number; a region of several objects, and stuff, the bare label
@@ -51,25 +38,28 @@ LAYOUT = """\
 
 
 def labels_of(ids: np.ndarray) -> np.ndarray:
-    """Label of every pixel of an instanceIds picture."""
+    """Label of every pixel of an instanceIds image."""
     return np.where(ids >= DIVISOR, ids // DIVISOR, ids)
 
 
 def convert_labels(overwrite: bool, source: Path) -> Outcome:
     ids = read_label_map(str(source))
-
-    def make() -> np.ndarray:
-        return relabel(labels_of(ids), index_by_id(class_table("cityscapes")), VOID)
-
+    labels = relabel(labels_of(ids), index_by_id(class_table("cityscapes")), VOID)
     target = source.with_name(source.name.replace(SOURCE, "_labelTrainIds.png"))
-    return Outcome(ensure_picture(target, "L", ids.shape, make, overwrite))
+    return Outcome(ensure_image(target, labels, overwrite))
 
 
-def convert_panoptic(target: Path, overwrite: bool, source: Path, wanted: bool) -> Outcome:
+def panoptic_path(target: Path, source: Path) -> Path:
+    return target / source.name.replace(SOURCE, "_panoptic.png")
+
+
+def is_finished(target: Path, source: Path) -> bool:
+    return is_complete(panoptic_path(target, source), "RGB", read_label_map(str(source)).shape)
+
+
+def convert_panoptic(target: Path, overwrite: bool, source: Path) -> Outcome:
     ids = read_label_map(str(source))
-    picture = target / source.name.replace(SOURCE, "_panoptic.png")
-    if not wanted and is_whole(picture, "RGB", ids.shape):
-        return Outcome(Stage.KEPT)
+    path = panoptic_path(target, source)
     things = {entry["id"]: entry["isthing"] for entry in class_table("cityscapes")}
     known = np.where(np.isin(labels_of(ids), list(things)), ids, 0)
     segments = []
@@ -79,9 +69,9 @@ def convert_panoptic(target: Path, overwrite: bool, source: Path, wanted: bool) 
     name = source.name.replace(f"_gtFine{SOURCE}", "")
     entry = (
         image_record(name, source.name.replace(SOURCE, "_leftImg8bit.png"), ids.shape),
-        {"image_id": name, "file_name": picture.name, "segments_info": segments},
+        {"image_id": name, "file_name": path.name, "segments_info": segments},
     )
-    return Outcome(ensure_picture(picture, "RGB", ids.shape, lambda: panoptic_picture(known), overwrite), entry)
+    return Outcome(ensure_image(path, id_to_rgb(known), overwrite), entry)
 
 
 def prepare(args: argparse.Namespace) -> Iterator[Report]:
@@ -100,6 +90,7 @@ def prepare(args: argparse.Namespace) -> Iterator[Report]:
             partial(panoptic_document, class_table("cityscapes")),
             workers=args.workers,
             overwrite=args.overwrite,
+            is_finished=partial(is_finished, target),
         )
 
 

@@ -27,7 +27,8 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the package
 
 from mask2former.data import BadRecordError
-from mask2former.data.preparation import Outcome, Report, Stage, argument_parser, convert_all, run
+from mask2former.data.preparation.cli import argument_parser, run
+from mask2former.data.preparation.work import Outcome, Report, Stage, convert_all
 from mask2former.utils.file_io import atomic_write, read_json_object, write_bytes
 
 ARCHIVE = "panoptic_annotations_trainval2017.zip"

@@ -19,22 +19,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the package
 
-import numpy as np
 
 from mask2former.data import BadRecordError
 from mask2former.data.datasets.categories import index_by_id
 from mask2former.data.datasets.coco import coco_categories
 from mask2former.data.image_io import read_panoptic_png
-from mask2former.data.preparation import (
-    Outcome,
-    Report,
-    argument_parser,
-    convert_all,
-    ensure_picture,
-    relabel,
-    run,
-    source_files,
-)
+from mask2former.data.preparation.cli import argument_parser, run, source_files
+from mask2former.data.preparation.segments import relabel
+from mask2former.data.preparation.work import Outcome, Report, convert_all, ensure_image
 from mask2former.utils.file_io import read_json_object
 
 VOID = 255
@@ -53,11 +45,7 @@ def convert(json_file: Path, source: Path, target: Path, overwrite: bool, annota
         where = str(annotation.get("file_name", annotation.get("image_id")))
         raise BadRecordError(json_file, f"{error.args[0]!r} is missing or undeclared", where) from error
     ids = read_panoptic_png(str(source / name))
-
-    def make() -> np.ndarray:
-        return relabel(ids, table, VOID)
-
-    return Outcome(ensure_picture(target / name, "L", ids.shape, make, overwrite))
+    return Outcome(ensure_image(target / name, relabel(ids, table, VOID), overwrite))
 
 
 def prepare(args: argparse.Namespace) -> Iterator[Report]:

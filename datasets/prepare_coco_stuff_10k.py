@@ -26,17 +26,9 @@ from scipy.io import loadmat
 
 from mask2former.data import BadRecordError
 from mask2former.data.datasets.categories import class_table, index_by_id
-from mask2former.data.preparation import (
-    Outcome,
-    Report,
-    argument_parser,
-    convert_all,
-    ensure_picture,
-    place_picture,
-    relabel,
-    run,
-    source_files,
-)
+from mask2former.data.preparation.cli import argument_parser, run, source_files
+from mask2former.data.preparation.segments import relabel
+from mask2former.data.preparation.work import Outcome, Report, convert_all, ensure_image, place_image
 
 VOID = 255
 LAYOUT = """\
@@ -73,13 +65,10 @@ def convert(base: Path, split: str, overwrite: bool, name: str) -> Outcome:
     with Image.open(picture) as image:
         if image.size != labels.shape[::-1]:
             raise BadRecordError(picture, f"is {image.size[::-1]} pixels (height, width), its label map {labels.shape}")
-    place_picture(picture, base / "images_detectron2" / split / picture.name, overwrite)
-
-    def make() -> np.ndarray:
-        return relabel(labels, index_by_id(class_table("coco_stuff_10k")), VOID)
-
+    place_image(picture, base / "images_detectron2" / split / picture.name, overwrite)
+    indices = relabel(labels, index_by_id(class_table("coco_stuff_10k")), VOID)
     target = base / "annotations_detectron2" / split / f"{name}.png"
-    return Outcome(ensure_picture(target, "L", labels.shape, make, overwrite))
+    return Outcome(ensure_image(target, indices, overwrite))
 
 
 def prepare(args: argparse.Namespace) -> Iterator[Report]:

@@ -9,7 +9,7 @@ Writes  v1.2: <root>/mapillary_vistas/mapillary_vistas_instance_{train,val}.json
         v2.0: <root>/mapillary_vistas/mapillary_vistas_v2_instance_{train,val}.json
 
 The archive of v2.0 holds the annotations of v1.2 too, in {training,validation}/v1.2; they are linked to where v1.2 has
-them. Missing files are told by name. A second run goes on where the first one stopped.
+them. Missing files are told by name. A second run makes only the files that are missing or incomplete.
 """
 
 from __future__ import annotations
@@ -29,19 +29,9 @@ from mask2former.data.datasets.categories import class_table
 from mask2former.data.datasets.coco_panoptic import Object
 from mask2former.data.datasets.mapillary import read_classes
 from mask2former.data.image_io import read_panoptic_png
-from mask2former.data.preparation import (
-    Outcome,
-    Report,
-    Stage,
-    argument_parser,
-    build_document,
-    find_folder,
-    image_record,
-    instance_document,
-    instance_records,
-    run,
-    source_files,
-)
+from mask2former.data.preparation.cli import argument_parser, find_directory, run, source_files
+from mask2former.data.preparation.segments import image_record, instance_document, instance_records
+from mask2former.data.preparation.work import Outcome, Report, Stage, build_document
 from mask2former.utils.file_io import read_json_object
 
 FOLDERS = {"train": "training", "val": "validation"}
@@ -116,10 +106,8 @@ def _differences(where: Path, kind: str, wanted: set[str], found: set[str]) -> l
     return [f"{where}: {len(names)} {what}: {', '.join(names[:SHOWN])}" for names, what in messages if names]
 
 
-def convert(folder: Path, json_file: Path, things: dict[int, bool], task: dict[str, Any], wanted: bool) -> Outcome:
+def convert(folder: Path, json_file: Path, things: dict[int, bool], task: dict[str, Any]) -> Outcome:
     """Instances of one entry of the panoptic json; `things` says for each category whether it is one."""
-    if not wanted:
-        return Outcome(Stage.KEPT)
     try:
         objects = {
             segment["id"]: Object(segment["category_id"], bool(segment.get("iscrowd", 0)))
@@ -179,7 +167,7 @@ def prepare_split(base: Path, version: str, split: str, args: argparse.Namespace
 
 
 def prepare(args: argparse.Namespace) -> Iterator[Report]:
-    base = find_folder([args.root / "mapillary_vistas"], VERSIONS["v1.2"].layout)
+    base = find_directory([args.root / "mapillary_vistas"], VERSIONS["v1.2"].layout)
     for split in args.splits:
         link_old_version(base / FOLDERS[split])
     present = [v for v, where in VERSIONS.items() if (base / "training" / where.folder / "panoptic").is_dir()]

@@ -8,19 +8,11 @@ import pycocotools.mask as coco_mask
 import pytest
 from PIL import Image
 
+from mask2former.data import BadRecordError
 from mask2former.data.datasets.coco_panoptic import Object
 from mask2former.data.image_io import read_panoptic_png
-from mask2former.data.preparation import (
-    Outcome,
-    SegmentIds,
-    Stage,
-    build_document,
-    ensure_picture,
-    instance_records,
-    is_whole,
-    panoptic_picture,
-    relabel,
-)
+from mask2former.data.preparation.segments import SegmentIds, instance_records, relabel
+from mask2former.data.preparation.work import Outcome, Report, Stage, build_document, ensure_image, is_complete
 
 
 def test_ids_are_new_near_their_class_and_the_same_in_every_run() -> None:
@@ -37,12 +29,6 @@ def test_ids_are_new_near_their_class_and_the_same_in_every_run() -> None:
         assert np.abs(color - colors[category]).max() <= 30
 
 
-def test_panoptic_picture_is_read_back(tmp_path: Path) -> None:
-    ids = np.array([[0, 255, 256], [65535, 65536, 0xFFFFFF]])
-    Image.fromarray(panoptic_picture(ids)).save(tmp_path / "a.png")
-    assert np.array_equal(read_panoptic_png(str(tmp_path / "a.png")), ids)
-
-
 def test_relabel() -> None:
     values = np.array([[0, 3, 70000]])
     assert relabel(values, {3: 0, 70000: 7, 80000: 1}, 255).tolist() == [[255, 0, 7]]
@@ -50,24 +36,52 @@ def test_relabel() -> None:
 
 
 @pytest.mark.parametrize("name, mode", [("a.png", "L"), ("a.tif", "I;16")])
-def test_every_cut_is_noticed(tmp_path: Path, name: str, mode: str) -> None:
+def test_every_truncation_is_noticed(tmp_path: Path, name: str, mode: str) -> None:
     path = tmp_path / name
     pixels = np.random.default_rng(0).integers(0, 255, (40, 30)).astype(np.uint8 if mode == "L" else np.uint16)
-    assert ensure_picture(path, mode, (40, 30), lambda: pixels, False) is Stage.WRITTEN
+    assert ensure_image(path, pixels, False) is Stage.WRITTEN
     assert np.array_equal(np.asarray(Image.open(path)), pixels)
-    assert is_whole(path, mode, (40, 30)) and not is_whole(path, mode, (30, 40)) and not is_whole(path, "RGB", (40, 30))
-    whole = path.read_bytes()
+    assert is_complete(path, mode, (40, 30))
+    assert not is_complete(path, mode, (30, 40)) and not is_complete(path, "RGB", (40, 30))
+    content = path.read_bytes()
     noticed = 0
-    for length in range(0, len(whole), 5):
-        path.write_bytes(whole[:length])
-        if is_whole(path, mode, (40, 30)):  # only the very end is lost, behind the last pixel
+    for length in range(0, len(content), 5):
+        path.write_bytes(content[:length])
+        if is_complete(path, mode, (40, 30)):  # only the very end is lost, behind the last pixel
             assert np.array_equal(np.asarray(Image.open(path)), pixels), length
         else:
             noticed += 1
-    assert noticed > len(whole) // 5 * 0.9
-    path.write_bytes(whole[: len(whole) // 2])
-    assert ensure_picture(path, mode, (40, 30), lambda: pixels, False) is Stage.REPAIRED
-    assert ensure_picture(path, mode, (40, 30), lambda: 1 / 0, False) is Stage.KEPT  # type: ignore[arg-type,return-value]
+    assert noticed > len(content) // 5 * 0.9
+    path.write_bytes(content[: len(content) // 2])
+    assert ensure_image(path, pixels, False) is Stage.REPAIRED
+
+
+def test_only_the_same_image_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    pixels = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    ensure_image(path, pixels, False)
+    first = path.stat()
+    assert ensure_image(path, pixels, False) is Stage.KEPT
+    assert path.stat().st_ino == first.st_ino and path.stat().st_mtime_ns == first.st_mtime_ns
+    assert ensure_image(path, pixels, True) is Stage.WRITTEN
+    for other in (pixels + 1, pixels.T.copy(), np.dstack([pixels] * 3)):
+        assert ensure_image(path, other, False) is Stage.REPAIRED
+        assert np.array_equal(np.asarray(Image.open(path)), other)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    ensure_image(path, np.zeros((3, 4), np.uint8), False)
+    content = path.read_bytes()
+
+    def fail(_: int) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        ensure_image(path, np.ones((3, 4), np.uint8), False)
+    assert path.read_bytes() == content and [file.name for file in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_a_changed_byte_in_a_png_is_noticed(tmp_path: Path) -> None:
@@ -76,26 +90,58 @@ def test_a_changed_byte_in_a_png_is_noticed(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    assert not is_whole(path, "L", (40, 30))
+    assert not is_complete(path, "L", (40, 30))
 
 
-def square(value: int, wanted: bool) -> Outcome:
-    return Outcome(Stage.WRITTEN, {"id": value, "square": value**2} if wanted else None)
+def square(value: int) -> Outcome:
+    if value < 0:
+        raise BadRecordError("source", f"{value} is negative")
+    return Outcome(Stage.WRITTEN, {"id": value, "square": value**2})
 
 
-def test_document_is_made_anew_when_pictures_are_added(tmp_path: Path) -> None:
+def build(target: Path, *values: int, overwrite: bool = False) -> Report:
+    tasks = {str(value): value for value in values}
+    return build_document(target, tasks, square, lambda rows: {"images": rows}, workers=1, overwrite=overwrite)
+
+
+def squares(target: Path) -> list[int]:
+    return [row["square"] for row in json.loads(target.read_text())["images"]]
+
+
+def test_annotation_file_is_made_again_for_other_images(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "a.json"
-
-    def build(*values: int) -> list[int]:
-        tasks = {str(value): value for value in values}
-        build_document(target, tasks, square, lambda rows: {"images": rows}, workers=1, overwrite=False)
-        return [row["square"] for row in json.loads(target.read_text())["images"]]
-
-    assert build(3, 2) == [9, 4]
-    assert build(1, 2, 3) == [1, 4, 9]
+    assert build(target, 3, 2).counts[Stage.WRITTEN] == 2 and squares(target) == [9, 4]
+    before = target.stat().st_ino
+    assert build(target, 3, 2).counts[Stage.KEPT] == 2 and target.stat().st_ino == before
+    for values in ((1, 2, 3), (1, 2)):  # added, removed
+        build(target, *values)
+        assert squares(target) == [value**2 for value in values]
     target.write_text(target.read_text()[:-5])
-    assert build(1, 2, 3) == [1, 4, 9]
+    assert build(target, 1, 2).counts[Stage.WRITTEN] == 2 and squares(target) == [1, 4]
     assert [path.name for path in target.parent.iterdir()] == ["a.json"]
+
+
+def test_annotation_file_needs_all_images(tmp_path: Path) -> None:
+    target = tmp_path / "a.json"
+    report = build(target, 3, -2, 1)
+    assert report.counts[Stage.WRITTEN] == 2 and report.failures == ["source: -2 is negative"]
+    assert not list(tmp_path.iterdir())
+    build(target, 3, 1)
+    assert len(build(target, 3, -2, 1).failures) == 1
+    assert squares(target) == [9, 1]  # complete as it was; the next run finds that an image is missing
+    with pytest.raises(TypeError):
+        build(target, 3, "1", overwrite=True)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())  # what was to be made again does not pass for finished
+
+
+def test_files_of_single_images_are_made_beside_a_finished_annotation_file(tmp_path: Path) -> None:
+    target = tmp_path / "a.json"
+    build(target, 1, 2, 3)
+    before = target.stat().st_ino
+    tasks = {str(value): value for value in (1, 2, 3)}
+    report = build_document(target, tasks, square, dict, workers=1, overwrite=False, is_finished=(1, 3).__contains__)
+    assert (report.counts[Stage.WRITTEN], report.counts[Stage.KEPT]) == (1, 2)
+    assert target.stat().st_ino == before
 
 
 def test_instances_of_real_panoptic_annotations(shared_dir: Path) -> None:

@@ -1,21 +1,68 @@
-"""Records of the COCO formats: images, instances, panoptic segments and their pictures."""
+"""Segments of annotations: label maps, ids, and the records of the COCO formats."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ...errors import BadRecordError
+from ...structures.panoptic_ids import rgb_to_id
+from ..datasets.categories import class_table
 from ..datasets.coco_panoptic import Object, annotations_from_ids
+from ..image_io import read_panoptic_png
 
-SPREAD = 30  # how far the colour of a further segment may lie from that of its class
+SPREAD = 30  # how far the color of a further segment may lie from that of its class
+_DIVISOR = 256  # of class and number in the ids of ADE20K's objects
+
+
+# ------------------------------------------------------------------ label maps and ids
+def relabel(values: np.ndarray, table: Mapping[int, int], void: int, dtype: type[np.integer] = np.uint8) -> np.ndarray:
+    """Replace every value by what the table says, or by `void` where it says nothing.
+
+    Args:
+        values: int (H, W), not negative.
+        table: old value -> new value.
+        void: new value of all others.
+        dtype: of the result, (H, W).
+    """
+    lookup = np.full(int(values.max(initial=0)) + 1, void, dtype)
+    for old, new in table.items():
+        if old < len(lookup):
+            lookup[old] = new
+    return lookup[values]
+
+
+def read_ade20k_objects(path: Path) -> tuple[np.ndarray, dict[int, int]]:
+    """Read the objects of one image of the ADE20K instance challenge (annotations_instance).
+
+    Args:
+        path: PNG with the class, 1-100, in the red channel and the number of the object, from 1, in the green one.
+
+    Returns:
+        int32 (H, W) with a key for each object, which grows with its number; and for each key the class index among
+        the 150 of SceneParse150. Other values of the map are no objects.
+
+    Raises:
+        BadRecordError: missing, broken, no RGB image, or a class is unknown.
+    """
+    keys = read_panoptic_png(str(path)) % _DIVISOR**2  # class + 256 x number
+    classes = {entry["instance_id"]: entry["id"] for entry in class_table("ade20k_instance")}
+    objects = {}
+    for key in np.unique(keys[keys >= _DIVISOR]).tolist():
+        number, value = divmod(key, _DIVISOR)
+        if value not in classes:
+            raise BadRecordError(path, f"class {value} of object {number} is none of 1-{len(classes)}")
+        objects[key] = classes[value]
+    return keys, objects
 
 
 class SegmentIds:
-    """Ids of the segments of one picture, R + 256 G + 65536 B of colours close to those of their classes.
+    """Ids of the segments of one image, whose colors are close to those of their classes.
 
-    The first segment of a class takes the class's colour, and further ones colours near it that are free. The same
+    The first segment of a class takes the class's color, and further ones colors near it that are free. The same
     sequence of classes gives the same ids in every run.
 
     Args:
@@ -28,47 +75,39 @@ class SegmentIds:
         self._random = np.random.default_rng(0)
 
     def take(self, category: int) -> int:
-        """An id that no segment has yet."""
+        """Return an id that no segment has yet."""
         color = np.array(self._colors[category], np.int64)
-        chosen = _pack(color)
-        while chosen in self._taken:
-            chosen = _pack(np.clip(color + self._random.integers(-SPREAD, SPREAD + 1, 3), 0, 255))
-        self._taken.add(chosen)
-        return chosen
+        candidate = color
+        while (segment := int(rgb_to_id(candidate.astype(np.uint8)))) in self._taken:
+            candidate = np.clip(color + self._random.integers(-SPREAD, SPREAD + 1, 3), 0, 255)
+        self._taken.add(segment)
+        return segment
 
 
-def _pack(color: np.ndarray) -> int:
-    return int(color @ (1, 256, 65536))
-
-
-def panoptic_picture(ids: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 3) of segment ids (H, W)."""
-    return np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
-
-
+# ------------------------------------------------------------------ records
 def box_of(mask: np.ndarray) -> list[int]:
-    """x, y, width and height of a mask (H, W) that is not empty, in pixels."""
+    """Return x, y, width and height of a mask (H, W) that is not empty, in pixels."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     left, top = int(columns[0]), int(rows[0])
     return [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top]
 
 
 def image_record(image_id: str | int, file_name: str, size: tuple[int, int]) -> dict[str, Any]:
-    """An entry of `images`; size is height and width."""
+    """Build an entry of `images`; size is height and width."""
     return {"id": image_id, "file_name": file_name, "width": int(size[1]), "height": int(size[0])}
 
 
 def segment_record(segment_id: int, category_id: int, mask: np.ndarray, iscrowd: int = 0) -> dict[str, Any]:
-    """An entry of `segments_info`; the mask is bool (H, W) and not empty."""
+    """Build an entry of `segments_info`; the mask is bool (H, W) and not empty."""
     measures = {"area": int(np.count_nonzero(mask)), "bbox": box_of(mask)}
     return {"id": segment_id, "category_id": category_id, **measures, "iscrowd": iscrowd}
 
 
 def instance_records(image_id: str | int, ids: np.ndarray, objects: Mapping[int, Object]) -> list[dict[str, Any]]:
-    """The entries of `annotations` of one picture, still without their ids.
+    """Build the entries of `annotations` of one image, still without their ids.
 
     Args:
-        image_id: of the picture.
+        image_id: of the image.
         ids: int (H, W).
         objects: dataset id and whether it is a crowd, by id, which is not 0; other ids of the map are left out.
 
@@ -82,7 +121,7 @@ def instance_records(image_id: str | int, ids: np.ndarray, objects: Mapping[int,
 def instance_document(
     categories: Sequence[Mapping[str, Any]], entries: Iterable[tuple[dict[str, Any], list[dict[str, Any]]]]
 ) -> dict[str, Any]:
-    """A COCO instance file of pictures with their annotations.
+    """Build a COCO instance file of images with their annotations.
 
     Annotations are numbered from 1: pycocotools takes a matched object with id 0 for unmatched.
     """
@@ -97,6 +136,6 @@ def instance_document(
 def panoptic_document(
     categories: Sequence[Mapping[str, Any]], entries: Iterable[tuple[dict[str, Any], dict[str, Any]]]
 ) -> dict[str, Any]:
-    """A COCO panoptic file of pictures, each with its entry of `annotations`."""
+    """Build a COCO panoptic file of images, each with its entry of `annotations`."""
     images, annotations = zip(*entries)
     return {"images": list(images), "annotations": list(annotations), "categories": list(categories)}

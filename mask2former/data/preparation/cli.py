@@ -1,4 +1,4 @@
-"""Command line of a preparation script: common arguments, the search for its sources, errors and summary."""
+"""Command line of a preparation script: common arguments, the search for its source files, errors and summary."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ...utils.parallel import default_workers
 from ..datasets import dataset_root
 from .work import Report
 
-AGAIN = "Run the same command again: it goes on where it stopped."
+AGAIN = "Run the same command again: files that are complete are not made again."
 SHOWN_FAILURES = 20
 
 
 def argument_parser(description: str, splits: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """A parser with --root, --workers, --overwrite and, where there are several, --splits.
+    """Build a parser with --root, --workers, --overwrite and, where there are several, --splits.
 
     Args:
         description: docstring of the script, shown by --help as it stands.
@@ -27,9 +27,9 @@ def argument_parser(description: str, splits: Sequence[str] = ()) -> argparse.Ar
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--root",
-        type=_folder,
-        default=_folder(dataset_root()),
-        help="folder that holds the datasets; default: DETECTRON2_DATASETS, else ./datasets (now %(default)s)",
+        type=_directory,
+        default=_directory(dataset_root()),
+        help="directory that holds the datasets; default: DETECTRON2_DATASETS, else ./datasets (now %(default)s)",
     )
     if splits:
         parser.add_argument("--splits", nargs="+", default=list(splits), choices=splits, help="default: all")
@@ -40,7 +40,7 @@ def argument_parser(description: str, splits: Sequence[str] = ()) -> argparse.Ar
         help="processes (default: %(default)s, one per core and at most 16); fewer need less memory",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="make everything anew instead of keeping what is there and whole"
+        "--overwrite", action="store_true", help="make all files again, also those that are there and complete"
     )
     return parser
 
@@ -50,7 +50,7 @@ def run(
     prepare: Callable[[argparse.Namespace], Iterable[Report]],
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Run a script: parse, prepare, tell what was done.
+    """Run a script: parse, prepare, print what was done.
 
     Args:
         parser: of `argument_parser`, perhaps with more arguments.
@@ -88,40 +88,40 @@ def _show_failures(report: Report) -> None:
         print(f"  ... and {len(report.failures) - SHOWN_FAILURES} more", file=sys.stderr)
     if report.failures:
         print(
-            f"{report.title}: {len(report.failures)} failed; mend these files or unpack them again. {AGAIN}",
+            f"{report.title}: {len(report.failures)} failed; repair these files or unpack them again. {AGAIN}",
             file=sys.stderr,
         )
 
 
-def find_folder(candidates: Iterable[Path], layout: str) -> Path:
-    """The first of the folders that exists.
+def find_directory(candidates: Iterable[Path], layout: str) -> Path:
+    """Return the first of the directories that exists.
 
     Raises:
         FileNotFoundError: none does; names the first and shows the expected layout.
     """
-    folders = list(candidates)
-    for folder in folders:
-        if folder.is_dir():
-            return folder
-    raise FileNotFoundError(_missing(f"{folders[0]} is not there", layout))
+    directories = list(candidates)
+    for directory in directories:
+        if directory.is_dir():
+            return directory
+    raise FileNotFoundError(_missing(f"{directories[0]} is not there", layout))
 
 
-def source_files(folder: Path, pattern: str, layout: str) -> list[Path]:
-    """The files of a folder, in the order of their names.
+def source_files(directory: Path, pattern: str, layout: str) -> list[Path]:
+    """List the files of a directory, in the order of their names.
 
     Args:
-        folder: to look in.
+        directory: to look in.
         pattern: for `Path.glob`.
-        layout: the expected folders, shown in the message.
+        layout: the expected directories, shown in the message.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no such file in it.
+        FileNotFoundError: there is no such directory, or no such file in it.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(_missing(f"{folder} is not there", layout))
-    files = sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+    if not directory.is_dir():
+        raise FileNotFoundError(_missing(f"{directory} is not there", layout))
+    files = sorted(path for path in directory.glob(pattern) if not path.name.startswith("."))
     if not files:
-        raise FileNotFoundError(_missing(f"{folder} holds no {pattern}", layout))
+        raise FileNotFoundError(_missing(f"{directory} holds no {pattern}", layout))
     return files
 
 
@@ -132,7 +132,7 @@ def _missing(what: str, layout: str) -> str:
     )
 
 
-def _folder(text: str) -> Path:
+def _directory(text: str) -> Path:
     return Path(text).expanduser()
 
 
