@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import video_io  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from mask2former.data.image_io import IMAGE_SUFFIXES, WRITABLE_SUFFIXES  # noqa: E402
 from mask2former.model_source import DEFAULT_MODEL  # noqa: E402
 from mask2former.result_files import CocoDocument  # noqa: E402
 from mask2former.results import Result  # noqa: E402
@@ -32,8 +33,6 @@ from mask2former.segmenter import Segmenter  # noqa: E402
 from mask2former.utils.file_io import short_path  # noqa: E402
 from mask2former.visualization import comfortable_scale  # noqa: E402
 
-PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2"}
-OVERLAYS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 DEFAULT_OUTPUT = Path("output/demo")
 
 # Example pictures of scikit-image: the size at which the network sees them, and what to expect of a model trained on
@@ -181,9 +180,9 @@ def collect(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
     for item in inputs:
         path = Path(item).expanduser()
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES and p.is_file())
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
             if not found:
-                problems.append(f"{item}: no picture in this folder ({', '.join(sorted(PICTURES))})")
+                problems.append(f"{item}: no picture in this folder ({', '.join(sorted(IMAGE_SUFFIXES))})")
         elif path.is_file():
             found = [path]
         elif glob.has_magic(item):
@@ -225,11 +224,11 @@ class Writer:
         target = Path(args.output).expanduser() if args.output else DEFAULT_OUTPUT
         labels = {"auto": None, "yes": True, "no": False}[args.labels]
         suffix = target.suffix.lower()
-        if target.is_dir() or not suffix or suffix not in OVERLAYS | {".json"}:
+        if target.is_dir() or not suffix or suffix not in WRITABLE_SUFFIXES | {".json"}:
             if target.exists() and not target.is_dir():
                 raise UserError(
                     f"--output {target} is a file of unknown kind; give a folder, .json "
-                    f"or {', '.join(sorted(OVERLAYS))}"
+                    f"or {', '.join(sorted(WRITABLE_SUFFIXES))}"
                 )
             return cls(target, frozenset(args.save or ("overlay", "json")), labels, args.scale)
         if args.save:

@@ -26,7 +26,7 @@ from mask2former.utils.file_io import short_path
 from mask2former.video.journal import JournalMismatch
 from mask2former.video.reader import DEFAULT_RATE, Frame, FrameFolder, FrameSource, open_frames
 from mask2former.video.results import VideoResult, refuse_input
-from mask2former.video.writer import VIDEOS, VideoWriter
+from mask2former.video.writer import VIDEO_SUFFIXES, VideoWriter
 
 WINDOW = "Mask2Former (q: quit)"
 
@@ -198,7 +198,7 @@ def _targets(
         target = Path(args.output).expanduser()
         suffix = target.suffix.lower()
         if suffix and not target.is_dir():
-            if suffix not in (*VIDEOS, ".json"):
+            if suffix not in (*VIDEO_SUFFIXES, ".json"):
                 raise ValueError(
                     f"--output {target}: use a folder, .mp4, .mov or .mkv for the video, or .json"
                 )

@@ -18,13 +18,13 @@ import torch
 from PIL import Image
 
 from . import result_files, visualization
+from .data.image_io import WRITABLE_SUFFIXES
 from .structures.classes import VOID, ClassTable
 from .structures.colors import Color, color_of, shade_of
 from .structures.masks import boxes_from_masks
 from .structures.rle import Rle, encode_label_map, encode_masks
 
 TASKS = ("instance", "panoptic", "semantic")
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 # ------------------------------------------------------------------ parts of a result
@@ -399,10 +399,10 @@ class Result:
             document = result_files.CocoDocument(self.classes)
             document.add(self.to_coco(), self.size, self.path.name if self.path else None)
             return [document.save(path)]
-        if suffix not in _PICTURES:
+        if suffix not in WRITABLE_SUFFIXES:
             raise ValueError(
                 f"{path}: cannot tell what to write from {suffix!r}; "
-                f"use {' '.join(_PICTURES)}, .json or a folder"
+                f"use {' '.join(sorted(WRITABLE_SUFFIXES))}, .json or a folder"
             )
         return [result_files.write_image(path, self.draw(**drawing))]
 

@@ -18,6 +18,11 @@ logger = logging.getLogger(__name__)
 
 IMAGE_FORMATS = ("RGB", "BGR")
 
+# Endings of file names, compared in lower case.
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+LABEL_MAP_SUFFIXES = frozenset({".bmp", ".png", ".tif", ".tiff"})  # without loss, and one channel
+WRITABLE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})  # true color
+
 
 def read_image(path: str, image_format: str = "RGB") -> np.ndarray:
     """Read a picture as colour.

@@ -21,11 +21,10 @@ import cv2
 import numpy as np
 import torch
 
-from ..data.image_io import Picture, read_picture
+from ..data.image_io import IMAGE_SUFFIXES, Picture, read_picture
 
 logger = logging.getLogger(__name__)
 
-PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
 DEFAULT_RATE = Fraction(25)
 
 Video = Union[str, "os.PathLike[str]", Iterable[Picture]]
@@ -176,11 +175,11 @@ class FrameFolder(FrameSource):
     def __init__(self, path: Path, files: Sequence[Path] | None = None) -> None:
         self.path, self.name = path, path.name or "clip"
         found = path.iterdir() if files is None else files
-        self.files = [p for p in found if p.suffix.lower() in PICTURES and not p.name.startswith(".")]
+        self.files = [p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
         if files is None:
             self.files.sort(key=natural_order)
         if not self.files:
-            raise ValueError(f"{path}: no frame in this folder ({', '.join(sorted(PICTURES))})")
+            raise ValueError(f"{path}: no frame in this folder ({', '.join(sorted(IMAGE_SUFFIXES))})")
         self.length = len(self.files)
 
     def identity(self) -> list[Any]:

@@ -25,7 +25,7 @@ from ..utils.file_io import atomic_write, write_json
 from .journal import Journal
 from .reader import FrameSource
 from .windows import tracks_of
-from .writer import VIDEOS, VideoWriter
+from .writer import VIDEO_SUFFIXES, VideoWriter
 
 _LARGEST = 65_535  # value of a 16-bit pixel
 
@@ -222,8 +222,8 @@ class VideoResult:
         suffix = path.suffix.lower()
         if path.is_dir() or not suffix:
             return self.save_all(masks=path)
-        if suffix != ".json" and suffix not in VIDEOS:
-            raise ValueError(f"{path}: cannot tell what to write; use {' '.join(VIDEOS)}, .json or a folder")
+        if suffix != ".json" and suffix not in VIDEO_SUFFIXES:
+            raise ValueError(f"{path}: cannot tell what to write; use {' '.join(VIDEO_SUFFIXES)}, .json or a folder")
         if suffix == ".json":
             return [self._save_json(path, video_id)]
         return self.save_all(video=path, drawing=drawing)

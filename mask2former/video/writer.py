@@ -13,7 +13,7 @@ import numpy as np
 
 logger = logging.getLogger(__name__)
 
-VIDEOS = (".mp4", ".mov", ".mkv")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv")
 _TICKS = 90_000  # time units a second in the written file: divides all usual frame rates
 
 

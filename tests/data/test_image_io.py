@@ -8,7 +8,14 @@ from detectron2.data import detection_utils
 from PIL import Image
 
 from mask2former.data import BadRecordError, read_image
-from mask2former.data.image_io import check_image_size, read_label_map, read_panoptic_png
+from mask2former.data.image_io import (
+    IMAGE_SUFFIXES,
+    LABEL_MAP_SUFFIXES,
+    WRITABLE_SUFFIXES,
+    check_image_size,
+    read_label_map,
+    read_panoptic_png,
+)
 
 
 @pytest.fixture
@@ -65,6 +72,19 @@ def test_unusable_files_are_named(tmp_path: Path, rgb: np.ndarray) -> None:
         assert str(caught.value).startswith(str(tmp_path))
     with pytest.raises(ValueError, match=r"INPUT\.FORMAT"):
         read_image(str(whole), "YUV-BT.601")
+
+
+def test_every_image_suffix_is_read(tmp_path: Path) -> None:
+    """Pillow of this installation reads what folders are searched for."""
+    assert LABEL_MAP_SUFFIXES | WRITABLE_SUFFIXES <= IMAGE_SUFFIXES
+    gray = Image.fromarray(np.full((16, 20), 100, np.uint8))
+    for suffix in sorted(IMAGE_SUFFIXES):
+        assert suffix == suffix.lower()
+        gray.save(tmp_path / f"a{suffix.upper()}")
+        pixels = read_image(str(tmp_path / f"a{suffix.upper()}"))
+        assert pixels.shape == (16, 20, 3) and np.abs(pixels.astype(int) - 100).max() <= 2, suffix
+    for suffix in sorted(LABEL_MAP_SUFFIXES):
+        assert np.all(read_label_map(str(tmp_path / f"a{suffix.upper()}")) == 100), suffix
 
 
 def test_size_must_be_that_of_the_record() -> None:

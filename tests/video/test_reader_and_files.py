@@ -64,7 +64,7 @@ def test_video_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: str
 
 def test_folder_in_the_order_of_its_numbers(tmp_path: Path) -> None:
     for i in range(12):
-        Image.fromarray(grey(i)).save(tmp_path / f"f{i}.png")
+        Image.fromarray(grey(i)).save(tmp_path / (f"f{i}.png" if i else f"f{i}.PNG"))
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / ".hidden.png").write_text("x")
     source = open_frames(str(tmp_path), tmp_path)

@@ -11,12 +11,10 @@ from typing import Any, NamedTuple
 
 from ...errors import BadRecordError, first_few
 from ...structures.colors import color_of
+from ..image_io import IMAGE_SUFFIXES, LABEL_MAP_SUFFIXES
 from .catalog import Records, locate, register_own, require_files
 
 logger = logging.getLogger(__name__)
-
-IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
-LABEL_EXTENSIONS = frozenset({".png", ".tif", ".tiff", ".bmp"})
 
 
 class Pairs(NamedTuple):
@@ -27,18 +25,13 @@ class Pairs(NamedTuple):
     without_image: list[str]  # label maps
 
 
-def pair_files(
-    image_root: str,
-    label_root: str,
-    image_extensions: Collection[str] = IMAGE_EXTENSIONS,
-    label_extensions: Collection[str] = LABEL_EXTENSIONS,
-) -> Pairs:
+def pair_files(image_root: str, label_root: str) -> Pairs:
     """Find the label map of every picture: same folder and name below the two roots, whatever the extension.
 
     Raises:
         ValueError: two pictures or two label maps have one name.
     """
-    images, labels = _by_name(image_root, image_extensions), _by_name(label_root, label_extensions)
+    images, labels = _by_name(image_root, IMAGE_SUFFIXES), _by_name(label_root, LABEL_MAP_SUFFIXES)
     return Pairs(
         [(images[key], labels[key]) for key in sorted(images.keys() & labels.keys())],
         [images[key] for key in sorted(images.keys() - labels.keys())],
@@ -46,14 +39,7 @@ def pair_files(
     )
 
 
-def load_semantic(
-    name: str,
-    image_root: str,
-    sem_seg_root: str,
-    layout: str,
-    image_extensions: Collection[str] = IMAGE_EXTENSIONS,
-    label_extensions: Collection[str] = LABEL_EXTENSIONS,
-) -> Records:
+def load_semantic(name: str, image_root: str, sem_seg_root: str, layout: str) -> Records:
     """Load a semantic dataset.
 
     Returns:
@@ -65,7 +51,7 @@ def load_semantic(
         ValueError: two files of one folder have the same name.
     """
     require_files(name, [image_root, sem_seg_root], layout)
-    found = pair_files(image_root, sem_seg_root, image_extensions, label_extensions)
+    found = pair_files(image_root, sem_seg_root)
     if not found.pairs:
         raise FileNotFoundError(
             f"dataset {name!r}: none of the {len(found.without_labels)} pictures below {image_root} has a label map of "
@@ -77,12 +63,12 @@ def load_semantic(
     return [{"file_name": image, "sem_seg_file_name": labels} for image, labels in found.pairs]
 
 
-def _by_name(root: str, extensions: Collection[str]) -> dict[str, str]:
+def _by_name(root: str, suffixes: Collection[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for folder, _, files in os.walk(root, followlinks=True):
         for file in files:
-            stem, extension = os.path.splitext(file)
-            if extension.lower() not in extensions or file.startswith("."):
+            stem, suffix = os.path.splitext(file)
+            if suffix.lower() not in suffixes or file.startswith("."):
                 continue
             path = os.path.join(folder, file)
             key = os.path.relpath(os.path.join(folder, stem), root)
@@ -93,7 +79,7 @@ def _by_name(root: str, extensions: Collection[str]) -> dict[str, str]:
 
 
 LAYOUT = """\
-image folder/   any/name.jpg   (jpg, png, tif, bmp, webp)
+image folder/   any/name.jpg   (jpg, png, tif, bmp, webp, ...)
 label folder/   any/name.png   (png, tif, bmp; 8 or 16 bits): one channel, the value of a pixel is its class index"""
 
 Path = str | os.PathLike[str]
