@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import io
 import math
 import pickle
@@ -105,9 +106,7 @@ def test_python2_strings_are_latin1() -> None:
     protocol=st.integers(0, pickle.HIGHEST_PROTOCOL),
 )
 def test_any_numeric_array_survives(array: np.ndarray, protocol: int) -> None:
-    np.testing.assert_array_equal(
-        load_pickle_bytes(pickle.dumps({"a": array}, protocol=protocol))["a"], array
-    )
+    np.testing.assert_array_equal(load_pickle_bytes(pickle.dumps({"a": array}, protocol=protocol))["a"], array)
 
 
 REFUSED = {
@@ -132,9 +131,9 @@ REFUSED = {
     "_codecs.decode": call("_codecs", "decode", b"abc", "latin1"),
     "an unusual call of _codecs.encode": call("_codecs", "encode", "abc"),
     "collections.OrderedDict.fromkeys": call("collections", "OrderedDict.fromkeys", "ab"),
-    "bytearray with a size": call("builtins", "bytearray", 10**12),
-    "an unusual call of bytes": call("builtins", "bytes", 10**12),
-    "a direct call of a NumPy type": call("numpy", "ndarray", (10**9,)),
+    "builtins.bytearray": call("builtins", "bytearray", 10**12),
+    "an unusual call of builtins.bytes": call("builtins", "bytes", 10**12),
+    "an unusual call of numpy.ndarray": call("numpy", "ndarray", (10**9,)),
     "an array made in an unusual way": b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
     b"(J\xff\xff\xff\x7ftX\x01\x00\x00\x00b\x87R.",
     "an array of type 'O'": call("numpy", "dtype", "O"),
@@ -148,10 +147,21 @@ REFUSED = {
     "the pickle instruction OBJ": b"(cnumpy\ndtype\nS'f4'\no.",
     "the pickle instruction NEWOBJ": b"\x80\x02cnumpy\ndtype\n)\x81.",
     "the pickle instruction EXT1": b"\x80\x02\x82\x01.",
+    "the pickle instruction EMPTY_SET": b"\x80\x04\x8f.",
+    "an unusual call of collections.OrderedDict": call("collections", "OrderedDict", "ab"),
+    "an unusual call of torch._utils._rebuild_tensor_v2": call("torch._utils", "_rebuild_tensor_v2"),
+    "an unusual tensor": call("torch._utils", "_rebuild_tensor_v2", 1, 0, (), ()),
+    "an array of Python objects": call("numpy.core.multiarray", "scalar", DTYPE := Call(np.dtype, "f8"), [1.0]),
+    "an array with an unusual shape": call("numpy.core.numeric", "_frombuffer", b"", DTYPE, (1,) * 65, "C"),
     "a call of something that is no known constructor": b"\x80\x02X\x01\x00\x00\x00a)R.",
     "a tuple as dictionary key": pickle.dumps({(1, (2, 3)): 1}),
     "state for an object of type dict": b"\x80\x02}}b.",
     "state for an object of type Constructor": b"\x80\x02ccollections\nOrderedDict\n}b.",
+    "state for an object of type Tensor": pickle.dumps(torch.zeros(1), 2)[:-1] + b"]b.",
+    "items for an object of type ndarray": pickle.dumps(np.zeros(1), 2)[:-1] + b"K\x00]s.",
+    "items for an object of type list": b"\x80\x02](K\x00K\x01u.",
+    "containers in containers": b"\x80\x02" + b"]" * 5000 + b"a" * 4999 + b".",
+    "containers in containers, more than 50 deep": b"\x80\x02]q\x00h\x00a.",  # a list inside itself
 }
 
 
@@ -221,12 +231,142 @@ def test_the_same_data_many_times_is_refused() -> None:
         load_pickle_bytes(head + b"h\x00h\x03R" * 1000 + b"t.")
 
 
-def test_shared_references_are_walked_once() -> None:
-    value: Any = [np.zeros(1)]
-    for _ in range(60):
-        value = [value, value]  # 2^60 paths, 61 lists
-    loaded = load_pickle_bytes(pickle.dumps(value, protocol=4))
-    assert loaded[0] is loaded[1]
+def test_shared_references_stay_shared() -> None:
+    array = np.zeros(1)
+    loaded = load_pickle_bytes(pickle.dumps([array, array, [array]], protocol=4))
+    assert loaded[0] is loaded[1] is loaded[2][0]
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_references_that_print_as_far_more_than_the_file_are_refused(kind: type) -> None:
+    value: Any = kind([1])
+    for _ in range(40):
+        value = kind([value, value])  # 2^40 leaves when printed or copied, in a file of 300 bytes
+    for data in (value, {"model": {"a": np.zeros(1)}, "__author__": value}):
+        with pytest.raises(UnsafeCheckpointError, match="over and over"):
+            load_pickle_bytes(pickle.dumps(data, protocol=4))
+    text = "x" * 100_000
+    with pytest.raises(UnsafeCheckpointError, match="over and over"):
+        load_pickle_bytes(pickle.dumps([text] * 100, protocol=4))
+    head, key = pickle.dumps(value, protocol=4)[:-1], b"}"  # as key: its hash would take for ever
+    with pytest.raises(UnsafeCheckpointError, match="as dictionary key"):
+        load_pickle_bytes(head[:2] + key + head[11:] + b"Ns.")
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [("numpy", "dtype"), ("_codecs", "encode"), ("numpy.core.multiarray", "scalar")]
+)
+def test_messages_do_not_print_what_the_file_repeats(module: str, name: str) -> None:
+    value: Any = ()
+    for _ in range(40):
+        value = (value, value)
+    for arguments in ((value,), (value, value), ("a", value), (Call(np.dtype, "f8"), value)):
+        with pytest.raises((UnsafeCheckpointError, CorruptCheckpointError)) as error:
+            load_pickle_bytes(call(module, name, *arguments))
+        assert len(str(error.value)) < 1000
+    with pytest.raises(UnsafeCheckpointError) as refused:
+        load_pickle_bytes(call("os", "\x1b[2J" + "x" * 10_000))
+    assert refused.value.args[0].isprintable()
+    assert len(str(refused.value)) < 1000
+
+
+def test_arguments_named_many_times_are_refused() -> None:
+    """A dictionary of 3000 pairs, built again by every 5 bytes."""
+    pairs = pickle.dumps([[i, None] for i in range(3000)], protocol=2)[2:-1]
+    head = b"\x80\x02ccollections\nOrderedDict\nr\xff\xff\xff\x00" + pairs + b"\x85r\xfe\xff\xff\x00("
+    again = b"j\xff\xff\xff\x00j\xfe\xff\xff\x00R"
+    assert len(load_pickle_bytes(head + again + b"t.")[0]) == 3000
+    with pytest.raises(UnsafeCheckpointError, match="over and over"):
+        load_pickle_bytes(head + again * 1000 + b"t.")
+
+
+HUNGRY = {
+    "dictionaries": (b"(", b"}", b"t."),
+    "dictionaries with an item": (b"(", b"}NNs", b"t."),
+    "lists with an item": (b"(", b"]Na", b"t."),
+    "tuples in the memo": (b"(", b")\x85\x94", b"t."),
+    "nested tuples": (b"N", b"\x85", b"."),
+    "marks": (b"", b"(", b"."),
+    "ordered dictionaries": (b"ccollections\nOrderedDict\nq\x00(", b"h\x00)R", b"t."),
+    "arrays": (
+        b"cnumpy.core.multiarray\n_reconstruct\nq\x00cnumpy\nndarray\nK\x00N\x87q\x01(",
+        b"h\x00h\x01R",
+        b"t.",
+    ),
+    "wide text": (b"VX", b"xxxx", b"\\U0001f600\n."),
+}
+
+
+@pytest.mark.parametrize("what", HUNGRY)
+@pytest.mark.parametrize("size", [300, 40_000])
+def test_memory_is_bounded_by_the_size_of_the_file(what: str, size: int) -> None:
+    head, unit, tail = HUNGRY[what]
+    data = b"\x80\x04" + head + unit * (size // len(unit)) + tail
+    assert peak_of_loading(data) < 200 * len(data) + 2 * 2**20
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_memory_of_an_honest_file_is_a_few_times_its_size(protocol: int) -> None:
+    data = pickle.dumps({"model": {"a": np.random.default_rng(0).random(2**18)}}, protocol=protocol)
+    assert peak_of_loading(data) < 5 * len(data) + 2**20
+
+
+def peak_of_loading(data: bytes) -> int:
+    """Most bytes that Python and NumPy had allocated at once, beyond those from before."""
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(UnsafeCheckpointError, CorruptCheckpointError):
+            load_pickle_bytes(data)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_tensor_memory_of_false_length_does_not_allocate() -> None:
+    """torch's own loader allocates what the file announces before it compares."""
+    archive = io.BytesIO()
+    storage = torch.zeros(4).untyped_storage()
+    torch.save(
+        torch.storage.TypedStorage(wrap_storage=storage, dtype=torch.float32, _internal=True),
+        archive,
+        _use_new_zipfile_serialization=False,
+    )
+    raw = archive.getvalue()
+    count = struct.pack("<q", 4)
+    for wrong in (5, 2**31, 2**62, -1):
+        bad = raw[: raw.rindex(count)] + struct.pack("<q", wrong) + raw[raw.rindex(count) + 8 :]
+        with pytest.raises(CorruptCheckpointError):
+            load_pickle_bytes(call("torch.storage", "_load_from_bytes", bad))
+    zipped = io.BytesIO()
+    torch.save(torch.zeros(4), zipped)  # may be compressed, so it may be far larger than it looks
+    with pytest.raises((UnsafeCheckpointError, CorruptCheckpointError)):
+        load_pickle_bytes(call("torch.storage", "_load_from_bytes", zipped.getvalue()))
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.complex64]
+)
+def test_tensors_of_every_type(dtype: torch.dtype) -> None:
+    for tensor in (torch.ones(2, 3).to(dtype), torch.zeros(0, 3, dtype=dtype), torch.ones((), dtype=dtype)):
+        found = load_pickle_bytes(pickle.dumps(tensor))
+        assert found.dtype == dtype
+        assert torch.equal(found, tensor)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_arrays_with_permuted_axes(protocol: int) -> None:
+    array = np.arange(24.0).reshape(2, 3, 4).transpose(1, 2, 0)
+    found = load_pickle_bytes(pickle.dumps(array, protocol=protocol))
+    np.testing.assert_array_equal(found, array)
+    assert found.flags.c_contiguous
+
+
+def test_a_state_does_not_change_numpy() -> None:
+    """NumPy shares its dtypes, and its own `__setstate__` would change the shared one."""
+    data = b"\x80\x02(cnumpy\ndtype\nX\x02\x00\x00\x00f4\x89\x89\x87R(K\x03X\x01\x00\x00\x00>NNNK\xffK\xffK\x00tbt."
+    with pytest.raises(UnsafeCheckpointError, match="bare dtype"):
+        load_pickle_bytes(data)
+    assert np.dtype("f4").isnative
 
 
 def test_tensor_beyond_its_memory_is_refused() -> None:
@@ -254,6 +394,15 @@ def test_code_inside_tensor_memory_is_refused() -> None:
         load_pickle_bytes(call("torch.storage", "_load_from_bytes", archive.getvalue()))
 
 
+def test_tensor_memory_inside_tensor_memory_is_refused() -> None:
+    """Each level would hold its own copy of the bytes."""
+    raw = b"N."
+    for _ in range(3):
+        raw = call("torch.storage", "_load_from_bytes", raw)
+    with pytest.raises(UnsafeCheckpointError, match="_load_from_bytes"):
+        load_pickle_bytes(raw)
+
+
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.9, 0.999])
 def test_a_cut_file_is_corrupt(tmp_path: Path, keep: float) -> None:
     whole = pickle.dumps({"model": {"a": np.zeros((20, 20))}, "__author__": "me"}, protocol=2)
@@ -270,6 +419,18 @@ def test_garbage_never_escapes(data: bytes) -> None:
         load_pickle_bytes(data, "garbage")
     except (CorruptCheckpointError, UnsafeCheckpointError) as error:
         assert "garbage" in str(error)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_changed_bytes_never_escape(data: st.DataObject) -> None:
+    protocol = data.draw(st.integers(0, pickle.HIGHEST_PROTOCOL))
+    honest = {"model": {"a": np.arange(3.0), "b": torch.ones(2)}, "__author__": "me"}
+    changed = bytearray(pickle.dumps(honest, protocol=protocol))
+    for _ in range(data.draw(st.integers(1, 4))):
+        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(CorruptCheckpointError, UnsafeCheckpointError):
+        load_pickle_bytes(bytes(changed))
 
 
 def test_missing_file() -> None:
