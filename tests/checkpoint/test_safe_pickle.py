@@ -156,7 +156,7 @@ REFUSED = {
     "a call of something that is no known constructor": b"\x80\x02X\x01\x00\x00\x00a)R.",
     "a tuple as dictionary key": pickle.dumps({(1, (2, 3)): 1}),
     "a list as dictionary key": b"\x80\x02(]Nd.",
-    "a storage in an unknown format": call("torch.storage", "_load_from_bytes", b"N." * 5),
+    "a storage in an unknown format": call("torch.storage", "_load_from_bytes", b"K\x01." * 5),
     "state for an object of type dict": b"\x80\x02}}b.",
     "state for an object of type Constructor": b"\x80\x02ccollections\nOrderedDict\n}b.",
     "state for an object of type Tensor": pickle.dumps(torch.zeros(1), 2)[:-1] + b"]b.",
