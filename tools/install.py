@@ -6,7 +6,7 @@
     python3 tools/install.py --venv .venv --extras dev,video
 
 A detectron2 that can be imported is kept, and so is a torch >= 2.6 with its torchvision; other packages that
-are installed keep their version unless setup.py needs a newer one. What is missing is installed in the
+are installed keep their version unless pyproject.toml needs a newer one. What is missing is installed in the
 versions of requirements/constraints.txt. A second run finds nothing to do and ends within seconds, also
 without a connection. Standard library only. install_plan.py decides what to do, install_steps.py does it,
 build_ops.py compiles the op (MASK2FORMER_BUILD_OPS, see INSTALL.md, 'The compiled op').
@@ -164,7 +164,7 @@ def project_version() -> str:
 
 
 def plan_for(env: Environment, extras: Sequence[str], torch_mode: str) -> Plan:
-    required, known_extras = planning.read_requirements(ROOT / "setup.py")
+    required, known_extras = planning.read_requirements(ROOT / "pyproject.toml")
     pins = planning.read_pins((ROOT / "requirements/constraints.txt").read_text("utf-8").splitlines(), env.version)
     requirements = [*required, *planning.select_extras(known_extras, extras)]
     project_url = unquote(ROOT.as_uri()).rstrip("/")

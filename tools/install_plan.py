@@ -14,7 +14,7 @@ from pathlib import Path
 
 PYTHON_VERSIONS = ((3, 10), (3, 13))  # first and last supported, both included
 MIN_TORCH = "2.6"
-BUILD_REQUIRES = ("setuptools>=70.1",)  # makes the editable install without a build environment
+BUILD_REQUIRES = ("setuptools>=77",)  # as in pyproject.toml; makes the editable install without a build environment
 
 DETECTRON2_NAME = "sal-detectron2"
 DETECTRON2_VERSION = "0.7.2"
@@ -130,22 +130,31 @@ def parse_requirement(text: str) -> Requirement:
     parts = [part.strip() for part in found.group(2).split(",") if part.strip()] if found else []
     specifiers = [re.fullmatch(r"(~=|==|!=|<=|>=|<|>)\s*([\w.*+!]+)", part) for part in parts]
     if found is None or None in specifiers:
-        raise InstallError(f"setup.py: cannot read the requirement {text!r}. Write it as name>=version.")
+        raise InstallError(f"pyproject.toml: cannot read the requirement {text!r}. Write it as name>=version.")
     pairs = tuple((part.group(1), part.group(2)) for part in specifiers if part)
     return Requirement(normalise(found.group(1)), pairs, text.strip())
 
 
-def read_requirements(setup_py: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """Return ``INSTALL_REQUIRES`` and ``EXTRAS`` of ``setup.py``, read as literals and not executed."""
-    values: dict[str, object] = {}
-    for node in ast.parse(setup_py.read_text("utf-8")).body:
-        target = node.targets[0] if isinstance(node, ast.Assign) else None
-        if isinstance(target, ast.Name) and target.id in ("INSTALL_REQUIRES", "EXTRAS"):
-            values[target.id] = ast.literal_eval(node.value)
-    required, extras = values.get("INSTALL_REQUIRES"), values.get("EXTRAS")
-    if not isinstance(required, list) or not isinstance(extras, dict):
-        raise InstallError(f"{setup_py}: INSTALL_REQUIRES or EXTRAS is missing. Restore the file from git.")
-    return required, extras
+def read_requirements(pyproject: Path) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the dependencies and the extras that ``pyproject.toml`` lists.
+
+    Python 3.10 has no TOML reader. A TOML list of plain strings is a Python list too, comments included, so the two
+    lists are read as Python; anything else in their place is an error. A test compares the result with ``tomllib``.
+    """
+    tables = dict(re.findall(r"(?ms)^\[([\w.-]+)\]$(.*?)(?=^\[|\Z)", pyproject.read_text("utf-8")))
+    required = re.search(r"(?ms)^dependencies = (\[.*?^\])$", tables.get("project", ""))
+    optional = tables.get("project.optional-dependencies")
+    if required is None or optional is None:
+        raise InstallError(f"{pyproject}: the lists of dependencies are missing. Restore the file from git.")
+    extras: dict[str, list[str]] = {}
+    try:
+        for node in ast.parse(optional).body:
+            if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
+                raise ValueError("[project.optional-dependencies] holds more than lists")
+            extras[node.targets[0].id] = ast.literal_eval(node.value)
+        return ast.literal_eval(required.group(1)), extras
+    except (SyntaxError, ValueError) as error:
+        raise InstallError(f"{pyproject}: cannot read the dependencies: {error}. Write plain lists.") from error
 
 
 def read_pins(lines: Iterable[str], version: tuple[int, int]) -> dict[str, str]:

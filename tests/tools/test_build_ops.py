@@ -259,11 +259,11 @@ def test_failing_compiler_shows_its_error_and_the_rest_goes_on(project: Path, si
 def test_wheel_with_a_library_is_for_this_system_and_every_python(
     project: Path, site: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("setuptools", minversion="70.1", reason="older ones cannot build a wheel by themselves")
+    pytest.importorskip("setuptools", minversion="77", reason="older ones cannot build a wheel by themselves")
     (project / "tools").mkdir()
     (project / "configs").mkdir()
     (project / "mask2former/__init__.py").write_text('__version__ = "0.1.0"\n')
-    for name in ("setup.py", "pyproject.toml", "tools/build_ops.py", "tools/build_library.py"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "tools/build_ops.py", "tools/build_library.py"):
         shutil.copy(ROOT / name, project / name)
 
     def wheel(request: str) -> str:

@@ -121,19 +121,43 @@ def test_pins_follow_the_python_version() -> None:
 
 @pytest.mark.parametrize("minor", [10, 11, 12, 13])
 def test_every_tested_requirement_is_pinned_within_its_range(minor: int) -> None:
-    required, extras = planning.read_requirements(ROOT / "setup.py")
+    required, extras = planning.read_requirements(ROOT / "pyproject.toml")
     lines = (ROOT / "requirements/constraints.txt").read_text("utf-8").splitlines()
     pins = planning.read_pins(lines, (3, minor))
-    tested = [*planning.BUILD_REQUIRES, *required, *planning.select_extras(extras, ["dev", "demo", "video"])]
+    tested = [*planning.BUILD_REQUIRES, *required, *planning.select_extras(extras, ["dev", "demo", "video", "docs"])]
     for requirement in map(planning.parse_requirement, tested):
         assert requirement.name in pins, f"{requirement.name} has no tested version"
         assert requirement.accepts(pins[requirement.name]), requirement.text
     assert planning.torchvision_for(pins["torch"]) == ".".join(pins["torchvision"].split(".")[:2])
 
 
+def test_requirements_are_read_as_a_toml_reader_reads_them() -> None:
+    toml = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    content = toml.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    project = content["project"]
+    read = planning.read_requirements(ROOT / "pyproject.toml")
+    assert read == (project["dependencies"], project["optional-dependencies"])
+    assert content["build-system"]["requires"] == list(planning.BUILD_REQUIRES)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[project]\nname = 'x'\n", "lists of dependencies are missing"),
+        ('[project]\ndependencies = [\n    "a",\n]\n', "lists of dependencies are missing"),
+        ('[project]\ndependencies = [\n    "a",\n]\n[project.optional-dependencies]\nx-y = ["b"]\n', "plain lists"),
+        ('[project]\ndependencies = [\n    true,\n]\n[project.optional-dependencies]\nx = ["b"]\n', "plain lists"),
+    ],
+)
+def test_dependencies_that_cannot_be_read_are_an_error(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(text)
+    with pytest.raises(planning.InstallError, match=message):
+        planning.read_requirements(tmp_path / "pyproject.toml")
+
+
 def test_extras_are_the_documented_ones() -> None:
-    _, extras = planning.read_requirements(ROOT / "setup.py")
-    assert set(extras) == {"demo", "dev", "video", "cityscapes", "export", "web"}
+    _, extras = planning.read_requirements(ROOT / "pyproject.toml")
+    assert set(extras) == {"demo", "dev", "video", "cityscapes", "docs"}
     with pytest.raises(planning.InstallError, match="no extra 'deb'.*cityscapes, demo, dev"):
         planning.select_extras(extras, ["deb"])
 
@@ -145,7 +169,7 @@ def test_fresh_environment_gets_everything_in_order() -> None:
     result = plan(environment({"pip": "23.2.1", "setuptools": "65.5.0"}))
     assert [step.kind for step in result.steps] == ["pip", "pip", "detectron2", "panopticapi", "project"]
     assert result.steps[0].items == ("torch==2.11.0", "torchvision==0.26.0")
-    assert set(result.steps[1].items) == {"setuptools>=70.1", "numpy>=1.26", "opencv-python-headless>=4.8"}
+    assert set(result.steps[1].items) == {"setuptools>=77", "numpy>=1.26", "opencv-python-headless>=4.8"}
     assert result.steps[2].items == ("sal-detectron2==0.7.2",)
     assert "numpy==2.4.6" in result.constraints and "nvidia-nccl-cu13==2.28.9" in result.constraints
     assert not any(line.startswith("setuptools") for line in result.holds)  # too old, so it may move
@@ -345,8 +369,8 @@ def test_probe_sees_this_environment() -> None:
     assert "detectron2" in env.modules
 
 
-def complete_for_setup_py(site_packages: Path):
-    """An environment in which everything of setup.py is installed in its tested version."""
+def complete_environment(site_packages: Path):
+    """An environment in which everything of pyproject.toml is installed in its tested version."""
     lines = (ROOT / "requirements/constraints.txt").read_text("utf-8").splitlines()
     packages = planning.read_pins(lines, (3, 11)) | {"mask2former": install.project_version()}
     return environment(
@@ -361,7 +385,7 @@ def complete_for_setup_py(site_packages: Path):
 def test_second_run_does_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    env = complete_for_setup_py(tmp_path)
+    env = complete_environment(tmp_path)
     (tmp_path / install.STAMP).write_text(json.dumps({"fingerprint": install.fingerprint(env)}))
 
     def forbidden(*args: object, **kwargs: object) -> None:
@@ -375,7 +399,7 @@ def test_second_run_does_nothing(
 
 
 def test_changed_package_is_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    env = complete_for_setup_py(tmp_path)
+    env = complete_environment(tmp_path)
     (tmp_path / install.STAMP).write_text(json.dumps({"fingerprint": install.fingerprint(env)}))
     newer = replace(env, packages={**env.packages, "numpy": "2.5.0"})
     checked = []
@@ -445,9 +469,9 @@ def test_wrong_folders_are_explained(
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     """The wheel of this checkout, built in a copy so that the checkout gets no build folder."""
-    pytest.importorskip("setuptools", minversion="70.1", reason="older ones cannot build a wheel by themselves")
+    pytest.importorskip("setuptools", minversion="77", reason="older ones cannot build a wheel by themselves")
     copy = tmp_path_factory.mktemp("checkout")
-    for name in ("setup.py", "pyproject.toml", "LICENSE", "tools/build_ops.py", "tools/build_library.py"):
+    for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md", "tools/build_ops.py", "tools/build_library.py"):
         (copy / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, copy / name)
     for name in ("mask2former", "configs"):
@@ -483,6 +507,8 @@ def test_wheel_metadata_states_the_true_dependencies(wheel: zipfile.ZipFile) -> 
     assert SpecifierSet(metadata["Requires-Python"]) == SpecifierSet(">=3.10,<3.14")
     requires = metadata.get_all("Requires-Dist") or []
     assert "torch>=2.6" in requires
+    assert metadata["License-Expression"] == "MIT"
+    assert (metadata.get_payload() or "").startswith("# Mask2Former")
     assert not any("detectron2" in text for text in requires)  # not on PyPI: pip could not install the package
     assert "video" in (metadata.get_all("Provides-Extra") or [])
     assert any(name.endswith("LICENSE") for name in wheel.namelist())
