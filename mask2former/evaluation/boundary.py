@@ -28,7 +28,7 @@ def boundary_ap(
         iou_type: "boundary", or "segm" or "bbox" for the usual AP.
 
     Returns:
-        "AP", "AP50", "AP75", "APs", "APm", "APl", "AR@100" and "AP-<class>" in percent, NaN without ground truth.
+        "AP", "AP50", "AP75", "APs", "APm", "APl", "AR@100" and `"AP-<class>"` in percent, NaN without ground truth.
 
     Raises:
         FileNotFoundError: a file is missing.

@@ -34,7 +34,7 @@ IMAGE_END = "_leftImg8bit"
 
 
 def truth_file(record: Mapping[str, Any], gt_dir: str | None, kind: str) -> str:
-    """The annotation file of a picture: gtFine/<split>/<city>/<name>_gtFine_<kind>.png.
+    """The annotation file of a picture: `gtFine/<split>/<city>/<name>_gtFine_<kind>.png`.
 
     Args:
         record: with `sem_seg_file_name`, beside which it is, or with `file_name` below a folder of the city's name.
@@ -51,7 +51,7 @@ def truth_file(record: Mapping[str, Any], gt_dir: str | None, kind: str) -> str:
 
 
 def core_name(file_name: str) -> str:
-    """<city>_<sequence>_<frame> of the path of a picture."""
+    """`<city>_<sequence>_<frame>` of the path of a picture."""
     return os.path.splitext(os.path.basename(file_name))[0].removesuffix(IMAGE_END)
 
 

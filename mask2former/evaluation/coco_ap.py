@@ -68,7 +68,7 @@ class CocoScores:
         }
 
     def per_class(self, names: Sequence[str]) -> dict[str, float]:
-        """ "AP-<name>" for each category, in their order; empty where there is only one."""
+        """`"AP-<name>"` for each category, in their order; empty where there is only one."""
         if len(names) < 2:
             return {}
         return {f"AP-{n}": self.ap(category=i) for n, i in zip(names, self.category_ids, strict=True)}

@@ -74,7 +74,7 @@ class PanopticEvaluator(DatasetEvaluator):
                 for models that return no segments_info.
             output_dir: where predictions.json is written; nothing is written if None.
             save_predictions: also write one PNG per picture, so that panopticapi can read predictions.json.
-            per_class: add "PQ-<class>" to the results (the log always has the table).
+            per_class: add `"PQ-<class>"` to the results (the log always has the table).
             distributed: collect results from all processes.
 
         Raises:
@@ -229,7 +229,7 @@ class PanopticEvaluator(DatasetEvaluator):
         logger.info("Panoptic quality on %s:\n%s", self._dataset_name, table)
 
     def _log_classes(self, counts: Mapping[int, CategoryCounts]) -> dict[str, float]:
-        """Log the classes and return "PQ-<class>" in percent, NaN for classes that do not appear."""
+        """Log the classes and return `"PQ-<class>"` in percent, NaN for classes that do not appear."""
         names = distinct([str(c.get("name", i)) for i, c in self._truth.categories.items()])
         absent = CategoryCounts()
         rows: list[tuple[str, float]] = []

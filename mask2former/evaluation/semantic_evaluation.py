@@ -90,7 +90,7 @@ def semantic_metrics(confusion: np.ndarray, class_names: Sequence[str]) -> dict[
     """IoU and accuracy in percent from a confusion matrix (K, K), rows truth.
 
     mIoU, mACC: means over the classes with truth pixels. fwIoU: IoU weighted by truth pixels. pACC: pixel
-    accuracy. IoU-<class>, ACC-<class>: NaN where the class has no truth pixel. Everything is NaN without
+    accuracy. `IoU-<class>`, `ACC-<class>`: NaN where the class has no truth pixel. Everything is NaN without
     truth pixels.
     """
     correct = confusion.diagonal().astype(float)
@@ -117,7 +117,7 @@ def semantic_metrics(confusion: np.ndarray, class_names: Sequence[str]) -> dict[
 def boundary_metrics(areas: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
     """Boundary IoU in percent from pixels in both and in at least one boundary, (K, 2).
 
-    mBIoU: mean over the classes that appear in truth or predictions. BIoU-<class>: NaN where it appears in neither.
+    mBIoU: mean over the classes that appear in truth or predictions. `BIoU-<class>`: NaN where it appears in neither.
     """
     iou = np.full(len(areas), np.nan)
     seen = areas[:, 1] > 0
@@ -146,8 +146,8 @@ class SemanticEvaluator(DatasetEvaluator):
     prepared.
 
     Results: `{"sem_seg": {"mIoU", "fwIoU", "IoU-<class>" ..., "mACC", "pACC", "ACC-<class>" ...}}` in
-    percent; with `boundary` also "mBIoU" and "BIoU-<class>", with `panoptic_quality` also "PQ", "SQ", "RQ" and
-    "PQ-<class>". Written to `output_dir`: `sem_seg_predictions.json`, one RLE per picture and class.
+    percent; with `boundary` also "mBIoU" and `"BIoU-<class>"`, with `panoptic_quality` also "PQ", "SQ", "RQ" and
+    `"PQ-<class>"`. Written to `output_dir`: `sem_seg_predictions.json`, one RLE per picture and class.
     """
 
     def __init__(

@@ -44,7 +44,7 @@ def _segments(ids: np.ndarray) -> list[dict[str, int]]:
 
 
 def quality_metrics(images: Iterable[ImageMatches], class_names: Sequence[str]) -> dict[str, float]:
-    """PQ, SQ, RQ and PQ-<class> in percent over pictures; NaN for what does not appear, and logs the classes."""
+    """PQ, SQ, RQ and `PQ-<class>` in percent over pictures; NaN for what does not appear, and logs the classes."""
     counts = sum_counts(images)
     quality = mean_quality(counts, range(len(class_names)))
     absent = CategoryCounts()
@@ -66,7 +66,7 @@ def evaluate_semantic_pq(dataset_name: str, json_file: str | os.PathLike[str]) -
             that overlap the later one counts. Pictures without a record count as missed, with a warning.
 
     Returns:
-        "PQ", "SQ", "RQ" and "PQ-<class>" in percent.
+        "PQ", "SQ", "RQ" and `"PQ-<class>"` in percent.
 
     Raises:
         FileNotFoundError: the json is missing.

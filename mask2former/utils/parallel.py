@@ -36,7 +36,7 @@ def map_parallel(
         workers: processes; 1 works in this one, None takes `default_workers`.
 
     Raises:
-        Whatever `function` raises.
+        Exception: whatever `function` raises.
     """
     count = min(default_workers() if workers is None else workers, len(items))
     with ProcessPoolExecutor(count, initializer=_ignore_interrupts) if count > 1 else nullcontext() as pool:
