@@ -1,22 +1,30 @@
-# make demo    segment the default pictures with the bundled model -> output/demo/
-# make test    run the tests that need no GPU
-# make lint    style and types
-# make bench   measure this machine
-# make ops     compile the op for CPU and, where nvcc is, for CUDA (INSTALL.md, "The compiled op")
-# make clean   remove build products and caches; results in output/ and the environment stay
+# make demo       segment the example images with the bundled model -> output/demo/
+# make test       run the tests that need no GPU
+# make test-fast  run those that take no long time: under a minute
+# make coverage   run the tests and print which lines of the package no test reaches
+# make lint       style, format and types
+# make format     repair style and format
+# make docs       the documentation as a site -> build/site/index.html
+# make bench      measure this machine
+# make ops        compile the op for CPU and, where nvcc is, for CUDA (INSTALL.md, "The compiled op")
+# make clean      remove build products and caches; results in output/ and the environment stay
 #
 # Each target makes or completes the environment first; that is a matter of seconds when nothing is missing. Where a
 # compiler is there, that includes the op for CPU.
-# Variables: PYTHON (makes the environment), VENV (its folder), WORKERS (test processes), ARGS (added to the command).
+# Variables: PYTHON (makes the environment), VENV (its directory), WORKERS (test processes), ARGS (added to the command).
 
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 ARGS ?=
 RUN := $(VENV)/bin/python
+# Core by core: on machines with many cores PyTorch's threads would be in each other's way.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist worksteal
+# These start programs, or run whole models.
+SLOW_TESTS := tests/datasets tests/demo tests/docs tests/parity tests/tools
 INSTALL := $(PYTHON) tools/install.py --venv $(VENV) --ops cpu
 
-.PHONY: demo test lint types bench ops env clean
+.PHONY: demo test test-fast coverage lint types format docs bench ops env clean
 .NOTPARALLEL:
 
 demo:
@@ -24,14 +32,29 @@ demo:
 	$(RUN) demo/demo.py $(ARGS)
 
 test: env
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m "not gpu" -n $(WORKERS) --dist worksteal $(ARGS)
+	$(PYTEST) -m "not gpu" $(ARGS)
+
+test-fast: env
+	$(PYTEST) -m "not gpu and not slow" $(addprefix --ignore=,$(SLOW_TESTS)) $(ARGS)
+
+coverage: env
+	$(PYTEST) -m "not gpu" --cov --cov-report=term --cov-report=html:build/coverage/html $(ARGS)
 
 lint: env
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 	$(MAKE) --no-print-directory types
 
 types:
-	$(RUN) -m mypy mask2former/modeling mask2former/ops
+	$(RUN) -m mypy mask2former
+
+format: env
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+docs:
+	$(INSTALL) --extras docs
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict $(ARGS)
 
 bench: env
 	$(RUN) tools/benchmark.py $(ARGS)

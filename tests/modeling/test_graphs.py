@@ -37,6 +37,8 @@ TINY = [
     *("MODEL.MASK_FORMER.DEC_LAYERS", 4, "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 10),
 ]
 
+pytestmark = pytest.mark.slow  # together about half a minute
+
 
 class Core(nn.Module):
     """Tensor in, tensors out."""
