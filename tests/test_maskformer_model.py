@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,11 +18,14 @@ RECIPES = sorted(  # per-pixel baselines are another meta-architecture
 )
 VIDEO = [name for name in RECIPES if Path(name).name.startswith("video_")]
 IMAGE = [name for name in RECIPES if name not in VIDEO]
-# Every task and head with a ResNet-50; the other backbones take half a minute together.
-MARKED = [name if "_R50_" in name else pytest.param(name, marks=pytest.mark.slow) for name in IMAGE]
 
 
-@pytest.mark.parametrize("config", MARKED)
+def marked(names: list[str]) -> list[Any]:
+    """ResNet-50 stands for the other backbones in `make test-fast`."""
+    return [name if "_R50_" in name else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("config", marked(IMAGE))
 def test_step_and_prediction(config: str) -> None:
     # Which classes of Mapillary Vistas v2.0 are things is in its own files.
     stand_in = ["DATASETS.TRAIN", ("mapillary_vistas_panoptic_train",)] if "mapillary-vistas-v2" in config else []
@@ -51,7 +55,7 @@ def test_step_and_prediction(config: str) -> None:
             assert result["instances"].pred_masks.dtype == torch.bool
 
 
-@pytest.mark.parametrize("config", VIDEO)
+@pytest.mark.parametrize("config", marked(VIDEO))
 def test_step_and_prediction_of_the_video_recipes(config: str) -> None:
     model = tiny(config, "MODEL.MASK_FORMER.DEC_LAYERS", 10)
     classes = model.sem_seg_head.num_classes

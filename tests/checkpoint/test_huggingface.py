@@ -270,6 +270,7 @@ def test_tool_reports_errors(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_tool_help_explains() -> None:
     text = subprocess.run([sys.executable, TOOL, "--help"], capture_output=True, text=True, check=True).stdout
     assert "from_pretrained" in text and "bit for bit" in text

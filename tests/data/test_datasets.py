@@ -182,6 +182,7 @@ def test_malformed_panoptic_json(coco_root: Path, annotation: Any, message: str)
         DatasetCatalog.get("coco_2017_val_panoptic")
 
 
+@pytest.mark.slow
 def test_import_registers_below_the_environments_root(tmp_path: Path) -> None:
     code = (
         "import mask2former.data; from detectron2.data import MetadataCatalog; "

@@ -100,6 +100,7 @@ def run(command: list[str], folder: Path, *options: str, flags: tuple[str, ...] 
     return launch(train_net.main, argument_parser().parse_args(arguments))
 
 
+@pytest.mark.slow
 def test_training_resuming_and_evaluating(tmp_path: Path, command: list[str]) -> None:
     views = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(32, 64)"]
     assert run(command, tmp_path / "straight", *views) == 0

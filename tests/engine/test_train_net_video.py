@@ -80,6 +80,7 @@ def run(config: str, settings: list[str], folder: Path, *options: str, flags: tu
     return launch(train_net_video.main, argument_parser().parse_args(arguments))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["video_maskformer2_R50_bs16_8ep", "swin/video_maskformer2_swin_tiny_bs16_8ep"])
 def test_two_steps_and_an_evaluation(tmp_path: Path, settings: list[str], backbone: str) -> None:
     config = f"youtubevis_2019/{backbone}.yaml"

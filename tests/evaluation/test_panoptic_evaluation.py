@@ -51,6 +51,7 @@ def official(truth: dict[str, Any], folder: Path) -> dict[str, dict[str, float]]
     return results
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10**6), images=st.integers(1, 5), segments=st.integers(0, 12))
 def test_equals_panopticapi(
@@ -118,6 +119,7 @@ def test_noise_equals_panopticapi(
         assert getattr(mine, metric) == pytest.approx(expected["All"][metric], rel=0, abs=0, nan_ok=True)
 
 
+@pytest.mark.slow
 def test_the_random_cases_reach_every_rule(random_panoptic: Callable[..., Any]) -> None:
     """The comparison above says little unless matches, misses, extras, void and crowd occur."""
     seen = {"matched": 0, "missed": 0, "spurious": 0, "excused": 0}

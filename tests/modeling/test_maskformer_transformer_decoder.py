@@ -118,6 +118,7 @@ def test_frames_of_a_clip_are_read_together() -> None:
     torch.testing.assert_close(out["pred_masks"][1:], alone["pred_masks"].flip(2), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source", ["res5", "res4", "transformer_encoder", "pixel_embedding", "multi_scale_pixel_decoder"]
 )

@@ -104,6 +104,7 @@ def test_step_and_prediction(options: list[Any], names: set[str]) -> None:
     assert results[1]["sem_seg"].shape == (CLASSES, 55, 67)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [PLAIN, PLUS], ids=["plain", "plus"])
 def test_training_lowers_the_loss(options: list[Any]) -> None:
     model = tiny(CONFIG, *options).train()

@@ -185,6 +185,7 @@ runpy.run_module("mask2former.ops", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_import_survives_a_broken_library(tmp_path: Path) -> None:
     """In a process of its own: the package without its libraries, but with a file that looks like one."""
     package = tmp_path / "mask2former"

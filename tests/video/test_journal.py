@@ -35,6 +35,7 @@ def track(model: nn.Module, count: int, folder: Path, **options: Any) -> Any:
     return segment.track(pictures(count), work_dir=folder, **options)
 
 
+@pytest.mark.slow
 def test_what_is_written_for_a_window_does_not_grow(tmp_path: Path) -> None:
     sizes = []
     for count in (60, 240):
@@ -44,6 +45,7 @@ def test_what_is_written_for_a_window_does_not_grow(tmp_path: Path) -> None:
     assert sizes[1] < 1.1 * sizes[0]
 
 
+@pytest.mark.slow
 def test_logs_hold_every_track_after_a_stop_at_any_place(tmp_path: Path) -> None:
     whole = track(Flickering(), 90, tmp_path / "whole", online=True)
     for stop_at in (1, 40, 77):

@@ -169,6 +169,7 @@ segment.track(pictures(30), window=8, overlap=3, work_dir=sys.argv[1])
 """
 
 
+@pytest.mark.slow
 def test_kill_minus_9(tmp_path: Path) -> None:
     folder, reached = tmp_path / "cut", tmp_path / "reached"
     arguments = [sys.executable, "-c", HANGING, str(folder), str(reached)]
