@@ -1,7 +1,17 @@
-"""Reading maps and masks at points, and choosing the points where a mask is uncertain (PointRend, arXiv 1912.08193).
+"""Predictions and ground truth of a training batch, and how both are read at points (PointRend, arXiv 1912.08193).
 
-Points are (x, y) in [0, 1] of the padded image; pixel i has its centre at (i + 0.5) / size. Reads are bilinear and
-zero outside.
+Points are (x, y) in [0, 1] of the padded image; pixel i has its center at (i + 0.5) / size. Reads are bilinear and
+zero outside. Which numbers name what, for B images of T frames, L predictions and Q queries:
+
+    Predictions                   Assignment of image b           MaskBank
+    logits (L, B, Q, K + 1)       M pairs, each of                the masks of all images, frame by frame
+                                                                  row 0   image 0, target 0, frame 0
+      layer l ------------------- layer  (0: the last layer,      row 1   image 0, target 0, frame 1
+      query q ------------------- query      l: layer l - 1)        ...
+                                  target ---------------------->  row = first row of image b + target * T + frame
+                                                                    ...
+    matched(b, layer, query)                                      sample(row, points)
+      -> mask logits (M, T, H, W)   == compared at points ==        -> (M * T, P) in [0, 1]
 """
 
 from __future__ import annotations
@@ -75,7 +85,6 @@ class MaskBank:
                 value = self.data[torch.where(inside, offset, 0)] if len(self.data) else torch.zeros_like(offset)
                 out = out + row_weight * column_weight * (value * inside)
         return out
-
 
     def sample_shared(self, group: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
         """All masks, at the points that their group shares.
