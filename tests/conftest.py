@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,13 @@ from PIL import Image
 
 from mask2former.config import load_config
 
+from .panoptic_sample import PanopticSample, write_panoptic_sample
 
-@pytest.fixture(scope="session")
-def shared_dir() -> Path:
-    """Folder with larger real data beside the checkout; tests that want it skip when it is absent."""
-    folder = Path(os.environ.get("MASK2FORMER_TEST_DATA", Path(__file__).parents[2] / "shared"))
-    if not folder.is_dir():
-        pytest.skip(f"no test data at {folder}")
-    return folder
+
+@pytest.fixture
+def panoptic_sample(tmp_path: Path) -> PanopticSample:
+    """Two images in the COCO panoptic format below tmp_path/sample."""
+    return write_panoptic_sample(tmp_path / "sample")
 
 
 @pytest.fixture

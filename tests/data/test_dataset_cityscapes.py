@@ -127,17 +127,3 @@ def test_empty_folder(tmp_path: Path) -> None:
     register_all(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"(?s)holds no <city>/\*_leftImg8bit\.png.*Expected"):
         DatasetCatalog.get("cityscapes_fine_sem_seg_train")
-
-
-def test_a_sample_in_the_true_layout(shared_dir: Path, tmp_path: Path) -> None:
-    source = shared_dir / "data/layouts/cityscapes_dataset/train_dataset"
-    (tmp_path / "cityscapes").mkdir()
-    (tmp_path / "cityscapes/leftImg8bit").symlink_to(source / "imgsFine/leftImg8bit")
-    (tmp_path / "cityscapes/gtFine").symlink_to(source / "gtFine")
-    register_all(tmp_path)
-    for split, count in (("train", 1), ("val", 1), ("test", 2)):
-        semantic = DatasetCatalog.get(f"cityscapes_fine_sem_seg_{split}")
-        instances = DatasetCatalog.get(f"cityscapes_fine_instance_seg_{split}")
-        assert len(semantic) == len(instances) == count
-        assert [record["file_name"] for record in semantic] == [record["file_name"] for record in instances]
-        assert all(Path(record["sem_seg_file_name"]).is_file() for record in semantic)

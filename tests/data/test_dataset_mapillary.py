@@ -141,18 +141,3 @@ def test_malformed_config_of_v2(root: Path, change: dict[str, Any], message: str
     (root / "config_v2.0.json").write_text(json.dumps(change))
     with pytest.raises(BadRecordError, match=message):
         _ = MetadataCatalog.get("mapillary_vistas_v2_panoptic_train").thing_classes
-
-
-def test_the_layouts_of_both_versions(shared_dir: Path, tmp_path: Path) -> None:
-    """Sample folders in the layout of v2.0, whose splits are named otherwise there."""
-    source = shared_dir / "data/layouts/mapillary_vistas_dataset/v2.0"
-    base = tmp_path / "mapillary_vistas"
-    base.mkdir()
-    for split, name in (("train", "training"), ("val", "validation")):
-        (base / name).symlink_to(source / split)
-    (base / "config_v2.0.json").symlink_to(source / "config_v2.0.json")
-    register_all(tmp_path)
-    assert len(DatasetCatalog.get("mapillary_vistas_v2_sem_seg_val")) == 2
-    (record,) = DatasetCatalog.get("mapillary_vistas_v2_panoptic_train")
-    assert [entry["category_id"] for entry in record["segments_info"]] == [0, 1, 0, 1, 0]
-    assert MetadataCatalog.get("mapillary_vistas_v2_panoptic_train").thing_classes == ["Bird", "Separator", "Bicycle"]

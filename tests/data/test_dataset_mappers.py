@@ -12,7 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
-from detectron2.structures import polygons_to_bitmask
+from detectron2.structures import BoxMode, polygons_to_bitmask
 from PIL import Image
 
 from mask2former.data import (
@@ -25,6 +25,8 @@ from mask2former.data import (
     load_coco_json,
 )
 from mask2former.data.datasets.coco import load_coco_panoptic
+
+from ..panoptic_sample import HEIGHT, WIDTH, PanopticSample
 
 Records = list[dict[str, Any]]
 
@@ -186,9 +188,7 @@ def test_panoptic_padding_belongs_to_nobody(panoptic_record: dict[str, Any], dat
         ({"annotations": [{"id": 4, "category_id": 1}]}, "annotation 4: the segmentation is missing"),
     ],
 )
-def test_bad_records_are_named(
-    data_cfg: CfgNode, records: Records, change: dict[str, Any], message: str
-) -> None:
+def test_bad_records_are_named(data_cfg: CfgNode, records: Records, change: dict[str, Any], message: str) -> None:
     with pytest.raises(BadRecordError, match=message):
         build_mapper(data_cfg, True)({**records[0], **change})
 
@@ -203,9 +203,7 @@ def test_bad_records_are_named(
         ({"pan_seg_file_name": "absent.png"}, r"absent\.png: the file does not exist"),
     ],
 )
-def test_bad_panoptic_records_are_named(
-    panoptic_record: dict[str, Any], change: dict[str, Any], message: str
-) -> None:
+def test_bad_panoptic_records_are_named(panoptic_record: dict[str, Any], change: dict[str, Any], message: str) -> None:
     mapper = _plain(COCOPanopticNewBaselineDatasetMapper, num_classes=2)
     with pytest.raises(BadRecordError, match=message):
         mapper({**panoptic_record, **change})
@@ -254,29 +252,49 @@ def test_lsj_distribution(data_cfg: CfgNode) -> None:
     assert all(x == y for x, y in offsets) and len(set(offsets)) > 10
 
 
-def test_coco_photos(shared_dir: Path, data_cfg: CfgNode) -> None:
-    folder = shared_dir / "data" / "coco128"
-    data_cfg.merge_from_list(["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 80, "INPUT.IMAGE_SIZE", 128])
-    photos = load_coco_json(str(folder / "annotations" / "instances.json"), str(folder / "images"))
-    assert len(photos) == 128 and sum(len(photo["annotations"]) for photo in photos) == 900
+@pytest.mark.parametrize("name", ["coco_instance_lsj", "mask_former_instance"])
+def test_all_kinds_of_annotations_at_once(data_cfg: CfgNode, panoptic_sample: PanopticSample, name: str) -> None:
+    """COCO's three kinds in one image: polygons of several rings, uncompressed RLE of a crowd, compressed RLE."""
+    truths = [row for row in panoptic_sample.truths() if row[0] == "000000000017.png"]
+    rings = [[2.0, 2.0, 9.0, 2.0, 9.0, 9.0], [20.0, 20.0, 30.0, 20.0, 30.0, 31.5, 20.0, 31.5]]
+    annotations: list[dict[str, Any]] = [{"segmentation": rings, "iscrowd": 0, "category_id": 0}]
+    for _, segment, mask in truths:
+        code: dict[str, Any] = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+        if segment["iscrowd"]:
+            edges = np.flatnonzero(np.diff(mask.T.reshape(-1).astype(int), prepend=0))
+            code = {"size": [HEIGHT, WIDTH], "counts": np.diff(edges, prepend=0, append=HEIGHT * WIDTH).tolist()}
+        annotations.append({"segmentation": code, "iscrowd": segment["iscrowd"], "category_id": 1})
+    record = {
+        "file_name": str(panoptic_sample.image_dir / "000000000017.jpg"),
+        "image_id": 17,
+        "height": HEIGHT,
+        "width": WIDTH,
+        "annotations": [{**entry, "bbox": [0, 0, 1, 1], "bbox_mode": BoxMode.XYWH_ABS} for entry in annotations],
+    }
+    kinds = {
+        "coco_instance_lsj": COCOInstanceNewBaselineDatasetMapper,
+        "mask_former_instance": MaskFormerInstanceDatasetMapper,
+    }
+    instances = _plain(kinds[name], num_classes=2)(record)["instances"]
+    regular = [mask for _, segment, mask in truths if not segment["iscrowd"]]
+    assert instances.gt_classes.tolist() == [0] + [1] * len(regular) and len(regular) == 5
+    assert np.array_equal(instances.gt_masks[1:].numpy(), np.stack(regular))
+    assert 0.8 < int(instances.gt_masks[0].sum()) / (7 * 7 / 2 + 10 * 11.5) < 1.2
+
+    data_cfg.merge_from_list(["INPUT.DATASET_MAPPER_NAME", name])
     mapper = build_mapper(data_cfg, True)
-    for photo in photos[:40]:
-        sample = mapper(photo)
-        regular = sum(not annotation["iscrowd"] for annotation in photo["annotations"])
-        assert len(sample["instances"]) <= regular
+    np.random.seed(0)
+    counts = [len(mapper(record)["instances"]) for _ in range(10)]
+    assert 0 < max(counts) <= 6
 
 
-def test_panoptic_photos_cover_the_picture(shared_dir: Path) -> None:
-    folder = shared_dir / "data" / "panoptic_sample" / "sample_data"
-    records = load_coco_panoptic(
-        "sample",
-        str(folder / "input_images"),
-        str(folder / "panoptic_examples"),
-        str(folder / "panoptic_examples.json"),
-    )
+def test_panoptic_segments_have_the_areas_of_the_file(panoptic_sample: PanopticSample) -> None:
+    sample = panoptic_sample
+    records = load_coco_panoptic("sample", str(sample.image_dir), str(sample.panoptic_dir), str(sample.json_file))
     mapper = _plain(COCOPanopticNewBaselineDatasetMapper, num_classes=133)
+    assert len(records) == 2
     for record in records:
         instances = mapper(record)["instances"]
         areas = instances.gt_masks.flatten(1).sum(1).tolist()
         assert areas == [segment["area"] for segment in record["segments_info"] if not segment["iscrowd"]]
-        assert instances.gt_masks.sum(0).max() == 1
+        assert len(areas) == 5 and instances.gt_masks.sum(0).max() == 1

@@ -97,23 +97,14 @@ def test_all_metadata_is_that_of_the_reference() -> None:
     assert all(name in DatasetCatalog for name in expected)
 
 
-def test_all_metadata_value_by_value(shared_dir: Path) -> None:
-    expected: dict[str, Any] = json.loads((shared_dir / "parity" / "datasets.json").read_text())
-    register_all("ROOT")
-    for name, metadata in expected.items():
-        assert _metadata(name) == metadata, name
-
-
-def test_instance_classes_of_ade20k_are_those_of_the_tables(shared_dir: Path) -> None:
-    folder = shared_dir / "data" / "ade20k_tables"
-    lines = (folder / "ade20k_instance_catid_mapping.txt").read_text().splitlines()[1:]
-    rows = [[int(value) for value in line.split()] for line in lines if line.strip()]
-    names = {entry["id"]: entry["name"] for entry in json.loads((folder / "instance_categories.json").read_text())}
+def test_instance_classes_of_ade20k_are_those_of_the_challenge() -> None:
+    """Rows of its two tables: class of the 100, of the 150 and of the full dataset, and name."""
+    rows = json.loads((FACTS / "ade20k_instances.json").read_text())
     table = {entry["instance_id"]: entry for entry in class_table("ade20k_instance")}
     assert len(table) == 100 and {row[0] for row in rows} == set(table)
-    for instance, scene, full in rows:
+    for instance, scene, full, name in rows:
         entry = table[instance]
-        assert (entry["id"], entry["name"]) == (scene - 1, names[instance])
+        assert (entry["id"], entry["name"]) == (scene - 1, name)
         assert full in entry["full_ids"] and class_table("ade20k")[entry["id"]]["isthing"]
 
 

@@ -16,6 +16,8 @@ from mask2former.data.__main__ import main
 from mask2former.data.inspect import check_dataset, count_values
 from mask2former.data.inspect_report import choose_records, contact_sheet, format_report
 
+from ..panoptic_sample import PanopticSample
+
 
 @pytest.fixture(autouse=True)
 def _default_root() -> Iterator[None]:
@@ -217,18 +219,15 @@ def test_command_without_files(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert stop.value.code == 2 and "Nearest: ade20k_sem_seg_val" in capsys.readouterr().err
 
 
-def test_command_on_a_real_sample(shared_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = shared_dir / "data/panoptic_sample/sample_data"
-    content = json.loads((folder / "panoptic_examples.json").read_text())
-    paths = folder / "panoptic_examples.json", folder / "input_images", folder / "panoptic_examples"
-    register_panoptic("sample", *paths)
+def test_areas_of_a_panoptic_dataset(panoptic_sample: PanopticSample) -> None:
+    sample = panoptic_sample
+    register_panoptic("sample", sample.json_file, sample.image_dir, sample.panoptic_dir)
     report = check_dataset("sample", workers=1)
-    assert report.problems == [] and len(report.records) == 2 and len(report.rules.names) == 133
-    areas = Counter()
-    names = {entry["id"]: entry["name"] for entry in content["categories"]}
-    for annotation in content["annotations"]:
-        for segment in annotation["segments_info"]:
-            if not segment["iscrowd"]:
-                areas[names[segment["category_id"]]] += segment["area"]
+    names = {entry["id"]: entry["name"] for entry in sample.content["categories"]}
+    assert report.problems == [] and len(report.records) == 2 and len(report.rules.names) == len(names) == 7
+    areas: Counter[str] = Counter()
+    for _, segment, mask in sample.truths():
+        if not segment["iscrowd"]:
+            areas[names[segment["category_id"]]] += int(mask.sum())
     found = sum((entry.pixels for entry in report.inspections), Counter())
     assert {report.rules.names[label]: pixels for label, pixels in found.items()} == dict(areas)

@@ -14,6 +14,8 @@ from mask2former.data.image_io import read_panoptic_png
 from mask2former.data.preparation.segments import SegmentIds, instance_records, relabel
 from mask2former.data.preparation.work import Outcome, Report, Stage, build_document, ensure_image, is_complete
 
+from ..panoptic_sample import PanopticSample
+
 
 def test_ids_are_new_near_their_class_and_the_same_in_every_run() -> None:
     colors = {0: (0, 0, 0), 1: (255, 128, 0), 2: (255, 128, 0)}
@@ -144,19 +146,21 @@ def test_files_of_single_images_are_made_beside_a_finished_annotation_file(tmp_p
     assert target.stat().st_ino == before
 
 
-def test_instances_of_real_panoptic_annotations(shared_dir: Path) -> None:
-    """COCO published two pictures in both formats."""
-    sample = shared_dir / "data/panoptic_sample/sample_data"
-    panoptic = json.loads((sample / "panoptic_examples.json").read_text())
-    truth = json.loads((sample / "panoptic_coco_detection_format.json").read_text())["annotations"]
+def test_instances_of_panoptic_annotations(panoptic_sample: PanopticSample) -> None:
     ours = []
-    for annotation in panoptic["annotations"]:
-        ids = read_panoptic_png(str(sample / "panoptic_examples" / annotation["file_name"]))
+    for annotation in panoptic_sample.content["annotations"]:
+        ids = read_panoptic_png(str(panoptic_sample.panoptic_dir / annotation["file_name"]))
         objects = {s["id"]: Object(s["category_id"], bool(s["iscrowd"])) for s in annotation["segments_info"]}
         ours += instance_records(annotation["image_id"], ids, objects)
-
-    def key(record: dict) -> tuple:
-        values = (record[name] for name in ("image_id", "category_id", "iscrowd", "area"))
-        return (*values, *map(int, record["bbox"]), coco_mask.decode(record["segmentation"]).tobytes())
-
-    assert len(truth) == 50 and sorted(map(key, ours)) == sorted(map(key, truth))
+    expected = [
+        (int(name[:-4]), s["category_id"], s["iscrowd"], s["area"], s["bbox"], mask.tolist())
+        for name, s, mask in panoptic_sample.truths()
+    ]
+    found = [
+        (
+            *(record[key] for key in ("image_id", "category_id", "iscrowd", "area", "bbox")),
+            coco_mask.decode(record["segmentation"]).astype(bool).tolist(),
+        )
+        for record in ours
+    ]
+    assert len(expected) == 12 and sorted(found) == sorted(expected)

@@ -158,9 +158,3 @@ def test_looking_through_videos(write_videos: Write) -> None:
     assert report.total == 10 and len(report.problems) == 1 and "clip4/00003.png" in report.problems[0]
     objects = sum((found.objects for found in report.inspections), start=type(report.inspections[0].objects)())
     assert objects == {0: 4 + 1, 1: 4 + 1}
-
-
-def test_davis(shared_dir: Path) -> None:
-    folder = shared_dir / "data" / "ytvis_davis"
-    lengths = {name: len(read_ytvis_json(str(folder / f"{name}.json")).videos) for name in ("train", "valid")}
-    assert lengths == {"train": 14, "valid": 6}

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,13 +62,20 @@ def test_picture_of_another_size(root: Path, prepare: Run, save: Callable, capsy
     assert "_seg.png: is (3, 2) pixels (height, width)" in capsys.readouterr().err
 
 
-def test_shared_layout(shared_dir: Path, tmp_path: Path, prepare: Run, pixels: Callable) -> None:
-    """A folder in the layout of ADE20K 2020: person 1831 and car 401; the third object's class 401 door is no one's."""
-    source = shared_dir / "data/layouts/ade20k2020_dataset/dataset"
-    shutil.copytree(source, tmp_path / "ADE20K_2021_17_01/images/ADE", copy_function=shutil.copyfile)
+def test_folders_of_any_depth(tmp_path: Path, prepare: Run, save: Callable, pixels: Callable) -> None:
+    """Person 1831 and car 401; an object that names none of the 847 classes is no one's."""
+    numbers = np.array([[0, 1831, 401, 1000]] * 2)
+    encoded = np.stack([numbers // 256 * 10, numbers % 256, np.zeros_like(numbers)], axis=-1).astype(np.uint8)
+    person = (1831, "person, individual, someone, somebody, mortal, soul")
+    objects = ((401, "car, auto, automobile, machine, motorcar"), person, (1000, "a thing that is not listed"))
+    names = {"training/street/1": "training/1", "validation/2": "validation/2"}
+    for name in names:
+        source = tmp_path / "ADE20K_2021_17_01/images/ADE" / name
+        for path in (f"{source}_seg.png", f"{source}_parts_1.png", f"{source}/instance_000.png", f"{source}.jpg"):
+            save(Path(path), encoded)
+        save(Path(f"{source}.json"), annotation(*objects))
     assert prepare("prepare_ade20k_full_sem_seg") == 0
     base = tmp_path / "ADE20K_2021_17_01"
-    for name in ("training/1", "validation/2"):
-        row = [65535, 11, 14, 14, 14]
-        assert pixels(base / f"annotations_detectron2/{name}.tif").tolist() == [row] * 5
+    for name in names.values():
+        assert pixels(base / f"annotations_detectron2/{name}.tif").tolist() == [[65535, 11, 14, 65535]] * 2
         assert (base / f"images_detectron2/{name}.jpg").is_file()

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,38 +116,52 @@ def test_polygons_drawn_by_cityscapesscripts_agree(
     assert np.array_equal(ours, pixels(tmp_path / "labels.png")) and {0, 11, 13, 255} == set(np.unique(ours).tolist())
 
 
-def test_real_annotation(
-    shared_dir: Path, tmp_path: Path, prepare: Run, save: Callable, pixels: Callable, document: Callable
+def test_panoptic_map_of_many_segments(
+    tmp_path: Path, prepare: Run, save: Callable, pixels: Callable, document: Callable
 ) -> None:
-    """The ids of a published panoptic PNG are those of its instanceIds, so the way back and forth must close."""
-    sample = shared_dir / "data/cityscapes_sample/data/testdata/gtFine"
-    (truth,) = json.loads((sample / "cityscapes_panoptic_dummy_trainId.json").read_text())["annotations"]
-    picture = pixels(sample / "cityscapes_panoptic_dummy_trainId" / truth["file_name"])
+    """The ids of a panoptic PNG are those of its instanceIds; a class id without number is stuff, or a crowd."""
+    kinds = {7: (0, 0), 23: (10, 0), 24: (11, 1), 24001: (11, 0), 24255: (11, 0), 26000: (13, 0), 33001: (18, 0)}
+    ids = np.random.default_rng(0).choice([*kinds, 256], (21, 34)).astype(np.uint16)  # 256 is no class: void
     fine = tmp_path / "cityscapes/gtFine"
-    save(fine / "val/dummy/dummy_000000_000000_gtFine_instanceIds.png", (picture @ (1, 256, 65536)).astype(np.uint16))
+    save(fine / f"val/aachen/{NAME}_gtFine_instanceIds.png", ids)
     assert prepare("prepare_cityscapes", "--splits", "val") == 0
-    assert np.array_equal(pixels(fine / "cityscapes_panoptic_val" / truth["file_name"]), picture)
     (annotation,) = document(fine / "cityscapes_panoptic_val.json")["annotations"]
-    assert annotation["image_id"] == truth["image_id"]
+    assert annotation["image_id"] == NAME
+    kept = np.where(ids == 256, 0, ids)
+    expected = np.stack([kept & 255, kept >> 8, np.zeros_like(kept)], axis=-1)
+    assert np.array_equal(pixels(fine / "cityscapes_panoptic_val" / annotation["file_name"]), expected)
     index = index_by_id(class_table("cityscapes"))
-    ours = {s["id"]: (index[s["category_id"]], s["area"], s["iscrowd"]) for s in annotation["segments_info"]}
-    assert ours == {s["id"]: (s["category_id"], s["area"], s["iscrowd"]) for s in truth["segments_info"]}
+    found = {s["id"]: (index[s["category_id"]], s["iscrowd"], s["area"]) for s in annotation["segments_info"]}
+    assert found == {number: (*kind, int((ids == number).sum())) for number, kind in kinds.items()}
 
 
-def test_shared_layout(shared_dir: Path, tmp_path: Path, prepare: Run, pixels: Callable) -> None:
-    source = shared_dir / "data/layouts/cityscapes_dataset/train_dataset/gtFine"
-    fine = tmp_path / "cityscapes/gtFine"
-    shutil.copytree(source, fine, copy_function=shutil.copyfile)
+# Rows of instanceIds, and their label maps: 3 out of roi, 1024 no class, 12 wall, 24 person, 27 truck, 31 train.
+ROWS = {
+    "train/zurich/zurich_000002_000045": ([3, 3, 24001, 3, 3], [255, 255, 11, 255, 255]),
+    "val/zurich/zurich_000001_000019": ([3, 1024, 1024, 3, 3], [255] * 5),
+    "test/bonn/bonn_000001_000031": ([3, 3, 27001, 27002, 27002], [255, 255, 14, 14, 14]),
+    "test/bonn/bonn_000001_000032": ([31001, 31001, 12, 3, 3], [16, 16, 3, 255, 255]),
+}
+
+
+def test_label_maps_of_all_splits(
+    tmp_path: Path, registered: Path, prepare: Run, save: Callable, pixels: Callable
+) -> None:
+    """Label maps that are there already are made anew, and all names of the dataset find all files."""
+    base = tmp_path / "cityscapes"
+    for name, (ids, _) in ROWS.items():
+        save(base / f"leftImg8bit/{name}_leftImg8bit.png", np.zeros((1, 5, 3), np.uint8))
+        save(base / f"gtFine/{name}_gtFine_instanceIds.png", np.array([ids], np.uint16))
+        save(base / f"gtFine/{name}_gtFine_labelTrainIds.png", np.full((1, 5), 19, np.uint8))
     assert prepare("prepare_cityscapes", "--overwrite") == 0
-    names = sorted(str(path.relative_to(source)) for path in source.rglob("*_labelTrainIds.png"))
-    compared = 0
-    for name in names:
-        truth = pixels(source / name)
-        classes = truth != 19  # how that folder writes void
-        assert np.array_equal(pixels(fine / name)[classes], truth[classes])
-        assert set(pixels(fine / name)[~classes].tolist()) <= {255}
-        compared += int(classes.sum())
-    assert len(names) == 4 and compared > 5
+    for name, (_, labels) in ROWS.items():
+        assert pixels(base / f"gtFine/{name}_gtFine_labelTrainIds.png").tolist() == [labels], name
+    for split, count in (("train", 1), ("val", 1), ("test", 2)):
+        semantic = DatasetCatalog.get(f"cityscapes_fine_sem_seg_{split}")
+        instances = DatasetCatalog.get(f"cityscapes_fine_instance_seg_{split}")
+        assert len(semantic) == len(instances) == count
+        assert [record["file_name"] for record in semantic] == [record["file_name"] for record in instances]
+        assert all(Path(record["sem_seg_file_name"]).is_file() for record in semantic)
 
 
 def test_missing_folder(tmp_path: Path, prepare: Run, capsys: Any) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as coco_mask
 import pytest
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mask2former.data.datasets.categories import class_table
 
@@ -82,14 +81,48 @@ def test_archive_of_v2_serves_both(
     assert len(DatasetCatalog.get("mapillary_vistas_panoptic_train")) == 1
 
 
-def test_shared_layout_of_v2(
-    shared_dir: Path, tmp_path: Path, registered: Path, prepare: Run, document: Callable, capsys: Any
+# Segment ids of each column of an image of v2.0, 5 pixels high, and category and iscrowd of each segment.
+COLUMNS_OF_V2 = {
+    "training": {"2": ([1, 2, 3, 4, 5], [(1, 0), (10, 0), (1, 0), (10, 0), (1, 0)])},
+    "validation": {
+        "0": ([1, 1, 1, 2, 2], [(1, 1), (10, 0)]),
+        "1": ([1, 1, 2, 3, 3], [(100, 0), (10, 0), (100, 1)]),
+    },
+}
+NAMES_OF_V2 = {1: "animal--bird", 10: "construction--barrier--separator", 100: "object--vehicle--bicycle"}
+
+
+def make_v2(base: Path, save: Callable) -> None:
+    """The whole layout of v2.0, as its archive has it."""
+    labels = [{"name": n, "readable": n.split("--")[-1].title(), "color": [1, 2, 3]} for n in NAMES_OF_V2.values()]
+    save(base / "config_v2.0.json", {"labels": labels})
+    classes = list(NAMES_OF_V2)
+    for split, images in COLUMNS_OF_V2.items():
+        annotations = []
+        for name, (columns, kinds) in images.items():
+            ids = np.array([columns] * 5)
+            label_of = np.array([0, *(classes.index(category) for category, _ in kinds)], np.uint8)
+            save(base / split / f"images/{name}.jpg", np.zeros((5, 5, 3), np.uint8))
+            save(base / split / f"v2.0/labels/{name}.png", label_of[ids])
+            save(base / split / f"v2.0/panoptic/{name}.png", np.stack([ids, ids * 0, ids * 0], -1).astype(np.uint8))
+            segments = [
+                {"id": number, "category_id": category, "area": 5 * columns.count(number), "bbox": [], "iscrowd": crowd}
+                for number, (category, crowd) in enumerate(kinds, 1)
+            ]
+            annotations.append({"image_id": name, "file_name": f"{name}.png", "segments_info": segments})
+        content = {
+            "images": [{"id": name, "file_name": f"{name}.jpg", "width": 5, "height": 5} for name in images],
+            "annotations": annotations,
+            "categories": [{"id": number, "name": name, "isthing": 1} for number, name in NAMES_OF_V2.items()],
+        }
+        save(base / split / "v2.0/panoptic/panoptic_2020.json", content)
+
+
+def test_layout_of_v2(
+    tmp_path: Path, registered: Path, prepare: Run, save: Callable, document: Callable, capsys: Any
 ) -> None:
-    source = shared_dir / "data/layouts/mapillary_vistas_dataset/v2.0"
     base = tmp_path / "mapillary_vistas"
-    for old, new in (("train", "training"), ("val", "validation")):
-        shutil.copytree(source / old, base / new, copy_function=shutil.copyfile)
-    shutil.copyfile(source / "config_v2.0.json", base / "config_v2.0.json")
+    make_v2(base, save)
     assert prepare(SCRIPT) == 0
     assert [path.name for path in sorted(base.glob("*instance*"))] == [
         "mapillary_vistas_v2_instance_train.json",
@@ -109,16 +142,20 @@ def test_shared_layout_of_v2(
     assert mask.tolist() == [[1, 1, 0, 0, 0]] * 5
     records = DatasetCatalog.get("mapillary_vistas_v2_instance_val")
     assert [[a["category_id"] for a in record["annotations"]] for record in records] == [[0, 1], [2, 1, 2]]
+    assert len(DatasetCatalog.get("mapillary_vistas_v2_sem_seg_val")) == 2
+    (record,) = DatasetCatalog.get("mapillary_vistas_v2_panoptic_train")
+    assert [entry["category_id"] for entry in record["segments_info"]] == [0, 1, 0, 1, 0]
+    assert MetadataCatalog.get("mapillary_vistas_v2_panoptic_train").thing_classes == ["Bird", "Separator", "Bicycle"]
 
     (base / "config_v2.0.json").unlink()
     assert prepare(SCRIPT) == 1
     assert "config_v2.0.json does not exist" in capsys.readouterr().err
 
 
-def test_shared_layout_of_v1_lacks_panoptic(shared_dir: Path, tmp_path: Path, prepare: Run, capsys: Any) -> None:
-    source = shared_dir / "data/layouts/mapillary_vistas_dataset/v1.2"
-    for old, new in (("train", "training"), ("val", "validation")):
-        shutil.copytree(source / old, tmp_path / "mapillary_vistas" / new, copy_function=shutil.copyfile)
+def test_layout_of_v1_lacks_panoptic(tmp_path: Path, prepare: Run, save: Callable, capsys: Any) -> None:
+    for split in ("training", "validation"):
+        save(tmp_path / "mapillary_vistas" / split / "images/1.jpg", np.zeros((5, 5, 3), np.uint8))
+        save(tmp_path / "mapillary_vistas" / split / "v1.2/labels/1.png", np.zeros((5, 5), np.uint8))
     assert prepare(SCRIPT) == 1
     shown = capsys.readouterr().err
     assert "training/panoptic is not there" in shown and "panoptic_2018.json" in shown

@@ -26,14 +26,14 @@ from mask2former.evaluation.panoptic_evaluation import merge_parts
 from mask2former.evaluation.panoptic_quality import match_segments, mean_quality, sum_counts
 from mask2former.structures.panoptic_ids import id_to_rgb
 
+from ..panoptic_sample import PanopticSample
+
 
 def official(truth: dict[str, Any], folder: Path) -> dict[str, dict[str, float]]:
     """panopticapi on files: {"All" | "Things" | "Stuff": {"pq", "sq", "rq", "n"}, "per_class": ...}."""
     folder.mkdir(exist_ok=True)
     pairs = []
-    for annotation, (ids, segments) in zip(
-        truth["content"]["annotations"], truth["predictions"], strict=True
-    ):
+    for annotation, (ids, segments) in zip(truth["content"]["annotations"], truth["predictions"], strict=True):
         Image.fromarray(id_to_rgb(ids)).save(folder / annotation["file_name"])
         prediction = {"image_id": annotation["image_id"], "file_name": annotation["file_name"]}
         pairs.append((copy.deepcopy(annotation), prediction | {"segments_info": copy.deepcopy(segments)}))
@@ -214,9 +214,7 @@ def batch(truth: dict[str, Any], dtype: torch.dtype = torch.int32) -> tuple[list
     categories = truth["content"]["categories"]
     contiguous = {c["id"]: (i, bool(c["isthing"])) for i, c in enumerate(categories)}
     inputs, outputs = [], []
-    for annotation, (ids, segments) in zip(
-        truth["content"]["annotations"], truth["predictions"], strict=True
-    ):
+    for annotation, (ids, segments) in zip(truth["content"]["annotations"], truth["predictions"], strict=True):
         number = annotation["image_id"]
         inputs.append({"image_id": number, "file_name": f"x/{number:04d}.jpg"})
         infos = [
@@ -233,9 +231,7 @@ def batch(truth: dict[str, Any], dtype: torch.dtype = torch.int32) -> tuple[list
     return inputs, outputs
 
 
-def test_evaluator_equals_panopticapi_and_detectron2(
-    dataset: tuple[str, dict[str, Any]], tmp_path: Path
-) -> None:
+def test_evaluator_equals_panopticapi_and_detectron2(dataset: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
     name, truth = dataset
     inputs, outputs = batch(truth)
     evaluator = PanopticEvaluator(name)
@@ -277,9 +273,7 @@ def test_labels_without_segments_info(dataset: tuple[str, dict[str, Any]]) -> No
 def test_dataset_category_ids_without_isthing(dataset: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
     name, truth = dataset
     evaluator = PanopticEvaluator(name)
-    for annotation, (ids, segments) in zip(
-        truth["content"]["annotations"], truth["predictions"], strict=True
-    ):
+    for annotation, (ids, segments) in zip(truth["content"]["annotations"], truth["predictions"], strict=True):
         output = {"panoptic_seg": (torch.as_tensor(ids), segments)}
         evaluator.process([{"image_id": annotation["image_id"]}], [output])
     results = evaluator.evaluate()
@@ -348,9 +342,7 @@ def test_group_without_categories_is_nan(
     assert results["panoptic_seg"]["PQ"] == results["panoptic_seg"]["PQ_th"] > 0
 
 
-def test_saved_predictions_are_read_by_panopticapi(
-    dataset: tuple[str, dict[str, Any]], tmp_path: Path
-) -> None:
+def test_saved_predictions_are_read_by_panopticapi(dataset: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
     name, truth = dataset
     inputs, outputs = batch(truth)
     out = tmp_path / "out"
@@ -386,9 +378,7 @@ def test_per_class(dataset: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
         assert math.isnan(value) or value == 100 * expected[category["id"]]["pq"]
 
 
-def test_user_errors(
-    dataset: tuple[str, dict[str, Any]], register: Callable[..., str], tmp_path: Path
-) -> None:
+def test_user_errors(dataset: tuple[str, dict[str, Any]], register: Callable[..., str], tmp_path: Path) -> None:
     name, truth = dataset
     inputs, outputs = batch(truth)
     evaluator = PanopticEvaluator(name)
@@ -429,16 +419,14 @@ def test_text_image_ids(dataset: tuple[str, dict[str, Any]]) -> None:
     assert both[0] == both[1]
 
 
-def test_real_annotation_against_itself(shared_dir: Path, register: Callable[..., str]) -> None:
-    root = shared_dir / "data/panoptic_sample/sample_data"
-    content = json.loads((root / "panoptic_examples.json").read_text())
-    truth = PanopticTruth(str(root / "panoptic_examples.json"), str(root / "panoptic_examples"))
-    for annotation in content["annotations"]:
+def test_annotation_against_itself(panoptic_sample: PanopticSample) -> None:
+    truth = PanopticTruth(str(panoptic_sample.json_file), str(panoptic_sample.panoptic_dir))
+    for annotation in panoptic_sample.content["annotations"]:
         ids = truth.id_map(annotation)
-        present = set(np.unique(ids).tolist())
-        segments = [s for s in annotation["segments_info"] if s["id"] in present]
-        m = match_segments(ids, annotation["segments_info"], ids, segments)
-        ordinary = [s for s in segments if not s["iscrowd"]]
-        assert len(m.matched) == len(ordinary) > 3
-        assert all(iou == 1 for _, iou in m.matched)
+        masks = panoptic_sample.masks[annotation["file_name"]]
+        assert all(np.array_equal(ids == segment, mask) for segment, mask in masks.items())
+        segments = annotation["segments_info"]
+        m = match_segments(ids, segments, ids, segments)
+        ordinary = [s["category_id"] for s in sorted(segments, key=lambda s: s["id"]) if not s["iscrowd"]]
+        assert len(ordinary) == 5 and m.matched == tuple((category, 1.0) for category in ordinary)
         assert m.spurious == m.missed == ()
