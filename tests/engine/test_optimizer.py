@@ -58,9 +58,7 @@ EXPECTED = {
 
 def assigned(optimizer: torch.optim.Optimizer) -> dict[str, tuple[float, float]]:
     return {
-        name: (group["lr"], group["weight_decay"])
-        for group in optimizer.param_groups
-        for name in group["param_names"]
+        name: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for name in group["param_names"]
     }
 
 
@@ -94,14 +92,67 @@ def test_merged_groups_step_like_single_ones() -> None:
 
 
 def test_norm_embed_and_bias_decay_keys() -> None:
-    cfg = load_config(
-        None, [*SETTINGS, "SOLVER.WEIGHT_DECAY_NORM", "0.01", "SOLVER.WEIGHT_DECAY_EMBED", "0.02"]
-    )
+    cfg = load_config(None, [*SETTINGS, "SOLVER.WEIGHT_DECAY_NORM", "0.01", "SOLVER.WEIGHT_DECAY_EMBED", "0.02"])
     cfg.SOLVER.WEIGHT_DECAY_BIAS = 0.03
     result = assigned(build_optimizer(cfg, Everything()))
     assert result["group_norm.weight"][1] == 0.01
     assert result["query_feat.weight"][1] == 0.02
     assert result["backbone.block.linear.bias"][1] == 0.03
+    assert result["backbone.block.relative_position_bias_table"][1] == 0  # a name with "bias" in it is no bias
+    cfg.SOLVER.WEIGHT_DECAY_BIAS = 0.0
+    assert assigned(build_optimizer(cfg, Everything()))["backbone.block.linear.bias"][1] == 0
+
+
+def test_learning_rate_of_biases() -> None:
+    result = assigned(build_optimizer(load_config(None, [*SETTINGS, "SOLVER.BIAS_LR_FACTOR", "2.0"]), Everything()))
+    assert result["backbone.block.linear.bias"][0] == pytest.approx(2e-4)
+    assert result["group_norm.bias"][0] == pytest.approx(2e-3)
+    assert result["backbone.block.linear.weight"][0] == result["backbone.block.relative_position_bias_table"][0]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        *(nn.BatchNorm1d(4), nn.BatchNorm2d(4), nn.BatchNorm3d(4), nn.SyncBatchNorm(4), nn.GroupNorm(2, 4)),
+        *(nn.InstanceNorm1d(4, affine=True), nn.InstanceNorm2d(4, affine=True), nn.InstanceNorm3d(4, affine=True)),
+        *(nn.LayerNorm(4), nn.RMSNorm(4)),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_every_norm_layer_takes_its_own_decay(layer: nn.Module) -> None:
+    cfg = load_config(None, [*SETTINGS, "SOLVER.WEIGHT_DECAY_NORM", "0.01"])
+    optimizer = build_optimizer(cfg, nn.ModuleDict({"scale": layer, "linear": nn.Linear(2, 2)}))
+    assert {decay for name, (_, decay) in assigned(optimizer).items() if name.startswith("scale")} == {0.01}
+
+
+def test_tied_weights_are_in_one_group_once() -> None:
+    model = nn.ModuleDict({"backbone": nn.Linear(3, 3), "head": nn.Linear(3, 3)})
+    model["head"].weight = model["backbone"].weight
+    result = assigned(build_optimizer(load_config(None, SETTINGS), model))
+    assert set(result) == {"backbone.weight", "backbone.bias", "head.bias"}
+
+
+def test_parameter_of_the_model_itself_has_a_plain_name() -> None:
+    model = nn.Linear(2, 2)
+    assert set(assigned(build_optimizer(load_config(None, SETTINGS), model))) == {"weight", "bias"}
+
+
+def test_numbers_of_adamw() -> None:
+    defaults = build_optimizer(load_config(None, [*SETTINGS, "SOLVER.OPTIMIZER", "adamw"]), nn.Linear(2, 2)).defaults
+    assert (defaults["lr"], defaults["weight_decay"]) == (1e-3, 0.05)
+    assert (defaults["betas"], defaults["eps"], defaults["fused"]) == ((0.9, 0.999), 1e-8, True)
+
+
+def test_numbers_of_sgd() -> None:
+    keys = ["SOLVER.OPTIMIZER", "sgd", "SOLVER.MOMENTUM", "0.5", "SOLVER.NESTEROV", "True"]
+    optimizer = build_optimizer(load_config(None, [*SETTINGS, *keys]), nn.Linear(2, 2))
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert (optimizer.defaults["momentum"], optimizer.defaults["nesterov"]) == (0.5, True)
+    assert optimizer.defaults["fused"] and optimizer.defaults["weight_decay"] == 0.05
+    buffers = [state["momentum_buffer"] for state in optimizer.state.values()]
+    assert len(buffers) == 2 and not any(buffer.any() for buffer in buffers)
+    plain = load_config(None, [*SETTINGS, "SOLVER.OPTIMIZER", "SGD", "SOLVER.MOMENTUM", "0.0"])
+    assert not build_optimizer(plain, nn.Linear(2, 2)).state  # nothing to store
 
 
 def test_sgd_skips_its_first_step_without_a_trace() -> None:
@@ -173,10 +224,29 @@ def test_full_model_clipping_equals_one_norm_over_all_gradients() -> None:
     assert float(norm) == pytest.approx(0.01, rel=1e-3)
 
 
+def test_clipping_that_is_off_changes_nothing() -> None:
+    keys = ["SOLVER.CLIP_GRADIENTS.ENABLED", "False", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value"]
+    model = nn.Linear(2, 1, bias=False)
+    optimizer = build_optimizer(load_config(None, [*keys, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0.1"]), model)
+    model.weight.grad = torch.tensor([[3.0, 4.0]])
+    optimizer.step()
+    assert model.weight.grad.tolist() == [[3.0, 4.0]]
+
+
+def test_parameters_without_gradient_do_not_count() -> None:
+    first, second = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    first.grad = torch.tensor([3.0, 4.0])
+    assert float(clip_gradients([first, second], None)) == 5 and first.grad.tolist() == [3, 4]
+    assert float(clip_gradients([first, second], 0.0)) == 5
+    assert first.grad.tolist() == [0, 0] and second.grad is None
+
+
 def test_full_model_clip_norm_from_config() -> None:
     keys = ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0.01"]
     assert full_model_clip_norm(load_config(None, keys)) is None  # not enabled
-    assert full_model_clip_norm(load_config(None, [*keys, "SOLVER.CLIP_GRADIENTS.ENABLED", "True"])) == 0.01
+    enabled = [*keys, "SOLVER.CLIP_GRADIENTS.ENABLED", "True"]
+    assert full_model_clip_norm(load_config(None, enabled)) == 0.01
+    assert full_model_clip_norm(load_config(None, [*enabled, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0.0"])) is None
 
 
 def learning_rates(keys: list[str], steps: int) -> list[float]:
@@ -238,6 +308,9 @@ def test_resuming_with_other_parameters_is_refused() -> None:
     other = load_config(None, [*SETTINGS, "SOLVER.BACKBONE_MULTIPLIER", "1.0"])
     with pytest.raises(ValueError, match="other groups"):
         check_same_parameters(build_optimizer(other, Everything()), state)
+    for group in state["param_groups"]:  # as another program saves it
+        del group["param_names"]
+    check_same_parameters(build_optimizer(other, Everything()), state)
 
 
 def test_groups_hold_names_and_each_parameter_once() -> None:

@@ -23,7 +23,14 @@ from PIL import Image
 from mask2former.evaluation import PanopticEvaluator
 from mask2former.evaluation.ground_truth import PanopticTruth
 from mask2former.evaluation.panoptic_evaluation import merge_parts
-from mask2former.evaluation.panoptic_quality import match_segments, mean_quality, sum_counts
+from mask2former.evaluation.panoptic_quality import (
+    CategoryCounts,
+    ImageMatches,
+    all_missed,
+    match_segments,
+    mean_quality,
+    sum_counts,
+)
 from mask2former.structures.panoptic_ids import id_to_rgb
 
 from ..panoptic_sample import PanopticSample
@@ -172,12 +179,93 @@ def test_crowd_excuses_only_its_category() -> None:
         ),
         ("00 11", [{"id": 0, "category_id": 7}, {"id": 1, "category_id": 7}], "0 is void"),
         ("11 11", [{"id": 1, "category_id": 7}, {"id": 1, "category_id": 8}], "must differ"),
+        ("11 11", [{"id": 1, "category_id": 7}, {"id": 256**3, "category_id": 8}], "must differ and lie in"),
+        ("11 11", [{"id": 1, "category_id": 7}, {"id": -1, "category_id": 8}], "must differ and lie in"),
         ("111 111", [{"id": 1, "category_id": 7}], r"\(2, 3\), ground truth is \(2, 2\)"),
     ],
 )
 def test_inconsistent_predictions(predicted: str, segments: list[dict], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         match_segments(_map("11 11"), [{"id": 1, "category_id": 7}], _map(predicted), segments)
+
+
+def test_negative_ids_of_a_prediction() -> None:
+    with pytest.raises(ValueError, match="holds negative ids"):
+        match_segments(_map("11 11"), [{"id": 1, "category_id": 7}], _map("11 11") - 2, [])
+
+
+def test_largest_id() -> None:
+    largest = 256**3 - 1
+    segments = [{"id": largest, "category_id": 7}]
+    m = match_segments(_map("11 11"), [{"id": 1, "category_id": 7}], np.full((2, 2), largest), segments)
+    assert m.matched == ((7, 1.0),)
+
+
+def test_half_is_no_match_and_excuses_nothing() -> None:
+    """An IoU of exactly 0.5 does not match; half of a prediction on void does not excuse it."""
+    segments = [{"id": 1, "category_id": 7}]
+    m = match_segments(_map("1111 0022"), [segments[0], {"id": 2, "category_id": 8}], _map("1100 0011"), segments)
+    assert (m.matched, m.missed, m.spurious) == ((), (7, 8), (7,))
+    m = match_segments(_map("1111 2222"), [segments[0], {"id": 2, "category_id": 8}], _map("1100 0000"), segments)
+    assert (m.matched, m.missed, m.spurious) == ((), (7, 8), (7,))
+    m = match_segments(_map("2200 2200"), [{"id": 2, "category_id": 8}], _map("1111 0000"), segments)
+    assert (m.matched, m.missed, m.spurious) == ((), (8,), (7,))
+
+
+def test_void_counts_in_no_union() -> None:
+    """Of 6 predicted pixels 2 lie on void and 4 on the truth of 4: a match of 1."""
+    segments = [{"id": 1, "category_id": 7}]
+    m = match_segments(_map("1111 0022"), [segments[0], {"id": 2, "category_id": 8}], _map("1111 1100"), segments)
+    assert m.matched == ((7, 1.0),) and m.missed == (8,)
+
+
+def test_pixels_that_no_segment_declares_are_not_void() -> None:
+    """An id of the truth that the file does not list takes part in the union, and excuses nothing."""
+    segments = [{"id": 1, "category_id": 7}]
+    m = match_segments(_map("1111 9999"), segments, _map("1111 1100"), segments)
+    assert m.matched == ((7, 4 / 6),)
+    m = match_segments(_map("1999 9999"), segments, _map("0111 1111"), segments)
+    assert m.spurious == (7,) and m.missed == (7,)
+
+
+def test_areas_of_the_file_count() -> None:
+    segments = [{"id": 1, "category_id": 7}]
+    m = match_segments(_map("1111 1111"), [{**segments[0], "area": 10}], _map("1111 1111"), segments)
+    assert m.matched == ((7, 8 / 10),)
+
+
+def test_last_crowd_of_a_category_and_repeated_ids_count() -> None:
+    truth = [{"id": 1, "category_id": 7, "iscrowd": 1}, {"id": 2, "category_id": 7, "iscrowd": 1}]
+    predicted = [{"id": 5, "category_id": 7}]
+    assert match_segments(_map("1112"), truth, _map("5550"), predicted).spurious == (7,)
+    assert match_segments(_map("1112"), truth[::-1], _map("5550"), predicted).spurious == ()
+    twice = [{"id": 1, "category_id": 7}, {"id": 1, "category_id": 8}]
+    assert match_segments(_map("1111"), twice, _map("1111"), [{"id": 1, "category_id": 8}]).matched == ((8, 1.0),)
+
+
+def test_void_and_crowd_excuse_together() -> None:
+    truth = [{"id": 1, "category_id": 7, "iscrowd": 1}, {"id": 2, "category_id": 8}]
+    predicted = [{"id": 5, "category_id": 7}]
+    m = match_segments(_map("110222 222222"), truth, _map("555550 000000"), predicted)
+    assert (m.matched, m.missed, m.spurious) == ((), (8,), ())
+
+
+def test_image_without_prediction() -> None:
+    crowd = {"id": 1, "category_id": 7, "iscrowd": 1}
+    assert all_missed([crowd, {"id": 2, "category_id": 8}]) == ImageMatches(missed=(8,))
+
+
+def test_quality_by_hand() -> None:
+    """Of category 1: IoU 0.8 and 0.6, one more prediction, two truths missed; category 2 has only a false positive."""
+    images = [ImageMatches(matched=((1, 0.8),), missed=(1,)), ImageMatches(((1, 0.6),), (1,), (1, 2))]
+    counts = sum_counts(images)
+    entry = counts[1]
+    assert (entry.tp, entry.fp, entry.fn) == (2, 1, 2)
+    assert (entry.sq, entry.rq, entry.pq) == pytest.approx((0.7, 2 / 3.5, 1.4 / 3.5))
+    assert counts[2].present and (counts[2].sq, counts[2].rq, counts[2].pq) == (0, 0, 0)
+    quality = mean_quality({**counts, 3: CategoryCounts()}, [1, 2, 3, 4])
+    assert quality.categories == 2
+    assert (quality.pq, quality.sq, quality.rq) == pytest.approx((0.7 / 3.5, 0.35, 1 / 3.5))
 
 
 @pytest.mark.parametrize("alpha", [False, True])

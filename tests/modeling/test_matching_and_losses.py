@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from mask2former.modeling import criterion as criterion_module
 from mask2former.modeling.criterion import SetCriterion
@@ -164,9 +165,7 @@ def test_padding_of_masks_changes_nothing() -> None:
     small = make_targets((2, 3))
     for target in small:
         target["masks"] = target["masks"][..., :20, :30]
-    padded = [
-        {**t, "masks": torch.nn.functional.pad(t["masks"], (0, SIZE[1] - 30, 0, SIZE[0] - 20))} for t in small
-    ]
+    padded = [{**t, "masks": torch.nn.functional.pad(t["masks"], (0, SIZE[1] - 30, 0, SIZE[0] - 20))} for t in small]
     losses = []
     for targets in (small, padded):
         torch.manual_seed(3)
@@ -190,9 +189,7 @@ def test_cost_that_is_not_finite_names_the_image_and_stops(caplog: pytest.LogCap
 
 
 def test_deep_supervision_can_be_off() -> None:
-    criterion = SetCriterion(
-        K, HungarianMatcher(num_points=16), {}, 0.1, num_points=16, deep_supervision=False
-    )
+    criterion = SetCriterion(K, HungarianMatcher(num_points=16), {}, 0.1, num_points=16, deep_supervision=False)
     assert set(criterion(make_outputs(), make_targets((1, 2)))) == {"loss_ce", "loss_mask", "loss_dice"}
 
 
@@ -210,3 +207,209 @@ def test_class_loss_by_hand() -> None:
     weight = np.where(wanted == K, 0.1, 1.0)
     nll = -np.take_along_axis(log_probability, wanted[..., None], axis=-1)[..., 0]
     assert loss.item() == pytest.approx((nll * weight).sum() / weight.sum(), rel=1e-5)
+
+
+def read(maps: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Bilinear reads of maps (T, H, W) at points (P, 2): (T, P)."""
+    grid = (2 * points - 1).expand(len(maps), 1, -1, -1)
+    return F.grid_sample(maps[:, None], grid, align_corners=False)[:, 0, 0]
+
+
+@pytest.mark.parametrize("chunk", [2**28, 1])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_mask_losses_equal_their_definition(monkeypatch: pytest.MonkeyPatch, frames: int, chunk: int) -> None:
+    """Sums over matched pairs and frames, read at the same points, divided by the number of objects of the batch."""
+    points = torch.rand(50, 2)
+    monkeypatch.setattr(criterion_module, "uncertain_points", lambda logits, *_: points.expand(len(logits), -1, -1))
+    monkeypatch.setattr(criterion_module, "_CHUNK", chunk)
+    outputs, targets = make_outputs(frames=frames), make_targets((3, 2), frames=frames)
+    criterion = make_criterion()
+    torch.manual_seed(5)
+    assignments = match(criterion.matcher, outputs, targets)
+    torch.manual_seed(5)
+    losses = criterion(outputs, targets)
+    for layer, (suffix, step) in enumerate(zip(("", "_0", "_1"), (outputs, *outputs["aux_outputs"]), strict=True)):
+        cross_entropy, dice = 0.0, 0.0
+        for image, (pairs, target) in enumerate(zip(assignments, targets, strict=True)):
+            for query, number in zip(pairs.query[pairs.layer == layer], pairs.target[pairs.layer == layer]):
+                maps = torch.einsum("c,tchw->thw", step["pred_embeds"][image, query], outputs["mask_features"][image])
+                x, y = read(maps, points), read(target["masks"][number].float(), points)
+                cross_entropy += float(-(y * F.logsigmoid(x) + (1 - y) * F.logsigmoid(-x)).mean(1).sum())
+                p = x.sigmoid()
+                dice += float((1 - (2 * (p * y).sum(1) + 1) / (p.sum(1) + y.sum(1) + 1)).sum())
+        assert losses[f"loss_mask{suffix}"].item() == pytest.approx(cross_entropy / 5, rel=1e-4)
+        assert losses[f"loss_dice{suffix}"].item() == pytest.approx(dice / 5, rel=1e-4)
+
+
+def test_dice_of_an_empty_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sums of the quotient have a 1 added: nothing against nothing costs nothing, instead of everything."""
+    points = 0.2 + 0.6 * torch.rand(64, 2)  # not at the border, where reads are partly outside
+    monkeypatch.setattr(criterion_module, "uncertain_points", lambda logits, *_: points.expand(len(logits), -1, -1))
+    logits = torch.full((2, 8, 10), -20.0)
+    logits[1] = 20.0
+    bank = MaskBank.of([torch.zeros(1, *SIZE, dtype=torch.bool)], torch.device("cpu"))
+    _, dice = make_criterion()._compare(logits, bank, torch.zeros(2, dtype=torch.int64), SIZE)
+    assert dice.tolist() == pytest.approx([0, 1 - 1 / 65], abs=1e-4)
+
+
+def test_cost_of_an_empty_mask() -> None:
+    logits = torch.tensor([[-20.0] * 64, [20.0] * 64])
+    matcher = HungarianMatcher(0, 0, 3, num_points=64)
+    cost = matcher._cost(torch.zeros(1, 2, K + 1), logits, torch.tensor([1]), torch.zeros(1, 64))
+    assert cost.flatten().tolist() == pytest.approx([0, 3 * (1 - 1 / 65)], abs=1e-4)
+
+
+@pytest.mark.parametrize("weights", [(2.0, 0.0, 0.0), (0.0, 3.0, 0.0), (0.0, 0.0, 4.0), (2.0, 3.0, 4.0)])
+def test_costs_equal_their_definition(weights: tuple[float, float, float]) -> None:
+    class_logits, logits = torch.randn(2, 3, K + 1), torch.randn(2 * 3, 20)
+    labels, masks = torch.tensor([3, 0]), torch.rand(2, 20)
+    cost = HungarianMatcher(*weights)._cost(class_logits, logits, labels, masks)
+    assert cost.shape == (2, 3, 2)
+    for layer, query, number in itertools.product(range(2), range(3), range(2)):
+        x, y = logits[3 * layer + query], masks[number]
+        p = x.sigmoid()
+        expected = (
+            -weights[0] * class_logits[layer, query].softmax(0)[labels[number]]
+            - weights[1] * (y * p.log() + (1 - y) * (1 - p).log()).mean()
+            + weights[2] * (1 - (2 * (p * y).sum() + 1) / (p.sum() + y.sum() + 1))
+        )
+        assert cost[layer, query, number].item() == pytest.approx(expected.item(), rel=1e-4, abs=1e-5)
+
+
+def test_points_are_drawn_as_the_criterion_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[Any, ...]] = []
+    original = criterion_module.uncertain_points
+
+    def recorded(logits: torch.Tensor, *options: Any) -> torch.Tensor:
+        given.append(options)
+        return original(logits, *options)
+
+    monkeypatch.setattr(criterion_module, "uncertain_points", recorded)
+    matcher = HungarianMatcher(num_points=16)
+    SetCriterion(K, matcher, {}, 0.1, num_points=20, oversample_ratio=2.5, importance_sample_ratio=0.4)(
+        make_outputs(), make_targets((1, 1))
+    )
+    assert given == [(20, 2.5, 0.4)]
+
+
+def test_defaults_are_those_of_the_paper() -> None:
+    criterion = SetCriterion(K, HungarianMatcher(), {}, 0.1)
+    assert (criterion.num_points, criterion.oversample_ratio, criterion.importance_sample_ratio) == (12544, 3.0, 0.75)
+    assert criterion.matcher.num_points == 12544 and criterion.empty_weight.tolist() == pytest.approx([1] * K + [0.1])
+
+
+def test_size_of_the_batch_is_that_of_the_largest_masks() -> None:
+    """Largest height and largest width, whichever images have them."""
+    targets = make_targets((2, 2))
+    for target, (height, width) in zip(targets, ((32, 30), (20, 40)), strict=True):
+        target["masks"] = target["masks"][..., :height, :width]
+    bare = [{k: v for k, v in t.items() if k != "size"} for t in targets]
+    losses = []
+    for given in (targets, bare, bare[::-1]):
+        torch.manual_seed(3)
+        losses.append(make_criterion()(make_outputs(), given))
+    assert all(torch.equal(value, losses[1][name]) for name, value in losses[0].items())
+    turned = [{**t, "size": SIZE} for t in bare[::-1]]
+    torch.manual_seed(3)
+    expected = make_criterion()(make_outputs(), turned)
+    assert all(torch.equal(value, losses[2][name]) for name, value in expected.items())
+
+
+@pytest.mark.parametrize(("counts", "mean"), [((0,), 1.0), ((1,), 1.0), ((3,), 3.0), ((3, 5), 4.0), ((0, 1), 1.0)])
+def test_number_of_objects_is_a_mean_over_ranks(
+    monkeypatch: pytest.MonkeyPatch, counts: tuple[int, ...], mean: float
+) -> None:
+    monkeypatch.setattr(criterion_module.comm, "get_world_size", lambda: len(counts))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.add_(sum(counts[1:])))
+    assert criterion_module._global_mean(counts[0], torch.device("cpu")).item() == mean
+
+
+def test_groups_hold_a_bounded_number_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is bounded by the pairs of a group; all pairs come once and in order, also those of an image with many."""
+    sizes = (2, 2, 7, 0, 1, 3, 4)
+    numbers = np.arange(3 * sum(sizes)).reshape(3, -1)
+    tables = list(enumerate(np.split(numbers, np.cumsum(sizes)[:-1], axis=1)))
+    predictions = Predictions(torch.zeros(1, 1, 1, 2), masks=torch.zeros(1, 1, 1, 1, 10, 10))
+    criterion = make_criterion()  # 64 points, of which 4 x 3 x 64 values are drawn: 868 values a pair
+    monkeypatch.setattr(criterion_module, "_CHUNK", 3 * 868 + 867)
+    groups = list(criterion._groups(iter(tables), predictions))
+    assert [[(image, part.shape[1]) for image, part in group] for group in groups] == [
+        [(0, 2)],
+        [(1, 2)],
+        [(2, 3)],
+        [(2, 3)],
+        [(2, 1), (3, 0), (4, 1)],
+        [(5, 3)],
+        [(6, 3)],
+        [(6, 1)],
+    ]
+    assert np.array_equal(np.concatenate([part for group in groups for _, part in group], axis=1), numbers)
+
+
+def test_unknown_losses() -> None:
+    with pytest.raises(ValueError, match=r"losses \['boxes'\] do not exist"):
+        SetCriterion(K, HungarianMatcher(), {}, 0.1, losses=["labels", "boxes"])
+
+
+def test_costs_that_are_all_zero() -> None:
+    with pytest.raises(ValueError, match="all matching costs are zero"):
+        HungarianMatcher(0, 0, 0)
+    HungarianMatcher(1, 1, 1)
+
+
+def test_losses_are_fp32_under_autocast() -> None:
+    outputs, targets = make_outputs(), make_targets((2, 1))
+    losses = []
+    for enabled in (False, True):
+        torch.manual_seed(4)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            losses.append(make_criterion()(outputs, targets))
+    assert all(torch.equal(value, losses[1][name]) for name, value in losses[0].items())
+
+
+def test_costs_are_fp32_under_autocast() -> None:
+    outputs, targets = make_outputs(), make_targets((2, 1))
+    seen = []
+    for enabled in (False, True):
+        matcher = HungarianMatcher(2, 5, 5, num_points=64)
+        costs: list[torch.Tensor] = []
+        original = matcher._cost
+        matcher._cost = lambda *a, o=original, c=costs: c.append(o(*a)) or c[-1]  # type: ignore[method-assign]
+        torch.manual_seed(4)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            match(matcher, outputs, targets)
+        seen.append(costs)
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+
+
+def test_infinite_costs_are_chosen_last_or_first(caplog: pytest.LogCaptureFixture) -> None:
+    matcher = HungarianMatcher(max_nonfinite=0)
+    costs = np.array([[[np.inf, 2.0], [np.nan, 1.0], [5.0, -np.inf]]])
+    for _ in range(3):  # 0 never stops
+        given = costs.copy()
+        matcher._check_finite([given], [{}])
+    assert given[0, 0, 0] == given[0, 1, 0] == 1e8 and given[0, 2, 1] == -1e8
+    assert matcher.nonfinite_steps == 3 and "image number 0 of the batch" in caplog.text
+    matcher._check_finite([np.zeros((1, 2, 2))], [{}])
+    assert matcher.nonfinite_steps == 3
+
+
+def test_warning_of_too_many_objects_comes_once(caplog: pytest.LogCaptureFixture) -> None:
+    matcher = HungarianMatcher()
+    matcher._assign(np.zeros((1, 3, 3)))
+    assert caplog.text == ""
+    for _ in range(2):
+        pairs = matcher._assign(np.zeros((2, 3, 4)))
+    assert caplog.text.count("NUM_OBJECT_QUERIES") == 1
+    assert pairs.layer.tolist() == [0, 0, 0, 1, 1, 1] and pairs.query.tolist() == [0, 1, 2] * 2
+
+
+def test_points_of_the_matcher_differ_between_images() -> None:
+    matcher = HungarianMatcher(num_points=64)
+    outputs, targets = make_outputs(), make_targets((1, 1))
+    for key in ("pred_logits", "pred_embeds", "mask_features"):
+        outputs[key] = outputs[key].detach()[:1].expand(2, *outputs[key].shape[1:])
+    targets[1] = targets[0]
+    bank = MaskBank.of([t["masks"].flatten(0, 1) for t in targets], torch.device("cpu"))
+    first, second = matcher._costs(Predictions.of({**outputs, "aux_outputs": []}), targets, bank, SIZE)
+    assert not torch.equal(first, second)

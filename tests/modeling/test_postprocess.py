@@ -150,3 +150,121 @@ def test_masks_of_a_clip_are_made_frame_by_frame_of_chosen_queries_only(monkeypa
     again = postprocess_clip(scores, logits, (8, 8), (8, 8), (6, 4), topk=3, threshold=0.3)
     assert seen[5:] == [(1, 2, 2)] * 10
     assert all(torch.equal(a, b) for a, b in zip(again["pred_masks"], result["pred_masks"], strict=True))
+
+
+def test_thresholds_are_inclusive_or_not_as_documented() -> None:
+    """Scores and masks exactly at a threshold, in numbers that binary fractions hold."""
+    scores = torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25]])
+    size = (8, 12)
+    masks = torch.full((2, 8, 12), 30.0)
+    s = Settings(semantic=False, panoptic=True, object_mask_threshold=0.5)
+    assert postprocess(scores, scores, masks, size, size, size, s)["panoptic_seg"][1] == []  # higher, not equal
+    clip = postprocess_clip(scores, masks[:, None], size, size, size, topk=4, threshold=0.5)
+    assert clip["pred_scores"] == [0.5, 0.5]  # equal is enough
+    zero = postprocess_clip(scores, 0 * masks[:, None], size, size, size, topk=1, threshold=0.0)
+    assert not zero["pred_masks"][0].any()  # a logit of zero is outside
+    s = Settings(semantic=False, instance=True, topk=1)
+    instances = postprocess(scores, scores, 0 * masks, size, size, size, s)["instances"]
+    assert not instances.pred_masks.any() and instances.scores.tolist() == [0.0]
+    # In panoptic results a probability of exactly one half is inside, and of equal queries the first one wins.
+    s = Settings(semantic=False, panoptic=True)
+    ids, segments = postprocess(scores, scores, 0 * masks, size, size, size, s)["panoptic_seg"]
+    assert (ids == 1).all() and [x["category_id"] for x in segments] == [0] and segments[0]["score"] == 0.5
+
+
+@pytest.mark.parametrize(("overlap", "kept"), [(0.25, 2), (0.2501, 1)])
+def test_segment_with_just_enough_left_is_kept(overlap: float, kept: int) -> None:
+    """The second query keeps a quarter of its mask."""
+    scores = torch.tensor([[0.9, 0.0, 0.1], [0.0, 0.6, 0.4]])
+    masks = torch.full((2, 8, 8), -30.0)
+    masks[0, :6], masks[1] = 30.0, 30.0
+    s = Settings(semantic=False, panoptic=True, overlap_threshold=overlap)
+    _, segments = postprocess(scores, scores, masks, (8, 8), (8, 8), (8, 8), s)["panoptic_seg"]
+    assert [x["area"] for x in segments] == [48, 16][:kept]
+
+
+def test_share_that_remains_counts_all_pixels_that_were_won() -> None:
+    """A query also wins pixels outside its own mask, where all others are weaker still."""
+    scores = torch.tensor([[0.9, 0.1], [0.8, 0.2]])
+    masks = torch.full((2, 8, 8), -3.0)
+    masks[0, :2], masks[1, :4] = 30.0, 30.0
+    masks[1, 4:] = -1.0
+    s = Settings(semantic=False, panoptic=True, overlap_threshold=0.8)
+    ids, segments = postprocess(scores, scores, masks, (8, 8), (8, 8), (8, 8), s)["panoptic_seg"]
+    # The second wins 16 pixels of its 32 and 32 outside it: 48 / 32 is above the threshold, its area is 16.
+    assert [x["area"] for x in segments] == [16, 16] and not ids[4:].any()
+
+
+def test_segments_of_one_stuff_class_are_one() -> None:
+    scores = torch.tensor([[0.9, 0.0, 0.1], [0.8, 0.0, 0.2], [0.0, 0.7, 0.3], [0.0, 0.6, 0.4]])
+    masks = torch.full((4, 8, 8), -30.0)
+    for q in range(4):
+        masks[q, 2 * q : 2 * q + 2] = 30.0
+    s = Settings(semantic=False, panoptic=True, things=frozenset({1}))
+    ids, segments = postprocess(scores, scores, masks, (8, 8), (8, 8), (8, 8), s)["panoptic_seg"]
+    assert ids[:, 0].tolist() == [1, 1, 1, 1, 2, 2, 3, 3]
+    assert [(x["id"], x["isthing"], x["area"]) for x in segments] == [(1, False, 32), (2, True, 16), (3, True, 16)]
+    assert [x["score"] for x in segments] == pytest.approx([0.9, 0.7, 0.6])
+
+
+def test_score_threshold_of_a_low_value() -> None:
+    scores = torch.tensor([[0.9, 0.1], [0.3, 0.7]])
+    masks = torch.full((2, 8, 12), 9.0)
+    masks[1] = 0.1  # 0.3 x 0.52 is below 0.25, 0.3 alone is not
+    kept = run(scores, masks, Settings(semantic=False, instance=True, score_threshold=0.25))["instances"]
+    assert len(kept) == 1
+
+
+def test_score_of_an_instance_is_the_mean_inside_its_mask() -> None:
+    """One pixel, where a constant in the mean would show; and an empty mask, whose score is zero."""
+    scores = torch.tensor([[0.5, 0.5], [0.25, 0.75]])
+    masks = torch.full((2, 8, 12), -1.0)
+    masks[0, 3, 4] = 1.0
+    size = (8, 12)
+    s = Settings(semantic=False, instance=True)
+    instances = postprocess(scores, scores, masks, size, size, size, s)["instances"]
+    assert instances.scores.tolist() == pytest.approx([0.5 * torch.tensor(1.0).sigmoid().item(), 0.0], abs=1e-4)
+    assert instances.pred_boxes.tensor.tolist() == [[4, 3, 5, 4], [0, 0, 0, 0]]
+
+
+def test_chunks_hold_masks_of_the_larger_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is bounded also where the output is larger, or smaller, than the padded image."""
+    seen: list[int] = []
+    resize = module.resize_masks
+    monkeypatch.setattr(module, "resize_masks", lambda logits, *rest: seen.append(len(logits)) or resize(logits, *rest))
+    monkeypatch.setattr(module, "_CHUNK", 2 * 16 * 16)
+    scores, masks = torch.ones(4, 3).softmax(-1), torch.zeros(4, 4, 4)
+    for padded, output in (((16, 16), (8, 8)), ((8, 8), (16, 16))):
+        seen.clear()
+        postprocess(scores, scores, masks, padded, padded, output, Settings(semantic_at_output_size=True))
+        assert seen == [2, 2]
+
+
+def test_where_semantic_scores_are_resized() -> None:
+    """Sums of resized masks, or resized sums: instances and panoptic results imply the first."""
+    scores, masks = random_case(3)
+    inside = run(scores, masks, Settings())["sem_seg"]
+    outside = run(scores, masks, Settings(semantic_at_output_size=True))["sem_seg"]
+    assert inside.shape == outside.shape == (4, *OUTPUT) and not torch.allclose(inside, outside, atol=1e-4)
+    for s in (Settings(instance=True), Settings(panoptic=True)):
+        torch.testing.assert_close(run(scores, masks, s)["sem_seg"], outside)
+
+
+def test_instances_of_stuff_are_dropped_with_panoptic_results_only() -> None:
+    scores, masks = random_case(6)
+    things = frozenset({1})
+    alone = run(scores, masks, Settings(semantic=False, instance=True, topk=20, things=things))["instances"]
+    both = run(scores, masks, Settings(semantic=False, instance=True, panoptic=True, topk=20, things=things))
+    assert len(alone) == 20 and set(alone.pred_classes.tolist()) == {0, 1, 2, 3}
+    assert set(both["instances"].pred_classes.tolist()) == {1}
+
+
+def test_resizing_by_steps() -> None:
+    """To the padded size, cut, to the output; no second step where the image has the output's size in both sides."""
+    logits = torch.randn(2, 4, 6)
+    padded = F.interpolate(logits[None], (16, 24), mode="bilinear", align_corners=False)[0]
+    assert torch.equal(resize_masks(logits, (16, 24), (13, 20), None), padded[:, :13, :20])
+    assert torch.equal(resize_masks(logits, (16, 24), (13, 20), (13, 20)), padded[:, :13, :20])
+    for output in ((13, 30), (20, 20), (6, 7)):
+        expected = F.interpolate(padded[None, :, :13, :20], output, mode="bilinear", align_corners=False)[0]
+        assert torch.equal(resize_masks(logits, (16, 24), (13, 20), output), expected)
