@@ -21,7 +21,7 @@ from pycocotools.cocoeval import COCOeval
 
 from mask2former.data import BadRecordError, register_from_config, register_ytvis_json
 from mask2former.data.datasets.ytvis_json import Track, Video, VideoAnnotations, read_ytvis_json
-from mask2former.evaluation import build_evaluator
+from mask2former.evaluation import build_evaluator, video_ap
 from mask2former.evaluation.video_ap import clip_iou, clip_shape
 from mask2former.video import YTVISEvaluator, evaluate_videos
 
@@ -134,7 +134,8 @@ def test_sizes_are_means_over_the_frames_that_show_the_object() -> None:
     truth = truth_of([(1, masks, False)])
     track = truth.videos[1].tracks[0]
     results = [found(1, 1, 0.9, masks)]
-    for areas, size in (([128.0**2 + 8, None], "m"), ([256.0**2 + 2, 0], "l"), ([100.0, 60000.0], "m")):
+    cases = [([128.0**2 - 1, None], "s"), ([128.0**2 + 8, None], "m"), ([256.0**2 - 1, 0], "m")]
+    for areas, size in (*cases, ([256.0**2 + 2, 0], "l"), ([100.0, 60000.0], "m")):
         given = Track(track.id, 1, False, track.segmentations, areas)
         truth.videos[1].tracks[0] = given
         summary = evaluate_videos(truth, results).summary()
@@ -146,6 +147,7 @@ def test_sizes_are_means_over_the_frames_that_show_the_object() -> None:
     ("change", "message"),
     [
         ({"video_id": 8}, "prediction for video 8, which truth.json does not list"),
+        ({"segmentations": [None] * 3}, r"result 0, video 1 .*: 3 segmentations, but truth.json lists 2 frames"),
         ({"segmentations": [None]}, r"result 0, video 1 \(1/0.jpg\): 1 segmentations, but truth.json lists 2 frames"),
         ({"segmentations": [rle(np.ones((4, 4))), None]}, r"video 1 .* the RLE is for size \[4, 4\]"),
         ({"segmentations": [{"size": [6, 7], "counts": [3]}, None]}, "the runs of the RLE do not add up"),
@@ -155,6 +157,59 @@ def test_wrong_results_are_named(change: dict[str, Any], message: str) -> None:
     masks = np.stack([box(0, 4)] * 2)
     with pytest.raises(ValueError, match=message):
         evaluate_videos(truth_of([(1, masks, False)]), [{**found(1, 1, 0.9, masks), **change}])
+
+
+def test_codes_that_are_known_to_be_whole_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Any] = []
+    monkeypatch.setattr(video_ap, "rle_runs", lambda code, size: read.append(code))
+    masks = np.stack([box(0, 4)] * 2)
+    truth, results = truth_of([(1, masks, False)]), [found(1, 1, 0.9, masks)]
+    assert evaluate_videos(truth, results, checked=True).ap() == pytest.approx(100) and read == []
+    evaluate_videos(truth, results)
+    assert len(read) == 2
+    results[0]["segmentations"][1] = rle(np.ones((4, 4)))
+    with pytest.raises(ValueError, match=r"the code is for size \[4, 4\], the video has \[6, 7\]"):
+        evaluate_videos(truth, results, checked=True)
+
+
+def test_thresholds_of_the_table() -> None:
+    """Two frames of 12 pixels, of which the guess has 18 of 24: an IoU of 0.75; and of 17 of 24: 0.71."""
+    whole = np.stack([box(0, 3)] * 2)
+    for left_out, above in ((6, 100), (7, 0)):
+        guess = whole.copy()
+        guess.reshape(-1)[np.flatnonzero(guess)[:left_out]] = False
+        summary = evaluate_videos(truth_of([(1, whole, False)]), [found(1, 1, 0.9, guess)]).summary()
+        assert (summary["AP50"], summary["AP75"]) == pytest.approx((100, above))
+
+
+def test_a_hundred_detections_count() -> None:
+    """The right one of 100 comes last: recall is full. Behind 100 wrong ones it is not seen."""
+    whole, wrong = np.stack([box(0, 4)] * 2), np.stack([box(6, 7)] * 2)
+    truth = truth_of([(1, whole, False)])
+    for count, recall in ((99, 100), (100, 0)):
+        results = [*(found(1, 1, 0.9, wrong) for _ in range(count)), found(1, 1, 0.1, whole)]
+        assert evaluate_videos(truth, results).ar_at(100) == pytest.approx(recall)
+
+
+def test_detection_that_shows_nothing_is_small() -> None:
+    truth = truth_of([(1, np.stack([box(0, 4), NONE]), False)])
+    right, empty = found(1, 1, 0.5, np.stack([box(0, 4), NONE])), found(1, 1, 0.9, np.stack([NONE, NONE]))
+    assert evaluate_videos(truth, [empty, right]).summary()["APs"] == pytest.approx(50)
+
+
+def test_chosen_categories() -> None:
+    whole = np.stack([box(0, 4)] * 2)
+    truth = truth_of([(1, whole, False), (2, whole, False)])
+    scores = evaluate_videos(truth, [found(1, 2, 0.9, whole)], category_ids=[2])
+    assert scores.ap() == pytest.approx(100) and scores.precision.shape[2] == 1
+    assert evaluate_videos(truth, [found(1, 2, 0.9, whole)]).ap() == pytest.approx(50)
+
+
+def test_polygons_of_several_rings() -> None:
+    rings = [[1, 1, 4, 1, 4, 5, 1, 5], [5, 1, 7, 1, 7, 5, 5, 5]]
+    shape = clip_shape([rings], SIZE)
+    assert shape.areas.tolist() == [12 + 8]
+    assert clip_iou([shape], [clip_shape([rle(box(1, 4) | box(5, 7))], SIZE)]).tolist() == [[1]]
 
 
 class _ByDefinition(COCOeval):
