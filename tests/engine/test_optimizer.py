@@ -231,6 +231,7 @@ def test_clipping_that_is_off_changes_nothing() -> None:
     model.weight.grad = torch.tensor([[3.0, 4.0]])
     optimizer.step()
     assert model.weight.grad.tolist() == [[3.0, 4.0]]
+    build_optimizer(load_config(None, [*keys[:3], "unknown"]), model)  # what is off is not checked
 
 
 def test_parameters_without_gradient_do_not_count() -> None:

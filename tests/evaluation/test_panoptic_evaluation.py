@@ -232,6 +232,8 @@ def test_areas_of_the_file_count() -> None:
     segments = [{"id": 1, "category_id": 7}]
     m = match_segments(_map("1111 1111"), [{**segments[0], "area": 10}], _map("1111 1111"), segments)
     assert m.matched == ((7, 8 / 10),)
+    m = match_segments(_map("1111"), [{**segments[0], "area": 0}], _map("1111"), segments)  # a union of nothing
+    assert (m.matched, m.missed, m.spurious) == ((), (7,), (7,))
 
 
 def test_last_crowd_of_a_category_and_repeated_ids_count() -> None:

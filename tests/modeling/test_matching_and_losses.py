@@ -369,17 +369,45 @@ def test_losses_are_fp32_under_autocast() -> None:
 
 def test_costs_are_fp32_under_autocast() -> None:
     outputs, targets = make_outputs(), make_targets((2, 1))
-    seen = []
-    for enabled in (False, True):
-        matcher = HungarianMatcher(2, 5, 5, num_points=64)
-        costs: list[torch.Tensor] = []
-        original = matcher._cost
-        matcher._cost = lambda *a, o=original, c=costs: c.append(o(*a)) or c[-1]  # type: ignore[method-assign]
-        torch.manual_seed(4)
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            match(matcher, outputs, targets)
-        seen.append(costs)
-    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+    matcher = HungarianMatcher(2, 5, 5, num_points=64)
+    bank = MaskBank.of([t["masks"].flatten(0, 1) for t in targets], torch.device("cpu"))
+    torch.manual_seed(4)
+    expected = matcher._costs(Predictions.of(outputs), targets, bank, SIZE)
+    costs: list[torch.Tensor] = []
+    original = matcher._cost
+    matcher._cost = lambda *a: costs.append(original(*a)) or costs[-1]  # type: ignore[method-assign, func-returns-value]
+    torch.manual_seed(4)
+    with torch.autocast("cpu", torch.bfloat16):
+        match(matcher, outputs, targets)
+    assert all(torch.equal(a, b) for a, b in zip(costs, expected, strict=True))
+
+
+def test_mask_logits_without_frames_are_those_of_one_frame() -> None:
+    outputs = dense(make_outputs())
+    flat = [{**s, "pred_masks": s["pred_masks"][:, :, 0]} for s in (outputs, *outputs["aux_outputs"])]
+    predictions, bare = Predictions.of(outputs), Predictions.of({**flat[0], "aux_outputs": flat[1:]})
+    points = torch.rand(B, 9, 2)
+    assert predictions.masks is not None and bare.masks is not None
+    assert bare.masks.shape == (LAYERS, B, Q, 1, 8, 10) and torch.equal(predictions.masks, bare.masks)
+    for image, (a, b) in enumerate(zip(predictions.sample(points), bare.sample(points), strict=True)):
+        assert a.shape == (LAYERS * Q, 9) and torch.equal(a, b)
+        first = predictions.masks[0, image, 0]
+        torch.testing.assert_close(a[:1], read(first, points[image]))
+
+
+@pytest.mark.parametrize("convert", [lambda o: o, dense], ids=["embeddings", "masks"])
+def test_samples_of_clips_come_frame_by_frame(convert: Any) -> None:
+    """The values at the points of frame 0, then those of frame 1, ...; of the image's own points and features."""
+    outputs = convert(make_outputs(frames=3))
+    expected = Predictions.of(dense(make_outputs(frames=3))).masks
+    assert expected is not None
+    points = torch.rand(B, 9, 2)
+    for image, values in enumerate(Predictions.of(outputs).sample(points)):
+        for row, maps in zip(values, expected[:, image].flatten(0, 1), strict=True):
+            torch.testing.assert_close(row.view(3, 9), read(maps, points[image]), atol=1e-4, rtol=1e-4)
+    layers, queries = torch.tensor([2, 0]), torch.tensor([1, 5])
+    found = Predictions.of(outputs).matched(1, layers, queries)
+    torch.testing.assert_close(found, expected[layers, 1, queries], atol=1e-4, rtol=1e-4)
 
 
 def test_infinite_costs_are_chosen_last_or_first(caplog: pytest.LogCaptureFixture) -> None:
