@@ -43,7 +43,7 @@ def coco_records(image_id: int, rows: Iterable[tuple[int, float]], rles: Iterabl
 
 
 def image_record(image_id: int, file_name: str | None, size: Size) -> dict[str, Any]:
-    """Return the entry of a COCO file's `images`; without a name it is "image_<id>"."""
+    """Return the entry of a COCO file's `images`; without a name it is `"image_<id>"`."""
     height, width = size
     return {"id": image_id, "file_name": file_name or f"image_{image_id}", "width": int(width), "height": int(height)}
 
