@@ -135,7 +135,7 @@ def test_sizes_are_means_over_the_frames_that_show_the_object() -> None:
     track = truth.videos[1].tracks[0]
     results = [found(1, 1, 0.9, masks)]
     cases = [([128.0**2 - 1, None], "s"), ([128.0**2 + 8, None], "m"), ([256.0**2 - 1, 0], "m")]
-    for areas, size in (*cases, ([256.0**2 + 2, 0], "l"), ([100.0, 60000.0], "m")):
+    for areas, size in (*cases, ([256.0**2 + 2, 0], "l"), ([100.0, 70000.0], "m")):
         given = Track(track.id, 1, False, track.segmentations, areas)
         truth.videos[1].tracks[0] = given
         summary = evaluate_videos(truth, results).summary()
