@@ -37,7 +37,7 @@ def read_image(path: str, image_format: str = "RGB") -> np.ndarray:
         image_format: order of the channels, "RGB" or "BGR".
 
     Returns:
-        uint8 (H, W, 3) in [0, 255]; may be read-only.
+        uint8 (H, W, 3) in [0, 255].
 
     Raises:
         BadRecordError: the file is missing, cut short, no picture, or its values cannot be scaled safely.
@@ -139,7 +139,8 @@ def to_rgb(path: str, picture: Image.Image) -> np.ndarray:
     if picture.mode in ("P", "PA") and "transparency" in picture.info:
         picture = picture.convert("RGBA")  # Pillow warns about the direct way to RGB
     try:
-        return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+        # A copy: Pillow's own memory is read-only, of which PyTorch warns when a transform makes a tensor of it.
+        return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
     except ValueError as error:
         raise BadRecordError(path, f"pixels of mode {picture.mode} cannot be turned into RGB") from error
 

@@ -29,7 +29,7 @@ def test_every_mode_becomes_colour(tmp_path: Path, rgb: np.ndarray, mode: str) -
     picture = Image.fromarray(rgb).convert(mode)
     picture.save(path)
     image = read_image(str(path))
-    assert image.shape == rgb.shape and image.dtype == np.uint8
+    assert image.shape == rgb.shape and image.dtype == np.uint8 and image.flags.writeable
     np.testing.assert_array_equal(image, np.asarray(picture.convert("RGB")))
     np.testing.assert_array_equal(read_image(str(path), "BGR")[:, :, ::-1], image)
 
