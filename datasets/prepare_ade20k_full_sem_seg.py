@@ -63,14 +63,14 @@ def class_names(path: Path) -> dict[int, str]:
 
 def convert(target: Path, folder: str, overwrite: bool, source: Path) -> Outcome:
     name = source.name.removesuffix(SEGMENTATION)
-    picture = source.with_name(f"{name}.jpg")
+    path = source.with_name(f"{name}.jpg")
     numbers = class_numbers(read_panoptic_png(str(source)))
-    with Image.open(picture) as image:
+    with Image.open(path) as image:
         if image.size != numbers.shape[::-1]:
-            raise BadRecordError(source, f"is {numbers.shape} pixels (height, width), {picture} {image.size[::-1]}")
+            raise BadRecordError(source, f"is {numbers.shape} pixels (height, width), {path} {image.size[::-1]}")
     names = class_names(source.with_name(f"{name}.json"))
     unnamed = sorted(set(np.unique(numbers).tolist()) - names.keys() - {0})
-    place_image(picture, target / "images_detectron2" / folder / picture.name, overwrite)
+    place_image(path, target / "images_detectron2" / folder / path.name, overwrite)
 
     index = {entry["name"]: position for position, entry in enumerate(class_table("ade20k_full"))}
     table = {number: index[class_name] for number, class_name in names.items() if class_name in index}

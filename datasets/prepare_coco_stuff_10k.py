@@ -61,11 +61,11 @@ def read_map(path: Path) -> np.ndarray:
 
 def convert(base: Path, split: str, overwrite: bool, name: str) -> Outcome:
     labels = read_map(base / "annotations" / f"{name}.mat")
-    picture = base / "images" / f"{name}.jpg"
-    with Image.open(picture) as image:
+    path = base / "images" / f"{name}.jpg"
+    with Image.open(path) as image:
         if image.size != labels.shape[::-1]:
-            raise BadRecordError(picture, f"is {image.size[::-1]} pixels (height, width), its label map {labels.shape}")
-    place_image(picture, base / "images_detectron2" / split / picture.name, overwrite)
+            raise BadRecordError(path, f"is {image.size[::-1]} pixels (height, width), its label map {labels.shape}")
+    place_image(path, base / "images_detectron2" / split / path.name, overwrite)
     indices = relabel(labels, index_by_id(class_table("coco_stuff_10k")), VOID)
     target = base / "annotations_detectron2" / split / f"{name}.png"
     return Outcome(ensure_image(target, indices, overwrite))

@@ -87,16 +87,16 @@ def check(base: Path, version: str, split: str, annotations: Sequence[dict[str, 
     source = VERSIONS[version]
     images = base / FOLDERS[split] / "images"
     report = Report(f"{version} {split}", str(base / FOLDERS[split]))
-    pictures = {path.stem for path in source_files(images, "*.jpg", source.layout)}
+    stems = {path.stem for path in source_files(images, "*.jpg", source.layout)}
     parts = {"label map": base / FOLDERS[split] / source.folder / "labels"}
     parts["panoptic annotation"] = base / FOLDERS[split] / source.folder / "panoptic"
     declared = {Path(annotation["file_name"]).stem for annotation in annotations}
     for kind, folder in parts.items():
         found = {path.stem for path in source_files(folder, "*.png", source.layout)}
-        report.failures += _differences(folder, kind, pictures, found)
+        report.failures += _differences(folder, kind, stems, found)
         if kind == "panoptic annotation":
             report.failures += _differences(folder / source.json_name, "entry", found, declared)
-    report.counts[Stage.KEPT] = len(pictures)
+    report.counts[Stage.KEPT] = len(stems)
     return report
 
 

@@ -34,7 +34,7 @@ from .checkpoint import load_into
 from .config import load_config
 from .config_validation import validate_config
 from .data import register_from_config
-from .data.image_io import Picture, read_picture
+from .data.image_io import ImageSource, load_image
 from .maskformer_model import MaskFormer
 from .model_source import dataset_classes, locate_model, stored_classes
 from .results import TASKS, Result
@@ -174,7 +174,7 @@ class Segmenter:
     # ---- calling
     def __call__(
         self,
-        images: Picture | Sequence[Picture],
+        images: ImageSource | Sequence[ImageSource],
         *,
         score_threshold: float | None = None,
         batch_size: int | None = None,
@@ -201,7 +201,7 @@ class Segmenter:
 
     def stream(
         self,
-        images: Iterable[Picture],
+        images: Iterable[ImageSource],
         *,
         score_threshold: float | None = None,
         batch_size: int | None = None,
@@ -217,7 +217,7 @@ class Segmenter:
         resize = self._resize_to(min_size)
         source = iter(images)
         while batch := list(islice(source, size)):
-            arrays = [read_picture(picture) for picture in batch]
+            arrays = [load_image(picture) for picture in batch]
             paths = [Path(p) if isinstance(p, str | os.PathLike) else None for p in batch]
             yield from self._run(arrays, paths, threshold, resize)
 

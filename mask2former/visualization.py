@@ -144,10 +144,10 @@ def draw_regions(
     for region in sorted(regions, key=lambda r: -r.area):
         if region.area:
             spots.append(_paint(canvas, region, alpha, line_width, scale))
-    picture = Image.fromarray(canvas)
+    drawn = Image.fromarray(canvas)
     if labels or (labels is None and len(spots) <= _MAX_AUTO_LABELS):
-        _write_labels(picture, [s for s in spots if s.text], force=bool(labels))
-    return picture
+        _write_labels(drawn, [s for s in spots if s.text], force=bool(labels))
+    return drawn
 
 
 def _line_width(height: int, width: int, regions: Sequence[Region], scale: float) -> float:

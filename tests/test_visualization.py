@@ -92,11 +92,11 @@ def test_small_objects_stay_visible_over_large_ones() -> None:
 def test_scaled_masks_keep_their_place_and_area(scale: float) -> None:
     image = np.zeros((60, 90, 3), dtype=np.uint8)
     mask = disc(60, 90, 20.0, 70.0, 12)
-    picture = v.draw_regions(
+    drawn = v.draw_regions(
         image, v.regions_from_masks(mask[None], [(255, 255, 255)]), alpha=1.0, line_width=0, scale=scale
     )
-    assert picture.size == (round(90 * scale), round(60 * scale))
-    lit = np.asarray(picture)[..., 0] > 127
+    assert drawn.size == (round(90 * scale), round(60 * scale))
+    lit = np.asarray(drawn)[..., 0] > 127
     assert lit.sum() / scale**2 == pytest.approx(mask.sum(), rel=0.06)
     y, x = (np.argwhere(lit) + 0.5).mean(axis=0) / scale
     assert (y, x) == pytest.approx((20.5, 70.5), abs=0.3)

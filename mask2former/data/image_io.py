@@ -145,10 +145,10 @@ def to_rgb(path: str, picture: Image.Image) -> np.ndarray:
         raise BadRecordError(path, f"pixels of mode {picture.mode} cannot be turned into RGB") from error
 
 
-Picture = str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor
+ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor
 
 
-def read_picture(picture: Picture) -> np.ndarray:
+def load_image(source: ImageSource) -> np.ndarray:
     """Any accepted picture as (H, W, 3) uint8 RGB; see `Segmenter.__call__` for what is accepted.
 
     16-bit values are divided by 257 and alpha is dropped, as `data.images.read_image` does for training.
@@ -156,24 +156,24 @@ def read_picture(picture: Picture) -> np.ndarray:
     Raises:
         FileNotFoundError, ValueError: as `Segmenter.__call__`.
     """
-    if isinstance(picture, str | os.PathLike):
-        path = os.fspath(picture)
+    if isinstance(source, str | os.PathLike):
+        path = os.fspath(source)
         if "://" not in path and not os.path.isfile(path):
             what = "is a folder; give the pictures in it" if os.path.isdir(path) else "does not exist"
             raise FileNotFoundError(f"picture {path!r} {what}")
         return read_image(path)
-    if isinstance(picture, Image.Image):
-        return to_rgb("this PIL image", ImageOps.exif_transpose(picture))
-    if isinstance(picture, torch.Tensor):
-        if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3:
+    if isinstance(source, Image.Image):
+        return to_rgb("this PIL image", ImageOps.exif_transpose(source))
+    if isinstance(source, torch.Tensor):
+        if source.dtype != torch.uint8 or source.ndim != 3 or source.shape[0] != 3:
             raise ValueError(
-                f"a tensor must be uint8 (3, H, W) RGB, not {picture.dtype} {tuple(picture.shape)}; "
+                f"a tensor must be uint8 (3, H, W) RGB, not {source.dtype} {tuple(source.shape)}; "
                 "give a batch as a list of tensors"
             )
-        return _not_empty(np.ascontiguousarray(picture.permute(1, 2, 0).cpu().numpy()))
-    if isinstance(picture, np.ndarray):
-        return _from_array(picture)
-    raise ValueError(f"a picture is a path, PIL image, numpy array or tensor, not {type(picture).__name__}")
+        return _not_empty(np.ascontiguousarray(source.permute(1, 2, 0).cpu().numpy()))
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    raise ValueError(f"a picture is a path, PIL image, numpy array or tensor, not {type(source).__name__}")
 
 
 def _from_array(array: np.ndarray) -> np.ndarray:

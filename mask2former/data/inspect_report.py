@@ -151,8 +151,8 @@ def _tile(report: DatasetReport, record: dict[str, Any]) -> Image.Image:
         regions = regions_from_map(read_label_map(record["sem_seg_file_name"]), painted, names)
     else:
         regions = []
-    picture = draw_regions(image, regions, scale=_TILE / image.shape[1], alpha=0.5)
-    return add_caption(picture, str(record["file_name"]).replace("\\", "/").rsplit("/", 1)[-1])
+    drawn = draw_regions(image, regions, scale=_TILE / image.shape[1], alpha=0.5)
+    return add_caption(drawn, str(record["file_name"]).replace("\\", "/").rsplit("/", 1)[-1])
 
 
 def _class_colors(report: DatasetReport) -> list[Color]:

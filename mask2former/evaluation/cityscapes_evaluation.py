@@ -107,9 +107,9 @@ class _CityscapesEvaluator(DatasetEvaluator):
         for needed in (path, path.replace("labelIds", "instanceIds")):
             if not os.path.isfile(needed):
                 raise FileNotFoundError(f"Cityscapes annotations: no file {needed} for picture {image['file_name']}")
-        with Image.open(path) as picture:
-            if picture.size[::-1] != size:
-                raise ValueError(f"{path}: prediction is (h, w) = {size}, ground truth is {picture.size[::-1]}")
+        with Image.open(path) as label_map:
+            if label_map.size[::-1] != size:
+                raise ValueError(f"{path}: prediction is (h, w) = {size}, ground truth is {label_map.size[::-1]}")
         return path
 
     def _path(self, image: Mapping[str, Any], end: str) -> str:

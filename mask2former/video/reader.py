@@ -21,13 +21,13 @@ import cv2
 import numpy as np
 import torch
 
-from ..data.image_io import IMAGE_SUFFIXES, Picture, read_picture
+from ..data.image_io import IMAGE_SUFFIXES, ImageSource, load_image
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_RATE = Fraction(25)
 
-Video = Union[str, "os.PathLike[str]", Iterable[Picture]]
+Video = Union[str, "os.PathLike[str]", Iterable[ImageSource]]
 
 
 @dataclass(frozen=True)
@@ -187,24 +187,24 @@ class FrameFolder(FrameSource):
 
     def _read(self, start: int) -> Iterator[Frame]:
         for index in range(start, len(self.files)):
-            yield Frame(index, float(index / self.rate), read_picture(self.files[index]))
+            yield Frame(index, float(index / self.rate), load_image(self.files[index]))
 
 
 class FrameList(FrameSource):
     """Pictures in memory: a list, or an array or tensor whose first axis is time."""
 
-    def __init__(self, pictures: Sequence[Picture], name: str = "clip") -> None:
+    def __init__(self, pictures: Sequence[ImageSource], name: str = "clip") -> None:
         if not len(pictures):
             raise ValueError("the video has no frames: the list is empty")
         self._pictures, self.name, self.length = pictures, name, len(pictures)
 
     def identity(self) -> list[Any]:
-        height, width = read_picture(self._pictures[0]).shape[:2]
+        height, width = load_image(self._pictures[0]).shape[:2]
         return [self.name, len(self._pictures), height, width, _digest(self._pictures)]
 
     def _read(self, start: int) -> Iterator[Frame]:
         for index in range(start, len(self._pictures)):
-            yield Frame(index, float(index / self.rate), read_picture(self._pictures[index]))
+            yield Frame(index, float(index / self.rate), load_image(self._pictures[index]))
 
 
 class FrameStream(FrameSource):
@@ -216,7 +216,7 @@ class FrameStream(FrameSource):
 
     length = None
 
-    def __init__(self, pictures: Iterable[Picture], folder: Path, name: str = "clip") -> None:
+    def __init__(self, pictures: Iterable[ImageSource], folder: Path, name: str = "clip") -> None:
         self._rest, self._folder, self.name = iter(pictures), folder, name
         self._taken = 0  # pictures of this stream that are in the folder
         self._error: BaseException | None = None
@@ -229,7 +229,7 @@ class FrameStream(FrameSource):
     def _read(self, start: int) -> Iterator[Frame]:
         for index in itertools.count(min(start, self._taken)):
             if index < self._taken:
-                image = read_picture(self._file(index)) if index >= start else None
+                image = load_image(self._file(index)) if index >= start else None
             elif (image := self._take()) is None:
                 return
             if image is not None and index >= start:
@@ -245,7 +245,7 @@ class FrameStream(FrameSource):
             where = f"{self.name}: this stream broke off at frame {self._taken}"
             raise ValueError(f"{where}; give a new one") from self._error
         try:
-            image = next((read_picture(picture) for picture in self._rest), None)
+            image = next((load_image(source) for source in self._rest), None)
             self._keep(image)
         except BaseException as error:
             self._error = error
@@ -302,15 +302,15 @@ def open_frames(video: Video | FrameSource, spool: Path) -> FrameSource:
     raise ValueError(f"a video is a path, a folder or frames, not {type(video).__name__}")
 
 
-def _digest(pictures: Iterable[Picture]) -> str:
+def _digest(pictures: Iterable[ImageSource]) -> str:
     """A number that differs for other pictures: of their pixels, or of name, size and time of files."""
     digest = hashlib.blake2b(digest_size=16)
-    for picture in pictures:
-        if isinstance(picture, str | os.PathLike) and os.path.isfile(picture):
-            status = os.stat(picture)
-            digest.update(repr((os.path.basename(picture), status.st_size, status.st_mtime_ns)).encode())
+    for source in pictures:
+        if isinstance(source, str | os.PathLike) and os.path.isfile(source):
+            status = os.stat(source)
+            digest.update(repr((os.path.basename(source), status.st_size, status.st_mtime_ns)).encode())
         else:
-            image = read_picture(picture)
+            image = load_image(source)
             digest.update(repr(image.shape).encode())
             digest.update(image.tobytes())
     return digest.hexdigest()
@@ -319,7 +319,7 @@ def _digest(pictures: Iterable[Picture]) -> str:
 def _picture_in(path: Path) -> np.ndarray | None:
     """The picture of a file; None where there is none, or one that is cut short."""
     try:
-        return read_picture(path)
+        return load_image(path)
     except (OSError, ValueError):
         return None
 

@@ -160,9 +160,9 @@ def test_clips_of_one_picture(records: Records, video_cfg: CfgNode) -> None:
     sample = draw(mapper, image, 4)
     assert len(sample["image"]) == len(sample["instances"]) == sample["length"] == 3
     assert not torch.equal(sample["image"][0], sample["image"][1])
-    for picture, instances in zip(sample["image"], sample["instances"], strict=True):
+    for pixels, instances in zip(sample["image"], sample["instances"], strict=True):
         assert instances.gt_ids.tolist() == [0] and instances.gt_classes.tolist() == [0]
-        assert (picture[0][instances.gt_masks[0]].float() - 160).abs().median() <= 2
+        assert (pixels[0][instances.gt_masks[0]].float() - 160).abs().median() <= 2
     image["annotations"][0]["segmentation"] = None
     with pytest.raises(BadRecordError, match=r"00000.png: annotation 3: has no 'segmentation'"):
         mapper(image)

@@ -26,11 +26,11 @@ def rgb() -> np.ndarray:
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK", "RGB"])
 def test_every_mode_becomes_colour(tmp_path: Path, rgb: np.ndarray, mode: str) -> None:
     path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
-    picture = Image.fromarray(rgb).convert(mode)
-    picture.save(path)
+    original = Image.fromarray(rgb).convert(mode)
+    original.save(path)
     image = read_image(str(path))
     assert image.shape == rgb.shape and image.dtype == np.uint8 and image.flags.writeable
-    np.testing.assert_array_equal(image, np.asarray(picture.convert("RGB")))
+    np.testing.assert_array_equal(image, np.asarray(original.convert("RGB")))
     np.testing.assert_array_equal(read_image(str(path), "BGR")[:, :, ::-1], image)
 
 

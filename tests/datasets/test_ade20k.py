@@ -129,12 +129,12 @@ def test_panoptic_goes_on_and_mends(
     assert [len(record["segments_info"]) for record in records] == [6, 2]
     assert all(Path(record["pan_seg_file_name"]).is_file() for record in records)
 
-    picture = root / "ade20k_panoptic_val/ADE_val_00000002.png"
-    before = pixels(picture).copy()
-    picture.write_bytes(b"")
+    png = root / "ade20k_panoptic_val/ADE_val_00000002.png"
+    before = pixels(png).copy()
+    png.write_bytes(b"")
     assert prepare("prepare_ade20k_pan_seg", "--splits", "val") == 0
     assert "0 written, 1 already there, 1 repaired" in capsys.readouterr().out
-    assert np.array_equal(pixels(picture), before) and document(root / "ade20k_panoptic_val.json") == first
+    assert np.array_equal(pixels(png), before) and document(root / "ade20k_panoptic_val.json") == first
 
 
 def test_instances(root: Path, registered: Path, prepare: Run, save: Callable, document: Callable) -> None:

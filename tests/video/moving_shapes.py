@@ -33,10 +33,10 @@ def truth(number: int, frame: int) -> np.ndarray:
 
 def picture(frame: int) -> np.ndarray:
     """(H, W, 3) uint8."""
-    image = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
+    pixels = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
     for number, row in enumerate(OBJECTS):
-        image[truth(number, frame)] = row[0]
-    return image
+        pixels[truth(number, frame)] = row[0]
+    return pixels
 
 
 def pictures(count: int) -> list[np.ndarray]:

@@ -152,11 +152,11 @@ def _record(
     image_id, file_name = annotation["image_id"], os.fspath(annotation["file_name"])
     image = images.get(image_id, {})
     if layout.image is not None:
-        picture = layout.image(annotation, image)
+        image_file = layout.image(annotation, image)
     else:
-        picture = os.fspath(image.get("file_name") or f"{os.path.splitext(file_name)[0]}.jpg")
+        image_file = os.fspath(image.get("file_name") or f"{os.path.splitext(file_name)[0]}.jpg")
     record = {
-        "file_name": os.path.join(image_root, picture),
+        "file_name": os.path.join(image_root, image_file),
         "image_id": layout.image_id(image_id),
         "pan_seg_file_name": os.path.join(panoptic_root, file_name),
         "segments_info": [_convert_segment(segment, layout.classes) for segment in annotation["segments_info"]],
