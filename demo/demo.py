@@ -31,6 +31,7 @@ from mask2former.result_files import CocoDocument  # noqa: E402
 from mask2former.results import Result  # noqa: E402
 from mask2former.segmenter import Segmenter  # noqa: E402
 from mask2former.utils.file_io import short_path  # noqa: E402
+from mask2former.utils.hints import did_you_mean  # noqa: E402
 from mask2former.visualization import comfortable_scale  # noqa: E402
 
 DEFAULT_OUTPUT = Path("output/demo")
@@ -191,18 +192,15 @@ def collect(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
                 problems.append(f"{item}: this pattern matches no file (looked from {Path.cwd()})")
         else:
             found = []
-            problems.append(f"{item}: does not exist{_similar(path)}")
+            problems.append(f"{item}: does not exist.{_similar(path)}")
         files.update(dict.fromkeys(found))
     return list(files), problems
 
 
 def _similar(path: Path) -> str:
-    import difflib
-
     if not path.parent.is_dir():
-        return f"; neither does its folder {path.parent}"
-    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
-    return f"; did you mean {path.parent / near[0]}?" if near else ""
+        return f" Neither does its folder {path.parent}."
+    return did_you_mean(path.name, (p.name for p in path.parent.iterdir()))
 
 
 # ------------------------------------------------------------------ what to write

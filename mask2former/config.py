@@ -6,7 +6,6 @@ only this project has are marked "ours" below.
 
 from __future__ import annotations
 
-import difflib
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from .errors import ConfigError
+from .utils.hints import did_you_mean
 
 __all__ = [
     "add_maskformer2_config",
@@ -224,8 +224,7 @@ def find_config(name: str | Path) -> Path:
             if candidate.is_file():
                 return candidate
     known = sorted({str(p.relative_to(r)) for r in _ROOTS for p in r.rglob("*.yaml")})
-    near = difflib.get_close_matches(str(relative), known, n=3, cutoff=0.4)
-    hint = f" Did you mean {', '.join(near)}?" if near else ""
+    hint = did_you_mean(str(relative), known, 3)
     raise FileNotFoundError(f"Config file '{name}' does not exist, neither as a path nor below configs/.{hint}")
 
 
@@ -278,9 +277,7 @@ def _check_known(keys: Sequence[str], cfg: CfgNode, source: str) -> None:
     known = set(_leaf_keys(cfg))
     for key in keys:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise ConfigError(f"Unknown config key '{key}' in {source}.{hint}")
+            raise ConfigError(f"Unknown config key '{key}' in {source}.{did_you_mean(key, known)}")
 
 
 def load_config(config_file: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNode:

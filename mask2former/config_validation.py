@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode
@@ -12,6 +11,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_H
 from .data import mapper_names
 from .errors import ConfigError
 from .modeling.transformer_decoder import TRANSFORMER_DECODER_REGISTRY
+from .utils.hints import did_you_mean
 
 ARCHITECTURES = ("MaskFormer", "VideoMaskFormer", "SemanticSegmentor")
 PER_PIXEL_HEADS = ("PerPixelBaselineHead", "PerPixelBaselinePlusHead")
@@ -41,8 +41,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _one_of(key: str, value: str, known: Sequence[str]) -> None:
-    near = difflib.get_close_matches(value, known, n=1, cutoff=0.4)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
+    hint = did_you_mean(value, known)
     _require(value in known, f"{key} is '{value}', which does not exist.{hint} Known: {', '.join(sorted(known))}")
 
 
@@ -147,12 +146,10 @@ def _validate_training(cfg: CfgNode) -> None:
 def _validate_datasets(cfg: CfgNode, split: str, names: Sequence[str]) -> None:
     for name in names:
         known = list(DatasetCatalog)
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         _require(
             name in known,
-            f"DATASETS.{split} names '{name}', which is not registered. "
-            + (f"Nearest: {', '.join(near)}. " if near else "")
-            + "Your own data: DATASETS.COCO_JSON: [[name, file.json, image folder]], or DATASETS.COCO_PANOPTIC, "
+            f"DATASETS.{split} names '{name}', which is not registered.{did_you_mean(name, known, 3)} "
+            "Your own data: DATASETS.COCO_JSON: [[name, file.json, image folder]], or DATASETS.COCO_PANOPTIC, "
             "DATASETS.SEMANTIC_FOLDER; videos: DATASETS.YTVIS_JSON.",
         )
         metadata = MetadataCatalog.get(name)

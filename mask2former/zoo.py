@@ -8,7 +8,6 @@ backbones that training starts from. A name is dataset, task and backbone: `coco
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import json
@@ -26,6 +25,7 @@ from tqdm import tqdm
 
 from .errors import CorruptCheckpointError
 from .utils.file_io import atomic_write
+from .utils.hints import did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -194,9 +194,8 @@ def lookup(name: str) -> ModelEntry:
     for entry in table.values():
         if name.removeprefix("configs/") in (entry.config, *entry.config_aliases):
             return entry
-    near = difflib.get_close_matches(wanted, table, n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(near)}?" if near else "mask2former.zoo.list_models() lists them."
-    raise ValueError(f"no model named {name!r} in the zoo; {hint}")
+    hint = did_you_mean(wanted, table, 3) or " mask2former.zoo.list_models() lists them."
+    raise ValueError(f"no model named {name!r} in the zoo.{hint}")
 
 
 def entry_of_file(name: str) -> WeightsFile | None:

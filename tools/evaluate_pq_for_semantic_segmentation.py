@@ -12,7 +12,6 @@ Numbers are in percent; nan for classes that neither truth nor prediction holds.
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,12 +64,12 @@ def _require_dataset(name: str, config_file: str | None) -> None:
 
     from mask2former.config import load_config
     from mask2former.data import register_from_config
+    from mask2former.utils.hints import did_you_mean
 
     if config_file:
         register_from_config(load_config(config_file), [name])
     if name not in DatasetCatalog:
-        near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
-        hint = f" Did you mean {', '.join(near)}?" if near else ""
+        hint = did_you_mean(name, DatasetCatalog.list(), 3)
         raise ValueError(
             f"dataset {name!r} is not registered.{hint} For a dataset that a config registers, add --config-file."
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -11,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from detectron2.data import DatasetCatalog
 
 from ..config import load_config
+from ..utils.hints import did_you_mean
 from . import register_all, register_from_config
 from .inspect import check_dataset
 from .inspect_report import contact_sheet, format_report
@@ -29,8 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.config_file:
             register_from_config(load_config(args.config_file), [args.name])
         if args.name not in DatasetCatalog:
-            near = difflib.get_close_matches(args.name, DatasetCatalog.keys(), 3)
-            hint = f" Nearest: {', '.join(near)}." if near else ""
+            hint = did_you_mean(args.name, DatasetCatalog.keys(), 3)
             parser.error(f"no dataset {args.name!r} is registered.{hint} Your own ones need --config-file.")
         report = check_dataset(args.name, args.limit, args.workers)
         sys.stdout.write(format_report(report) + "\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
@@ -16,6 +15,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
 from ..errors import BadRecordError
+from ..utils.hints import did_you_mean
 from .dataset_mappers import build_mapper
 from .datasets import register_from_config
 from .mapped_dataset import Mapper, Sample, TestRecords, TrainingRecords
@@ -179,10 +179,9 @@ def _load_records(names: Sequence[str], key: str, filter_empty: bool) -> list[di
         raise ValueError(f"{key} is empty; name at least one dataset")
     for name in names:
         if name not in DatasetCatalog:
-            near = difflib.get_close_matches(name, DatasetCatalog.keys(), 3)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            hint = did_you_mean(name, DatasetCatalog.keys(), 3)
             raise ValueError(
-                f"{key}: no dataset {name!r} is registered{hint} Your own COCO json becomes one with "
+                f"{key}: no dataset {name!r} is registered.{hint} Your own COCO json becomes one with "
                 f'DATASETS.COCO_JSON \'[["{name}", "annotations.json", "pictures"]]\''
             )
     try:

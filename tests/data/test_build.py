@@ -157,7 +157,7 @@ def test_settings_are_checked(cfg: CfgNode, tiny_content: Any, write: Write) -> 
     with pytest.raises(ValueError, match="start_iteration"):
         build_train_loader(cfg, start_iteration=-1)
     cfg.DATASETS.TRAIN = ("tinny",)
-    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN: no dataset 'tinny' .* did you mean tiny"):
+    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN: no dataset 'tinny' .* Did you mean 'tiny'"):
         build_train_loader(cfg)
     cfg.DATASETS.TRAIN = ()
     with pytest.raises(ValueError, match="is empty"):

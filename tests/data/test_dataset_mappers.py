@@ -226,7 +226,7 @@ def test_inference_equals_detectron2s_mapper(data_cfg: CfgNode, records: Records
 
 def test_mapper_names(data_cfg: CfgNode) -> None:
     data_cfg.INPUT.DATASET_MAPPER_NAME = "coco_instances_lsj"
-    with pytest.raises(ValueError, match="did you mean 'coco_instance_lsj'"):
+    with pytest.raises(ValueError, match="Did you mean 'coco_instance_lsj'"):
         build_mapper(data_cfg, True)
     assert not build_mapper(data_cfg, False).is_train
     for kind in (

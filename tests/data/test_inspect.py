@@ -216,7 +216,7 @@ def test_command_without_files(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert str(tmp_path / "ADEChallengeData2016/images/validation") in error and "Expected:" in error
     with pytest.raises(SystemExit) as stop:
         main(["check", "ade20k_sem_seg_vla"])
-    assert stop.value.code == 2 and "Nearest: ade20k_sem_seg_val" in capsys.readouterr().err
+    assert stop.value.code == 2 and "Did you mean 'ade20k_sem_seg_val'" in capsys.readouterr().err
 
 
 def test_areas_of_a_panoptic_dataset(panoptic_sample: PanopticSample) -> None:

@@ -100,7 +100,7 @@ def test_bad_inputs_are_named_and_the_others_go_on(
     assert demo.main(["--input", *inputs, "--output", "out"]) == 1
     errors = capsys.readouterr().err
     for part in (
-        "goood.png: does not exist; did you mean good.png",
+        "goood.png: does not exist. Did you mean 'good.png'?",
         "broken.png",
         "x*.png: this pattern",
         "empty: no",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
 from detectron2.config import CfgNode
 
+from ...utils.hints import did_you_mean
 from ..mapped_dataset import Mapper
 from . import clip_mappers
 from .base import SegmentationMapper
@@ -61,11 +61,10 @@ def build_mapper(cfg: CfgNode, is_train: bool = True) -> Mapper:
     video = cfg.MODEL.META_ARCHITECTURE == "VideoMaskFormer"
     name = cfg.INPUT.DATASET_MAPPER_NAME
     if is_train and name not in mapper_names(video):
-        near = difflib.get_close_matches(name, mapper_names(video), 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, mapper_names(video))
         raise ValueError(
             f"INPUT.DATASET_MAPPER_NAME {name!r} is not one of {', '.join(mapper_names(video))}, "
-            f"those for MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r}{hint}"
+            f"those for MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r}.{hint}"
         )
     if video:
         return _video_mapper(name if is_train else "ytvis")(cfg, is_train)

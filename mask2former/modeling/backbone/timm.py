@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import re
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
 from ...checkpoint.reading import load_weights
+from ...utils.hints import did_you_mean
 from ...utils.registry import register
 
 logger = logging.getLogger(__name__)
@@ -112,8 +112,7 @@ def _create(name: str, drop_path_rate: float, out_indices: Sequence[int] | None 
     import timm
 
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
-        hint = f" Nearest: {', '.join(near)}." if near else ""
+        hint = did_you_mean(name, timm.list_models(), 3)
         raise ValueError(f"MODEL.TIMM.NAME '{name}' is not a timm model.{hint}")
     options: dict[str, Any] = {"features_only": True, "pretrained": False, "out_indices": out_indices}
     if drop_path_rate:
