@@ -23,6 +23,7 @@ __all__ = [
     "add_maskformer2_video_config",
     "find_config",
     "load_config",
+    "micro_batch_size",
 ]
 
 _ROOTS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
@@ -301,6 +302,25 @@ def load_config(config_file: str | Path | None = None, overrides: Sequence[str] 
         _check_known(list(overrides[::2]), cfg, "the command line")
         _merge(lambda: cfg.merge_from_list(list(overrides)), "the command line")
     return cfg
+
+
+def micro_batch_size(cfg: CfgNode, ranks: int) -> int:
+    """Return the number of samples that one rank takes for one forward pass in training.
+
+    Args:
+        cfg: SOLVER.IMS_PER_BATCH and SOLVER.ACCUMULATION_STEPS are read.
+        ranks: number of ranks that share an iteration.
+
+    Raises:
+        ConfigError: the batch cannot be divided evenly; the message names the keys.
+    """
+    images, steps = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION_STEPS
+    if steps < 1 or images < 1 or images % (steps * ranks):
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH {images} must be a multiple of the number of ranks ({ranks}) times "
+            f"SOLVER.ACCUMULATION_STEPS ({steps}), and both at least 1"
+        )
+    return images // (steps * ranks)
 
 
 def _merge(merge: Any, source: str) -> None:

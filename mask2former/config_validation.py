@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 
+from .config import micro_batch_size
 from .data import mapper_names
 from .errors import ConfigError
 from .modeling.transformer_decoder import TRANSFORMER_DECODER_REGISTRY
@@ -134,11 +135,8 @@ def _validate_training(cfg: CfgNode) -> None:
     _one_of("INPUT.DATASET_MAPPER_NAME", cfg.INPUT.DATASET_MAPPER_NAME, mapper_names(video))
     _one_of("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, ("ADAMW", "SGD"))
     _one_of("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, ("auto", "bfloat16", "float16"))
-    steps = cfg.SOLVER.ACCUMULATION_STEPS
-    _require(
-        steps >= 1 and cfg.SOLVER.IMS_PER_BATCH % steps == 0,
-        f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} must be a multiple of SOLVER.ACCUMULATION_STEPS {steps}",
-    )
+    # The number of ranks counts only after SOLVER.REFERENCE_WORLD_SIZE has scaled the batch.
+    micro_batch_size(cfg, ranks=1)
     _require(0 <= cfg.SOLVER.EMA_DECAY < 1, "SOLVER.EMA_DECAY must lie in [0, 1)")
     _require(len(cfg.DATASETS.TRAIN) > 0, "DATASETS.TRAIN is empty: name at least one dataset")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from detectron2.config import get_cfg
 
-from mask2former.config import add_maskformer2_config, find_config, load_config
+from mask2former.config import add_maskformer2_config, find_config, load_config, micro_batch_size
 from mask2former.errors import ConfigError
 
 PANOPTIC = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
@@ -83,3 +83,17 @@ def test_files_that_are_no_config(text: str, tmp_path: Path) -> None:
     file.write_text(text)
     with pytest.raises(ConfigError, match=r"a\.yaml"):
         load_config(file)
+
+
+def test_micro_batch_size() -> None:
+    cfg = load_config(None, ["SOLVER.IMS_PER_BATCH", 12, "SOLVER.ACCUMULATION_STEPS", 3])
+    assert [micro_batch_size(cfg, ranks) for ranks in (1, 2, 4)] == [4, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("images", "steps", "ranks"), [(6, 4, 1), (6, 3, 4), (6, 1, 4), (0, 1, 1), (6, 0, 1), (-6, 1, 1)]
+)
+def test_batch_that_cannot_be_divided(images: int, steps: int, ranks: int) -> None:
+    cfg = load_config(None, ["SOLVER.IMS_PER_BATCH", images, "SOLVER.ACCUMULATION_STEPS", steps])
+    with pytest.raises(ConfigError, match=rf"IMS_PER_BATCH {images} must .*ranks \({ranks}\).*STEPS \({steps}\)"):
+        micro_batch_size(cfg, ranks)

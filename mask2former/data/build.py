@@ -14,6 +14,7 @@ from detectron2.data.samplers import InferenceSampler, RepeatFactorTrainingSampl
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
+from ..config import micro_batch_size
 from ..errors import BadRecordError
 from ..utils.hints import did_you_mean
 from .dataset_mappers import build_mapper
@@ -51,7 +52,7 @@ def build_train_loader(
         BadRecordError: from reading the annotations, or later from the loader.
     """
     register_from_config(cfg, cfg.DATASETS.TRAIN)
-    batch_size = micro_batch_size(cfg)
+    batch_size = micro_batch_size(cfg, comm.get_world_size())
     if start_iteration < 0:
         raise ValueError(f"start_iteration is {start_iteration}, iterations are counted from 0")
     records = _load_records(
@@ -134,21 +135,6 @@ def build_test_loader(
 def skipped_records(loader: DataLoader) -> int:
     """How often a loader of this module has met a bad record and gone on without it."""
     return cast("TrainingRecords | TestRecords", loader.dataset).skipped
-
-
-def micro_batch_size(cfg: CfgNode) -> int:
-    """Samples that one process takes for one forward pass in training.
-
-    Raises:
-        ValueError: SOLVER.IMS_PER_BATCH cannot be shared out evenly.
-    """
-    parts = comm.get_world_size() * cfg.SOLVER.ACCUMULATION_STEPS
-    if parts < 1 or cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % parts:
-        raise ValueError(
-            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is not a multiple of processes "
-            f"({comm.get_world_size()}) x SOLVER.ACCUMULATION_STEPS ({cfg.SOLVER.ACCUMULATION_STEPS})"
-        )
-    return cfg.SOLVER.IMS_PER_BATCH // parts
 
 
 class _Loader(DataLoader):

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
@@ -37,20 +36,6 @@ def check_same_start(step: int, folder: str) -> None:
         raise ValueError(
             f"The processes would continue after different steps ({found}). OUTPUT_DIR {folder} must be a folder "
             "that all machines share; or copy the checkpoint and the file last_checkpoint to each."
-        )
-
-
-def check_batch(cfg: CfgNode) -> None:
-    """Every rank and micro-batch must get the same whole number of images.
-
-    Raises:
-        ValueError: with the keys to change.
-    """
-    images, steps, ranks = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION_STEPS, comm.get_world_size()
-    if steps < 1 or images < 1 or images % (steps * ranks):
-        raise ValueError(
-            f"SOLVER.IMS_PER_BATCH {images} must be a multiple of the number of processes ({ranks}) times "
-            f"SOLVER.ACCUMULATION_STEPS ({steps}), here of {ranks * steps}."
         )
 
 

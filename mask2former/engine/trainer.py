@@ -24,6 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..checkpoint import SafeCheckpointer, save_safetensors
+from ..config import micro_batch_size
 from ..data import build_test_loader, build_train_loader
 from ..evaluation import build_evaluator
 from ..model_source import dataset_classes, store_classes
@@ -31,7 +32,6 @@ from ..test_time_augmentation import with_tta
 from ..video.windowed import windowed
 from .best_model import BestModel, by_dataset, format_results, write_json
 from .distributed import (
-    check_batch,
     check_same_start,
     get_random_state,
     preserved_random_state,
@@ -75,7 +75,7 @@ class Trainer(DefaultTrainer):
         # Not DefaultTrainer.__init__: it would build the data loader before it is known where to resume.
         TrainerBase.__init__(self)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        check_batch(cfg)
+        micro_batch_size(cfg, comm.get_world_size())  # raises before anything is built
         self.cfg = cfg
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
