@@ -12,6 +12,7 @@ from .config import micro_batch_size
 from .data import mapper_names
 from .errors import ConfigError
 from .modeling.transformer_decoder import TRANSFORMER_DECODER_REGISTRY
+from .utils.device import AMP_DTYPES
 from .utils.hints import did_you_mean
 
 ARCHITECTURES = ("MaskFormer", "VideoMaskFormer", "SemanticSegmentor")
@@ -134,7 +135,7 @@ def _validate_training(cfg: CfgNode) -> None:
     video = cfg.MODEL.META_ARCHITECTURE == "VideoMaskFormer"
     _one_of("INPUT.DATASET_MAPPER_NAME", cfg.INPUT.DATASET_MAPPER_NAME, mapper_names(video))
     _one_of("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, ("ADAMW", "SGD"))
-    _one_of("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, ("auto", "bfloat16", "float16"))
+    _one_of("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, ("auto", *AMP_DTYPES))
     # The number of ranks counts only after SOLVER.REFERENCE_WORLD_SIZE has scaled the batch.
     micro_batch_size(cfg, ranks=1)
     _require(0 <= cfg.SOLVER.EMA_DECAY < 1, "SOLVER.EMA_DECAY must lie in [0, 1)")

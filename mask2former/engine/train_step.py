@@ -16,6 +16,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..utils.device import AMP_DTYPES, amp_dtype
 from .optimizer import check_same_parameters, clip_gradients
 from .training_log import LossLog
 
@@ -49,23 +50,18 @@ def select_precision(cfg: CfgNode) -> Precision:
     Raises:
         ValueError: unknown SOLVER.AMP.DTYPE.
     """
-    device_type = torch.device(cfg.MODEL.DEVICE).type
+    device = torch.device(cfg.MODEL.DEVICE)
     name = cfg.SOLVER.AMP.DTYPE
-    formats = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name != "auto" and name not in formats:
-        raise ValueError(f"SOLVER.AMP.DTYPE is '{name}'; use auto, bfloat16 or float16.")
+    if name != "auto" and name not in AMP_DTYPES:
+        raise ValueError(f"SOLVER.AMP.DTYPE is '{name}'; use auto, {' or '.join(AMP_DTYPES)}.")
     if not cfg.SOLVER.AMP.ENABLED:
-        return Precision(device_type, None)
-    if name != "auto":
-        dtype: torch.dtype | None = formats[name]
-    elif device_type != "cuda":
-        dtype = None
-        logger.info("SOLVER.AMP.DTYPE auto: training in fp32 on %s.", device_type)
-    else:
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        dtype = torch.bfloat16 if native else torch.float16
-        logger.info("Mixed precision: %s.", dtype)
-    return Precision(device_type, dtype)
+        return Precision(device.type, None)
+    if name == "auto" and device.type != "cuda":
+        logger.info("SOLVER.AMP.DTYPE auto: training in fp32 on %s.", device.type)
+        return Precision(device.type, None)
+    dtype = amp_dtype(name, device)
+    logger.info("Mixed precision: %s.", dtype)
+    return Precision(device.type, dtype)
 
 
 _SMALLEST_SCALE = 2.0**-20  # GradScaler starts at 2**16 and halves at each overflow

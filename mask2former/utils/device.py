@@ -9,7 +9,7 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def select_device(device: str | torch.device = "auto") -> torch.device:
@@ -47,13 +47,17 @@ def _mps_works() -> bool:
 
 
 def amp_dtype(amp: bool | str, device: torch.device) -> torch.dtype | None:
-    """The format for autocast: None for "off"; "auto" is bfloat16 where the GPU has it, else float16."""
+    """Return the format for autocast: None for "off"; for "auto" float16 on GPUs that do not compute bfloat16 natively.
+
+    Raises ValueError for an unknown `amp`.
+    """
     if amp is False or amp == "off":
         return None
     if amp is True or amp == "auto":
-        if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        # Emulated bfloat16 (before Ampere) is slower than float32.
+        if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.float16
         return torch.bfloat16
-    if amp not in _DTYPES:
-        raise ValueError(f"amp must be False, True, 'auto', {', '.join(map(repr, _DTYPES))}, not {amp!r}")
-    return _DTYPES[amp]
+    if amp not in AMP_DTYPES:
+        raise ValueError(f"amp must be False, True, 'auto', {', '.join(map(repr, AMP_DTYPES))}, not {amp!r}")
+    return AMP_DTYPES[amp]

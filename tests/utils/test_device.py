@@ -1,0 +1,37 @@
+"""Tests of the choice of the format for autocast."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mask2former.config import load_config
+from mask2former.engine.train_step import select_precision
+from mask2former.utils.device import amp_dtype
+
+
+@pytest.mark.parametrize(
+    ("supported", "dtype"),
+    [
+        (lambda including_emulation=True: including_emulation, torch.float16),  # a T4: only emulated
+        (lambda including_emulation=True: True, torch.bfloat16),
+        (lambda including_emulation=True: False, torch.float16),
+    ],
+)
+def test_auto_takes_native_bfloat16_only(
+    monkeypatch: pytest.MonkeyPatch, supported: object, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    cuda = torch.device("cuda")
+    assert amp_dtype(True, cuda) is amp_dtype("auto", cuda) is dtype
+    cfg = load_config(None, ["SOLVER.AMP.ENABLED", True, "MODEL.DEVICE", "cuda"])
+    assert select_precision(cfg).dtype is dtype
+    assert amp_dtype("bfloat16", cuda) is torch.bfloat16  # what is asked for by name is taken
+
+
+def test_other_formats() -> None:
+    cpu = torch.device("cpu")
+    assert amp_dtype(False, cpu) is amp_dtype("off", cpu) is None
+    assert amp_dtype(True, cpu) is torch.bfloat16
+    with pytest.raises(ValueError, match="not 'fp8'"):
+        amp_dtype("fp8", cpu)
