@@ -20,7 +20,6 @@ result must equal the input bit for bit, with no weight left over on either side
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,7 +47,7 @@ from mask2former.checkpoint.huggingface_config import (  # noqa: E402
     preprocessor_to_huggingface,
 )
 from mask2former.checkpoint.reading import read_checkpoint  # noqa: E402
-from mask2former.utils.file_io import atomic_write  # noqa: E402
+from mask2former.utils.file_io import atomic_write, write_json  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,7 +101,7 @@ def _from_hf(args: argparse.Namespace) -> int:
     save_safetensors(ours, args.output / "model.safetensors", _dtype(args), {"source": args.input})
     with atomic_write(args.output / "config.yaml") as file:
         file.write(yaml.safe_dump(_nested(settings), sort_keys=False).encode())
-    _write_json(class_names_from_huggingface(args.input), args.output / "classes.json")
+    write_json(args.output / "classes.json", class_names_from_huggingface(args.input), indent=2)
     return len(ours)
 
 
@@ -119,8 +118,8 @@ def _to_hf(args: argparse.Namespace) -> int:
     theirs = huggingface.to_huggingface(ours)
     _check_equal(ours, huggingface.from_huggingface(theirs))
     save_safetensors(theirs, args.output / "model.safetensors", _dtype(args))
-    _write_json(settings, args.output / "config.json")
-    _write_json(preprocessor_to_huggingface(cfg), args.output / "preprocessor_config.json")
+    write_json(args.output / "config.json", settings, indent=2)
+    write_json(args.output / "preprocessor_config.json", preprocessor_to_huggingface(cfg), indent=2)
     return len(theirs)
 
 
@@ -178,11 +177,6 @@ def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(section, {})
         node[leaf] = list(value) if isinstance(value, tuple) else value
     return out
-
-
-def _write_json(value: Any, path: Path) -> None:
-    with atomic_write(path) as file:
-        file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 if __name__ == "__main__":

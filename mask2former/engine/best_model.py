@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..checkpoint.writing import save_safetensors
-from ..utils.file_io import atomic_write
+from ..utils.file_io import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -49,24 +49,6 @@ def format_results(named: Mapping[str, Mapping[str, Mapping[str, float]]], colum
     return "\n".join(lines) or "  (no results)"
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` so that `path` is either the old file or the whole new one. NaN becomes null."""
-    text = json.dumps(_plain(content), indent=1, allow_nan=False)
-    with atomic_write(path) as file:
-        file.write(f"{text}\n".encode())
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, (str, bool, int)) or value is None:
-        return value
-    number = float(value)
-    return number if math.isfinite(number) else None
-
-
 class BestModel:
     """Keeps `model_best.safetensors` and, beside it, `model_best.json` with its metric."""
 
@@ -90,6 +72,6 @@ class BestModel:
         metric, self.value = found
         save_safetensors(model, self._weights)
         note = {"metric": metric, "value": self.value, "dataset": dataset, "iteration": iteration}
-        write_json(self._note, note)
+        write_json(self._note, note, indent=1)
         logger.info("Best %s so far: %.3f; saved %s.", metric, self.value, self._weights)
         return True

@@ -29,8 +29,9 @@ from ..data import build_test_loader, build_train_loader
 from ..evaluation import build_evaluator
 from ..model_source import dataset_classes, store_classes
 from ..test_time_augmentation import with_tta
+from ..utils.file_io import write_json
 from ..video.windowed import windowed
-from .best_model import BestModel, by_dataset, format_results, write_json
+from .best_model import BestModel, by_dataset, format_results
 from .distributed import (
     check_same_start,
     get_random_state,
@@ -399,7 +400,7 @@ def _tell_results(cfg: CfgNode, named: Mapping[str, Mapping[str, Any]], folder: 
     """Log results by data set, and write them to OUTPUT_DIR/`folder`/metrics.json."""
     if comm.is_main_process() and named:
         logger.info("Evaluation:\n%s", format_results(named))
-        write_json(Path(cfg.OUTPUT_DIR) / folder / "metrics.json", named)
+        write_json(Path(cfg.OUTPUT_DIR) / folder / "metrics.json", named, nan="null", indent=1)
 
 
 def _keep_workers(loader: Any) -> Any:

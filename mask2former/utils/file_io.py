@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
+import numpy as np
 from detectron2.utils.file_io import PathManager
+from torch import Tensor
 
 from ..errors import BadRecordError
 
@@ -56,9 +59,39 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
     return Path(path)
 
 
-def write_json(path: str | os.PathLike[str], document: Any) -> Path:
-    """Write `document` as JSON, atomically. NaN and infinity are refused: they are not JSON."""
-    return write_bytes(path, json.dumps(document, allow_nan=False).encode())
+def write_json(
+    path: str | os.PathLike[str], document: Any, *, nan: Literal["error", "null"] = "error", indent: int | None = None
+) -> Path:
+    """Write `document` as JSON, atomically.
+
+    Args:
+        path: the file.
+        document: what JSON can hold; scalars of NumPy and torch become numbers.
+        nan: what happens to NaN and infinity, which JSON does not have: a ValueError, or null in their place.
+        indent: spaces for each level, for files that people read; None: all in one line.
+
+    Raises:
+        TypeError: an object that is no JSON.
+        ValueError: NaN or infinity, with `nan` "error".
+    """
+    content = _null_for_nan(document) if nan == "null" else document
+    text = json.dumps(content, default=_number, allow_nan=False, indent=indent)
+    return write_bytes(path, (text if indent is None else f"{text}\n").encode())
+
+
+def _number(value: Any) -> bool | int | float:
+    if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.ndim == 0):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def _null_for_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _null_for_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_null_for_nan(entry) for entry in value]
+    number = _number(value) if isinstance(value, np.generic | Tensor) else value
+    return None if isinstance(number, float) and not math.isfinite(number) else number
 
 
 def read_json(path: str | os.PathLike[str], purpose: str) -> Any:

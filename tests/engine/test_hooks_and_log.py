@@ -17,7 +17,7 @@ from tiny_training import start, tiny_config
 from torch import nn
 
 from mask2former.checkpoint.writing import plain_data
-from mask2former.engine.best_model import by_dataset, format_results, main_metric, write_json
+from mask2former.engine.best_model import by_dataset, format_results, main_metric
 from mask2former.engine.distributed import get_random_state, preserved_random_state, set_random_state
 from mask2former.engine.ema import WeightAverage
 from mask2former.engine.hooks import CheckpointHook
@@ -163,16 +163,6 @@ def test_table_of_results() -> None:
     two = by_dataset({"a": {"segm": {"AP": 1.0}}, "b": {"segm": {"AP": 2.0}}}, ["a", "b"])
     assert list(two) == ["a", "b"]
     assert "no results" in format_results({"a": {}})
-
-
-def test_json_is_plain_and_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "metrics.json"
-    write_json(path, {"a": np.float32(1.5), "b": float("nan"), "c": [1, "x"]})
-    assert json.loads(path.read_text()) == {"a": 1.5, "b": None, "c": [1, "x"]}
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert json.loads(path.read_text())["a"] == 1.5
-    assert [p.name for p in path.parent.iterdir()] == ["metrics.json"]
 
 
 def test_a_single_kept_checkpoint_is_refused() -> None:

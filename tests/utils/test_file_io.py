@@ -1,0 +1,44 @@
+"""Tests of JSON files: numbers, NaN, and what a failed write leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mask2former.utils.file_io import write_json
+
+
+def test_scalars_become_numbers_with_either_rule_for_nan(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "metrics.json"
+    document = {"a": np.float32(1.5), "b": (np.int64(2), True, None), "c": {"d": torch.tensor(3), "e": np.bool_(False)}}
+    expected = {"a": 1.5, "b": [2, True, None], "c": {"d": 3, "e": False}}
+    assert write_json(path, document) == path
+    assert path.read_text() == json.dumps(expected)
+    write_json(path, document, nan="null", indent=1)
+    assert path.read_text() == json.dumps(expected, indent=1) + "\n"
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), -float("inf"), np.float32("nan"), np.float64("inf"), torch.tensor(torch.inf)]
+)
+def test_nan_is_refused_or_null(tmp_path: Path, value: Any) -> None:
+    path = tmp_path / "metrics.json"
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(path, {"a": [value]})
+    assert not list(tmp_path.iterdir())
+    write_json(path, {"a": [value]}, nan="null")
+    assert json.loads(path.read_text()) == {"a": [None]}
+
+
+@pytest.mark.parametrize("nan", ["error", "null"])
+@pytest.mark.parametrize("value", [object(), np.zeros(2), torch.zeros(2)])
+def test_failed_write_keeps_the_old_file(tmp_path: Path, value: Any, nan: Any) -> None:
+    path = write_json(tmp_path / "metrics.json", [1])
+    with pytest.raises(TypeError, match="cannot be written as JSON"):
+        write_json(path, {"a": value}, nan=nan)
+    assert path.read_text() == "[1]" and len(list(tmp_path.iterdir())) == 1
