@@ -30,6 +30,7 @@ from mask2former.model_source import DEFAULT_MODEL  # noqa: E402
 from mask2former.result_files import CocoDocument  # noqa: E402
 from mask2former.results import Result  # noqa: E402
 from mask2former.segmenter import Segmenter  # noqa: E402
+from mask2former.structures.task import Task  # noqa: E402
 from mask2former.utils.file_io import short_path  # noqa: E402
 from mask2former.utils.hints import did_you_mean  # noqa: E402
 from mask2former.visualization import comfortable_scale  # noqa: E402
@@ -80,7 +81,7 @@ def _model_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--task",
         default="auto",
-        choices=["auto", "semantic", "instance", "panoptic", "video"],
+        choices=["auto", *map(str, Task)],
         help="what to compute; auto: what the model was made for; video: follow objects through a video",
     )
     group.add_argument(

@@ -16,6 +16,7 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from .errors import ConfigError
+from .structures.task import IMAGE_TASKS, Task
 from .utils.hints import did_you_mean
 
 __all__ = [
@@ -151,9 +152,7 @@ def _add_mask_former(node: CfgNode) -> None:
     _defaults(
         _section(node, "TEST"),
         {
-            "SEMANTIC_ON": True,
-            "INSTANCE_ON": False,
-            "PANOPTIC_ON": False,
+            **{task.switch: task is Task.SEMANTIC for task in IMAGE_TASKS},
             "OBJECT_MASK_THRESHOLD": 0.0,
             "OVERLAP_THRESHOLD": 0.0,
             "SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": False,

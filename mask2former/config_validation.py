@@ -12,6 +12,7 @@ from .config import micro_batch_size
 from .data import mapper_names
 from .errors import ConfigError
 from .modeling.transformer_decoder import TRANSFORMER_DECODER_REGISTRY
+from .structures.task import IMAGE_TASKS, Task, tasks_of
 from .utils.device import AMP_DTYPES
 from .utils.hints import did_you_mean
 
@@ -69,7 +70,7 @@ def _validate_combinations(cfg: CfgNode) -> None:
     """Components that exist but do not fit together."""
     node, head, architecture = cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.META_ARCHITECTURE
     source, decoder = node.TRANSFORMER_IN_FEATURE, node.TRANSFORMER_DECODER_NAME
-    per_pixel = head.NAME in PER_PIXEL_HEADS
+    per_pixel, tasks = head.NAME in PER_PIXEL_HEADS, tasks_of(cfg)
     _require(
         not per_pixel or architecture == "SemanticSegmentor",
         f"MODEL.SEM_SEG_HEAD.NAME '{head.NAME}' classifies pixels: set MODEL.META_ARCHITECTURE 'SemanticSegmentor'.",
@@ -79,12 +80,12 @@ def _validate_combinations(cfg: CfgNode) -> None:
         "MODEL.SEM_SEG_HEAD.NAME 'MaskFormerHead' predicts masks: set MODEL.META_ARCHITECTURE 'MaskFormer'.",
     )
     _require(
-        architecture != "VideoMaskFormer" or not (node.TEST.SEMANTIC_ON or node.TEST.PANOPTIC_ON),
+        architecture != "VideoMaskFormer" or tasks <= {Task.INSTANCE},
         "MODEL.META_ARCHITECTURE 'VideoMaskFormer' gives instances only: set MODEL.MASK_FORMER.TEST.SEMANTIC_ON and "
         "PANOPTIC_ON to False.",
     )
     _require(
-        not per_pixel or not (node.TEST.INSTANCE_ON or node.TEST.PANOPTIC_ON),
+        not per_pixel or tasks <= {Task.SEMANTIC},
         f"MODEL.SEM_SEG_HEAD.NAME '{head.NAME}' gives semantic results only: set MODEL.MASK_FORMER.TEST.INSTANCE_ON "
         "and PANOPTIC_ON to False.",
     )
@@ -119,8 +120,8 @@ def _validate_model(cfg: CfgNode) -> None:
         0 <= node.IMPORTANCE_SAMPLE_RATIO <= 1, "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO must lie between 0 and 1"
     )
     _require(
-        any((node.TEST.SEMANTIC_ON, node.TEST.INSTANCE_ON, node.TEST.PANOPTIC_ON)),
-        "MODEL.MASK_FORMER.TEST: turn on at least one of SEMANTIC_ON, INSTANCE_ON, PANOPTIC_ON",
+        bool(tasks_of(cfg)),
+        f"MODEL.MASK_FORMER.TEST: turn on at least one of {', '.join(task.switch for task in IMAGE_TASKS)}",
     )
     _require(cfg.TEST.DETECTIONS_PER_VIDEO >= 1, "TEST.DETECTIONS_PER_VIDEO must be at least 1")
     window = cfg.TEST.WINDOW_FRAMES

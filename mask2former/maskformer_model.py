@@ -17,6 +17,7 @@ from .modeling.criterion import SetCriterion
 from .modeling.device_transfer import to_cpu
 from .modeling.matcher import HungarianMatcher
 from .modeling.postprocess import Settings, postprocess
+from .structures.task import IMAGE_TASKS, Task, tasks_of
 from .utils.registry import register
 
 
@@ -119,10 +120,9 @@ class MaskFormer(MaskClassifier):
     ) -> None:
         super().__init__(**parts)
         thing_ids = getattr(self.metadata, "thing_dataset_id_to_contiguous_id", None)
+        switches = {Task.SEMANTIC: semantic_on, Task.INSTANCE: instance_on, Task.PANOPTIC: panoptic_on}
         self.settings = Settings(
-            semantic=semantic_on,
-            instance=instance_on,
-            panoptic=panoptic_on,
+            tasks=frozenset(task for task, on in switches.items() if on),
             topk=test_topk_per_image,
             score_threshold=score_threshold,
             object_mask_threshold=object_mask_threshold,
@@ -133,16 +133,13 @@ class MaskFormer(MaskClassifier):
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
-        node = cfg.MODEL.MASK_FORMER
-        return cls.parts_from_config(cfg) | {
+        node, tasks = cfg.MODEL.MASK_FORMER, tasks_of(cfg)
+        arguments = cls.parts_from_config(cfg) | {f"{task}_on": task in tasks for task in IMAGE_TASKS}
+        return arguments | {
             "object_mask_threshold": node.TEST.OBJECT_MASK_THRESHOLD,
             "overlap_threshold": node.TEST.OVERLAP_THRESHOLD,
             "sem_seg_postprocess_before_inference": node.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE
-            or node.TEST.PANOPTIC_ON
-            or node.TEST.INSTANCE_ON,
-            "semantic_on": node.TEST.SEMANTIC_ON,
-            "instance_on": node.TEST.INSTANCE_ON,
-            "panoptic_on": node.TEST.PANOPTIC_ON,
+            or bool(tasks - {Task.SEMANTIC}),
             "test_topk_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "score_threshold": cfg.TEST.SCORE_THRESHOLD,
         }
@@ -189,8 +186,7 @@ class MaskFormer(MaskClassifier):
         self, outputs: Mapping[str, Tensor], batched_inputs: Sequence[Mapping[str, Any]], images: ImageList
     ) -> list[dict[str, Any]]:
         scores, masks = class_scores_and_masks(outputs)
-        needs_host = self.settings.instance or self.settings.panoptic
-        host_scores = to_cpu(scores) if needs_host else scores
+        host_scores = to_cpu(scores) if self.settings.objects else scores
         results = []
         for i, (record, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
             output = (int(record.get("height", size[0])), int(record.get("width", size[1])))

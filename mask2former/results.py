@@ -23,8 +23,7 @@ from .structures.classes import VOID, ClassTable
 from .structures.colors import Color, color_of, shade_of
 from .structures.masks import boxes_from_masks
 from .structures.rle import Rle, encode_label_map, encode_masks
-
-TASKS = ("instance", "panoptic", "semantic")
+from .structures.task import IMAGE_TASKS, Task
 
 
 # ------------------------------------------------------------------ parts of a result
@@ -153,22 +152,24 @@ class Result:
         keys "instances", "panoptic_seg", "sem_seg".
         """
         instances = panoptic = semantic = None
-        if "instances" in output:
-            instances = _instances(output["instances"], classes, score_threshold)
-        if "panoptic_seg" in output:
-            id_map, info = output["panoptic_seg"]
+        if Task.INSTANCE.output in output:
+            instances = _instances(output[Task.INSTANCE.output], classes, score_threshold)
+        if Task.PANOPTIC.output in output:
+            id_map, info = output[Task.PANOPTIC.output]
             panoptic = _panoptic(id_map, info, classes)
             if score_threshold > 0:
                 panoptic = panoptic.select(
                     s for s in panoptic.segments if s.score is None or s.score >= score_threshold
                 )
-        if "sem_seg" in output:
-            dtype = torch.uint8 if len(output["sem_seg"]) <= VOID else torch.int32
-            semantic = output["sem_seg"].argmax(dim=0).to(dtype).cpu().numpy()
+        if Task.SEMANTIC.output in output:
+            scores = output[Task.SEMANTIC.output]
+            dtype = torch.uint8 if len(scores) <= VOID else torch.int32
+            semantic = scores.argmax(dim=0).to(dtype).cpu().numpy()
         if instances is None and panoptic is None and semantic is None:
             raise ValueError(
-                f"the model's output has only the keys {sorted(output)}; expected instances, panoptic_seg or "
-                "sem_seg. Turn on one of MODEL.MASK_FORMER.TEST.{INSTANCE,PANOPTIC,SEMANTIC}_ON."
+                f"the model's output has only the keys {sorted(output)}; expected one of "
+                f"{', '.join(task.output for task in IMAGE_TASKS)}. Turn on one of MODEL.MASK_FORMER.TEST."
+                f"{{{', '.join(task.switch for task in IMAGE_TASKS)}}}."
             )
         return cls(image, classes, instances, panoptic, semantic, **extra)
 
@@ -181,26 +182,26 @@ class Result:
     @property
     def tasks(self) -> tuple[str, ...]:
         """Which of instance, panoptic, semantic this result has."""
-        parts = (self.instances, self.panoptic, self.semantic)
-        return tuple(task for task, part in zip(TASKS, parts, strict=True) if part is not None)
+        parts = {Task.INSTANCE: self.instances, Task.PANOPTIC: self.panoptic, Task.SEMANTIC: self.semantic}
+        return tuple(task.value for task, part in parts.items() if part is not None)
 
-    def _task(self, task: str) -> str:
+    def _task(self, task: str) -> Task:
         if task == "auto":
-            order = ("panoptic", "instance", "semantic")
-            return next(name for name in order if name in self.tasks)
-        if task not in TASKS:
-            raise ValueError(f"task must be auto, {', '.join(TASKS)}, not {task!r}")
+            order = (Task.PANOPTIC, Task.INSTANCE, Task.SEMANTIC)
+            return next(part for part in order if part in self.tasks)
+        if task not in IMAGE_TASKS:
+            raise ValueError(f"task must be auto, {', '.join(IMAGE_TASKS)}, not {task!r}")
         if task not in self.tasks:
             raise ValueError(f"this result has no {task} part, only: {', '.join(self.tasks)}")
-        return task
+        return Task(task)
 
     def counts(self, task: str = "auto") -> dict[str, int]:
         """Objects or segments of each class (1 for each class in a semantic map), most frequent first."""
         task = self._task(task)
-        if task == "instance":
+        if task is Task.INSTANCE:
             assert self.instances is not None
             names: Iterable[str] = self.instances.names
-        elif task == "panoptic":
+        elif task is Task.PANOPTIC:
             assert self.panoptic is not None
             names = [segment.name for segment in self.panoptic.segments]
         else:
@@ -224,9 +225,9 @@ class Result:
         parts.append(f"{width}x{height}")
         for task in self.tasks:
             counts = self.counts(task)
-            what = {"instance": "instances", "panoptic": "segments", "semantic": "classes"}[task]
+            what = {Task.INSTANCE: "instances", Task.PANOPTIC: "segments", Task.SEMANTIC: "classes"}[Task(task)]
             listed = ", ".join(
-                f"{n} {name}" if task != "semantic" else name for name, n in list(counts.items())[:5]
+                f"{n} {name}" if task != Task.SEMANTIC else name for name, n in list(counts.items())[:5]
             )
             more = ", ..." if len(counts) > 5 else ""
             parts.append(f"{sum(counts.values())} {what}" + (f" ({listed}{more})" if counts else ""))
@@ -298,20 +299,21 @@ class Result:
             caption: a line of text below the picture (makes it higher).
             color_ids: a number for each instance that decides its colour (video: its track).
         """
-        task = self._task(task)
-        regions = self._regions(task, color_ids)
-        alpha = {"instance": 0.3, "panoptic": 0.5, "semantic": 0.55}[task] if alpha is None else alpha
+        part = self._task(task)
+        regions = self._regions(part, color_ids)
+        if alpha is None:
+            alpha = {Task.INSTANCE: 0.3, Task.PANOPTIC: 0.5, Task.SEMANTIC: 0.55}[part]
         picture = visualization.draw_regions(
             self.image, regions, alpha=alpha, line_width=line_width, labels=labels, scale=scale
         )
         if legend:
-            picture = visualization.add_legend(picture, self._legend(task))
+            picture = visualization.add_legend(picture, self._legend(part))
         return visualization.add_caption(picture, caption) if caption else picture
 
-    def _regions(self, task: str, color_ids: Sequence[int] | None) -> list[visualization.Region]:
-        if task == "instance":
+    def _regions(self, task: Task, color_ids: Sequence[int] | None) -> list[visualization.Region]:
+        if task is Task.INSTANCE:
             return self._instance_regions(color_ids)
-        return self._panoptic_regions() if task == "panoptic" else self._semantic_regions()
+        return self._panoptic_regions() if task is Task.PANOPTIC else self._semantic_regions()
 
     def _instance_regions(self, color_ids: Sequence[int] | None) -> list[visualization.Region]:
         found = self.instances
@@ -339,11 +341,11 @@ class Result:
         colors = {k: self.classes.colors[k] for k in present}
         return visualization.regions_from_map(self.semantic, colors, {k: self.classes.names[k] for k in present})
 
-    def _legend(self, task: str) -> list[tuple[str, Color]]:
+    def _legend(self, task: Task) -> list[tuple[str, Color]]:
         by_name = {name: color for name, color in zip(self.classes.names, self.classes.colors, strict=True)}
         counts = self.counts(task)
-        show = {name: f"{name} ({n})" if task != "semantic" and n > 1 else name for name, n in counts.items()}
-        if task == "instance":  # objects have a colour each, so only the numbers say something
+        show = {name: f"{name} ({n})" if task is not Task.SEMANTIC and n > 1 else name for name, n in counts.items()}
+        if task is Task.INSTANCE:  # objects have a colour each, so only the numbers say something
             return [(text, (150, 150, 150)) for text in show.values()]
         return [(text, by_name[name]) for name, text in show.items()]
 
@@ -358,20 +360,19 @@ class Result:
         panoptic segment or semantic class gives one record (a segment without score has 1.0).
         """
         if task == "auto" and self.instances is not None:
-            task = "instance"
-        task = self._task(task)
-        rows, rles = self._encoded(task)
+            task = Task.INSTANCE
+        rows, rles = self._encoded(self._task(task))
         return result_files.coco_records(image_id, rows, rles)
 
-    def _encoded(self, task: str) -> tuple[list[tuple[int, float]], list[Rle]]:
+    def _encoded(self, task: Task) -> tuple[list[tuple[int, float]], list[Rle]]:
         """Category id and score, and the mask, of each object, segment or class."""
         ids = self.classes.dataset_ids
-        if task == "instance":
+        if task is Task.INSTANCE:
             found = self.instances
             assert found is not None
             rows = [(ids[k], float(s)) for k, s in zip(found.labels, found.scores, strict=True)]
             return rows, encode_masks(torch.from_numpy(found.masks))
-        if task == "panoptic":
+        if task is Task.PANOPTIC:
             assert self.panoptic is not None
             rows = [(ids[s.label], 1.0 if s.score is None else float(s.score)) for s in self.panoptic.segments]
             label_map, keys = self.panoptic.map, [segment.id for segment in self.panoptic.segments]
@@ -421,7 +422,7 @@ class Result:
             written.append(result_files.write_image(folder / f"{stem}_instances.png", image))
         if self.panoptic is not None:
             info = []
-            for segment, record in zip(self.panoptic.segments, self.to_coco(1, "panoptic"), strict=True):
+            for segment, record in zip(self.panoptic.segments, self.to_coco(1, Task.PANOPTIC), strict=True):
                 entry = {"id": segment.id, "isthing": int(segment.is_thing), "iscrowd": 0}
                 info.append(entry | {key: record[key] for key in ("category_id", "bbox", "area", "score")})
             image_entry = result_files.image_record(1, self.path.name if self.path else None, self.size)

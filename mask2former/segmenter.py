@@ -37,8 +37,9 @@ from .data import register_from_config
 from .data.image_io import ImageSource, load_image
 from .maskformer_model import MaskFormer
 from .model_source import dataset_classes, locate_model, stored_classes
-from .results import TASKS, Result
+from .results import Result
 from .structures.classes import ClassTable
+from .structures.task import IMAGE_TASKS, Task, tasks_of
 from .utils.device import amp_dtype, select_device
 from .video.reader import FrameSource, Video
 from .video.results import VideoResult
@@ -89,8 +90,8 @@ class Segmenter:
         Raises:
             ValueError: a wrong argument, or neither `cfg` nor `classes`.
         """
-        if task not in ("auto", "video", *TASKS):
-            raise ValueError(f"task must be auto, video, {', '.join(TASKS)}, not {task!r}")
+        if task not in ("auto", *Task):
+            raise ValueError(f"task must be auto, {', '.join(Task)}, not {task!r}")
         self.task = task
         self.score_threshold = _checked_threshold(score_threshold)
         self.batch_size = batch_size
@@ -150,7 +151,7 @@ class Segmenter:
             weights = dict(zip(overrides[::2], overrides[1::2])).get("MODEL.WEIGHTS")
         config, weights = locate_model(name, config, weights)
         cfg = load_config(config, overrides)
-        if cfg.MODEL.META_ARCHITECTURE == "VideoMaskFormer" and task not in ("auto", "video"):
+        if cfg.MODEL.META_ARCHITECTURE == "VideoMaskFormer" and task not in ("auto", Task.VIDEO):
             raise ValueError(f"{config} is a video model: its task is video, not {task}")
         if not weights:
             raise ValueError(
@@ -328,9 +329,9 @@ class Segmenter:
         return {"image": tensor.to(self.device), "height": height, "width": width}
 
     def _wanted(self, output: dict[str, Any]) -> dict[str, Any]:
-        if self.task == "auto":
+        if self.task not in IMAGE_TASKS:
             return output
-        key = {"instance": "instances", "panoptic": "panoptic_seg", "semantic": "sem_seg"}[self.task]
+        key = Task(self.task).output
         if key not in output:
             raise ValueError(f"the model gives no {self.task} result, only: {', '.join(sorted(output))}")
         return {key: output[key]}
@@ -375,14 +376,13 @@ def _class_table(cfg: CfgNode | None, classes: ClassTable | Sequence[str] | None
 
 def _turn_on(cfg: CfgNode, task: str) -> None:
     """Make the model compute the wanted task only, as far as that leaves its numbers unchanged."""
-    test = cfg.MODEL.MASK_FORMER.TEST
-    if task in ("auto", "video"):
+    if task not in IMAGE_TASKS:
         return
-    panoptic_model = test.PANOPTIC_ON
-    test.SEMANTIC_ON = task == "semantic"
-    test.INSTANCE_ON = task == "instance"
-    # A panoptic model keeps only things among its instances while PANOPTIC_ON holds.
-    test.PANOPTIC_ON = task == "panoptic" or (task == "instance" and panoptic_model)
+    kept = {Task(task)}
+    if task == Task.INSTANCE:  # a panoptic model keeps only things among its instances while PANOPTIC_ON holds
+        kept |= tasks_of(cfg) & {Task.PANOPTIC}
+    for each in IMAGE_TASKS:
+        cfg.MODEL.MASK_FORMER.TEST[each.switch] = each in kept
 
 
 def _register_own_datasets(cfg: CfgNode) -> None:

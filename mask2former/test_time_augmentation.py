@@ -20,6 +20,7 @@ from .data.image_io import read_image
 from .maskformer_model import MaskFormer, class_scores_and_masks
 from .modeling.device_transfer import to_cpu
 from .modeling.postprocess import Size, postprocess
+from .structures.task import Task
 from .tta_merging import MergedQueries
 
 Record = dict[str, Any]
@@ -164,28 +165,25 @@ class MaskFormerWithTTA(_WithTTA):
             return self.model([views[0].of(record)])[0]
         settings, output = self.model.settings, (int(record["height"]), int(record["width"]))
         semantic = replace(
-            settings,
-            instance=False,
-            panoptic=False,
-            semantic_at_output_size=settings.semantic_at_output_size or settings.instance or settings.panoptic,
+            settings, tasks=frozenset({Task.SEMANTIC}), semantic_at_output_size=settings.at_output_size
         )
         mean, merged = RunningMean(), None
         for view in _first_like(views, record["image"].shape[-2:]):
             images = self.model.preprocess([view.of(record)])
             scores, masks = class_scores_and_masks(self.model.sem_seg_head(self.model.backbone(images.tensor)))
             padded = (int(images.tensor.shape[-2]), int(images.tensor.shape[-1]))
-            if settings.semantic:
+            if Task.SEMANTIC in settings.tasks:
                 found = postprocess(scores[0], scores[0], masks[0], padded, view.size, output, semantic)
                 mean.add(view.unmirror(found.pop("sem_seg")))
-            if settings.instance or settings.panoptic:
+            if settings.objects:
                 if merged is None:
                     merged = MergedQueries(_common_size(views, padded, masks.shape[-2:]))
                 merged.add(scores[0], masks[0], (view.size[0] / padded[0], view.size[1] / padded[1]), view.mirrored)
             del images, masks
-        results: dict[str, Any] = {"sem_seg": mean.mean()} if settings.semantic else {}
+        results: dict[str, Any] = {"sem_seg": mean.mean()} if Task.SEMANTIC in settings.tasks else {}
         if merged is not None:
             scores, logits = merged.finish()
-            size, objects = merged.size, replace(settings, semantic=False)
+            size, objects = merged.size, replace(settings, tasks=settings.tasks - {Task.SEMANTIC})
             results |= postprocess(scores, to_cpu(scores), logits, size, size, output, objects)
         return results
 

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from mask2former.structures.task import Task
+
 from .modeling.tiny_models import clip, record, step_and_predict_without_syncs, tiny, without_gradient
 
 ROOT = Path(__file__).parents[1] / "configs"
@@ -38,19 +40,19 @@ def test_step_and_prediction(config: str) -> None:
     assert without_gradient(model) == []
     with torch.no_grad():
         results = model.eval()(batch)
-    settings = model.settings
+    tasks = model.settings.tasks
     for result, wanted in zip(results, batch, strict=True):
         size = (wanted["height"], wanted["width"])
         assert ("sem_seg" in result, "instances" in result, "panoptic_seg" in result) == (
-            settings.semantic,
-            settings.instance,
-            settings.panoptic,
+            Task.SEMANTIC in tasks,
+            Task.INSTANCE in tasks,
+            Task.PANOPTIC in tasks,
         )
-        if settings.semantic:
+        if Task.SEMANTIC in tasks:
             assert result["sem_seg"].shape == (classes, *size)
-        if settings.panoptic:
+        if Task.PANOPTIC in tasks:
             assert result["panoptic_seg"][0].shape == size and result["panoptic_seg"][0].dtype == torch.int32
-        if settings.instance:
+        if Task.INSTANCE in tasks:
             assert result["instances"].pred_masks.shape[1:] == size
             assert result["instances"].pred_masks.dtype == torch.bool
 

@@ -50,6 +50,7 @@ from torch import Tensor, nn  # noqa: E402
 
 from mask2former.config import load_config  # noqa: E402
 from mask2former.ops import pytorch_backend  # noqa: E402
+from mask2former.structures.task import Task  # noqa: E402
 from mask2former.video_maskformer_model import VideoMaskFormer  # noqa: E402
 
 Size = tuple[int, int]
@@ -136,7 +137,7 @@ def _inputs(args: argparse.Namespace, cfg: CfgNode, model: nn.Module) -> list[In
             raise ValueError("--input-size must be positive")
         return [Input(padded(size, divisor), size, _made_up_frames(args, cfg, model))]
     settings = getattr(model, "settings", None)
-    at_output = settings is not None and (settings.semantic_at_output_size or settings.instance or settings.panoptic)
+    at_output = settings is not None and settings.at_output_size
     return [
         Input(padded(size, divisor), output if at_output else size, frames)
         for size, output, frames in _dataset_sizes(cfg, args.num_inputs)
@@ -264,7 +265,7 @@ def analyse(model: nn.Module, size: Size, kind: type = FlopCountAnalysis, frames
 def semantic_flops(model: nn.Module, size: Size) -> int:
     """Class scores (Q, K) times masks (Q, h, w), where the model makes semantic results of them."""
     settings = getattr(model, "settings", None)
-    if settings is None or not settings.semantic:
+    if settings is None or Task.SEMANTIC not in settings.tasks:
         return 0
     return model.num_queries * model.sem_seg_head.num_classes * prod(size)  # type: ignore[operator, union-attr]
 

@@ -47,6 +47,7 @@ from mask2former.checkpoint.huggingface_config import (  # noqa: E402
     preprocessor_to_huggingface,
 )
 from mask2former.checkpoint.reading import read_checkpoint  # noqa: E402
+from mask2former.structures.task import IMAGE_TASKS  # noqa: E402
 from mask2former.utils.file_io import atomic_write, write_json  # noqa: E402
 
 
@@ -73,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     to_ours = commands.add_parser("from-hf", help="Hugging Face folder -> this project")
     to_ours.add_argument("input", metavar="IN", help="folder with config.json and the weights")
     to_ours.add_argument("output", metavar="OUT", type=Path, help="folder to write")
-    to_ours.add_argument("--task", choices=["semantic", "instance", "panoptic"], help="what the model is for")
+    to_ours.add_argument("--task", choices=list(map(str, IMAGE_TASKS)), help="what the model is for")
     to_ours.add_argument("--dtype", **dtype)
 
     to_theirs = commands.add_parser("to-hf", help="this project or the reference -> Hugging Face folder")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..structures.task import IMAGE_TASKS
 
 _STAGES = ("stage1", "stage2", "stage3", "stage4")
 _LEVELS = ["res2", "res3", "res4", "res5"]
@@ -57,7 +58,6 @@ _SWIN_FIXED = (("hidden_act", "gelu"), ("use_absolute_embeddings", False), ("num
 
 _MEAN = [123.675, 116.28, 103.53]
 _STD = [58.395, 57.12, 57.375]
-_TASKS = ("semantic", "instance", "panoptic")
 
 
 def config_from_huggingface(
@@ -190,10 +190,10 @@ def preprocessor_to_huggingface(cfg: Any) -> dict[str, Any]:
 def _task_keys(task: str | None) -> dict[str, Any]:
     if task is None:
         return {}
-    if task not in _TASKS:
-        raise ValueError(f"task {task!r} must be one of {', '.join(_TASKS)}")
+    if task not in IMAGE_TASKS:
+        raise ValueError(f"task {task!r} must be one of {', '.join(IMAGE_TASKS)}")
     test = "MODEL.MASK_FORMER.TEST."
-    keys: dict[str, Any] = {f"{test}{name.upper()}_ON": name == task for name in _TASKS}
+    keys: dict[str, Any] = {f"{test}{each.switch}": each == task for each in IMAGE_TASKS}
     return {**keys, f"{test}OBJECT_MASK_THRESHOLD": 0.8, f"{test}OVERLAP_THRESHOLD": 0.8}
 
 

@@ -14,14 +14,13 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, LVISEvaluator
 
+from ..structures.task import IMAGE_TASKS, Task, tasks_of
 from .cityscapes_evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from .cityscapes_scripts import give_old_numpy
 from .instance_evaluation import InstanceSegEvaluator
 from .panoptic_evaluation import PanopticEvaluator
 from .semantic_evaluation import SemanticEvaluator
 from .ytvis_evaluation import YTVISEvaluator
-
-SWITCHES = ("SEMANTIC_ON", "INSTANCE_ON", "PANOPTIC_ON")
 
 
 @dataclass(frozen=True)
@@ -35,17 +34,20 @@ class EvaluatorRequest:
 
 Factory = Callable[[EvaluatorRequest], DatasetEvaluator]
 
-_FACTORIES: dict[str, dict[str, Factory]] = {}  # evaluator_type -> switch -> factory
+_FACTORIES: dict[str, dict[Task, Factory]] = {}  # by evaluator_type
 
 
 def register_evaluator(evaluator_type: str, switch: str, factory: Factory) -> None:
     """Evaluate datasets of `evaluator_type` with `factory` when MODEL.MASK_FORMER.TEST.`switch` is on.
 
-    A later call for the same pair replaces the earlier one. Raises ValueError for an unknown switch.
+    `switch` may also be the task itself. A later call for the same pair replaces the earlier one. Raises ValueError
+    for an unknown switch.
     """
-    if switch not in SWITCHES:
-        raise ValueError(f"switch must be one of {', '.join(SWITCHES)}, got {switch!r}")
-    _FACTORIES.setdefault(evaluator_type, {})[switch] = factory
+    for task in IMAGE_TASKS:
+        if switch in (task, task.switch):
+            _FACTORIES.setdefault(evaluator_type, {})[task] = factory
+            return
+    raise ValueError(f"switch must be one of {', '.join(task.switch for task in IMAGE_TASKS)}, got {switch!r}")
 
 
 def _option(node: CfgNode, key: str, default: Any) -> Any:
@@ -114,19 +116,19 @@ def video_ap(request: EvaluatorRequest) -> DatasetEvaluator:
     return YTVISEvaluator(request.dataset_name, output_dir=request.output_dir)
 
 
-register_evaluator("ytvis", "INSTANCE_ON", video_ap)
-register_evaluator("coco", "INSTANCE_ON", instance_ap)
-register_evaluator("sem_seg", "SEMANTIC_ON", semantic_iou)
-register_evaluator("lvis", "INSTANCE_ON", lvis_ap)
-register_evaluator("cityscapes_instance", "INSTANCE_ON", cityscapes_ap)
-register_evaluator("cityscapes_sem_seg", "SEMANTIC_ON", cityscapes_iou)
-register_evaluator("cityscapes_panoptic_seg", "PANOPTIC_ON", panoptic_quality)
-register_evaluator("cityscapes_panoptic_seg", "INSTANCE_ON", cityscapes_ap)
-register_evaluator("cityscapes_panoptic_seg", "SEMANTIC_ON", cityscapes_iou)
+register_evaluator("ytvis", Task.INSTANCE, video_ap)
+register_evaluator("coco", Task.INSTANCE, instance_ap)
+register_evaluator("sem_seg", Task.SEMANTIC, semantic_iou)
+register_evaluator("lvis", Task.INSTANCE, lvis_ap)
+register_evaluator("cityscapes_instance", Task.INSTANCE, cityscapes_ap)
+register_evaluator("cityscapes_sem_seg", Task.SEMANTIC, cityscapes_iou)
+register_evaluator("cityscapes_panoptic_seg", Task.PANOPTIC, panoptic_quality)
+register_evaluator("cityscapes_panoptic_seg", Task.INSTANCE, cityscapes_ap)
+register_evaluator("cityscapes_panoptic_seg", Task.SEMANTIC, cityscapes_iou)
 for _kind in ("coco_panoptic_seg", "ade20k_panoptic_seg", "mapillary_vistas_panoptic_seg"):
-    register_evaluator(_kind, "PANOPTIC_ON", panoptic_quality)
-    register_evaluator(_kind, "INSTANCE_ON", instance_ap)
-    register_evaluator(_kind, "SEMANTIC_ON", semantic_iou)
+    register_evaluator(_kind, Task.PANOPTIC, panoptic_quality)
+    register_evaluator(_kind, Task.INSTANCE, instance_ap)
+    register_evaluator(_kind, Task.SEMANTIC, semantic_iou)
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
@@ -152,10 +154,10 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
         )
         raise ValueError(f"dataset {dataset_name!r} has {problem}; known types: {known}")
     factories = _FACTORIES[evaluator_type]
-    switches = cfg.MODEL.MASK_FORMER.TEST
-    chosen = [factories[name] for name in SWITCHES if name in factories and switches[name]]
+    tasks = tasks_of(cfg)
+    chosen = [factories[task] for task in IMAGE_TASKS if task in factories and task in tasks]
     if not chosen:
-        needed = " or ".join(f"MODEL.MASK_FORMER.TEST.{name}" for name in factories)
+        needed = " or ".join(f"MODEL.MASK_FORMER.TEST.{task.switch}" for task in factories)
         raise ValueError(
             f"dataset {dataset_name!r} (evaluator_type {evaluator_type!r}) cannot evaluate what the "
             "model predicts; "

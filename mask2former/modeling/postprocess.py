@@ -16,6 +16,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from ..structures.masks import boxes_from_masks
+from ..structures.task import Task
 from .device_transfer import to_cpu, to_device
 
 Size = tuple[int, int]
@@ -28,7 +29,7 @@ class Settings:
     """Which results are wanted, and their thresholds (MODEL.MASK_FORMER.TEST).
 
     Attributes:
-        semantic, instance, panoptic: the results.
+        tasks: the results.
         topk: number of instances (TEST.DETECTIONS_PER_IMAGE).
         score_threshold: instances whose score is lower are left out (TEST.SCORE_THRESHOLD).
         object_mask_threshold: panoptic keeps queries whose class score is higher.
@@ -37,15 +38,23 @@ class Settings:
         things: contiguous ids of thing classes; None: all classes are things.
     """
 
-    semantic: bool = True
-    instance: bool = False
-    panoptic: bool = False
+    tasks: frozenset[Task] = frozenset({Task.SEMANTIC})
     topk: int = 100
     score_threshold: float = 0.0
     object_mask_threshold: float = 0.0
     overlap_threshold: float = 0.0
     semantic_at_output_size: bool = False
     things: Collection[int] | None = None
+
+    @property
+    def objects(self) -> bool:
+        """Whether there are results of chosen queries, which need the class scores on the CPU."""
+        return bool(self.tasks - {Task.SEMANTIC})
+
+    @property
+    def at_output_size(self) -> bool:
+        """Whether masks are resized to the output size before results are made of them."""
+        return self.semantic_at_output_size or self.objects
 
     def is_thing(self, label: int) -> bool:
         """Whether contiguous class `label` is a thing."""
@@ -82,25 +91,18 @@ def postprocess(
     Returns:
         of "sem_seg" (K, h, w), "panoptic_seg" (int32 (h, w), segments) and "instances" those that are wanted.
     """
-    tasks: list[_Semantic | _Instance | _Panoptic] = []
-    if s.semantic:
-        tasks.append(_Semantic(class_scores))
-    if s.panoptic:
-        tasks.append(_Panoptic(host_scores, class_scores.device, s))
-    if s.instance:
-        tasks.append(_Instance(host_scores, class_scores.device, s))
-    at_output = s.semantic_at_output_size or s.instance or s.panoptic
-    size = output if at_output else image
-    needed = sorted(set().union(*(t.queries for t in tasks)))
-    for task in tasks:
-        task.start(size)
+    parts = {task: part(class_scores, host_scores, s) for task, part in _PARTS.items() if task in s.tasks}
+    size = output if s.at_output_size else image
+    needed = sorted(set().union(*(part.queries for part in parts.values())))
+    for part in parts.values():
+        part.start(size)
     for queries, masks in _chunks(mask_logits, needed, padded, image, size):
-        for task in tasks:
-            task.add(queries, masks)
-    results: dict[str, Any] = {task.name: task.finish() for task in tasks}
-    if s.semantic and not at_output and output != image:
-        scores = results["sem_seg"]
-        results["sem_seg"] = F.interpolate(scores[None], output, mode="bilinear", align_corners=False)[0]
+        for part in parts.values():
+            part.add(queries, masks)
+    results: dict[str, Any] = {task.output: part.finish() for task, part in parts.items()}
+    if Task.SEMANTIC in s.tasks and size != output:
+        scores = results[Task.SEMANTIC.output]
+        results[Task.SEMANTIC.output] = F.interpolate(scores[None], output, mode="bilinear", align_corners=False)[0]
     return results
 
 
@@ -157,9 +159,7 @@ def _rows(queries: Sequence[int], wanted: Sequence[int], device: torch.device) -
 class _Semantic:
     """Sum over queries of class score x mask probability (MaskFormer, section 3.4); not normalised over classes."""
 
-    name = "sem_seg"
-
-    def __init__(self, class_scores: Tensor) -> None:
+    def __init__(self, class_scores: Tensor, host_scores: Tensor, s: Settings) -> None:
         self.scores = class_scores[:, :-1].float()
         self.queries: Sequence[int] = range(len(class_scores))
 
@@ -178,13 +178,11 @@ class _Semantic:
 class _Instance:
     """The `topk` best pairs of query and class; a pair's score is class score x mean probability inside its mask."""
 
-    name = "instances"
-
-    def __init__(self, scores: Tensor, device: torch.device, s: Settings) -> None:
-        self.device, self.threshold = device, s.score_threshold
-        best, labels, rows = best_pairs(scores, s.topk)
+    def __init__(self, class_scores: Tensor, host_scores: Tensor, s: Settings) -> None:
+        self.device, self.threshold = class_scores.device, s.score_threshold
+        best, labels, rows = best_pairs(host_scores, s.topk)
         # With panoptic results the classes that are stuff are dropped, after the top-k as in the reference.
-        keep = torch.tensor([not s.panoptic or s.is_thing(c) for c in labels.tolist()], dtype=torch.bool)
+        keep = torch.tensor([Task.PANOPTIC not in s.tasks or s.is_thing(c) for c in labels.tolist()], dtype=torch.bool)
         keep &= best >= self.threshold  # the mask's factor is at most 1
         self.scores, self.labels, self.rows = best[keep], labels[keep], rows[keep]
         self.queries: Sequence[int] = sorted(set(self.rows.tolist()))
@@ -226,12 +224,10 @@ class _Instance:
 class _Panoptic:
     """Each pixel goes to the query with the largest class score x mask probability (MaskFormer, section 3.4)."""
 
-    name = "panoptic_seg"
-
-    def __init__(self, scores: Tensor, device: torch.device, s: Settings) -> None:
-        self.device, self.settings = device, s
-        best, labels = scores.max(-1)
-        keep = (labels != scores.shape[1] - 1) & (best > s.object_mask_threshold)
+    def __init__(self, class_scores: Tensor, host_scores: Tensor, s: Settings) -> None:
+        self.device, self.settings = class_scores.device, s
+        best, labels = host_scores.max(-1)
+        keep = (labels != host_scores.shape[1] - 1) & (best > s.object_mask_threshold)
         self.queries: Sequence[int] = keep.nonzero().flatten().tolist()
         self.scores, self.labels = best[keep], labels[keep].tolist()
 
@@ -304,3 +300,7 @@ class _Panoptic:
             if not thing:
                 stuff[label] = segment
         return ids, segments
+
+
+_Part = _Semantic | _Instance | _Panoptic
+_PARTS: dict[Task, type[_Part]] = {Task.SEMANTIC: _Semantic, Task.PANOPTIC: _Panoptic, Task.INSTANCE: _Instance}

@@ -25,6 +25,7 @@ from mask2former.evaluation import (
     builder,
     register_evaluator,
 )
+from mask2former.structures.task import Task
 
 HEIGHT, WIDTH = 8, 12
 
@@ -174,22 +175,22 @@ def test_plain_types(cfg: CfgNode, register: Callable[..., str], tmp_path: Path,
 def test_the_table_of_the_reference() -> None:
     """evaluator_type x what the model predicts."""
     everything = {
-        "SEMANTIC_ON": builder.semantic_iou,
-        "INSTANCE_ON": builder.instance_ap,
-        "PANOPTIC_ON": builder.panoptic_quality,
+        Task.SEMANTIC: builder.semantic_iou,
+        Task.INSTANCE: builder.instance_ap,
+        Task.PANOPTIC: builder.panoptic_quality,
     }
-    cityscapes = {"SEMANTIC_ON": builder.cityscapes_iou, "INSTANCE_ON": builder.cityscapes_ap}
+    cityscapes = {Task.SEMANTIC: builder.cityscapes_iou, Task.INSTANCE: builder.cityscapes_ap}
     expected = {
-        "sem_seg": {"SEMANTIC_ON": builder.semantic_iou},
-        "coco": {"INSTANCE_ON": builder.instance_ap},
-        "lvis": {"INSTANCE_ON": builder.lvis_ap},
+        "sem_seg": {Task.SEMANTIC: builder.semantic_iou},
+        "coco": {Task.INSTANCE: builder.instance_ap},
+        "lvis": {Task.INSTANCE: builder.lvis_ap},
         "coco_panoptic_seg": everything,
         "ade20k_panoptic_seg": everything,
         "mapillary_vistas_panoptic_seg": everything,
-        "cityscapes_sem_seg": {"SEMANTIC_ON": builder.cityscapes_iou},
-        "cityscapes_instance": {"INSTANCE_ON": builder.cityscapes_ap},
-        "cityscapes_panoptic_seg": {**cityscapes, "PANOPTIC_ON": builder.panoptic_quality},
-        "ytvis": {"INSTANCE_ON": builder.video_ap},
+        "cityscapes_sem_seg": {Task.SEMANTIC: builder.cityscapes_iou},
+        "cityscapes_instance": {Task.INSTANCE: builder.cityscapes_ap},
+        "cityscapes_panoptic_seg": {**cityscapes, Task.PANOPTIC: builder.panoptic_quality},
+        "ytvis": {Task.INSTANCE: builder.video_ap},
     }
     registered = builder._FACTORIES
     assert registered == expected
@@ -257,3 +258,6 @@ def test_a_new_type(cfg: CfgNode, register: Callable[..., str], monkeypatch: pyt
     assert requests[0].dataset_name == name
     with pytest.raises(ValueError, match="SEMANTIC_ON"):
         register_evaluator("new", "OTHER_ON", make)
+    assert builder._FACTORIES["new"] == {Task.PANOPTIC: make}
+    register_evaluator("new", Task.SEMANTIC, make)
+    assert set(builder._FACTORIES["new"]) == {Task.PANOPTIC, Task.SEMANTIC}

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from mask2former.modeling import postprocess as module
 from mask2former.modeling.postprocess import Settings, postprocess, postprocess_clip, resize_masks
 from mask2former.structures.masks import boxes_from_masks
+from mask2former.structures.task import IMAGE_TASKS
 
 PADDED, IMAGE, OUTPUT = (32, 48), (30, 41), (23, 37)
+SEMANTIC, INSTANCE, PANOPTIC = (frozenset({task}) for task in IMAGE_TASKS)
 
 
 def random_case(seed: int, queries: int = 9, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,9 +57,7 @@ def slow_panoptic(scores: torch.Tensor, masks: torch.Tensor, s: Settings) -> tup
 @settings(max_examples=50, deadline=None)
 def test_panoptic_equals_the_slow_one(seed: int, score: float, overlap: float) -> None:
     scores, masks = random_case(seed)
-    s = Settings(
-        semantic=False, panoptic=True, object_mask_threshold=score, overlap_threshold=overlap, things=frozenset({0, 2})
-    )
+    s = Settings(PANOPTIC, object_mask_threshold=score, overlap_threshold=overlap, things=frozenset({0, 2}))
     ids, segments = run(scores, masks, s)["panoptic_seg"]
     expected_ids, expected = slow_panoptic(scores, masks, s)
     assert [(x["id"], x["isthing"], x["category_id"]) for x in segments] == expected
@@ -69,7 +69,7 @@ def test_panoptic_equals_the_slow_one(seed: int, score: float, overlap: float) -
 @settings(max_examples=40, deadline=None)
 def test_instances_equal_the_slow_ones(seed: int, topk: int, panoptic: bool) -> None:
     scores, masks = random_case(seed)
-    s = Settings(semantic=False, instance=True, panoptic=panoptic, topk=topk, things=frozenset({1, 3}))
+    s = Settings(INSTANCE | PANOPTIC if panoptic else INSTANCE, topk=topk, things=frozenset({1, 3}))
     ours = run(scores, masks, s)["instances"]
     logits = resize_masks(masks, PADDED, IMAGE, OUTPUT)
     flat = sorted(((float(scores[q, c]), q, c) for q in range(9) for c in range(4)), reverse=True)[:topk]
@@ -96,7 +96,7 @@ def test_semantic_equals_the_slow_one(at_output: bool) -> None:
 
 def test_results_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     scores, masks = random_case(5)
-    s = Settings(instance=True, panoptic=True, object_mask_threshold=0.2)
+    s = Settings(SEMANTIC | INSTANCE | PANOPTIC, object_mask_threshold=0.2)
     whole = run(scores, masks, s)
     monkeypatch.setattr(module, "_CHUNK", 2 * PADDED[0] * PADDED[1])
     parts = run(scores, masks, s)
@@ -109,7 +109,7 @@ def test_results_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_nothing_found() -> None:
     scores = torch.tensor([[0.0, 0.0, 1.0]] * 3)
-    s = Settings(instance=True, panoptic=True, score_threshold=0.5, object_mask_threshold=0.5)
+    s = Settings(SEMANTIC | INSTANCE | PANOPTIC, score_threshold=0.5, object_mask_threshold=0.5)
     result = run(scores, torch.full((3, 8, 12), -5.0), s)
     assert result["panoptic_seg"][1] == [] and not result["panoptic_seg"][0].any()
     assert len(result["instances"]) == 0 and result["instances"].pred_masks.shape == (0, *OUTPUT)
@@ -118,7 +118,7 @@ def test_nothing_found() -> None:
 def test_score_threshold_uses_the_final_score() -> None:
     scores = torch.tensor([[0.9, 0.1], [0.6, 0.4]])
     masks = torch.stack((torch.full((8, 12), 0.2), torch.full((8, 12), 9.0)))  # in-mask probability 0.55 and 1.0
-    kept = run(scores, masks, Settings(semantic=False, instance=True, score_threshold=0.55))["instances"]
+    kept = run(scores, masks, Settings(INSTANCE, score_threshold=0.55))["instances"]
     assert kept.scores.tolist() == pytest.approx([0.6], abs=1e-3)
 
 
@@ -157,17 +157,17 @@ def test_thresholds_are_inclusive_or_not_as_documented() -> None:
     scores = torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25]])
     size = (8, 12)
     masks = torch.full((2, 8, 12), 30.0)
-    s = Settings(semantic=False, panoptic=True, object_mask_threshold=0.5)
+    s = Settings(PANOPTIC, object_mask_threshold=0.5)
     assert postprocess(scores, scores, masks, size, size, size, s)["panoptic_seg"][1] == []  # higher, not equal
     clip = postprocess_clip(scores, masks[:, None], size, size, size, topk=4, threshold=0.5)
     assert clip["pred_scores"] == [0.5, 0.5]  # equal is enough
     zero = postprocess_clip(scores, 0 * masks[:, None], size, size, size, topk=1, threshold=0.0)
     assert not zero["pred_masks"][0].any()  # a logit of zero is outside
-    s = Settings(semantic=False, instance=True, topk=1)
+    s = Settings(INSTANCE, topk=1)
     instances = postprocess(scores, scores, 0 * masks, size, size, size, s)["instances"]
     assert not instances.pred_masks.any() and instances.scores.tolist() == [0.0]
     # In panoptic results a probability of exactly one half is inside, and of equal queries the first one wins.
-    s = Settings(semantic=False, panoptic=True)
+    s = Settings(PANOPTIC)
     ids, segments = postprocess(scores, scores, 0 * masks, size, size, size, s)["panoptic_seg"]
     assert (ids == 1).all() and [x["category_id"] for x in segments] == [0] and segments[0]["score"] == 0.5
 
@@ -178,7 +178,7 @@ def test_segment_with_just_enough_left_is_kept(overlap: float, kept: int) -> Non
     scores = torch.tensor([[0.9, 0.0, 0.1], [0.0, 0.6, 0.4]])
     masks = torch.full((2, 8, 8), -30.0)
     masks[0, :6], masks[1] = 30.0, 30.0
-    s = Settings(semantic=False, panoptic=True, overlap_threshold=overlap)
+    s = Settings(PANOPTIC, overlap_threshold=overlap)
     _, segments = postprocess(scores, scores, masks, (8, 8), (8, 8), (8, 8), s)["panoptic_seg"]
     assert [x["area"] for x in segments] == [48, 16][:kept]
 
@@ -189,7 +189,7 @@ def test_share_that_remains_counts_all_pixels_that_were_won() -> None:
     masks = torch.full((2, 8, 8), -3.0)
     masks[0, :2], masks[1, :4] = 30.0, 30.0
     masks[1, 4:] = -1.0
-    s = Settings(semantic=False, panoptic=True, overlap_threshold=0.8)
+    s = Settings(PANOPTIC, overlap_threshold=0.8)
     ids, segments = postprocess(scores, scores, masks, (8, 8), (8, 8), (8, 8), s)["panoptic_seg"]
     # The second wins 16 pixels of its 32 and 32 outside it: 48 / 32 is above the threshold, its area is 16.
     assert [x["area"] for x in segments] == [16, 16] and not ids[4:].any()
@@ -200,7 +200,7 @@ def test_segments_of_one_stuff_class_are_one() -> None:
     masks = torch.full((4, 8, 8), -30.0)
     for q in range(4):
         masks[q, 2 * q : 2 * q + 2] = 30.0
-    s = Settings(semantic=False, panoptic=True, things=frozenset({1}))
+    s = Settings(PANOPTIC, things=frozenset({1}))
     ids, segments = postprocess(scores, scores, masks, (8, 8), (8, 8), (8, 8), s)["panoptic_seg"]
     assert ids[:, 0].tolist() == [1, 1, 1, 1, 2, 2, 3, 3]
     assert [(x["id"], x["isthing"], x["area"]) for x in segments] == [(1, False, 32), (2, True, 16), (3, True, 16)]
@@ -211,7 +211,7 @@ def test_score_threshold_of_a_low_value() -> None:
     scores = torch.tensor([[0.9, 0.1], [0.3, 0.7]])
     masks = torch.full((2, 8, 12), 9.0)
     masks[1] = 0.1  # 0.3 x 0.52 is below 0.25, 0.3 alone is not
-    kept = run(scores, masks, Settings(semantic=False, instance=True, score_threshold=0.25))["instances"]
+    kept = run(scores, masks, Settings(INSTANCE, score_threshold=0.25))["instances"]
     assert len(kept) == 1
 
 
@@ -221,7 +221,7 @@ def test_score_of_an_instance_is_the_mean_inside_its_mask() -> None:
     masks = torch.full((2, 8, 12), -1.0)
     masks[0, 3, 4] = 1.0
     size = (8, 12)
-    s = Settings(semantic=False, instance=True)
+    s = Settings(INSTANCE)
     instances = postprocess(scores, scores, masks, size, size, size, s)["instances"]
     assert instances.scores.tolist() == pytest.approx([0.5 * torch.tensor(1.0).sigmoid().item(), 0.0], abs=1e-4)
     assert instances.pred_boxes.tensor.tolist() == [[4, 3, 5, 4], [0, 0, 0, 0]]
@@ -246,15 +246,15 @@ def test_where_semantic_scores_are_resized() -> None:
     inside = run(scores, masks, Settings())["sem_seg"]
     outside = run(scores, masks, Settings(semantic_at_output_size=True))["sem_seg"]
     assert inside.shape == outside.shape == (4, *OUTPUT) and not torch.allclose(inside, outside, atol=1e-4)
-    for s in (Settings(instance=True), Settings(panoptic=True)):
+    for s in (Settings(SEMANTIC | INSTANCE), Settings(SEMANTIC | PANOPTIC)):
         torch.testing.assert_close(run(scores, masks, s)["sem_seg"], outside)
 
 
 def test_instances_of_stuff_are_dropped_with_panoptic_results_only() -> None:
     scores, masks = random_case(6)
     things = frozenset({1})
-    alone = run(scores, masks, Settings(semantic=False, instance=True, topk=20, things=things))["instances"]
-    both = run(scores, masks, Settings(semantic=False, instance=True, panoptic=True, topk=20, things=things))
+    alone = run(scores, masks, Settings(INSTANCE, topk=20, things=things))["instances"]
+    both = run(scores, masks, Settings(INSTANCE | PANOPTIC, topk=20, things=things))
     assert len(alone) == 20 and set(alone.pred_classes.tolist()) == {0, 1, 2, 3}
     assert set(both["instances"].pred_classes.tolist()) == {1}
 

@@ -1,0 +1,38 @@
+"""What a model predicts: the one list of it, which config, post-processing, results and evaluation read."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from detectron2.config import CfgNode
+
+
+class Task(str, Enum):
+    """A kind of prediction. Members equal their names as strings: `Task.INSTANCE == "instance"`."""
+
+    SEMANTIC = "semantic"
+    INSTANCE = "instance"
+    PANOPTIC = "panoptic"
+    VIDEO = "video"  # instances with an identity throughout a video; in a config the switch of instances stands for it
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def switch(self) -> str:
+        """Return the key below MODEL.MASK_FORMER.TEST that turns this task of an image on."""
+        return f"{self.name}_ON"
+
+    @property
+    def output(self) -> str:
+        """Return the key of this task of an image in the output of a detectron2 model."""
+        return {Task.SEMANTIC: "sem_seg", Task.INSTANCE: "instances", Task.PANOPTIC: "panoptic_seg"}[self]
+
+
+IMAGE_TASKS = (Task.SEMANTIC, Task.INSTANCE, Task.PANOPTIC)
+"""The tasks of an image, each with a switch in the config."""
+
+
+def tasks_of(cfg: CfgNode) -> frozenset[Task]:
+    """Return the tasks that MODEL.MASK_FORMER.TEST turns on."""
+    return frozenset(task for task in IMAGE_TASKS if cfg.MODEL.MASK_FORMER.TEST[task.switch])
