@@ -144,12 +144,13 @@ class MaskFormer(MaskClassifier):
             "score_threshold": cfg.TEST.SCORE_THRESHOLD,
         }
 
-    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Any:
+    def forward(self, batched_inputs: Sequence[Mapping[str, Any]], settings: Settings | None = None) -> Any:
         """Losses in training, results otherwise.
 
         Args:
             batched_inputs: per image {"image": uint8 (3, H, W)}; optional "height", "width" (size of the results,
                 default that of the image); in training "instances" with `gt_classes` (N,), `gt_masks` bool (N, H, W).
+            settings: of the results of this call; None: those of the model.
 
         Returns:
             In training a dict of weighted losses. Otherwise per image a dict with "sem_seg" (K, h, w),
@@ -160,7 +161,7 @@ class MaskFormer(MaskClassifier):
         outputs = self.sem_seg_head(self.backbone(images.tensor))
         if self.training:
             return self.weighted_losses(outputs, [self._target(x, images) for x in batched_inputs])
-        return self._results(outputs, batched_inputs, images)
+        return self._results(outputs, batched_inputs, images, settings or self.settings)
 
     def preprocess(self, batched_inputs: Sequence[Mapping[str, Any]]) -> ImageList:
         """Batch on the device, normalise, pad right and below with zeros: (B, 3, H, W) and the images' sizes."""
@@ -183,16 +184,20 @@ class MaskFormer(MaskClassifier):
         }
 
     def _results(
-        self, outputs: Mapping[str, Tensor], batched_inputs: Sequence[Mapping[str, Any]], images: ImageList
+        self,
+        outputs: Mapping[str, Tensor],
+        batched_inputs: Sequence[Mapping[str, Any]],
+        images: ImageList,
+        settings: Settings,
     ) -> list[dict[str, Any]]:
         scores, masks = class_scores_and_masks(outputs)
-        host_scores = to_cpu(scores) if self.settings.objects else scores
+        host_scores = to_cpu(scores) if settings.objects else scores
         results = []
         for i, (record, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
             output = (int(record.get("height", size[0])), int(record.get("width", size[1])))
             padded = (images.tensor.shape[-2], images.tensor.shape[-1])
             image = (int(size[0]), int(size[1]))
-            results.append(postprocess(scores[i], host_scores[i], masks[i], padded, image, output, self.settings))
+            results.append(postprocess(scores[i], host_scores[i], masks[i], padded, image, output, settings))
         return results
 
 

@@ -12,6 +12,8 @@ A video model (or, frame by frame, an image model) follows objects: `Segmenter.l
 
 from __future__ import annotations
 
+import copy
+import inspect
 import logging
 import os
 import time
@@ -37,6 +39,7 @@ from .data import register_from_config
 from .data.image_io import ImageSource, load_image
 from .maskformer_model import MaskFormer
 from .model_source import dataset_classes, locate_model, stored_classes
+from .modeling.postprocess import Settings
 from .results import Result
 from .structures.classes import ClassTable
 from .structures.task import IMAGE_TASKS, Task, tasks_of
@@ -55,7 +58,7 @@ class Segmenter:
     """A segmentation model ready to be called on pictures.
 
     Pictures are resized as in evaluation (INPUT.MIN_SIZE_TEST, INPUT.MAX_SIZE_TEST); results have the size of
-    the picture. One call at a time: not for several threads at once.
+    the picture. The model is not changed, so that several segmenters, also in several threads, may share one.
     """
 
     def __init__(
@@ -75,7 +78,8 @@ class Segmenter:
         """
         Args:
             model: takes list[dict] with "image" uint8 (3, H, W), "height", "width" and returns detectron2's
-                segmentation outputs, as all models of this package do. It is moved to the device, in eval.
+                segmentation outputs, as all models of this package do. A model that is in training mode or elsewhere
+                than on `device` is copied (`model` of the segmenter); the copy shares the weights on the device.
             cfg: gives test sizes, channel order and classes; without it `min_size`, `max_size` (shorter and
                 longest side in pixels; 0: keep the size), RGB and `classes` hold.
             classes: names of the model's classes, when the config's test dataset does not know them.
@@ -103,7 +107,10 @@ class Segmenter:
             if first is not None
             else torch.device("cpu")
         )
-        self.model = model.to(self.device).eval()
+        self.model = _ready(model, self.device)
+        # Settings go with each call to models that take them: others may use the same model with settings of their own.
+        arguments = inspect.signature(model.forward).parameters
+        self._takes_settings = isinstance(model, MaskFormer) and "settings" in arguments
         self.cfg = cfg
         self.classes = _class_table(cfg, classes)
         self._amp_dtype = amp_dtype(amp, self.device)
@@ -166,9 +173,7 @@ class Segmenter:
         if classes is None:
             _register_own_datasets(cfg)
         table = _class_table(cfg, classes)
-        _set_datasets(cfg, table)
-        validate_config(cfg, training=False)
-        model = build_model(cfg)
+        model = _build(cfg, table)
         _load_weights(model, weights)
         return cls(model, cfg, classes=table, device=chosen, task=task, **options)
 
@@ -299,9 +304,9 @@ class Segmenter:
         self, arrays: list[np.ndarray], paths: list[Path | None], threshold: float, resize: T.ResizeShortestEdge
     ) -> list[Result]:
         start = time.perf_counter()
-        self._drop_early(threshold)
+        options = self._options(threshold)
         with torch.inference_mode(), self._autocast():
-            outputs = self.model([self._prepare(array, resize) for array in arrays])
+            outputs = self.model([self._prepare(array, resize) for array in arrays], **options)
             results = [
                 Result.from_output(
                     array, self._wanted(output), self.classes, score_threshold=threshold, path=path
@@ -309,15 +314,14 @@ class Segmenter:
                 for array, output, path in zip(arrays, outputs, paths, strict=True)
             ]
         seconds = (time.perf_counter() - start) / len(arrays)
-        for result in results:
-            object.__setattr__(result, "seconds", seconds)
-        return results
+        return [replace(result, seconds=seconds) for result in results]
 
-    def _drop_early(self, threshold: float) -> None:
-        """Let the model leave out what the threshold drops anyway, before its masks are resized."""
-        if isinstance(self.model, MaskFormer) and self.cfg is not None:
-            lowest = max(threshold, self.cfg.TEST.SCORE_THRESHOLD)
-            self.model.settings = replace(self.model.settings, score_threshold=lowest)
+    def _options(self, threshold: float) -> dict[str, Any]:
+        """Return settings by which the model leaves out what the threshold drops anyway, before masks are resized."""
+        if not self._takes_settings:
+            return {}
+        settings: Settings = self.model.settings  # type: ignore[assignment]
+        return {"settings": replace(settings, score_threshold=max(threshold, settings.score_threshold))}
 
     def _prepare(self, array: np.ndarray, resize: T.ResizeShortestEdge) -> dict[str, Any]:
         """(H, W, 3) uint8 RGB -> detectron2's input: resized (3, h, w) uint8, and the size to return to."""
@@ -348,6 +352,16 @@ class Segmenter:
 
 
 # ------------------------------------------------------------------ helpers of load
+def _ready(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return the model if it is on the device in evaluation mode, else a copy that is; it shares weights there."""
+    tensors = [*model.parameters(), *model.buffers()]
+    there = [t for t in tensors if t.device.type == device.type and device.index in (None, t.device.index)]
+    if len(there) == len(tensors) and not any(part.training for part in model.modules()):
+        return model
+    # deepcopy takes over what its memo holds.
+    return copy.deepcopy(model, {id(t): t for t in there}).to(device).eval()
+
+
 def _checked_threshold(value: float) -> float:
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"a score threshold lies between 0 and 1, not {value}")
@@ -393,15 +407,18 @@ def _register_own_datasets(cfg: CfgNode) -> None:
         logger.info("class names are not taken from the datasets of the config: %s", error)
 
 
-def _set_datasets(cfg: CfgNode, table: ClassTable) -> None:
-    """Predicting needs no dataset, only to know which classes are things: from the dataset or the table."""
+def _build(cfg: CfgNode, table: ClassTable) -> nn.Module:
+    """Build the model. Predicting needs no dataset, only to know which classes are things: from it, or the table."""
     cfg.DATASETS.TEST = ()
-    if any(name in MetadataCatalog for name in cfg.DATASETS.TRAIN[:1]):
-        return
-    things = {table.dataset_ids[k]: k for k in range(len(table)) if table.is_thing[k]}
-    name = f"mask2former/{abs(hash(table)):x}"
-    MetadataCatalog.get(name).set(thing_dataset_id_to_contiguous_id=things)
-    cfg.DATASETS.TRAIN = (name,)
+    known = any(name in MetadataCatalog for name in cfg.DATASETS.TRAIN[:1])
+    if not known:
+        cfg.DATASETS.TRAIN = ()
+    validate_config(cfg, training=False)
+    model = build_model(cfg)
+    if isinstance(model, MaskFormer) and not known:
+        things = frozenset(k for k, thing in enumerate(table.is_thing) if thing)
+        model.settings = replace(model.settings, things=things)
+    return model
 
 
 def _load_weights(model: nn.Module, weights: str | os.PathLike[str]) -> None:

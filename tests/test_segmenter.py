@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from PIL import Image
 
+from mask2former.config import load_config
+from mask2former.modeling.postprocess import postprocess
 from mask2former.segmenter import Segmenter, select_device
+from mask2former.structures.classes import ClassTable
 
 from .stub_model import ALL_PARTS, StubModel, grey_tensor
 
@@ -183,12 +188,26 @@ def test_amp_runs_the_model_under_autocast() -> None:
         segmenter(amp="int8")
 
 
-def test_ready_model_needs_class_names_and_is_put_into_eval_mode() -> None:
+def test_ready_model_needs_class_names() -> None:
     with pytest.raises(ValueError, match="classes"):
         Segmenter(StubModel())
-    model = StubModel().train()
+    segment = Segmenter(StubModel().eval(), classes=("a", "b"))
+    assert "StubModel" in repr(segment) and "2 classes" in repr(segment)
+
+
+def test_the_given_model_is_not_changed() -> None:
+    model = StubModel()
+    model.part = torch.nn.Dropout().eval()
     segment = Segmenter(model, classes=("a", "b"))
-    assert not model.training and "StubModel" in repr(segment) and "2 classes" in repr(segment)
+    assert model.training and not model.part.training
+    assert not any(part.training for part in segment.model.modules())
+    assert segment.model.weight is model.weight  # a copy in evaluation mode follows a training
+    model.eval()
+    assert Segmenter(model, classes=("a", "b")).model is model
+    elsewhere = Segmenter(model, classes=("a", "b"), device="meta")
+    assert elsewhere.model.weight.device.type == "meta" and model.weight.device.type == "cpu"
+    model.part.train()  # one part is enough
+    assert not Segmenter(model, classes=("a", "b")).model.part.training and model.part.training
 
 
 def test_devices() -> None:
@@ -206,7 +225,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from detectron2.modeling import build_model
 
     from mask2former.checkpoint.writing import save_safetensors
-    from mask2former.config import load_config
 
     folder = tmp_path_factory.mktemp("tiny")
     cfg = load_config(CONFIG, [*TINY, "MODEL.DEVICE", "cpu"])
@@ -249,6 +267,61 @@ def test_folder_of_a_training_and_one_task(tiny: Path) -> None:
             np.testing.assert_array_equal(part.instances.masks, whole.instances.masks)
         if task == "panoptic":
             np.testing.assert_array_equal(part.panoptic.map, whole.panoptic.map)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_segmenters_of_one_model_have_settings_of_their_own(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, order: tuple[int, int]
+) -> None:
+    """Two threads meet inside the model, after each has called it and before either makes results."""
+    model = Segmenter.load(str(tiny), device="cpu").model
+    settings, picture = model.settings, grey_tensor(60, 90)
+    options = {"classes": ClassTable.numbered(133), "min_size": 64, "max_size": 128}
+    every = Segmenter(model, score_threshold=0.0, **options)(picture).instances.scores
+    thresholds = (0.0, float(every[len(every) // 2]))
+    used: dict[str, float] = {}
+
+    def postprocess_and_note(*arguments: Any) -> Any:
+        used[threading.current_thread().name] = arguments[-1].score_threshold
+        return postprocess(*arguments)
+
+    monkeypatch.setattr("mask2former.maskformer_model.postprocess", postprocess_and_note)
+    meeting = threading.Barrier(2)
+
+    def meet(*_: Any) -> None:
+        meeting.wait(120)
+
+    hook = model.backbone.register_forward_pre_hook(meet)
+    segmenters = [Segmenter(model, score_threshold=thresholds[i], **options) for i in order]
+    counts: dict[str, int] = {}
+
+    def run(segment: Segmenter) -> None:
+        counts[threading.current_thread().name] = len(segment(picture).instances)
+
+    named = zip(order, segmenters, strict=True)
+    threads = [threading.Thread(target=run, args=(segment,), name=str(i)) for i, segment in named]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    hook.remove()
+    assert used == {"0": thresholds[0], "1": thresholds[1]}
+    assert counts["0"] == len(every) and 0 < counts["1"] < len(every)
+    assert model.settings is settings
+
+
+def test_loading_registers_no_dataset_and_takes_things_from_the_classes(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").symlink_to(tiny / "model.safetensors")
+    cfg = load_config(tiny / "config.yaml")
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("a_dataset_of_another_machine",)
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    rows = [{"id": k, "name": f"kind {k}", "isthing": int(k < 3)} for k in range(133)]
+    (tmp_path / "classes.json").write_text(json.dumps(rows))
+    before = set(MetadataCatalog)
+    segment = Segmenter.load(str(tmp_path), device="cpu", score_threshold=0.0)
+    assert set(MetadataCatalog) == before
+    assert segment.model.settings.things == {0, 1, 2}
+    assert set(segment(grey_tensor(60, 90)).instances.labels.tolist()) <= {0, 1, 2}
 
 
 def test_class_names_beside_the_weights_are_used(tiny: Path, tmp_path: Path) -> None:

@@ -12,29 +12,36 @@ VOID = 255  # "no class" in 8-bit semantic maps
 
 
 @dataclass(frozen=True)
-class ClassTable:
+class _Columns:
+    names: tuple[str, ...]
+    is_thing: tuple[bool, ...]
+    colors: tuple[Color, ...]
+    dataset_ids: tuple[int, ...]
+
+
+class ClassTable(_Columns):
     """Names, colours and ids of the K classes of a model; class k is entry k of each tuple.
 
     `dataset_ids` are the category ids written to COCO files; k + 1 where the dataset does not say.
     """
 
-    names: tuple[str, ...]
-    is_thing: tuple[bool, ...] = ()
-    colors: tuple[Color, ...] = ()
-    dataset_ids: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        count = len(self.names)
-        defaults = {
-            "is_thing": (True,) * count,
-            "colors": tuple(color_of(k) for k in range(count)),
-            "dataset_ids": tuple(range(1, count + 1)),
-        }
-        for name, default in defaults.items():
-            if not getattr(self, name):
-                object.__setattr__(self, name, default)
-            if len(getattr(self, name)) != count:
-                raise ValueError(f"{count} class names but {len(getattr(self, name))} entries in {name}")
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        is_thing: tuple[bool, ...] = (),
+        colors: tuple[Color, ...] = (),
+        dataset_ids: tuple[int, ...] = (),
+    ) -> None:
+        count = len(names)
+        for column, entries in (("is_thing", is_thing), ("colors", colors), ("dataset_ids", dataset_ids)):
+            if len(entries) not in (0, count):
+                raise ValueError(f"{count} class names but {len(entries)} entries in {column}")
+        super().__init__(
+            names,
+            is_thing or (True,) * count,
+            colors or tuple(color_of(k) for k in range(count)),
+            dataset_ids or tuple(range(1, count + 1)),
+        )
 
     def __len__(self) -> int:
         return len(self.names)

@@ -55,6 +55,7 @@ class ShapeModel(nn.Module):
         self.classes, self.alike, self.stop_at = classes, alike, stop_at
         self.lengths: list[int] = []
         self.weight = nn.Parameter(torch.ones(2))
+        self.eval()
 
     def preprocess(self, frames: Sequence[Tensor]) -> tuple[Tensor, tuple[int, int]]:
         return torch.stack(list(frames)).float(), (HEIGHT, WIDTH)
