@@ -25,6 +25,7 @@ class MaskFormerHead(nn.Module):
         transformer_in_feature: what the decoder reads: "multi_scale_pixel_decoder" (three levels),
             "transformer_encoder" (the coarsest encoded map), "pixel_embedding" (the mask features), or a
             backbone map by name.
+        loss_weight, ignore_value: attributes as other heads have them; the criterion weights the losses of masks.
     """
 
     @configurable
@@ -42,9 +43,8 @@ class MaskFormerHead(nn.Module):
         super().__init__()
         self.in_features = sorted(input_shape, key=lambda name: input_shape[name].stride)
         self.num_classes = num_classes
-        self.ignore_value = ignore_value
-        self.loss_weight = loss_weight
-        self.common_stride = 4
+        # Not read here: meta-architectures around heads of detectron2 read them from any head.
+        self.ignore_value, self.loss_weight, self.common_stride = ignore_value, loss_weight, 4
         self.pixel_decoder = pixel_decoder
         self.predictor = transformer_predictor
         self.transformer_in_feature = transformer_in_feature
