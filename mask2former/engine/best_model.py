@@ -1,15 +1,18 @@
-"""Evaluation results: a table to read, a file to keep, and the best model so far."""
+"""Evaluation of the datasets of a config: a table to read, a file to keep, and the best model so far."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.utils import comm
 from torch import nn
 
 from ..checkpoint.writing import save_safetensors
@@ -24,6 +27,62 @@ MAIN_METRICS = (("panoptic_seg", "PQ"), ("segm", "AP"), ("sem_seg", "mIoU"))
 def by_dataset(results: Mapping[str, Any], names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
     """Undo detectron2's short form, which leaves out the data set's name when there is one only."""
     return {names[0]: results} if len(names) == 1 else {name: results.get(name, {}) for name in names}
+
+
+class Builders(Protocol):
+    """What builds the parts of an evaluation: a class such as `Trainer`."""
+
+    def build_test_loader(self, cfg: CfgNode, dataset_name: str) -> Any: ...
+    def build_evaluator(self, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator: ...
+
+
+def evaluate_datasets(
+    builders: Builders,
+    cfg: CfgNode,
+    model: nn.Module,
+    evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
+) -> OrderedDict[str, Any]:
+    """Evaluate `model` on each dataset of DATASETS.TEST.
+
+    Args:
+        evaluators: one for each dataset, by default those that `builders` makes.
+
+    Returns:
+        {dataset: {task: {metric: value}}}, with {} for a dataset that has no evaluator, and on all ranks but the first.
+
+    Raises:
+        ValueError: the number of evaluators is not that of the datasets.
+    """
+    names: Sequence[str] = cfg.DATASETS.TEST
+    if isinstance(evaluators, DatasetEvaluator):
+        evaluators = [evaluators]
+    if evaluators is not None and len(evaluators) != len(names):
+        raise ValueError(f"{len(evaluators)} evaluators were given for the {len(names)} datasets of DATASETS.TEST")
+    results: OrderedDict[str, Any] = OrderedDict()
+    for i, name in enumerate(names):
+        loader = builders.build_test_loader(cfg, name)
+        try:
+            evaluator = evaluators[i] if evaluators is not None else builders.build_evaluator(cfg, name)
+        except NotImplementedError as error:
+            logger.warning("No evaluation of %s: %s", name, error)
+            results[name] = {}
+            continue
+        results[name] = inference_on_dataset(model, loader, evaluator)
+        if comm.is_main_process():
+            print_csv_format(results[name])
+    return results
+
+
+def without_single_name(named: Mapping[str, Any]) -> OrderedDict[str, Any]:
+    """Return {dataset: results} in detectron2's short form: the results themselves where there is one dataset."""
+    return OrderedDict(next(iter(named.values())) if len(named) == 1 else named)
+
+
+def report_results(cfg: CfgNode, named: Mapping[str, Mapping[str, Any]], directory: str) -> None:
+    """Log {dataset: {task: {metric: value}}} and write it to OUTPUT_DIR/`directory`/metrics.json; on rank 0 only."""
+    if comm.is_main_process() and named:
+        logger.info("Evaluation:\n%s", format_results(named))
+        write_json(Path(cfg.OUTPUT_DIR) / directory / "metrics.json", named, nan="null", indent=1)
 
 
 def main_metric(results: Mapping[str, Mapping[str, Any]]) -> tuple[str, float] | None:

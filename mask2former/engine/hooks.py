@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 from detectron2.engine import HookBase
-from detectron2.engine.hooks import LRScheduler
+from detectron2.engine.hooks import EvalHook, LRScheduler
 from detectron2.utils import comm
 
 from .launch import StopSignal
@@ -74,6 +74,17 @@ class ScheduleHook(LRScheduler):
         super().before_train()
         groups = self._optimizer.param_groups
         self._best_param_group_id = max(range(len(groups)), key=lambda i: groups[i]["initial_lr"])
+
+
+class EvaluationHook(EvalHook):
+    """detectron2's evaluation hook, but it does not evaluate after a training that failed.
+
+    A rank that fails in the last iteration would otherwise evaluate alone, and wait for the others.
+    """
+
+    def after_train(self) -> None:
+        if self.trainer.iter >= self.trainer.max_iter:
+            super().after_train()
 
 
 class WeightAverageHook(HookBase):

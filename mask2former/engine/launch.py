@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,13 +24,13 @@ from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+from torch.utils.data import DataLoader
 
 from ..config import find_config, load_config
 from ..config_validation import validate_config
 from ..data import register_from_config
 
 logger = logging.getLogger(__name__)
-
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -135,9 +136,17 @@ class StopSignal:
             yield
 
 
-def ignore_stop_signals(worker_id: int) -> None:
-    """For a loader's `worker_init_fn`: a signal to the whole job must not take the data away before the main
-    process has saved. Workers end when the loader is closed or the main process is gone."""
+def keep_workers(loader: Any) -> Any:
+    """Let the workers of a DataLoader live through a signal to the whole job, until their rank has saved.
+
+    They end when the loader is closed or the rank is gone. A loader with a `worker_init_fn` is left as it is.
+    """
+    if isinstance(loader, DataLoader) and loader.worker_init_fn is None:
+        loader.worker_init_fn = _ignore_stop_signals
+    return loader
+
+
+def _ignore_stop_signals(worker_id: int) -> None:
     for number in _STOPS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -159,7 +168,6 @@ def passed_on_to_children() -> Iterator[list[int]]:
 
     with _handled_by(pass_on):
         yield received
-
 
 
 USER_ERRORS = (ValueError, FileNotFoundError)
@@ -189,16 +197,12 @@ def torchrun_place(environment: Mapping[str, str] | None = None) -> TorchrunPlac
         return None
     missing = [name for name in _VARIABLES if name not in environment]
     if missing:
-        raise ValueError(
-            f"torchrun's variables are incomplete, {', '.join(missing)} not set. Start with torchrun."
-        )
+        raise ValueError(f"torchrun's variables are incomplete, {', '.join(missing)} not set. Start with torchrun.")
     try:
         rank, world, local = (int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         local_world = int(environment.get("LOCAL_WORLD_SIZE", world))
     except ValueError as error:
-        raise ValueError(
-            f"torchrun's variables RANK, WORLD_SIZE and LOCAL_RANK must be numbers: {error}"
-        ) from error
+        raise ValueError(f"torchrun's variables RANK, WORLD_SIZE and LOCAL_RANK must be numbers: {error}") from error
     if not (0 <= rank < world and 0 <= local < local_world <= world):
         raise ValueError(
             f"torchrun's variables do not fit: RANK {rank} of {world}, LOCAL_RANK {local} of {local_world}"
@@ -298,10 +302,6 @@ def _check_gpus(args: argparse.Namespace) -> None:
             f"--machine-rank {args.machine_rank} do not fit together."
         )
     if args.num_machines > 1 and args.num_gpus == 0:
-        raise ValueError(
-            "--num-gpus 0 trains on this machine's CPU only; use torchrun for several CPU machines."
-        )
+        raise ValueError("--num-gpus 0 trains on this machine's CPU only; use torchrun for several CPU machines.")
     if torch.cuda.is_available() and args.num_gpus > torch.cuda.device_count():
-        raise ValueError(
-            f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()} GPUs."
-        )
+        raise ValueError(f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()} GPUs.")

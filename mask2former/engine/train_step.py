@@ -5,19 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import SimpleTrainer
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..utils.device import AMP_DTYPES, amp_dtype
-from .optimizer import check_same_parameters, clip_gradients
+from .optimizer import clip_gradients
 from .training_log import LossLog
 
 logger = logging.getLogger(__name__)
@@ -67,28 +66,23 @@ def select_precision(cfg: CfgNode) -> Precision:
 _SMALLEST_SCALE = 2.0**-20  # GradScaler starts at 2**16 and halves at each overflow
 
 
-class TrainStep(SimpleTrainer):
-    """detectron2's SimpleTrainer with accumulation, AMP and a guard, none of which waits for the GPU.
+class TrainStep:
+    """One optimizer step with accumulation, AMP and a guard, none of which waits for the GPU.
 
     A loss that is not finite is turned into gradients that are not finite, in backward. These reach all
     ranks in DistributedDataParallel's reduction, so every rank sees the same gradient norm, and the fused
     optimizer skips the step by a flag on the device. Weights, moments and step counts stay as they were.
 
     Args:
-        model: maps a list of samples to a dict of losses, already weighted.
-        data_loader: yields micro-batches; None if one is set later with `reset_data_loader`.
         accumulation_steps: micro-batches in one optimizer step; gradients are averaged over them.
         precision: format of the forward pass.
         clip_norm: largest norm of all gradients together, None for no limit.
         max_bad_steps: see `LossLog`.
-        log_period: losses are fetched every so many steps, and after step `max_iter`.
+        log_period: losses are fetched every so many iterations, and after iteration `max_iter`.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        data_loader: Iterable[list[dict[str, Any]]] | None,
-        optimizer: torch.optim.Optimizer,
         *,
         precision: Precision,
         max_iter: int,
@@ -98,48 +92,64 @@ class TrainStep(SimpleTrainer):
         max_bad_steps: int = 10,
         log_period: int = 20,
     ) -> None:
-        super().__init__(model, data_loader, optimizer, gather_metric_period=log_period)
         self.max_iter = max_iter
         self.precision = precision
         self.grad_scaler = precision.grad_scaler()
         self.log = LossLog(max_bad_steps, gradients_may_overflow=self.grad_scaler is not None)
         self._accumulation_steps = accumulation_steps
         self._clip_norm, self._norm_type = clip_norm, norm_type
-        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._log_period = log_period
 
-    def run_step(self) -> None:
-        """Take one optimizer step."""
-        if not self.model.training:
-            raise RuntimeError(
-                "The model was left in evaluation mode; a hook must call model.train() when it is done."
-            )
-        self.optimizer.zero_grad()
+    def run(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        batches: Iterator[list[dict[str, Any]]],
+        iteration: int,
+        after_backward: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Take one optimizer step.
+
+        Args:
+            model: maps a list of samples to a dict of losses, already weighted.
+            batches: micro-batches of this rank; `accumulation_steps` of them are taken.
+            iteration: number of this step, from 0.
+            after_backward: called when all gradients are there, before they are clipped.
+
+        Raises:
+            RuntimeError: the model is in evaluation mode.
+            FloatingPointError: too many steps were not finite, or fp16 overflows at every scale.
+        """
+        if not model.training:
+            raise RuntimeError("The model was left in evaluation mode; a hook must call model.train() when it is done.")
+        optimizer.zero_grad()
         losses: list[Tensor] = []
         names: tuple[str, ...] = ()
         files: list[str] = []
         waited = 0.0
         for micro_step in range(self._accumulation_steps):
             start = time.perf_counter()
-            batch = next(self._data_loader_iter)
+            batch = next(batches)
             waited += time.perf_counter() - start
             files += _file_names(batch)
-            with self._gradient_sync(last=micro_step == self._accumulation_steps - 1):
-                names, terms = self._forward_backward(batch)
+            with _gradient_sync(model, last=micro_step == self._accumulation_steps - 1):
+                names, terms = self._forward_backward(model, batch)
             losses.append(terms)
-        self.after_backward()
+        after_backward()
         if self.grad_scaler is not None:
-            self.grad_scaler.unscale_(self.optimizer)
-        grad_norm = clip_gradients(self._parameters, self._clip_norm, self._norm_type)
-        self._optimizer_step(grad_norm)
-        self.log.add(self.iter, names, torch.stack(losses).mean(0), grad_norm, files, waited)
-        if (self.iter + 1) % self.gather_metric_period == 0 or self.iter == self.max_iter - 1:
-            self.log.flush(self.iter)
+            self.grad_scaler.unscale_(optimizer)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        grad_norm = clip_gradients(parameters, self._clip_norm, self._norm_type)
+        self._optimizer_step(optimizer, grad_norm)
+        self.log.add(iteration, names, torch.stack(losses).mean(0), grad_norm, files, waited)
+        if (iteration + 1) % self._log_period == 0 or iteration == self.max_iter - 1:
+            self.log.flush(iteration)
             self._check_scale()
 
-    def _forward_backward(self, batch: list[dict[str, Any]]) -> tuple[tuple[str, ...], Tensor]:
-        """Gradients of one micro-batch; returns the names and the detached values (terms,) of its losses."""
+    def _forward_backward(self, model: nn.Module, batch: list[dict[str, Any]]) -> tuple[tuple[str, ...], Tensor]:
+        """Add the gradients of one micro-batch; return the names and detached values (terms,) of its losses."""
         with self.precision.autocast():
-            losses = self.model(batch)
+            losses = model(batch)
         if isinstance(losses, Tensor):
             losses = {"total_loss": losses}
         terms = torch.stack([value.float() for value in losses.values()])
@@ -151,22 +161,17 @@ class TrainStep(SimpleTrainer):
         total.backward(gradient=mark.to(total.dtype))
         return tuple(losses), terms.detach()
 
-    def _gradient_sync(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        if not last and isinstance(self.model, DistributedDataParallel):
-            return self.model.no_sync()
-        return contextlib.nullcontext()
-
-    def _optimizer_step(self, grad_norm: Tensor) -> None:
+    def _optimizer_step(self, optimizer: torch.optim.Optimizer, grad_norm: Tensor) -> None:
         if self.grad_scaler is not None:
-            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.step(optimizer)
             self.grad_scaler.update()
             return
         # The fused optimizers read this attribute, as GradScaler sets it: 1 means "change nothing".
-        self.optimizer.found_inf = (~torch.isfinite(grad_norm)).float()  # type: ignore[attr-defined]
+        optimizer.found_inf = (~torch.isfinite(grad_norm)).float()  # type: ignore[attr-defined]
         try:
-            self.optimizer.step()
+            optimizer.step()
         finally:
-            del self.optimizer.found_inf  # type: ignore[attr-defined]
+            del optimizer.found_inf  # type: ignore[attr-defined]
 
     def _check_scale(self) -> None:
         """Raise FloatingPointError when fp16 gradients overflow however small the loss is made."""
@@ -181,25 +186,27 @@ class TrainStep(SimpleTrainer):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        state = super().state_dict()
-        state["nonfinite_steps"] = self.log.bad_steps
+        """Return the number of skipped steps and the state of the loss scaler, if there is one."""
+        state: dict[str, Any] = {"nonfinite_steps": self.log.bad_steps}
         if self.grad_scaler is not None:
             state["grad_scaler"] = self.grad_scaler.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        check_same_parameters(self.optimizer, state["optimizer"])
-        super().load_state_dict(state)
+        """Restore what `state_dict` returned; other entries are ignored."""
         self.log.bad_steps = int(state.get("nonfinite_steps", 0))
         if self.grad_scaler is not None and "grad_scaler" in state:
             self.grad_scaler.load_state_dict(state["grad_scaler"])
 
 
+def _gradient_sync(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
+    """Leave the reduction over the ranks to the last micro-batch."""
+    if not last and isinstance(model, DistributedDataParallel):
+        return model.no_sync()
+    return contextlib.nullcontext()
+
+
 def _file_names(batch: Any) -> list[str]:
     """Names of the image files of a batch, as far as the samples carry them."""
     samples = batch if isinstance(batch, list) else []
-    return [
-        str(sample["file_name"])
-        for sample in samples
-        if isinstance(sample, Mapping) and "file_name" in sample
-    ]
+    return [str(sample["file_name"]) for sample in samples if isinstance(sample, Mapping) and "file_name" in sample]

@@ -1,4 +1,4 @@
-"""The trainer: detectron2's DefaultTrainer with exact resume, accumulation and weight averaging."""
+"""The trainer: detectron2's loop and hooks with exact resume, accumulation and EMA weights."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ import importlib.util
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
 from detectron2.engine import hooks as d2_hooks
-from detectron2.engine.train_loop import TrainerBase
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import EventStorage, EventWriter, JSONWriter, TensorboardXWriter
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
-from torch.utils.data import DataLoader
 
 from ..checkpoint import SafeCheckpointer, save_safetensors
 from ..config import micro_batch_size
@@ -29,9 +28,8 @@ from ..data import build_test_loader, build_train_loader
 from ..evaluation import build_evaluator
 from ..model_source import dataset_classes, store_classes
 from ..test_time_augmentation import with_tta
-from ..utils.file_io import write_json
 from ..video.windowed import windowed
-from .best_model import BestModel, by_dataset, format_results
+from .best_model import BestModel, evaluate_datasets, report_results, without_single_name
 from .distributed import (
     check_same_start,
     get_random_state,
@@ -40,16 +38,16 @@ from .distributed import (
     share_buffers,
 )
 from .ema import WeightAverage
-from .hooks import CheckpointHook, ScheduleHook, StopHook, WeightAverageHook
-from .launch import StopSignal, ignore_stop_signals
-from .optimizer import build_lr_scheduler, build_optimizer, full_model_clip_norm
+from .hooks import CheckpointHook, EvaluationHook, ScheduleHook, StopHook, WeightAverageHook
+from .launch import StopSignal, keep_workers
+from .optimizer import build_lr_scheduler, build_optimizer, check_same_parameters, full_model_clip_norm
 from .train_step import TrainStep, select_precision
 from .training_log import ConsoleWriter
 
 logger = logging.getLogger(__name__)
 
 
-class Trainer(DefaultTrainer):
+class Trainer(TrainerBase):
     """Builds everything from a config and trains.
 
     ```
@@ -59,13 +57,21 @@ class Trainer(DefaultTrainer):
     ```
 
     A run that is stopped and resumed does the same as one that never stopped: model, optimizer, schedule,
-    loss scaler, weight average, place in the data and random states of every rank are restored. (Bit for bit
+    loss scaler, EMA weights, place in the data and random states of every rank are restored. (Bit for bit
     as far as the operations of the device are deterministic.)
 
-    Attributes:
+    Class attributes, to be set in a subclass:
         keep_checkpoints: periodic checkpoints to keep, 0 for all.
-        log_period: steps between two lines of progress.
-        find_unused_parameters: set in a subclass whose model does not use each parameter in each step.
+        log_period: iterations between two lines of progress.
+        find_unused_parameters: True for a model that does not use each parameter in each iteration.
+
+    Attributes:
+        model: what is trained, in DistributedDataParallel where there are several ranks.
+        optimizer, scheduler, checkpointer: of this training.
+        data_loader, batches: the loader of `train` and its iterator; None and empty before.
+        train_step: runs one optimizer step on `model`, `optimizer` and `batches`.
+        weight_average: EMA weights, None without SOLVER.EMA_DECAY.
+        iter, start_iter, max_iter, storage: as in detectron2's `TrainerBase`.
     """
 
     keep_checkpoints = 3
@@ -73,28 +79,30 @@ class Trainer(DefaultTrainer):
     find_unused_parameters = False
 
     def __init__(self, cfg: CfgNode) -> None:
-        # Not DefaultTrainer.__init__: it would build the data loader before it is known where to resume.
-        TrainerBase.__init__(self)
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        super().__init__()
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         micro_batch_size(cfg, comm.get_world_size())  # raises before anything is built
         self.cfg = cfg
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self._random_states: list[dict[str, Any]] | None = None
+        self._results: OrderedDict[str, Any] | None = None
         self._stop_signal = StopSignal()
 
         model = self.build_model(cfg)
-        optimizer = self.build_optimizer(cfg, model)
-        on_gpu = next(model.parameters()).is_cuda
-        self._trainer = TrainStep(
-            create_ddp_model(
-                model,
-                broadcast_buffers=False,
-                find_unused_parameters=self.find_unused_parameters,
-                device_ids=[comm.get_local_rank()] if on_gpu else None,
-            ),
-            None,
-            optimizer,
+        self.optimizer = self.build_optimizer(cfg, model)
+        self.scheduler = self.build_lr_scheduler(cfg, self.optimizer)
+        self.model = create_ddp_model(
+            model.train(),
+            broadcast_buffers=False,
+            find_unused_parameters=self.find_unused_parameters,
+            device_ids=[comm.get_local_rank()] if next(model.parameters()).is_cuda else None,
+        )
+        # After DistributedDataParallel has given all ranks the same weights.
+        self.weight_average = WeightAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY > 0 else None
+        self.data_loader: Any = None
+        self.batches: Iterator[list[dict[str, Any]]] = iter(())
+        self.train_step = TrainStep(
             precision=select_precision(cfg),
             max_iter=self.max_iter,
             accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
@@ -103,9 +111,6 @@ class Trainer(DefaultTrainer):
             max_bad_steps=cfg.SOLVER.MAX_NONFINITE_STEPS,
             log_period=self.log_period,
         )
-        # After DistributedDataParallel has given all ranks the same weights.
-        self.weight_average = WeightAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY > 0 else None
-        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         states: dict[str, Any] = {"trainer": weakref.proxy(self)}
         if self.weight_average is not None:
             states["ema"] = self.weight_average
@@ -113,16 +118,22 @@ class Trainer(DefaultTrainer):
         self.best = BestModel(Path(cfg.OUTPUT_DIR))
         self.register_hooks(self.build_hooks())
 
-    # Building blocks, to be overridden one by one.
+    # Building blocks, to be overridden one by one. Names and signatures are those of detectron2's DefaultTrainer.
+
+    auto_scale_workers = staticmethod(DefaultTrainer.auto_scale_workers)
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model: nn.Module = build_model(cfg)
+        logger.info("Model:\n%s", model)
+        return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(cfg, model)
 
     @classmethod
-    def build_lr_scheduler(
-        cls, cfg: CfgNode, optimizer: torch.optim.Optimizer
-    ) -> torch.optim.lr_scheduler.LRScheduler:
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
         return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
@@ -132,12 +143,10 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        return _keep_workers(build_test_loader(cfg, dataset_name))
+        return keep_workers(build_test_loader(cfg, dataset_name))
 
     @classmethod
-    def build_evaluator(
-        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
-    ) -> DatasetEvaluator:
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
         return build_evaluator(cfg, dataset_name, output_folder)
 
     def build_hooks(self) -> list[HookBase]:
@@ -149,11 +158,9 @@ class Trainer(DefaultTrainer):
             WeightAverageHook() if self.weight_average is not None else None,
             self._precise_bn(),
             CheckpointHook(cfg.SOLVER.CHECKPOINT_PERIOD, self.keep_checkpoints),
-            d2_hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
-            d2_hooks.EvalHook(0, self.evaluate_with_TTA) if cfg.TEST.AUG.ENABLED else None,
-            d2_hooks.PeriodicWriter(self.build_writers(), period=self.log_period)
-            if comm.is_main_process()
-            else None,
+            EvaluationHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
+            EvaluationHook(0, self.evaluate_with_TTA) if cfg.TEST.AUG.ENABLED else None,
+            d2_hooks.PeriodicWriter(self.build_writers(), period=self.log_period) if comm.is_main_process() else None,
             StopHook(self._stop_signal, self.log_period),
         ]
         return [hook for hook in hooks if hook is not None]
@@ -176,9 +183,7 @@ class Trainer(DefaultTrainer):
         if importlib.util.find_spec("tensorboard"):
             writers.append(TensorboardXWriter(str(folder)))
         else:
-            logger.warning(
-                "TensorBoard is not installed, its files are not written (pip install tensorboard)."
-            )
+            logger.warning("TensorBoard is not installed, its files are not written (pip install tensorboard).")
         return writers
 
     # Training.
@@ -211,26 +216,47 @@ class Trainer(DefaultTrainer):
 
         Raises:
             FloatingPointError: too many steps were not finite (SOLVER.MAX_NONFINITE_STEPS).
-            ValueError, FileNotFoundError: a data set cannot be used; before the first step as far as that can be
-                told without reading the pictures.
+            ValueError, FileNotFoundError: a dataset cannot be used; before the first iteration as far as that can
+                be told without reading the images.
             TrainingInterrupted: SIGTERM or SIGINT came; the state was saved.
         """
         self._check_evaluation()
         logger.info("Data order and augmentation use seed %d.", self.seed)
-        with self._stop_signal.listening():
-            self._trainer.reset_data_loader(
-                lambda: _keep_workers(
-                    self.build_train_loader(self.cfg, start_iteration=self.start_iter, seed=self.seed)
-                )
+        with self._stop_signal.listening(), EventStorage(self.start_iter) as self.storage:
+            self.data_loader = keep_workers(
+                self.build_train_loader(self.cfg, start_iteration=self.start_iter, seed=self.seed)
             )
-            # Making an iterator draws random numbers, so it comes before the states are put back.
-            _ = self._trainer._data_loader_iter
+            self.batches = iter(self.data_loader)
             self._store_classes()
+            # Last, because making the iterator draws random numbers.
             self._restore_random_state()
+            logger.info("Starting training from iteration %d.", self.start_iter)
+            self.iter = self.start_iter
             try:
-                return super().train()
+                self.before_train()
+                for iteration in range(self.start_iter, self.max_iter):
+                    self.iter = iteration
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                self.iter = self.max_iter  # tells hooks that the training came to its end
             finally:
+                self.after_train()
                 self._tell_skipped_records()
+        return self._expected_results()
+
+    def run_step(self) -> None:
+        """Take one optimizer step; the hooks run before and after it."""
+        self.train_step.run(self.model, self.optimizer, self.batches, self.iter, self.after_backward)
+
+    def _expected_results(self) -> OrderedDict[str, Any] | None:
+        """Compare the last evaluation with TEST.EXPECTED_RESULTS; detectron2 ends the program where they differ."""
+        if not self.cfg.TEST.EXPECTED_RESULTS or not comm.is_main_process():
+            return None
+        if self._results is None:
+            raise ValueError("TEST.EXPECTED_RESULTS is set, but this training has evaluated nothing.")
+        verify_results(self.cfg, self._results)
+        return self._results
 
     def _store_classes(self) -> None:
         """Keep the names of the classes beside the weights, for machines without the data set."""
@@ -258,10 +284,10 @@ class Trainer(DefaultTrainer):
         Does not change the course of the training: random states are put back.
         """
         with self._ready_for_evaluation():
-            self._last_eval_results = self.test(self.cfg, self.checkpointer.model)
+            results = self._results = self.test(self.cfg, self.checkpointer.model)
             if comm.is_main_process():
-                self.best.offer(self.checkpointer.model, self._last_eval_results, self.iter, self.cfg)
-        return self._last_eval_results
+                self.best.offer(self.checkpointer.model, results, self.iter, self.cfg)
+        return results
 
     def evaluate_with_TTA(self) -> OrderedDict[str, Any]:
         """As `evaluate`, with test-time augmentation; has no say in what the best model is."""
@@ -295,9 +321,9 @@ class Trainer(DefaultTrainer):
             {task: {metric: value}} for one data set, {data set: {task: {metric: value}}} for several; empty
             on all ranks but the first.
         """
-        results = super().test(cfg, windowed(cfg, model), evaluators)
-        _tell_results(cfg, by_dataset(results, cfg.DATASETS.TEST), "inference")
-        return results
+        results = evaluate_datasets(cls, cfg, windowed(cfg, model), evaluators)
+        report_results(cfg, results, "inference")
+        return without_single_name(results)
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict[str, Any]:
@@ -313,12 +339,12 @@ class Trainer(DefaultTrainer):
         evaluators = [
             cls.build_evaluator(cfg, name, str(folder / name if len(names) > 1 else folder)) for name in names
         ]
-        results = by_dataset(super().test(cfg, with_tta(cfg, model), evaluators), names)
-        named = {
-            name: {f"{task}_TTA": metrics for task, metrics in found.items()} for name, found in results.items()
-        }
-        _tell_results(cfg, named, folder.name)
-        return OrderedDict(next(iter(named.values())) if len(named) == 1 else named)
+        results = OrderedDict(
+            (name, {f"{task}_TTA": metrics for task, metrics in tasks.items()})
+            for name, tasks in evaluate_datasets(cls, cfg, with_tta(cfg, model), evaluators).items()
+        )
+        report_results(cfg, results, folder.name)
+        return without_single_name(results)
 
     @classmethod
     def load_for_test(cls, cfg: CfgNode, resume: bool = False) -> nn.Module:
@@ -362,23 +388,29 @@ class Trainer(DefaultTrainer):
         self.save_checkpoint("model_final")
         if comm.is_main_process():
             with self._averaged_weights():
-                save_safetensors(
-                    self.checkpointer.model, Path(self.cfg.OUTPUT_DIR) / "model_final.safetensors"
-                )
+                save_safetensors(self.checkpointer.model, Path(self.cfg.OUTPUT_DIR) / "model_final.safetensors")
 
     def state_dict(self) -> dict[str, Any]:
-        state = super().state_dict()
-        state["seed"] = self.seed
-        state["random_states"] = self._random_states or [get_random_state()]
-        return state
+        """Return the "trainer" entry of a checkpoint; its "_trainer" is the form of detectron2's DefaultTrainer."""
+        state: dict[str, Any] = super().state_dict()
+        step = {"iteration": self.iter, "optimizer": self.optimizer.state_dict(), **self.train_step.state_dict()}
+        random_states = self._random_states or [get_random_state()]
+        return {**state, "_trainer": step, "seed": self.seed, "random_states": random_states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Raises:
+            ValueError: the optimizer state belongs to other parameters.
+        """
         super().load_state_dict(state)
+        step = state["_trainer"]
+        check_same_parameters(self.optimizer, step["optimizer"])
+        self.optimizer.load_state_dict(step["optimizer"])
+        self.train_step.load_state_dict(step)
         self.seed = int(state.get("seed", self.seed))
         self._random_states = state.get("random_states")
-        if hasattr(
-            self.scheduler, "max_iters"
-        ):  # poly schedules store their length; a resumed run may be longer
+        if hasattr(self.scheduler, "max_iters"):  # poly schedules store their length; a resumed run may be longer
             self.scheduler.max_iters = self.max_iter
 
     def _restore_random_state(self) -> None:
@@ -394,17 +426,3 @@ class Trainer(DefaultTrainer):
             )
             return
         set_random_state(states[comm.get_rank()])
-
-
-def _tell_results(cfg: CfgNode, named: Mapping[str, Mapping[str, Any]], folder: str) -> None:
-    """Log results by data set, and write them to OUTPUT_DIR/`folder`/metrics.json."""
-    if comm.is_main_process() and named:
-        logger.info("Evaluation:\n%s", format_results(named))
-        write_json(Path(cfg.OUTPUT_DIR) / folder / "metrics.json", named, nan="null", indent=1)
-
-
-def _keep_workers(loader: Any) -> Any:
-    """Let a signal to the whole job reach the main process only, which saves and then ends the workers."""
-    if isinstance(loader, DataLoader) and loader.worker_init_fn is None:
-        loader.worker_init_fn = ignore_stop_signals
-    return loader

@@ -111,9 +111,12 @@ class SignalAfter(HookBase):
 def test_signal_saves_and_ends_cleanly(tmp_path: Path, number: signal.Signals) -> None:
     straight = start(tiny_config(tmp_path / "straight"))
     straight.train()
-    stopped = start(tiny_config(tmp_path / "stopped"))
-    stopped._hooks.insert(0, SignalAfter(3, number))
-    stopped._hooks[0].trainer = stopped
+
+    class Signalled(TinyTrainer):
+        def build_hooks(self) -> list[HookBase]:
+            return [SignalAfter(3, number), *super().build_hooks()]
+
+    stopped = start(tiny_config(tmp_path / "stopped"), trainer_class=Signalled)
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with pytest.raises(TrainingInterrupted) as stop:
         stopped.train()
@@ -158,15 +161,15 @@ def test_average_that_is_switched_on_later_begins_with_the_trained_weights(tmp_p
 def test_loss_scaler_is_saved(tmp_path: Path) -> None:
     keys = ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "float16")
     trainer = start(tiny_config(tmp_path, *keys))
-    assert trainer._trainer.grad_scaler is not None
-    scaler = trainer._trainer.grad_scaler
+    assert trainer.train_step.grad_scaler is not None
+    scaler = trainer.train_step.grad_scaler
     scaler.load_state_dict({**scaler.state_dict(), "scale": 128.0})
     trainer.train()
     saved = torch.load(tmp_path / "model_final.pth", weights_only=True)["trainer"]["_trainer"]["grad_scaler"]
     assert saved["scale"] == 128.0
     resumed = start(tiny_config(tmp_path, *keys), resume=True)
-    assert resumed._trainer.grad_scaler is not None
-    assert resumed._trainer.grad_scaler.get_scale() == 128.0
+    assert resumed.train_step.grad_scaler is not None
+    assert resumed.train_step.grad_scaler.get_scale() == 128.0
 
 
 def test_newest_checkpoints_are_kept_and_other_runs_files_stay(tmp_path: Path) -> None:

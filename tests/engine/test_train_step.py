@@ -31,12 +31,16 @@ class Mean(nn.Module):
 def run(model: nn.Module, batches: list[Any], steps: int, **keywords: Any) -> tuple[TrainStep, EventStorage]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
     keywords = {"precision": FP32, "log_period": 1, **keywords}
-    trainer = TrainStep(model, batches, optimizer, max_iter=steps, **keywords)
+    step, data = TrainStep(max_iter=steps, **keywords), iter(batches)
     with EventStorage() as storage:
-        for trainer.iter in range(steps):
-            storage.iter = trainer.iter
-            trainer.run_step()
-    return trainer, storage
+        for storage.iter in range(steps):
+            step.run(model, optimizer, data, storage.iter)
+    return step, storage
+
+
+def take_one(step: TrainStep, model: nn.Module, batch: list[dict[str, Any]], **keywords: Any) -> None:
+    with EventStorage():
+        step.run(model, torch.optim.AdamW(model.parameters(), lr=0.1, fused=True), iter([batch]), 0, **keywords)
 
 
 def samples(count: int) -> list[dict[str, Any]]:
@@ -77,15 +81,15 @@ def test_bad_step_leaves_everything_as_it_was(
     trainer = start(tiny_config(tmp_path, *keys), trainer_class=OneBad)
     seen: list[dict[str, Tensor]] = [weights(trainer)]
     moments = []
-    inner = trainer._trainer.run_step
+    inner = trainer.train_step.run
 
-    def watched() -> None:
-        inner()
+    def watched(*arguments: Any) -> None:
+        inner(*arguments)
         seen.append(weights(trainer))
         state = trainer.optimizer.state[next(trainer.checkpointer.model.head.parameters())]
         moments.append({k: v.clone() for k, v in state.items() if isinstance(v, Tensor)})
 
-    trainer._trainer.run_step = watched
+    trainer.train_step.run = watched  # type: ignore[method-assign]
     with caplog.at_level(logging.WARNING):
         trainer.train()
     for name, before in seen[position].items():
@@ -98,7 +102,7 @@ def test_bad_step_leaves_everything_as_it_was(
     message = next(r.getMessage() for r in caplog.records if "not finite" in r.getMessage())
     assert f"iteration {position}: loss_ce = " in message
     assert f"image_{position}_0.png" in message
-    assert trainer._trainer.log.bad_steps == 1
+    assert trainer.train_step.log.bad_steps == 1
     lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
     assert all(torch.isfinite(torch.tensor(line["total_loss"])) for line in lines if "total_loss" in line)
 
@@ -124,34 +128,29 @@ def test_bad_gradient_of_a_good_loss_is_skipped_too() -> None:
             return {"loss": self.weight.sqrt().sum()}  # slope is infinite at zero
 
     model = Root()
-    trainer, _ = run(model, [[]], 1)
+    step, _ = run(model, [[]], 1)
     assert model.weight.item() == 0.0
-    assert trainer.log.bad_steps == 1
+    assert step.log.bad_steps == 1
 
 
 def test_fp16_overflow_lowers_the_scale_and_is_not_counted() -> None:
     model = Mean()
-    trainer, _ = run(model, [samples(2)] * 3, 1, precision=Precision("cpu", torch.float16))
-    assert trainer.grad_scaler is not None
-    start_scale = trainer.grad_scaler.get_scale()
-    big = [{"x": torch.tensor([1e35, 1.0])}]
+    step, _ = run(model, [samples(2)] * 3, 1, precision=Precision("cpu", torch.float16))
+    assert step.grad_scaler is not None
+    start_scale = step.grad_scaler.get_scale()
     before = model.weight.detach().clone()
-    trainer._data_loader_iter_obj = iter([big])
-    with EventStorage():
-        trainer.run_step()
+    take_one(step, model, [{"x": torch.tensor([1e35, 1.0])}])
     assert torch.equal(model.weight, before)
-    assert trainer.grad_scaler.get_scale() == start_scale / 2
-    assert trainer.log.bad_steps == 0
+    assert step.grad_scaler.get_scale() == start_scale / 2
+    assert step.log.bad_steps == 0
 
 
 def test_fp16_gradients_that_overflow_at_any_scale_stop_the_training() -> None:
-    precision = Precision("cpu", torch.float16)
-    trainer, _ = run(Mean(), [samples(2)], 1, precision=precision)
-    assert trainer.grad_scaler is not None
-    trainer.grad_scaler.load_state_dict({**trainer.grad_scaler.state_dict(), "scale": 1e-9})
-    trainer._data_loader_iter_obj = iter([[{"x": torch.tensor([float("inf"), 1.0])}]])
-    with EventStorage(), pytest.raises(FloatingPointError, match="SOLVER.AMP.DTYPE"):
-        trainer.run_step()
+    step, _ = run(Mean(), [samples(2)], 1, precision=Precision("cpu", torch.float16))
+    assert step.grad_scaler is not None
+    step.grad_scaler.load_state_dict({**step.grad_scaler.state_dict(), "scale": 1e-9})
+    with pytest.raises(FloatingPointError, match="SOLVER.AMP.DTYPE"):
+        take_one(step, Mean(), [{"x": torch.tensor([float("inf"), 1.0])}])
 
 
 def test_other_loss_terms_than_before_are_an_error() -> None:
@@ -176,13 +175,16 @@ def test_losses_are_fetched_only_at_log_steps(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_model_left_in_evaluation_mode() -> None:
-    model = Mean()
-    trainer = TrainStep(
-        model, [samples(2)], torch.optim.AdamW(model.parameters()), precision=FP32, max_iter=1
-    )
-    model.eval()
     with pytest.raises(RuntimeError, match="evaluation mode"):
-        trainer.run_step()
+        take_one(TrainStep(precision=FP32, max_iter=1), Mean().eval(), samples(2))
+
+
+def test_after_backward_sees_the_gradients_before_they_are_clipped() -> None:
+    model, norms = Mean(), []
+    step = TrainStep(precision=FP32, max_iter=1, clip_norm=1e-3)
+    take_one(step, model, samples(2), after_backward=lambda: norms.append(float(model.weight.grad.norm())))
+    assert len(norms) == 1 and norms[0] > 0.1
+    assert float(model.weight.grad.norm()) == pytest.approx(1e-3, rel=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -220,12 +222,12 @@ def test_no_host_sync_between_log_steps() -> None:
     model = TinyModel().cuda()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
     batch = [{"x": torch.randn(4, device="cuda"), "y": torch.randn((), device="cuda")} for _ in range(4)]
-    precision = Precision("cuda", torch.float16)
-    trainer = TrainStep(model, [batch] * 6, optimizer, precision=precision, max_iter=99, clip_norm=0.1)
-    trainer.run_step()  # the first step sets up states
+    step = TrainStep(precision=Precision("cuda", torch.float16), max_iter=99, clip_norm=0.1)
+    batches = iter([batch] * 6)
+    step.run(model, optimizer, batches, 0)  # the first step sets up states
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for trainer.iter in range(1, 6):
-            trainer.run_step()
+        for iteration in range(1, 6):
+            step.run(model, optimizer, batches, iteration)
     finally:
         torch.cuda.set_sync_debug_mode("default")
