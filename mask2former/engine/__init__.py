@@ -1,8 +1,7 @@
 """Training: trainer, optimizer, checkpoints and the launcher that `train_net.py` uses."""
 
 from ..checkpoint import SafeCheckpointer
-from .hooks import TrainingInterrupted
-from .launch import argument_parser, launch, setup
+from .launch import TrainingInterrupted, argument_parser, launch, setup
 from .optimizer import build_lr_scheduler, build_optimizer
 from .trainer import Trainer
 

@@ -25,7 +25,7 @@ MAIN_METRICS = (("panoptic_seg", "PQ"), ("segm", "AP"), ("sem_seg", "mIoU"))
 
 
 def by_dataset(results: Mapping[str, Any], names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-    """Undo detectron2's short form, which leaves out the data set's name when there is one only."""
+    """Undo detectron2's short form, which leaves out the dataset's name when there is one only."""
     return {names[0]: results} if len(names) == 1 else {name: results.get(name, {}) for name in names}
 
 
@@ -95,7 +95,7 @@ def main_metric(results: Mapping[str, Mapping[str, Any]]) -> tuple[str, float] |
 
 
 def format_results(named: Mapping[str, Mapping[str, Mapping[str, float]]], columns: int = 8) -> str:
-    """A table of the first metrics of each task of each data set (per-class values are left to the file)."""
+    """A table of the first metrics of each task of each dataset (per-class values are left to the file)."""
     lines = []
     for dataset, tasks in named.items():
         for task, metrics in tasks.items():
@@ -121,7 +121,7 @@ class BestModel:
             self.value = float(json.loads(self._note.read_text(encoding="utf-8"))["value"])
 
     def offer(self, model: nn.Module, results: Mapping[str, Any], iteration: int, cfg: CfgNode) -> bool:
-        """Save `model` if its main metric on the first data set is better than before; tells whether."""
+        """Save `model` if its main metric on the first dataset is better than before; tells whether."""
         if not len(cfg.DATASETS.TEST):
             return False
         dataset = cfg.DATASETS.TEST[0]

@@ -11,22 +11,15 @@ from detectron2.engine import HookBase
 from detectron2.engine.hooks import EvalHook, LRScheduler
 from detectron2.utils import comm
 
-from .launch import StopSignal
+from .launch import StopSignal, TrainingInterrupted
 
 logger = logging.getLogger(__name__)
 
 _PERIODIC_NAME = re.compile(r"model_(\d{7})\.pth")
 
 
-class TrainingInterrupted(SystemExit):
-    """Training ended early on a signal, after its state was saved. The exit status is 128 + signal number."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(128 + signal_number)
-
-
 class CheckpointHook(HookBase):
-    """Saves every `period` steps and after the last one, and keeps the newest `keep` of the periodic files.
+    """Saves every `period` iterations and after the last one, and keeps the newest `keep` of the periodic files.
 
     Must run on all ranks: a checkpoint holds the random states of every rank. Files that another run left in
     the folder are not touched, unless this run was resumed from them.
@@ -97,8 +90,8 @@ class WeightAverageHook(HookBase):
 class StopHook(HookBase):
     """Saves a checkpoint and ends the training when a signal came.
 
-    One process acts after the step in hand. Several must stop at the same step, so they compare notes every
-    `period` steps.
+    A single rank acts after the iteration in hand. Several must stop at the same iteration, so they compare notes every
+    `period` iterations.
     """
 
     def __init__(self, stop_signal: StopSignal, period: int) -> None:

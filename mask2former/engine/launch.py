@@ -6,29 +6,33 @@ import argparse
 import contextlib
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
+import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
-from detectron2.engine import launch as detectron2_launch
+from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from torch.utils.data import DataLoader
 
 from ..config import find_config, load_config
 from ..config_validation import validate_config
 from ..data import register_from_config
+from .rank_group import Place, RankGroup, announce_failure, end_process, failures_in, torchrun_place
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +40,7 @@ logger = logging.getLogger(__name__)
 def argument_parser() -> argparse.ArgumentParser:
     """detectron2's training arguments, and `--debug` (or the environment variable MASK2FORMER_DEBUG=1)."""
     parser = default_argument_parser()
+    parser.set_defaults(dist_url="auto")  # detectron2's is one port for each user, which a second training would need
     parser.add_argument(
         "--debug",
         action="store_true",
@@ -170,129 +175,158 @@ def passed_on_to_children() -> Iterator[list[int]]:
         yield received
 
 
+class TrainingInterrupted(SystemExit):
+    """Training ended early on a signal, on all ranks and after its state was saved.
+
+    The exit status is 128 + signal number.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(128 + signal_number)
+
+
 USER_ERRORS = (ValueError, FileNotFoundError)
 """Mistakes in configuration, data or command line: the message says what to do, no traceback is shown."""
 
-_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-
-
-@dataclass(frozen=True)
-class TorchrunPlace:
-    """This process's place among those that torchrun started."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    local_world_size: int
-
-
-def torchrun_place(environment: Mapping[str, str] | None = None) -> TorchrunPlace | None:
-    """Read torchrun's variables, None if this process was started in another way.
-
-    Raises:
-        ValueError: LOCAL_RANK is set, but the others are incomplete or not consistent numbers.
-    """
-    environment = os.environ if environment is None else environment
-    if "LOCAL_RANK" not in environment or "RANK" not in environment:
-        return None
-    missing = [name for name in _VARIABLES if name not in environment]
-    if missing:
-        raise ValueError(f"torchrun's variables are incomplete, {', '.join(missing)} not set. Start with torchrun.")
-    try:
-        rank, world, local = (int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-        local_world = int(environment.get("LOCAL_WORLD_SIZE", world))
-    except ValueError as error:
-        raise ValueError(f"torchrun's variables RANK, WORLD_SIZE and LOCAL_RANK must be numbers: {error}") from error
-    if not (0 <= rank < world and 0 <= local < local_world <= world):
-        raise ValueError(
-            f"torchrun's variables do not fit: RANK {rank} of {world}, LOCAL_RANK {local} of {local_world}"
-        )
-    return TorchrunPlace(rank, world, local, local_world)
+_GRACE = 30.0  # seconds for the other ranks to end by themselves, after one has ended with an error
 
 
 def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> int:
-    """Run `main(args)` in every process that `args` (see `argument_parser`) or torchrun asks for.
+    """Run `main(args)` in every rank that `args` (see `argument_parser`) or torchrun asks for.
 
     Returns:
         Exit status: 0, 2 for a user's mistake (message only, unless `args.debug`), 128 + signal number after
-        a clean stop, 1 otherwise.
+        a clean stop, 1 otherwise. Does not return on a rank of torchrun when one of the ranks has failed.
     """
     try:
         place = torchrun_place()
-        if place is not None:
-            _join(place)
-            _as_rank(main, args)
-        else:
+        if place is None:
             _check_gpus(args)
-            return _launch_here(main, args)
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 1
-    except ProcessExitedException as error:  # a child that ended by SystemExit has told why
-        return error.exit_code if error.exit_code >= 0 else 128 - error.exit_code
-    except ProcessRaisedException as error:
-        logger.error("%s", error)
-        return 1
+            if args.num_gpus * args.num_machines > 1:
+                return _start_ranks(main, args)
+        return _run_rank(main, args, place)
     except USER_ERRORS as error:
         if args.debug:
             raise
-        _tell(error)
+        sys.stderr.write(_message(error, debug=False))
         return 2
-    return 0
 
 
-def _launch_here(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> int:
-    """Run in this process, or in child processes that get the signals which this one receives."""
-    received: list[int] = []
-    several = args.num_gpus * args.num_machines > 1
-    with contextlib.ExitStack() as stack:
-        if several:
-            received = stack.enter_context(passed_on_to_children())
-        detectron2_launch(
-            _as_rank if several else _guarded,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(main, args),
-        )
-    # A child that a SIGINT ends without a training to save reports success.
-    return 128 + received[0] if received else 0
+def _run_rank(main: Callable[[argparse.Namespace], object], args: argparse.Namespace, place: Place | None) -> int:
+    """Join the ranks, run `main`, leave in order; returns the exit status. This is all that a rank does.
 
-
-def _as_rank(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
-    """`_guarded`, in a group of processes, which is left in order: a process that only ends may abort at its end."""
-    _guarded(main, args)
-    # Not after an error: it may wait for the other ranks, in vain.
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def _guarded(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
+    Args:
+        place: None for a process without others, where errors are raised.
+    """
+    group = RankGroup(place) if place is not None else None
+    status = 0
     try:
+        if group is not None:
+            group.use_device()
         main(args)
-    except USER_ERRORS as error:
-        if args.debug:
+    except BaseException as error:
+        status = _status(error, args.debug)
+        if group is None and not isinstance(error, SystemExit):
             raise
-        _tell(error)
-        raise SystemExit(2) from None
+        # All ranks stop together on a signal. Any other error is one rank's, which the others may wait for.
+        if group is not None and status and not isinstance(error, TrainingInterrupted):
+            group.fail(status, _message(error, args.debug))
+    if group is not None:
+        group.leave()
+    return status
 
 
-def _tell(error: Exception) -> None:
-    rank = f" (process {comm.get_rank()})" if comm.get_world_size() > 1 else ""
-    sys.stderr.write(f"\nError{rank}: {error}\n(--debug shows where it arose)\n")
+def _status(error: BaseException, debug: bool) -> int:
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    return 2 if isinstance(error, USER_ERRORS) and not debug else 1
 
 
-def _join(place: TorchrunPlace) -> None:
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
-        if place.local_world_size > torch.cuda.device_count():
-            raise ValueError(
-                f"torchrun started {place.local_world_size} processes here, but there are "
-                f"{torch.cuda.device_count()} GPUs. Lower --nproc-per-node."
-            )
-        torch.cuda.set_device(place.local_rank)
-    dist.init_process_group("nccl" if on_gpu else "gloo", init_method="env://")
-    comm.create_local_process_group(place.local_world_size)
+def _message(error: BaseException, debug: bool) -> str:
+    """Return what is told about `error`; nothing of an exit that was asked for."""
+    if isinstance(error, SystemExit):
+        return f"{error.code}\n" if isinstance(error.code, str) else ""
+    if isinstance(error, KeyboardInterrupt):
+        return ""
+    rank = f" (rank {comm.get_rank()})" if comm.get_world_size() > 1 else ""
+    if isinstance(error, USER_ERRORS) and not debug:
+        return f"\nError{rank}: {error}\n(--debug shows where it arose)\n"
+    return f"\nError{rank}:\n{''.join(traceback.format_exception(error))}"
+
+
+def _start_ranks(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> int:
+    """Run the ranks of this machine in child processes, which get the signals that this one receives."""
+    host, port = _meeting_place(args)
+    # Served here: the port is taken before it is told, and the store outlives a rank that fails.
+    store = _open_store(host, port, serve=args.machine_rank == 0)
+    with passed_on_to_children() as received:
+        started = mp.start_processes(_child, args=(main, args, host, store.port), nprocs=args.num_gpus, join=False)
+        status = _wait_for(started.processes, failures_in(store))
+    return 128 + received[0] if received and not status else status
+
+
+def _child(
+    local_rank: int, main: Callable[[argparse.Namespace], object], args: argparse.Namespace, host: str, port: int
+) -> None:
+    place = Place(
+        rank=args.machine_rank * args.num_gpus + local_rank,
+        world_size=args.num_machines * args.num_gpus,
+        local_rank=local_rank,
+        local_world_size=args.num_gpus,
+        host=host,
+        port=port,
+        served=True,
+    )
+    try:
+        status = _run_rank(main, args, place)
+    except BaseException as error:  # of joining and leaving
+        status = _status(error, args.debug)
+        sys.stderr.write(_message(error, args.debug))
+    end_process(status, exit_functions=True)
+
+
+def _wait_for(ranks: Sequence[BaseProcess], failures: dist.Store) -> int:
+    """Wait until all child processes have ended; returns the exit status of the first that failed, or 0."""
+    status, running = 0, {rank.sentinel: rank for rank in ranks}
+    while running:
+        ready = multiprocessing.connection.wait(list(running), timeout=_GRACE if status else None)
+        for rank in running.values() if not ready else ():
+            rank.kill()
+        for sentinel in ready:
+            rank = running.pop(sentinel)  # type: ignore[arg-type]
+            rank.join()
+            if rank.exitcode and not status:
+                status = rank.exitcode if rank.exitcode > 0 else 128 - rank.exitcode
+                # A rank that was killed could not tell the others.
+                with contextlib.suppress(RuntimeError):  # served by another machine that has ended
+                    announce_failure(failures, -1, status)
+    return status
+
+
+def _meeting_place(args: argparse.Namespace) -> tuple[str, int]:
+    """Read host and port from --dist-url; port 0 stands for any free one.
+
+    Raises:
+        ValueError: it is not tcp://HOST:PORT, which several machines need.
+    """
+    found = re.fullmatch(r"tcp://(.+):(\d+)", args.dist_url)
+    if found:
+        return found[1], int(found[2])
+    if args.dist_url != "auto" or args.num_machines > 1:
+        raise ValueError(
+            f"--dist-url {args.dist_url} with --num-machines {args.num_machines}: give tcp://HOST:PORT, an address of "
+            "the first machine with a free port (one machine can do with auto)."
+        )
+    return "127.0.0.1", 0
+
+
+def _open_store(host: str, port: int, serve: bool) -> dist.TCPStore:
+    try:
+        return dist.TCPStore(host, port, is_master=serve, wait_for_workers=False, timeout=DEFAULT_TIMEOUT)
+    except RuntimeError as error:
+        raise ValueError(f"--dist-url tcp://{host}:{port} cannot be used: {error}") from error
 
 
 def _check_gpus(args: argparse.Namespace) -> None:

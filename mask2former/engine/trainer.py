@@ -50,11 +50,9 @@ logger = logging.getLogger(__name__)
 class Trainer(TrainerBase):
     """Builds everything from a config and trains.
 
-    ```
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.train()
-    ```
 
     A run that is stopped and resumed does the same as one that never stopped: model, optimizer, schedule,
     loss scaler, EMA weights, place in the data and random states of every rank are restored. (Bit for bit
@@ -66,12 +64,10 @@ class Trainer(TrainerBase):
         find_unused_parameters: True for a model that does not use each parameter in each iteration.
 
     Attributes:
-        model: what is trained, in DistributedDataParallel where there are several ranks.
-        optimizer, scheduler, checkpointer: of this training.
+        model, optimizer, scheduler, checkpointer: the model is in DistributedDataParallel if there are several ranks.
         data_loader, batches: the loader of `train` and its iterator; None and empty before.
         train_step: runs one optimizer step on `model`, `optimizer` and `batches`.
         weight_average: EMA weights, None without SOLVER.EMA_DECAY.
-        iter, start_iter, max_iter, storage: as in detectron2's `TrainerBase`.
     """
 
     keep_checkpoints = 3
@@ -138,7 +134,7 @@ class Trainer(TrainerBase):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, *, start_iteration: int = 0, seed: int | None = None) -> Any:
-        """Endless micro-batches for this rank, beginning with those of step `start_iteration`."""
+        """Build a loader of endless micro-batches for this rank, from those of iteration `start_iteration` on."""
         return build_train_loader(cfg, start_iteration=start_iteration, seed=seed)
 
     @classmethod
@@ -150,7 +146,7 @@ class Trainer(TrainerBase):
         return build_evaluator(cfg, dataset_name, output_folder)
 
     def build_hooks(self) -> list[HookBase]:
-        """Timing, schedule, averaging, checkpoints, evaluation, logging; in the order in which they run."""
+        """Build timing, schedule, averaging, checkpoints, evaluation, logging; in the order in which they run."""
         cfg = self.cfg
         hooks: list[HookBase | None] = [
             d2_hooks.IterationTimer(),
@@ -173,7 +169,7 @@ class Trainer(TrainerBase):
         return d2_hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER)
 
     def build_writers(self) -> list[EventWriter]:
-        """Console line, OUTPUT_DIR/metrics.json (one JSON object a line) and TensorBoard if installed."""
+        """Build console line, OUTPUT_DIR/metrics.json (one JSON object a line) and TensorBoard if installed."""
         folder = Path(self.cfg.OUTPUT_DIR)
         folder.mkdir(parents=True, exist_ok=True)
         writers: list[EventWriter] = [
@@ -199,14 +195,13 @@ class Trainer(TrainerBase):
             logger.info("No checkpoint in %s to resume from, starting anew.", self.cfg.OUTPUT_DIR)
         self.iter = -1
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        self.start_iter = self.iter + 1  # `load_state_dict` sets `iter` to the step that was finished
+        self.start_iter = self.iter + 1  # `load_state_dict` sets `iter` to the iteration that was finished
         check_same_start(self.start_iter, self.cfg.OUTPUT_DIR)
         if self.start_iter > 0:
             self.best.restore()
-            logger.info("Resuming after %d of %d steps.", self.start_iter, self.max_iter)
-        average = self.weight_average
-        if average is not None and not (self.start_iter > 0 and average.restored):
-            average.reset()  # it was made from the weights before loading
+            logger.info("Resuming after %d of %d iterations.", self.start_iter, self.max_iter)
+        if self.weight_average is not None and not (self.start_iter > 0 and self.weight_average.restored):
+            self.weight_average.reset()  # it was made from the weights before loading
 
     def train(self) -> OrderedDict[str, Any] | None:
         """Train to MAX_ITER.
@@ -259,7 +254,7 @@ class Trainer(TrainerBase):
         return self._results
 
     def _store_classes(self) -> None:
-        """Keep the names of the classes beside the weights, for machines without the data set."""
+        """Keep the names of the classes beside the weights, for machines without the dataset."""
         table = dataset_classes(self.cfg) if comm.is_main_process() else None
         if table is not None:
             store_classes(table, Path(self.cfg.OUTPUT_DIR))
@@ -270,7 +265,7 @@ class Trainer(TrainerBase):
             return  # a subclass evaluates in its own way
         for name in self.cfg.DATASETS.TEST if self.start_iter < self.max_iter else ():
             self.build_test_loader(self.cfg, name)
-            with contextlib.suppress(NotImplementedError):  # detectron2: no evaluation of this data set
+            with contextlib.suppress(NotImplementedError):  # detectron2: no evaluation of this dataset
                 self.build_evaluator(self.cfg, name)
 
     def _tell_skipped_records(self) -> None:
@@ -310,15 +305,15 @@ class Trainer(TrainerBase):
         model: nn.Module,
         evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None,
     ) -> OrderedDict[str, Any]:
-        """Evaluate `model` on each data set of DATASETS.TEST.
+        """Evaluate `model` on each dataset of DATASETS.TEST.
 
         Logs a table and writes OUTPUT_DIR/inference/metrics.json.
 
         Args:
-            evaluators: one for each data set, by default those of `build_evaluator`.
+            evaluators: one for each dataset, by default those of `build_evaluator`.
 
         Returns:
-            {task: {metric: value}} for one data set, {data set: {task: {metric: value}}} for several; empty
+            {task: {metric: value}} for one dataset, {dataset: {task: {metric: value}}} for several; empty
             on all ranks but the first.
         """
         results = evaluate_datasets(cls, cfg, windowed(cfg, model), evaluators)
@@ -348,7 +343,7 @@ class Trainer(TrainerBase):
 
     @classmethod
     def load_for_test(cls, cfg: CfgNode, resume: bool = False) -> nn.Module:
-        """The model with MODEL.WEIGHTS, or the last checkpoint of OUTPUT_DIR if `resume`.
+        """Load the model with MODEL.WEIGHTS, or the last checkpoint of OUTPUT_DIR if `resume`.
 
         With SOLVER.EMA_DECAY > 0 and a checkpoint that holds averaged weights, those.
         """
@@ -418,11 +413,7 @@ class Trainer(TrainerBase):
         if self.start_iter == 0 or states is None:
             return
         if len(states) != comm.get_world_size():
-            logger.warning(
-                "The checkpoint was saved by %d processes, this run has %d: augmentation will differ from an "
-                "uninterrupted run.",
-                len(states),
-                comm.get_world_size(),
-            )
+            text = "The checkpoint is of %d ranks, this run has %d: augmentation will differ from an uninterrupted run."
+            logger.warning(text, len(states), comm.get_world_size())
             return
         set_random_state(states[comm.get_rank()])

@@ -2,14 +2,22 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import re
+import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from mask2former.engine import argument_parser, launch, setup
-from mask2former.engine.launch import TorchrunPlace, torchrun_place
+from mask2former.engine import TrainingInterrupted, argument_parser, launch, setup
+from mask2former.engine.rank_group import Place, announce_failure, torchrun_place
+
+module = sys.modules["mask2former.engine.launch"]  # the name in the package is the function
 
 TORCHRUN = {
     "RANK": "5",
@@ -26,7 +34,9 @@ def parse(*arguments: str) -> argparse.Namespace:
 
 
 def test_torchrun_variables() -> None:
-    assert torchrun_place(TORCHRUN) == TorchrunPlace(rank=5, world_size=8, local_rank=1, local_world_size=4)
+    assert torchrun_place(TORCHRUN) == Place(
+        rank=5, world_size=8, local_rank=1, local_world_size=4, host="host", port=29500
+    )
     assert torchrun_place({}) is None
     assert torchrun_place({"RANK": "0", "WORLD_SIZE": "1"}) is None  # some other launcher's
 
@@ -38,7 +48,7 @@ def test_incomplete_torchrun_variables(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"RANK": "8"}, {"LOCAL_RANK": "4"}, {"RANK": "x"}, {"LOCAL_WORLD_SIZE": "9"}]
+    "change", [{"RANK": "8"}, {"LOCAL_RANK": "4"}, {"RANK": "x"}, {"LOCAL_WORLD_SIZE": "9"}, {"MASTER_PORT": "y"}]
 )
 def test_wrong_torchrun_variables(change: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="torchrun"):
@@ -108,6 +118,8 @@ def test_exit_status() -> None:
         ("--num-gpus", "-1"),
         ("--num-machines", "2", "--machine-rank", "2"),
         ("--num-gpus", "0", "--num-machines", "2"),
+        ("--num-gpus", "1", "--num-machines", "2"),  # needs --dist-url
+        ("--num-gpus", "1", "--num-machines", "2", "--dist-url", "host:1"),
     ],
 )
 def test_impossible_process_counts(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,59 +127,104 @@ def test_impossible_process_counts(arguments: tuple[str, ...], capsys: pytest.Ca
     assert "--num-" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("main", [failing, stopped])
-def test_status_of_child_processes(main: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes of detectron2's launcher, on CPU (or two GPUs)."""
-    if torch.cuda.is_available() and torch.cuda.device_count() < 2:
-        pytest.skip("needs no GPU or two")
-    module = sys.modules["mask2former.engine.launch"]  # the name in the package is the function
+class FakeGroup:
+    """Says what was asked of a rank's group."""
 
-    calls = []
+    said: list[Any]
 
-    def in_process(guarded, num_gpus, **keywords):  # type: ignore[no-untyped-def]
-        from torch.multiprocessing import ProcessExitedException
+    def __init__(self, place: Place) -> None:
+        type(self).said = []
 
-        calls.append(num_gpus)
-        try:
-            guarded(*keywords["args"])
-        except SystemExit as stop:
-            raise ProcessExitedException("", error_index=0, error_pid=1, exit_code=stop.code) from None
+    def use_device(self) -> None:
+        pass
 
-    monkeypatch.setattr(module, "detectron2_launch", in_process)
-    assert launch(main, parse("--num-gpus", "2")) == (2 if main is failing else 143)  # type: ignore[arg-type]
-    assert calls == [2]
+    def leave(self) -> None:
+        self.said.append("left")
+
+    def fail(self, status: int, message: str) -> None:
+        self.said.append((status, message))
+        raise SystemExit(status)
 
 
-def test_only_a_process_that_succeeded_waits_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaving the group is a collective operation: after an error on one rank it would wait for the timeout."""
-    module = sys.modules["mask2former.engine.launch"]  # the name in the package is the function
-
-    left: list[bool] = []
-    monkeypatch.setattr(module, "torchrun_place", lambda: module.TorchrunPlace(0, 2, 0, 2))
-    monkeypatch.setattr(module, "_join", lambda place: None)
-    monkeypatch.setattr(module.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(module.dist, "destroy_process_group", lambda: left.append(True))
-    monkeypatch.setattr(module, "_tell", lambda error: None)
-    assert launch(failing, parse()) == 2
-    with pytest.raises(KeyError):
-        launch(broken, parse())
-    assert not left
-    assert launch(fine, parse()) == 0
-    assert left == [True]
+def interrupted(args: argparse.Namespace) -> None:
+    raise TrainingInterrupted(15)
 
 
-@pytest.mark.parametrize(("code", "status"), [(3, 3), (-9, 137), (-15, 143)])
-def test_status_of_a_killed_child(code: int, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch.multiprocessing import ProcessExitedException
+def ctrl_c(args: argparse.Namespace) -> None:
+    raise KeyboardInterrupt
 
-    module = sys.modules["mask2former.engine.launch"]  # the name in the package is the function
 
-    def killed(*arguments: object, **keywords: object) -> None:
-        raise ProcessExitedException("", error_index=0, error_pid=1, exit_code=code)
+@pytest.mark.parametrize(
+    ("main", "status", "message"),
+    [
+        (failing, 2, r"\nError: no file x\.json, set DATASETS\.COCO_JSON\n\(--debug .*\)\n"),
+        (broken, 1, r"(?s)\nError:\nTraceback.*KeyError: 'our own mistake'\n"),
+        (stopped, 143, ""),
+        (ctrl_c, 130, ""),
+    ],
+)
+def test_a_rank_that_fails_does_not_leave_in_order(
+    main: Callable[..., None], status: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leaving is a collective operation: after an error on one rank it would wait for the timeout."""
+    monkeypatch.setattr(module, "torchrun_place", lambda: Place(0, 2, 0, 2, "host", 1))
+    monkeypatch.setattr(module, "RankGroup", FakeGroup)
+    with pytest.raises(SystemExit):
+        launch(main, parse())
+    [(told_status, told)] = FakeGroup.said
+    assert told_status == status
+    assert re.fullmatch(message, told), told
 
-    monkeypatch.setattr(module, "detectron2_launch", killed)
-    monkeypatch.setattr(module, "_check_gpus", lambda args: None)
-    assert launch(fine, parse("--num-gpus", "2")) == status
+
+@pytest.mark.parametrize(("main", "status"), [(fine, 0), (interrupted, 143)])
+def test_ranks_that_end_together_leave_in_order(
+    main: Callable[..., None], status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "torchrun_place", lambda: Place(0, 2, 0, 2, "host", 1))
+    monkeypatch.setattr(module, "RankGroup", FakeGroup)
+    assert launch(main, parse()) == status
+    assert FakeGroup.said == ["left"]
+
+
+def test_the_first_failure_counts() -> None:
+    store = dist.HashStore()
+    assert announce_failure(store, 3, 2) == (3, 2)
+    assert announce_failure(store, 0, 1) == (3, 2)
+
+
+class FakeRank:
+    """A child process that has ended."""
+
+    def __init__(self, exitcode: int) -> None:
+        self.exitcode = exitcode
+        self.sentinel, writer = os.pipe()
+        os.close(writer)  # the end of the file is what a waiting parent sees
+
+    def join(self) -> None:
+        os.close(self.sentinel)
+
+
+@pytest.mark.parametrize(("code", "status"), [(0, 0), (3, 3), (-9, 137), (-15, 143)])
+def test_status_of_child_processes(code: int, status: int) -> None:
+    store = dist.HashStore()
+    assert module._wait_for([FakeRank(0), FakeRank(code)], store) == status  # type: ignore[list-item]
+    assert store.check(["failure"]) == bool(status)  # a rank that was killed could not tell it
+    if status:
+        assert announce_failure(store, 0, 99) == (-1, status)
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        url = f"tcp://127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(ValueError, match=url):
+            module._open_store("127.0.0.1", other.getsockname()[1], serve=True)
+
+
+def test_meeting_place() -> None:
+    assert module._meeting_place(parse()) == ("127.0.0.1", 0)  # any free port
+    assert module._meeting_place(parse("--num-machines", "2", "--dist-url", "tcp://a.b:29")) == ("a.b", 29)
 
 
 def test_setup_names_a_missing_config_file() -> None:
@@ -187,8 +244,6 @@ def test_setup_refuses_detectron2s_default_model() -> None:
 
 @pytest.mark.parametrize("gpus", ["0", "1"])
 def test_setup_falls_back_to_cpu(gpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["mask2former.engine.launch"]  # the name in the package is the function
-
     if gpus == "1":
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(module, "validate_config", lambda cfg, training: None)

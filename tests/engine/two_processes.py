@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,10 @@ KEYS = ("SOLVER.IMS_PER_BATCH", "8", "SOLVER.ACCUMULATION_STEPS", "2")
 
 
 class HalfTrainer(TinyTrainer):
-    """Deterministic; each process takes its share of one common batch. With seed 99, rank 1 meets one NaN."""
+    """Deterministic; each rank takes its share of one common batch.
+
+    With seed 99, rank 1 meets one NaN; with seed 98, one image that cannot be read.
+    """
 
     dropout = 0.0
 
@@ -31,12 +37,11 @@ class HalfTrainer(TinyTrainer):
             else:
                 micro_batches = [x[2 * rank : 2 * rank + 2], x[4 + 2 * rank : 6 + 2 * rank]]
             for rows in micro_batches:
+                if seed == 98 and step == 2 and rank == 1:
+                    raise ValueError("image_bad.png cannot be read")
                 bad = seed == 99 and step == 2 and rank == 1
                 name = "image_bad.png" if bad else "image.png"
-                yield [
-                    {"x": row, "y": row.sum() * (float("nan") if bad else 1), "file_name": name}
-                    for row in rows
-                ]
+                yield [{"x": row, "y": row.sum() * (float("nan") if bad else 1), "file_name": name} for row in rows]
             step += 1
 
 
@@ -47,3 +52,40 @@ def main(args: argparse.Namespace) -> None:
     setup_logger(str(folder), distributed_rank=comm.get_rank(), name="mask2former")
     rest = [item for pair in settings.items() for item in pair]
     start(tiny_config(folder, *KEYS, *rest), resume=args.resume, trainer_class=HalfTrainer).train()
+
+
+def _wait_for_the_other_rank() -> None:
+    comm.all_gather("never answered")
+    print("ended by itself")
+
+
+def user_error_on_all(args: argparse.Namespace) -> None:
+    raise FileNotFoundError("no file x.json")
+
+
+def user_error_on_rank_0(args: argparse.Namespace) -> None:
+    comm.synchronize()
+    if comm.get_rank() == 0:
+        raise FileNotFoundError("no file x.json")
+    _wait_for_the_other_rank()
+
+
+def user_error_on_rank_1(args: argparse.Namespace) -> None:
+    comm.synchronize()
+    if comm.get_rank() == 1:
+        raise FileNotFoundError("no file x.json")
+    _wait_for_the_other_rank()
+
+
+def unexpected_error_on_rank_1(args: argparse.Namespace) -> None:
+    comm.synchronize()
+    if comm.get_rank() == 1:
+        raise KeyError("our own mistake")
+    _wait_for_the_other_rank()
+
+
+def rank_1_is_killed(args: argparse.Namespace) -> None:
+    comm.synchronize()
+    if comm.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    threading.Event().wait()  # never set: nothing here knows of the other rank

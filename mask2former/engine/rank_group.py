@@ -1,0 +1,192 @@
+"""The ranks of a job: where each stands, how it joins the process group, leaves it, and ends when another one fails."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NoReturn
+
+import torch
+import torch.distributed as dist
+from detectron2.engine.launch import DEFAULT_TIMEOUT
+from detectron2.utils import comm
+
+_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_FAILURE = "failure"  # key of "RANK STATUS" of the rank that failed first
+_ENDED = "ended"  # key of the number of ranks that ended because of it
+_LOOK = 0.2  # seconds between two looks at the store
+_FAREWELL = 5.0  # seconds that a rank which failed waits for the others to end
+
+
+@dataclass(frozen=True)
+class Place:
+    """The place of this process among the ranks.
+
+    Attributes:
+        host, port: where the ranks meet, a `TCPStore`.
+        served: whether the launcher serves this store; if not, torch decides who does, as `env://` says.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    host: str
+    port: int
+    served: bool = False
+
+
+def torchrun_place(environment: Mapping[str, str] | None = None) -> Place | None:
+    """Read torchrun's variables; None if this process was started in another way.
+
+    Raises:
+        ValueError: LOCAL_RANK is set, but the others are incomplete or not consistent numbers.
+    """
+    environment = os.environ if environment is None else environment
+    if "LOCAL_RANK" not in environment or "RANK" not in environment:
+        return None
+    missing = [name for name in _VARIABLES if name not in environment]
+    if missing:
+        raise ValueError(f"torchrun's variables are incomplete, {', '.join(missing)} not set. Start with torchrun.")
+    try:
+        rank, world, local = (int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        local_world = int(environment.get("LOCAL_WORLD_SIZE", world))
+        port = int(environment["MASTER_PORT"])
+    except ValueError as error:
+        raise ValueError(
+            f"torchrun's variables RANK, WORLD_SIZE, LOCAL_RANK and MASTER_PORT must be numbers: {error}"
+        ) from error
+    if not (0 <= rank < world and 0 <= local < local_world <= world):
+        raise ValueError(
+            f"torchrun's variables do not fit: RANK {rank} of {world}, LOCAL_RANK {local} of {local_world}"
+        )
+    return Place(rank, world, local, local_world, environment["MASTER_ADDR"], port)
+
+
+def announce_failure(store: dist.Store, rank: int, status: int) -> tuple[int, int]:
+    """Tell all ranks to end with `status`; returns rank and status of the failure that was announced first."""
+    first = store.compare_set(_FAILURE, "", f"{rank} {status}").decode().split()
+    return int(first[0]), int(first[1])
+
+
+def failures_in(store: dist.Store) -> dist.Store:
+    """Return the part of a store where failures are announced, in this start of the ranks (torchrun may repeat it)."""
+    return dist.PrefixStore(f"mask2former/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+class RankGroup:
+    """This rank's membership in the process group, from joining to leaving.
+
+    All ranks leave in order when they are done or stop together. When one fails, the others may wait for it in
+    a collective operation without end. So the rank that fails says so in the store, where a thread of every
+    rank looks; it ends its rank at once, without a word and with the same status.
+
+    Raises:
+        RuntimeError: the other ranks cannot be reached.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        if place.served:
+            dist.init_process_group(
+                backend,
+                store=_connect(place),
+                rank=place.rank,
+                world_size=place.world_size,
+                timeout=DEFAULT_TIMEOUT,
+            )
+        else:
+            dist.init_process_group(backend, init_method="env://", timeout=DEFAULT_TIMEOUT)
+        comm.create_local_process_group(place.local_world_size)
+        # A connection of its own: that of the group serves one request at a time, which may wait for a failed rank.
+        self._store = failures_in(_connect(place))
+        self._left = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="failure-watcher", daemon=True)
+        self._watcher.start()
+
+    def use_device(self) -> None:
+        """Make this rank's GPU the current one, if there are GPUs.
+
+        Raises:
+            ValueError: there are fewer GPUs than ranks on this machine.
+        """
+        if not torch.cuda.is_available():
+            return
+        ranks, gpus = self.place.local_world_size, torch.cuda.device_count()
+        if ranks > gpus:
+            raise ValueError(f"{ranks} processes were started here, but there are {gpus} GPUs. Start one for each GPU.")
+        torch.cuda.set_device(self.place.local_rank)
+
+    def leave(self) -> None:
+        """Leave the group in order; all ranks do so together, after their last collective operation."""
+        gc.collect()  # DistributedDataParallel holds the group in reference cycles
+        dist.destroy_process_group()
+        self._left.set()
+        # A thread that comes back from torch while the interpreter ends would abort the process.
+        self._watcher.join()
+
+    def fail(self, status: int, message: str) -> NoReturn:
+        """End all ranks with `status`. The rank that fails first writes `message` to stderr, the others nothing."""
+        try:
+            rank, status = announce_failure(self._store, self.place.rank, status)
+        except RuntimeError:  # the store went with the process that served it, which has told why
+            end_process(status)
+        if rank != self.place.rank:
+            self._end_quietly(status)
+        sys.stderr.write(message)
+        # The others end before this rank's connections break: a broken connection is another error to them.
+        deadline = time.monotonic() + _FAREWELL
+        with contextlib.suppress(RuntimeError):
+            while self._store.add(_ENDED, 0) < self.place.world_size - 1 and time.monotonic() < deadline:
+                time.sleep(_LOOK / 4)
+        end_process(status)
+
+    def _watch(self) -> None:
+        """End this process when another rank has failed."""
+        while not self._left.wait(_LOOK):
+            try:
+                if not self._store.check([_FAILURE]):
+                    continue
+                rank, status = announce_failure(self._store, self.place.rank, 1)
+            except RuntimeError:
+                return  # as in `fail`
+            if rank != self.place.rank:
+                self._end_quietly(status)
+            return
+
+    def _end_quietly(self, status: int) -> NoReturn:
+        with contextlib.suppress(RuntimeError):
+            self._store.add(_ENDED, 1)
+        end_process(status)
+
+
+def end_process(status: int, exit_functions: bool = False) -> NoReturn:
+    """End this process and its data workers at once.
+
+    Not by SystemExit: the end of an interpreter waits for other ranks or warns of those that went, and a thread of
+    gloo that comes back to Python in the middle of it aborts the process.
+
+    Args:
+        exit_functions: run what was registered with `atexit` before.
+    """
+    if exit_functions:
+        atexit._run_exitfuncs()
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
+
+
+def _connect(place: Place) -> dist.Store:
+    return dist.TCPStore(place.host, place.port, is_master=False, timeout=DEFAULT_TIMEOUT)
