@@ -7,6 +7,7 @@ import contextlib
 import gc
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -180,6 +181,8 @@ def end_process(status: int, exit_functions: bool = False) -> NoReturn:
     """
     if exit_functions:
         atexit._run_exitfuncs()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the handler of DataLoader raises when a worker is killed
     for worker in multiprocessing.active_children():
         worker.kill()
     for stream in (sys.stdout, sys.stderr):

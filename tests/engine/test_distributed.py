@@ -73,6 +73,7 @@ def test_two_processes_equal_one(tmp_path: Path, launcher: str) -> None:
         torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-6, msg=name)
     states = torch.load(tmp_path / "two" / "model_final.pth", weights_only=True)["trainer"]["random_states"]
     assert len(states) == 2
+    assert (tmp_path / "two" / "exit_0").exists() and (tmp_path / "two" / "exit_1").exists()  # atexit ran
     resumed = run_two(tmp_path, launcher, tmp_path / "two", "--resume")
     assert resumed.returncode == 0, resumed.stderr
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from mask2former.engine import TrainingInterrupted, argument_parser, launch, setup
-from mask2former.engine.rank_group import Place, announce_failure, torchrun_place
+from mask2former.engine.rank_group import Place, RankGroup, announce_failure, torchrun_place
 
 module = sys.modules["mask2former.engine.launch"]  # the name in the package is the function
 
@@ -190,6 +190,15 @@ def test_the_first_failure_counts() -> None:
     store = dist.HashStore()
     assert announce_failure(store, 3, 2) == (3, 2)
     assert announce_failure(store, 0, 1) == (3, 2)
+
+
+def test_more_ranks_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    group = object.__new__(RankGroup)
+    group.place = Place(0, 2, 0, 2, "host", 1)
+    with pytest.raises(ValueError, match="2 processes were started here, but there are 1 GPUs"):
+        group.use_device()
 
 
 class FakeRank:

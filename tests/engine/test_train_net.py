@@ -160,14 +160,14 @@ def test_signal_to_the_whole_job_saves_a_checkpoint(
             start_new_session=True,
         )
     try:
-        for _ in range(600):
-            if (tmp_path / "out/last_checkpoint").is_file() or job.poll() is not None:
-                break
-            time.sleep(0.1)
+        while not (tmp_path / "out/last_checkpoint").is_file() and job.poll() is None:
+            time.sleep(0.05)
+        assert job.poll() is None, (tmp_path / "text").read_text()
         os.killpg(job.pid, number)
-        job.wait(timeout=60)
+        job.wait()
     finally:
         job.kill()
+        job.wait()
     text = (tmp_path / "text").read_text()
     assert job.returncode == 128 + number, text
     assert f"Stopped by {number.name}" in text

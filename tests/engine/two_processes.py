@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from tiny_training import TinyTrainer, start, tiny_config
+from torch.utils.data import DataLoader
+
+from mask2former.engine.launch import keep_workers
 
 KEYS = ("SOLVER.IMS_PER_BATCH", "8", "SOLVER.ACCUMULATION_STEPS", "2")
 
@@ -50,8 +55,17 @@ def main(args: argparse.Namespace) -> None:
     settings = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
     folder = Path(settings.pop("OUTPUT_DIR"))
     setup_logger(str(folder), distributed_rank=comm.get_rank(), name="mask2former")
+    atexit.register((folder / f"exit_{comm.get_rank()}").touch)
     rest = [item for pair in settings.items() for item in pair]
     start(tiny_config(folder, *KEYS, *rest), resume=args.resume, trainer_class=HalfTrainer).train()
+
+
+def _with_workers() -> Iterator[Any]:
+    """All ranks are there, and have data workers that live on while the result does."""
+    comm.synchronize()
+    batches = iter(keep_workers(DataLoader(range(1000), num_workers=1)))  # type: ignore[arg-type]
+    next(batches)
+    return batches
 
 
 def _wait_for_the_other_rank() -> None:
@@ -64,17 +78,19 @@ def user_error_on_all(args: argparse.Namespace) -> None:
 
 
 def user_error_on_rank_0(args: argparse.Namespace) -> None:
-    comm.synchronize()
+    batches = _with_workers()
     if comm.get_rank() == 0:
         raise FileNotFoundError("no file x.json")
     _wait_for_the_other_rank()
+    next(batches)
 
 
 def user_error_on_rank_1(args: argparse.Namespace) -> None:
-    comm.synchronize()
+    batches = _with_workers()
     if comm.get_rank() == 1:
         raise FileNotFoundError("no file x.json")
-    _wait_for_the_other_rank()
+    threading.Event().wait()  # never set: nothing here knows of the other rank
+    next(batches)
 
 
 def unexpected_error_on_rank_1(args: argparse.Namespace) -> None:
@@ -88,4 +104,4 @@ def rank_1_is_killed(args: argparse.Namespace) -> None:
     comm.synchronize()
     if comm.get_rank() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    threading.Event().wait()  # never set: nothing here knows of the other rank
+    threading.Event().wait()
