@@ -78,7 +78,7 @@ def test_objects_keep_their_rows(records: Records, video_cfg: CfgNode) -> None:
             assert instances.gt_masks.dtype == torch.bool
             for row, mask in zip(rows, instances.gt_masks, strict=True):
                 assert bool(mask.any()) == shown[t][row]
-                if shown[t][row]:  # objects have the grey value 100 + 20 x annotation id
+                if shown[t][row]:  # objects have the gray value 100 + 20 x annotation id
                     inside = image[0][mask].float()
                     assert (inside - (120 + 20 * row)).abs().median() <= 2
             seen.add(tuple(instances.gt_ids.tolist()))
@@ -87,7 +87,7 @@ def test_objects_keep_their_rows(records: Records, video_cfg: CfgNode) -> None:
 
 def test_one_size_and_one_flip_for_a_clip(records: Records, video_cfg: CfgNode) -> None:
     mapper = YTVISDatasetMapper(video_cfg, True)
-    heights, mirrored = set(), set()
+    heights, flipped = set(), set()
     for seed in range(30):
         sample = draw(mapper, records[2], seed)  # the same frame twice
         first, second = sample["image"]
@@ -95,8 +95,8 @@ def test_one_size_and_one_flip_for_a_clip(records: Records, video_cfg: CfgNode) 
         heights.add(first.shape[1])
         # The object reaches from column 6 to 26 of 40.
         mask = sample["instances"][0].gt_masks[0]
-        mirrored.add(bool(mask.any(0).nonzero().float().mean() > mask.shape[1] / 2))
-    assert heights == {24, 32, 48} and mirrored == {True, False}
+        flipped.add(bool(mask.any(0).nonzero().float().mean() > mask.shape[1] / 2))
+    assert heights == {24, 32, 48} and flipped == {True, False}
 
 
 def test_range_of_sizes_and_flips_for_each_frame(records: Records, video_cfg: CfgNode) -> None:
@@ -139,24 +139,24 @@ def test_crop(records: Records, video_cfg: CfgNode) -> None:
     video_cfg.INPUT.MIN_SIZE_TRAIN = (32,)
     sample = draw(YTVISDatasetMapper(video_cfg, True), records[2], 0)
     assert torch.equal(*sample["image"]) and max(sample["image"][0].shape[1:]) <= 20
-    image = {"file_name": records[2]["file_names"][0], "annotations": _as_picture(records[2])}
+    image = {"file_name": records[2]["file_names"][0], "annotations": _as_image(records[2])}
     still = CocoClipDatasetMapper(video_cfg, True)
     clips = [draw(still, image, seed)["image"] for seed in range(10)]
     assert all(first.shape == second.shape for first, second in clips)
     assert not all(torch.equal(first, second) for first, second in clips)
 
 
-def _as_picture(record: dict[str, Any]) -> list[dict[str, Any]]:
+def _as_image(record: dict[str, Any]) -> list[dict[str, Any]]:
     return [{**track, "segmentation": track["segmentations"][0]} for track in record["annotations"]]
 
 
-def test_clips_of_one_picture(records: Records, video_cfg: CfgNode) -> None:
+def test_clips_of_one_image(records: Records, video_cfg: CfgNode) -> None:
     video_cfg.INPUT.DATASET_MAPPER_NAME = "coco_clip"
     video_cfg.INPUT.SAMPLING_FRAME_NUM = 3
     video_cfg.INPUT.AUGMENTATIONS = ["rotation"]
     mapper = build_mapper(video_cfg, True)
     assert isinstance(mapper, CocoClipDatasetMapper)
-    image = {"file_name": records[2]["file_names"][0], "image_id": 5, "annotations": _as_picture(records[2])}
+    image = {"file_name": records[2]["file_names"][0], "image_id": 5, "annotations": _as_image(records[2])}
     sample = draw(mapper, image, 4)
     assert len(sample["image"]) == len(sample["instances"]) == sample["length"] == 3
     assert not torch.equal(sample["image"][0], sample["image"][1])
@@ -168,8 +168,8 @@ def test_clips_of_one_picture(records: Records, video_cfg: CfgNode) -> None:
         mapper(image)
 
 
-def test_videos_and_pictures_together(records: Records, video_cfg: CfgNode) -> None:
-    image = {"file_name": records[2]["file_names"][0], "image_id": 5, "annotations": _as_picture(records[2])}
+def test_videos_and_images_together(records: Records, video_cfg: CfgNode) -> None:
+    image = {"file_name": records[2]["file_names"][0], "image_id": 5, "annotations": _as_image(records[2])}
     video_cfg.INPUT.DATASET_MAPPER_NAME = "mixed_clips"
     mapper = build_mapper(video_cfg, True)
     for record, kind in ((records[1], YTVISDatasetMapper), (image, CocoClipDatasetMapper)):
@@ -216,17 +216,17 @@ def test_inference_takes_all_frames(records: Records, video_cfg: CfgNode) -> Non
 
 def test_bad_records_are_named(records: Records, video_cfg: CfgNode, tmp_path: Path) -> None:
     mapper = YTVISDatasetMapper(video_cfg, True)
-    with pytest.raises(BadRecordError, match=r"video 9: the video has no annotations"):
+    with pytest.raises(BadRecordError, match=r"video 9: training sample has no 'annotations'"):
         mapper({key: value for key, value in records[2].items() if key != "annotations"})
     with pytest.raises(BadRecordError, match=r"record has no 'file_names'"):
-        mapper({"file_name": "picture.jpg", "annotations": []})
-    with pytest.raises(BadRecordError, match=r"clip9/00000.png: the picture is 40x32 .* its record says 41x32"):
+        mapper({"file_name": "image.jpg", "annotations": []})
+    with pytest.raises(BadRecordError, match=r"clip9/00000.png: .* is 40x32 .* its record says 41x32"):
         mapper({**records[2], "width": 41})
     (tmp_path / "frames" / "clip9" / "00000.png").unlink()
     with pytest.raises(BadRecordError, match=r"clip9/00000.png: the file does not exist"):
         mapper(records[2])
     records[1]["annotations"][0]["category_id"] = 2
-    with pytest.raises(BadRecordError, match=r"annotation 1: class 2 does not exist"):
+    with pytest.raises(BadRecordError, match=r"annotation 1: category_id 2 is not a class index in \[0, 2\)"):
         mapper(records[1])
 
 
@@ -277,7 +277,7 @@ def test_samples_depend_on_seed_and_position_alone(
 def test_flip_by_clip_moves_polygons_and_codes_alike(records: Records, video_cfg: CfgNode) -> None:
     video_cfg.INPUT.MIN_SIZE_TRAIN = (32,)
     mapper = YTVISDatasetMapper(video_cfg, True)
-    mapper.augmentations = T.AugmentationList([T.HFlipTransform(40)])
+    mapper.augmentations = [T.HFlipTransform(40)]
     sample = draw(mapper, records[1], 11)
     for frame, instances in zip(frame_numbers(sample), sample["instances"], strict=True):
         for row, mask in zip(instances.gt_ids.tolist(), instances.gt_masks, strict=True):

@@ -24,6 +24,7 @@ from mask2former.data import (
     build_mapper,
     load_coco_json,
 )
+from mask2former.data.dataset_mappers import InstanceTargets, PanopticTargets, Targets
 from mask2former.data.datasets.coco import load_coco_panoptic
 
 from ..panoptic_sample import HEIGHT, WIDTH, PanopticSample
@@ -39,12 +40,12 @@ def records(write: Callable[[], tuple[Path, Path]]) -> Records:
 
 @pytest.fixture
 def panoptic_record(tmp_path: Path) -> dict[str, Any]:
-    """A picture 40x32 of four segments, one of them crowd, one in the far corner, and void."""
+    """An image 40x32 of four segments, one of them crowd, one in the far corner, and void."""
     ids = np.zeros((32, 40), np.int32)
     ids[:16], ids[16:28, :20], ids[16:28, 20:], ids[30:, 38:] = 70000, 5, 900, 31
     png = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=2).astype(np.uint8)
     Image.fromarray(png).save(tmp_path / "ids.png")
-    Image.fromarray(np.zeros((32, 40, 3), np.uint8)).save(tmp_path / "picture.png")
+    Image.fromarray(np.zeros((32, 40, 3), np.uint8)).save(tmp_path / "image.png")
     segments = [
         {"id": 70000, "category_id": 1, "isthing": False, "iscrowd": 0},
         {"id": 5, "category_id": 0, "isthing": True, "iscrowd": 0},
@@ -52,15 +53,15 @@ def panoptic_record(tmp_path: Path) -> dict[str, Any]:
         {"id": 31, "category_id": 0, "isthing": True, "iscrowd": 0},
     ]
     return {
-        "file_name": str(tmp_path / "picture.png"),
+        "file_name": str(tmp_path / "image.png"),
         "image_id": 1,
         "pan_seg_file_name": str(tmp_path / "ids.png"),
         "segments_info": segments,
     }
 
 
-def _plain(kind: type[SegmentationMapper], *augmentations: Any, **settings: Any) -> SegmentationMapper:
-    return kind(True, augmentations=augmentations, **settings)
+def _mapper(targets: Targets, *augmentations: Any) -> SegmentationMapper:
+    return SegmentationMapper(True, augmentations=augmentations, targets=targets)
 
 
 @pytest.mark.parametrize("name", ["coco_instance_lsj", "mask_former_instance"])
@@ -97,7 +98,7 @@ def test_instance_samples(data_cfg: CfgNode, records: Records, name: str, extras
 
 
 @pytest.mark.parametrize("drawn", range(8))
-def test_all_forms_of_a_mask_follow_the_picture(tmp_path: Path, data_cfg: CfgNode, drawn: int) -> None:
+def test_all_forms_of_a_mask_follow_the_image(tmp_path: Path, data_cfg: CfgNode, drawn: int) -> None:
     image = np.zeros((40, 60, 3), np.uint8)
     image[8:24, 12:44] = 255
     bitmap = image[:, :, 0] > 0
@@ -120,14 +121,14 @@ def test_all_forms_of_a_mask_follow_the_picture(tmp_path: Path, data_cfg: CfgNod
 
 def test_polygons_equal_detectron2s_without_a_crop(records: Records) -> None:
     resize = T.ResizeTransform(32, 40, 57, 61)
-    sample = _plain(COCOInstanceNewBaselineDatasetMapper, resize, T.HFlipTransform(61))(records[2])
+    sample = _mapper(InstanceTargets(), resize, T.HFlipTransform(61))(records[2])
     polygon = np.array(records[2]["annotations"][0]["segmentation"][0], dtype=np.float64).reshape(-1, 2)
     points = T.HFlipTransform(61).apply_coords(resize.apply_coords(polygon))
     expected = polygons_to_bitmask([points.reshape(-1)], 57, 61)
     np.testing.assert_array_equal(sample["instances"].gt_masks[0].numpy(), expected)
 
 
-def test_empty_picture_gives_no_objects(data_cfg: CfgNode, records: Records) -> None:
+def test_empty_image_gives_no_objects(data_cfg: CfgNode, records: Records) -> None:
     instances = build_mapper(data_cfg, True)(records[5])["instances"]
     assert len(instances) == 0 and instances.gt_masks.shape == (0, 48, 48)
     assert instances.gt_masks.dtype == torch.bool and instances.gt_boxes.tensor.shape == (0, 4)
@@ -135,13 +136,13 @@ def test_empty_picture_gives_no_objects(data_cfg: CfgNode, records: Records) -> 
 
 def test_objects_outside_the_crop_are_dropped(records: Records) -> None:
     crop = T.CropTransform(0, 0, 20, 16)  # above the bar
-    instances = _plain(MaskFormerInstanceDatasetMapper, crop)(records[0])["instances"]
+    instances = _mapper(InstanceTargets(), crop)(records[0])["instances"]
     assert instances.gt_classes.tolist() == [1]
     assert instances.gt_boxes.tensor.tolist() == [[5, 4, 14, 13]]
 
 
 def test_panoptic_targets(panoptic_record: dict[str, Any]) -> None:
-    sample = _plain(COCOPanopticNewBaselineDatasetMapper, T.HFlipTransform(40))(panoptic_record)
+    sample = _mapper(PanopticTargets(), T.HFlipTransform(40))(panoptic_record)
     instances = sample["instances"]
     assert instances.gt_classes.tolist() == [1, 0, 0]
     assert instances.gt_masks.flatten(1).sum(1).tolist() == [640, 240, 4]
@@ -153,11 +154,11 @@ def test_panoptic_keeps_vanished_segments_unless_told_otherwise(
     panoptic_record: dict[str, Any], data_cfg: CfgNode
 ) -> None:
     crop = T.CropTransform(0, 0, 30, 20)
-    kept = _plain(COCOPanopticNewBaselineDatasetMapper, crop, drop_empty=False)(panoptic_record)["instances"]
+    kept = _mapper(PanopticTargets(), crop)(panoptic_record)["instances"]
     assert kept.gt_masks.flatten(1).any(1).tolist() == [True, True, False]
     assert kept.gt_boxes.tensor[2].tolist() == [0, 0, 0, 0]
-    assert len(_plain(COCOPanopticNewBaselineDatasetMapper, crop)(panoptic_record)["instances"]) == 2
-    assert not COCOPanopticNewBaselineDatasetMapper(data_cfg, True).drop_empty
+    assert len(_mapper(PanopticTargets(drop_empty=True), crop)(panoptic_record)["instances"]) == 2
+    assert not COCOPanopticNewBaselineDatasetMapper(data_cfg, True).targets.drop_empty
 
 
 def test_panoptic_padding_belongs_to_nobody(panoptic_record: dict[str, Any], data_cfg: CfgNode) -> None:
@@ -174,15 +175,15 @@ def test_panoptic_padding_belongs_to_nobody(panoptic_record: dict[str, Any], dat
         ({"file_name": "/nowhere/a.png"}, "/nowhere/a.png: the file does not exist"),
         ({"file_name": None}, "no usable file name"),
         ({"height": 31}, "its record says 40x31"),
-        ({"annotations": None}, "has no 'annotations'"),
-        ({"annotations": ["x"]}, "annotation number 0"),
+        ({"annotations": None}, "training sample has no 'annotations'"),
+        ({"annotations": ["x"]}, "annotation number 0: is not a dictionary"),
         (
             {"annotations": [{"id": 4, "category_id": 2, "segmentation": []}]},
-            "annotation 4: class 2 does not",
+            r"annotation 4: category_id 2 is not a class index in \[0, 2\)",
         ),
         (
             {"annotations": [{"id": 4, "category_id": "a", "segmentation": []}]},
-            "annotation 4: category_id 'a'",
+            r"annotation 4: category_id 'a' is not a class index in \[0, 2\)",
         ),
         ({"annotations": [{"id": 4, "category_id": 1, "segmentation": [[1, 2]]}]}, "annotation 4: polygon 0"),
         ({"annotations": [{"id": 4, "category_id": 1}]}, "annotation 4: the segmentation is missing"),
@@ -196,15 +197,16 @@ def test_bad_records_are_named(data_cfg: CfgNode, records: Records, change: dict
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"segments_info": None}, "segments_info"),
-        ({"segments_info": [3]}, "dictionary"),
-        ({"segments_info": [{"id": 0, "category_id": 0}]}, "segment 0"),
-        ({"segments_info": [{"id": 5, "category_id": 9}]}, "segment 5: class 9"),
+        ({"segments_info": None}, "training sample has no 'segments_info'"),
+        ({"pan_seg_file_name": None}, "training sample has no 'pan_seg_file_name'"),
+        ({"segments_info": [3]}, "entry 0 of segments_info: is not a dictionary"),
+        ({"segments_info": [{"id": 0, "category_id": 0}]}, "segment 0: segment id is not an integer above 0"),
+        ({"segments_info": [{"id": 5, "category_id": 9}]}, r"segment 5: category_id 9 is not a class .* \[0, 2\)"),
         ({"pan_seg_file_name": "absent.png"}, r"absent\.png: the file does not exist"),
     ],
 )
 def test_bad_panoptic_records_are_named(panoptic_record: dict[str, Any], change: dict[str, Any], message: str) -> None:
-    mapper = _plain(COCOPanopticNewBaselineDatasetMapper, num_classes=2)
+    mapper = _mapper(PanopticTargets(num_classes=2))
     with pytest.raises(BadRecordError, match=message):
         mapper({**panoptic_record, **change})
 
@@ -212,7 +214,7 @@ def test_bad_panoptic_records_are_named(panoptic_record: dict[str, Any], change:
 def test_panoptic_png_of_another_size(panoptic_record: dict[str, Any], tmp_path: Path) -> None:
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "ids.png")
     with pytest.raises(BadRecordError, match=r"ids\.png: is \[8, 8\]"):
-        _plain(COCOPanopticNewBaselineDatasetMapper)(panoptic_record)
+        _mapper(PanopticTargets())(panoptic_record)
 
 
 def test_inference_equals_detectron2s_mapper(data_cfg: CfgNode, records: Records) -> None:
@@ -240,12 +242,12 @@ def test_mapper_names(data_cfg: CfgNode) -> None:
 
 def test_lsj_distribution(data_cfg: CfgNode) -> None:
     """Order and parameters of the published recipe; the crop lies on the diagonal."""
-    names = [type(aug).__name__ for aug in COCOInstanceNewBaselineDatasetMapper.train_augmentations(data_cfg)]
+    names = [type(aug).__name__ for aug in COCOInstanceNewBaselineDatasetMapper(data_cfg).augmentations]
     assert names == ["RandomFlip", "ResizeScale", "FixedSizeCrop"]
     np.random.seed(0)
     offsets = []
     for _ in range(40):
-        augmentations = T.AugmentationList(COCOInstanceNewBaselineDatasetMapper.train_augmentations(data_cfg))
+        augmentations = T.AugmentationList(COCOInstanceNewBaselineDatasetMapper(data_cfg).augmentations)
         transforms = augmentations(T.AugInput(np.zeros((60, 60, 3), np.uint8))).transforms
         crop = next(transform for transform in transforms if isinstance(transform, T.CropTransform))
         offsets.append((crop.x0, crop.y0))
@@ -271,11 +273,7 @@ def test_all_kinds_of_annotations_at_once(data_cfg: CfgNode, panoptic_sample: Pa
         "width": WIDTH,
         "annotations": [{**entry, "bbox": [0, 0, 1, 1], "bbox_mode": BoxMode.XYWH_ABS} for entry in annotations],
     }
-    kinds = {
-        "coco_instance_lsj": COCOInstanceNewBaselineDatasetMapper,
-        "mask_former_instance": MaskFormerInstanceDatasetMapper,
-    }
-    instances = _plain(kinds[name], num_classes=2)(record)["instances"]
+    instances = _mapper(InstanceTargets(num_classes=2))(record)["instances"]
     regular = [mask for _, segment, mask in truths if not segment["iscrowd"]]
     assert instances.gt_classes.tolist() == [0] + [1] * len(regular) and len(regular) == 5
     assert np.array_equal(instances.gt_masks[1:].numpy(), np.stack(regular))
@@ -291,7 +289,7 @@ def test_all_kinds_of_annotations_at_once(data_cfg: CfgNode, panoptic_sample: Pa
 def test_panoptic_segments_have_the_areas_of_the_file(panoptic_sample: PanopticSample) -> None:
     sample = panoptic_sample
     records = load_coco_panoptic("sample", str(sample.image_dir), str(sample.panoptic_dir), str(sample.json_file))
-    mapper = _plain(COCOPanopticNewBaselineDatasetMapper, num_classes=133)
+    mapper = _mapper(PanopticTargets(num_classes=133))
     assert len(records) == 2
     for record in records:
         instances = mapper(record)["instances"]

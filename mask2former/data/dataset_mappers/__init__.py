@@ -8,16 +8,18 @@ from detectron2.config import CfgNode
 
 from ...utils.hints import did_you_mean
 from ..mapped_dataset import Mapper
-from . import clip_mappers
-from .base import SegmentationMapper
-from .lsj import COCOInstanceNewBaselineDatasetMapper, COCOPanopticNewBaselineDatasetMapper
-from .mask_former import (
-    MaskFormerInstanceDatasetMapper,
-    MaskFormerPanopticDatasetMapper,
-    MaskFormerSemanticDatasetMapper,
-)
+from .augmentations import large_scale_jitter, pad_to_square, resize_for_inference, shortest_edge_crop
+from .clip_mappers import CocoClipDatasetMapper, MixedClipDatasetMapper, YTVISDatasetMapper
+from .coco_instance_new_baseline_dataset_mapper import COCOInstanceNewBaselineDatasetMapper
+from .coco_panoptic_new_baseline_dataset_mapper import COCOPanopticNewBaselineDatasetMapper
+from .mask_former_instance_dataset_mapper import MaskFormerInstanceDatasetMapper
+from .mask_former_panoptic_dataset_mapper import MaskFormerPanopticDatasetMapper
+from .mask_former_semantic_dataset_mapper import MaskFormerSemanticDatasetMapper
+from .segmentation_mapper import SegmentationMapper
+from .targets import AugmentedImage, InstanceTargets, PanopticTargets, SemanticTargets, Targets
 
-MAPPERS: dict[str, type[SegmentationMapper]] = {
+# Add an own mapper here: a class, or a function of a config and `is_train`.
+MAPPERS: dict[str, Callable[[CfgNode, bool], Mapper]] = {
     "coco_instance_lsj": COCOInstanceNewBaselineDatasetMapper,
     "coco_panoptic_lsj": COCOPanopticNewBaselineDatasetMapper,
     "mask_former_instance": MaskFormerInstanceDatasetMapper,
@@ -25,31 +27,47 @@ MAPPERS: dict[str, type[SegmentationMapper]] = {
     "mask_former_semantic": MaskFormerSemanticDatasetMapper,
 }
 
+# Those of video models.
+VIDEO_MAPPERS: dict[str, Callable[[CfgNode, bool], Mapper]] = {
+    "ytvis": YTVISDatasetMapper,
+    "coco_clip": CocoClipDatasetMapper,
+    "mixed_clips": MixedClipDatasetMapper,
+    "mask_former_semantic": YTVISDatasetMapper,  # the default of the key, which the published video configs leave
+}
+
 __all__ = [
     "MAPPERS",
+    "VIDEO_MAPPERS",
+    "AugmentedImage",
     "COCOInstanceNewBaselineDatasetMapper",
     "COCOPanopticNewBaselineDatasetMapper",
+    "CocoClipDatasetMapper",
+    "InstanceTargets",
     "MaskFormerInstanceDatasetMapper",
     "MaskFormerPanopticDatasetMapper",
     "MaskFormerSemanticDatasetMapper",
+    "MixedClipDatasetMapper",
+    "PanopticTargets",
     "SegmentationMapper",
+    "SemanticTargets",
+    "Targets",
+    "YTVISDatasetMapper",
     "build_mapper",
+    "large_scale_jitter",
     "mapper_names",
+    "pad_to_square",
+    "resize_for_inference",
+    "shortest_edge_crop",
 ]
 
 
-# Of video models. The first is taken where INPUT.DATASET_MAPPER_NAME has its default, as in the published configs.
-VIDEO_MAPPERS = ("ytvis", "coco_clip", "mixed_clips")
-_DEFAULT = "mask_former_semantic"
-
-
 def mapper_names(video: bool = False) -> list[str]:
-    """The values that INPUT.DATASET_MAPPER_NAME may take for image models, or for video models."""
-    return sorted((_DEFAULT, *VIDEO_MAPPERS)) if video else sorted(MAPPERS)
+    """Return the values that INPUT.DATASET_MAPPER_NAME may take for image models, or for video models."""
+    return sorted(VIDEO_MAPPERS if video else MAPPERS)
 
 
 def build_mapper(cfg: CfgNode, is_train: bool = True) -> Mapper:
-    """The mapper that a config asks for.
+    """Build the mapper that a config asks for.
 
     Args:
         cfg: INPUT.DATASET_MAPPER_NAME chooses it in training; inference needs no choice.
@@ -59,18 +77,13 @@ def build_mapper(cfg: CfgNode, is_train: bool = True) -> Mapper:
         ValueError: unknown name.
     """
     video = cfg.MODEL.META_ARCHITECTURE == "VideoMaskFormer"
-    name = cfg.INPUT.DATASET_MAPPER_NAME
-    if is_train and name not in mapper_names(video):
-        hint = did_you_mean(name, mapper_names(video))
+    if not is_train:
+        return YTVISDatasetMapper(cfg, False) if video else SegmentationMapper(cfg, False)
+    name, names = cfg.INPUT.DATASET_MAPPER_NAME, mapper_names(video)
+    if name not in names:
+        hint = did_you_mean(name, names)
         raise ValueError(
-            f"INPUT.DATASET_MAPPER_NAME {name!r} is not one of {', '.join(mapper_names(video))}, "
+            f"INPUT.DATASET_MAPPER_NAME {name!r} is not one of {', '.join(names)}, "
             f"those for MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r}.{hint}"
         )
-    if video:
-        return _video_mapper(name if is_train else "ytvis")(cfg, is_train)
-    return MAPPERS[name](cfg, True) if is_train else SegmentationMapper(cfg, False)
-
-
-def _video_mapper(name: str) -> Callable[[CfgNode, bool], Mapper]:
-    kinds = {"coco_clip": clip_mappers.CocoClipDatasetMapper, "mixed_clips": clip_mappers.MixedClipDatasetMapper}
-    return kinds.get(name, clip_mappers.YTVISDatasetMapper)
+    return (VIDEO_MAPPERS if video else MAPPERS)[name](cfg, True)

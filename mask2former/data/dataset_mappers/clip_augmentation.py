@@ -11,7 +11,8 @@ from detectron2.data import transforms as T
 from ..sampler import random_state
 from ..transforms import ResizeShortestEdge, flip_augmentations
 
-# By the names of INPUT.AUGMENTATIONS: factors within 10 %; turns by up to 15 degrees around a point near the middle.
+# By the names of INPUT.AUGMENTATIONS: factors within 10 %; rotations by up to 15 degrees around a point near the
+# center.
 EXTRA_AUGMENTATIONS = {
     "brightness": lambda: T.RandomBrightness(0.9, 1.1),
     "contrast": lambda: T.RandomContrast(0.9, 1.1),
@@ -23,10 +24,10 @@ EXTRA_AUGMENTATIONS = {
 class ClipAugmentation(T.Augmentation):
     """Draws the same random numbers for every frame of a clip; `start_clip` draws anew.
 
-    What depends on the picture (the grey value that contrast turns around) is still that of each frame.
+    What depends on the image (the gray value that contrast pivots on) is still that of each frame.
 
     Args:
-        augmentation: looks at the picture alone.
+        augmentation: looks at the image alone.
     """
 
     def __init__(self, augmentation: T.Augmentation) -> None:
@@ -39,17 +40,17 @@ class ClipAugmentation(T.Augmentation):
         self.seed = int(np.random.randint(2**31))
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """The transform for one frame."""
+        """Return the transform for one frame."""
         with random_state(self.seed):
             return self.augmentation.get_transform(image)
 
 
 class ClipCrop(ClipAugmentation):
-    """A random crop of one size for all frames of a clip, at one place or (`moving`) at a place of its own for each.
+    """A random crop of one size for all frames of a clip, at one position or (`moving`) at one of its own for each.
 
     Args:
         augmentation: the crop.
-        moving: draw the place for each frame.
+        moving: draw the position for each frame.
     """
 
     def __init__(self, augmentation: T.RandomCrop, moving: bool = False) -> None:
@@ -57,7 +58,7 @@ class ClipCrop(ClipAugmentation):
         self.moving = moving
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """The crop of one frame."""
+        """Return the crop of one frame."""
         crop = super().get_transform(image)
         if not self.moving:
             return crop
@@ -66,7 +67,7 @@ class ClipCrop(ClipAugmentation):
         return T.CropTransform(int(left), int(top), crop.w, crop.h)
 
 
-def start_clip(augmentations: Iterable[T.Augmentation]) -> None:
+def start_clip(augmentations: Iterable[T.Augmentation | T.Transform]) -> None:
     """Draw what the frames of the next clip have in common."""
     for augmentation in augmentations:
         if isinstance(augmentation, ClipAugmentation):
@@ -74,18 +75,18 @@ def start_clip(augmentations: Iterable[T.Augmentation]) -> None:
 
 
 def clip_augmentations(cfg: CfgNode, still: bool = False) -> list[T.Augmentation]:
-    """The augmentations that INPUT asks for, in order: size, crop, flip, then those of INPUT.AUGMENTATIONS.
+    """Build the augmentations that INPUT asks for, in order: size, crop, flip, then those of INPUT.AUGMENTATIONS.
 
     The frames of a clip always have one size, with and without "_by_clip" in INPUT.MIN_SIZE_TRAIN_SAMPLING. The flip
     is drawn once for a clip where INPUT.RANDOM_FLIP is "flip_by_clip", else for each frame.
 
     Args:
         cfg: INPUT is read.
-        still: the clip is one picture repeated. INPUT.AUGMENTATIONS and the place of the crop are then drawn for each
+        still: the clip is one image repeated. INPUT.AUGMENTATIONS and the position of the crop are then drawn for each
             frame, which stands for motion; otherwise once for the clip.
 
     Raises:
-        ValueError: a value that does not exist.
+        ValueError: an unknown value.
     """
     settings = cfg.INPUT
     sampling = settings.MIN_SIZE_TRAIN_SAMPLING.removesuffix("_by_clip")
@@ -95,16 +96,16 @@ def clip_augmentations(cfg: CfgNode, still: bool = False) -> list[T.Augmentation
             "sizes of MIN_SIZE_TRAIN) or 'range_by_clip' (any size between its two)"
         )
     resize = ResizeShortestEdge(settings.MIN_SIZE_TRAIN, settings.MAX_SIZE_TRAIN, sampling)
-    chosen: list[T.Augmentation] = [ClipAugmentation(resize)]
+    augmentations: list[T.Augmentation] = [ClipAugmentation(resize)]
     if settings.CROP.ENABLED:
-        chosen.append(ClipCrop(T.RandomCrop(settings.CROP.TYPE, settings.CROP.SIZE), moving=still))
+        augmentations.append(ClipCrop(T.RandomCrop(settings.CROP.TYPE, settings.CROP.SIZE), moving=still))
     by_clip = settings.RANDOM_FLIP == "flip_by_clip"
     flips = flip_augmentations("horizontal" if by_clip else settings.RANDOM_FLIP)
-    chosen.extend(ClipAugmentation(flip) if by_clip else flip for flip in flips)
+    augmentations.extend(ClipAugmentation(flip) if by_clip else flip for flip in flips)
     for name in settings.AUGMENTATIONS:
         if name not in EXTRA_AUGMENTATIONS:
             known = ", ".join(EXTRA_AUGMENTATIONS)
-            raise ValueError(f"INPUT.AUGMENTATIONS has {name!r}, which does not exist; known: {known}")
+            raise ValueError(f"INPUT.AUGMENTATIONS has {name!r}, which is not one of {known}")
         extra = EXTRA_AUGMENTATIONS[name]()
-        chosen.append(extra if still else ClipAugmentation(extra))
-    return chosen
+        augmentations.append(extra if still else ClipAugmentation(extra))
+    return augmentations

@@ -1,113 +1,188 @@
-"""The three kinds of ground truth: annotations of single objects, label pictures, and panoptic PNG files."""
+"""Training targets: what `SegmentationMapper` makes of the ground truth of a record.
+
+`Targets` is the interface; implement it for ground truth of another kind. Three implementations are here: instance
+annotations, label maps, and panoptic PNG files.
+"""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Collection
-from typing import Any, NamedTuple
+from abc import abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
+from detectron2.structures import Boxes, Instances
 from scipy import ndimage
 
 from ...errors import BadRecordError
-from ...structures.masks import EMPTY_PATCH, Patch, SegmentationError, check_polygons, source_patch
+from ...structures.masks import (
+    EMPTY_PATCH,
+    Patch,
+    SegmentationError,
+    boxes_from_patches,
+    check_polygons,
+    paste,
+    source_patch,
+)
 from ..image_io import read_label_map, read_panoptic_png
 from ..mask_transforms import move_patches, move_polygons
-from .base import Frame, SegmentationMapper
+
+Record = dict[str, Any]
 
 
-class InstanceTargets(SegmentationMapper):
-    """Targets from "annotations": polygons, RLE and bitmaps in any mixture; crowd regions are left out."""
+@dataclass(frozen=True)
+class AugmentedImage:
+    """An image after its augmentations, and what it takes to move masks the same way.
 
-    def targets(self, record: dict[str, Any], frame: Frame) -> tuple[list[int], list[Patch]]:
-        """See SegmentationMapper.targets."""
+    Attributes:
+        pixels: uint8 (H, W, 3).
+        file_size: height and width of the image file.
+        transforms: what the augmentations did; `transforms.apply_segmentation(mask)` moves a mask of `file_size`.
+        label_map: floating point (H, W), what the augmentations made of `Targets.label_map`; None where there is none.
+    """
+
+    pixels: np.ndarray
+    file_size: tuple[int, int]
+    transforms: T.TransformList
+    label_map: np.ndarray | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height H and width W."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+    def to_tensor(self) -> torch.Tensor:
+        """Return the pixels as the model takes them, uint8 (3, H, W), contiguous."""
+        # copy() also turns read-only and negative-stride arrays into what torch can take.
+        return torch.from_numpy(self.pixels.transpose(2, 0, 1).copy())
+
+
+class Targets(Protocol):
+    """Makes the targets of one training sample, in two steps around the augmentations.
+
+    Implementations are called in the workers of the loader: they hold settings, no open files.
+    """
+
+    def label_map(self, record: Record, size: tuple[int, int], for_augmentations: bool) -> np.ndarray | None:
+        """Read the label of every pixel, to go through the augmentations with the image.
+
+        Args:
+            record: in detectron2's format; not to be changed.
+            size: height and width of the image file.
+            for_augmentations: an augmentation looks at the label map (its `get_transform` takes "sem_seg").
+
+        Returns:
+            Floating point (height, width), because detectron2 resizes floats as the published models had it; or None
+            (the default), where neither `entries` nor an augmentation needs one.
+
+        Raises:
+            BadRecordError: the labels cannot be used.
+        """
+        return None
+
+    @abstractmethod
+    def entries(self, record: Record, image: AugmentedImage) -> dict[str, Any]:
+        """Return what the targets add to the sample.
+
+        Args:
+            record: as for `label_map`.
+            image: the augmented image, H x W pixels.
+
+        Returns:
+            "instances": Instances with gt_classes int64 (N,), gt_masks bool (N, H, W) and, if wanted, gt_boxes; for
+            models that classify pixels also "sem_seg": int64 (H, W).
+
+        Raises:
+            BadRecordError: the ground truth cannot be used.
+        """
+
+
+class InstanceTargets(Targets):
+    """Targets from "annotations": polygons, RLE and bitmaps in any mixture; crowd regions are left out.
+
+    Args:
+        num_classes: classes outside [0, num_classes) are errors; None for no upper bound.
+        drop_empty: leave out objects of which the augmentations left nothing.
+    """
+
+    def __init__(self, num_classes: int | None = None, drop_empty: bool = True) -> None:
+        self.num_classes = num_classes
+        self.drop_empty = drop_empty
+
+    def entries(self, record: Record, image: AugmentedImage) -> dict[str, Any]:
+        """Return "instances" with gt_classes, gt_masks and gt_boxes; see `Targets.entries`."""
+        classes, patches = self.objects(record, image)
+        return {"instances": make_instances(classes, patches, image.size, self.drop_empty)}
+
+    def objects(self, record: Record, image: AugmentedImage) -> tuple[list[int], list[Patch]]:
+        """Return classes (N) and masks (N) of the annotations that are no crowd, in their order.
+
+        The masks are those of the augmented image, empty where nothing is left of an object.
+
+        Raises:
+            BadRecordError: the annotations cannot be used; names the annotation.
+        """
         file = str(record["file_name"])
-        annotations = record.get("annotations")
-        if not isinstance(annotations, list):
-            raise BadRecordError(
-                file, "the record has no 'annotations'; this mapper trains on instance annotations"
-            )
         classes: list[int] = []
         polygons: dict[int, list[np.ndarray]] = {}
         patches: dict[int, Patch] = {}
-        for position, annotation in enumerate(annotations):
+        for position, annotation in enumerate(_annotations(record)):
             if not isinstance(annotation, dict):
-                raise BadRecordError(file, "an annotation is a dictionary", f"annotation number {position}")
-            where = f"annotation {annotation.get('id', f'number {position} of the picture')}"
+                raise BadRecordError(file, "is not a dictionary", f"annotation number {position}")
+            where = f"annotation {annotation.get('id', f'number {position} of the image')}"
             if annotation.get("iscrowd", 0):
                 continue
             index = len(classes)
-            classes.append(self.check_class(annotation.get("category_id"), file, where))
+            classes.append(check_class(annotation.get("category_id"), self.num_classes, file, where))
             segmentation = annotation.get("segmentation")
             try:
                 if isinstance(segmentation, (list, tuple)):
-                    polygons[index] = check_polygons(segmentation, frame.size)
+                    polygons[index] = check_polygons(segmentation, image.file_size)
                 else:
-                    patches[index] = source_patch(segmentation, frame.size)
+                    patches[index] = source_patch(segmentation, image.file_size)
             except SegmentationError as error:
                 raise BadRecordError(file, str(error), where) from error
-        drawn = move_polygons(list(polygons.values()), frame.transforms, frame.size, frame.new_size)
-        carried = move_patches(list(patches.values()), frame.transforms, frame.size)
-        moved = dict(zip([*polygons, *patches], [*drawn, *carried], strict=True))
-        return classes, [moved[index] for index in range(len(classes))]
+        drawn = move_polygons(list(polygons.values()), image.transforms, image.file_size, image.size)
+        moved = move_patches(list(patches.values()), image.transforms, image.file_size)
+        masks = dict(zip([*polygons, *patches], [*drawn, *moved], strict=True))
+        return classes, [masks[index] for index in range(len(classes))]
 
 
-class LabelPictures(SegmentationMapper):
-    """Reads "sem_seg_file_name", a picture whose pixels are class indices."""
-
-    def read_labels(self, record: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-        """Labels floating point (H, W), each a class of the model or `ignore_label`.
-
-        Raises:
-            BadRecordError: no such file, another size than the picture, or a label that is no class.
-        """
-        path = record.get("sem_seg_file_name")
-        if path is None:
-            reason = "the record has no 'sem_seg_file_name'; this mapper trains on label pictures"
-            raise BadRecordError(str(record["file_name"]), reason)
-        labels = read_label_map(path)
-        _check_same_size(path, labels, record, size)
-        if self.num_classes is not None:
-            wrong = ((labels < 0) | (labels >= self.num_classes)) & (labels != self.ignore_label)
-            if wrong.any():
-                raise BadRecordError(
-                    path,
-                    f"{int(wrong.sum())} pixels have labels that are no class, for example "
-                    f"{int(labels[wrong][0])}; MODEL.SEM_SEG_HEAD.NUM_CLASSES is {self.num_classes}, and pixels "
-                    f"to ignore have {self.ignore_label}",
-                )
-        # Floats of 32 bits hold labels of up to 24 bits.
-        return labels.astype(np.float32 if labels.max(initial=0) < 2**24 else np.float64)
-
-
-class SemanticTargets(LabelPictures):
+class SemanticTargets(Targets):
     """Targets from "sem_seg_file_name": one mask for each class that is present, in the order of the classes.
 
-    Samples have "sem_seg" int64 (H, W) too, for models that classify pixels.
+    Args:
+        num_classes: labels outside [0, num_classes) are errors; None for no upper bound.
+        ignore_label: what pixels without a class have in the label map.
+        ignore_value: what they get in the sample's "sem_seg".
     """
 
-    def label_map(self, record: dict[str, Any], size: tuple[int, int]) -> np.ndarray | None:
-        """See SegmentationMapper.label_map."""
-        return self.read_labels(record, size)
+    def __init__(self, num_classes: int | None = None, ignore_label: int = 255, ignore_value: int = 255) -> None:
+        self.num_classes = num_classes
+        self.ignore_label = ignore_label
+        self.ignore_value = ignore_value
 
-    def targets(self, record: dict[str, Any], frame: Frame) -> tuple[list[int], list[Patch]]:
-        """See SegmentationMapper.targets."""
-        assert frame.labels is not None
-        patches = _patches_by_id(frame.labels.astype(np.int64))
+    def label_map(self, record: Record, size: tuple[int, int], for_augmentations: bool) -> np.ndarray | None:
+        """Read the label map of the record; see `read_labels`."""
+        return read_labels(record, size, self.num_classes, self.ignore_label)
+
+    def entries(self, record: Record, image: AugmentedImage) -> dict[str, Any]:
+        """Return "instances" and "sem_seg" int64 (H, W); see `Targets.entries`."""
+        assert image.label_map is not None
+        labels = image.label_map.astype(np.int64)
+        patches = _patches_by_id(labels)
         patches.pop(self.ignore_label, None)
         file = str(record["sem_seg_file_name"])
-        return [self.check_class(label, file, f"label {label}") for label in patches], list(patches.values())
-
-    def more_targets(self, frame: Frame) -> dict[str, Any]:
-        """The label map of the sample; pixels without a class have `ignore_value`."""
-        assert frame.labels is not None
-        labels = torch.from_numpy(frame.labels.astype(np.int64))
+        classes = [check_class(label, self.num_classes, file, f"label {label}") for label in patches]
+        sem_seg = torch.from_numpy(labels)
         if self.ignore_value != self.ignore_label:
-            labels[labels == self.ignore_label] = self.ignore_value
-        return {"sem_seg": labels}
+            sem_seg[sem_seg == self.ignore_label] = self.ignore_value
+        return {"instances": make_instances(classes, list(patches.values()), image.size), "sem_seg": sem_seg}
 
 
 class Segment(NamedTuple):
@@ -118,88 +193,195 @@ class Segment(NamedTuple):
     crowd: bool
 
 
-class PanopticTargets(LabelPictures):
+class PanopticTargets(Targets):
     """Targets from "pan_seg_file_name" and "segments_info": one mask for each segment, things and stuff.
 
-    Crowd segments are left out. Segments that were cropped away stay as empty masks unless `drop_empty`,
-    because the published models were trained so. "sem_seg_file_name" is read only where an augmentation looks
-    at the classes; in a record without it the classes of the segments serve instead.
+    Crowd segments are left out. "sem_seg_file_name" is read only where an augmentation looks at the label map; in a
+    record without it the classes of the segments serve instead.
+
+    Args:
+        num_classes: classes outside [0, num_classes) are errors; None for no upper bound.
+        ignore_label: what pixels without a class have in the label map.
+        drop_empty: leave out segments of which the augmentations left nothing. The published models were trained with
+            them, as empty masks.
     """
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """Keywords of the constructor from a config."""
-        return {**super().from_config(cfg, is_train), "drop_empty": False}
+    def __init__(self, num_classes: int | None = None, ignore_label: int = 255, drop_empty: bool = False) -> None:
+        self.num_classes = num_classes
+        self.ignore_label = ignore_label
+        self.drop_empty = drop_empty
 
-    def label_map(self, record: dict[str, Any], size: tuple[int, int]) -> np.ndarray | None:
-        """See SegmentationMapper.label_map."""
-        if not any(_looks_at_labels(augmentation) for augmentation in self.augmentations.augs):
+    def label_map(self, record: Record, size: tuple[int, int], for_augmentations: bool) -> np.ndarray | None:
+        """Read the label map of the record or make it of the segments, but for an augmentation only."""
+        if not for_augmentations:
             return None
         if "sem_seg_file_name" in record:
-            return self.read_labels(record, size)
+            return read_labels(record, size, self.num_classes, self.ignore_label)
         ids, segments = self._read_segments(record, size)
         labels = np.full(ids.shape, self.ignore_label, np.float64)
         for segment in segments:
             labels[ids == segment.id] = segment.label
         return labels
 
-    def targets(self, record: dict[str, Any], frame: Frame) -> tuple[list[int], list[Patch]]:
-        """See SegmentationMapper.targets."""
-        ids, segments = self._read_segments(record, frame.size)
+    def entries(self, record: Record, image: AugmentedImage) -> dict[str, Any]:
+        """Return "instances" with gt_classes, gt_masks and gt_boxes; see `Targets.entries`."""
+        ids, segments = self._read_segments(record, image.file_size)
         segments = [segment for segment in segments if not segment.crowd]
-        found = _patches_by_id(ids, {segment.id for segment in segments})
-        patches = [found.get(segment.id, EMPTY_PATCH) for segment in segments]
-        return [segment.label for segment in segments], move_patches(patches, frame.transforms, frame.size)
+        patches_by_id = _patches_by_id(ids, {segment.id for segment in segments})
+        patches = [patches_by_id.get(segment.id, EMPTY_PATCH) for segment in segments]
+        moved = move_patches(patches, image.transforms, image.file_size)
+        classes = [segment.label for segment in segments]
+        return {"instances": make_instances(classes, moved, image.size, self.drop_empty)}
 
-    def more_targets(self, frame: Frame) -> dict[str, Any]:
-        """None: labels that were read served the crop alone."""
-        return {}
-
-    def _read_segments(self, record: dict[str, Any], size: tuple[int, int]) -> tuple[np.ndarray, list[Segment]]:
-        """Segment ids int32 (H, W), and the segments, crowd included."""
+    def _read_segments(self, record: Record, size: tuple[int, int]) -> tuple[np.ndarray, list[Segment]]:
+        """Return segment ids int32 (H, W), and the segments, crowd included."""
         file = record.get("pan_seg_file_name")
         entries = record.get("segments_info")
         if file is None or not isinstance(entries, list):
-            reason = (
-                "the record has no 'pan_seg_file_name' or no 'segments_info'; this mapper needs panoptic data"
-            )
+            missing = "'pan_seg_file_name'" if file is None else "'segments_info'"
+            reason = f"training sample has no {missing}; this mapper needs panoptic annotations"
             raise BadRecordError(str(record["file_name"]), reason)
         ids = read_panoptic_png(file)
         _check_same_size(file, ids, record, size)
         segments = []
-        for entry in entries:
+        for position, entry in enumerate(entries):
             if not isinstance(entry, dict):
-                raise BadRecordError(file, "an entry of segments_info is a dictionary")
+                raise BadRecordError(file, "is not a dictionary", f"entry {position} of segments_info")
             where = f"segment {entry.get('id')}"
             if not isinstance(entry.get("id"), int) or entry["id"] < 1:
-                raise BadRecordError(file, "the id of a segment is an integer above 0", where)
-            label = self.check_class(entry.get("category_id"), file, where)
+                raise BadRecordError(file, "segment id is not an integer above 0", where)
+            label = check_class(entry.get("category_id"), self.num_classes, file, where)
             segments.append(Segment(entry["id"], label, bool(entry.get("iscrowd", 0))))
         return ids, segments
 
 
-def _looks_at_labels(augmentation: T.Augmentation) -> bool:
-    return "sem_seg" in inspect.signature(augmentation.get_transform).parameters
+def make_instances(
+    classes: Sequence[int], patches: Sequence[Patch], size: tuple[int, int], drop_empty: bool = False
+) -> Instances:
+    """Build the "instances" of a sample.
+
+    Args:
+        classes: of N objects.
+        patches: their masks, inside an image of `size`.
+        size: height H and width W.
+        drop_empty: leave out objects with an empty mask.
+
+    Returns:
+        gt_classes int64 (N,), gt_masks bool (N, H, W), and gt_boxes of these, in pixels; zeros of an empty mask.
+    """
+    if drop_empty:
+        kept = [index for index, patch in enumerate(patches) if patch.bits.size]
+        classes, patches = [classes[index] for index in kept], [patches[index] for index in kept]
+    instances = Instances(size)
+    instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+    instances.gt_masks = torch.from_numpy(paste(patches, size))
+    instances.gt_boxes = Boxes(boxes_from_patches(patches))
+    return instances
 
 
-def _check_same_size(file: str, pixels: np.ndarray, record: dict[str, Any], size: tuple[int, int]) -> None:
+def check_class(value: Any, num_classes: int | None, file: str, where: str) -> int:
+    """Return the class index of an annotation.
+
+    Args:
+        value: of "category_id".
+        num_classes: K; None for no upper bound.
+        file: for the message.
+        where: for the message, for example "annotation 17".
+
+    Raises:
+        BadRecordError: not an integer in [0, K).
+    """
+    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if is_integer and value >= 0 and (num_classes is None or value < num_classes):
+        return int(value)
+    reason = f"category_id {value!r} is not a class index"
+    if num_classes is not None:
+        reason += f" in [0, {num_classes}); MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}"
+    raise BadRecordError(file, reason, where)
+
+
+def read_labels(record: Record, size: tuple[int, int], num_classes: int | None, ignore_label: int) -> np.ndarray:
+    """Read "sem_seg_file_name", an image whose pixels are class indices.
+
+    Args:
+        record: in detectron2's format.
+        size: height H and width W of the image.
+        num_classes: K; None for no bounds.
+        ignore_label: of pixels without a class.
+
+    Returns:
+        Floating point (H, W), each an index in [0, K) or `ignore_label`.
+
+    Raises:
+        BadRecordError: no such file, another size than the image, or other labels.
+    """
+    path = record.get("sem_seg_file_name")
+    if path is None:
+        reason = "training sample has no 'sem_seg_file_name'; this mapper needs label maps"
+        raise BadRecordError(str(record["file_name"]), reason)
+    labels = read_label_map(path)
+    _check_same_size(path, labels, record, size)
+    if num_classes is not None:
+        wrong = ((labels < 0) | (labels >= num_classes)) & (labels != ignore_label)
+        if wrong.any():
+            raise BadRecordError(
+                path,
+                f"the label of {int(wrong.sum())} pixels, for example {int(labels[wrong][0])}, is not a class index in "
+                f"[0, {num_classes}); MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}, and pixels to ignore have "
+                f"{ignore_label}",
+            )
+    # float32 holds integers of up to 24 bits.
+    return labels.astype(np.float32 if labels.max(initial=0) < 2**24 else np.float64)
+
+
+def dataset_ignore_label(cfg: CfgNode) -> int:
+    """Return what pixels without a class have in the label maps of DATASETS.TRAIN.
+
+    The `ignore_label` in the metadata of the datasets, or MODEL.SEM_SEG_HEAD.IGNORE_VALUE.
+
+    Raises:
+        ValueError: the datasets differ.
+    """
+    labels = {
+        name: MetadataCatalog.get(name).ignore_label
+        for name in cfg.DATASETS.TRAIN
+        if name in DatasetCatalog and MetadataCatalog.get(name).get("ignore_label") is not None
+    }
+    if len(set(labels.values())) > 1:
+        each = ", ".join(f"{name}: {label}" for name, label in labels.items())
+        raise ValueError(
+            f"DATASETS.TRAIN: the datasets mark pixels without a class differently ({each}); train on datasets "
+            "with the same ignore_label in their metadata"
+        )
+    return next(iter(labels.values()), cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
+
+
+def _annotations(record: Record) -> list[Any]:
+    annotations = record.get("annotations")
+    if not isinstance(annotations, list):
+        reason = "training sample has no 'annotations'; this mapper needs instance annotations"
+        raise BadRecordError(str(record["file_name"]), reason)
+    return annotations
+
+
+def _check_same_size(file: str, pixels: np.ndarray, record: Record, size: tuple[int, int]) -> None:
     if pixels.shape != size:
         raise BadRecordError(
             file,
-            f"is {list(pixels.shape)} (height, width), its picture {record['file_name']} {list(size)}",
+            f"is {list(pixels.shape)} (height, width), its image {record['file_name']} {list(size)}",
         )
 
 
-def _patches_by_id(ids: np.ndarray, wanted: Collection[int] | None = None) -> dict[int, Patch]:
-    """Cut the ids, or those that are wanted, out of an id map int (H, W); in rising order, absent ones left out."""
+def _patches_by_id(ids: np.ndarray, requested: Collection[int] | None = None) -> dict[int, Patch]:
+    """Cut each id, or those requested, out of an id map int (H, W); in rising order, absent ones left out."""
     flat = ids.reshape(-1)
     # Sort the ids of runs of equal pixels, which are few, instead of those of all pixels.
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
-    present, labels = np.unique(flat[starts], return_inverse=True)
-    labels = np.repeat(labels.reshape(-1), np.diff(starts, append=flat.size)).reshape(ids.shape)
-    slices = ndimage.find_objects(labels + 1)
+    present, ranks = np.unique(flat[starts], return_inverse=True)
+    ranks = np.repeat(ranks.reshape(-1), np.diff(starts, append=flat.size)).reshape(ids.shape)
+    slices = ndimage.find_objects(ranks + 1)
     patches = {}
-    for index, (label, (rows, columns)) in enumerate(zip(present.tolist(), slices, strict=True)):
-        if wanted is None or label in wanted:
-            patches[label] = Patch(rows.start, columns.start, labels[rows, columns] == index)
+    for rank, (label, (rows, columns)) in enumerate(zip(present.tolist(), slices, strict=True)):
+        if requested is None or label in requested:
+            patches[label] = Patch(rows.start, columns.start, ranks[rows, columns] == rank)
     return patches

@@ -1,4 +1,4 @@
-"""The mappers of label pictures and of panoptic pictures with a resized short side and a crop."""
+"""The mappers of label maps and panoptic PNG files, with a resize of the shortest edge and a crop."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ import mask2former
 from mask2former.config import load_config
 from mask2former.data import (
     BadRecordError,
-    MaskFormerPanopticDatasetMapper,
     MaskFormerSemanticDatasetMapper,
     build_mapper,
 )
-from mask2former.data.dataset_mappers.base import dataset_ignore_label
+from mask2former.data.dataset_mappers.targets import dataset_ignore_label
 from mask2former.data.mapped_dataset import TrainingRecords
 from mask2former.data.sampler import Draw, random_state
 
@@ -32,7 +31,7 @@ Record = dict[str, Any]
 
 @pytest.fixture
 def cfg() -> CfgNode:
-    """Short sides 40 and 64, crop 32x48, square of 56 pixels, three classes."""
+    """Shortest edges 40 and 64, crop 32x48, square of 56 pixels, three classes."""
     options: list[Any] = ["INPUT.DATASET_MAPPER_NAME", "mask_former_semantic", "INPUT.FORMAT", "RGB"]
     options += ["INPUT.MIN_SIZE_TRAIN", (40, 64), "INPUT.MAX_SIZE_TRAIN", 200, "INPUT.SIZE_DIVISIBILITY", 56]
     options += ["INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", [32, 48]]
@@ -49,11 +48,11 @@ def labels() -> np.ndarray:
 
 
 def _record(folder: Path, labels: np.ndarray, name: str = "labels.png") -> Record:
-    """A picture whose brightness is 40 + 60 x class (255 where there is none), and its label picture."""
-    grey = np.where(labels > 100, 255, 40 + 60 * labels.astype(int)).astype(np.uint8)
-    Image.fromarray(np.repeat(grey[:, :, None], 3, axis=2)).save(folder / "picture.png")
+    """An image whose brightness is 40 + 60 x class (255 where there is none), and its label map."""
+    gray = np.where(labels > 100, 255, 40 + 60 * labels.astype(int)).astype(np.uint8)
+    Image.fromarray(np.repeat(gray[:, :, None], 3, axis=2)).save(folder / "image.png")
     Image.fromarray(labels).save(folder / name)
-    return {"file_name": str(folder / "picture.png"), "sem_seg_file_name": str(folder / name)}
+    return {"file_name": str(folder / "image.png"), "sem_seg_file_name": str(folder / name)}
 
 
 def _panoptic(folder: Path, labels: np.ndarray) -> Record:
@@ -92,7 +91,6 @@ def test_the_five_mappers_have_their_public_names() -> None:
     assert sorted(names) == mask2former.data.mapper_names()
     for name, kind in names.items():
         assert mask2former.data.dataset_mappers.MAPPERS[name] is getattr(mask2former, kind)
-    assert issubclass(MaskFormerPanopticDatasetMapper, MaskFormerSemanticDatasetMapper)
 
 
 def test_a_semantic_sample(cfg: CfgNode, tmp_path: Path, labels: np.ndarray) -> None:
@@ -102,22 +100,22 @@ def test_a_semantic_sample(cfg: CfgNode, tmp_path: Path, labels: np.ndarray) -> 
     np.random.seed(0)
     for _ in range(10):
         sample = mapper(record)
-        truth, instances = sample["sem_seg"], sample["instances"]
-        assert sample["image"].shape == (3, 56, 56) and truth.shape == (56, 56) and truth.dtype == torch.int64
+        sem_seg, instances = sample["sem_seg"], sample["instances"]
+        assert sample["image"].shape == (3, 56, 56) and sem_seg.shape == (56, 56) and sem_seg.dtype == torch.int64
         assert (sample["image"][:, 32:] == 128).all() and (sample["image"][:, :, 48:] == 128).all()
-        assert (truth[32:] == 255).all() and (truth[:, 48:] == 255).all()
-        present = sorted(set(truth.unique().tolist()) - {255})
+        assert (sem_seg[32:] == 255).all() and (sem_seg[:, 48:] == 255).all()
+        present = sorted(set(sem_seg.unique().tolist()) - {255})
         assert instances.gt_classes.tolist() == present and len(present) >= 2
         for label, mask in zip(present, instances.gt_masks, strict=True):
-            assert torch.equal(mask, truth == label)
+            assert torch.equal(mask, sem_seg == label)
         assert sample["height"] == 50 and sample["width"] == 70 and "sem_seg_file_name" not in sample
 
 
-def test_labels_and_picture_equal_detectron2s_transforms(cfg: CfgNode, tmp_path: Path, labels: np.ndarray) -> None:
+def test_labels_and_image_equal_detectron2s_transforms(cfg: CfgNode, tmp_path: Path, labels: np.ndarray) -> None:
     """The same random numbers give the same crop, and labels are resized as detectron2 resizes them."""
     cfg.merge_from_list(["INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", 0.6, "INPUT.SIZE_DIVISIBILITY", -1])
     record = _record(tmp_path, labels)
-    picture = np.asarray(Image.open(record["file_name"]))
+    image = np.asarray(Image.open(record["file_name"]))
     theirs = [
         T.ResizeShortestEdge((40, 64), 200, "choice"),
         T.RandomCrop_CategoryAreaConstraint("absolute", (32, 48), 0.6, 255),
@@ -127,7 +125,7 @@ def test_labels_and_picture_equal_detectron2s_transforms(cfg: CfgNode, tmp_path:
     for seed in range(20):
         with random_state(seed):
             sample = mapper(record)
-        inputs = T.AugInput(picture, sem_seg=labels.astype(np.float64))
+        inputs = T.AugInput(image, sem_seg=labels.astype(np.float64))
         with random_state(seed):
             transforms = T.AugmentationList(theirs)(inputs)
         flipped += any(isinstance(transform, T.HFlipTransform) for transform in transforms.transforms)
@@ -137,7 +135,7 @@ def test_labels_and_picture_equal_detectron2s_transforms(cfg: CfgNode, tmp_path:
 
 
 def _shares(cfg: CfgNode, record: Record, count: int = 60) -> np.ndarray:
-    """Largest share of a class among the labelled pixels of each of `count` crops."""
+    """Largest share of a class among the labeled pixels of each of `count` crops."""
     mapper, shares = build_mapper(cfg), []
     for seed in range(count):
         with random_state(seed):
@@ -159,14 +157,14 @@ def test_no_class_fills_a_crop(cfg: CfgNode, tmp_path: Path) -> None:
     assert (_shares(cfg, record) <= 0.75).all()
 
 
-def test_a_picture_of_one_class_still_gives_a_crop(cfg: CfgNode, tmp_path: Path) -> None:
+def test_an_image_of_one_class_still_gives_a_crop(cfg: CfgNode, tmp_path: Path) -> None:
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 0.75
     assert (_shares(cfg, _record(tmp_path, np.ones((60, 90), np.uint8)), 5) == 1).all()
 
 
 @pytest.mark.parametrize("with_labels", [True, False])
 def test_the_panoptic_crop_looks_at_the_classes(cfg: CfgNode, tmp_path: Path, with_labels: bool) -> None:
-    """From the label picture, or from the segments where there is none: the crops are the same."""
+    """From the label map, or from the segments where there is none: the crops are the same."""
     labels = np.zeros((60, 90), np.uint8)
     labels[:, 40:], labels[:10, :10] = 2, 255
     labels[20:30, 30:50] = 1
@@ -204,10 +202,10 @@ def test_a_panoptic_sample(cfg: CfgNode, tmp_path: Path, labels: np.ndarray) -> 
         assert not set(sample) & {"segments_info", "pan_seg_file_name", "sem_seg_file_name"}
     assert emptied > 5
     cfg.INPUT.DATASET_MAPPER_NAME = "coco_panoptic_lsj"
-    assert not mapper.drop_empty and not build_mapper(cfg).drop_empty
+    assert not mapper.targets.drop_empty and not build_mapper(cfg).targets.drop_empty
 
 
-def test_short_sides_are_drawn_alike(cfg: CfgNode, tmp_path: Path) -> None:
+def test_shortest_edges_are_drawn_alike(cfg: CfgNode, tmp_path: Path) -> None:
     sizes = [int(x * 0.1 * 40) for x in range(5, 21)]
     cfg.merge_from_list(["INPUT.CROP.ENABLED", False, "INPUT.SIZE_DIVISIBILITY", -1])
     cfg.merge_from_list(["INPUT.MIN_SIZE_TRAIN", sizes, "INPUT.MAX_SIZE_TRAIN", 130])
@@ -248,7 +246,7 @@ def test_16_bit_labels(cfg: CfgNode, tmp_path: Path, set_metadata: Any) -> None:
     assert (sample["sem_seg"][40:] == 65535).all()
 
 
-def test_palette_and_grey_label_pictures_are_the_same(cfg: CfgNode, tmp_path: Path, labels: np.ndarray) -> None:
+def test_palette_and_gray_label_maps_are_the_same(cfg: CfgNode, tmp_path: Path, labels: np.ndarray) -> None:
     record = _record(tmp_path, labels)
     palette = Image.fromarray(labels).convert("P")
     palette.putdata(labels.reshape(-1).tolist())
@@ -262,7 +260,7 @@ def test_palette_and_grey_label_pictures_are_the_same(cfg: CfgNode, tmp_path: Pa
     assert torch.equal(sample["sem_seg"], expected)
 
 
-def test_pictures_of_other_kinds(cfg: CfgNode, tmp_path: Path, labels: np.ndarray) -> None:
+def test_images_of_other_kinds(cfg: CfgNode, tmp_path: Path, labels: np.ndarray) -> None:
     record = _record(tmp_path, labels)
     for mode in ("L", "RGBA", "P"):
         Image.open(record["file_name"]).convert(mode).save(tmp_path / f"{mode}.png")
@@ -270,7 +268,7 @@ def test_pictures_of_other_kinds(cfg: CfgNode, tmp_path: Path, labels: np.ndarra
         assert sample["image"].shape == (3, 56, 56) and sample["image"].dtype == torch.uint8
 
 
-def test_a_picture_without_labelled_pixels_has_no_masks(cfg: CfgNode, tmp_path: Path) -> None:
+def test_an_image_without_labeled_pixels_has_no_masks(cfg: CfgNode, tmp_path: Path) -> None:
     sample = build_mapper(cfg)(_record(tmp_path, np.full((50, 70), 255, np.uint8)))
     assert len(sample["instances"]) == 0 and sample["instances"].gt_masks.shape == (0, 56, 56)
     assert (sample["sem_seg"] == 255).all()
@@ -297,23 +295,22 @@ def test_labels_outside_the_classes_name_file_and_value(cfg: CfgNode, tmp_path: 
     labels[49, 69], labels[:10] = 77, 255
     record = _panoptic(tmp_path, labels)
     cfg.merge_from_list(["INPUT.DATASET_MAPPER_NAME", name, "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", 0.9])
-    with pytest.raises(BadRecordError, match=r"labels\.png: 1 pixels .* for example 77; .*NUM_CLASSES is 3"):
+    message = r"labels\.png: the label of 1 pixels, for example 77, is not a class index in \[0, 3\)"
+    with pytest.raises(BadRecordError, match=message):
         build_mapper(cfg)(record)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sem_seg_file_name": None}, "no 'sem_seg_file_name'"),
+        ({"sem_seg_file_name": None}, "training sample has no 'sem_seg_file_name'"),
         ({"sem_seg_file_name": "absent.png"}, r"absent\.png: the file does not exist"),
-        ({"sem_seg_file_name": "picture.png"}, r"picture\.png: .*one channel.* RGB"),
-        ({"sem_seg_file_name": "small.png"}, r"small\.png: is \[8, 9\] \(height, width\), its picture"),
+        ({"sem_seg_file_name": "image.png"}, r"image\.png: .*one channel.* RGB"),
+        ({"sem_seg_file_name": "small.png"}, r"small\.png: is \[8, 9\] \(height, width\), its image"),
         ({"file_name": "absent.png"}, r"absent\.png: the file does not exist"),
     ],
 )
-def test_bad_records_are_named(
-    cfg: CfgNode, tmp_path: Path, labels: np.ndarray, change: Record, message: str
-) -> None:
+def test_bad_records_are_named(cfg: CfgNode, tmp_path: Path, labels: np.ndarray, change: Record, message: str) -> None:
     record = _record(tmp_path, labels)
     Image.fromarray(np.zeros((8, 9), np.uint8)).save(tmp_path / "small.png")
     changed = {key: value and str(tmp_path / value) for key, value in change.items()}
@@ -329,7 +326,7 @@ def test_the_order_of_the_augmentations(cfg: CfgNode) -> None:
         ("mask_former_semantic", "RandomCrop_CategoryAreaConstraint"),
         ("mask_former_panoptic", "RandomCrop_CategoryAreaConstraint"),
     ):
-        augmentations = mask2former.data.dataset_mappers.MAPPERS[name].train_augmentations(cfg)
+        augmentations = mask2former.data.dataset_mappers.MAPPERS[name](cfg, True).augmentations
         assert [type(a).__name__ for a in augmentations] == ["ResizeShortestEdge", crop, *ends]
         if name != "mask_former_instance":
             assert augmentations[1].single_category_max_area == 0.75

@@ -1,0 +1,108 @@
+"""The augmentations of the published trainings: large-scale jitter, and crops after a resize of the shortest edge."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+
+from ..transforms import (
+    IMAGE_PAD_VALUE,
+    ColorAugSSD,
+    PadToSquare,
+    RandomRot90,
+    ResizeScale,
+    ResizeShortestEdge,
+    flip_augmentations,
+)
+
+
+def large_scale_jitter(cfg: CfgNode) -> list[T.Augmentation]:
+    """Flip, scale by INPUT.MIN_SCALE to MAX_SCALE, crop or pad to a square of INPUT.IMAGE_SIZE pixels.
+
+    The crop draws one number for both axes, so it lies on the diagonal of the image; the published models were trained
+    with that. INPUT.RANDOM_ROT90 and INPUT.COLOR_AUG_SSD add rotations and colors, before scaling, so that the padding
+    stays gray.
+
+    Args:
+        cfg: INPUT is read.
+
+    Returns:
+        The augmentations in order; masks are padded with 0.
+    """
+    side = cfg.INPUT.IMAGE_SIZE
+    augmentations = flip_augmentations(cfg.INPUT.RANDOM_FLIP)
+    if cfg.INPUT.RANDOM_ROT90:
+        augmentations.append(RandomRot90())
+    if cfg.INPUT.COLOR_AUG_SSD:
+        augmentations.append(ColorAugSSD(cfg.INPUT.FORMAT))
+    augmentations.append(ResizeScale(cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE, side, side))
+    augmentations.append(T.FixedSizeCrop((side, side), pad_value=IMAGE_PAD_VALUE, seg_pad_value=0))
+    return augmentations
+
+
+def build_transform_gen(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
+    """Build the augmentations of the COCO mappers, by the name that the reference implementation has for it."""
+    return large_scale_jitter(cfg) if is_train else resize_for_inference(cfg)
+
+
+def shortest_edge_crop(cfg: CfgNode, crop: T.Augmentation | None = None) -> list[T.Augmentation]:
+    """Resize the shortest edge, crop (INPUT.CROP), change colors (INPUT.COLOR_AUG_SSD), flip.
+
+    The shortest edge is drawn from INPUT.MIN_SIZE_TRAIN. INPUT.RANDOM_ROT90 adds rotations after the flip.
+
+    Args:
+        cfg: INPUT is read.
+        crop: taken where INPUT.CROP.ENABLED; None for a random crop of INPUT.CROP.SIZE.
+
+    Returns:
+        The augmentations in order.
+    """
+    settings = cfg.INPUT
+    augmentations: list[T.Augmentation] = [
+        ResizeShortestEdge(settings.MIN_SIZE_TRAIN, settings.MAX_SIZE_TRAIN, settings.MIN_SIZE_TRAIN_SAMPLING)
+    ]
+    if settings.CROP.ENABLED:
+        augmentations.append(crop or T.RandomCrop(settings.CROP.TYPE, settings.CROP.SIZE))
+    if settings.COLOR_AUG_SSD:
+        augmentations.append(ColorAugSSD(settings.FORMAT))
+    augmentations.extend(flip_augmentations(settings.RANDOM_FLIP))
+    if settings.RANDOM_ROT90:
+        augmentations.append(RandomRot90())
+    return augmentations
+
+
+def mixed_category_crop(cfg: CfgNode, ignore_label: int) -> T.Augmentation | None:
+    """Build the crop that no class fills.
+
+    Up to ten crops are tried until no class covers more than INPUT.CROP.SINGLE_CATEGORY_MAX_AREA of the labeled pixels.
+
+    Args:
+        cfg: INPUT.CROP is read.
+        ignore_label: what unlabeled pixels have in the label map.
+
+    Returns:
+        The crop, which looks at the label map; None where the limit is 1 or more, which every crop keeps.
+    """
+    settings = cfg.INPUT.CROP
+    if settings.SINGLE_CATEGORY_MAX_AREA >= 1:
+        return None
+    limits = settings.TYPE, settings.SIZE, settings.SINGLE_CATEGORY_MAX_AREA
+    return T.RandomCrop_CategoryAreaConstraint(*limits, ignore_label)
+
+
+def pad_to_square(size_divisibility: int, label_value: int = 0) -> list[T.Augmentation]:
+    """Pad right and bottom to a square, the image with gray; larger images are not cut.
+
+    Args:
+        size_divisibility: edge of the square in pixels (a size, despite its name); 0 or less for no padding.
+        label_value: what masks and label maps are padded with.
+
+    Returns:
+        The padding, or nothing.
+    """
+    return [PadToSquare(size_divisibility, label_value)] if size_divisibility > 0 else []
+
+
+def resize_for_inference(cfg: CfgNode) -> list[T.Augmentation]:
+    """Resize to INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST, as detectron2's default mapper does."""
+    return [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]

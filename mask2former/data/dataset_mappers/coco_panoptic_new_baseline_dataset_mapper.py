@@ -1,0 +1,52 @@
+"""INPUT.DATASET_MAPPER_NAME "coco_panoptic_lsj": COCO panoptic segmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from detectron2.data import transforms as T
+
+from .augmentations import build_transform_gen
+from .segmentation_mapper import SegmentationMapper
+from .targets import PanopticTargets, dataset_ignore_label
+
+
+class COCOPanopticNewBaselineDatasetMapper(SegmentationMapper):
+    """Large-scale jitter ("new baseline" in detectron2), and a mask for each segment, things and stuff.
+
+    Reads "pan_seg_file_name" and "segments_info" of a record. Segments of which the crop left nothing stay as empty
+    masks, as the published models were trained; crowd segments are dropped.
+
+    Args:
+        is_train: make targets.
+        tfm_gens: the augmentations, in order.
+        image_format: order of the channels, "RGB" or "BGR".
+        num_classes: classes outside [0, num_classes) are errors; None for no upper bound.
+        ignore_label: what pixels without a class have in label maps, which only an augmentation may need.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool = True,
+        *,
+        tfm_gens: Sequence[T.Augmentation | T.Transform],
+        image_format: str,
+        num_classes: int | None = None,
+        ignore_label: int = 255,
+    ) -> None:
+        targets = PanopticTargets(num_classes, ignore_label)
+        super().__init__(is_train, augmentations=tfm_gens, targets=targets, image_format=image_format)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """Return the arguments of the constructor that a config asks for."""
+        return {
+            "is_train": is_train,
+            "tfm_gens": build_transform_gen(cfg, is_train),
+            "image_format": cfg.INPUT.FORMAT,
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "ignore_label": dataset_ignore_label(cfg) if is_train else cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+        }
