@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """train_net.py, under the name of the reference's launcher for videos: the config says what is trained.
 
-    python train_net_video.py --config-file configs/youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml --num-gpus 8
+python train_net_video.py --config-file configs/youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml --num-gpus 8
 """
 
 import sys

@@ -51,9 +51,7 @@ class UserError(ValueError):
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     _model_arguments(parser.add_argument_group("model"))
     _input_arguments(parser.add_argument_group("input (default: example pictures of scikit-image)"))
     _output_arguments(parser.add_argument_group("output"))
@@ -84,9 +82,7 @@ def _model_arguments(group: argparse._ArgumentGroup) -> None:
         choices=["auto", *map(str, Task)],
         help="what to compute; auto: what the model was made for; video: follow objects through a video",
     )
-    group.add_argument(
-        "--amp", action="store_true", help="lower precision (bfloat16 or float16): faster on a GPU"
-    )
+    group.add_argument("--amp", action="store_true", help="lower precision (bfloat16 or float16): faster on a GPU")
     group.add_argument(
         "--confidence-threshold",
         type=_fraction,
@@ -108,9 +104,7 @@ def _input_arguments(group: argparse._ArgumentGroup) -> None:
         "--input", nargs="+", metavar="PATH", help="pictures, folders, or patterns such as 'cells/*.png'"
     )
     group.add_argument("--video-input", metavar="PATH", help="video file, or folder of frames")
-    group.add_argument(
-        "--webcam", nargs="?", type=int, const=0, metavar="N", help="camera (default: number 0)"
-    )
+    group.add_argument("--webcam", nargs="?", type=int, const=0, metavar="N", help="camera (default: number 0)")
 
 
 def _output_arguments(group: argparse._ArgumentGroup) -> None:
@@ -255,9 +249,7 @@ class Writer:
 
     def finish(self) -> None:
         if self.document is not None:
-            self.written.append(
-                self.document.save(self.target if self.single else self.target / "results.json")
-            )
+            self.written.append(self.document.save(self.target if self.single else self.target / "results.json"))
 
     def _unique(self, stem: str) -> str:
         """The stem, with a number when a picture of that name from another folder came before."""
@@ -380,9 +372,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.task == "video" and not sources:
             raise UserError("--task video needs --video-input FILE (or a folder of frames)")
         if args.video_input and not Path(args.video_input).exists():
-            raise UserError(
-                f"--video-input {args.video_input} does not exist{_similar(Path(args.video_input))}"
-            )
+            raise UserError(f"--video-input {args.video_input} does not exist{_similar(Path(args.video_input))}")
         segment = Segmenter.load(
             args.model,
             config=args.config_file,

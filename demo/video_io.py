@@ -33,15 +33,11 @@ WINDOW = "Mask2Former (q: quit)"
 
 def add_arguments(group: argparse._ArgumentGroup) -> None:
     """What only videos have."""
-    group.add_argument(
-        "--online", action="store_true", help="follow objects frame by frame (image models always do)"
-    )
+    group.add_argument("--online", action="store_true", help="follow objects frame by frame (image models always do)")
     group.add_argument(
         "--window", type=int, default=24, metavar="N", help="frames that the network sees together (default: 24)"
     )
-    group.add_argument(
-        "--overlap", type=int, default=6, metavar="N", help="frames that two windows share (default: 6)"
-    )
+    group.add_argument("--overlap", type=int, default=6, metavar="N", help="frames that two windows share (default: 6)")
     group.add_argument(
         "--top-k",
         type=int,
@@ -137,9 +133,7 @@ def segment_frames(segment: Segmenter, source: FrameSource | Camera, args: argpa
     """Each picture by itself; only the colours follow the objects."""
     folder, video, document = _targets(args, source, ("overlay",))
     if video is None and document is None and args.save is None and not _has_windows():
-        raise ValueError(
-            "this OpenCV has no windows for the camera; give --output FILE.mp4, or install opencv-python"
-        )
+        raise ValueError("this OpenCV has no windows for the camera; give --output FILE.mp4, or install opencv-python")
     colors, labels = TrackColors(), {"auto": None, "yes": True, "no": False}[args.labels]
     coco = CocoDocument(segment.classes) if document else None
     masks = folder if args.save and "masks" in args.save else None
@@ -199,9 +193,7 @@ def _targets(
         suffix = target.suffix.lower()
         if suffix and not target.is_dir():
             if suffix not in (*VIDEO_SUFFIXES, ".json"):
-                raise ValueError(
-                    f"--output {target}: use a folder, .mp4, .mov or .mkv for the video, or .json"
-                )
+                raise ValueError(f"--output {target}: use a folder, .mp4, .mov or .mkv for the video, or .json")
             if args.save:
                 raise ValueError(f"--save chooses what goes into a folder, but --output {target} is one file")
             path = None if isinstance(source, Camera) else source.path

@@ -36,9 +36,7 @@ def locate_model(
     return find_config(entry.config_file), weights or zoo.resolve_weights(entry)
 
 
-def _in_folder(
-    folder: Path, weights: str | os.PathLike[str] | None
-) -> tuple[Path, str | os.PathLike[str]]:
+def _in_folder(folder: Path, weights: str | os.PathLike[str] | None) -> tuple[Path, str | os.PathLike[str]]:
     """Config and weights in a training's output folder, or one with model.safetensors and config.yaml."""
     config = folder / "config.yaml"
     if not config.is_file():

@@ -44,9 +44,7 @@ class InstanceResult:
         """The objects at these positions ((M,) integers) or where True ((N,) bool)."""
         index = np.flatnonzero(index) if index.dtype == bool else index
         names = tuple(self.names[i] for i in index)
-        return InstanceResult(
-            self.masks[index], self.scores[index], self.labels[index], self.boxes[index], names
-        )
+        return InstanceResult(self.masks[index], self.scores[index], self.labels[index], self.boxes[index], names)
 
     def without_overlap(self, max_overlap: float = 0.5) -> InstanceResult:
         """Every pixel goes to its highest-scored object; who loses more than `max_overlap` of it is removed.
@@ -226,9 +224,7 @@ class Result:
         for task in self.tasks:
             counts = self.counts(task)
             what = {Task.INSTANCE: "instances", Task.PANOPTIC: "segments", Task.SEMANTIC: "classes"}[Task(task)]
-            listed = ", ".join(
-                f"{n} {name}" if task != Task.SEMANTIC else name for name, n in list(counts.items())[:5]
-            )
+            listed = ", ".join(f"{n} {name}" if task != Task.SEMANTIC else name for name, n in list(counts.items())[:5])
             more = ", ..." if len(counts) > 5 else ""
             parts.append(f"{sum(counts.values())} {what}" + (f" ({listed}{more})" if counts else ""))
         if self.instances is not None and len(self.instances):
@@ -265,9 +261,7 @@ class Result:
             panoptic = panoptic.select(
                 s
                 for s in panoptic.segments
-                if s.label in allowed
-                and s.area >= min_area
-                and (s.score is None or s.score >= score_threshold)
+                if s.label in allowed and s.area >= min_area and (s.score is None or s.score >= score_threshold)
             )
         if semantic is not None and classes is not None:
             void = VOID if semantic.dtype == np.uint8 else np.iinfo(semantic.dtype).max

@@ -101,11 +101,7 @@ class Segmenter:
         self.batch_size = batch_size
         first = next(model.parameters(), None)
         self.device = (
-            torch.device(device)
-            if device is not None
-            else first.device
-            if first is not None
-            else torch.device("cpu")
+            torch.device(device) if device is not None else first.device if first is not None else torch.device("cpu")
         )
         self.model = _ready(model, self.device)
         # Settings go with each call to models that take them: others may use the same model with settings of their own.
@@ -308,9 +304,7 @@ class Segmenter:
         with torch.inference_mode(), self._autocast():
             outputs = self.model([self._prepare(array, resize) for array in arrays], **options)
             results = [
-                Result.from_output(
-                    array, self._wanted(output), self.classes, score_threshold=threshold, path=path
-                )
+                Result.from_output(array, self._wanted(output), self.classes, score_threshold=threshold, path=path)
                 for array, output, path in zip(arrays, outputs, paths, strict=True)
             ]
         seconds = (time.perf_counter() - start) / len(arrays)

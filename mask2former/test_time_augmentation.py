@@ -119,9 +119,7 @@ class SemanticSegmentorWithTTA(_WithTTA):
         tta_mapper: makes the views instead, as detectron2's DatasetMapperTTA: records with "transforms".
     """
 
-    def __init__(
-        self, cfg: Any, model: nn.Module, tta_mapper: Callable[[Record], list[Record]] | None = None
-    ) -> None:
+    def __init__(self, cfg: Any, model: nn.Module, tta_mapper: Callable[[Record], list[Record]] | None = None) -> None:
         super().__init__(cfg, model)
         self.tta_mapper = tta_mapper
 
@@ -164,9 +162,7 @@ class MaskFormerWithTTA(_WithTTA):
         if len(views) == 1:
             return self.model([views[0].of(record)])[0]
         settings, output = self.model.settings, (int(record["height"]), int(record["width"]))
-        semantic = replace(
-            settings, tasks=frozenset({Task.SEMANTIC}), semantic_at_output_size=settings.at_output_size
-        )
+        semantic = replace(settings, tasks=frozenset({Task.SEMANTIC}), semantic_at_output_size=settings.at_output_size)
         mean, merged = RunningMean(), None
         for view in _first_like(views, record["image"].shape[-2:]):
             images = self.model.preprocess([view.of(record)])

@@ -98,9 +98,7 @@ def _window(mask: np.ndarray, box: np.ndarray | None) -> tuple[slice, slice] | N
     rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
     if not len(rows):
         return None
-    return slice(y0 + int(rows[0]), y0 + int(rows[-1]) + 1), slice(
-        x0 + int(columns[0]), x0 + int(columns[-1]) + 1
-    )
+    return slice(y0 + int(rows[0]), y0 + int(rows[-1]) + 1), slice(x0 + int(columns[0]), x0 + int(columns[-1]) + 1)
 
 
 # ------------------------------------------------------------------ painting
@@ -185,9 +183,7 @@ def _paint(canvas: np.ndarray, region: Region, alpha: float, line_width: float, 
         columns = (np.arange(x0, x1, dtype=np.float32) + 0.5) / scale - 0.5 - (region.x - _BORDER)
         rows = (np.arange(y0, y1, dtype=np.float32) + 0.5) / scale - 0.5 - (region.y - _BORDER)
         xs, ys = np.meshgrid(columns, rows)
-        depth = cv2.remap(depth, xs, ys, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) * np.float32(
-            scale
-        )
+        depth = cv2.remap(depth, xs, ys, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) * np.float32(scale)
     if not depth.size:
         return _Spot("", 0, 0, 0, 0, 0)
     inside = np.clip(depth + 0.5, 0.0, 1.0)
@@ -205,9 +201,7 @@ def _paint(canvas: np.ndarray, region: Region, alpha: float, line_width: float, 
     part[...] = (blended + 0.5).astype(np.uint8)
 
     y, x = divmod(int(depth.argmax()), depth.shape[1])
-    return _Spot(
-        region.text, x0 + x + 0.5, y0 + y + 0.5, float(depth[y, x]), float(y0), region.area * scale**2
-    )
+    return _Spot(region.text, x0 + x + 0.5, y0 + y + 0.5, float(depth[y, x]), float(y0), region.area * scale**2)
 
 
 def _blend(pixels: np.ndarray, color: Color, opacity: np.ndarray) -> np.ndarray:
@@ -274,9 +268,7 @@ def _write_labels(picture: Image.Image, spots: Sequence[_Spot], force: bool) -> 
             box = _clamped(spot.x, spot.y, w, h, picture.size)
         taken.append(box)
         draw.rounded_rectangle(box, radius=0.3 * size, fill=(*_DARK, 178))
-        draw.text(
-            ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), spot.text, font=font, anchor="mm", fill="white"
-        )
+        draw.text(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), spot.text, font=font, anchor="mm", fill="white")
     picture.paste(layer, (0, 0), layer)
 
 
@@ -291,9 +283,7 @@ def _free_box(
     return None
 
 
-def _clamped(
-    x: float, y: float, w: float, h: float, size: tuple[int, int]
-) -> tuple[float, float, float, float]:
+def _clamped(x: float, y: float, w: float, h: float, size: tuple[int, int]) -> tuple[float, float, float, float]:
     x0 = min(max(x - w / 2, 2.0), max(size[0] - w - 2.0, 0.0))
     y0 = min(max(y - h / 2, 2.0), max(size[1] - h - 2.0, 0.0))
     return x0, y0, x0 + w, y0 + h
@@ -317,9 +307,7 @@ def add_legend(picture: Image.Image, entries: Sequence[tuple[str, Color]]) -> Im
     for i, name in enumerate(names):
         x, y = picture.width + size, (i + 1) * row
         if i < len(shown):
-            draw.rounded_rectangle(
-                (x, y - size / 2, x + size, y + size / 2), radius=size / 4, fill=shown[i][1]
-            )
+            draw.rounded_rectangle((x, y - size / 2, x + size, y + size / 2), radius=size / 4, fill=shown[i][1])
         draw.text((x + 1.6 * size, y), name, font=font, anchor="lm", fill=(235, 235, 235))
     return out
 

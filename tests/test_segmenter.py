@@ -236,9 +236,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_config_and_weights_give_what_the_model_itself_gives(tiny: Path) -> None:
     weights = tiny / "model.safetensors"
-    segment = Segmenter.load(
-        config=CONFIG, weights=weights, overrides=TINY, device="cpu", score_threshold=0.0
-    )
+    segment = Segmenter.load(config=CONFIG, weights=weights, overrides=TINY, device="cpu", score_threshold=0.0)
     assert segment.classes.names[0] == "person" and segment.classes.dataset_ids[-1] == 200
     picture = grey_tensor(60, 90)
     result = segment(picture)
@@ -250,9 +248,7 @@ def test_config_and_weights_give_what_the_model_itself_gives(tiny: Path) -> None
         )
     np.testing.assert_array_equal(result.panoptic.map, expected["panoptic_seg"][0].numpy())
     np.testing.assert_array_equal(result.semantic, expected["sem_seg"].argmax(0).numpy())
-    np.testing.assert_allclose(
-        np.sort(result.instances.scores), np.sort(expected["instances"].scores.numpy())
-    )
+    np.testing.assert_allclose(np.sort(result.instances.scores), np.sort(expected["instances"].scores.numpy()))
     by_opts = Segmenter.load(config=CONFIG, overrides=[*TINY, "MODEL.WEIGHTS", str(weights)], device="cpu")
     np.testing.assert_array_equal(by_opts(picture, score_threshold=0.0).semantic, result.semantic)
 
@@ -327,9 +323,7 @@ def test_loading_registers_no_dataset_and_takes_things_from_the_classes(tiny: Pa
 def test_class_names_beside_the_weights_are_used(tiny: Path, tmp_path: Path) -> None:
     for name in ("config.yaml", "model.safetensors"):
         (tmp_path / name).symlink_to(tiny / name)
-    (tmp_path / "classes.json").write_text(
-        json.dumps([{"id": 7 + k, "name": f"kind {k}"} for k in range(133)])
-    )
+    (tmp_path / "classes.json").write_text(json.dumps([{"id": 7 + k, "name": f"kind {k}"} for k in range(133)]))
     segment = Segmenter.load(str(tmp_path), device="cpu")
     assert segment.classes.names[2] == "kind 2" and segment.classes.dataset_ids[2] == 9
     (tmp_path / "classes.json").write_text(json.dumps(["too", "few"]))

@@ -71,9 +71,7 @@ def test_contour_lies_inside_the_border_and_is_thin() -> None:
     image = np.zeros((60, 80, 3), dtype=np.uint8)
     mask = disc(60, 80, 30, 40, 20)
     color = (255, 255, 0)
-    out = np.asarray(
-        v.draw_regions(image, v.regions_from_masks(mask[None], [color]), alpha=0.0, line_width=2.0)
-    )
+    out = np.asarray(v.draw_regions(image, v.regions_from_masks(mask[None], [color]), alpha=0.0, line_width=2.0))
     lit = out[..., 0] > 127
     assert lit.any() and not (lit & ~disc(60, 80, 30, 40, 20.6)).any()
     assert not (lit & disc(60, 80, 30, 40, 17)).any()
@@ -147,6 +145,10 @@ def test_wrong_arguments_say_what_is_expected() -> None:
 
 
 def test_comfortable_scale_enlarges_small_pictures_only() -> None:
-    assert [
-        v.comfortable_scale(*s) for s in ((256, 256), (303, 384), (480, 640), (1000, 3000), (20, 20))
-    ] == [4, 3, 2, 1, 4]
+    assert [v.comfortable_scale(*s) for s in ((256, 256), (303, 384), (480, 640), (1000, 3000), (20, 20))] == [
+        4,
+        3,
+        2,
+        1,
+        4,
+    ]

@@ -213,9 +213,7 @@ def _fill(key: str, template: str, others: tuple[str, ...]) -> tuple[str, ...] |
     return None if found is None else tuple(_numbered(other, list(found.groups())) for other in others)
 
 
-def _matches(
-    source: Mapping[str, Tensor], theirs: tuple[str, ...], ours: str
-) -> Iterator[tuple[tuple[str, ...], str]]:
+def _matches(source: Mapping[str, Tensor], theirs: tuple[str, ...], ours: str) -> Iterator[tuple[tuple[str, ...], str]]:
     for key in list(source):
         names = _fill(key, theirs[0], (*theirs, ours))
         if names is not None:

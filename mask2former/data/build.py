@@ -55,9 +55,7 @@ def build_train_loader(
     batch_size = micro_batch_size(cfg, comm.get_world_size())
     if start_iteration < 0:
         raise ValueError(f"start_iteration is {start_iteration}, iterations are counted from 0")
-    records = _load_records(
-        list(cfg.DATASETS.TRAIN), "DATASETS.TRAIN", cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    )
+    records = _load_records(list(cfg.DATASETS.TRAIN), "DATASETS.TRAIN", cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     if seed is None:
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     workers = cfg.DATALOADER.NUM_WORKERS
@@ -173,9 +171,7 @@ def _load_records(names: Sequence[str], key: str, filter_empty: bool) -> list[di
     try:
         return get_detection_dataset_dicts(names, filter_empty=filter_empty)
     except AssertionError as error:
-        remedy = (
-            "; DATALOADER.FILTER_EMPTY_ANNOTATIONS keeps only pictures with objects" if filter_empty else ""
-        )
+        remedy = "; DATALOADER.FILTER_EMPTY_ANNOTATIONS keeps only pictures with objects" if filter_empty else ""
         raise ValueError(f"{key} {', '.join(names)}: {error}{remedy}") from error
 
 
@@ -186,9 +182,7 @@ def _repeats(cfg: CfgNode, records: list[dict[str, Any]], seed: int) -> np.ndarr
         return np.ones(len(records))
     if name == "RepeatFactorTrainingSampler":
         if not all("annotations" in record for record in records):
-            raise ValueError(
-                f"DATALOADER.SAMPLER_TRAIN {name} needs instance annotations; use TrainingSampler"
-            )
+            raise ValueError(f"DATALOADER.SAMPLER_TRAIN {name} needs instance annotations; use TrainingSampler")
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
             records, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
         )

@@ -65,9 +65,7 @@ def read_panoptic_png(path: str) -> np.ndarray:
     """
     picture = _open(path)
     if picture.mode not in ("RGB", "RGBA"):
-        raise BadRecordError(
-            path, f"a panoptic PNG has RGB pixels (id = R + 256 G + 65536 B), this is {picture.mode}"
-        )
+        raise BadRecordError(path, f"a panoptic PNG has RGB pixels (id = R + 256 G + 65536 B), this is {picture.mode}")
     return rgb_to_id(np.asarray(picture)[:, :, :3])
 
 
@@ -185,14 +183,10 @@ def _from_array(array: np.ndarray) -> np.ndarray:
             "from values in [0, 1]: (array * 255).astype('uint8')"
         )
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
-        raise ValueError(
-            f"an array must be (H, W), (H, W, 3) or (H, W, 4), not {array.shape}; give a batch as a list"
-        )
+        raise ValueError(f"an array must be (H, W), (H, W, 3) or (H, W, 4), not {array.shape}; give a batch as a list")
     if array.dtype == np.uint16:
         array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    return _not_empty(
-        np.ascontiguousarray(np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[:, :, :3])
-    )
+    return _not_empty(np.ascontiguousarray(np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[:, :, :3]))
 
 
 def _not_empty(array: np.ndarray) -> np.ndarray:

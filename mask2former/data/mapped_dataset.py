@@ -26,9 +26,7 @@ _MAX_TRIES = 50
 class _MappedRecords(Dataset):
     """Shared by training and test: records in compact memory, a mapper, and a count of bad records."""
 
-    def __init__(
-        self, records: list[dict[str, Any]], mapper: Mapper, *, skip_bad: bool, num_workers: int
-    ) -> None:
+    def __init__(self, records: list[dict[str, Any]], mapper: Mapper, *, skip_bad: bool, num_workers: int) -> None:
         self.records = DatasetFromList(records, copy=False)
         self.mapper = mapper
         self.skip_bad = skip_bad

@@ -45,9 +45,7 @@ class WeightAverage:
         decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
         self._updates += 1
         sources = self._sources()
-        torch._foreach_lerp_(
-            list(self._average.values()), [sources[name] for name in self._average], 1.0 - decay
-        )
+        torch._foreach_lerp_(list(self._average.values()), [sources[name] for name in self._average], 1.0 - decay)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:

@@ -84,9 +84,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     solver = cfg.SOLVER
     groups = parameter_groups(cfg, model)
     if not groups:
-        raise ValueError(
-            "The model has no trainable parameter; check MODEL.BACKBONE.FREEZE_AT and your own freezing."
-        )
+        raise ValueError("The model has no trainable parameter; check MODEL.BACKBONE.FREEZE_AT and your own freezing.")
     name = solver.OPTIMIZER.upper()
     optimizer: torch.optim.Optimizer
     if name == "ADAMW":
@@ -143,9 +141,7 @@ def clip_gradients(parameters: Sequence[Tensor], max_norm: float | None, norm_ty
     return norm
 
 
-def build_lr_scheduler(
-    cfg: CfgNode, optimizer: torch.optim.Optimizer
-) -> torch.optim.lr_scheduler.LRScheduler:
+def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
     """Schedule by SOLVER.LR_SCHEDULER_NAME: WarmupPolyLR or one of detectron2's (WarmupMultiStepLR, ...).
 
     Raises:

@@ -69,9 +69,7 @@ class LossLog:
             seconds: time spent waiting for data.
         """
         if self._names and names != self._names:
-            raise RuntimeError(
-                f"The model returned other losses than before: {sorted(set(names) ^ set(self._names))}"
-            )
+            raise RuntimeError(f"The model returned other losses than before: {sorted(set(names) ^ set(self._names))}")
         self._names = names
         self._rows.append(torch.cat([losses.float(), grad_norm.float().reshape(1)]))
         self._steps.append((iteration, files))
@@ -142,7 +140,6 @@ class LossLog:
             storage.put_scalars(cur_iter=iteration, **means)
 
 
-
 _LEVEL_SUFFIX = re.compile(r"_\d+$")  # loss_ce_3 is loss_ce of the fourth decoder layer
 
 
@@ -181,11 +178,7 @@ class ConsoleWriter(EventWriter):
         parts = [f"iter {storage.iter + 1}/{self._max_iter}"]
         parts += self._speed(storage)
         kinds = condense_losses({k: v for k, v in latest.items() if k.startswith("loss_")})
-        detail = (
-            f" ({', '.join(f'{name} {value:.3g}' for name, value in kinds.items())})"
-            if len(kinds) > 1
-            else ""
-        )
+        detail = f" ({', '.join(f'{name} {value:.3g}' for name, value in kinds.items())})" if len(kinds) > 1 else ""
         parts.append(f"loss {latest['total_loss']:.4g}{detail}")
         if "lr" in latest:
             parts.append(f"lr {latest['lr']:.3g}")
@@ -207,9 +200,7 @@ class ConsoleWriter(EventWriter):
         # Means, not medians: steps are queued on the GPU without waiting, and the step that fetches the
         # losses waits for all of them.
         seconds = history.avg(count)
-        eta = history.avg(storage.count_samples("time", 10 * self._window)) * (
-            self._max_iter - storage.iter - 1
-        )
+        eta = history.avg(storage.count_samples("time", 10 * self._window)) * (self._max_iter - storage.iter - 1)
         rate = self._images_per_step / seconds
         storage.put_scalar("eta_seconds", eta, smoothing_hint=False)
         storage.put_scalar("images_per_second", rate, smoothing_hint=False)

@@ -148,9 +148,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
     known = ", ".join(sorted(_FACTORIES))
     if evaluator_type not in _FACTORIES:
         problem = (
-            "no evaluator_type in its metadata"
-            if evaluator_type is None
-            else f"evaluator_type {evaluator_type!r}"
+            "no evaluator_type in its metadata" if evaluator_type is None else f"evaluator_type {evaluator_type!r}"
         )
         raise ValueError(f"dataset {dataset_name!r} has {problem}; known types: {known}")
     factories = _FACTORIES[evaluator_type]

@@ -129,9 +129,7 @@ def evaluate_coco(
     ranges = np.array(parameters.areaRng)
     matches = match(truths, detections, _overlap(task, dilation_ratio), parameters.iouThrs, ranges)
     limits = sorted({limit for limit in (1, 10) if limit < max_dets} | {max_dets})
-    precision, recall = curves(
-        truths, detections, matches, ranges, len(categories), limits, parameters.recThrs
-    )
+    precision, recall = curves(truths, detections, matches, ranges, len(categories), limits, parameters.recThrs)
     return CocoScores(precision, recall, parameters.iouThrs, tuple(categories), tuple(limits))
 
 
@@ -160,8 +158,7 @@ def check_truth(truth: COCO, task: str) -> None:
     for annotation in truth.dataset["annotations"]:
         if field not in annotation:
             raise ValueError(
-                f"ground truth of image {annotation['image_id']} has no {field!r}, "
-                f"so {task} AP cannot be computed"
+                f"ground truth of image {annotation['image_id']} has no {field!r}, so {task} AP cannot be computed"
             )
 
 
@@ -169,9 +166,7 @@ def _check_results(truth: COCO, results: Sequence[Mapping[str, Any]], task: str)
     for result in results:
         image = truth.imgs.get(result["image_id"])
         if image is None:
-            raise ValueError(
-                f"prediction for image {result['image_id']!r}, which the ground truth does not list"
-            )
+            raise ValueError(f"prediction for image {result['image_id']!r}, which the ground truth does not list")
         if task != "bbox":
             expected = [image["height"], image["width"]]
             found = list(result["segmentation"]["size"])

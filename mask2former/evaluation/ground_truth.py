@@ -41,9 +41,7 @@ class PanopticTruth:
         self.content: dict[str, Any] = read_json(json_file, "panoptic annotations")
         for key in ("annotations", "categories"):
             if key not in self.content:
-                raise ValueError(
-                    f"{json_file}: not a panoptic annotation file with ground truth, it has no {key}"
-                )
+                raise ValueError(f"{json_file}: not a panoptic annotation file with ground truth, it has no {key}")
         for annotation in self.content["annotations"]:
             if "segments_info" not in annotation or "file_name" not in annotation:
                 raise ValueError(
@@ -51,9 +49,7 @@ class PanopticTruth:
                     f"is this the instance annotation file?"
                 )
         if not PathManager.isdir(root):
-            raise FileNotFoundError(
-                f"panoptic annotations: no folder {root} with the PNGs that {json_file} names"
-            )
+            raise FileNotFoundError(f"panoptic annotations: no folder {root} with the PNGs that {json_file} names")
         self.categories: dict[int, dict[str, Any]] = {c["id"]: c for c in self.content["categories"]}
         # File readers turn numeric ids into int, the json may hold text: compare as text.
         self._by_image = {str(a["image_id"]): a for a in self.content["annotations"]}
@@ -77,9 +73,7 @@ class PanopticTruth:
             raise FileNotFoundError(f"panoptic annotations: no file {path}, which {self.json_file} names")
         with PathManager.open(path, "rb") as stream, Image.open(stream) as image:
             if image.mode not in ("RGB", "RGBA"):
-                raise ValueError(
-                    f"{path}: a panoptic annotation is an RGB PNG, this one has mode {image.mode}"
-                )
+                raise ValueError(f"{path}: a panoptic annotation is an RGB PNG, this one has mode {image.mode}")
             return rgb_to_id(np.asarray(image)[..., :3])
 
 
@@ -136,9 +130,7 @@ def load_coco_truth(path: str | os.PathLike[str]) -> COCO:
         ann.setdefault("iscrowd", 0)
         kept.append(ann)
     if len(kept) < len(ids):
-        logger.warning(
-            "%s: %d annotations with an empty segmentation are left out", path, len(ids) - len(kept)
-        )
+        logger.warning("%s: %d annotations with an empty segmentation are left out", path, len(ids) - len(kept))
     if len(set(ids)) < len(ids) or 0 in ids:
         logger.info("%s: annotation ids repeat or hold 0; they are renumbered for the evaluation", path)
     dataset["annotations"] = kept
@@ -204,8 +196,7 @@ def _complete(ann: dict[str, Any], coco: COCO, path: str | os.PathLike[str]) -> 
             raise ValueError(f"{where} has a broken segmentation: {error!r}") from error
         if list(rle["size"]) != [image["height"], image["width"]]:
             raise ValueError(
-                f"{where}: its mask is (h, w) = {list(rle['size'])}, the image is "
-                f"{[image['height'], image['width']]}"
+                f"{where}: its mask is (h, w) = {list(rle['size'])}, the image is {[image['height'], image['width']]}"
             )
         ann["segmentation"] = rle
         ann.setdefault("area", area)

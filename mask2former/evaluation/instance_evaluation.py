@@ -58,9 +58,7 @@ def instances_to_records(instances: Instances, image_id: Any, tasks: Sequence[st
         rles = encode_masks(masks if isinstance(masks, torch.Tensor) else masks.tensor)
     if "segm" in tasks or "boundary" in tasks:
         if rles is None:
-            raise ValueError(
-                f"image {image_id!r}: predicted instances have no pred_masks, mask AP needs them"
-            )
+            raise ValueError(f"image {image_id!r}: predicted instances have no pred_masks, mask AP needs them")
         for record, rle in zip(records, rles, strict=True):
             record["segmentation"] = rle
     if "bbox" in tasks:
@@ -73,9 +71,7 @@ def instances_to_records(instances: Instances, image_id: Any, tasks: Sequence[st
             record["bbox"] = box
     finite = [record for record in records if math.isfinite(record["score"])]
     if len(finite) < count:
-        logger.warning(
-            "image %r: %d instances with a non-finite score are left out", image_id, count - len(finite)
-        )
+        logger.warning("image %r: %d instances with a non-finite score are left out", image_id, count - len(finite))
     return finite
 
 
@@ -92,9 +88,7 @@ def merge_predictions(parts: Sequence[Sequence[Prediction]]) -> list[dict[str, A
             seen.add(image_id)
             merged.extend(records)
     if repeated:
-        logger.warning(
-            "%d images were predicted more than once; the first prediction of each counts", repeated
-        )
+        logger.warning("%d images were predicted more than once; the first prediction of each counts", repeated)
     return merged
 
 
@@ -180,9 +174,7 @@ class InstanceSegEvaluator(DatasetEvaluator):
         """
         for image, output in zip(inputs, outputs, strict=True):
             if "instances" not in output:
-                raise ValueError(
-                    "the model returns no 'instances'; MODEL.MASK_FORMER.TEST.INSTANCE_ON True is needed"
-                )
+                raise ValueError("the model returns no 'instances'; MODEL.MASK_FORMER.TEST.INSTANCE_ON True is needed")
             records = instances_to_records(output["instances"], image["image_id"], self._tasks)
             self._predictions.append((image["image_id"], self._to_dataset_ids(records)))
 
@@ -208,9 +200,7 @@ class InstanceSegEvaluator(DatasetEvaluator):
             logger.info("dataset %s has no annotations, so no AP is computed", self._dataset_name)
             return results
         for task in self._tasks:
-            scores = evaluate_coco(
-                self._truth, records, task, self._max_dets, img_ids, self._known_categories()
-            )
+            scores = evaluate_coco(self._truth, records, task, self._max_dets, img_ids, self._known_categories())
             results[task] = self._summarize(scores, task)
         return results
 
@@ -242,9 +232,7 @@ class InstanceSegEvaluator(DatasetEvaluator):
         if classes is not None and mapping is not None:
             # Ids may have gaps (ADE20K's things keep their place among 150 classes) while names have none.
             by_rank = len(mapping) == len(classes)
-            for rank, (dataset_id, contiguous) in enumerate(
-                sorted(mapping.items(), key=lambda item: item[1])
-            ):
+            for rank, (dataset_id, contiguous) in enumerate(sorted(mapping.items(), key=lambda item: item[1])):
                 position = rank if by_rank else contiguous
                 if dataset_id in names and position < len(classes):
                     names[dataset_id] = classes[position]

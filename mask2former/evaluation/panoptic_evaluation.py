@@ -128,9 +128,7 @@ class PanopticEvaluator(DatasetEvaluator):
                 if segments is None:
                     id_map, segments = self._segments_from_labels(id_map)
                 segments = [self._to_dataset_category(s) for s in segments]
-                matches = match_segments(
-                    self._truth.id_map(annotation), annotation["segments_info"], id_map, segments
-                )
+                matches = match_segments(self._truth.id_map(annotation), annotation["segments_info"], id_map, segments)
             except ValueError as error:
                 raise ValueError(f"panoptic prediction of image {image['image_id']!r}: {error}") from error
             record = self._record(image, annotation, id_map, segments)
@@ -139,16 +137,12 @@ class PanopticEvaluator(DatasetEvaluator):
     def _segments_from_labels(self, labels: np.ndarray) -> tuple[np.ndarray, Segments]:
         """Split category * divisor + instance (-1 void) into ids from 1 and segments."""
         if not self._label_divisor:
-            raise ValueError(
-                f"segments_info is None, but dataset {self._dataset_name!r} has no label_divisor"
-            )
+            raise ValueError(f"segments_info is None, but dataset {self._dataset_name!r} has no label_divisor")
         segments: Segments = []
         for label in np.unique(labels).tolist():
             if label >= 0:
                 category = label // self._label_divisor
-                segments.append(
-                    {"id": label + 1, "category_id": category, "isthing": category in self._thing_ids}
-                )
+                segments.append({"id": label + 1, "category_id": category, "isthing": category in self._thing_ids})
         return labels + 1, segments
 
     def _to_dataset_category(self, segment: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,9 +151,7 @@ class PanopticEvaluator(DatasetEvaluator):
             ids = self._thing_ids if segment["isthing"] else self._stuff_ids
             kind = "thing" if segment["isthing"] else "stuff"
             if plain["category_id"] not in ids:
-                raise ValueError(
-                    f"{kind} class {plain['category_id']} is not one of dataset {self._dataset_name!r}"
-                )
+                raise ValueError(f"{kind} class {plain['category_id']} is not one of dataset {self._dataset_name!r}")
             plain["category_id"] = ids[plain["category_id"]]
         if plain["category_id"] not in self._truth.categories:
             raise ValueError(f"category {plain['category_id']} is not in {self._truth.json_file}")

@@ -77,9 +77,7 @@ def _index_of_ids(values: np.ndarray, ids: Sequence[int]) -> np.ndarray:
 
 def _check_prediction(id_map: np.ndarray, ids: Sequence[int], overlap: np.ndarray) -> None:
     if len(set(ids)) < len(ids) or any(not VOID < i <= MAX_ID for i in ids):
-        raise ValueError(
-            f"segment ids must differ and lie in [1, {MAX_ID}] (0 is void), got {list(ids)[:20]}"
-        )
+        raise ValueError(f"segment ids must differ and lie in [1, {MAX_ID}] (0 is void), got {list(ids)[:20]}")
     area = overlap.sum(axis=0)
     if area[0]:
         unknown = sorted(set(np.unique(id_map).tolist()) - set(ids) - {VOID})

@@ -58,9 +58,7 @@ def first_highest(scores: Tensor) -> Tensor:
     return torch.from_numpy(classes.reshape(scores.shape[1:]))
 
 
-def confusion_matrix(
-    truth: np.ndarray, prediction: np.ndarray, num_classes: int, ignore_label: int
-) -> np.ndarray:
+def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int, ignore_label: int) -> np.ndarray:
     """Pixels by class: (K, K) int64, rows truth, columns prediction; ignored truth pixels are not counted.
 
     Args:
@@ -78,8 +76,7 @@ def confusion_matrix(
     if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
         bad = np.unique(labels[(labels < 0) | (labels >= num_classes)]).tolist()
         raise ValueError(
-            f"labels {bad[:10]} are outside [0, {num_classes - 1}] and are not the ignore label "
-            f"{ignore_label}"
+            f"labels {bad[:10]} are outside [0, {num_classes - 1}] and are not the ignore label {ignore_label}"
         )
     if classes.size and (classes.min() < 0 or classes.max() >= num_classes):
         raise ValueError(f"the model predicts class {classes.max()}, the dataset has {num_classes} classes")
@@ -176,9 +173,7 @@ class SemanticEvaluator(DatasetEvaluator):
         metadata = MetadataCatalog.get(dataset_name)
         classes = metadata.get("stuff_classes")
         if not classes:
-            raise ValueError(
-                f"dataset {dataset_name!r} has no stuff_classes in its metadata: no semantic evaluation"
-            )
+            raise ValueError(f"dataset {dataset_name!r} has no stuff_classes in its metadata: no semantic evaluation")
         self._dataset_name = dataset_name
         self._class_names = distinct(classes)
         self._num_classes = len(classes)
@@ -232,9 +227,7 @@ class SemanticEvaluator(DatasetEvaluator):
         """
         for image, output in zip(inputs, outputs, strict=True):
             if "sem_seg" not in output:
-                raise ValueError(
-                    "the model returns no 'sem_seg'; MODEL.MASK_FORMER.TEST.SEMANTIC_ON True is needed"
-                )
+                raise ValueError("the model returns no 'sem_seg'; MODEL.MASK_FORMER.TEST.SEMANTIC_ON True is needed")
             prediction = self._classes(output["sem_seg"])
             source, truth = self._read_truth(image)
             try:
@@ -267,9 +260,7 @@ class SemanticEvaluator(DatasetEvaluator):
         if self._panoptic is None:
             path = self._truth_files.get(image["file_name"], image.get("sem_seg_file_name"))
             if path is None:
-                raise ValueError(
-                    f"{image['file_name']}: dataset {self._dataset_name!r} has no semantic labels for it"
-                )
+                raise ValueError(f"{image['file_name']}: dataset {self._dataset_name!r} has no semantic labels for it")
             return path, read_label_map(path)
         annotation = self._panoptic.annotation(image["image_id"])
         ids = self._panoptic.id_map(annotation)

@@ -81,9 +81,7 @@ def evaluate_videos(
     truths = Objects.of(_truth_records(truth), _shape_and_area, videos, categories)
     detections = Objects.of(_result_records(truth, results, checked), _shape_and_area, videos, categories, MAX_DETS[-1])
     matches = match(truths, detections, _plain_iou, parameters.iouThrs, _AREAS)
-    precision, recall = curves(
-        truths, detections, matches, _AREAS, len(categories), MAX_DETS, parameters.recThrs
-    )
+    precision, recall = curves(truths, detections, matches, _AREAS, len(categories), MAX_DETS, parameters.recThrs)
     return VideoScores(precision, recall, parameters.iouThrs, tuple(categories), MAX_DETS)
 
 

@@ -171,9 +171,7 @@ class SetCriterion(nn.Module):
 
     def _compare(self, logits: Tensor, bank: MaskBank, rows: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """(M,) cross-entropy and dice of mask logits (M, H, W) against masks `rows` of the bank, at sampled points."""
-        points = uncertain_points(
-            logits.detach(), self.num_points, self.oversample_ratio, self.importance_sample_ratio
-        )
+        points = uncertain_points(logits.detach(), self.num_points, self.oversample_ratio, self.importance_sample_ratio)
         wanted = bank.sample(rows, points, size)
         predicted = sample_maps(logits[:, None], points)[:, 0]
         cross_entropy = F.binary_cross_entropy_with_logits(predicted, wanted, reduction="none").mean(1)

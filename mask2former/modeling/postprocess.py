@@ -271,9 +271,7 @@ class _Panoptic:
             visible.append((hit & self.inside).flatten(1).sum(1))
         return torch.cat(won), torch.cat(visible)
 
-    def _segments(
-        self, areas: list[int], won: list[int], visible: list[int]
-    ) -> tuple[list[int], list[dict[str, Any]]]:
+    def _segments(self, areas: list[int], won: list[int], visible: list[int]) -> tuple[list[int], list[dict[str, Any]]]:
         """The segment id of each kept query (0: dropped), and the segments; stuff of one class is one segment."""
         ids = [0] * len(areas)
         segments: list[dict[str, Any]] = []

@@ -68,15 +68,11 @@ def check_polygons(polygons: Any, size: tuple[int, int]) -> list[np.ndarray]:
         except (TypeError, ValueError, OverflowError) as error:
             raise SegmentationError(f"polygon {position} is not a list of numbers") from error
         if points.size < 6 or points.size % 2:
-            raise SegmentationError(
-                f"polygon {position} has {points.size} numbers, needs an even count of 6 or more"
-            )
+            raise SegmentationError(f"polygon {position} has {points.size} numbers, needs an even count of 6 or more")
         if not np.isfinite(points).all():
             raise SegmentationError(f"polygon {position} contains NaN or infinity")
         if np.abs(points).max() > limit:
-            raise SegmentationError(
-                f"polygon {position} lies far outside the picture of {size[1]}x{size[0]} pixels"
-            )
+            raise SegmentationError(f"polygon {position} lies far outside the picture of {size[1]}x{size[0]} pixels")
         checked.append(points.reshape(-1, 2))
     return checked
 
@@ -104,9 +100,7 @@ def _rasterise(polygons: Sequence[np.ndarray], size: tuple[int, int]) -> Patch:
     low = np.min([polygon.min(axis=0) for polygon in polygons], axis=0)
     left, top = (max(0, math.ceil(-value)) for value in low)
     height, width = size[0] + top, size[1] + left
-    codes = coco_mask.frPyObjects(
-        [(polygon + (left, top)).reshape(-1) for polygon in polygons], height, width
-    )
+    codes = coco_mask.frPyObjects([(polygon + (left, top)).reshape(-1) for polygon in polygons], height, width)
     code = codes[0] if len(codes) == 1 else coco_mask.merge(codes)
     patch = _paint(decode_counts(code["counts"]), height)
     if not left and not top:
@@ -173,9 +167,7 @@ def rle_runs(rle: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
         raise SegmentationError("an RLE needs the keys 'size' and 'counts'")
     shape = rle["size"]
     if not isinstance(shape, (list, tuple)) or [*shape] != [*size]:
-        raise SegmentationError(
-            f"the RLE is for size {shape}, the picture has [height, width] = {list(size)}"
-        )
+        raise SegmentationError(f"the RLE is for size {shape}, the picture has [height, width] = {list(size)}")
     counts = rle["counts"]
     if isinstance(counts, (str, bytes)):
         runs = decode_counts(counts)
@@ -198,9 +190,7 @@ def bitmap_to_patch(bitmap: Any, size: tuple[int, int]) -> Patch:
     """
     array = bitmap.numpy(force=True) if isinstance(bitmap, torch.Tensor) else np.asarray(bitmap)
     if array.shape != tuple(size):
-        raise SegmentationError(
-            f"the bitmap has shape {array.shape}, the picture (height, width) = {tuple(size)}"
-        )
+        raise SegmentationError(f"the bitmap has shape {array.shape}, the picture (height, width) = {tuple(size)}")
     if array.dtype.kind not in "bui":
         raise SegmentationError(f"a bitmap has bool or integer values, this one {array.dtype}")
     bits = array if array.dtype == bool else array != 0
@@ -262,12 +252,7 @@ def paste(patches: Sequence[Patch], size: tuple[int, int]) -> np.ndarray:
 def clip_patch(patch: Patch, top: int, bottom: int, left: int, right: int) -> Patch:
     """The part of a mask inside rows [top, bottom) and columns [left, right), in its bounding box."""
     height, width = patch.bits.shape
-    if (
-        patch.top >= top
-        and patch.left >= left
-        and patch.top + height <= bottom
-        and patch.left + width <= right
-    ):
+    if patch.top >= top and patch.left >= left and patch.top + height <= bottom and patch.left + width <= right:
         return patch
     rows = slice(max(0, top - patch.top), max(0, bottom - patch.top))
     columns = slice(max(0, left - patch.left), max(0, right - patch.left))

@@ -25,9 +25,7 @@ def select_device(device: str | torch.device = "auto") -> torch.device:
     if chosen.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (chosen.index or 0) >= count:
-            raise ValueError(
-                f"device {device!r}: this PyTorch sees {count} CUDA GPUs. Use device='cpu' or 'auto'."
-            )
+            raise ValueError(f"device {device!r}: this PyTorch sees {count} CUDA GPUs. Use device='cpu' or 'auto'.")
     if chosen.type == "mps" and not _mps_works():
         raise ValueError("device 'mps': no working Apple GPU here. Use device='cpu' or 'auto'.")
     return chosen

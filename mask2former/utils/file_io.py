@@ -108,9 +108,7 @@ def read_json(path: str | os.PathLike[str], purpose: str) -> Any:
         with open(local, encoding="utf-8") as stream:
             return json.load(stream)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{purpose}: {path} is not valid JSON ({error}); is the download complete?"
-        ) from error
+        raise ValueError(f"{purpose}: {path} is not valid JSON ({error}); is the download complete?") from error
 
 
 def short_path(path: str | os.PathLike[str]) -> str:

@@ -39,7 +39,7 @@ class ClipModel(Protocol):
         """T frames uint8 (3, H', W') -> (T, 3, H, W) on the device, and (H', W')."""
 
     def clip_outputs(self, images: Tensor, /) -> dict[str, Tensor]:
-        """"pred_logits" (Q, K + 1), "pred_masks" (Q, T, H4, W4), before softmax and sigmoid, "pred_embeds" (Q, C)."""
+        """ "pred_logits" (Q, K + 1), "pred_masks" (Q, T, H4, W4), before softmax and sigmoid, "pred_embeds" (Q, C)."""
 
 
 class ImageClips:

@@ -201,9 +201,7 @@ def test_bare_swin_names(timm: bool) -> None:
     state = {key.removeprefix("backbone."): torch.randn_like(value) for key, value in target.items()}
     if timm:
         state["layers.1.downsample.reduction.weight"] = state.pop("layers.0.downsample.reduction.weight")
-    merging = state[
-        "layers.1.downsample.reduction.weight" if timm else "layers.0.downsample.reduction.weight"
-    ]
+    merging = state["layers.1.downsample.reduction.weight" if timm else "layers.0.downsample.reduction.weight"]
     extra = {"norm.weight": torch.ones(4), "head.weight": torch.ones(10, 4)}
     extra["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(1)
     model = Swin()
@@ -378,16 +376,12 @@ def test_missing_files_say_where(tmp_path: Path) -> None:
 # --- saving and resuming ------------------------------------------------------------------------------------
 
 
-def training(
-    folder: Path, model: nn.Module | None = None
-) -> tuple[SafeCheckpointer, Model, torch.optim.Optimizer]:
+def training(folder: Path, model: nn.Module | None = None) -> tuple[SafeCheckpointer, Model, torch.optim.Optimizer]:
     model = model or Model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
     scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
-    checkpointer = SafeCheckpointer(
-        model, str(folder), optimizer=optimizer, scheduler=scheduler, scaler=scaler
-    )
+    checkpointer = SafeCheckpointer(model, str(folder), optimizer=optimizer, scheduler=scheduler, scaler=scaler)
     return checkpointer, model, optimizer
 
 
@@ -466,9 +460,7 @@ def test_an_interrupted_save_leaves_the_previous_one(tmp_path: Path, monkeypatch
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last_checkpoint", "model_final.pth"]
 
 
-def test_a_cut_checkpoint_falls_back_to_the_one_before(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_cut_checkpoint_falls_back_to_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     checkpointer, model, optimizer = training(tmp_path)
     periodic = PeriodicCheckpointer(checkpointer, 1)
     states = []
@@ -476,9 +468,7 @@ def test_a_cut_checkpoint_falls_back_to_the_one_before(
         step(model, optimizer)
         periodic.step(iteration)
         states.append({key: value.clone() for key, value in model.state_dict().items()})
-    torch.save(
-        {"model": other()[1]}, tmp_path / "pretrained.pth"
-    )  # newest file, but no state of this training
+    torch.save({"model": other()[1]}, tmp_path / "pretrained.pth")  # newest file, but no state of this training
     newest = tmp_path / "model_0000002.pth"
     newest.write_bytes(newest.read_bytes()[:-100])
 

@@ -154,13 +154,9 @@ def test_round_trip_is_exact_and_loads_in_transformers(model: Any, folder: Path,
     assert equal(huggingface.from_huggingface(theirs), ours)
     save_safetensors(theirs, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
-    loaded, info = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(
-        tmp_path, output_loading_info=True
-    )
+    loaded, info = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["unexpected_keys"] and not info["mismatched_keys"]
-    assert all(
-        ".layernorm." in key for key in info["missing_keys"]
-    )  # unused: the stages have their own norms
+    assert all(".layernorm." in key for key in info["missing_keys"])  # unused: the stages have their own norms
     pixels = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         first, second = model(pixels), loaded.eval()(pixels)

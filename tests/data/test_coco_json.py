@@ -218,9 +218,7 @@ def test_polygons_that_enclose_nothing_are_left_out(
     assert "2 objects" in caplog.text and "annotation 4" in caplog.text
 
 
-def test_only_the_datasets_in_use_must_exist(
-    write: Write, data_cfg: CfgNode, tmp_path: Path
-) -> None:
+def test_only_the_datasets_in_use_must_exist(write: Write, data_cfg: CfgNode, tmp_path: Path) -> None:
     """Evaluation must not ask for the training pictures."""
     path, folder = write()
     data_cfg.DATASETS.COCO_JSON = [
@@ -254,9 +252,7 @@ json_values = st.recursive(
 
 @given(st.data())
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_json_gives_records_or_the_one_error(
-    tiny_content: Any, tmp_path: Path, data: st.DataObject
-) -> None:
+def test_any_json_gives_records_or_the_one_error(tiny_content: Any, tmp_path: Path, data: st.DataObject) -> None:
     content = json.loads(json.dumps(tiny_content[2]))
     for _ in range(3):
         kind = data.draw(st.sampled_from(["images", "annotations", "categories"]))

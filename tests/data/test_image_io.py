@@ -91,9 +91,7 @@ def test_size_must_be_that_of_the_record() -> None:
     record: dict = {}
     check_image_size(record, (3, 4), "a.png")
     assert record == {"height": 3, "width": 4}
-    with pytest.raises(
-        BadRecordError, match=r"a\.png: the picture is 4x3 .* says 3x4; the sides are swapped"
-    ):
+    with pytest.raises(BadRecordError, match=r"a\.png: the picture is 4x3 .* says 3x4; the sides are swapped"):
         check_image_size({"height": 4, "width": 3}, (3, 4), "a.png")
 
 

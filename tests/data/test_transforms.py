@@ -39,9 +39,7 @@ def test_colour_order_bgr_mirrors_rgb() -> None:
     steps = [("hsv", tables)]
     turned = ColorTransform(steps, "RGB").apply_image(rgb)
     assert (turned != rgb).any()
-    np.testing.assert_array_equal(
-        ColorTransform(steps, "BGR").apply_image(rgb[:, :, ::-1])[:, :, ::-1], turned
-    )
+    np.testing.assert_array_equal(ColorTransform(steps, "BGR").apply_image(rgb[:, :, ::-1])[:, :, ::-1], turned)
 
 
 def test_grey_stays_grey_under_hue_and_saturation() -> None:

@@ -90,9 +90,7 @@ def test_files_folders_and_patterns(demo: ModuleType) -> None:
     assert [p.name for p in files] == ["one.png", "a.png", "b.JPG", "c1.png", "c2.png"] and not problems
 
 
-def test_bad_inputs_are_named_and_the_others_go_on(
-    demo: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_inputs_are_named_and_the_others_go_on(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     picture(Path("good.png"))
     Path("broken.png").write_bytes(b"no picture")
     Path("empty").mkdir()
@@ -214,9 +212,7 @@ def test_table_names_what_was_found(demo: ModuleType) -> None:
     segment = Segmenter(StubModel(ALL_PARTS), classes=["cell", "sky"], score_threshold=0.0)
     result = segment(torch.zeros(3, 4, 4, dtype=torch.uint8))
     assert demo._objects(result) == "2: 1 cell, 1 sky" and demo._scores(result) == "0.80 0.30"
-    semantic = Segmenter(StubModel(("sem_seg",)), classes=["cell", "sky"])(
-        torch.zeros(3, 4, 4, dtype=torch.uint8)
-    )
+    semantic = Segmenter(StubModel(("sem_seg",)), classes=["cell", "sky"])(torch.zeros(3, 4, 4, dtype=torch.uint8))
     assert demo._objects(semantic) == "2 classes: cell, sky" and demo._scores(semantic) == "-"
     assert demo.table(["a", "b", "c"], [["1", "", "xyz"], ["22", "", "w"]]).splitlines() == [
         "a   c",
@@ -240,14 +236,10 @@ def make_video(path: Path, frames: int = 6, size: tuple[int, int] = (31, 46)) ->
     return path
 
 
-def test_video_becomes_a_video_of_the_same_length(
-    demo: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_video_becomes_a_video_of_the_same_length(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     av = pytest.importorskip("av")
     make_video(Path("clip.mp4"))
-    assert (
-        demo.main(["--video-input", "clip.mp4", "--output", "out", "--save", "overlay", "json", "masks"]) == 0
-    )
+    assert demo.main(["--video-input", "clip.mp4", "--output", "out", "--save", "overlay", "json", "masks"]) == 0
     assert "6 frames of clip" in capsys.readouterr().out
     with av.open("out/clip_segmented.mp4") as container:
         stream = container.streams.video[0]
@@ -301,9 +293,7 @@ class FakeCapture:
         pass
 
 
-def test_webcam(
-    demo: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_webcam(demo: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     av = pytest.importorskip("av")
     monkeypatch.setattr("cv2.VideoCapture", FakeCapture)
     assert demo.main(["--webcam", "3"]) == 2
@@ -339,9 +329,7 @@ def test_colours_follow_objects_through_frames(demo: ModuleType) -> None:
         for mask, (y, x) in zip(masks, boxes):
             mask[y : y + 10, x : x + 10] = True
         n = len(boxes)
-        found = InstanceResult(
-            masks, np.ones(n, np.float32), np.zeros(n, np.int64), boxes_of(masks), ("a",) * n
-        )
+        found = InstanceResult(masks, np.ones(n, np.float32), np.zeros(n, np.int64), boxes_of(masks), ("a",) * n)
         return Result(np.zeros((40, 40, 3), np.uint8), ClassTable(("a",)), found)
 
     colors = video_io.TrackColors()

@@ -247,7 +247,9 @@ def test_image_models_segment_each_picture_of_a_folder(demo: ModuleType, clip: s
 
 
 def test_a_model_that_cannot_follow_objects(
-    demo: ModuleType, clip: str, capsys: pytest.CaptureFixture[str]  # noqa: F811
+    demo: ModuleType,
+    clip: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert demo.main(["--video-input", clip, "--task", "video"]) == 2
     assert "youtubevis_2019" in capsys.readouterr().err

@@ -53,9 +53,7 @@ def test_console_line_of_the_first_step_has_no_speed() -> None:
         assert ConsoleWriter(10, 2).line(storage).startswith("iter 1/10 | loss 7")
 
 
-def test_training_logs_a_line_a_json_file_and_tensorboard(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_training_logs_a_line_a_json_file_and_tensorboard(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         start(tiny_config(tmp_path)).train()
     lines = [r.getMessage() for r in caplog.records if r.name == "mask2former.engine.training_log"]

@@ -140,9 +140,7 @@ def test_training_resuming_and_evaluating(tmp_path: Path, command: list[str]) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_to_the_whole_job_saves_a_checkpoint(
-    tmp_path: Path, command: list[str], number: signal.Signals
-) -> None:
+def test_signal_to_the_whole_job_saves_a_checkpoint(tmp_path: Path, command: list[str], number: signal.Signals) -> None:
     """As a batch system or Ctrl-C sends it: to the loader's worker processes too."""
     options = [
         "OUTPUT_DIR",

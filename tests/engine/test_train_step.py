@@ -197,9 +197,7 @@ def test_after_backward_sees_the_gradients_before_they_are_clipped() -> None:
     ],
 )
 def test_precision_on_cpu(tmp_path: Path, enabled: str, name: str, dtype: torch.dtype | None) -> None:
-    precision = select_precision(
-        tiny_config(tmp_path, "SOLVER.AMP.ENABLED", enabled, "SOLVER.AMP.DTYPE", name)
-    )
+    precision = select_precision(tiny_config(tmp_path, "SOLVER.AMP.ENABLED", enabled, "SOLVER.AMP.DTYPE", name))
     assert precision.dtype is dtype
     assert (precision.grad_scaler() is not None) == (dtype is torch.float16)
     with precision.autocast():

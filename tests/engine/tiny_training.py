@@ -50,11 +50,7 @@ class EndlessLoader:
             generator = torch.Generator().manual_seed(self.seed * 1000 + position)
             batch = []
             for i in range(self.batch_size):
-                x = (
-                    torch.randn(4, generator=generator)
-                    + 0.01 * random.random()
-                    + 0.01 * float(np.random.rand())
-                )
+                x = torch.randn(4, generator=generator) + 0.01 * random.random() + 0.01 * float(np.random.rand())
                 x = x * self.bad.get(position, 1.0)
                 batch.append({"x": x, "y": x.sum(), "file_name": f"image_{position}_{i}.png"})
             yield batch

@@ -36,9 +36,7 @@ def official(truth: dict[str, Any], results: list[dict[str, Any]], task: str, ma
     return engine
 
 
-def ours(
-    truth: dict[str, Any], results: list[dict[str, Any]], task: str = "segm", max_dets: int = 100
-) -> CocoScores:
+def ours(truth: dict[str, Any], results: list[dict[str, Any]], task: str = "segm", max_dets: int = 100) -> CocoScores:
     return evaluate_coco(index_coco(copy.deepcopy(truth)), results, task, max_dets)
 
 
@@ -68,8 +66,7 @@ def test_masks_equal_pycocotools(
 def test_boxes_equal_pycocotools(random_coco: Callable[..., Any], seed: int) -> None:
     truth, results = random_coco(seed)
     boxes = [
-        {k: v for k, v in r.items() if k != "segmentation"}
-        | {"bbox": mask_util.toBbox(r["segmentation"]).tolist()}
+        {k: v for k, v in r.items() if k != "segmentation"} | {"bbox": mask_util.toBbox(r["segmentation"]).tolist()}
         for r in results
     ]
     assert_identical(ours(truth, boxes, "bbox"), official(truth, boxes, "bbox", 100))

@@ -263,9 +263,7 @@ def test_sparse_thing_ids(dataset: str, register: Callable[..., str], tmp_path: 
     assert (segm["AP-cat"], segm["AP-dog"]) == (0, pytest.approx(100))
 
 
-def test_categories_that_the_dataset_leaves_out(
-    dataset: str, register: Callable[..., str], tmp_path: Path
-) -> None:
+def test_categories_that_the_dataset_leaves_out(dataset: str, register: Callable[..., str], tmp_path: Path) -> None:
     name = register(
         "test_only_dogs",
         json_file=str(tmp_path / "instances.json"),

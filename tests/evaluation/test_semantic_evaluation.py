@@ -56,9 +56,7 @@ def test_equals_counting_by_hand(seed: int, classes: int, used: int, ignore: int
     truth = rng.integers(0, min(used, classes), (9, 7))
     truth[rng.random(truth.shape) < rng.choice([0.0, 0.3, 1.0])] = ignore
     predicted = rng.integers(0, classes, (9, 7))
-    metrics = semantic_metrics(
-        confusion_matrix(truth, predicted, classes, ignore), [f"c{c}" for c in range(classes)]
-    )
+    metrics = semantic_metrics(confusion_matrix(truth, predicted, classes, ignore), [f"c{c}" for c in range(classes)])
     assert metrics == pytest.approx(oracle(truth, predicted, classes, ignore), rel=1e-12, nan_ok=True)
 
 
@@ -90,9 +88,7 @@ CLASSES = ["sky", "road", "car", "never"]
 
 
 @pytest.fixture
-def dataset(
-    tmp_path: Path, register: Callable[..., str]
-) -> tuple[str, list[dict[str, Any]], list[np.ndarray]]:
+def dataset(tmp_path: Path, register: Callable[..., str]) -> tuple[str, list[dict[str, Any]], list[np.ndarray]]:
     rng = np.random.default_rng(0)
     records, truths = [], []
     for i in range(3):
@@ -225,9 +221,7 @@ def test_user_errors(dataset: Any, register: Callable[..., str], tmp_path: Path)
         SemanticEvaluator(register("test_no_labels", [{"file_name": "a"}], stuff_classes=["a"]))
 
 
-def test_labels_from_panoptic_annotations(
-    random_panoptic: Callable[..., Any], register: Callable[..., str]
-) -> None:
+def test_labels_from_panoptic_annotations(random_panoptic: Callable[..., Any], register: Callable[..., str]) -> None:
     truth = random_panoptic(2, images=3)
     categories = truth["content"]["categories"]
     class_of = {c["id"]: i for i, c in enumerate(categories)}

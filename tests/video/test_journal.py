@@ -113,4 +113,3 @@ def test_settings_of_the_model_belong_to_a_run(tmp_path: Path, override: tuple[s
     cfg.merge_from_list(override)
     with pytest.raises(JournalMismatch, match="other (config|bgr)"):
         Segmenter(model, cfg, classes=classes).track(pictures(5), **options)
-

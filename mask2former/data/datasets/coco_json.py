@@ -88,9 +88,7 @@ def load_coco_json(
     """
     content = read_json_object(json_file, lists=("images", "categories"))
     declared = {key for key, _ in read_categories(json_file, content, None)}
-    classes = {
-        key: index for index, (key, _) in enumerate(read_categories(json_file, content, keep_category_ids))
-    }
+    classes = {key: index for index, (key, _) in enumerate(read_categories(json_file, content, keep_category_ids))}
     annotations = content.get("annotations", [])
     if not isinstance(annotations, list):
         raise BadRecordError(json_file, "has no list under 'annotations'")

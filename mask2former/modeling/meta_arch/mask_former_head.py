@@ -57,9 +57,7 @@ class MaskFormerHead(nn.Module):
             "transformer_in_feature": cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE,
         }
 
-    def forward(
-        self, features: Mapping[str, Tensor], mask: Tensor | None = None, *, frames: int = 1
-    ) -> dict[str, Any]:
+    def forward(self, features: Mapping[str, Tensor], mask: Tensor | None = None, *, frames: int = 1) -> dict[str, Any]:
         """Predictions of the decoder, for maps (B * T, C, H, W) by name; see the decoder for their shapes."""
         return self.predict(*self.pixel_maps(features), mask, frames=frames)
 

@@ -121,9 +121,7 @@ class CrossAttentionBlock(_ResidualAttention):
 class FeedForwardBlock(nn.Module):
     """Residual two-layer perceptron with layer norm."""
 
-    def __init__(
-        self, dim: int, hidden: int, dropout: float = 0.0, act: str = "relu", pre_norm: bool = False
-    ) -> None:
+    def __init__(self, dim: int, hidden: int, dropout: float = 0.0, act: str = "relu", pre_norm: bool = False) -> None:
         super().__init__()
         self.linear1 = nn.Linear(dim, hidden)
         self.linear2 = nn.Linear(hidden, dim)
