@@ -22,7 +22,7 @@ class Build(build):
 
 
 class BuildOps(Command):
-    """Compile the op into the build folder, or into the checkout for an editable install; see tools/build_ops.py."""
+    """Compile the op into the build directory, or into the checkout for an editable install; see tools/build_ops.py."""
 
     description = "compile the op of mask2former/ops where that is possible"
     user_options: list[tuple[str, str | None, str]] = []
@@ -37,12 +37,12 @@ class BuildOps(Command):
 
     def run(self) -> None:
         assert self.build_lib is not None
-        folder = ROOT / ("" if self.editable_mode else self.build_lib) / build_ops.OPS
+        directory = ROOT / ("" if self.editable_mode else self.build_lib) / build_ops.OPS
         if not self.editable_mode:
-            for old in folder.glob("_*.abi3.so"):  # of an earlier build: this one may be without
+            for old in directory.glob("_*.abi3.so"):  # of an earlier build: this one may be without
                 old.unlink()
         try:
-            self.built = build_ops.build(folder, request=os.environ.get(build_ops.VARIABLE))
+            self.built = build_ops.build(directory, request=os.environ.get(build_ops.VARIABLE))
         except build_ops.BuildError as error:
             raise SystemExit(f"error: {error}") from None
 

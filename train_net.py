@@ -11,7 +11,7 @@ Any config key can be set at the end of the command: KEY VALUE KEY VALUE ...
 import argparse
 import sys
 
-import mask2former  # noqa: F401  (registers models and data sets)
+import mask2former  # noqa: F401  (registers models and datasets)
 from mask2former.engine import Trainer, argument_parser, launch, setup
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make pictures and label maps of the full ADE20K, 847 classes, that ade20k_full_sem_seg_{train,val} read.
+"""Make images and label maps of the full ADE20K, 847 classes, that ade20k_full_sem_seg_{train,val} read.
 
 Reads   <root>/ADE20K_2021_17_01/images/ADE/{training,validation}/**/NAME.jpg, NAME_seg.png, NAME.json
 Writes  <root>/ADE20K_2021_17_01/images_detectron2/{training,validation}/NAME.jpg        hard links or copies
@@ -46,10 +46,10 @@ def class_numbers(pixels: np.ndarray) -> np.ndarray:
 
 
 def class_names(path: Path) -> dict[int, str]:
-    """Name of each class number that the json of a picture mentions.
+    """Name of each class number that the JSON of an image mentions.
 
     Raises:
-        BadRecordError: no json of ADE20K.
+        BadRecordError: no JSON of ADE20K.
         FileNotFoundError: no such file.
     """
     try:
@@ -61,7 +61,7 @@ def class_names(path: Path) -> dict[int, str]:
         raise BadRecordError(path, f"is no annotation of ADE20K: {error!r}") from error
 
 
-def convert(target: Path, folder: str, overwrite: bool, source: Path) -> Outcome:
+def convert(target: Path, directory: str, overwrite: bool, source: Path) -> Outcome:
     name = source.name.removesuffix(SEGMENTATION)
     path = source.with_name(f"{name}.jpg")
     numbers = class_numbers(read_panoptic_png(str(source)))
@@ -70,24 +70,24 @@ def convert(target: Path, folder: str, overwrite: bool, source: Path) -> Outcome
             raise BadRecordError(source, f"is {numbers.shape} pixels (height, width), {path} {image.size[::-1]}")
     names = class_names(source.with_name(f"{name}.json"))
     unnamed = sorted(set(np.unique(numbers).tolist()) - names.keys() - {0})
-    place_image(path, target / "images_detectron2" / folder / path.name, overwrite)
+    place_image(path, target / "images_detectron2" / directory / path.name, overwrite)
 
     index = {entry["name"]: position for position, entry in enumerate(class_table("ade20k_full"))}
     table = {number: index[class_name] for number, class_name in names.items() if class_name in index}
     labels = relabel(numbers, table, FULL_VOID, np.uint16)
-    note = f"{source}: classes {unnamed} are not in the json and became void" if unnamed else None
-    path = target / "annotations_detectron2" / folder / f"{name}.tif"
+    note = f"{source}: classes {unnamed} are not in the JSON and became void" if unnamed else None
+    path = target / "annotations_detectron2" / directory / f"{name}.tif"
     return Outcome(ensure_image(path, labels, overwrite), note=note)
 
 
 def prepare(args: argparse.Namespace) -> Iterator[Report]:
     base = args.root / "ADE20K_2021_17_01"
     for split in args.splits:
-        folder = FOLDERS[split]
-        source = find_directory([base / "images" / "ADE" / folder, base / "images" / folder], LAYOUT)
+        directory = FOLDERS[split]
+        source = find_directory([base / "images" / "ADE" / directory, base / "images" / directory], LAYOUT)
         sources = source_files(source, f"**/*{SEGMENTATION}", LAYOUT)
-        step = partial(convert, base, folder, args.overwrite)
-        target = base / "annotations_detectron2" / folder
+        step = partial(convert, base, directory, args.overwrite)
+        target = base / "annotations_detectron2" / directory
         yield convert_all(step, sources, args.workers, f"ade20k_full_sem_seg_{split}", target)
 
 

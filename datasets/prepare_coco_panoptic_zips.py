@@ -32,14 +32,14 @@ from mask2former.data.preparation.work import Outcome, Report, Stage, convert_al
 from mask2former.utils.file_io import atomic_write, read_json_object, write_bytes
 
 ARCHIVE = "panoptic_annotations_trainval2017.zip"
-LARGEST_PICTURE = 64 << 20  # bytes; a PNG of COCO has some ten thousand
+LARGEST_IMAGE = 64 << 20  # bytes; a PNG of COCO has some ten thousand
 
 
 def open_zip(path: Path) -> ZipFile:
     """Open an archive, once in each process: processes that share a file would move each other's place in it.
 
     Raises:
-        BadRecordError: it is no zip file or cut short.
+        BadRecordError: it is no zip file or truncated.
     """
     return _open_zip(path, os.getpid())
 
@@ -56,13 +56,13 @@ def members(path: Path, wanted: re.Pattern[str]) -> list[ZipInfo]:
     """Files of an archive whose path matches.
 
     Raises:
-        BadRecordError: a member would land outside the folder it is unpacked to; that is none of COCO's archives.
+        BadRecordError: a member would land outside the directory it is unpacked to; that is none of COCO's archives.
     """
     found = []
     for member in open_zip(path).infolist():
         parts = PurePosixPath(member.filename.replace("\\", "/"))
         if parts.is_absolute() or ".." in parts.parts or ":" in member.filename:
-            raise BadRecordError(path, "its name leads out of the folder; this is not COCO's file", member.filename)
+            raise BadRecordError(path, "its name leads out of the directory; this is not COCO's file", member.filename)
         if wanted.fullmatch(member.filename):
             found.append(member)
     return found
@@ -88,19 +88,19 @@ def unpack_file(archive: Path, member: ZipInfo, target: Path) -> None:
         raise BadRecordError(archive, f"{error}; the download is damaged, repeat it", member.filename) from error
 
 
-def unpack_picture(archive: Path, target: Path, overwrite: bool, member: ZipInfo) -> Outcome:
+def unpack_image(archive: Path, target: Path, overwrite: bool, member: ZipInfo) -> Outcome:
     path = target / PurePosixPath(member.filename).name
     present = path.exists()
     if present and not overwrite and same_content(path, member):
         return Outcome(Stage.KEPT)
-    if member.file_size > LARGEST_PICTURE:
-        raise BadRecordError(archive, f"has {member.file_size} bytes, too many for a picture", member.filename)
+    if member.file_size > LARGEST_IMAGE:
+        raise BadRecordError(archive, f"has {member.file_size} bytes, too many for an image", member.filename)
     unpack_file(archive, member, path)
     return Outcome(Stage.REPAIRED if present and not overwrite else Stage.WRITTEN)
 
 
 @contextlib.contextmanager
-def pictures_archive(base: Path, split: str) -> Iterator[Path]:
+def images_archive(base: Path, split: str) -> Iterator[Path]:
     """The inner archive of a split; one that lies in the outer archive is unpacked for the time it is needed."""
     name = f"panoptic_{split}2017.zip"
     inner = find_in(base, name)
@@ -119,7 +119,7 @@ def pictures_archive(base: Path, split: str) -> Iterator[Path]:
 
 def find_in(base: Path, name: str) -> Path | None:
     """A file of coco/annotations or coco, or None."""
-    return next((folder / name for folder in (base / "annotations", base) if (folder / name).is_file()), None)
+    return next((directory / name for directory in (base / "annotations", base) if (directory / name).is_file()), None)
 
 
 def outer_archive(base: Path, needed: str) -> Path:
@@ -133,7 +133,7 @@ def outer_archive(base: Path, needed: str) -> Path:
         raise FileNotFoundError(
             f"{base} holds neither {ARCHIVE} nor {needed}. Download 'Panoptic Train/Val annotations' from "
             f"https://cocodataset.org/#download and put it at {base / ARCHIVE}, or set DETECTRON2_DATASETS or --root "
-            "to the folder that holds coco/."
+            "to the directory that holds coco/."
         )
     return found
 
@@ -164,10 +164,10 @@ def prepare(args: argparse.Namespace) -> Iterator[Report]:
     for split in args.splits:
         json_file = ensure_json(base, split, args.overwrite)
         target = base / f"panoptic_{split}2017"
-        with pictures_archive(base, split) as archive:
+        with images_archive(base, split) as archive:
             found = members(archive, re.compile(rf"(?:panoptic_{split}2017/)?\d+\.png"))
             report = convert_all(
-                partial(unpack_picture, archive, target, args.overwrite),
+                partial(unpack_image, archive, target, args.overwrite),
                 found,
                 args.workers,
                 f"panoptic_{split}2017",

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make pictures and label maps of COCO-Stuff 10k (v1.1) that coco_2017_{train,test}_stuff_10k_sem_seg read.
+"""Make images and label maps of COCO-Stuff 10k (v1.1) that coco_2017_{train,test}_stuff_10k_sem_seg read.
 
 Reads   <root>/coco/coco_stuff_10k/imageLists/{train,test}.txt      names without extension
         <root>/coco/coco_stuff_10k/annotations/NAME.mat             variable S: 0 = void, 1-182 = classes
@@ -78,7 +78,7 @@ def prepare(args: argparse.Namespace) -> Iterator[Report]:
         names = listing.read_text(encoding="utf-8").split()
         wrong = [name for name in names if Path(name).name != name]
         if wrong:
-            raise BadRecordError(listing, f"{wrong[0]!r} is no name of a picture without extension")
+            raise BadRecordError(listing, f"{wrong[0]!r} is no name of an image without extension")
         target = base / "annotations_detectron2" / split
         yield convert_all(
             partial(convert, base, split, args.overwrite), names, args.workers, f"stuff_10k_{split}", target

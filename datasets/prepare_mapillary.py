@@ -41,9 +41,9 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Version:
-    """Where a version has its files; `folder` is below training and validation."""
+    """Where a version has its files; `directory` is below training and validation."""
 
-    folder: str
+    directory: str
     json_name: str
     prefix: str
     layout: str
@@ -75,39 +75,39 @@ VERSIONS = {
 }
 
 
-def link_old_version(folder: Path) -> None:
+def link_old_version(directory: Path) -> None:
     """Make labels, instances and panoptic of v1.2 reachable beside images, as registered; relative links."""
     for name in ("labels", "instances", "panoptic"):
-        if (folder / "v1.2" / name).is_dir() and not (folder / name).exists():
-            (folder / name).symlink_to(Path("v1.2") / name, target_is_directory=True)
+        if (directory / "v1.2" / name).is_dir() and not (directory / name).exists():
+            (directory / name).symlink_to(Path("v1.2") / name, target_is_directory=True)
 
 
 def check(base: Path, version: str, split: str, annotations: Sequence[dict[str, Any]]) -> Report:
-    """Compare pictures, label maps and panoptic annotations by their names."""
+    """Compare images, label maps and panoptic annotations by their names."""
     source = VERSIONS[version]
     images = base / FOLDERS[split] / "images"
     report = Report(f"{version} {split}", str(base / FOLDERS[split]))
     stems = {path.stem for path in source_files(images, "*.jpg", source.layout)}
-    parts = {"label map": base / FOLDERS[split] / source.folder / "labels"}
-    parts["panoptic annotation"] = base / FOLDERS[split] / source.folder / "panoptic"
+    parts = {"label map": base / FOLDERS[split] / source.directory / "labels"}
+    parts["panoptic annotation"] = base / FOLDERS[split] / source.directory / "panoptic"
     declared = {Path(annotation["file_name"]).stem for annotation in annotations}
-    for kind, folder in parts.items():
-        found = {path.stem for path in source_files(folder, "*.png", source.layout)}
-        report.failures += _differences(folder, kind, stems, found)
+    for kind, directory in parts.items():
+        found = {path.stem for path in source_files(directory, "*.png", source.layout)}
+        report.failures += _differences(directory, kind, stems, found)
         if kind == "panoptic annotation":
-            report.failures += _differences(folder / source.json_name, "entry", found, declared)
+            report.failures += _differences(directory / source.json_name, "entry", found, declared)
     report.counts[Stage.KEPT] = len(stems)
     return report
 
 
 def _differences(where: Path, kind: str, wanted: set[str], found: set[str]) -> list[str]:
     missing, extra = sorted(wanted - found), sorted(found - wanted)
-    messages = [(missing, f"pictures without {kind}"), (extra, f"{kind} without picture")]
+    messages = [(missing, f"images without {kind}"), (extra, f"{kind} without image")]
     return [f"{where}: {len(names)} {what}: {', '.join(names[:SHOWN])}" for names, what in messages if names]
 
 
-def convert(folder: Path, json_file: Path, things: dict[int, bool], task: dict[str, Any]) -> Outcome:
-    """Instances of one entry of the panoptic json; `things` says for each category whether it is one."""
+def convert(directory: Path, json_file: Path, things: dict[int, bool], task: dict[str, Any]) -> Outcome:
+    """Instances of one entry of the panoptic JSON; `things` says for each category whether it is one."""
     try:
         objects = {
             segment["id"]: Object(segment["category_id"], bool(segment.get("iscrowd", 0)))
@@ -116,7 +116,7 @@ def convert(folder: Path, json_file: Path, things: dict[int, bool], task: dict[s
         }
     except KeyError as error:
         raise BadRecordError(json_file, f"{error.args[0]!r} is missing or undeclared", task["file_name"]) from error
-    ids = read_panoptic_png(str(folder / task["file_name"]))
+    ids = read_panoptic_png(str(directory / task["file_name"]))
     image_id = str(task["image_id"])
     entry = (
         image_record(image_id, f"{Path(task['file_name']).stem}.jpg", ids.shape),
@@ -126,7 +126,7 @@ def convert(folder: Path, json_file: Path, things: dict[int, bool], task: dict[s
 
 
 def categories_of(base: Path, version: str, content: dict[str, Any], json_file: Path) -> list[dict[str, Any]]:
-    """id, name and isthing of the categories of a panoptic json, with the names under which they are registered."""
+    """id, name and isthing of the categories of a panoptic JSON, with the names under which they are registered."""
     try:
         found = {entry["id"]: (entry["name"], int(bool(entry["isthing"]))) for entry in content["categories"]}
     except (KeyError, TypeError) as error:
@@ -147,8 +147,8 @@ def categories_of(base: Path, version: str, content: dict[str, Any], json_file: 
 
 def prepare_split(base: Path, version: str, split: str, args: argparse.Namespace) -> Iterator[Report]:
     source = VERSIONS[version]
-    folder = base / FOLDERS[split] / source.folder / "panoptic"
-    (json_file,) = source_files(folder, source.json_name, source.layout)
+    directory = base / FOLDERS[split] / source.directory / "panoptic"
+    (json_file,) = source_files(directory, source.json_name, source.layout)
     content = read_json_object(str(json_file), lists=("annotations", "categories"))
     categories = categories_of(base, version, content, json_file)
     try:
@@ -159,7 +159,7 @@ def prepare_split(base: Path, version: str, split: str, args: argparse.Namespace
     yield build_document(
         base / f"{source.prefix}_{split}.json",
         tasks,
-        partial(convert, folder, json_file, {entry["id"]: bool(entry["isthing"]) for entry in categories}),
+        partial(convert, directory, json_file, {entry["id"]: bool(entry["isthing"]) for entry in categories}),
         partial(instance_document, [{"id": e["id"], "name": e["name"]} for e in categories if e["isthing"]]),
         workers=args.workers,
         overwrite=args.overwrite,
@@ -170,7 +170,7 @@ def prepare(args: argparse.Namespace) -> Iterator[Report]:
     base = find_directory([args.root / "mapillary_vistas"], VERSIONS["v1.2"].layout)
     for split in args.splits:
         link_old_version(base / FOLDERS[split])
-    present = [v for v, where in VERSIONS.items() if (base / "training" / where.folder / "panoptic").is_dir()]
+    present = [v for v, where in VERSIONS.items() if (base / "training" / where.directory / "panoptic").is_dir()]
     for version in args.versions or present or ["v1.2"]:
         for split in args.splits:
             yield from prepare_split(base, version, split, args)

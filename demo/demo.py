@@ -1,7 +1,7 @@
-"""Segment pictures, folders, videos or a webcam, and write overlays, json and label maps.
+"""Segment images, directories, videos or a webcam, and write overlays, JSON and label maps.
 
-python demo/demo.py                                   # the example pictures with the bundled model
-python demo/demo.py --input cells/ --output out/      # your own pictures
+python demo/demo.py                                   # the example images with the bundled model
+python demo/demo.py --input cells/ --output out/      # your own images
 python demo/demo.py --config-file C.yaml --input a.jpg b.jpg --opts MODEL.WEIGHTS model_final.pkl
 python demo/demo.py --config-file youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml --weights W --video-input a.mp4
 """
@@ -37,7 +37,7 @@ from mask2former.visualization import comfortable_scale  # noqa: E402
 
 DEFAULT_OUTPUT = Path("output/demo")
 
-# Example pictures of scikit-image: the size at which the network sees them, and what to expect of a model trained on
+# Example images of scikit-image: the size at which the network sees them, and what to expect of a model trained on
 # nuclei.
 EXAMPLES = {
     "ihc.png": (800, "real nuclei, but in brown-stained tissue, which the training data lacks: most are missed"),
@@ -53,7 +53,7 @@ class UserError(ValueError):
 def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     _model_arguments(parser.add_argument_group("model"))
-    _input_arguments(parser.add_argument_group("input (default: example pictures of scikit-image)"))
+    _input_arguments(parser.add_argument_group("input (default: example images of scikit-image)"))
     _output_arguments(parser.add_argument_group("output"))
     video_io.add_arguments(parser.add_argument_group("video"))
     parser.add_argument(
@@ -71,7 +71,7 @@ def _model_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--model",
         metavar="NAME",
-        help=f"model of the zoo, or a training's output folder (default: {DEFAULT_MODEL})",
+        help=f"model of the zoo, or a training's output directory (default: {DEFAULT_MODEL})",
     )
     group.add_argument("--config-file", metavar="FILE", help="config file instead of --model (needs weights)")
     group.add_argument("--weights", metavar="FILE", help="weights to load; same as --opts MODEL.WEIGHTS FILE")
@@ -94,16 +94,16 @@ def _model_arguments(group: argparse._ArgumentGroup) -> None:
         "--min-size",
         type=int,
         metavar="N",
-        help="shorter side of pictures in the network; larger finds smaller objects (default: INPUT.MIN_SIZE_TEST)",
+        help="shortest edge of images in the network; larger finds smaller objects (default: INPUT.MIN_SIZE_TEST)",
     )
 
 
 def _input_arguments(group: argparse._ArgumentGroup) -> None:
     """What is read."""
     group.add_argument(
-        "--input", nargs="+", metavar="PATH", help="pictures, folders, or patterns such as 'cells/*.png'"
+        "--input", nargs="+", metavar="PATH", help="images, directories, or patterns such as 'cells/*.png'"
     )
-    group.add_argument("--video-input", metavar="PATH", help="video file, or folder of frames")
+    group.add_argument("--video-input", metavar="PATH", help="video file, or directory of frames")
     group.add_argument("--webcam", nargs="?", type=int, const=0, metavar="N", help="camera (default: number 0)")
 
 
@@ -112,13 +112,13 @@ def _output_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--output",
         metavar="PATH",
-        help=f"folder, or one file: picture or video, .json for COCO (default: {DEFAULT_OUTPUT})",
+        help=f"directory, or one file: image or video, .json for COCO (default: {DEFAULT_OUTPUT})",
     )
     group.add_argument(
         "--save",
         nargs="+",
         choices=["overlay", "json", "masks"],
-        help="what to write into a folder (default: overlay json)",
+        help="what to write into a directory (default: overlay JSON)",
     )
     group.add_argument(
         "--non-overlapping",
@@ -129,14 +129,14 @@ def _output_arguments(group: argparse._ArgumentGroup) -> None:
         "--labels",
         choices=["auto", "yes", "no"],
         default="auto",
-        help="class names in the picture (auto: where they fit)",
+        help="class names in the image (auto: where they fit)",
     )
     group.add_argument(
         "--scale",
         type=_scale,
         default=None,
         metavar="X",
-        help="size of overlays relative to the picture (default: small pictures are enlarged)",
+        help="size of overlays relative to the image (default: small images are enlarged)",
     )
 
 
@@ -155,22 +155,20 @@ def _scale(text: str) -> float:
 
 
 # ------------------------------------------------------------------ what to read
-def example_pictures() -> list[Path]:
+def example_images() -> list[Path]:
     """The example files that come inside the scikit-image package."""
     spec = importlib.util.find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(
-            "the example pictures come with scikit-image: pip install scikit-image, or use --input FILE ..."
-        )
-    folder = Path(next(iter(spec.submodule_search_locations))) / "data"
-    found = [folder / name for name in EXAMPLES if (folder / name).is_file()]
+        raise UserError("the example images come with scikit-image: pip install scikit-image, or use --input FILE ...")
+    directory = Path(next(iter(spec.submodule_search_locations))) / "data"
+    found = [directory / name for name in EXAMPLES if (directory / name).is_file()]
     if not found:
-        raise UserError(f"{folder} has none of {', '.join(EXAMPLES)}; use --input FILE ...")
+        raise UserError(f"{directory} has none of {', '.join(EXAMPLES)}; use --input FILE ...")
     return found
 
 
 def collect(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Files named by paths, folders and patterns, each once; and a message for each that gives none."""
+    """Files named by paths, directories and patterns, each once; and a message for each that gives none."""
     files: dict[Path, None] = {}
     problems = []
     for item in inputs:
@@ -178,7 +176,7 @@ def collect(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
         if path.is_dir():
             found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
             if not found:
-                problems.append(f"{item}: no picture in this folder ({', '.join(sorted(IMAGE_SUFFIXES))})")
+                problems.append(f"{item}: no image in this directory ({', '.join(sorted(IMAGE_SUFFIXES))})")
         elif path.is_file():
             found = [path]
         elif glob.has_magic(item):
@@ -194,7 +192,7 @@ def collect(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 def _similar(path: Path) -> str:
     if not path.parent.is_dir():
-        return f" Neither does its folder {path.parent}."
+        return f" Neither does its directory {path.parent}."
     return did_you_mean(path.name, (p.name for p in path.parent.iterdir()))
 
 
@@ -207,7 +205,7 @@ class Writer:
     save: frozenset[str]
     labels: bool | None = None
     scale: float | None = None
-    single: bool = False  # target is one picture
+    single: bool = False  # target is one image
     document: CocoDocument | None = None
     written: list[Path] = field(default_factory=list)
     _names: set[str] = field(default_factory=set)
@@ -220,16 +218,16 @@ class Writer:
         if target.is_dir() or not suffix or suffix not in WRITABLE_SUFFIXES | {".json"}:
             if target.exists() and not target.is_dir():
                 raise UserError(
-                    f"--output {target} is a file of unknown kind; give a folder, .json "
+                    f"--output {target} is a file of unknown kind; give a directory, .json "
                     f"or {', '.join(sorted(WRITABLE_SUFFIXES))}"
                 )
             return cls(target, frozenset(args.save or ("overlay", "json")), labels, args.scale)
         if args.save:
-            raise UserError(f"--save chooses what goes into a folder, but --output {target} is one file")
+            raise UserError(f"--save chooses what goes into a directory, but --output {target} is one file")
         if suffix == ".json":
             return cls(target, frozenset({"json"}), labels, args.scale, single=True)
         if count > 1:
-            raise UserError(f"--output {target} is one picture, but there are {count} inputs; give a folder")
+            raise UserError(f"--output {target} is one image, but there are {count} inputs; give a directory")
         return cls(target, frozenset({"overlay"}), labels, args.scale, single=True)
 
     def add(self, result: Result, caption: str = "") -> None:
@@ -252,7 +250,7 @@ class Writer:
             self.written.append(self.document.save(self.target if self.single else self.target / "results.json"))
 
     def _unique(self, stem: str) -> str:
-        """The stem, with a number when a picture of that name from another folder came before."""
+        """The stem, with a number when an image of that name from another directory came before."""
         name, number = stem, 2
         while name in self._names:
             name, number = f"{stem}_{number}", number + 1
@@ -265,9 +263,9 @@ class Writer:
 
 
 # ------------------------------------------------------------------ runs
-def segment_pictures(segment: Segmenter, args: argparse.Namespace) -> int:
-    """Pictures of --input, or the examples. Returns the exit status: 1 if any could not be segmented."""
-    files, problems = collect(args.input) if args.input else (example_pictures(), [])
+def segment_images(segment: Segmenter, args: argparse.Namespace) -> int:
+    """Images of --input, or the examples. Returns the exit status: 1 if any could not be segmented."""
+    files, problems = collect(args.input) if args.input else (example_images(), [])
     for problem in problems:
         _complain(problem)
     writer = Writer.create(args, len(files))
@@ -295,8 +293,8 @@ def segment_pictures(segment: Segmenter, args: argparse.Namespace) -> int:
         )
     writer.finish()
     if rows:
-        print(table(["picture", "objects", "top scores", "seconds", "remark"], rows))
-        print(f"\n{_plural(len(rows), 'picture')}, {_plural(len(writer.written), 'file')} written:")
+        print(table(["image", "objects", "top scores", "seconds", "remark"], rows))
+        print(f"\n{_plural(len(rows), 'image')}, {_plural(len(writer.written), 'file')} written:")
         for path in writer.written[-8:]:
             print(f"  {short_path(path)}")
         if len(writer.written) > 8:
@@ -308,7 +306,7 @@ def segment_pictures(segment: Segmenter, args: argparse.Namespace) -> int:
 
 def _results(segment: Segmenter, files: dict[Path, int | None], problems: list[str]) -> Iterator[Result]:
     """A result for each file that can be read, seen at its size; a message for each other one."""
-    with tqdm(files, unit="picture", mininterval=0.5, disable=len(files) < 4) as progress:
+    with tqdm(files, unit="image", mininterval=0.5, disable=len(files) < 4) as progress:
         for path in progress:
             try:
                 result = segment(path, min_size=files[path])
@@ -370,7 +368,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.non_overlapping is None:
             args.non_overlapping = args.config_file is None and args.model in (None, DEFAULT_MODEL)
         if args.task == "video" and not sources:
-            raise UserError("--task video needs --video-input FILE (or a folder of frames)")
+            raise UserError("--task video needs --video-input FILE (or a directory of frames)")
         if args.video_input and not Path(args.video_input).exists():
             raise UserError(f"--video-input {args.video_input} does not exist{_similar(Path(args.video_input))}")
         segment = Segmenter.load(
@@ -388,8 +386,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sources and (sources != ["input"] or args.task == "video" or video_model):
             return video_io.run(segment, args)
         if video_model:
-            raise UserError("this is a video model: give --video-input FILE, or a folder of frames")
-        return segment_pictures(segment, args)
+            raise UserError("this is a video model: give --video-input FILE, or a directory of frames")
+        return segment_images(segment, args)
     except (UserError, ValueError, FileNotFoundError) as error:
         _complain(str(error))
         return 2

@@ -1,6 +1,6 @@
-"""The demo on moving pictures: a video or webcam picture by picture, or a video whose objects are followed.
+"""The demo on moving images: a video or webcam image by image, or a video whose objects are followed.
 
-A video is a file or a folder of frames; the results go into an mp4 that plays everywhere.
+A video is a file or a directory of frames; the results go into an mp4 that plays everywhere.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def run(segment: Segmenter, args: argparse.Namespace) -> int:
     """Segment the video or camera. Returns the exit status; ValueError for what the user can mend."""
     follow = args.task == "video" or hasattr(segment.model, "clip_outputs")
     if args.webcam is not None and follow:
-        raise ValueError("--webcam works picture by picture, with an image model and without --task video")
+        raise ValueError("--webcam works image by image, with an image model and without --task video")
     if args.webcam is not None:
         return segment_frames(segment, Camera(args.webcam), args)
     source = _source(args)
@@ -61,7 +61,7 @@ def run(segment: Segmenter, args: argparse.Namespace) -> int:
 
 
 def _source(args: argparse.Namespace) -> FrameSource:
-    """The video of --video-input, or the pictures of --input as its frames."""
+    """The video of --video-input, or the images of --input as its frames."""
     if args.video_input is not None:
         return open_frames(args.video_input, Path())
     files = [Path(name) for name in args.input]
@@ -75,19 +75,19 @@ def _source(args: argparse.Namespace) -> FrameSource:
 
 def follow_objects(segment: Segmenter, source: FrameSource, args: argparse.Namespace) -> int:
     """Tracks through the whole video. What a stopped run has done is kept for the next one with the same arguments."""
-    folder, video, document = _targets(args, source, ("overlay", "json"))
-    work = folder / f".{source.name}_tracks"
-    masks = folder / "masks" if args.save and "masks" in args.save else None
-    pictures = folder / "frames" if args.save_frames else None
-    refuse_input(source, video, masks, pictures)
+    directory, video, document = _targets(args, source, ("overlay", "json"))
+    work = directory / f".{source.name}_tracks"
+    masks = directory / "masks" if args.save and "masks" in args.save else None
+    images = directory / "frames" if args.save_frames else None
+    refuse_input(source, video, masks, images)
     started = time.perf_counter()
     result = _track(segment, source, work, args)
     rate, count = len(result) / (time.perf_counter() - started), len(result.tracks)
     labels = {"auto": None, "yes": True, "no": False}[args.labels]
     written = [] if document is None else result.save(document)
-    if video or masks or pictures:
+    if video or masks or images:
         drawing = {"labels": labels, "scale": args.scale or 1.0}
-        written += result.save_all(video=video, pictures=pictures, masks=masks, drawing=drawing, progress=True)
+        written += result.save_all(video=video, images=images, masks=masks, drawing=drawing, progress=True)
     _drop(work)
     print(f"{len(result)} frames of {source.name}, {rate:.2f} frames/s, {count} track{'s' * (count != 1)}")
     for track in result.tracks[:10]:
@@ -130,13 +130,13 @@ def _drop(work: Path) -> None:
 
 
 def segment_frames(segment: Segmenter, source: FrameSource | Camera, args: argparse.Namespace) -> int:
-    """Each picture by itself; only the colours follow the objects."""
-    folder, video, document = _targets(args, source, ("overlay",))
+    """Each image by itself; only the colors follow the objects."""
+    directory, video, document = _targets(args, source, ("overlay",))
     if video is None and document is None and args.save is None and not _has_windows():
         raise ValueError("this OpenCV has no windows for the camera; give --output FILE.mp4, or install opencv-python")
     colors, labels = TrackColors(), {"auto": None, "yes": True, "no": False}[args.labels]
     coco = CocoDocument(segment.classes) if document else None
-    masks = folder if args.save and "masks" in args.save else None
+    masks = directory if args.save and "masks" in args.save else None
     writer, count, keep, started = None, 0, False, time.perf_counter()
     show = args.webcam is not None and video is None and _has_windows()
     try:
@@ -146,12 +146,12 @@ def segment_frames(segment: Segmenter, source: FrameSource | Camera, args: argpa
                 result = result.filter(non_overlapping=True) if args.non_overlapping else result
                 if video or show:
                     ids = colors.update(result) if result.instances is not None else None
-                    picture = np.asarray(result.draw(color_ids=ids, labels=labels, scale=args.scale or 1.0))
-                    if show and not _shown(picture):
+                    image = np.asarray(result.draw(color_ids=ids, labels=labels, scale=args.scale or 1.0))
+                    if show and not _shown(image):
                         break
                     if video:
                         writer = writer or VideoWriter(video, source.rate)
-                        writer.add(picture, frame.seconds)
+                        writer.add(image, frame.seconds)
                 if coco is not None:
                     coco.add(result.to_coco(), result.size, f"{source.name}#{frame.index:06d}")
                 if masks is not None:
@@ -182,27 +182,27 @@ def segment_frames(segment: Segmenter, source: FrameSource | Camera, args: argpa
 def _targets(
     args: argparse.Namespace, source: FrameSource | Camera, default: tuple[str, ...]
 ) -> tuple[Path, Path | None, Path | None]:
-    """Output folder, video file (or None) and json file (or None) of --output and --save."""
+    """Output directory, video file (or None) and JSON file (or None) of --output and --save."""
     save = set(args.save or default)
     if args.output is None:
         if isinstance(source, Camera) and args.save is None:
             return Path(), None, None  # shown in a window
-        folder = Path("output/demo")
+        directory = Path("output/demo")
     else:
         target = Path(args.output).expanduser()
         suffix = target.suffix.lower()
         if suffix and not target.is_dir():
             if suffix not in (*VIDEO_SUFFIXES, ".json"):
-                raise ValueError(f"--output {target}: use a folder, .mp4, .mov or .mkv for the video, or .json")
+                raise ValueError(f"--output {target}: use a directory, .mp4, .mov or .mkv for the video, or .json")
             if args.save:
-                raise ValueError(f"--save chooses what goes into a folder, but --output {target} is one file")
+                raise ValueError(f"--save chooses what goes into a directory, but --output {target} is one file")
             path = None if isinstance(source, Camera) else source.path
             if path is not None and target.exists() and target.samefile(path):
                 raise ValueError(f"--output {target} is the input itself")
             return target.parent, None if suffix == ".json" else target, target if suffix == ".json" else None
-        folder = target
-    video = folder / f"{source.name}_segmented.mp4" if "overlay" in save else None
-    return folder, video, folder / "results.json" if "json" in save else None
+        directory = target
+    video = directory / f"{source.name}_segmented.mp4" if "overlay" in save else None
+    return directory, video, directory / "results.json" if "json" in save else None
 
 
 # ------------------------------------------------------------------ reading
@@ -245,9 +245,9 @@ def _has_windows() -> bool:
         return False
 
 
-def _shown(picture: np.ndarray) -> bool:
-    """Show a picture; False when the user pressed q or Escape or closed the window."""
-    cv2.imshow(WINDOW, np.ascontiguousarray(picture[..., ::-1]))
+def _shown(image: np.ndarray) -> bool:
+    """Show an image; False when the user pressed q or Escape or closed the window."""
+    cv2.imshow(WINDOW, np.ascontiguousarray(image[..., ::-1]))
     if cv2.waitKey(1) & 0xFF in (ord("q"), 27):
         with suppress(cv2.error):
             cv2.destroyWindow(WINDOW)
@@ -256,7 +256,7 @@ def _shown(picture: np.ndarray) -> bool:
 
 
 class TrackColors:
-    """Keeps an object's colour from frame to frame: numbers for `draw(color_ids=...)`.
+    """Keeps an object's color from frame to frame: numbers for `draw(color_ids=...)`.
 
     Objects of two frames belong together when they have one class and their boxes overlap (IoU >= 0.3).
     """

@@ -55,12 +55,12 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
     _add_head(cfg.MODEL.SEM_SEG_HEAD)
     _add_backbones(cfg.MODEL)
     _defaults(
-        cfg.DATASETS,  # ours: the user's own data
+        cfg.DATASETS,  # ours: custom datasets
         {
-            "COCO_JSON": [],  # [name, json file, image folder] each
-            "COCO_PANOPTIC": [],  # [name, panoptic json, image folder, PNG folder] each, and a json of instances
-            "SEMANTIC_FOLDER": [],  # [name, image folder, label folder, classes] each, and the value to ignore
-            "YTVIS_JSON": [],  # [name, json file, folder of the frames] each
+            "COCO_JSON": [],  # [name, JSON file, image directory] each
+            "COCO_PANOPTIC": [],  # [name, panoptic JSON, image directory, PNG directory] each, and a JSON of instances
+            "SEMANTIC_FOLDER": [],  # [name, image directory, label directory, classes] each, and the value to ignore
+            "YTVIS_JSON": [],  # [name, JSON file, directory of the frames] each
         },
     )
     # The second is detectron2's, which reads it without declaring it.
@@ -71,7 +71,7 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
             "SCORE_THRESHOLD": 0.0,  # instances below it are left out
             "INSTANCE_TASKS": ["segm"],  # add "bbox" for AP of the boxes around the masks, "boundary" for boundary AP
             "BOUNDARY_IOU": False,  # semantic evaluation: also the IoU of the boundaries of each class
-            "SEMANTIC_PQ": False,  # semantic evaluation: also PQ with each class of a picture as one segment
+            "SEMANTIC_PQ": False,  # semantic evaluation: also PQ with each class of an image as one segment
             "SAVE_PANOPTIC": False,  # also write the panoptic PNGs, not only predictions.json
         },
     )
@@ -231,7 +231,7 @@ def find_config(name: str | Path) -> Path:
 class _SafeYaml(CfgNode):
     """Reads YAML without unsafe tags; one expression of the reference's files is understood as data."""
 
-    # `!!python/object/apply:eval ["[int(x * 0.1 * 512) for x in range(5, 21)]"]`: a list of short sides.
+    # `!!python/object/apply:eval ["[int(x * 0.1 * 512) for x in range(5, 21)]"]`: a list of shortest edges.
     _SIZES = re.compile(
         r'!!python/object/apply:eval\s*\[\s*"\[int\(x \* 0\.1 \* (\d+)\) for x in range\((\d+), (\d+)\)\]"\s*\]'
     )

@@ -149,7 +149,7 @@ def _validate_datasets(cfg: CfgNode, split: str, names: Sequence[str]) -> None:
         _require(
             name in known,
             f"DATASETS.{split} names '{name}', which is not registered.{did_you_mean(name, known, 3)} "
-            "Your own data: DATASETS.COCO_JSON: [[name, file.json, image folder]], or DATASETS.COCO_PANOPTIC, "
+            "Custom datasets: DATASETS.COCO_JSON: [[name, file.json, image directory]], or DATASETS.COCO_PANOPTIC, "
             "DATASETS.SEMANTIC_FOLDER; videos: DATASETS.YTVIS_JSON.",
         )
         metadata = MetadataCatalog.get(name)
@@ -172,7 +172,7 @@ def _validate_datasets(cfg: CfgNode, split: str, names: Sequence[str]) -> None:
 
 
 def _validate_frames(cfg: CfgNode, split: str, name: str, kind: str | None) -> None:
-    """Videos need the model of videos; it is evaluated on videos, and trains on pictures by a mapper of its own."""
+    """Videos need the model of videos; it is evaluated on videos, and trains on images by a mapper of its own."""
     video = cfg.MODEL.META_ARCHITECTURE == "VideoMaskFormer"
     mapper = cfg.INPUT.DATASET_MAPPER_NAME if split == "TRAIN" else ""
     _require(
@@ -183,13 +183,13 @@ def _validate_frames(cfg: CfgNode, split: str, name: str, kind: str | None) -> N
     )
     _require(
         not video or mapper in ("coco_clip", "mixed_clips") or kind in (None, "ytvis"),
-        f"DATASETS.{split} names '{name}', which holds pictures, but MODEL.META_ARCHITECTURE is 'VideoMaskFormer'. "
-        "Name videos, for example 'ytvis_2019_val'; or train on clips that are made of pictures with "
+        f"DATASETS.{split} names '{name}', which holds images, but MODEL.META_ARCHITECTURE is 'VideoMaskFormer'. "
+        "Name videos, for example 'ytvis_2019_val'; or train on clips that are made of images with "
         "INPUT.DATASET_MAPPER_NAME 'coco_clip', or 'mixed_clips' beside videos; or set MODEL.META_ARCHITECTURE "
         "'MaskFormer'.",
     )
     _require(
         mapper != "coco_clip" or kind != "ytvis",
         f"DATASETS.{split} names '{name}', which holds videos, but INPUT.DATASET_MAPPER_NAME 'coco_clip' makes clips "
-        "of pictures: set 'ytvis', or 'mixed_clips' for videos and pictures.",
+        "of images: set 'ytvis', or 'mixed_clips' for videos and images.",
     )

@@ -16,7 +16,7 @@ class UnsafeCheckpointError(CheckpointError):
 
 
 class CorruptCheckpointError(CheckpointError):
-    """The file is cut short or is not a checkpoint at all."""
+    """The file is truncated or is not a checkpoint at all."""
 
 
 class ConfigError(ValueError):
@@ -51,8 +51,8 @@ class BadRecordError(ValueError):
         return type(self), (self.file, self.reason, self.record)
 
 
-def report_bad_records(file: str, problems: Sequence[BadRecordError], count: int, things: str = "pictures") -> None:
-    """Say in the log which records of an annotation file are left out, and how many pictures (or videos) with them."""
+def report_bad_records(file: str, problems: Sequence[BadRecordError], count: int, things: str = "images") -> None:
+    """Say in the log which records of an annotation file are left out, and how many images (or videos) with them."""
     if not problems:
         return
     shown = "\n".join(f"  {error.record or error.file}: {error.reason}" for error in problems[:_SHOWN])

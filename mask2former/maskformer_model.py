@@ -79,10 +79,10 @@ class MaskClassifier(nn.Module):
         return self.pixel_mean.device
 
     def pad_images(self, images: Iterable[Tensor]) -> ImageList:
-        """Batch (3, H, W) images on the device, normalise, pad right and below with zeros: (B, 3, H, W) and sizes."""
+        """Batch (3, H, W) images on the device, normalize, pad right and below with zeros: (B, 3, H, W) and sizes."""
         on_device = (x.to(self.device, non_blocking=True) for x in images)
-        normalised = [(x - self.pixel_mean) / self.pixel_std for x in on_device]
-        return ImageList.from_tensors(normalised, self.size_divisibility)
+        normalized = [(x - self.pixel_mean) / self.pixel_std for x in on_device]
+        return ImageList.from_tensors(normalized, self.size_divisibility)
 
     def weighted_losses(self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """The criterion's losses, each times its weight."""
@@ -164,7 +164,7 @@ class MaskFormer(MaskClassifier):
         return self._results(outputs, batched_inputs, images, settings or self.settings)
 
     def preprocess(self, batched_inputs: Sequence[Mapping[str, Any]]) -> ImageList:
-        """Batch on the device, normalise, pad right and below with zeros: (B, 3, H, W) and the images' sizes."""
+        """Batch on the device, normalize, pad right and below with zeros: (B, 3, H, W) and the images' sizes."""
         return self.pad_images(x["image"] for x in batched_inputs)
 
     def _target(self, record: Mapping[str, Any], images: ImageList) -> dict[str, Any]:

@@ -28,29 +28,29 @@ def locate_model(
     if config is not None:
         return find_config(Path(config)), weights
     name = name or DEFAULT_MODEL
-    folder = Path(name).expanduser()
-    # A folder of pictures may bear the name of a model; only one with a config is a model.
-    if folder.is_dir() and ((folder / "config.yaml").is_file() or name not in zoo.list_models()):
-        return _in_folder(folder, weights)
+    directory = Path(name).expanduser()
+    # A directory of images may bear the name of a model; only one with a config is a model.
+    if directory.is_dir() and ((directory / "config.yaml").is_file() or name not in zoo.list_models()):
+        return _in_directory(directory, weights)
     entry = zoo.lookup(name)
     return find_config(entry.config_file), weights or zoo.resolve_weights(entry)
 
 
-def _in_folder(folder: Path, weights: str | os.PathLike[str] | None) -> tuple[Path, str | os.PathLike[str]]:
-    """Config and weights in a training's output folder, or one with model.safetensors and config.yaml."""
-    config = folder / "config.yaml"
+def _in_directory(directory: Path, weights: str | os.PathLike[str] | None) -> tuple[Path, str | os.PathLike[str]]:
+    """Config and weights in a training's output directory, or one with model.safetensors and config.yaml."""
+    config = directory / "config.yaml"
     if not config.is_file():
-        raise FileNotFoundError(f"{folder} has no config.yaml, so it is no training output or model folder")
+        raise FileNotFoundError(f"{directory} has no config.yaml, so it is no training output or model directory")
     if weights is not None:
         return config, weights
     names = ["model.safetensors", "model_best.safetensors", "model_final.safetensors", "model_final.pth"]
-    marker = folder / "last_checkpoint"
+    marker = directory / "last_checkpoint"
     if marker.is_file():
         names.append(Path(marker.read_text(encoding="utf-8").strip()).name)
     for name in names:
-        if (folder / name).is_file():
-            return config, folder / name
-    raise FileNotFoundError(f"{folder} has no weights ({', '.join(names)}); pass weights=FILE")
+        if (directory / name).is_file():
+            return config, directory / name
+    raise FileNotFoundError(f"{directory} has no weights ({', '.join(names)}); pass weights=FILE")
 
 
 def dataset_classes(cfg: CfgNode) -> ClassTable | None:
@@ -64,15 +64,15 @@ def dataset_classes(cfg: CfgNode) -> ClassTable | None:
     return None
 
 
-def store_classes(table: ClassTable, folder: Path) -> Path:
-    """Write `classes.json` into a model's folder, so that it is understood where the dataset is not."""
-    return write_json(folder / "classes.json", table.categories())
+def store_classes(table: ClassTable, directory: Path) -> Path:
+    """Write `classes.json` into a model's directory, so that it is understood where the dataset is not."""
+    return write_json(directory / "classes.json", table.categories())
 
 
 def stored_classes(config: Path, weights: Path) -> ClassTable | None:
     """Class names kept beside a model: `classes.json`, a list of names or of COCO categories."""
-    for folder in dict.fromkeys((weights.parent, config.parent)):
-        path = folder / "classes.json"
+    for directory in dict.fromkeys((weights.parent, config.parent)):
+        path = directory / "classes.json"
         if not path.is_file():
             continue
         try:
@@ -91,7 +91,7 @@ def stored_classes(config: Path, weights: Path) -> ClassTable | None:
 
 
 def _colors(rows: list[dict[str, Any]]) -> tuple[Color, ...]:
-    """Colours of COCO categories; none where one of them has none."""
+    """Colors of COCO categories; none where one of them has none."""
     if not all(isinstance(row.get("color"), list) for row in rows):
         return ()
     return tuple((int(r), int(g), int(b)) for r, g, b in (row["color"] for row in rows))

@@ -1,6 +1,6 @@
-"""What a segmentation of one picture gives: instances, panoptic map, semantic map; drawn, filtered, saved.
+"""What a segmentation of one image gives: instances, panoptic map, semantic map; drawn, filtered, saved.
 
-Arrays are numpy, on the CPU and at the size of the picture. N objects, H W of the original image (after its
+Arrays are numpy, on the CPU and at the size of the image. N objects, H W of the original image (after its
 EXIF orientation was applied). Boxes are XYXY in pixels.
 """
 
@@ -120,7 +120,7 @@ def _box_window(box: np.ndarray, shape: Sequence[int]) -> tuple[slice, slice]:
 # ------------------------------------------------------------------ the result
 @dataclass(frozen=True)
 class Result:
-    """The segmentation of one picture. Parts that the model does not give are None.
+    """The segmentation of one image. Parts that the model does not give are None.
 
     `image` (H, W, 3) uint8 RGB, `semantic` (H, W) integer class indices (255 or more than K - 1: no class).
     """
@@ -130,7 +130,7 @@ class Result:
     instances: InstanceResult | None = None
     panoptic: PanopticResult | None = None
     semantic: np.ndarray | None = None
-    path: Path | None = None  # file the picture came from
+    path: Path | None = None  # file the image came from
     seconds: float | None = field(default=None, compare=False)  # time it took, reading the file not included
 
     @classmethod
@@ -281,28 +281,28 @@ class Result:
         caption: str = "",
         color_ids: Sequence[int] | None = None,
     ) -> Image.Image:
-        """The picture with the segmentation over it.
+        """The image with the segmentation over it.
 
         Args:
             task: which part; "auto": panoptic, else instance, else semantic, whichever the result has.
             alpha: opacity of the fill, 0 (contours only) to 1.
-            labels: class names in the picture; None: where they fit, if the objects are few.
-            line_width: of contours, in output pixels; None: by the size of picture and objects; 0: none.
+            labels: class names in the image; None: where they fit, if the objects are few.
+            line_width: of contours, in output pixels; None: by the size of image and objects; 0: none.
             scale: size of the output relative to the image; see `visualization.comfortable_scale`.
-            legend: a panel with the classes at the right (makes the picture wider).
-            caption: a line of text below the picture (makes it higher).
-            color_ids: a number for each instance that decides its colour (video: its track).
+            legend: a panel with the classes at the right (makes the image wider).
+            caption: a line of text below the image (makes it higher).
+            color_ids: a number for each instance that decides its color (video: its track).
         """
         part = self._task(task)
         regions = self._regions(part, color_ids)
         if alpha is None:
             alpha = {Task.INSTANCE: 0.3, Task.PANOPTIC: 0.5, Task.SEMANTIC: 0.55}[part]
-        picture = visualization.draw_regions(
+        image = visualization.draw_regions(
             self.image, regions, alpha=alpha, line_width=line_width, labels=labels, scale=scale
         )
         if legend:
-            picture = visualization.add_legend(picture, self._legend(part))
-        return visualization.add_caption(picture, caption) if caption else picture
+            image = visualization.add_legend(image, self._legend(part))
+        return visualization.add_caption(image, caption) if caption else image
 
     def _regions(self, task: Task, color_ids: Sequence[int] | None) -> list[visualization.Region]:
         if task is Task.INSTANCE:
@@ -339,7 +339,7 @@ class Result:
         by_name = {name: color for name, color in zip(self.classes.names, self.classes.colors, strict=True)}
         counts = self.counts(task)
         show = {name: f"{name} ({n})" if task is not Task.SEMANTIC and n > 1 else name for name, n in counts.items()}
-        if task is Task.INSTANCE:  # objects have a colour each, so only the numbers say something
+        if task is Task.INSTANCE:  # objects have a color each, so only the numbers say something
             return [(text, (150, 150, 150)) for text in show.values()]
         return [(text, by_name[name]) for name, text in show.items()]
 
@@ -381,9 +381,9 @@ class Result:
     def save(self, path: str | os.PathLike[str], **drawing: Any) -> list[Path]:
         """Write the result; the path's ending says how. Files appear whole or not at all.
 
-        - `.png`, `.jpg`, `.webp`, ...: the drawn picture (`drawing`: arguments of `draw`);
+        - `.png`, `.jpg`, `.webp`, ...: the drawn image (`drawing`: arguments of `draw`);
         - `.json`: a COCO file with one image;
-        - a folder (no ending, or it exists): label maps as PNG, see `save_masks`.
+        - a directory (no ending, or it exists): label maps as PNG, see `save_masks`.
         Returns the files written. Raises ValueError for another ending.
         """
         path = Path(path)
@@ -397,34 +397,34 @@ class Result:
         if suffix not in WRITABLE_SUFFIXES:
             raise ValueError(
                 f"{path}: cannot tell what to write from {suffix!r}; "
-                f"use {' '.join(sorted(WRITABLE_SUFFIXES))}, .json or a folder"
+                f"use {' '.join(sorted(WRITABLE_SUFFIXES))}, .json or a directory"
             )
         return [result_files.write_image(path, self.draw(**drawing))]
 
-    def save_masks(self, folder: str | os.PathLike[str], stem: str | None = None) -> list[Path]:
-        """Label maps into a folder, one for each part of the result:
+    def save_masks(self, directory: str | os.PathLike[str], stem: str | None = None) -> list[Path]:
+        """Label maps into a directory, one for each part of the result:
 
         - `<stem>_instances.png`: 16-bit, 0 background, i + 1 for object i;
         - `<stem>_panoptic.png` and `.json`: COCO panoptic format (id = R + 256 G + 65536 B, segments_info);
         - `<stem>_semantic.png`: class indices, 255 (65535 beyond 255 classes) for no class; up to 255 classes
-          with the class colours as palette, so that an image viewer shows them.
+          with the class colors as palette, so that an image viewer shows them.
         """
-        folder, stem = Path(folder), stem or (self.path.stem if self.path else "result")
+        directory, stem = Path(directory), stem or (self.path.stem if self.path else "result")
         written = []
         if self.instances is not None:
             image = Image.fromarray(self.instances.label_map())
-            written.append(result_files.write_image(folder / f"{stem}_instances.png", image))
+            written.append(result_files.write_image(directory / f"{stem}_instances.png", image))
         if self.panoptic is not None:
             info = []
             for segment, record in zip(self.panoptic.segments, self.to_coco(1, Task.PANOPTIC), strict=True):
                 entry = {"id": segment.id, "isthing": int(segment.is_thing), "iscrowd": 0}
                 info.append(entry | {key: record[key] for key in ("category_id", "bbox", "area", "score")})
             image_entry = result_files.image_record(1, self.path.name if self.path else None, self.size)
-            path = folder / f"{stem}_panoptic.png"
+            path = directory / f"{stem}_panoptic.png"
             written += result_files.write_panoptic(path, self.panoptic.map, info, image_entry, self.classes)
         if self.semantic is not None:
             image = result_files.semantic_image(self.semantic, self.classes)
-            written.append(result_files.write_image(folder / f"{stem}_semantic.png", image))
+            written.append(result_files.write_image(directory / f"{stem}_semantic.png", image))
         return written
 
 

@@ -1,4 +1,4 @@
-"""The Python API in five lines: load a model, call it on pictures, draw, save or read the results.
+"""The Python API in five lines: load a model, call it on images, draw, save or read the results.
 
 from mask2former import Segmenter
 
@@ -55,10 +55,10 @@ DEFAULT_SCORE_THRESHOLD = 0.5
 
 
 class Segmenter:
-    """A segmentation model ready to be called on pictures.
+    """A segmentation model ready to be called on images.
 
-    Pictures are resized as in evaluation (INPUT.MIN_SIZE_TEST, INPUT.MAX_SIZE_TEST); results have the size of
-    the picture. The model is not changed, so that several segmenters, also in several threads, may share one.
+    Images are resized as in evaluation (INPUT.MIN_SIZE_TEST, INPUT.MAX_SIZE_TEST); results have the size of
+    the image. The model is not changed, so that several segmenters, also in several threads, may share one.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Segmenter:
             task: "auto" keeps all parts the model gives; "instance", "panoptic" or "semantic" only that one;
                 "video" is for `track`.
             score_threshold: objects and segments with a lower score are dropped; 0 keeps all.
-            batch_size: pictures run together when a list is given. They are padded to one size, and padding
+            batch_size: images run together when a list is given. They are padded to one size, and padding
                 changes results a little; 1 gives the numbers of the evaluation.
             amp: run in lower precision: True or "auto" (bfloat16 where the GPU has it, else float16),
                 "bfloat16", "float16".
@@ -132,15 +132,15 @@ class Segmenter:
         """A model by name, or from a config file and its weights.
 
         Args:
-            name: of a model of the zoo (`mask2former.zoo.list_models()`), or a training's output folder
+            name: of a model of the zoo (`mask2former.zoo.list_models()`), or a training's output directory
                 (config.yaml and weights). Without name and config: "nuclei", which comes with the package.
             config: a YAML file, or its name below configs/; instead of a name.
-            weights: file or URL (.safetensors, .pth, .pkl, a Hugging Face folder); default: the named
+            weights: file or URL (.safetensors, .pth, .pkl, a Hugging Face directory); default: the named
                 model's, or MODEL.WEIGHTS of `overrides`.
             device: "auto" takes a CUDA GPU, else a working Apple GPU, else the CPU.
             overrides: config keys and values, KEY VALUE KEY VALUE ...
             task: which results to compute, see `Segmenter`; "auto": those the config turns on.
-            classes: class names, when neither the test dataset nor the model's folder tells.
+            classes: class names, when neither the test dataset nor the model's directory tells.
             options: `score_threshold`, `batch_size`, `amp` of `Segmenter`.
         Raises:
             ValueError: unknown model or config key, contradictory arguments, no weights or incomplete ones.
@@ -182,24 +182,24 @@ class Segmenter:
         batch_size: int | None = None,
         min_size: int | None = None,
     ) -> Any:
-        """Segment one picture (returns a `Result`) or a list or tuple of them (returns a list of `Result`).
+        """Segment one image (returns a `Result`) or a list or tuple of them (returns a list of `Result`).
 
-        A picture is: a path; a PIL image; a numpy array uint8 (H, W, 3) RGB, (H, W, 4) RGBA or (H, W) grey
+        An image is: a path; a PIL image; a numpy array uint8 (H, W, 3) RGB, (H, W, 4) RGBA or (H, W) gray
         (uint16 too); a tensor uint8 (3, H, W) RGB. OpenCV gives BGR: pass `array[..., ::-1]`. The EXIF
         orientation of files and PIL images is applied.
 
         Args:
             score_threshold, batch_size: for this call instead of those of the constructor.
-            min_size: shorter side, in pixels, at which the network sees the pictures of this call; larger for
+            min_size: shortest edge, in pixels, at which the network sees the images of this call; larger for
                 smaller objects.
         Raises:
-            FileNotFoundError, ValueError: a picture that is missing, unreadable or of another type or shape.
+            FileNotFoundError, ValueError: an image that is missing, unreadable or of another type or shape.
         """
         if isinstance(images, (list, tuple)):
             options = {"score_threshold": score_threshold, "batch_size": batch_size, "min_size": min_size}
             return list(self.stream(images, **options))  # type: ignore[arg-type]
-        picture: Any = images  # a str is a Sequence too, so its type does not tell that this is one picture
-        return next(self.stream([picture], score_threshold=score_threshold, min_size=min_size))
+        image: Any = images  # a str is a Sequence too, so its type does not tell that this is one image
+        return next(self.stream([image], score_threshold=score_threshold, min_size=min_size))
 
     def stream(
         self,
@@ -209,17 +209,17 @@ class Segmenter:
         batch_size: int | None = None,
         min_size: int | None = None,
     ) -> Iterator[Result]:
-        """Results one after the other, for more pictures than fit into memory (a generator is fine)."""
+        """Results one after the other, for more images than fit into memory (a generator is fine)."""
         threshold = self.score_threshold if score_threshold is None else _checked_threshold(score_threshold)
         size = self.batch_size if batch_size is None else batch_size
         if size < 1:
             raise ValueError(f"batch_size must be at least 1, not {size}")
         if hasattr(self.model, "clip_outputs"):
-            raise ValueError("this is a video model, which takes clips, not pictures: use track(video)")
+            raise ValueError("this is a video model, which takes clips, not images: use track(video)")
         resize = self._resize_to(min_size)
         source = iter(images)
         while batch := list(islice(source, size)):
-            arrays = [load_image(picture) for picture in batch]
+            arrays = [load_image(image) for image in batch]
             paths = [Path(p) if isinstance(p, str | os.PathLike) else None for p in batch]
             yield from self._run(arrays, paths, threshold, resize)
 
@@ -242,16 +242,16 @@ class Segmenter:
         gives for the whole clip. `online` goes frame by frame, which image models can do too.
 
         Args:
-            video: a video file, a folder of frames, a list or array of pictures, or an iterable of them.
+            video: a video file, a directory of frames, a list or array of images, or an iterable of them.
             online: windows of one frame: a frame's masks depend on no later frame.
-            window, overlap: frames that the network sees together, and how many neighbouring windows share. Memory
+            window, overlap: frames that the network sees together, and how many neighboring windows share. Memory
                 grows with `window`.
             top_k: objects at a time (in one window); default: TEST.DETECTIONS_PER_VIDEO of a video model,
                 TEST.DETECTIONS_PER_IMAGE of an image model.
             score_threshold: tracks with a lower score are left out (`VideoResult.filter` can lower it later).
-            min_size: shorter side, in pixels, at which the network sees the frames.
-            work_dir: folder for the masks, which stays. A run that was interrupted goes on there after its last
-                finished window. Default: a temporary folder.
+            min_size: shortest edge, in pixels, at which the network sees the frames.
+            work_dir: directory for the masks, which stays. A run that was interrupted goes on there after its last
+                finished window. Default: a temporary directory.
             progress: show a progress bar.
         Raises:
             FileNotFoundError, ValueError: no video, no frames, an unreadable one, a wrong setting, a model that does
@@ -289,7 +289,7 @@ class Segmenter:
         )
 
     def _resize_to(self, min_size: int | None) -> T.ResizeShortestEdge:
-        """The resizing of the test, or one to another shorter side."""
+        """The resizing of the test, or one to another shortest edge."""
         if min_size is None:
             return self._resize
         if min_size < 1:
@@ -418,11 +418,11 @@ def _build(cfg: CfgNode, table: ClassTable) -> nn.Module:
 def _load_weights(model: nn.Module, weights: str | os.PathLike[str]) -> None:
     """Load all weights; ValueError when the file lacks some, because results would be random."""
     report = load_into(model, weights)
-    if report.missing or report.reinitialised:
-        first = report.missing[0] if report.missing else report.reinitialised[0][0]
+    if report.missing or report.reinitialized:
+        first = report.missing[0] if report.missing else report.reinitialized[0][0]
         raise ValueError(
             f"{weights}: these weights do not fill the model, so its results would be random: "
             f"{len(report.missing)} "
-            f"are not in the file and {len(report.reinitialised)} have another shape, for example {first}. "
+            f"are not in the file and {len(report.reinitialized)} have another shape, for example {first}. "
             "Use the config that they were trained with, or train first."
         )

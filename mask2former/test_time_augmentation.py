@@ -1,4 +1,4 @@
-"""Test-time augmentation: a picture is shown at several sizes and mirrored, and the results are merged.
+"""Test-time augmentation: an image is shown at several sizes and horizontally flipped, and the results are merged.
 
 Semantic scores of all views are averaged, as in the reference. Queries have no common order from view to view, so
 instances and panoptic segments are merged by `MergedQueries`. One view is computed at a time.
@@ -29,37 +29,37 @@ _MAX_CELLS = 2**19
 
 
 class View(NamedTuple):
-    """One way to show a picture."""
+    """One way to show an image."""
 
     size: Size
-    mirrored: bool = False
+    flipped: bool = False
 
     def of(self, record: Mapping[str, Any]) -> Record:
-        """The record with its picture, uint8 (3, H, W), resized and perhaps mirrored; the rest as it was."""
-        picture = record["image"].permute(1, 2, 0).cpu().numpy()
-        shown = T.ResizeTransform(*picture.shape[:2], *self.size).apply_image(picture)
-        shown = shown[:, ::-1] if self.mirrored else shown
+        """The record with its image, uint8 (3, H, W), resized and perhaps horizontally flipped; the rest as it was."""
+        image = record["image"].permute(1, 2, 0).cpu().numpy()
+        shown = T.ResizeTransform(*image.shape[:2], *self.size).apply_image(image)
+        shown = shown[:, ::-1] if self.flipped else shown
         return {**record, "image": torch.from_numpy(np.ascontiguousarray(shown.transpose(2, 0, 1)))}
 
     def unmirror(self, maps: Tensor) -> Tensor:
-        """Maps (..., H, W) of this view as those of the picture."""
-        return maps.flip(-1) if self.mirrored else maps
+        """Maps (..., H, W) of this view as those of the image."""
+        return maps.flip(-1) if self.flipped else maps
 
 
 def plan_views(size: Size, min_sizes: Sequence[int], max_size: int, mirror: bool) -> list[View]:
-    """The views of a picture, those of detectron2's DatasetMapperTTA in the same order.
+    """The views of an image, those of detectron2's DatasetMapperTTA in the same order.
 
     Args:
-        size: (H, W) of the picture as the test loader resized it.
-        min_sizes: short sides, TEST.AUG.MIN_SIZES.
-        max_size: longest long side, TEST.AUG.MAX_SIZE.
-        mirror: show each size mirrored, too, TEST.AUG.FLIP.
+        size: (H, W) of the image as the test loader resized it.
+        min_sizes: shortest edges, TEST.AUG.MIN_SIZES.
+        max_size: longest longest edge, TEST.AUG.MAX_SIZE.
+        mirror: show each size horizontally flipped, too, TEST.AUG.FLIP.
     """
     views = []
     for short in min_sizes:
         height, width = T.ResizeShortestEdge.get_output_shape(*size, short, max_size)
         resized = max(1, height), max(1, width)
-        views += [View(resized, mirrored) for mirrored in ((False, True) if mirror else (False,))]
+        views += [View(resized, flipped) for flipped in ((False, True) if mirror else (False,))]
     return views
 
 
@@ -74,7 +74,7 @@ class _WithTTA(nn.Module):
     def __init__(self, cfg: Any, model: nn.Module) -> None:
         super().__init__()
         if not len(cfg.TEST.AUG.MIN_SIZES):
-            raise ValueError("TEST.AUG.MIN_SIZES is empty; name at least one short side")
+            raise ValueError("TEST.AUG.MIN_SIZES is empty; name at least one shortest edge")
         self.model: Any = model.module if isinstance(model, DistributedDataParallel) else model
         self.min_sizes: list[int] = list(cfg.TEST.AUG.MIN_SIZES)
         self.max_size: int = cfg.TEST.AUG.MAX_SIZE
@@ -83,18 +83,18 @@ class _WithTTA(nn.Module):
 
     @torch.no_grad()
     def forward(self, batched_inputs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Results per picture, as from the model.
+        """Results per image, as from the model.
 
         Args:
-            batched_inputs: per picture {"image": uint8 (3, H, W)}, or {"file_name": ...}; optional "height" and
-                "width" of the results, default those of the picture.
+            batched_inputs: per image {"image": uint8 (3, H, W)}, or {"file_name": ...}; optional "height" and
+                "width" of the results, default those of the image.
         """
         if self.model.training:
             raise ValueError("test-time augmentation is for inference; call .eval() first")
         return [self.merge(self._complete(record)) for record in batched_inputs]
 
     def merge(self, record: Record) -> dict[str, Any]:
-        """Results of one picture; the record has "image", "height" and "width"."""
+        """Results of one image; the record has "image", "height" and "width"."""
         raise NotImplementedError
 
     def _complete(self, record: Mapping[str, Any]) -> Record:
@@ -136,15 +136,15 @@ class SemanticSegmentorWithTTA(_WithTTA):
                 yield view, view.of(record)
             return
         for shown in self.tta_mapper(record):
-            mirrored = sum(isinstance(t, T.HFlipTransform) for t in shown["transforms"].transforms) % 2 == 1
-            yield View(tuple(shown["image"].shape[-2:]), mirrored), shown
+            flipped = sum(isinstance(t, T.HFlipTransform) for t in shown["transforms"].transforms) % 2 == 1
+            yield View(tuple(shown["image"].shape[-2:]), flipped), shown
 
 
 class MaskFormerWithTTA(_WithTTA):
     """Test-time augmentation of every result that a MaskFormer gives.
 
     "sem_seg" is that of `SemanticSegmentorWithTTA`. Instances and panoptic segments come from `MergedQueries`, whose
-    first view is the unmirrored one nearest in size to the picture as the test loader gives it; the merged queries
+    first view is the unmirrored one nearest in size to the image as the test loader gives it; the merged queries
     then go through the usual post-processing. Masks are merged at the resolution of the mask logits of the largest
     view. With a single view the results are those of the model on this view, exactly.
     """
@@ -174,7 +174,7 @@ class MaskFormerWithTTA(_WithTTA):
             if settings.objects:
                 if merged is None:
                     merged = MergedQueries(_common_size(views, padded, masks.shape[-2:]))
-                merged.add(scores[0], masks[0], (view.size[0] / padded[0], view.size[1] / padded[1]), view.mirrored)
+                merged.add(scores[0], masks[0], (view.size[0] / padded[0], view.size[1] / padded[1]), view.flipped)
             del images, masks
         results: dict[str, Any] = {"sem_seg": mean.mean()} if Task.SEMANTIC in settings.tasks else {}
         if merged is not None:
@@ -219,7 +219,7 @@ class RunningMean:
 
 
 def _first_like(views: Sequence[View], size: Sequence[int]) -> list[View]:
-    """The views, the one that is most like the picture first; `plan_views` gives unmirrored ones first."""
+    """The views, the one that is most like the image first; `plan_views` gives unmirrored ones first."""
     first = min(views, key=lambda view: abs(view.size[0] - size[0]) + abs(view.size[1] - size[1]))
     return [first, *(view for view in views if view is not first)]
 

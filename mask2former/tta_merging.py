@@ -1,4 +1,4 @@
-"""Merging the queries of several views of one picture (test-time augmentation, our own design).
+"""Merging the queries of several views of one image (test-time augmentation, our own design).
 
 Query 17 of one view and query 17 of another need not mean the same object. So the queries of each further view are
 matched to those merged so far, one to one (Hungarian method), by class agreement x mask IoU, and matched queries
@@ -37,23 +37,23 @@ class MergedQueries:
     Memory: the mask probabilities of the merged queries and of one view, float32 (N, h, w) each.
 
     Args:
-        size: resolution (h, w) of the merged masks, which cover the picture without padding.
+        size: resolution (h, w) of the merged masks, which cover the image without padding.
     """
 
     def __init__(self, size: Size) -> None:
         self.size = size
         self._views = 0
 
-    def add(self, class_scores: Tensor, mask_logits: Tensor, share: tuple[float, float], mirrored: bool) -> None:
+    def add(self, class_scores: Tensor, mask_logits: Tensor, share: tuple[float, float], flipped: bool) -> None:
         """Add the queries of one view.
 
         Args:
             class_scores: (Q, K + 1), after the softmax.
             mask_logits: (Q, H4, W4), before the sigmoid, of the padded view.
-            share: parts of height and width of the padded view that the picture takes.
-            mirrored: whether the view is mirrored left to right.
+            share: parts of height and width of the padded view that the image takes.
+            horizontally flipped: whether the view is horizontally flipped left to right.
         """
-        masks = to_picture(mask_logits, self.size, share, mirrored).sigmoid_()
+        masks = to_image(mask_logits, self.size, share, flipped).sigmoid_()
         class_scores = class_scores.float()
         self._views += 1
         if self._views == 1:
@@ -129,15 +129,15 @@ def match(
     return rows[same], columns[same], apart.nonzero()[0]
 
 
-def to_picture(mask_logits: Tensor, size: Size, share: tuple[float, float], mirrored: bool) -> Tensor:
-    """Mask logits (Q, H4, W4) of a padded, perhaps mirrored view -> (Q, h, w) over the picture, bilinear."""
+def to_image(mask_logits: Tensor, size: Size, share: tuple[float, float], flipped: bool) -> Tensor:
+    """Mask logits (Q, H4, W4) of a padded, perhaps horizontally flipped view -> (Q, h, w) over the image, bilinear."""
 
     def places(count: int, part: float) -> Tensor:
-        centres = (torch.arange(count, device=mask_logits.device, dtype=torch.float32) + 0.5) / count
-        return centres * (2 * part) - 1
+        centers = (torch.arange(count, device=mask_logits.device, dtype=torch.float32) + 0.5) / count
+        return centers * (2 * part) - 1
 
     y, x = places(size[0], share[0]), places(size[1], share[1])
-    x = x.flip(0) if mirrored else x
+    x = x.flip(0) if flipped else x
     grid = torch.stack((x.expand(size), y[:, None].expand(size)), dim=-1)[None]
     logits = mask_logits[None].float()
     return F.grid_sample(logits, grid, mode="bilinear", padding_mode="border", align_corners=False)[0]

@@ -63,7 +63,7 @@ class VideoMaskFormer(MaskClassifier):
         return [self._predict(record) for record in batched_inputs]
 
     def preprocess(self, frames: Sequence[Tensor]) -> tuple[Tensor, Size]:
-        """T frames (3, H', W'), values 0 to 255, on the device, normalised and padded: (T, 3, H, W), and (H', W')."""
+        """T frames (3, H', W'), values 0 to 255, on the device, normalized and padded: (T, 3, H, W), and (H', W')."""
         size = _common_size([frame.shape[-2:] for frame in frames], "the clip")
         return self.pad_images(frames).tensor, size
 

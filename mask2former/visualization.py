@@ -1,10 +1,10 @@
-"""Pictures of segmentation results: semi-transparent fills, anti-aliased contours and legible labels.
+"""Images of segmentation results: semi-transparent fills, anti-aliased contours and legible labels.
 
-Everything that is drawn is a `Region`: a boolean mask cut to its bounding box, a colour and a text. Its
+Everything that is drawn is a `Region`: a boolean mask cut to its bounding box, a color and a text. Its
 outline comes from the signed distance to the mask border, which gives smooth fills and lines of any width at
 any scale, and the place with most room for a label, without a polygon being built.
 
-Images are (H, W, 3) uint8 RGB, colours (r, g, b) in 0..255, boxes XYXY in pixels.
+Images are (H, W, 3) uint8 RGB, colors (r, g, b) in 0..255, boxes XYXY in pixels.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LINE_LUMINANCE = 150.0  # contours are brighter than fills: they carry the shap
 # ------------------------------------------------------------------ regions
 @dataclass
 class Region:
-    """One thing to draw. `mask` (h, w) bool is the part of the picture that starts at pixel (x, y)."""
+    """One thing to draw. `mask` (h, w) bool is the part of the image that starts at pixel (x, y)."""
 
     mask: np.ndarray
     x: int
@@ -49,7 +49,7 @@ def regions_from_masks(
     texts: Sequence[str] | None = None,
     boxes: np.ndarray | None = None,
 ) -> list[Region]:
-    """Regions of N whole-picture masks.
+    """Regions of N whole-image masks.
 
     Args:
         masks: (N, H, W) bool.
@@ -116,11 +116,11 @@ def draw_regions(
     Args:
         image: (H, W, 3) uint8 RGB; not changed.
         alpha: opacity of the fill, 0 to 1; 0 draws contours only.
-        line_width: of the contours, in output pixels; 0 draws none; None: by the size of picture and objects.
+        line_width: of the contours, in output pixels; 0 draws none; None: by the size of image and objects.
         labels: write the regions' texts. None: only when there are few regions and each text has room.
         scale: size of the output relative to the image.
     Returns:
-        An RGB picture of (round(W * scale), round(H * scale)) pixels.
+        An RGB image of (round(W * scale), round(H * scale)) pixels.
     Raises:
         ValueError: image of another shape or type; alpha outside 0..1; scale that is not positive.
     """
@@ -149,12 +149,12 @@ def draw_regions(
 
 
 def _line_width(height: int, width: int, regions: Sequence[Region], scale: float) -> float:
-    """Thin enough for the picture and for its objects: a contour must not cover a small object."""
-    by_picture = 0.0022 * (height * width) ** 0.5
+    """Thin enough for the image and for its objects: a contour must not cover a small object."""
+    by_image = 0.0022 * (height * width) ** 0.5
     if not regions:
-        return by_picture
+        return by_image
     typical = float(np.median([r.area for r in regions])) ** 0.5 * scale
-    return float(np.clip(min(by_picture, typical / 9), 1.2, 6.0))
+    return float(np.clip(min(by_image, typical / 9), 1.2, 6.0))
 
 
 @dataclass
@@ -173,7 +173,7 @@ def _paint(canvas: np.ndarray, region: Region, alpha: float, line_width: float, 
     """Blend fill and contour of one region into the canvas (in place) and find the place of its label."""
     height, width = canvas.shape[:2]
     depth = _depth(region.mask)
-    # The region's field covers source pixels from x - BORDER; map output pixel centres back into it.
+    # The region's field covers source pixels from x - BORDER; map output pixel centers back into it.
     x0, x1 = _output_range(region.x, region.mask.shape[1], scale, width)
     y0, y1 = _output_range(region.y, region.mask.shape[0], scale, height)
     if scale == 1.0:
@@ -190,7 +190,7 @@ def _paint(canvas: np.ndarray, region: Region, alpha: float, line_width: float, 
     part = canvas[y0:y1, x0:x1]
     blended = _blend(part.astype(np.float32), region.color, alpha * inside)
     if line_width > 0:
-        # A faint dark rim outside, for bright pictures; the line itself lies inside the border, so that
+        # A faint dark rim outside, for bright images; the line itself lies inside the border, so that
         # touching objects keep two separate lines.
         blended = _blend(blended, _DARK, 0.45 * (1.0 - inside) * np.clip(1.8 + depth, 0.0, 1.0))
         blended = _blend(
@@ -205,7 +205,7 @@ def _paint(canvas: np.ndarray, region: Region, alpha: float, line_width: float, 
 
 
 def _blend(pixels: np.ndarray, color: Color, opacity: np.ndarray) -> np.ndarray:
-    """(h, w, 3) float32 pixels mixed with one colour at (h, w) opacity."""
+    """(h, w, 3) float32 pixels mixed with one color at (h, w) opacity."""
     return pixels + (np.array(color, np.float32) - pixels) * opacity[..., None]
 
 
@@ -216,7 +216,7 @@ def _output_range(start: int, size: int, scale: float, limit: int) -> tuple[int,
 
 
 def _depth(mask: np.ndarray) -> np.ndarray:
-    """Signed distance (pixels, positive inside) of each pixel centre to the mask's border.
+    """Signed distance (pixels, positive inside) of each pixel center to the mask's border.
 
     (h + 2 BORDER, w + 2 BORDER) float32. A light blur removes the staircase from slanted borders.
     """
@@ -246,13 +246,13 @@ def _font_size(width: int, height: int) -> int:
     return int(np.clip(round(0.019 * (width * height) ** 0.5), 11, 40))
 
 
-def _write_labels(picture: Image.Image, spots: Sequence[_Spot], force: bool) -> None:
+def _write_labels(image: Image.Image, spots: Sequence[_Spot], force: bool) -> None:
     """Write each text into its region, large regions first; one without free room is left out.
 
     With `force` all texts are written, at the free place nearest to the region's middle.
     """
-    size = _font_size(*picture.size)
-    layer = Image.new("RGBA", picture.size, (0, 0, 0, 0))
+    size = _font_size(*image.size)
+    layer = Image.new("RGBA", image.size, (0, 0, 0, 0))
     draw = ImageDraw.Draw(layer)
     taken: list[tuple[float, float, float, float]] = []
     for spot in sorted(spots, key=lambda s: -s.area):
@@ -261,15 +261,15 @@ def _write_labels(picture: Image.Image, spots: Sequence[_Spot], force: bool) -> 
         w, h = right - left + 0.7 * size, bottom - top + 0.5 * size
         if not force and (h > 2.2 * spot.room or w * h > 0.35 * spot.area):
             continue
-        box = _free_box(spot, w, h, picture.size, taken)
+        box = _free_box(spot, w, h, image.size, taken)
         if box is None:
             if not force:
                 continue
-            box = _clamped(spot.x, spot.y, w, h, picture.size)
+            box = _clamped(spot.x, spot.y, w, h, image.size)
         taken.append(box)
         draw.rounded_rectangle(box, radius=0.3 * size, fill=(*_DARK, 178))
         draw.text(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), spot.text, font=font, anchor="mm", fill="white")
-    picture.paste(layer, (0, 0), layer)
+    image.paste(layer, (0, 0), layer)
 
 
 def _free_box(
@@ -289,51 +289,51 @@ def _clamped(x: float, y: float, w: float, h: float, size: tuple[int, int]) -> t
     return x0, y0, x0 + w, y0 + h
 
 
-# ------------------------------------------------------------------ around the picture
-def add_legend(picture: Image.Image, entries: Sequence[tuple[str, Color]]) -> Image.Image:
-    """The picture with a panel at its right: a colour swatch and name a line, as many as fit."""
+# ------------------------------------------------------------------ around the image
+def add_legend(image: Image.Image, entries: Sequence[tuple[str, Color]]) -> Image.Image:
+    """The image with a panel at its right: a color swatch and name a line, as many as fit."""
     if not entries:
-        return picture
-    size = _font_size(*picture.size)
+        return image
+    size = _font_size(*image.size)
     font, row = load_font(size), round(1.7 * size)
-    fitting = max((picture.height - row) // row, 1)
+    fitting = max((image.height - row) // row, 1)
     shown = list(entries[:fitting])
     rest = len(entries) - len(shown)
     names = [name for name, _ in shown] + ([f"and {rest} more"] if rest else [])
     panel_width = round(max(font.getlength(name) for name in names) + 3.4 * size)
-    out = Image.new("RGB", (picture.width + panel_width, picture.height), _DARK)
-    out.paste(picture, (0, 0))
+    out = Image.new("RGB", (image.width + panel_width, image.height), _DARK)
+    out.paste(image, (0, 0))
     draw = ImageDraw.Draw(out)
     for i, name in enumerate(names):
-        x, y = picture.width + size, (i + 1) * row
+        x, y = image.width + size, (i + 1) * row
         if i < len(shown):
             draw.rounded_rectangle((x, y - size / 2, x + size, y + size / 2), radius=size / 4, fill=shown[i][1])
         draw.text((x + 1.6 * size, y), name, font=font, anchor="lm", fill=(235, 235, 235))
     return out
 
 
-def add_caption(picture: Image.Image, text: str) -> Image.Image:
-    """The picture with a dark strip below it that holds the text, wrapped to the picture's width."""
-    size = _font_size(*picture.size)
+def add_caption(image: Image.Image, text: str) -> Image.Image:
+    """The image with a dark strip below it that holds the text, wrapped to the image's width."""
+    size = _font_size(*image.size)
     font = load_font(size)
     lines, line = [], ""
     for word in text.split():
         longer = f"{line} {word}".strip()
-        if line and font.getlength(longer) > picture.width - 1.4 * size:
+        if line and font.getlength(longer) > image.width - 1.4 * size:
             lines.append(line)
             longer = word
         line = longer
     lines.append(line)
     row = round(1.45 * size)
-    out = Image.new("RGB", (picture.width, picture.height + row * len(lines) + size // 2), _DARK)
-    out.paste(picture, (0, 0))
+    out = Image.new("RGB", (image.width, image.height + row * len(lines) + size // 2), _DARK)
+    out.paste(image, (0, 0))
     draw = ImageDraw.Draw(out)
     for i, content in enumerate(lines):
-        y = picture.height + size // 4 + (i + 0.5) * row
+        y = image.height + size // 4 + (i + 0.5) * row
         draw.text((0.7 * size, y), content, font=font, anchor="lm", fill=(235, 235, 235))
     return out
 
 
 def comfortable_scale(height: int, width: int) -> float:
-    """A whole-number enlargement that brings a small picture to about 1000 pixels; 1 for large ones."""
+    """A whole-number enlargement that brings a small image to about 1000 pixels; 1 for large ones."""
     return float(max(1, min(4, round(1000 / max(height, width, 1)))))

@@ -43,14 +43,14 @@ class WeightsFile:
         weights: URL, or path relative to the package.
         sha256: of the file, or its first digits, where known.
         md5_prefix: first six hexadecimal digits of the MD5, which the published file names end with.
-        licence: of the weights.
+        license: of the weights.
     """
 
     name: str
     weights: str
     sha256: str | None = None
     md5_prefix: str | None = None
-    licence: str = ""
+    license: str = ""
 
     @property
     def bundled(self) -> bool:
@@ -64,7 +64,7 @@ class WeightsFile:
 
     @property
     def places(self) -> tuple[str, ...]:
-        """Where the file may lie in the user's own folder: by its name, or in the folders of the URL."""
+        """Where the file may lie in the user's own directory: by its name, or in the directories of the URL."""
         return self.filename, urlparse(self.weights).path.lstrip("/")
 
     @property
@@ -126,7 +126,7 @@ class BackboneEntry(WeightsFile):
 
     @property
     def places(self) -> tuple[str, ...]:
-        """detectron2's files only in their folders: there are two of the name R-50.pkl."""
+        """detectron2's files only in their directories: there are two of the name R-50.pkl."""
         return super().places[1:] if "://" in self.config_name else super().places
 
     @property
@@ -213,8 +213,8 @@ def entry_of_file(name: str) -> WeightsFile | None:
 def resolve_weights(entry: WeightsFile | str) -> Path:
     """A local, verified file with the weights of a model or backbone; downloaded to the cache if it is nowhere yet.
 
-    Looked for in this order: the package (bundled models), the working directory (backbones only), the folder named by
-    the environment variable MASK2FORMER_WEIGHTS (as `<file name>`, the path of the URL, a backbone's name in the
+    Looked for in this order: the package (bundled models), the working directory (backbones only), the directory that
+    the environment variable MASK2FORMER_WEIGHTS names (as `<file name>`, the path of the URL, a backbone's name in the
     configurations, or `<name>.{safetensors,pth,pkl}`), the cache of detectron2 (`$FVCORE_CACHE` or
     `~/.torch/iopath_cache`).
 
@@ -246,10 +246,10 @@ def _override(entry: WeightsFile) -> Path | None:
         if place.is_file():
             _verify(entry, place)
             return place
-    for folder in _own_folders():
+    for directory in _own_directories():
         for name in entry.other_names:
-            if (folder / name).is_file():
-                return folder / name
+            if (directory / name).is_file():
+                return directory / name
     return None
 
 
@@ -257,13 +257,13 @@ def _own_places(entry: WeightsFile) -> Iterator[Path]:
     """Where the user may have put the published file."""
     if isinstance(entry, BackboneEntry):
         yield Path(entry.places[0])
-    for folder in _own_folders():
-        yield from (folder / place for place in entry.places)
+    for directory in _own_directories():
+        yield from (directory / place for place in entry.places)
 
 
-def _own_folders() -> list[Path]:
-    folder = os.environ.get(ENVIRONMENT)
-    return [Path(folder).expanduser()] if folder else []
+def _own_directories() -> list[Path]:
+    directory = os.environ.get(ENVIRONMENT)
+    return [Path(directory).expanduser()] if directory else []
 
 
 def _cache_file(entry: WeightsFile) -> Path:
@@ -272,7 +272,7 @@ def _cache_file(entry: WeightsFile) -> Path:
 
 
 def _download(entry: WeightsFile, target: Path) -> None:
-    logger.info("Downloading %s (%s; licence of the weights: %s)", entry.weights, entry.name, entry.licence)
+    logger.info("Downloading %s (%s; license of the weights: %s)", entry.weights, entry.name, entry.license)
     try:
         with (
             urllib.request.urlopen(entry.weights, timeout=_TIMEOUT) as answer,
@@ -295,12 +295,12 @@ def _download(entry: WeightsFile, target: Path) -> None:
     except CorruptCheckpointError:
         raise
     except OSError as error:  # no network, no such host, timeout, no space
-        place = next((folder / entry.places[0] for folder in _own_folders()), target)
+        place = next((directory / entry.places[0] for directory in _own_directories()), target)
         raise FileNotFoundError(
             f"cannot download the weights of {entry.name}: {error}.\n"
             f"Get this file on a machine with network:\n  {entry.weights}\n"
             f"and put it here:\n  {place}\n"
-            f"or set {ENVIRONMENT} to the folder that holds {entry.places[0]}."
+            f"or set {ENVIRONMENT} to the directory that holds {entry.places[0]}."
         ) from error
 
 

@@ -80,7 +80,7 @@ def _runs(mask: np.ndarray) -> dict[str, Any]:
 
 @pytest.fixture
 def video_masks() -> dict[int, list[np.ndarray | None]]:
-    """Annotation id -> mask of each frame. Objects have the grey value 100 + 20 x id, frames 10 x their number."""
+    """Annotation id -> mask of each frame. Objects have the gray value 100 + 20 x id, frames 10 x their number."""
     return {
         1: [box(4 + t, 3, 14 + t, 12) if t < 4 else None for t in range(6)],  # video 4
         2: [box(20, 16, 30 + t, 27) if t >= 2 else None for t in range(6)],  # video 4
@@ -92,7 +92,7 @@ def video_masks() -> dict[int, list[np.ndarray | None]]:
 
 @pytest.fixture
 def video_content(tmp_path: Path, video_masks: dict[int, list[np.ndarray | None]]) -> Content:
-    """The content of a json, and its frames in tmp_path/frames. Videos 2, 4 and 9 have 3, 6 and 1 frames."""
+    """The content of a JSON, and its frames in tmp_path/frames. Videos 2, 4 and 9 have 3, 6 and 1 frames."""
     owners = {1: (4, 7), 2: (4, 3), 3: (9, 3), 4: (2, 7), 5: (2, 7)}  # video, category
     codes = {1: _polygon, 2: rle, 3: rle, 4: _runs, 5: rle}
     videos = []
@@ -100,12 +100,12 @@ def video_content(tmp_path: Path, video_masks: dict[int, list[np.ndarray | None]
         names = [f"clip{number}/{t:05d}.png" for t in range(length)]
         (tmp_path / "frames" / f"clip{number}").mkdir(parents=True)
         for t, name in enumerate(names):
-            picture = np.full((*SIZE, 3), 10 * t, np.uint8)
+            image = np.full((*SIZE, 3), 10 * t, np.uint8)
             for key, masks in video_masks.items():
                 mask = masks[t] if owners[key][0] == number else None
                 if mask is not None:
-                    picture[mask] = 100 + 20 * key
-            Image.fromarray(picture).save(tmp_path / "frames" / name)
+                    image[mask] = 100 + 20 * key
+            Image.fromarray(image).save(tmp_path / "frames" / name)
         videos.append({"id": number, "height": SIZE[0], "width": SIZE[1], "length": length, "file_names": names})
     annotations = [
         {
@@ -123,7 +123,7 @@ def video_content(tmp_path: Path, video_masks: dict[int, list[np.ndarray | None]
 
 @pytest.fixture
 def write_videos(tmp_path: Path, video_content: Content) -> Callable[[], tuple[str, str]]:
-    """Writes the (perhaps changed) content; gives json file and folder of frames."""
+    """Writes the (perhaps changed) content; gives JSON file and directory of frames."""
 
     def save() -> tuple[str, str]:
         path = tmp_path / "videos.json"

@@ -50,7 +50,7 @@ class StubModel(nn.Module):
 ALL_PARTS = ("instances", "panoptic_seg", "sem_seg")
 
 
-def grey_tensor(height: int, width: int) -> Tensor:
-    """A uint8 (3, H, W) picture whose pixels all differ in their three channels."""
+def gray_tensor(height: int, width: int) -> Tensor:
+    """A uint8 (3, H, W) image whose pixels all differ in their three channels."""
     plane = torch.arange(height * width).reshape(height, width) % 251
     return torch.stack([plane, plane // 2, plane // 3]).to(torch.uint8)

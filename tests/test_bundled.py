@@ -10,7 +10,7 @@ import pytest
 from mask2former import Segmenter, zoo
 
 SIZE = 256
-CENTRES = [(40, 48), (60, 200), (120, 120), (170, 40), (180, 190), (225, 110), (36, 130), (128, 220)]
+CENTERS = [(40, 48), (60, 200), (120, 120), (170, 40), (180, 190), (225, 110), (36, 130), (128, 220)]
 
 
 @pytest.fixture(scope="module")
@@ -19,10 +19,10 @@ def segment() -> Segmenter:
 
 
 def discs() -> tuple[np.ndarray, np.ndarray]:
-    """A fluorescence-like picture uint8 (H, W) and its true masks bool (N, H, W)."""
+    """A fluorescence-like image uint8 (H, W) and its true masks bool (N, H, W)."""
     y, x = np.mgrid[:SIZE, :SIZE]
-    radius = 10 + np.arange(len(CENTRES)) % 4 * 2
-    distance = np.stack([np.hypot(y - cy, x - cx) for cy, cx in CENTRES])
+    radius = 10 + np.arange(len(CENTERS)) % 4 * 2
+    distance = np.stack([np.hypot(y - cy, x - cx) for cy, cx in CENTERS])
     masks = distance < radius[:, None, None]
     noise = np.random.default_rng(0).normal(0, 3, (SIZE, SIZE))
     return (18 + 110 * masks.any(0) + noise).clip(0, 255).astype(np.uint8), masks
@@ -36,11 +36,11 @@ def test_file_is_the_described_one() -> None:
 
 
 def test_finds_bright_discs(segment: Segmenter) -> None:
-    picture, truth = discs()
-    found = segment(picture).filter(non_overlapping=True).instances.masks
+    image, truth = discs()
+    found = segment(image).filter(non_overlapping=True).instances.masks
     overlap = (truth[:, None] & found).sum((2, 3)) / np.maximum((truth[:, None] | found).sum((2, 3)), 1)
-    assert (overlap.max(1) > 0.7).sum() >= len(CENTRES) - 1
-    assert len(found) <= len(CENTRES) + 3
+    assert (overlap.max(1) > 0.7).sum() >= len(CENTERS) - 1
+    assert len(found) <= len(CENTERS) + 3
 
 
 def test_finds_nothing_where_nothing_is(segment: Segmenter) -> None:

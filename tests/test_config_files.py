@@ -17,7 +17,7 @@ from mask2former.config_validation import validate_config
 ROOT = Path(__file__).parents[1] / "configs"
 FILES = {str(path.relative_to(ROOT)): path for path in sorted(ROOT.rglob("*.yaml"))}
 RECIPES = [name for name in FILES if not name.startswith("common/") and not Path(name).name.startswith("Base-")]
-# Data sets whose classes are in files that are not part of the repository.
+# Datasets whose classes are in files that are not part of the repository.
 CLASSES_FROM_FILES = ("nuclei/", "mapillary-vistas-v2/", "own-videos/")
 # One recipe at least for each component of MaskFormer and Mask2Former that a config can name.
 COMPONENTS = {

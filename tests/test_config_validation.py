@@ -70,9 +70,9 @@ def test_components_that_do_not_fit_together(config: str, overrides: list, messa
     ("overrides", "message"),
     [
         (["MODEL.META_ARCHITECTURE", "MaskFormer"], "DATASETS.TRAIN names 'clips_{}', which holds videos: set MODEL"),
-        (["DATASETS.TEST", ("coco_2017_val",)], "DATASETS.TEST names 'coco_2017_val', which holds pictures"),
+        (["DATASETS.TEST", ("coco_2017_val",)], "DATASETS.TEST names 'coco_2017_val', which holds images"),
         (["DATASETS.TRAIN", ("coco_2017_train",)], "INPUT.DATASET_MAPPER_NAME 'coco_clip', or 'mixed_clips' beside"),
-        (["INPUT.DATASET_MAPPER_NAME", "coco_clip"], "makes clips of pictures: set 'ytvis'"),
+        (["INPUT.DATASET_MAPPER_NAME", "coco_clip"], "makes clips of images: set 'ytvis'"),
         (["INPUT.DATASET_MAPPER_NAME", "coco_instance_lsj"], "Known: coco_clip, mask_former_semantic, mixed"),
         (["MODEL.MASK_FORMER.TEST.SEMANTIC_ON", True], "MODEL.MASK_FORMER.TEST.SEMANTIC_ON and PANOPTIC_ON to False"),
         (["TEST.DETECTIONS_PER_VIDEO", 0], "TEST.DETECTIONS_PER_VIDEO must be at least 1"),
@@ -80,18 +80,18 @@ def test_components_that_do_not_fit_together(config: str, overrides: list, messa
         (["TEST.WINDOW_FRAMES", 6], "TEST.WINDOW_OVERLAP must lie between 0 and TEST.WINDOW_FRAMES - 1 = 5"),
     ],
 )
-def test_videos_and_pictures_are_not_mixed_up(overrides: list, message: str, tmp_path: Path) -> None:
+def test_videos_and_images_are_not_mixed_up(overrides: list, message: str, tmp_path: Path) -> None:
     name = f"clips_{tmp_path.name}"
     DatasetCatalog.register(name, list)
     MetadataCatalog.get(name).set(evaluator_type="ytvis", thing_classes=["thing"] * 40)
     own = ["DATASETS.TRAIN", (name,), "DATASETS.TEST", (name,)]
     try:
         validate_config(load_config(VIDEO, own), training=True)
-        # A video model may train on pictures, as clips that are made of them.
-        pictures = ["DATASETS.TRAIN", ("coco_2017_train",), "DATASETS.TEST", (), "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 80]
+        # A video model may train on images, as clips that are made of them.
+        images = ["DATASETS.TRAIN", ("coco_2017_train",), "DATASETS.TEST", (), "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 80]
         mixed = ["INPUT.DATASET_MAPPER_NAME", "mixed_clips"]
         for mapper in (["INPUT.DATASET_MAPPER_NAME", "coco_clip"], mixed):
-            validate_config(load_config(VIDEO, [*pictures, *mapper]), training=True)
+            validate_config(load_config(VIDEO, [*images, *mapper]), training=True)
         validate_config(load_config(VIDEO, [*own, *mixed]), training=True)
         with pytest.raises(ConfigError, match=message.format(tmp_path.name).replace(".", r"\.")):
             validate_config(load_config(VIDEO, [*own, *overrides]), training=True)

@@ -154,9 +154,9 @@ def test_no_hidden_host_syncs(config: str) -> None:
 def test_whole_model_in_half_precision(config: str) -> None:
     """`model.bfloat16()` predicts without autocast, close to fp32."""
     model = tiny(config).eval()
-    picture = [{"image": record(64, 96, 0)["image"]}]
+    image = [{"image": record(64, 96, 0)["image"]}]
     with torch.no_grad():
-        exact = model(picture)[0]["instances"]
-        rounded = model.bfloat16()(picture)[0]["instances"]
+        exact = model(image)[0]["instances"]
+        rounded = model.bfloat16()(image)[0]["instances"]
     assert rounded.pred_masks.shape == exact.pred_masks.shape
     assert (rounded.scores.float() - exact.scores).abs().max() < 0.1

@@ -151,8 +151,8 @@ def test_save_chooses_by_the_ending(tmp_path: Path) -> None:
     some = result(("instances",))
     for name in ("o.png", "o.jpg", "sub/o.webp"):
         assert some.save(tmp_path / name, scale=2.0) == [tmp_path / name]
-        with Image.open(tmp_path / name) as picture:
-            assert picture.size == (2 * W, 2 * H)
+        with Image.open(tmp_path / name) as image:
+            assert image.size == (2 * W, 2 * H)
     some.save(tmp_path / "o.json")
     assert len(json.loads((tmp_path / "o.json").read_text())["annotations"]) == 3
     with pytest.raises(ValueError, match=r"o\.xyz.*\.png"):
@@ -196,8 +196,8 @@ def test_more_than_255_classes_are_saved_with_16_bits(tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", ["auto", "instance", "panoptic", "semantic"])
 def test_every_part_can_be_drawn(task: str) -> None:
     some = result()
-    picture = some.draw(task)
-    assert picture.size == (W, H) and (np.asarray(picture) != 50).any()
+    image = some.draw(task)
+    assert image.size == (W, H) and (np.asarray(image) != 50).any()
     assert some.draw(task, legend=True).width > W and some.draw(task, caption="c").height > H
 
 
@@ -208,7 +208,7 @@ def test_empty_results_can_be_drawn_and_saved(tmp_path: Path) -> None:
     assert none.to_coco() == [] and len(none.save(tmp_path)) == 4
 
 
-def test_color_ids_decide_colours_and_asking_for_a_missing_part_is_an_error() -> None:
+def test_color_ids_decide_colors_and_asking_for_a_missing_part_is_an_error() -> None:
     some = result(("instances",)).filter(0.1)
     plain, same, other = (np.asarray(some.draw(color_ids=c)) for c in (None, [0, 1], [5, 6]))
     np.testing.assert_array_equal(plain, same)

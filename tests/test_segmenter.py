@@ -19,7 +19,7 @@ from mask2former.modeling.postprocess import postprocess
 from mask2former.segmenter import Segmenter, select_device
 from mask2former.structures.classes import ClassTable
 
-from .stub_model import ALL_PARTS, StubModel, grey_tensor
+from .stub_model import ALL_PARTS, StubModel, gray_tensor
 
 CONFIG = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
 TINY = [
@@ -48,48 +48,48 @@ def seen(segment: Segmenter) -> torch.Tensor:
     return segment.model.seen[-1]["image"]
 
 
-# ------------------------------------------------------------------ pictures
-def test_every_kind_of_picture_gives_the_same_input(tmp_path: Path) -> None:
-    tensor = grey_tensor(8, 12)
+# ------------------------------------------------------------------ images
+def test_every_kind_of_image_gives_the_same_input(tmp_path: Path) -> None:
+    tensor = gray_tensor(8, 12)
     array = tensor.permute(1, 2, 0).numpy()
-    picture = Image.fromarray(array)
+    image = Image.fromarray(array)
     path = tmp_path / "p.png"
-    picture.save(path)
+    image.save(path)
     opaque = np.dstack([array, np.full((8, 12), 255, np.uint8)])
     strided = np.ascontiguousarray(array[..., ::-1])[..., ::-1]
     segment = segmenter()
-    for item in (tensor, array, strided, opaque, picture, picture.convert("RGBA"), path, str(path)):
+    for item in (tensor, array, strided, opaque, image, image.convert("RGBA"), path, str(path)):
         result = segment(item)
         assert torch.equal(seen(segment), tensor) and result.image.shape == (8, 12, 3)
     assert segment(str(path)).path == path and segment(array).path is None
 
 
-def test_grey_and_16_bit_pictures(tmp_path: Path) -> None:
-    grey = np.arange(96, dtype=np.uint8).reshape(8, 12)
-    deep = grey.astype(np.uint16) * 257
+def test_gray_and_16_bit_images(tmp_path: Path) -> None:
+    gray = np.arange(96, dtype=np.uint8).reshape(8, 12)
+    deep = gray.astype(np.uint16) * 257
     Image.fromarray(deep).save(tmp_path / "deep.png")
     segment = segmenter()
     for item in (
-        grey,
-        grey[..., None],
+        gray,
+        gray[..., None],
         deep,
-        Image.fromarray(grey),
+        Image.fromarray(gray),
         Image.fromarray(deep),
         tmp_path / "deep.png",
     ):
         segment(item)
-        assert torch.equal(seen(segment), torch.from_numpy(grey).expand(3, 8, 12))
+        assert torch.equal(seen(segment), torch.from_numpy(gray).expand(3, 8, 12))
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
-    picture = Image.fromarray(grey_tensor(8, 12).permute(1, 2, 0).numpy())
+    image = Image.fromarray(gray_tensor(8, 12).permute(1, 2, 0).numpy())
     exif = Image.Exif()
     exif[0x0112] = 6  # shown after a quarter turn clockwise
-    picture.save(tmp_path / "turned.png", exif=exif)
+    image.save(tmp_path / "turned.png", exif=exif)
     segment = segmenter()
     for item in (tmp_path / "turned.png", Image.open(tmp_path / "turned.png")):
         result = segment(item)
-        np.testing.assert_array_equal(result.image, np.rot90(np.asarray(picture), -1))
+        np.testing.assert_array_equal(result.image, np.rot90(np.asarray(image), -1))
         assert result.instances.masks.shape == (3, 12, 8)
 
 
@@ -105,7 +105,7 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
         (7, "int"),
     ],
 )
-def test_wrong_pictures_say_what_is_expected(bad: Any, match: str) -> None:
+def test_wrong_images_say_what_is_expected(bad: Any, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         segmenter()(bad)
 
@@ -133,15 +133,15 @@ def test_resizing_is_that_of_the_evaluation() -> None:
 
 
 def test_lists_keep_order_and_run_in_batches() -> None:
-    pictures = [grey_tensor(8, 10 + i) for i in range(5)]
+    images = [gray_tensor(8, 10 + i) for i in range(5)]
     segment = segmenter(batch_size=2)
-    results = segment(pictures)
+    results = segment(images)
     assert [r.image.shape[1] for r in results] == [10, 11, 12, 13, 14]
     assert segment.model.batches == [2, 2, 1]
-    assert segment([]) == [] and len(segment(tuple(pictures), batch_size=5)) == 5
+    assert segment([]) == [] and len(segment(tuple(images), batch_size=5)) == 5
     assert all(r.seconds > 0 for r in results)
     with pytest.raises(ValueError, match="batch_size"):
-        segment(pictures, batch_size=0)
+        segment(images, batch_size=0)
 
 
 def test_stream_is_lazy() -> None:
@@ -150,7 +150,7 @@ def test_stream_is_lazy() -> None:
     def source() -> Any:
         for i in range(4):
             taken.append(i)
-            yield grey_tensor(4, 4)
+            yield gray_tensor(4, 4)
 
     next(segmenter().stream(source()))
     assert taken == [0]
@@ -158,17 +158,17 @@ def test_stream_is_lazy() -> None:
 
 def test_threshold_of_constructor_and_of_call() -> None:
     segment = segmenter(score_threshold=0.5)
-    assert len(segment(grey_tensor(4, 4))) == 1
-    assert len(segment(grey_tensor(4, 4), score_threshold=0.0)) == 3
+    assert len(segment(gray_tensor(4, 4))) == 1
+    assert len(segment(gray_tensor(4, 4), score_threshold=0.0)) == 3
     with pytest.raises(ValueError, match="between 0 and 1"):
-        segment(grey_tensor(4, 4), score_threshold=50)
+        segment(gray_tensor(4, 4), score_threshold=50)
 
 
 def test_task_keeps_one_part() -> None:
-    assert segmenter(ALL_PARTS)(grey_tensor(4, 4)).tasks == ("instance", "panoptic", "semantic")
-    assert segmenter(ALL_PARTS, task="semantic")(grey_tensor(4, 4)).tasks == ("semantic",)
+    assert segmenter(ALL_PARTS)(gray_tensor(4, 4)).tasks == ("instance", "panoptic", "semantic")
+    assert segmenter(ALL_PARTS, task="semantic")(gray_tensor(4, 4)).tasks == ("semantic",)
     with pytest.raises(ValueError, match="no panoptic result"):
-        segmenter(task="panoptic")(grey_tensor(4, 4))
+        segmenter(task="panoptic")(gray_tensor(4, 4))
     with pytest.raises(ValueError, match="task"):
         segmenter(task="boxes")
 
@@ -182,7 +182,7 @@ def test_amp_runs_the_model_under_autocast() -> None:
             return super().forward(inputs)
 
     for amp in (False, True, "bfloat16", "float16"):
-        Segmenter(Probe(), classes=["cell", "sky"], amp=amp)(grey_tensor(4, 4))
+        Segmenter(Probe(), classes=["cell", "sky"], amp=amp)(gray_tensor(4, 4))
     assert formats == [None, torch.bfloat16, torch.bfloat16, torch.float16]
     with pytest.raises(ValueError, match="amp"):
         segmenter(amp="int8")
@@ -221,26 +221,26 @@ def test_devices() -> None:
 # ------------------------------------------------------------------ loading a real model
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like a training's output: config.yaml and random weights of a very small model."""
+    """A directory like a training's output: config.yaml and random weights of a very small model."""
     from detectron2.modeling import build_model
 
     from mask2former.checkpoint.writing import save_safetensors
 
-    folder = tmp_path_factory.mktemp("tiny")
+    directory = tmp_path_factory.mktemp("tiny")
     cfg = load_config(CONFIG, [*TINY, "MODEL.DEVICE", "cpu"])
     torch.manual_seed(0)
-    save_safetensors(build_model(cfg), folder / "model.safetensors")
-    (folder / "config.yaml").write_text(cfg.dump())
-    return folder
+    save_safetensors(build_model(cfg), directory / "model.safetensors")
+    (directory / "config.yaml").write_text(cfg.dump())
+    return directory
 
 
 def test_config_and_weights_give_what_the_model_itself_gives(tiny: Path) -> None:
     weights = tiny / "model.safetensors"
     segment = Segmenter.load(config=CONFIG, weights=weights, overrides=TINY, device="cpu", score_threshold=0.0)
     assert segment.classes.names[0] == "person" and segment.classes.dataset_ids[-1] == 200
-    picture = grey_tensor(60, 90)
-    result = segment(picture)
-    array = picture.permute(1, 2, 0).numpy()
+    image = gray_tensor(60, 90)
+    result = segment(image)
+    array = image.permute(1, 2, 0).numpy()
     resized = T.ResizeShortestEdge([64, 64], 128).get_transform(array).apply_image(array)
     with torch.no_grad():
         (expected,) = segment.model(
@@ -250,14 +250,14 @@ def test_config_and_weights_give_what_the_model_itself_gives(tiny: Path) -> None
     np.testing.assert_array_equal(result.semantic, expected["sem_seg"].argmax(0).numpy())
     np.testing.assert_allclose(np.sort(result.instances.scores), np.sort(expected["instances"].scores.numpy()))
     by_opts = Segmenter.load(config=CONFIG, overrides=[*TINY, "MODEL.WEIGHTS", str(weights)], device="cpu")
-    np.testing.assert_array_equal(by_opts(picture, score_threshold=0.0).semantic, result.semantic)
+    np.testing.assert_array_equal(by_opts(image, score_threshold=0.0).semantic, result.semantic)
 
 
-def test_folder_of_a_training_and_one_task(tiny: Path) -> None:
-    picture = grey_tensor(60, 90)
-    whole = Segmenter.load(str(tiny), device="cpu", score_threshold=0.0)(picture)
+def test_directory_of_a_training_and_one_task(tiny: Path) -> None:
+    image = gray_tensor(60, 90)
+    whole = Segmenter.load(str(tiny), device="cpu", score_threshold=0.0)(image)
     for task in ("instance", "panoptic", "semantic"):
-        part = Segmenter.load(str(tiny), device="cpu", score_threshold=0.0, task=task)(picture)
+        part = Segmenter.load(str(tiny), device="cpu", score_threshold=0.0, task=task)(image)
         assert part.tasks == (task,)
         if task == "instance":  # things only, as the whole model gives them
             np.testing.assert_array_equal(part.instances.masks, whole.instances.masks)
@@ -271,9 +271,9 @@ def test_segmenters_of_one_model_have_settings_of_their_own(
 ) -> None:
     """Two threads meet inside the model, after each has called it and before either makes results."""
     model = Segmenter.load(str(tiny), device="cpu").model
-    settings, picture = model.settings, grey_tensor(60, 90)
+    settings, image = model.settings, gray_tensor(60, 90)
     options = {"classes": ClassTable.numbered(133), "min_size": 64, "max_size": 128}
-    every = Segmenter(model, score_threshold=0.0, **options)(picture).instances.scores
+    every = Segmenter(model, score_threshold=0.0, **options)(image).instances.scores
     thresholds = (0.0, float(every[len(every) // 2]))
     used: dict[str, float] = {}
 
@@ -292,7 +292,7 @@ def test_segmenters_of_one_model_have_settings_of_their_own(
     counts: dict[str, int] = {}
 
     def run(segment: Segmenter) -> None:
-        counts[threading.current_thread().name] = len(segment(picture).instances)
+        counts[threading.current_thread().name] = len(segment(image).instances)
 
     named = zip(order, segmenters, strict=True)
     threads = [threading.Thread(target=run, args=(segment,), name=str(i)) for i, segment in named]
@@ -317,7 +317,7 @@ def test_loading_registers_no_dataset_and_takes_things_from_the_classes(tiny: Pa
     segment = Segmenter.load(str(tmp_path), device="cpu", score_threshold=0.0)
     assert set(MetadataCatalog) == before
     assert segment.model.settings.things == {0, 1, 2}
-    assert set(segment(grey_tensor(60, 90)).instances.labels.tolist()) <= {0, 1, 2}
+    assert set(segment(gray_tensor(60, 90)).instances.labels.tolist()) <= {0, 1, 2}
 
 
 def test_class_names_beside_the_weights_are_used(tiny: Path, tmp_path: Path) -> None:
@@ -363,7 +363,7 @@ def test_loading_mistakes_are_explained(tiny: Path, tmp_path: Path) -> None:
             Segmenter.load(device="cpu", **arguments)
 
 
-def test_a_folder_of_pictures_may_bear_a_models_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_of_images_may_bear_a_models_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mask2former import zoo
     from mask2former.model_source import locate_model
 
@@ -375,7 +375,7 @@ def test_a_folder_of_pictures_may_bear_a_models_name(tmp_path: Path, monkeypatch
     (tmp_path / "nuclei" / "config.yaml").touch()
     (tmp_path / "nuclei" / "model_final.pth").touch()
     assert locate_model("nuclei", None, None)[1] == Path("nuclei/model_final.pth")
-    (tmp_path / "nuclei" / "model_final.safetensors").touch()  # the averaged weights come before the plain ones
+    (tmp_path / "nuclei" / "model_final.safetensors").touch()  # the EMA weights come before the plain ones
     assert locate_model("nuclei", None, None)[1] == Path("nuclei/model_final.safetensors")
 
 
@@ -383,9 +383,9 @@ def test_size_for_one_call() -> None:
     segment = segmenter()
     shapes: list[tuple[int, ...]] = []
     segment.model.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0][0]["image"].shape[1:])))
-    picture = np.zeros((40, 60, 3), np.uint8)
-    segment(picture, min_size=80)
-    segment(picture)
+    image = np.zeros((40, 60, 3), np.uint8)
+    segment(image, min_size=80)
+    segment(image)
     assert shapes == [(80, 120), (40, 60)]
     with pytest.raises(ValueError, match="min_size"):
-        segment(picture, min_size=0)
+        segment(image, min_size=0)

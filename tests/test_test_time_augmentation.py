@@ -21,7 +21,7 @@ from mask2former import MaskFormerWithTTA, SemanticSegmentorWithTTA
 from mask2former.config import load_config
 from mask2former.maskformer_model import MaskFormer
 from mask2former.test_time_augmentation import plan_views, with_tta
-from mask2former.tta_merging import MergedQueries, match, to_picture
+from mask2former.tta_merging import MergedQueries, match, to_image
 
 BRIGHTNESS = (40, 90, 150, 220)  # of the objects; their classes are 0 1 2 2, and class 0 is stuff
 CLASSES = (0, 1, 2, 2)
@@ -31,8 +31,9 @@ QUERIES = 7
 class BrightnessHead(nn.Module):
     """Query k masks the pixels that are as bright as object k; the other queries find nothing.
 
-    Moves with the picture, so mirrored views give mirrored masks. `noise` disturbs masks and classes anew in every
-    call, `shuffle` puts the queries into another order in every call, `blind` hides an object in some calls.
+    Moves with the image, so horizontally flipped views give horizontally flipped masks. `noise` disturbs masks and
+    classes anew in every call, `shuffle` puts the queries into another order in every call, `blind` hides an object in
+    some calls.
     """
 
     def __init__(self, noise: float = 0.0, shuffle: bool = False, blind: Sequence[tuple[int, int]] = ()) -> None:
@@ -95,9 +96,9 @@ def truth(height: int = 64, width: int = 96, seed: int = 0) -> np.ndarray:
 
 
 def record(ids: np.ndarray, scale: int = 1) -> dict[str, Any]:
-    grey = torch.from_numpy(np.array([0, *BRIGHTNESS], np.uint8)[ids])
+    gray = torch.from_numpy(np.array([0, *BRIGHTNESS], np.uint8)[ids])
     height, width = ids.shape
-    return {"image": grey.expand(3, -1, -1).clone(), "height": height * scale, "width": width * scale, "image_id": 5}
+    return {"image": gray.expand(3, -1, -1).clone(), "height": height * scale, "width": width * scale, "image_id": 5}
 
 
 def test_views_are_detectron2s() -> None:
@@ -114,7 +115,7 @@ def test_views_are_detectron2s() -> None:
 
 
 class Ramp(nn.Module):
-    """Scores that depend on the place and on the picture's mean, so mirroring and size matter."""
+    """Scores that depend on the place and on the image's mean, so mirroring and size matter."""
 
     def forward(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         (x,) = inputs
@@ -127,9 +128,9 @@ def test_semantic_scores_are_averaged() -> None:
     cfg = config([32, 64], flip=True)
     sample = record(truth(), scale=2)
     expected = torch.zeros(3, 128, 192)
-    for view, mirrored in zip(DatasetMapperTTA(cfg)(sample), (False, True, False, True), strict=True):
+    for view, flipped in zip(DatasetMapperTTA(cfg)(sample), (False, True, False, True), strict=True):
         scores = Ramp()([view])[0]["sem_seg"]
-        expected += scores.flip(2) if mirrored else scores
+        expected += scores.flip(2) if flipped else scores
     ours = SemanticSegmentorWithTTA(cfg, Ramp().eval())([sample])[0]
     assert list(ours) == ["sem_seg"]
     torch.testing.assert_close(ours["sem_seg"], expected / 4)
@@ -138,7 +139,7 @@ def test_semantic_scores_are_averaged() -> None:
     torch.testing.assert_close(mapped["sem_seg"], ours["sem_seg"])
 
 
-def test_a_file_is_read_where_there_is_no_picture(tmp_path: Path) -> None:
+def test_a_file_is_read_where_there_is_no_image(tmp_path: Path) -> None:
     sample = record(truth())
     Image.fromarray(sample["image"].permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
     wrapped = SemanticSegmentorWithTTA(config([64], flip=True), Ramp().eval())
@@ -254,21 +255,21 @@ def test_only_what_is_wanted() -> None:
     torch.testing.assert_close(ours, plain)
 
 
-def test_the_first_view_is_most_like_the_picture() -> None:
+def test_the_first_view_is_most_like_the_image() -> None:
     head = BrightnessHead()
     MaskFormerWithTTA(config([32, 128, 64], flip=True), model(head))([record(truth())])
     assert [call[2:] for call in head.calls] == [(64, 96), *2 * [(32, 64)], *2 * [(128, 192)], (64, 96)]
 
 
 def test_mirroring_padding_and_size_of_masks() -> None:
-    """A linear ramp over the picture, in a padded view, is a linear ramp over the result."""
-    ramp = torch.arange(16.0).expand(2, 12, 16)  # cell centres of a view of 16 x 12 cells, 12 x 9 of them picture
-    flat = to_picture(ramp, (18, 24), (9 / 12, 12 / 16), False)
+    """A linear ramp over the image, in a padded view, is a linear ramp over the result."""
+    ramp = torch.arange(16.0).expand(2, 12, 16)  # cell centers of a view of 16 x 12 cells, 12 x 9 of them image
+    flat = to_image(ramp, (18, 24), (9 / 12, 12 / 16), False)
     expected = (torch.arange(24.0) + 0.5) / 2 - 0.5
     torch.testing.assert_close(flat[0, 7, 1:], expected[1:])
     assert flat.shape == (2, 18, 24) and flat[0, 0, 0] == 0  # the border is repeated
-    torch.testing.assert_close(to_picture(ramp, (18, 24), (9 / 12, 12 / 16), True), flat.flip(2))
-    rows = to_picture(ramp.transpose(1, 2), (24, 18), (12 / 16, 9 / 12), False)
+    torch.testing.assert_close(to_image(ramp, (18, 24), (9 / 12, 12 / 16), True), flat.flip(2))
+    rows = to_image(ramp.transpose(1, 2), (24, 18), (12 / 16, 9 / 12), False)
     torch.testing.assert_close(rows, flat.transpose(1, 2))
 
 

@@ -1,4 +1,4 @@
-"""The model of clips: what it is trained on, what it gives, and that a clip of one frame is a picture."""
+"""The model of clips: what it is trained on, what it gives, and that a clip of one frame is an image."""
 
 from __future__ import annotations
 
@@ -95,17 +95,17 @@ def test_two_steps_lower_the_loss(config: str) -> None:
         assert len(learner.eval()(batch)[0]["pred_scores"]) == 10
 
 
-def test_one_frame_is_a_picture() -> None:
+def test_one_frame_is_a_image() -> None:
     """With T = 1 the losses equal those of the image model with the same weights and the same random points."""
-    clips, pictures = tiny(R50).train(), tiny(COCO, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 40).train()
+    clips, images = tiny(R50).train(), tiny(COCO, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 40).train()
     # The encoding of time of the only frame is a constant; without it the models are one.
     clips.sem_seg_head.predictor.position.temporal = False
-    pictures.load_state_dict(clips.state_dict())
-    picture = record(64, 96, 2, 40)
-    picture["instances"].gt_ids = torch.arange(2)
-    sample = {"image": [picture["image"]], "instances": [picture["instances"]]}
+    images.load_state_dict(clips.state_dict())
+    image = record(64, 96, 2, 40)
+    image["instances"].gt_ids = torch.arange(2)
+    sample = {"image": [image["image"]], "instances": [image["instances"]]}
     torch.manual_seed(3)
-    expected = pictures([picture])
+    expected = images([image])
     torch.manual_seed(3)
     found = clips([sample])
     assert found.keys() == expected.keys()
@@ -212,26 +212,26 @@ def test_settings_of_the_results() -> None:
 
 # ---- weights
 def test_image_model_of_coco_starts_a_video_model() -> None:
-    pictures = tiny(COCO)
+    images = tiny(COCO)
     learner = tiny(R50)
     before = learner.sem_seg_head.predictor.class_embed.weight.clone()
-    report = load_into(learner, pictures.state_dict())
+    report = load_into(learner, images.state_dict())
     assert not report.missing and not report.unexpected
-    assert {key for key, *_ in report.reinitialised} == {
+    assert {key for key, *_ in report.reinitialized} == {
         "criterion.empty_weight",
         "sem_seg_head.predictor.class_embed.weight",
         "sem_seg_head.predictor.class_embed.bias",
     }
-    other = pictures.state_dict()
+    other = images.state_dict()
     for name, value in learner.state_dict().items():
-        assert name in {key for key, *_ in report.reinitialised} or torch.equal(value, other[name])
+        assert name in {key for key, *_ in report.reinitialized} or torch.equal(value, other[name])
     assert torch.equal(learner.sem_seg_head.predictor.class_embed.weight, before)
 
 
 def test_names_of_the_weights_are_those_of_the_image_model() -> None:
-    pictures, clips = tiny(COCO, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 40), tiny(R50)
-    assert list(clips.state_dict()) == list(pictures.state_dict())
-    load_into(clips, pictures.state_dict(), strict=True)
+    images, clips = tiny(COCO, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 40), tiny(R50)
+    assert list(clips.state_dict()) == list(images.state_dict())
+    load_into(clips, images.state_dict(), strict=True)
 
 
 @pytest.mark.gpu

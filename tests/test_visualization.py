@@ -1,4 +1,4 @@
-"""Colours, regions, and what the painter does to single pixels."""
+"""Colors, regions, and what the painter does to single pixels."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ def disc(height: int, width: int, y: float, x: float, radius: float) -> np.ndarr
     return (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
 
 
-def test_colours_are_stable_bright_and_apart() -> None:
+def test_colors_are_stable_bright_and_apart() -> None:
     colors = np.array([color_of(i) for i in range(300)], dtype=float)
     assert color_of(7) == color_of(7) and len({tuple(c) for c in colors}) == 300
-    neighbours = np.abs(np.diff(colors, axis=0)).sum(axis=1)
-    assert neighbours.min() > 90
+    neighbors = np.abs(np.diff(colors, axis=0)).sum(axis=1)
+    assert neighbors.min() > 90
     assert (colors @ [0.30, 0.59, 0.11]).min() > 90
 
 
-def test_shades_differ_and_start_with_the_class_colour() -> None:
+def test_shades_differ_and_start_with_the_class_color() -> None:
     shades = [shade_of((200, 40, 40), i) for i in range(6)]
     assert shades[0] == (200, 40, 40) and len(set(shades)) == 6
 
@@ -102,7 +102,7 @@ def test_scaled_masks_keep_their_place_and_area(scale: float) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (2, 2)])
 @pytest.mark.parametrize("scale", [0.3, 1.0, 2.5])
-def test_tiny_pictures_and_masks_that_touch_all_borders(shape: tuple[int, int], scale: float) -> None:
+def test_tiny_images_and_masks_that_touch_all_borders(shape: tuple[int, int], scale: float) -> None:
     image = np.zeros((*shape, 3), dtype=np.uint8)
     regions = v.regions_from_masks(np.ones((1, *shape), dtype=bool), [(255, 0, 0)], ["name"])
     out = np.asarray(v.draw_regions(image, regions, alpha=1.0, scale=scale, labels=True))
@@ -122,13 +122,13 @@ def test_labels_appear_where_there_is_room_and_on_demand() -> None:
     assert not (np.asarray(v.draw_regions(image, many, **plain)).max(axis=2) > 200).any()
 
 
-def test_legend_and_caption_extend_the_picture() -> None:
-    picture = v.draw_regions(np.zeros((100, 200, 3), dtype=np.uint8), [])
-    wide = v.add_legend(picture, [("sky", (1, 200, 3)), ("tree", (9, 9, 200))] + [("x", (5, 5, 5))] * 30)
+def test_legend_and_caption_extend_the_image() -> None:
+    image = v.draw_regions(np.zeros((100, 200, 3), dtype=np.uint8), [])
+    wide = v.add_legend(image, [("sky", (1, 200, 3)), ("tree", (9, 9, 200))] + [("x", (5, 5, 5))] * 30)
     assert wide.height == 100 and wide.width > 200
     assert (np.asarray(wide)[:, 200:].reshape(-1, 3) == [1, 200, 3]).all(axis=1).any()
-    assert v.add_legend(picture, []) is picture
-    one, three = v.add_caption(picture, "short"), v.add_caption(picture, "many words " * 8)
+    assert v.add_legend(image, []) is image
+    one, three = v.add_caption(image, "short"), v.add_caption(image, "many words " * 8)
     assert one.width == 200 and three.height > one.height > 100
 
 
@@ -144,7 +144,7 @@ def test_wrong_arguments_say_what_is_expected() -> None:
             call()
 
 
-def test_comfortable_scale_enlarges_small_pictures_only() -> None:
+def test_comfortable_scale_enlarges_small_images_only() -> None:
     assert [v.comfortable_scale(*s) for s in ((256, 256), (303, 384), (480, 640), (1000, 3000), (20, 20))] == [
         4,
         3,

@@ -173,18 +173,18 @@ def test_without_network_the_error_says_what_to_do(network: dict[str, Any], tmp_
         zoo.resolve_weights("coco-panoptic-r50")
 
 
-def test_own_folder_comes_first(network: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_directory_comes_first(network: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network["error"] = urllib.error.URLError("no route")
     monkeypatch.setenv(zoo.ENVIRONMENT, str(tmp_path / "weights"))
     entry = entry_for(b"hello")
     with pytest.raises(FileNotFoundError, match="weights/model_final_94dc52.pkl"):
         zoo.resolve_weights(entry)
-    folder = tmp_path / "weights"
-    folder.mkdir()
-    converted = folder / "coco-panoptic-r50.safetensors"
+    directory = tmp_path / "weights"
+    directory.mkdir()
+    converted = directory / "coco-panoptic-r50.safetensors"
     converted.write_bytes(b"anything")
     assert zoo.resolve_weights(entry) == converted
-    original = folder / entry.filename
+    original = directory / entry.filename
     original.write_bytes(b"hello")
     assert zoo.resolve_weights(entry) == original
     original.write_bytes(b"other")
@@ -302,14 +302,14 @@ def test_own_backbone_files_come_first(
 ) -> None:
     network["error"] = urllib.error.URLError("no route")
     name = "swin_small_patch4_window7_224"
-    folder = tmp_path / "weights"
-    monkeypatch.setenv(zoo.ENVIRONMENT, str(folder))
+    directory = tmp_path / "weights"
+    monkeypatch.setenv(zoo.ENVIRONMENT, str(directory))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=f"(?s)releases/download/v1.0.0/{name}.pth.*weights/{name}.pth"):
         locate(f"{name}.pkl")
-    folder.mkdir()
-    (folder / f"{name}.pkl").write_bytes(b"converted")
-    assert locate(f"{name}.pkl") == folder / f"{name}.pkl"
+    directory.mkdir()
+    (directory / f"{name}.pkl").write_bytes(b"converted")
+    assert locate(f"{name}.pkl") == directory / f"{name}.pkl"
     (tmp_path / f"{name}.pth").write_bytes(b"published")
     assert locate(f"{name}.pkl") == Path(f"{name}.pth")
     (tmp_path / f"{name}.pkl").write_bytes(b"converted")

@@ -195,7 +195,7 @@ def _dataset_sizes(cfg: CfgNode, count: int) -> list[tuple[Size, Size, int]]:
 
 # ---- counting
 class Network(nn.Module):
-    """From the normalised image, or the frames of one clip, to the last prediction: backbone and segmentation head."""
+    """From the normalized image, or the frames of one clip, to the last prediction: backbone and segmentation head."""
 
     def __init__(self, model: nn.Module, frames: int = 1) -> None:
         super().__init__()
@@ -248,7 +248,7 @@ _FLOPS = {
 _ACTIVATIONS = {"aten::scaled_dot_product_attention": generic_activation_jit("attention")}
 
 
-def analyse(model: nn.Module, size: Size, kind: type = FlopCountAnalysis, frames: int = 1) -> Any:
+def analyze(model: nn.Module, size: Size, kind: type = FlopCountAnalysis, frames: int = 1) -> Any:
     """fvcore's analysis of backbone and head for one image or clip (T, 3, H, W); `kind` chooses what is counted."""
     network = Network(model, frames)
     parameter = next(network.parameters())
@@ -272,17 +272,17 @@ def semantic_flops(model: nn.Module, size: Size) -> int:
 
 # ---- reports
 def _flop_report(model: nn.Module, inputs: Sequence[Input]) -> str:
-    analyses = _analyses(model, inputs, FlopCountAnalysis)
+    analyzes = _analyzes(model, inputs, FlopCountAnalysis)
     counts = []
     for x in inputs:
         scores = semantic_flops(model, x.results)
-        counts.append(Counter(analyses[_shape(x)].by_operator()) + Counter(semantic_scores=scores))
+        counts.append(Counter(analyzes[_shape(x)].by_operator()) + Counter(semantic_scores=scores))
     first = inputs[0]
     frames = f"{first.frames} frames of " if first.frames > 1 else ""
     return "\n".join(
         [
             f"Flops of one input of {frames}{first.padded[0]} x {first.padded[1]} (padded), by module:",
-            flop_count_table(analyses[_shape(first)], max_depth=TABLE_DEPTH, activations=None),
+            flop_count_table(analyzes[_shape(first)], max_depth=TABLE_DEPTH, activations=None),
             *_average("flops", counts, ("G", 1e9), _unit(inputs)),
         ]
     )
@@ -293,9 +293,9 @@ def _shape(x: Input) -> tuple[int, Size]:
     return x.frames, x.padded
 
 
-def _analyses(model: nn.Module, inputs: Sequence[Input], kind: type) -> dict[tuple[int, Size], Any]:
+def _analyzes(model: nn.Module, inputs: Sequence[Input], kind: type) -> dict[tuple[int, Size], Any]:
     """The analysis for each shape that occurs."""
-    return {(t, size): analyse(model, size, kind, t) for t, size in dict.fromkeys(map(_shape, inputs))}
+    return {(t, size): analyze(model, size, kind, t) for t, size in dict.fromkeys(map(_shape, inputs))}
 
 
 def _unit(inputs: Sequence[Input]) -> str:
@@ -303,8 +303,8 @@ def _unit(inputs: Sequence[Input]) -> str:
 
 
 def _activation_report(model: nn.Module, inputs: Sequence[Input]) -> str:
-    analyses = _analyses(model, inputs, ActivationCountAnalysis)
-    counts = [analyses[_shape(x)].by_operator() for x in inputs]
+    analyzes = _analyzes(model, inputs, ActivationCountAnalysis)
+    counts = [analyzes[_shape(x)].by_operator() for x in inputs]
     return "\n".join(_average("activations", counts, ("M", 1e6), _unit(inputs)))
 
 

@@ -21,7 +21,7 @@ from mask2former.checkpoint.reading import read_checkpoint  # noqa: E402
 from mask2former.errors import CheckpointError  # noqa: E402
 from mask2former.utils.file_io import write_bytes  # noqa: E402
 
-# Made anew by every model: masks of one picture size, and counters that nothing reads.
+# Made anew by every model: masks of one image size, and counters that nothing reads.
 _NOT_KEPT = (".attn_mask", ".num_batches_tracked")
 _PREFIX = "backbone."
 

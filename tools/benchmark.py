@@ -74,7 +74,7 @@ def _wait(device: torch.device) -> None:
 
 
 def record(args: argparse.Namespace, classes: int, seed: int) -> dict[str, Any]:
-    """A random picture with `args.objects` rectangles."""
+    """A random image with `args.objects` rectangles."""
     height, width = args.size
     generator = torch.Generator().manual_seed(seed)
     corner = torch.rand(args.objects, 2, generator=generator)
@@ -148,11 +148,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--config-file", help=f"default: {CONFIG}, for video {benchmark_video.CONFIG}")
     p.add_argument("--size", type=int, nargs=2, default=(480, 640), metavar=("HEIGHT", "WIDTH"))
     p.add_argument("--batch", type=int, default=1)
-    p.add_argument("--images", type=int, default=500, help="pictures of the made-up validation set of `eval`")
+    p.add_argument("--images", type=int, default=500, help="images of the made-up validation set of `eval`")
     p.add_argument(
         "--boundary", action="store_true", help="`eval`: leave detectron2's boundary IoU on, which it always computes"
     )
-    p.add_argument("--objects", type=int, default=20, help="ground-truth objects per picture in a training step")
+    p.add_argument("--objects", type=int, default=20, help="ground-truth objects per image in a training step")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--bf16", action="store_true", help="bf16 autocast")
     benchmark_video.add_arguments(p.add_argument_group("video"))

@@ -1,6 +1,6 @@
 """`tools/benchmark.py eval`: a made-up COCO panoptic validation, scored here and by detectron2's evaluators.
 
-Both get the same outputs in the same order, picture by picture, as `inference_on_dataset` hands them over, and write
+Both get the same outputs in the same order, image by image, as `inference_on_dataset` hands them over, and write
 the same result files. Only the evaluators' own time counts, not the making of outputs. Every number that both report
 must be the same, or the run fails.
 """
@@ -62,7 +62,7 @@ class Scene:
         for number in range(BANDS + 1, BANDS + 1 + OBJECTS):
             ids[disc(size, rng)] = number
             segments.append({"id": number, "category_id": int(rng.integers(THINGS)), "isthing": True})
-        ids[: int(rng.integers(0, height // 20))] = 0  # unlabelled
+        ids[: int(rng.integers(0, height // 20))] = 0  # unlabeled
         return cls(ids, present(ids, segments))
 
 
@@ -73,7 +73,7 @@ def present(ids: np.ndarray, segments: list[Segment]) -> list[Segment]:
 
 
 def disc(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """(h, w) bool: an ellipse of any size from a dot to half the picture, with a bumpy rim."""
+    """(h, w) bool: an ellipse of any size from a dot to half the image, with a bumpy rim."""
     height, width = size
     radius = np.exp(rng.uniform(np.log(4), np.log(height / 3)))
     y = (np.arange(height)[:, None] - rng.uniform(0, height)) / radius
@@ -114,14 +114,14 @@ def guess(scene: Scene, rng: np.random.Generator) -> tuple[dict[str, Any], Tenso
     return {"panoptic_seg": (torch.from_numpy(ids), segments), "instances": found}, torch.from_numpy(kinds[ids])
 
 
-def write_truth(folder: Path, images: int, size: tuple[int, int]) -> None:
-    """COCO's files below `folder`, registered as NAME."""
+def write_truth(directory: Path, images: int, size: tuple[int, int]) -> None:
+    """COCO's files below `directory`, registered as NAME."""
     height, width = size
     categories = [{"id": i + 1, "name": f"class {i}", "isthing": int(i < THINGS)} for i in range(CLASSES)]
     content: dict[str, list[Any]] = {"images": [], "panoptic": [], "instances": []}
     records = []
     for sub in ("panoptic", "semantic"):
-        (folder / sub).mkdir()
+        (directory / sub).mkdir()
     for number in range(images):
         scene = Scene.make(size, np.random.default_rng(number))
         name, label = f"{number:012d}", np.full(BANDS + OBJECTS + 1, 255, dtype=np.uint8)
@@ -133,24 +133,24 @@ def write_truth(folder: Path, images: int, size: tuple[int, int]) -> None:
             if s["isthing"]:
                 own = {"id": len(content["instances"]) + 1, "image_id": number, "bbox": [0, 0, 1, 1]}
                 content["instances"].append({**infos[-1], **own, "segmentation": codes[s["id"]]})
-        Image.fromarray(id_to_rgb(scene.ids)).save(folder / "panoptic" / f"{name}.png")
-        Image.fromarray(label[scene.ids]).save(folder / "semantic" / f"{name}.png")
+        Image.fromarray(id_to_rgb(scene.ids)).save(directory / "panoptic" / f"{name}.png")
+        Image.fromarray(label[scene.ids]).save(directory / "semantic" / f"{name}.png")
         content["images"].append({"id": number, "file_name": f"{name}.jpg", "height": height, "width": width})
         content["panoptic"].append({"image_id": number, "file_name": f"{name}.png", "segments_info": infos})
-        truth_file = str(folder / "semantic" / f"{name}.png")
+        truth_file = str(directory / "semantic" / f"{name}.png")
         records.append({"file_name": f"{name}.jpg", "image_id": number, "sem_seg_file_name": truth_file})
     for kind, used in (("panoptic", categories), ("instances", categories[:THINGS])):
         document = {"images": content["images"], "categories": used, "annotations": content[kind]}
-        (folder / f"{kind}.json").write_text(json.dumps(document))
-    register(folder, records, [c["name"] for c in categories])
+        (directory / f"{kind}.json").write_text(json.dumps(document))
+    register(directory, records, [c["name"] for c in categories])
 
 
-def register(folder: Path, records: list[dict[str, Any]], names: list[str]) -> None:
+def register(directory: Path, records: list[dict[str, Any]], names: list[str]) -> None:
     DatasetCatalog.register(NAME, lambda: records)
     MetadataCatalog.get(NAME).set(
-        json_file=str(folder / "instances.json"),
-        panoptic_json=str(folder / "panoptic.json"),
-        panoptic_root=str(folder / "panoptic"),
+        json_file=str(directory / "instances.json"),
+        panoptic_json=str(directory / "panoptic.json"),
+        panoptic_root=str(directory / "panoptic"),
         evaluator_type="coco_panoptic_seg",
         ignore_label=255,
         thing_classes=names[:THINGS],
@@ -160,36 +160,36 @@ def register(folder: Path, records: list[dict[str, Any]], names: list[str]) -> N
     )
 
 
-def ours(folder: str) -> Makers:
+def ours(directory: str) -> Makers:
     return {
-        "panoptic": lambda: PanopticEvaluator(NAME, folder),
-        "instance": lambda: InstanceSegEvaluator(NAME, output_dir=folder),
-        "semantic": lambda: SemanticEvaluator(NAME, output_dir=folder),
+        "panoptic": lambda: PanopticEvaluator(NAME, directory),
+        "instance": lambda: InstanceSegEvaluator(NAME, output_dir=directory),
+        "semantic": lambda: SemanticEvaluator(NAME, output_dir=directory),
     }
 
 
-def detectron2s(folder: str, boundary: bool) -> Makers:
+def detectron2s(directory: str, boundary: bool) -> Makers:
     """With NumPy 2 the semantic evaluator cannot read files itself; without `boundary` it does no extra work."""
 
     def load(path: str, dtype: Any = None) -> np.ndarray:
         return np.array(Image.open(path), dtype=dtype)
 
     def semantic() -> DatasetEvaluator:
-        evaluator = SemSegEvaluator(NAME, output_dir=folder, sem_seg_loading_fn=load)
+        evaluator = SemSegEvaluator(NAME, output_dir=directory, sem_seg_loading_fn=load)
         evaluator._compute_boundary_iou &= boundary
         return evaluator
 
     return {
-        "panoptic": lambda: COCOPanopticEvaluator(NAME, folder),
+        "panoptic": lambda: COCOPanopticEvaluator(NAME, directory),
         # detectron2's faster AP needs its compiled part, which is not in the build that tools/install.py installs.
-        "instance": lambda: COCOEvaluator(NAME, ("segm",), output_dir=folder, use_fast_impl=False),
+        "instance": lambda: COCOEvaluator(NAME, ("segm",), output_dir=directory, use_fast_impl=False),
         "semantic": semantic,
     }
 
 
 @dataclass
 class Validation:
-    """The evaluators of one side, their results and their seconds by task, the reading of truth included."""
+    """The evaluators of one side, their results and their seconds by task, the reading of ground truth included."""
 
     makers: Makers
     evaluators: dict[str, DatasetEvaluator] = field(default_factory=dict)
@@ -202,10 +202,10 @@ class Validation:
                 self.evaluators[task] = make()
                 self.evaluators[task].reset()
 
-    def process(self, picture: dict[str, Any], output: dict[str, Any]) -> None:
+    def process(self, image: dict[str, Any], output: dict[str, Any]) -> None:
         for task, evaluator in self.evaluators.items():
             with self._clock(task):
-                evaluator.process([picture], [output])
+                evaluator.process([image], [output])
 
     def evaluate(self) -> None:
         for task, evaluator in self.evaluators.items():
@@ -220,7 +220,7 @@ class Validation:
 
 
 def validate(sides: Sequence[Validation], images: int, size: tuple[int, int], device: torch.device) -> None:
-    """A whole validation. The sides take turns at each picture, so that both meet the same load of the machine."""
+    """A whole validation. The sides take turns at each image, so that both meet the same load of the machine."""
     for side in sides:
         side.start()
     scores = torch.rand(CLASSES, *size, device=device)
@@ -231,7 +231,7 @@ def validate(sides: Sequence[Validation], images: int, size: tuple[int, int], de
         winners = labels.to(device)[None]
         noise = scores.gather(0, winners)
         scores.scatter_(0, winners, 1.5)
-        picture = {"image_id": number, "file_name": f"{number:012d}.jpg"}
+        image = {"image_id": number, "file_name": f"{number:012d}.jpg"}
         for side in sides if number % 2 else reversed(sides):
             given = {
                 "panoptic_seg": (ids.to(device, copy=True), copy.deepcopy(segments)),  # detectron2 changes them
@@ -240,7 +240,7 @@ def validate(sides: Sequence[Validation], images: int, size: tuple[int, int], de
             }
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            side.process(picture, given)
+            side.process(image, given)
         scores.scatter_(0, winners, noise)
     for side in sides:
         side.evaluate()
@@ -274,14 +274,14 @@ def run(args: argparse.Namespace, describe: str) -> None:
     warnings.simplefilter("ignore")  # of NumPy about old libraries
     size = (args.size[0], args.size[1])
     print(f"{describe}\n{libraries()}")
-    print(f"{args.images} pictures of {size[0]} x {size[1]}, {DETECTIONS} instances each, {CLASSES} classes")
+    print(f"{args.images} images of {size[0]} x {size[1]}, {DETECTIONS} instances each, {CLASSES} classes")
     with tempfile.TemporaryDirectory(prefix="benchmark_eval_") as name:
-        folder = Path(name)
-        write_truth(folder, args.images, size)
+        directory = Path(name)
+        write_truth(directory, args.images, size)
         for sub in ("ours", "theirs"):
-            (folder / sub).mkdir()
-        here = Validation(ours(str(folder / "ours")))
-        there = Validation(detectron2s(str(folder / "theirs"), args.boundary))
+            (directory / sub).mkdir()
+        here = Validation(ours(str(directory / "ours")))
+        there = Validation(detectron2s(str(directory / "theirs"), args.boundary))
         with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
             validate((here, there), args.images, size, torch.device(args.device))
     print(compare(here.results, there.results))

@@ -48,11 +48,11 @@ class Inputs:
         def normal(*shape: int) -> Tensor:
             return torch.randn(shape, generator=generator, device=device)
 
-        centres = []
+        centers = []
         for h, w in shapes:
             y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
-            centres.append(torch.stack(((x + 0.5) / w, (y + 0.5) / h), -1).flatten(0, 1))
-        points = torch.cat(centres)[None, :, None]
+            centers.append(torch.stack(((x + 0.5) / w, (y + 0.5) / h), -1).flatten(0, 1))
+        points = torch.cat(centers)[None, :, None]
         value = normal(batch, count, HEADS, DIM).to(dtype)
         offsets = (normal(batch, count, HEADS, len(shapes), POINTS, 2) * SIGMA).to(dtype)
         logits = normal(batch, count, HEADS, len(shapes), POINTS).to(dtype)

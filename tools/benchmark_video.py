@@ -1,6 +1,6 @@
 """Time and memory of video instance segmentation on a long synthetic clip; run by `tools/benchmark.py video`.
 
-Frames are made on the fly (coloured discs that move over noise), so that nothing but the program itself fills memory.
+Frames are made on the fly (colored discs that move over noise), so that nothing but the program itself fills memory.
 Weights are random. So that no work is saved by finding nothing, every window keeps all its candidates, and mask logits
 are shifted until about a sixth of the pixels are inside.
 """
@@ -51,8 +51,8 @@ class MovingDiscs(FrameSource):
         for index in range(start, self.length or 0):
             image = self.noise.copy()
             for row, column, speed, *color in self.discs:
-                centre = (column + speed * index / 50) % 1 * width
-                inside = (y - row * height) ** 2 + (x - centre) ** 2 < (height / 12) ** 2
+                center = (column + speed * index / 50) % 1 * width
+                inside = (y - row * height) ** 2 + (x - center) ** 2 < (height / 12) ** 2
                 image[inside] = np.array(color) * 191 + 64
             yield Frame(index, index / 25, image)
 
@@ -109,16 +109,16 @@ def run(args: argparse.Namespace, hardware: str) -> None:
     marks: list[tuple[int, float, float]] = [(0, time.perf_counter(), resident())]
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
-    with tempfile.TemporaryDirectory() as folder:
-        journal = Journal(Path(folder) / "work", {"benchmark": 1})
+    with tempfile.TemporaryDirectory() as directory:
+        journal = Journal(Path(directory) / "work", {"benchmark": 1})
         context = torch.autocast(model.device.type, torch.bfloat16) if args.bf16 else nullcontext()
         clip = LongClip(Busy(clip_model(model, s)), source, journal, s, prepare, lambda: context)
         clip.run(lambda done: marks.append((done, time.perf_counter(), resident())))
         tracked, start = peak_resident(), time.perf_counter()
         result = VideoResult(source, journal, ClassTable.numbered(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES))
-        size = result.save(Path(folder) / "result.json")[0].stat().st_size
+        size = result.save(Path(directory) / "result.json")[0].stat().st_size
         saving = time.perf_counter() - start
-        disk = sum(p.stat().st_size for p in journal.folder.iterdir())
+        disk = sum(p.stat().st_size for p in journal.directory.iterdir())
     report(marks, model.device)
     print(f"peak memory of the process {peak_resident():.2f} GiB (without saving {tracked:.2f})")
     print(

@@ -24,7 +24,7 @@ class CompileError(Exception):
 
 @dataclass(frozen=True)
 class Library:
-    """How to make the shared library ``path``. All paths are relative to the folder in which the commands run.
+    """How to make the shared library ``path``. All paths are relative to the directory in which the commands run.
 
     ``commands`` maps each object file to its (source file, command); ``headers`` are the files that any source may
     include; ``link`` is the command that makes the library from the objects.
@@ -48,7 +48,7 @@ def bring_up_to_date(library: Library, root: Path, name: str, say: Say) -> bool:
 
     Args:
         library: what to make.
-        root: the folder in which the commands run.
+        root: the directory in which the commands run.
         name: how messages call the library.
         say: prints a line.
 
@@ -81,11 +81,11 @@ def bring_up_to_date(library: Library, root: Path, name: str, say: Say) -> bool:
     return True
 
 
-def put(library: Path, folder: Path) -> Path:
-    """Copy to ``folder``, by renaming: a process that has the old file loaded keeps it."""
-    target = folder / library.name
+def put(library: Path, directory: Path) -> Path:
+    """Copy to ``directory``, by renaming: a process that has the old file loaded keeps it."""
+    target = directory / library.name
     if not target.is_file() or target.stat().st_mtime != library.stat().st_mtime:
-        folder.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
         unfinished = target.with_name(target.name + ".new")
         shutil.copy2(library, unfinished)
         os.replace(unfinished, target)

@@ -65,9 +65,9 @@ class BuildError(Exception):
 
 @dataclass(frozen=True)
 class Torch:
-    """An installed torch: its folder, version, and CUDA version (None in a CPU-only build)."""
+    """An installed torch: its directory, version, and CUDA version (None in a CPU-only build)."""
 
-    folder: Path
+    directory: Path
     version: str
     cuda: str | None
 
@@ -91,31 +91,31 @@ def parse_request(text: str | None) -> tuple[tuple[str, ...], tuple[type[Unavail
 # --- what is there ---
 
 
-def package_folders() -> list[Path]:
+def package_directories() -> list[Path]:
     """Where the packages of this Python are; in a build that pip isolates, those of the Python that runs pip."""
     base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
     installed = [sysconfig.get_path(name, vars=v) for v in ({}, base) for name in ("platlib", "purelib")]
     return [Path(path) for path in [*sys.path, *installed, site.getusersitepackages()] if path]
 
 
-def find_torch(folders: Iterable[Path]) -> Torch:
-    """The first torch in ``folders``; Unavailable where there is none that the op can be compiled for."""
-    folder = next((path / "torch" for path in folders if (path / "torch/version.py").is_file()), None)
-    if folder is None:
+def find_torch(directories: Iterable[Path]) -> Torch:
+    """The first torch in ``directories``; Unavailable where there is none that the op can be compiled for."""
+    directory = next((path / "torch" for path in directories if (path / "torch/version.py").is_file()), None)
+    if directory is None:
         raise Unavailable(
             "no torch is installed where this is built",
             "Install torch first and use: pip install --no-build-isolation .",
         )
-    text = (folder / "version.py").read_text("utf-8")
+    text = (directory / "version.py").read_text("utf-8")
     version, cuda = (
         re.search(rf"^{name}\b[^=\n]*=\s*['\"]([^'\"]+)", text, re.MULTILINE) for name in ("__version__", "cuda")
     )
-    found = Torch(folder, version[1] if version else "0", cuda[1] if cuda else None)
+    found = Torch(directory, version[1] if version else "0", cuda[1] if cuda else None)
     if tuple(map(int, re.findall(r"\d+", found.version)[:2])) < MINIMUM_TORCH:
         minimum = ".".join(map(str, MINIMUM_TORCH))
         raise Unavailable(f"torch {found.version} is older than {minimum}", f"Update torch, or stay without: {WITHOUT}")
-    if not (folder / "include/torch/csrc/stable/library.h").is_file():
-        raise Unavailable(f"torch {found.version} in {folder} has no C++ headers", "Install torch from PyPI.")
+    if not (directory / "include/torch/csrc/stable/library.h").is_file():
+        raise Unavailable(f"torch {found.version} in {directory} has no C++ headers", "Install torch from PyPI.")
     return found
 
 
@@ -137,7 +137,7 @@ def find_nvcc(torch: Torch) -> str:
     on_path = shutil.which("nvcc")
     places = [home / "bin/nvcc" for home in homes]
     places += [Path(on_path)] if on_path else []
-    places += [Path("/usr/local/cuda/bin/nvcc"), *torch.folder.parent.glob("nvidia/cu[0-9]*/bin/nvcc")]
+    places += [Path("/usr/local/cuda/bin/nvcc"), *torch.directory.parent.glob("nvidia/cu[0-9]*/bin/nvcc")]
     found = next((str(path) for path in places if os.access(path, os.X_OK)), None)
     if found is None:
         raise NoCuda(
@@ -219,7 +219,7 @@ def plan_cpu(torch: Torch) -> Library:
     """Commands for the CPU library; the files for x86 are left out on other processors."""
     compiler = find_compiler()
     files = sources("cpu")
-    flags = [*COMMON_FLAGS, "-isystem", str(torch.folder / "include"), "-Wall", "-fPIC", "-fvisibility=hidden"]
+    flags = [*COMMON_FLAGS, "-isystem", str(torch.directory / "include"), "-Wall", "-fPIC", "-fvisibility=hidden"]
     if platform.machine().lower() not in ("x86_64", "amd64"):
         files = [path for path in files if path.name not in X86_FLAGS]
         flags.append("-DMASK2FORMER_BASELINE_ONLY")
@@ -227,7 +227,7 @@ def plan_cpu(torch: Torch) -> Library:
     if sys.platform == "darwin":
         return library("cpu", commands, compiler, ["-undefined", "dynamic_lookup"])
     # No rpath: the loader takes the libtorch_cpu.so that the process has loaded already.
-    return library("cpu", commands, compiler, [f"-L{torch.folder / 'lib'}", "-ltorch_cpu", "-Wl,-z,defs", "-Wl,-s"])
+    return library("cpu", commands, compiler, [f"-L{torch.directory / 'lib'}", "-ltorch_cpu", "-Wl,-z,defs", "-Wl,-s"])
 
 
 def plan_cuda(torch: Torch) -> Library:
@@ -241,11 +241,11 @@ def plan_cuda(torch: Torch) -> Library:
             f"{nvcc} is CUDA {version}, torch {torch.version} is built for CUDA {torch.cuda}",
             "Install a CUDA toolkit with the same first number and point CUDA_HOME to it.",
         )
-    flags = [*COMMON_FLAGS, "-DUSE_CUDA", "-isystem", str(torch.folder / "include"), "--expt-relaxed-constexpr"]
+    flags = [*COMMON_FLAGS, "-DUSE_CUDA", "-isystem", str(torch.directory / "include"), "--expt-relaxed-constexpr"]
     # Code for many GPUs: compile it in parallel (one file takes as long as all others) and pack it, to a sixth.
     flags += ["-Xcompiler=-fPIC,-fvisibility=hidden", f"--threads={jobs()}", "-Xfatbin=-compress-all"]
     flags += cuda_flags(os.environ.get("TORCH_CUDA_ARCH_LIST", ""), known)
-    link = ["--no-device-link", "--cudart=static", f"-L{torch.folder / 'lib'}"]
+    link = ["--no-device-link", "--cudart=static", f"-L{torch.directory / 'lib'}"]
     beside = Path(nvcc).resolve().parent.parent / "lib"
     if (beside / "libcudart_static.a").is_file():  # the pip package's nvcc does not look there by itself
         link.append(f"-L{beside}")
@@ -271,15 +271,15 @@ PLANS = {"cpu": plan_cpu, "cuda": plan_cuda}
 # --- carrying it out ---
 
 
-def build_part(part: str, folder: Path, torch_folders: Iterable[Path], say: Say) -> Path:
-    """Compile one part into ``folder``; Unavailable where that is not possible."""
+def build_part(part: str, directory: Path, torch_directories: Iterable[Path], say: Say) -> Path:
+    """Compile one part into ``directory``; Unavailable where that is not possible."""
     if sys.platform == "win32":
         raise Unavailable("there is no build for Windows", WITHOUT)
     start = time.monotonic()
     try:
-        wanted = PLANS[part](find_torch(torch_folders))
+        wanted = PLANS[part](find_torch(torch_directories))
         changed = bring_up_to_date(wanted, ROOT, f"compiled op, {part}", say)
-        path = put(ROOT / wanted.path, folder)
+        path = put(ROOT / wanted.path, directory)
     except CompileError as error:
         raise Unavailable(str(error), f"Please report these lines; {VARIABLE}=0 avoids the attempt.") from error
     except OSError as error:
@@ -290,8 +290,8 @@ def build_part(part: str, folder: Path, torch_folders: Iterable[Path], say: Say)
 
 
 def build(
-    folder: Path,
-    torch_folders: Iterable[Path] | None = None,
+    directory: Path,
+    torch_directories: Iterable[Path] | None = None,
     parts: Sequence[str] = PARTS,
     request: str | None = None,
     say: Say = print,
@@ -299,30 +299,30 @@ def build(
     """Compile what is wanted and possible here.
 
     Args:
-        folder: where the libraries go.
+        directory: where the libraries go.
         torch_folders: where to look for torch; None: the packages of this Python.
         parts: what to compile, before ``request`` narrows it.
         request: as ``MASK2FORMER_BUILD_OPS``, see ``parse_request``.
         say: prints a line; one for every part that is compiled or left out.
 
     Returns:
-        The libraries that are in ``folder`` now.
+        The libraries that are in ``directory`` now.
 
     Raises:
         BuildError: a part that ``request`` demands cannot be compiled.
     """
     wanted, excuses = parse_request(request)
-    places = list(package_folders() if torch_folders is None else torch_folders)
+    places = list(package_directories() if torch_directories is None else torch_directories)
     built: list[Path] = []
     left_out: dict[str, list[str]] = {}
     for part in (part for part in wanted if part in parts):
         try:
-            built.append(build_part(part, folder, places, say))
+            built.append(build_part(part, directory, places, say))
         except Unavailable as reason:
             if not isinstance(reason, excuses):
                 raise BuildError(f"compiled op, {part}: {VARIABLE}={request} demands it. {reason}") from reason
             left_out.setdefault(str(reason), []).append(part)
-            drop_outdated(folder / f"_{part}.abi3.so", part)
+            drop_outdated(directory / f"_{part}.abi3.so", part)
     for text, names in left_out.items():
         say(f"compiled op, {' and '.join(names)}: left out, {text}")
     return built

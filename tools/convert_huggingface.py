@@ -4,13 +4,13 @@
     python tools/convert_huggingface.py from-hf IN OUT [--task panoptic] [--dtype float16]
     python tools/convert_huggingface.py to-hf IN OUT --config-file configs/coco/....yaml [--dataset NAME]
 
-from-hf reads a folder with config.json and model.safetensors (or pytorch_model.bin, or shards) and writes a
-folder with model.safetensors, config.yaml and classes.json:
+from-hf reads a directory with config.json and model.safetensors (or pytorch_model.bin, or shards) and writes a
+directory with model.safetensors, config.yaml and classes.json:
 
-    python demo/demo.py --config-file OUT/config.yaml --input picture.jpg --opts MODEL.WEIGHTS OUT
+    python demo/demo.py --config-file OUT/config.yaml --input image.jpg --opts MODEL.WEIGHTS OUT
 
 to-hf reads any weights of this project or of the reference implementation (.pkl, .pth, .safetensors, a
-model-zoo name such as coco-panoptic-swin-t) and writes a folder for
+model-zoo name such as coco-panoptic-swin-t) and writes a directory for
 `Mask2FormerForUniversalSegmentation.from_pretrained(OUT)`.
 
 Weights are only renamed and regrouped, never changed. Each conversion is checked: it is turned back, and the
@@ -71,15 +71,15 @@ def _parser() -> argparse.ArgumentParser:
         "help": "storage (default: as in the input)",
     }
 
-    to_ours = commands.add_parser("from-hf", help="Hugging Face folder -> this project")
-    to_ours.add_argument("input", metavar="IN", help="folder with config.json and the weights")
-    to_ours.add_argument("output", metavar="OUT", type=Path, help="folder to write")
+    to_ours = commands.add_parser("from-hf", help="Hugging Face directory -> this project")
+    to_ours.add_argument("input", metavar="IN", help="directory with config.json and the weights")
+    to_ours.add_argument("output", metavar="OUT", type=Path, help="directory to write")
     to_ours.add_argument("--task", choices=list(map(str, IMAGE_TASKS)), help="what the model is for")
     to_ours.add_argument("--dtype", **dtype)
 
-    to_theirs = commands.add_parser("to-hf", help="this project or the reference -> Hugging Face folder")
+    to_theirs = commands.add_parser("to-hf", help="this project or the reference -> Hugging Face directory")
     to_theirs.add_argument("input", metavar="IN", help="weights file, or the name of a published model")
-    to_theirs.add_argument("output", metavar="OUT", type=Path, help="folder to write")
+    to_theirs.add_argument("output", metavar="OUT", type=Path, help="directory to write")
     to_theirs.add_argument("--config-file", help="configuration of the model (default: that of the zoo name)")
     to_theirs.add_argument("--dataset", help="registered dataset for the class names (default: DATASETS.TEST[0])")
     to_theirs.add_argument("--dtype", **dtype)

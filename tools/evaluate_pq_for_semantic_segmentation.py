@@ -5,8 +5,8 @@
         --json-file output/inference/sem_seg_predictions.json
 
 Unlike mIoU, PQ looks at each image by itself: a class that an image does not hold costs a false positive, however few
-its pixels. A segment counts as found where its IoU is above 0.5; pixels without a label in the truth count nowhere.
-Numbers are in percent; nan for classes that neither truth nor prediction holds.
+its pixels. A segment counts as found where its IoU is above 0.5; pixels without a label in the ground truth count
+nowhere. Numbers are in percent; nan for classes that neither ground truth nor prediction holds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--dataset-name",
         default=REFERENCE_DATASETS[0],
         metavar="NAME",
-        help=f"registered dataset with label pictures: {', '.join(REFERENCE_DATASETS)} or any other "
+        help=f"registered dataset with label maps: {', '.join(REFERENCE_DATASETS)} or any other "
         f"(default {REFERENCE_DATASETS[0]})",
     )
     parser.add_argument(

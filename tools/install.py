@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STAMP = ".mask2former-verified.json"  # in site-packages: which set of packages was imported successfully
 
 PROBE = r"""
-import importlib.metadata, importlib.util, json, os, re, sys, sysconfig
+import importlib.metadata, importlib.util, JSON, os, re, sys, sysconfig
 sys.path[:] = [path for path in sys.path if path not in ("", os.getcwd())]
 packages, wants, project_url = {}, None, None
 for dist in importlib.metadata.distributions():
@@ -59,7 +59,7 @@ for dist in importlib.metadata.distributions():
 modules = []
 for name in ("detectron2", "panopticapi"):
     spec = importlib.util.find_spec(name)
-    if spec is not None and spec.origin is not None:  # a mere folder of that name has no origin
+    if spec is not None and spec.origin is not None:  # a mere directory of that name has no origin
         modules.append(name)
 torch = importlib.util.find_spec("torch")
 site_packages = sysconfig.get_path("purelib")
@@ -121,9 +121,9 @@ def prepare_venv(directory: Path, offline: bool) -> str:
     if made and python.exists():
         return str(python)
     if made:
-        raise InstallError(f"{directory} has lost its Python ({python}). Delete the folder and run this again.")
+        raise InstallError(f"{directory} has lost its Python ({python}). Delete the directory and run this again.")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise InstallError(f"{directory} exists and is not a virtual environment. Choose another folder for --venv.")
+        raise InstallError(f"{directory} exists and is not a virtual environment. Choose another directory for --venv.")
     if offline:
         raise InstallError(
             f"--offline, but {directory} does not exist yet. Make it with a connection: leave out --offline."
@@ -203,11 +203,11 @@ def verify(env: Environment) -> None:
 
 
 def compile_op(env: Environment, choice: str) -> None:
-    """Compile the op into this folder for the torch of ``env``; what cannot be compiled is left out with a line."""
+    """Compile the op into this directory for the torch of ``env``; what cannot be compiled is left out with a line."""
     parts = {"all": build_ops.PARTS, "cpu": ("cpu",), "none": ()}[choice]
-    folders = [Path(env.torch_parent)] if env.torch_parent else []
+    directories = [Path(env.torch_parent)] if env.torch_parent else []
     try:
-        build_ops.build(ROOT / build_ops.OPS, folders, parts, os.environ.get(build_ops.VARIABLE), say)
+        build_ops.build(ROOT / build_ops.OPS, directories, parts, os.environ.get(build_ops.VARIABLE), say)
     except build_ops.BuildError as error:
         raise InstallError(str(error)) from error
 
@@ -232,14 +232,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "once); cpu: for CPU only (seconds); none: nothing",
     )
     parser.add_argument("--offline", action="store_true", help="download nothing; say what is missing")
-    parser.add_argument("--wheels", type=Path, help="take packages from this folder of wheels, not from the index")
+    parser.add_argument("--wheels", type=Path, help="take packages from this directory of wheels, not from the index")
     parser.add_argument("--dry-run", action="store_true", help="print the steps and do nothing")
     return parser.parse_args(arguments)
 
 
 def install(args: argparse.Namespace) -> None:
     if args.wheels is not None and not args.wheels.is_dir():
-        raise InstallError(f"--wheels: there is no folder {args.wheels}")
+        raise InstallError(f"--wheels: there is no directory {args.wheels}")
     extras = [name.strip() for text in args.extras for name in text.split(",") if name.strip()]
     offline = args.offline and args.wheels is None
     python = prepare_venv(args.venv.absolute(), offline or args.dry_run) if args.venv else sys.executable

@@ -36,7 +36,7 @@ class InstallError(Exception):
 
 @dataclass(frozen=True)
 class Requirement:
-    """``name`` (normalised) with ``specifiers`` such as ``((">=", "2.6"), ("<", "3"))``."""
+    """``name`` (normalized) with ``specifiers`` such as ``((">=", "2.6"), ("<", "3"))``."""
 
     name: str
     specifiers: tuple[tuple[str, str], ...]
@@ -50,10 +50,10 @@ class Requirement:
 class Environment:
     """One Python environment, as ``tools/install.py`` finds it.
 
-    ``packages`` maps normalised distribution names to versions; ``modules`` tells which of ``detectron2`` and
+    ``packages`` maps normalized distribution names to versions; ``modules`` tells which of ``detectron2`` and
     ``panopticapi`` can be found; ``torchvision_wants`` is the torch version named in torchvision's metadata.
     ``project_url`` is the ``file://`` URL of an editable install of this project, ``None`` without one;
-    ``torch_parent`` is the folder that holds torch.
+    ``torch_parent`` is the directory that holds torch.
     """
 
     python: str
@@ -92,7 +92,7 @@ class Plan:
     holds: tuple[str, ...]
 
 
-def normalise(name: str) -> str:
+def normalize(name: str) -> str:
     """PEP 503: ``Foo_Bar.baz`` and ``foo-bar-baz`` are one package."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
@@ -132,7 +132,7 @@ def parse_requirement(text: str) -> Requirement:
     if found is None or None in specifiers:
         raise InstallError(f"pyproject.toml: cannot read the requirement {text!r}. Write it as name>=version.")
     pairs = tuple((part.group(1), part.group(2)) for part in specifiers if part)
-    return Requirement(normalise(found.group(1)), pairs, text.strip())
+    return Requirement(normalize(found.group(1)), pairs, text.strip())
 
 
 def read_requirements(pyproject: Path) -> tuple[list[str], dict[str, list[str]]]:
@@ -158,7 +158,7 @@ def read_requirements(pyproject: Path) -> tuple[list[str], dict[str, list[str]]]
 
 
 def read_pins(lines: Iterable[str], version: tuple[int, int]) -> dict[str, str]:
-    """Pins of the constraints file that hold for Python ``version``, as {normalised name: version}."""
+    """Pins of the constraints file that hold for Python ``version``, as {normalized name: version}."""
     pins: dict[str, str] = {}
     for line in lines:
         found = re.fullmatch(r"([\w.-]+)==([^\s;]+)(?:\s*;\s*python_version\s*(<|>=)\s*\"([\d.]+)\")?", line.strip())
@@ -168,7 +168,7 @@ def read_pins(lines: Iterable[str], version: tuple[int, int]) -> dict[str, str]:
             continue
         name, pin, operator, bound = found.groups()
         if operator is None or _compare(".".join(map(str, version)), operator, bound):
-            pins[normalise(name)] = pin
+            pins[normalize(name)] = pin
     return pins
 
 
@@ -323,7 +323,7 @@ def make_plan(
     else:
         steps.append(Step("panopticapi", (PANOPTICAPI,), "panoptic quality"))
     if env.project_url != project_url or env.packages.get("mask2former") != project_version:
-        steps.append(Step("project", ("mask2former",), "this folder, editable", network=False))
+        steps.append(Step("project", ("mask2former",), "this directory, editable", network=False))
     changed = [parse_requirement(item).name for item in torch_items] + [item.name for item in missing]
     constraints = effective_constraints(env, pins, changed)
     holds = effective_constraints(env, {}, changed)
@@ -338,6 +338,6 @@ def check_offline(plan: Plan) -> None:
     if needed:
         raise InstallError(
             f"--offline, but these packages are missing: {', '.join(needed)}. Run the same command once with "
-            "a connection, without --offline, or put their wheels into a folder and add --wheels FOLDER "
+            "a connection, without --offline, or put their wheels into a directory and add --wheels FOLDER "
             "(INSTALL.md, 'Offline')."
         )

@@ -26,7 +26,7 @@ BROKEN_DOWNLOAD = r"IncompleteRead|Connection broken|Read timed out|ConnectionRe
 PIP_REMEDIES = (
     (
         r"No space left on device",
-        "The disk is full: PyTorch needs about 10 GB, half of it in the temporary folder (set TMPDIR to another disk).",
+        "The disk is full: PyTorch needs about 10 GB, half of it in the temporary directory (TMPDIR sets another).",
     ),
     (
         r"DO NOT MATCH THE HASHES",
@@ -139,8 +139,8 @@ class Installer:
 
     def install_packages(self, step: Step) -> None:
         """Install the tested versions; where they do not fit what is installed, let pip choose."""
-        with tempfile.TemporaryDirectory() as folder:
-            constraints = Path(folder) / "constraints.txt"
+        with tempfile.TemporaryDirectory() as directory:
+            constraints = Path(directory) / "constraints.txt"
             constraints.write_text("\n".join(self.plan.constraints) + "\n", "utf-8")
             command = ["install", *self.source, "--constraint", str(constraints), *step.items]
             try:

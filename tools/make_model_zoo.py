@@ -53,7 +53,7 @@ print(resolve_weights("coco-panoptic-swin-t"))  # the file, downloaded if it is 
 ```
 
 In a config, `MODEL.WEIGHTS` takes the URL or just the file name, for example `model_final_9fd0ae.pkl`. A file lying in
-the working directory goes first, then the folder that the environment variable `MASK2FORMER_WEIGHTS` names, then
+the working directory goes first, then the directory that the environment variable `MASK2FORMER_WEIGHTS` names, then
 detectron2's cache (`$FVCORE_CACHE`, default `~/.torch/iopath_cache`). Without a connection the error says the URL and
 where to put the file. A file in the working directory is taken as it is; the others are checked at every use against
 the first six digits of their MD5 sum, which are in the file name.
@@ -63,7 +63,7 @@ test-time augmentation. They are the reference's numbers, not measurements of th
 with the reference on recorded inputs and outputs of the network.
 
 The published weights are under **CC BY-NC 4.0** (no commercial use); the code of this repository is under MIT. The
-bundled model has its own licence, see below.
+bundled model has its own license, see below.
 
 Video models (YouTube-VIS) follow objects through clips: `Segmenter.load("ytvis2019-r50").track("clip.mp4")`.
 """
@@ -80,8 +80,8 @@ Training from scratch starts from ImageNet weights. The configurations name them
 
 {used}
 A file of that name in the working directory goes first. Else the file of the last column is looked for in the working
-directory, in the folder that `MASK2FORMER_WEIGHTS` names and in detectron2's cache, and is downloaded if it is nowhere.
-A `.pth` file of torchvision or of Swin Transformer works as it is: its names are translated. Other detectron2
+directory, in the directory that `MASK2FORMER_WEIGHTS` names and in detectron2's cache, and is downloaded if it is
+nowhere. A `.pth` file of torchvision or of Swin Transformer works as it is: its names are translated. Other detectron2
 projects want the converted file, which `tools/convert-torchvision-to-d2.py` and
 `tools/convert-pretrained-swin-model-to-d2.py` make ([tools/README.md](tools/README.md)).
 
@@ -137,13 +137,13 @@ def _bundled(rows: Sequence[dict[str, Any]]) -> str:
     lines = ["## In this repository\n"]
     for row in rows:
         numbers = ", ".join(f"{name} {_number(value)}" for name, value in (row["metrics"] or {}).items())
-        folder = f"mask2former/{Path(row['config']).parent}"
+        directory = f"mask2former/{Path(row['config']).parent}"
         lines.append(
             f"**`{row['name']}`**: {row['task']} segmentation of {row['dataset']}, {row['backbone']}, "
             f"{row['queries']} queries. Validation: {numbers or 'not measured yet'}. "
-            f"Licence of the weights: {row['licence']}.\n"
+            f"License of the weights: {row['license']}.\n"
             f"[Configuration](mask2former/{row['config']}), [weights](mask2former/{row['weights']}), "
-            f"[model card]({folder}/README.md).\n"
+            f"[model card]({directory}/README.md).\n"
         )
     return "\n".join(lines)
 
@@ -160,10 +160,10 @@ def _models(rows: Sequence[dict[str, Any]], notes: list[str]) -> str:
 
 
 def _backbones(rows: Sequence[dict[str, Any]]) -> str:
-    head = ["backbone", "in the configurations", "trained by, on", "licence", "published file"]
+    head = ["backbone", "in the configurations", "trained by, on", "license", "published file"]
     return _table(
         head,
-        [[row["backbone"], f"`{row['config_name']}`", row["source"], row["licence"], _weights(row)] for row in rows],
+        [[row["backbone"], f"`{row['config_name']}`", row["source"], row["license"], _weights(row)] for row in rows],
     )
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Pack a finished training into a small folder that `Segmenter.load(folder)` and the demo understand.
+"""Pack a finished training into a small directory that `Segmenter.load(directory)` and the demo understand.
 
     python tools/pack_model.py output/nuclei models/nuclei --classes nucleus
 
@@ -29,16 +29,16 @@ from mask2former.utils.file_io import write_bytes
 CANDIDATES = ("model_best.safetensors", "model_final.safetensors", "model_final.pth")
 
 
-def find_weights(folder: Path) -> Path:
-    """The best weights of a training's output folder.
+def find_weights(directory: Path) -> Path:
+    """The best weights of a training's output directory.
 
     Raises:
         FileNotFoundError: there are none.
     """
     for name in CANDIDATES:
-        if (folder / name).is_file():
-            return folder / name
-    raise FileNotFoundError(f"{folder} holds none of {', '.join(CANDIDATES)}; name a file with --weights")
+        if (directory / name).is_file():
+            return directory / name
+    raise FileNotFoundError(f"{directory} holds none of {', '.join(CANDIDATES)}; name a file with --weights")
 
 
 def classes(cfg: CfgNode, source: Path) -> ClassTable:
@@ -76,8 +76,8 @@ def main() -> None:
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="output folder of train_net.py (config.yaml and weights)")
-    parser.add_argument("target", type=Path, help="folder to write")
+    parser.add_argument("source", type=Path, help="output directory of train_net.py (config.yaml and weights)")
+    parser.add_argument("target", type=Path, help="directory to write")
     parser.add_argument("--weights", type=Path, help="default: the best, else the final weights in SOURCE")
     parser.add_argument("--classes", nargs="+", help="class names; default: those of the training")
     parser.add_argument("--fp32", action="store_true", help="keep single precision")
@@ -85,7 +85,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def pack(args: argparse.Namespace) -> None:
-    """Read the training's folder and write the packed one."""
+    """Read the training's directory and write the packed one."""
     cfg = load_config(args.source / "config.yaml")
     state = load_weights(str(args.weights or find_weights(args.source)))
     # What any model makes anew is not worth storing.

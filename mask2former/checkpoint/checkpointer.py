@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 def load_into(
     model: nn.Module, source: str | os.PathLike[str] | Mapping[str, Tensor], *, strict: bool = False
 ) -> LoadReport:
-    """Load weights from a file, folder, URL or state dict into a model, and log what was done.
+    """Load weights from a file, directory, URL or state dict into a model, and log what was done.
 
     Args:
         source: whatever `load_weights` accepts, or a state dict in any layout.
@@ -97,10 +97,10 @@ class SafeCheckpointer(DetectionCheckpointer):
         return data
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Continue from the newest whole checkpoint in the folder, or else load the weights at `path`.
+        """Continue from the newest whole checkpoint in the directory, or else load the weights at `path`.
 
         Raises:
-            CorruptCheckpointError: every checkpoint in the folder is damaged.
+            CorruptCheckpointError: every checkpoint in the directory is damaged.
         """
         candidates = self._resume_candidates() if resume and self.has_checkpoint() else []
         failures: list[str] = []
@@ -149,7 +149,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         return read_checkpoint(f)
 
     def _resume_candidates(self) -> list[str]:
-        """The tagged checkpoint, then the others in the folder from new to old."""
+        """The tagged checkpoint, then the others in the directory from new to old."""
         tagged = self.get_checkpoint_file()
         others = [file for file in Path(self.save_dir).glob("*.pth") if str(file) != tagged]
         others.sort(key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True)

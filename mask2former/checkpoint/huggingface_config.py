@@ -66,7 +66,7 @@ def config_from_huggingface(
     """Configuration keys and values that build the model of a config.json.
 
     Args:
-        config: the settings, a config.json, or the folder it lies in.
+        config: the settings, a config.json, or the directory it lies in.
         task: "semantic", "instance" or "panoptic": switches the matching post-processing on, with the
             thresholds of the published configurations. config.json does not say which it is.
 
@@ -169,7 +169,7 @@ def config_to_huggingface(cfg: Any, class_names: Sequence[str] | None = None) ->
 
 
 def preprocessor_to_huggingface(cfg: Any) -> dict[str, Any]:
-    """The contents of preprocessor_config.json: sizes, and normalisation for pixels in [0, 1]."""
+    """The contents of preprocessor_config.json: sizes, and normalization for pixels in [0, 1]."""
     return {
         "image_processor_type": "Mask2FormerImageProcessor",
         "do_resize": True,
@@ -203,7 +203,7 @@ def _read(config: Mapping[str, Any] | str | os.PathLike[str]) -> tuple[Mapping[s
     file = Path(config)
     file = file / "config.json" if file.is_dir() else file
     if not file.is_file():
-        raise FileNotFoundError(f"no config.json at {file}; a Hugging Face folder has one beside its weights")
+        raise FileNotFoundError(f"no config.json at {file}; a Hugging Face directory has one beside its weights")
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -1,6 +1,6 @@
 """Names of weights: translates other layouts, loads a state dict into a model, and reports the result.
 
-Layouts that are recognised by their keys:
+Layouts that are recognized by their keys:
 
 - this project's and the reference's: `backbone.*`, `sem_seg_head.{pixel_decoder,predictor}.*`;
 - the reference's first one: pixel-decoder keys directly under `sem_seg_head.`, and `static_query`;
@@ -43,7 +43,7 @@ class LoadReport:
         loaded: keys of the model that got their value from the checkpoint.
         missing: keys of the model that the checkpoint lacks; they keep their initial value.
         unexpected: keys of the checkpoint that the model has no place for.
-        reinitialised: (key, shape in the checkpoint, shape in the model) where shapes differ; these weights
+        reinitialized: (key, shape in the checkpoint, shape in the model) where shapes differ; these weights
             keep their random initial value. Usual when fine-tuning with another number of classes or queries.
         converted: translations that were applied, in words.
     """
@@ -52,21 +52,21 @@ class LoadReport:
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
-    reinitialised: list[tuple[str, Shape, Shape]] = field(default_factory=list)
+    reinitialized: list[tuple[str, Shape, Shape]] = field(default_factory=list)
     converted: list[str] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
         """Whether every weight of the model was found and every weight of the file was used."""
-        return not (self.missing or self.unexpected or self.reinitialised)
+        return not (self.missing or self.unexpected or self.reinitialized)
 
     def __str__(self) -> str:
-        total = len(self.loaded) + len(self.missing) + len(self.reinitialised)
+        total = len(self.loaded) + len(self.missing) + len(self.reinitialized)
         lines = [f"{self.source}: {len(self.loaded)} of {total} weights loaded"]
         lines += [f"  translated: {text}" for text in self.converted]
-        if self.reinitialised:
-            lines.append(f"  reinitialised, because the shape differs ({len(self.reinitialised)}):")
-            lines += [f"    {key}: {old} in the file, {new} now" for key, old, new in self.reinitialised]
+        if self.reinitialized:
+            lines.append(f"  reinitialized, because the shape differs ({len(self.reinitialized)}):")
+            lines += [f"    {key}: {old} in the file, {new} now" for key, old, new in self.reinitialized]
         if self.missing:
             lines.append(f"  not in the file, left at their initial value ({len(self.missing)}):")
             lines += [f"    {group}" for group in _grouped(self.missing, self.loaded)]
@@ -233,7 +233,7 @@ def load_state_dict(
         elif tuple(value.shape) == tuple(target[key].shape):
             fitting[key] = value
         elif not key.endswith(".relative_position_index"):  # follows from the window size
-            report.reinitialised.append((key, tuple(value.shape), tuple(target[key].shape)))
+            report.reinitialized.append((key, tuple(value.shape), tuple(target[key].shape)))
     absent = [key for key in target if key not in weights and not _DERIVED.fullmatch(key)]
     report.missing = [key for key in absent if not _shared(target[key], target, fitting)]
     report.loaded = list(fitting)

@@ -1,4 +1,4 @@
-"""Reading of weight files: `.pkl`, `.pth`/`.pt`/`.bin`, `.safetensors` and Hugging Face folders.
+"""Reading of weight files: `.pkl`, `.pth`/`.pt`/`.bin`, `.safetensors` and Hugging Face directories.
 
 Nothing here runs code from a file.
 """
@@ -27,7 +27,7 @@ from ..errors import CorruptCheckpointError, UnsafeCheckpointError
 from .key_mapping import to_current_layout
 from .safe_pickle import load_pickle
 
-# What a folder may hold, best first (Hugging Face's names, then ours).
+# What a directory may hold, best first (Hugging Face's names, then ours).
 _FOLDER_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -40,13 +40,13 @@ _INDEX = ".index.json"
 
 
 def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The weights in a file, folder or URL, under this project's names (others are translated).
+    """The weights in a file, directory or URL, under this project's names (others are translated).
 
     Files of a bare backbone keep their own names (`res2.0.conv1.weight`, timm's, torchvision's):
     `checkpoint.load_into` matches them to a model.
 
     Args:
-        path: `.pkl`, `.pth`, `.pt`, `.bin`, `.safetensors`, a Hugging Face folder or its `*.index.json`, an
+        path: `.pkl`, `.pth`, `.pt`, `.bin`, `.safetensors`, a Hugging Face directory or its `*.index.json`, an
             `https://` or `detectron2://` address, or the name or file name of a model of the zoo.
 
     Raises:
@@ -80,7 +80,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def locate(path: str | os.PathLike[str]) -> Path:
-    """A local file for a path, folder, URL or published model's file name.
+    """A local file for a path, directory, URL or published model's file name.
 
     Raises:
         FileNotFoundError: nothing there; the message says what was looked for and where.
@@ -95,7 +95,7 @@ def locate(path: str | os.PathLike[str]) -> Path:
         for name in _FOLDER_FILES:
             if (local / name).is_file():
                 return local / name
-        raise FileNotFoundError(f"no weights in folder {local}: none of {', '.join(_FOLDER_FILES)} is there")
+        raise FileNotFoundError(f"no weights in directory {local}: none of {', '.join(_FOLDER_FILES)} is there")
     if local.is_file():
         return local
     entry = zoo.lookup(text) if text in zoo.list_models() else zoo.entry_of_file(local.name)
@@ -212,5 +212,5 @@ def _diagnosis(file: Path) -> str:
     if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         return "this is a web page, not weights; the download address was wrong"
     if head.startswith(b"PK") and not zipfile.is_zipfile(file):
-        return f"the file is cut short after {size} bytes; download or save it again"
+        return f"the file is truncated after {size} bytes; download or save it again"
     return "the file is damaged or of another kind; download or save it again"

@@ -49,15 +49,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m mask2former.data")
     commands = parser.add_subparsers(dest="command", required=True)
     text = (
-        "Read every picture and annotation of a dataset; report counts, sizes, how often each class occurs, and every "
+        "Read every image and annotation of a dataset; report counts, sizes, how often each class occurs, and every "
         "missing or broken file. The exit status is 1 when there is one."
     )
     check = commands.add_parser("check", help="look through a dataset", description=text)
     check.add_argument("name", help="registered name, for example coco_2017_val_panoptic_with_sem_seg")
-    check.add_argument("--root", help="folder that holds the datasets; default: DETECTRON2_DATASETS, else ./datasets")
+    check.add_argument(
+        "--root", help="directory that holds the datasets; default: DETECTRON2_DATASETS, else ./datasets"
+    )
     check.add_argument("--config-file", help="configuration whose DATASETS keys describe a dataset of your own")
-    check.add_argument("--output", help="also draw annotated pictures on a contact sheet, for example sheet.jpg")
-    check.add_argument("--samples", type=_positive, default=12, help="pictures on the sheet (default: %(default)s)")
+    check.add_argument("--output", help="also draw annotated images on a contact sheet, for example sheet.jpg")
+    check.add_argument("--samples", type=_positive, default=12, help="images on the sheet (default: %(default)s)")
     check.add_argument("--limit", type=_positive, help="look at so many records only, evenly spread")
     check.add_argument("--workers", type=_positive, help="processes; default: one per core, at most 16")
     return parser

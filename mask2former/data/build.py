@@ -102,7 +102,7 @@ def build_test_loader(
         cfg: DATASETS.COCO_JSON, INPUT and DATALOADER are read.
         dataset_name: registered name.
         mapper: instead of the one for inference.
-        batch_size: pictures in a batch.
+        batch_size: images in a batch.
 
     Returns:
         Loader of lists of samples. With DATALOADER.SKIP_BAD_RECORDS bad records are missing from them; they
@@ -165,13 +165,13 @@ def _load_records(names: Sequence[str], key: str, filter_empty: bool) -> list[di
         if name not in DatasetCatalog:
             hint = did_you_mean(name, DatasetCatalog.keys(), 3)
             raise ValueError(
-                f"{key}: no dataset {name!r} is registered.{hint} Your own COCO json becomes one with "
-                f'DATASETS.COCO_JSON \'[["{name}", "annotations.json", "pictures"]]\''
+                f"{key}: no dataset {name!r} is registered.{hint} Your own COCO JSON becomes one with "
+                f'DATASETS.COCO_JSON \'[["{name}", "annotations.json", "images"]]\''
             )
     try:
         return get_detection_dataset_dicts(names, filter_empty=filter_empty)
     except AssertionError as error:
-        remedy = "; DATALOADER.FILTER_EMPTY_ANNOTATIONS keeps only pictures with objects" if filter_empty else ""
+        remedy = "; DATALOADER.FILTER_EMPTY_ANNOTATIONS keeps only images with objects" if filter_empty else ""
         raise ValueError(f"{key} {', '.join(names)}: {error}{remedy}") from error
 
 
@@ -196,8 +196,8 @@ def _repeats(cfg: CfgNode, records: list[dict[str, Any]], seed: int) -> np.ndarr
 
 
 def _orientations(records: list[dict[str, Any]]) -> np.ndarray | None:
-    """1 for pictures wider than high, else 0; None if a record does not say its size."""
+    """1 for images wider than high, else 0; None if a record does not say its size."""
     if not all("width" in record and "height" in record for record in records):
-        logger.info("records without sizes: pictures are not grouped by aspect ratio")
+        logger.info("records without sizes: images are not grouped by aspect ratio")
         return None
     return np.array([record["width"] > record["height"] for record in records], dtype=np.int64)

@@ -25,10 +25,10 @@ WRITABLE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff",
 
 
 def read_image(path: str, image_format: str = "RGB") -> np.ndarray:
-    """Read a picture as colour.
+    """Read an image as color.
 
-    Grey, palette, CMYK and bilevel pictures become colour, alpha is dropped, the EXIF orientation is applied.
-    16-bit grey is divided by 257, so that 65535 becomes 255 and every picture of a dataset is scaled alike;
+    Gray, palette, CMYK and bilevel images become color, alpha is dropped, the EXIF orientation is applied.
+    16-bit gray is divided by 257, so that 65535 becomes 255 and every image of a dataset is scaled alike;
     stretch the values yourself where only a part of the 16 bits is used. Of files with several frames the
     first is read.
 
@@ -40,17 +40,17 @@ def read_image(path: str, image_format: str = "RGB") -> np.ndarray:
         uint8 (H, W, 3) in [0, 255].
 
     Raises:
-        BadRecordError: the file is missing, cut short, no picture, or its values cannot be scaled safely.
+        BadRecordError: the file is missing, truncated, no image, or its values cannot be scaled safely.
         ValueError: unknown `image_format`.
     """
     if image_format not in IMAGE_FORMATS:
         raise ValueError(f"INPUT.FORMAT is {image_format!r}, use one of {', '.join(IMAGE_FORMATS)}")
-    picture = _open(path)
+    image = _open(path)
     try:
-        picture = ImageOps.exif_transpose(picture)
-    except Exception as error:  # orientation is a hint: a broken EXIF block must not cost the picture
+        image = ImageOps.exif_transpose(image)
+    except Exception as error:  # orientation is a hint: a broken EXIF block must not cost the image
         logger.debug("%s: EXIF orientation ignored: %s", path, error)
-    pixels = to_rgb(path, picture)
+    pixels = to_rgb(path, image)
     return pixels[:, :, ::-1] if image_format == "BGR" else pixels
 
 
@@ -61,38 +61,38 @@ def read_panoptic_png(path: str) -> np.ndarray:
         int32 (H, W), 0 where no segment is.
 
     Raises:
-        BadRecordError: the file is missing, cut short or not an RGB picture.
+        BadRecordError: the file is missing, truncated or not an RGB image.
     """
-    picture = _open(path)
-    if picture.mode not in ("RGB", "RGBA"):
-        raise BadRecordError(path, f"a panoptic PNG has RGB pixels (id = R + 256 G + 65536 B), this is {picture.mode}")
-    return rgb_to_id(np.asarray(picture)[:, :, :3])
+    image = _open(path)
+    if image.mode not in ("RGB", "RGBA"):
+        raise BadRecordError(path, f"a panoptic PNG has RGB pixels (id = R + 256 G + 65536 B), this is {image.mode}")
+    return rgb_to_id(np.asarray(image)[:, :, :3])
 
 
 def read_label_map(path: str) -> np.ndarray:
-    """Read a label map: 8-bit grey or palette, or 16 bits for more than 255 classes (PNG, TIFF).
+    """Read a label map: 8-bit gray or palette, or 16 bits for more than 255 classes (PNG, TIFF).
 
     Returns:
         int32 (H, W), the values of the file as they are.
 
     Raises:
-        BadRecordError: the file is missing, cut short, or has several channels or no integers.
+        BadRecordError: the file is missing, truncated, or has several channels or no integers.
     """
-    picture = _open(path)
-    if picture.mode not in ("L", "P", "I", "1") and not picture.mode.startswith("I;16"):
+    image = _open(path)
+    if image.mode not in ("L", "P", "I", "1") and not image.mode.startswith("I;16"):
         raise BadRecordError(
-            path, f"a label map has one channel of 8 or 16 bits whose value is the class, this is {picture.mode}"
+            path, f"a label map has one channel of 8 or 16 bits whose value is the class, this is {image.mode}"
         )
-    return np.asarray(picture).astype(np.int32)
+    return np.asarray(image).astype(np.int32)
 
 
 def check_image_size(record: dict[str, Any], size: tuple[int, int], path: str) -> None:
-    """Compare the size of a picture with its record and add a size that the record lacks.
+    """Compare the size of an image with its record and add a size that the record lacks.
 
     Args:
         record: changed in place: "height" and "width" are set when absent.
-        size: height and width of the picture in pixels.
-        path: file of the picture, for the message.
+        size: height and width of the image in pixels.
+        path: file of the image, for the message.
 
     Raises:
         BadRecordError: the sizes differ.
@@ -103,8 +103,7 @@ def check_image_size(record: dict[str, Any], size: tuple[int, int], path: str) -
         hint = "; the sides are swapped, see the EXIF orientation" if expected == (width, height) else ""
         raise BadRecordError(
             path,
-            f"the picture is {width}x{height} pixels (width x height), "
-            f"its record says {expected[1]}x{expected[0]}{hint}",
+            f"the image is {width}x{height} pixels (width x height), its record says {expected[1]}x{expected[0]}{hint}",
         )
 
 
@@ -114,40 +113,40 @@ def _open(path: str) -> Image.Image:
         raise BadRecordError(str(path), "the record has no usable file name")
     try:
         with PathManager.open(path, "rb") as file:
-            picture = Image.open(file)
-            picture.load()
-            return picture
+            image = Image.open(file)
+            image.load()
+            return image
     except MemoryError:
         raise
     except FileNotFoundError as error:
         raise BadRecordError(path, "the file does not exist") from error
     except Exception as error:
-        raise BadRecordError(path, f"cannot be read as a picture: {error}") from error
+        raise BadRecordError(path, f"cannot be read as an image: {error}") from error
 
 
-def to_rgb(path: str, picture: Image.Image) -> np.ndarray:
-    if picture.mode == "F":
-        raise BadRecordError(path, "floating point pictures have no fixed range; save it with 8 or 16 bits")
-    if picture.mode == "I" or picture.mode.startswith("I;16"):
-        grey = np.asarray(picture).astype(np.int64)
-        if grey.size and (grey.min() < 0 or grey.max() > 65535):
+def to_rgb(path: str, image: Image.Image) -> np.ndarray:
+    if image.mode == "F":
+        raise BadRecordError(path, "floating point images have no fixed range; save it with 8 or 16 bits")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        gray = np.asarray(image).astype(np.int64)
+        if gray.size and (gray.min() < 0 or gray.max() > 65535):
             raise BadRecordError(path, "has more than 16 bits a pixel; save it with 8 or 16 bits")
-        grey8 = ((grey + 128) // 257).astype(np.uint8)
-        return np.repeat(grey8[:, :, None], 3, axis=2)
-    if picture.mode in ("P", "PA") and "transparency" in picture.info:
-        picture = picture.convert("RGBA")  # Pillow warns about the direct way to RGB
+        gray8 = ((gray + 128) // 257).astype(np.uint8)
+        return np.repeat(gray8[:, :, None], 3, axis=2)
+    if image.mode in ("P", "PA") and "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns about the direct way to RGB
     try:
         # A copy: Pillow's own memory is read-only, of which PyTorch warns when a transform makes a tensor of it.
-        return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except ValueError as error:
-        raise BadRecordError(path, f"pixels of mode {picture.mode} cannot be turned into RGB") from error
+        raise BadRecordError(path, f"pixels of mode {image.mode} cannot be turned into RGB") from error
 
 
 ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor
 
 
 def load_image(source: ImageSource) -> np.ndarray:
-    """Any accepted picture as (H, W, 3) uint8 RGB; see `Segmenter.__call__` for what is accepted.
+    """Any accepted image as (H, W, 3) uint8 RGB; see `Segmenter.__call__` for what is accepted.
 
     16-bit values are divided by 257 and alpha is dropped, as `data.images.read_image` does for training.
 
@@ -157,8 +156,8 @@ def load_image(source: ImageSource) -> np.ndarray:
     if isinstance(source, str | os.PathLike):
         path = os.fspath(source)
         if "://" not in path and not os.path.isfile(path):
-            what = "is a folder; give the pictures in it" if os.path.isdir(path) else "does not exist"
-            raise FileNotFoundError(f"picture {path!r} {what}")
+            what = "is a directory; give the images in it" if os.path.isdir(path) else "does not exist"
+            raise FileNotFoundError(f"image {path!r} {what}")
         return read_image(path)
     if isinstance(source, Image.Image):
         return to_rgb("this PIL image", ImageOps.exif_transpose(source))
@@ -171,7 +170,7 @@ def load_image(source: ImageSource) -> np.ndarray:
         return _not_empty(np.ascontiguousarray(source.permute(1, 2, 0).cpu().numpy()))
     if isinstance(source, np.ndarray):
         return _from_array(source)
-    raise ValueError(f"a picture is a path, PIL image, numpy array or tensor, not {type(source).__name__}")
+    raise ValueError(f"an image is a path, PIL image, numpy array or tensor, not {type(source).__name__}")
 
 
 def _from_array(array: np.ndarray) -> np.ndarray:
@@ -191,5 +190,5 @@ def _from_array(array: np.ndarray) -> np.ndarray:
 
 def _not_empty(array: np.ndarray) -> np.ndarray:
     if not array.size:
-        raise ValueError(f"the picture has no pixels: (H, W, 3) is {array.shape}")
+        raise ValueError(f"the image has no pixels: (H, W, 3) is {array.shape}")
     return array

@@ -27,7 +27,7 @@ KINDS = {"panoptic": "pan_seg_file_name", "instance": "annotations", "semantic":
 class Rules:
     """What the records of a dataset must keep to."""
 
-    kind: str  # a key of KINDS, or "unlabelled"
+    kind: str  # a key of KINDS, or "unlabeled"
     names: tuple[str, ...]  # of the classes
     num_labels: int  # classes of the label maps
     ignore_label: int
@@ -39,7 +39,7 @@ class Inspection:
 
     problems: list[str] = field(default_factory=list)  # training or evaluation would fail
     notes: list[str] = field(default_factory=list)  # odd, but harmless
-    size: tuple[int, int] | None = None  # height and width of the picture
+    size: tuple[int, int] | None = None  # height and width of the image
     pixels: Counter[int] = field(default_factory=Counter)
     objects: Counter[int] = field(default_factory=Counter)
     crowds: int = 0
@@ -74,7 +74,7 @@ def check_dataset(name: str, limit: int | None = None, workers: int | None = Non
 
     Raises:
         ValueError: no such dataset, or its annotations are malformed as a whole (BadRecordError).
-        FileNotFoundError: files are missing without which there are no records; shows the expected folders.
+        FileNotFoundError: files are missing without which there are no records; shows the expected directories.
     """
     if name not in DatasetCatalog:
         raise ValueError(f"no dataset {name!r} is registered")
@@ -95,7 +95,7 @@ def check_dataset(name: str, limit: int | None = None, workers: int | None = Non
 def dataset_rules(name: str, record: dict[str, Any]) -> Rules:
     """The rules of a dataset from its metadata and one of its records."""
     metadata = MetadataCatalog.get(name)
-    kind = next((kind for kind, key in KINDS.items() if key in record), "unlabelled")
+    kind = next((kind for kind, key in KINDS.items() if key in record), "unlabeled")
     things, stuff = metadata.get("thing_classes") or [], metadata.get("stuff_classes") or []
     names = things if kind == "instance" else stuff or things
     return Rules(kind, tuple(names), len(stuff), metadata.get("ignore_label", 255))
@@ -109,7 +109,7 @@ def _unpaired(name: str, rules: Rules) -> tuple[list[str], list[str]]:
     if rules.kind == "semantic" and images and labels:
         found = pair_files(images, labels)
         problems += [f"{path}: has no label map of its name below {labels}" for path in found.without_labels]
-        problems += [f"{path}: has no picture of its name below {images}" for path in found.without_image]
+        problems += [f"{path}: has no image of its name below {images}" for path in found.without_image]
     json_file = metadata.get("json_file")
     if json_file and not os.path.exists(json_file):
         notes.append(f"{json_file}: does not exist; the evaluation of instance AP needs it")
@@ -147,7 +147,7 @@ def _check_shape(path: str, shape: tuple[int, ...], found: Inspection, record: d
     if found.size is not None and shape != found.size:
         raise BadRecordError(
             path,
-            f"is {shape[1]}x{shape[0]} (width x height), its picture {record['file_name']} "
+            f"is {shape[1]}x{shape[0]} (width x height), its image {record['file_name']} "
             f"{found.size[1]}x{found.size[0]}",
         )
 
@@ -182,9 +182,9 @@ def _inspect_segments(found: Inspection, rules: Rules, record: dict[str, Any]) -
 
 def _inspect_annotations(found: Inspection, rules: Rules, record: dict[str, Any]) -> None:
     if found.size is None:
-        return  # without the picture's size no mask can be checked; the picture is a problem already
+        return  # without the image's size no mask can be checked; the image is a problem already
     for position, annotation in enumerate(record["annotations"]):
-        where = f"{record['file_name']}: annotation {annotation.get('id', f'number {position} of the picture')}"
+        where = f"{record['file_name']}: annotation {annotation.get('id', f'number {position} of the image')}"
         label = annotation.get("category_id")
         if not _is_class(label, rules):
             found.problems.append(f"{where}: {label!r} is no class of 0-{len(rules.names) - 1}")
@@ -195,7 +195,7 @@ def _inspect_annotations(found: Inspection, rules: Rules, record: dict[str, Any]
             found.problems.append(f"{where}: {error}")
             continue
         if not patch.bits.size:
-            found.notes.append(f"{where} ({rules.names[label]}): has no pixel inside the picture")
+            found.notes.append(f"{where} ({rules.names[label]}): has no pixel inside the image")
         elif annotation.get("iscrowd", 0):
             found.crowds += 1
         else:
@@ -221,7 +221,7 @@ def _inspect_labels(found: Inspection, rules: Rules, record: dict[str, Any]) -> 
 
 
 def count_values(values: np.ndarray) -> dict[int, int]:
-    """How often each value of a map int (H, W) occurs, by rising value; fast where neighbours are mostly equal."""
+    """How often each value of a map int (H, W) occurs, by rising value; fast where neighbors are mostly equal."""
     flat = values.reshape(-1)
     if not flat.size:
         return {}

@@ -20,7 +20,7 @@ from .inspect import DatasetReport, presence
 
 _SHOWN_FILES = 20
 _SHOWN_NOTES = 5
-_TILE = 480  # pixels: width of a picture on the sheet
+_TILE = 480  # pixels: width of an image on the sheet
 _GAP = 8
 
 
@@ -30,7 +30,7 @@ def format_report(report: DatasetReport) -> str:
     part = f"{looked} of {report.total} records" if looked < report.total else f"{looked} records"
     lines = [f"{report.name}: {report.rules.kind} dataset, {len(report.rules.names)} classes, {part}"]
     lines += _size_lines([found.size for found in report.inspections if found.size is not None])
-    if report.rules.kind != "unlabelled":
+    if report.rules.kind != "unlabeled":
         lines += _class_lines(report)
     lines += _listed("notes", report.notes, _SHOWN_NOTES)
     broken = sum(bool(found.problems) for found in report.inspections)
@@ -91,7 +91,7 @@ def _class_lines(report: DatasetReport) -> list[str]:
 
 
 def contact_sheet(report: DatasetReport, count: int = 12) -> Image.Image:
-    """Annotated pictures side by side, chosen so that many classes are to be seen.
+    """Annotated images side by side, chosen so that many classes are to be seen.
 
     Raises:
         ValueError: no record can be drawn.

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 Sample = dict[str, Any]
 Mapper = Callable[[dict[str, Any]], Sample | None]
 
-# So many bad records in a row are no accident, for example when the folder of the pictures is wrong.
+# So many bad records in a row are no accident, for example when the directory of the images is wrong.
 _MAX_TRIES = 50
 
 

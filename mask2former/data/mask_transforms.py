@@ -1,8 +1,8 @@
-"""Carrying masks through image transforms: polygons by their points, everything else by nearest neighbour.
+"""Carrying masks through image transforms: polygons by their points, everything else by nearest neighbor.
 
-detectron2 applies every transform to every mask of the whole picture. Flips, rotations by 90 degrees,
-nearest-neighbour resizing, crops and padding only look pixels up, rows and columns apart from each other; so
-the whole chain is two index vectors (`IndexMap`), computed once for a picture, and a mask moves inside its
+detectron2 applies every transform to every mask of the whole image. Flips, rotations by 90 degrees,
+nearest-neighbor resizing, crops and padding only look pixels up, rows and columns apart from each other; so
+the whole chain is two index vectors (`IndexMap`), computed once for an image, and a mask moves inside its
 bounding box. The result is equal pixel for pixel.
 """
 
@@ -22,10 +22,10 @@ from .transforms import ColorTransform, Rot90Transform
 
 @dataclass(frozen=True)
 class IndexMap:
-    """A chain of look-ups: result[i, j] = picture[rows[i], columns[j]].
+    """A chain of look-ups: result[i, j] = image[rows[i], columns[j]].
 
     rows int (H,), columns int (W,); -1 marks padding, the others rise or fall steadily.
-    Where `transposed`, they look into the transposed picture.
+    Where `transposed`, they look into the transposed image.
     """
 
     rows: np.ndarray
@@ -38,7 +38,7 @@ class IndexMap:
         return len(self.rows), len(self.columns)
 
     def move(self, patch: Patch) -> Patch:
-        """Move one mask; the result lies inside the new picture and may have empty borders, or be empty."""
+        """Move one mask; the result lies inside the new image and may have empty borders, or be empty."""
         top, left, bits = patch
         if self.transposed:
             top, left, bits = left, top, bits.T
@@ -55,7 +55,7 @@ def index_map(transforms: T.TransformList, size: tuple[int, int]) -> IndexMap | 
 
     Args:
         transforms: the chain, as an AugmentationList returns it.
-        size: height and width of the picture before it.
+        size: height and width of the image before it.
 
     Returns:
         The map, or None where a transform is not a look-up of rows and columns (a rotation by 10 degrees).
@@ -73,8 +73,8 @@ def move_patches(patches: Sequence[Patch], transforms: T.TransformList, size: tu
     """Apply transforms to masks, as `apply_segmentation` on each whole mask would.
 
     Args:
-        patches: masks in a picture of `size`.
-        transforms: the chain that the picture goes through.
+        patches: masks in an image of `size`.
+        transforms: the chain that the image goes through.
         size: height and width before it.
     """
     lookup = index_map(transforms, size)
@@ -94,14 +94,14 @@ def move_polygons(
     size: tuple[int, int],
     new_size: tuple[int, int],
 ) -> list[Patch]:
-    """Apply transforms to the points of polygons, then rasterise: exact where nearest neighbour is not.
+    """Apply transforms to the points of polygons, then rasterize: exact where nearest neighbor is not.
 
     Crops only shift the points; what lies outside is cut off the mask. detectron2 cuts the polygons first,
     with the optional package shapely; its masks differ by a few pixels where a crop crosses an outline.
 
     Args:
         objects: for each object its polygons, float64 (P, 2) in pixels (x, y).
-        transforms: the chain that the picture goes through.
+        transforms: the chain that the image goes through.
         size: height and width before it.
         new_size: height and width after it.
 

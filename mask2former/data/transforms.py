@@ -13,11 +13,11 @@ from detectron2.data import transforms as T
 from fvcore.transforms.transform import PadTransform
 from PIL import Image
 
-IMAGE_PAD_VALUE = 128  # grey, what the published models were trained with
+IMAGE_PAD_VALUE = 128  # gray, what the published models were trained with
 
 
 class ColorTransform(T.Transform):
-    """A change of colours by tables; geometry stays.
+    """A change of colors by tables; geometry stays.
 
     Steps are applied in order: ("rgb", table uint8 (256,)) to every channel, ("hsv", tables uint8 (3, 256))
     to hue, saturation and value, hue running over 0..255.
@@ -29,23 +29,23 @@ class ColorTransform(T.Transform):
         self.image_format = image_format
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Recolour a uint8 (H, W, 3) picture."""
+        """Recolor a uint8 (H, W, 3) image."""
         for space, table in self.steps:
             if space == "rgb":
                 img = table[img]
                 continue
             rgb = img[:, :, ::-1] if self.image_format == "BGR" else img
-            picture = Image.fromarray(np.ascontiguousarray(rgb)).convert("HSV")
-            img = np.asarray(picture.point(table.reshape(-1).tolist()).convert("RGB"))
+            image = Image.fromarray(np.ascontiguousarray(rgb)).convert("HSV")
+            img = np.asarray(image.point(table.reshape(-1).tolist()).convert("RGB"))
             img = img[:, :, ::-1] if self.image_format == "BGR" else img
         return img
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Colours do not move points."""
+        """Colors do not move points."""
         return coords
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Colours do not change labels."""
+        """Colors do not change labels."""
         return segmentation
 
     def inverse(self) -> T.Transform:
@@ -61,10 +61,10 @@ class ColorAugSSD(T.Augmentation):
 
     Args:
         image_format: order of the channels, "RGB" or "BGR".
-        brightness: largest shift in grey levels.
+        brightness: largest shift in gray levels.
         contrast: range of the factor.
         saturation: range of the factor.
-        hue: largest turn of the colour circle in degrees.
+        hue: largest turn of the color circle in degrees.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Rot90Transform(T.Transform):
     """Turn by a multiple of 90 degrees, counter-clockwise as seen.
 
     Args:
-        height, width: size of the picture before.
+        height, width: size of the image before.
         turns: number of quarter turns.
     """
 
@@ -134,7 +134,7 @@ class Rot90Transform(T.Transform):
 
 
 class RandomRot90(T.Augmentation):
-    """Turn by 0, 90, 180 or 270 degrees with equal chances: for pictures that have no up and down."""
+    """Turn by 0, 90, 180 or 270 degrees with equal chances: for images that have no up and down."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         """Draw one turn."""
@@ -143,7 +143,7 @@ class RandomRot90(T.Augmentation):
 
 
 class ResizeScale(T.ResizeScale):
-    """detectron2's ResizeScale, but a very long picture keeps at least one pixel on its short side."""
+    """detectron2's ResizeScale, but a very long image keeps at least one pixel on its shortest edge."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         """Draw one size."""
@@ -151,7 +151,7 @@ class ResizeScale(T.ResizeScale):
 
 
 class ResizeShortestEdge(T.ResizeShortestEdge):
-    """detectron2's ResizeShortestEdge, but a very long picture keeps at least one pixel on its short side."""
+    """detectron2's ResizeShortestEdge, but a very long image keeps at least one pixel on its shortest edge."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         """Draw one size."""
@@ -159,7 +159,7 @@ class ResizeShortestEdge(T.ResizeShortestEdge):
 
 
 class PadToSquare(T.Augmentation):
-    """Pad right and bottom to a square; the image with grey 128. A longer side is left as it is.
+    """Pad right and bottom to a square; the image with gray 128. A longest edge is left as it is.
 
     Args:
         side: side of the square in pixels.
@@ -171,7 +171,7 @@ class PadToSquare(T.Augmentation):
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """The padding for this picture."""
+        """The padding for this image."""
         height, width = image.shape[:2]
         right, bottom = max(0, self.side - width), max(0, self.side - height)
         if not right and not bottom:

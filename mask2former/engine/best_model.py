@@ -111,8 +111,8 @@ def format_results(named: Mapping[str, Mapping[str, Mapping[str, float]]], colum
 class BestModel:
     """Keeps `model_best.safetensors` and, beside it, `model_best.json` with its metric."""
 
-    def __init__(self, folder: Path) -> None:
-        self._weights, self._note = folder / "model_best.safetensors", folder / "model_best.json"
+    def __init__(self, directory: Path) -> None:
+        self._weights, self._note = directory / "model_best.safetensors", directory / "model_best.json"
         self.value = -math.inf
 
     def restore(self) -> None:

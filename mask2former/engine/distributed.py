@@ -24,17 +24,17 @@ def share_buffers(model: nn.Module) -> None:
                 torch.distributed.broadcast(buffer, 0)
 
 
-def check_same_start(step: int, folder: str) -> None:
+def check_same_start(step: int, directory: str) -> None:
     """All ranks must begin with the same step, else they would train different models or wait for ever.
 
     Raises:
-        ValueError: they do not, for example because OUTPUT_DIR is a local folder of each machine.
+        ValueError: they do not, for example because OUTPUT_DIR is a local directory of each machine.
     """
     steps = comm.all_gather(step)
     if len(set(steps)) > 1:
         found = ", ".join(f"rank {rank}: {each}" for rank, each in enumerate(steps))
         raise ValueError(
-            f"The processes would continue after different steps ({found}). OUTPUT_DIR {folder} must be a folder "
+            f"The processes would continue after different steps ({found}). OUTPUT_DIR {directory} must be a directory "
             "that all machines share; or copy the checkpoint and the file last_checkpoint to each."
         )
 

@@ -72,9 +72,7 @@ class WeightAverage:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         missing = sorted(set(self._average) - set(state["average"]))
         if missing:
-            raise ValueError(
-                f"The saved weight average lacks {len(missing)} tensors of the model, first '{missing[0]}'"
-            )
+            raise ValueError(f"The saved EMA weights lacks {len(missing)} tensors of the model, first '{missing[0]}'")
         for name, target in self._average.items():
             target.copy_(state["average"][name])
         self._updates = int(state["updates"])

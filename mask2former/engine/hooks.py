@@ -1,4 +1,4 @@
-"""Training hooks: checkpoints, weight averaging, and a clean end when the machine is taken away."""
+"""Training hooks: checkpoints, EMA of the weights, and a clean end when the machine is taken away."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class CheckpointHook(HookBase):
     """Saves every `period` iterations and after the last one, and keeps the newest `keep` of the periodic files.
 
     Must run on all ranks: a checkpoint holds the random states of every rank. Files that another run left in
-    the folder are not touched, unless this run was resumed from them.
+    the directory are not touched, unless this run was resumed from them.
 
     Args:
-        keep: 0 keeps all files. At least 2 otherwise, so that a file cut short has a predecessor.
+        keep: 0 keeps all files. At least 2 otherwise, so that a file truncated has a predecessor.
     """
 
     def __init__(self, period: int, keep: int) -> None:
@@ -35,9 +35,9 @@ class CheckpointHook(HookBase):
         self._written: list[Path] = []
 
     def before_train(self) -> None:
-        start, folder = self.trainer.start_iter, Path(self.trainer.cfg.OUTPUT_DIR)
-        if start > 0 and folder.is_dir():
-            found = [(int(m[1]), p) for p in folder.iterdir() if (m := _PERIODIC_NAME.fullmatch(p.name))]
+        start, directory = self.trainer.start_iter, Path(self.trainer.cfg.OUTPUT_DIR)
+        if start > 0 and directory.is_dir():
+            found = [(int(m[1]), p) for p in directory.iterdir() if (m := _PERIODIC_NAME.fullmatch(p.name))]
             self._written = [path for iteration, path in sorted(found) if iteration < start]
 
     def after_step(self) -> None:

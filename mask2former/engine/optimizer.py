@@ -113,7 +113,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Begin with zero momentum: the same first step, and skipping it leaves no uninitialised buffer."""
+    """Begin with zero momentum: the same first step, and skipping it leaves no uninitialized buffer."""
     for group in optimizer.param_groups:
         if group["momentum"] != 0:
             for parameter in group["params"]:

@@ -170,14 +170,14 @@ class Trainer(TrainerBase):
 
     def build_writers(self) -> list[EventWriter]:
         """Build console line, OUTPUT_DIR/metrics.json (one JSON object a line) and TensorBoard if installed."""
-        folder = Path(self.cfg.OUTPUT_DIR)
-        folder.mkdir(parents=True, exist_ok=True)
+        directory = Path(self.cfg.OUTPUT_DIR)
+        directory.mkdir(parents=True, exist_ok=True)
         writers: list[EventWriter] = [
             ConsoleWriter(self.max_iter, self.cfg.SOLVER.IMS_PER_BATCH),
-            JSONWriter(str(folder / "metrics.json")),
+            JSONWriter(str(directory / "metrics.json")),
         ]
         if importlib.util.find_spec("tensorboard"):
-            writers.append(TensorboardXWriter(str(folder)))
+            writers.append(TensorboardXWriter(str(directory)))
         else:
             logger.warning("TensorBoard is not installed, its files are not written (pip install tensorboard).")
         return writers
@@ -274,7 +274,7 @@ class Trainer(TrainerBase):
             logger.warning("%d bad records were skipped (DATALOADER.SKIP_BAD_RECORDS); see above.", count)
 
     def evaluate(self) -> OrderedDict[str, Any]:
-        """Evaluate on DATASETS.TEST with the averaged weights if there are some, and keep the best model.
+        """Evaluate on DATASETS.TEST with the EMA weights if there are some, and keep the best model.
 
         Does not change the course of the training: random states are put back.
         """
@@ -330,22 +330,22 @@ class Trainer(TrainerBase):
         Raises:
             ValueError: there is none for this kind of model.
         """
-        names, folder = cfg.DATASETS.TEST, Path(cfg.OUTPUT_DIR) / "inference_TTA"
+        names, directory = cfg.DATASETS.TEST, Path(cfg.OUTPUT_DIR) / "inference_TTA"
         evaluators = [
-            cls.build_evaluator(cfg, name, str(folder / name if len(names) > 1 else folder)) for name in names
+            cls.build_evaluator(cfg, name, str(directory / name if len(names) > 1 else directory)) for name in names
         ]
         results = OrderedDict(
             (name, {f"{task}_TTA": metrics for task, metrics in tasks.items()})
             for name, tasks in evaluate_datasets(cls, cfg, with_tta(cfg, model), evaluators).items()
         )
-        report_results(cfg, results, folder.name)
+        report_results(cfg, results, directory.name)
         return without_single_name(results)
 
     @classmethod
     def load_for_test(cls, cfg: CfgNode, resume: bool = False) -> nn.Module:
         """Load the model with MODEL.WEIGHTS, or the last checkpoint of OUTPUT_DIR if `resume`.
 
-        With SOLVER.EMA_DECAY > 0 and a checkpoint that holds averaged weights, those.
+        With SOLVER.EMA_DECAY > 0 and a checkpoint that holds EMA weights, those.
         """
         model = cls.build_model(cfg)
         checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR)
@@ -361,7 +361,7 @@ class Trainer(TrainerBase):
             checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=list(checkpointer.checkpointables))
         if average is not None and average.restored:
             average.apply()
-            logger.info("Evaluating the averaged weights (SOLVER.EMA_DECAY).")
+            logger.info("Evaluating the EMA weights (SOLVER.EMA_DECAY).")
         return model
 
     # Checkpoints.

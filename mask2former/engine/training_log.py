@@ -85,7 +85,7 @@ class LossLog:
         """
         if not self._rows:
             return
-        local = self._summarise(torch.stack(self._rows).tolist())
+        local = self._summarize(torch.stack(self._rows).tolist())
         self._clear()
         windows: list[_Window] = comm.all_gather(local)
         self._write_means(iteration, windows)
@@ -107,7 +107,7 @@ class LossLog:
         if comm.is_main_process():
             logger.warning("%s", message)
 
-    def _summarise(self, rows: list[list[float]]) -> _Window:
+    def _summarize(self, rows: list[list[float]]) -> _Window:
         window = _Window(data_time=self._data_seconds / len(rows))
         good_rows = []
         for row, (step, files) in zip(rows, self._steps, strict=True):

@@ -24,7 +24,7 @@ def boundary_ap(
     Args:
         truth_json: COCO instance annotations.
         results_json: COCO results, as `coco_instances_results.json` of an evaluation.
-        dilation_ratio: width of a boundary as a share of the picture's diagonal.
+        dilation_ratio: width of a boundary as a share of the image's diagonal.
         iou_type: "boundary", or "segm" or "bbox" for the usual AP.
 
     Returns:

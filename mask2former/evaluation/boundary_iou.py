@@ -1,7 +1,7 @@
 """Boundaries of masks (Cheng et al., "Boundary IoU", CVPR 2021).
 
-The boundary of a mask are its pixels that are nearer than d to a pixel outside, or to the rim of the picture, in
-steps to any of the eight neighbours; d is a share of the picture's diagonal. IoU of boundaries judges large objects
+The boundary of a mask are its pixels that are nearer than d to a pixel outside, or to the rim of the image, in
+steps to any of the eight neighbors; d is a share of the image's diagonal. IoU of boundaries judges large objects
 by their contour, which mask IoU hardly sees.
 """
 
@@ -19,7 +19,7 @@ DILATION_RATIO = 0.02  # the paper's, for COCO and others
 
 
 def boundary_width(size: tuple[int, int], dilation_ratio: float = DILATION_RATIO) -> int:
-    """Pixels d for a picture of size (h, w): dilation_ratio of its diagonal, at least 1.
+    """Pixels d for an image of size (h, w): dilation_ratio of its diagonal, at least 1.
 
     Raises ValueError if the ratio is not in (0, 1].
     """
@@ -38,7 +38,7 @@ def boundary(mask: np.ndarray, width: int) -> np.ndarray:
 
 
 def boundary_rles(rles: list[Rle], dilation_ratio: float = DILATION_RATIO) -> list[Rle]:
-    """Boundaries of masks in COCO's run-length code, all of one picture."""
+    """Boundaries of masks in COCO's run-length code, all of one image."""
     if not rles:
         return []
     size = (int(rles[0]["size"][0]), int(rles[0]["size"][1]))

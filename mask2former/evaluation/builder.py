@@ -74,7 +74,7 @@ def panoptic_quality(request: EvaluatorRequest) -> DatasetEvaluator:
 
 
 def semantic_iou(request: EvaluatorRequest) -> DatasetEvaluator:
-    """mIoU on label pictures, or on labels made from panoptic annotations."""
+    """mIoU on label maps, or on labels made from panoptic annotations."""
     return SemanticEvaluator(
         request.dataset_name,
         output_dir=request.output_dir,
@@ -112,7 +112,7 @@ def lvis_ap(request: EvaluatorRequest) -> DatasetEvaluator:
 
 
 def video_ap(request: EvaluatorRequest) -> DatasetEvaluator:
-    """AP of YouTube-VIS, or where the truth lies on a server its results.json alone."""
+    """AP of YouTube-VIS, or where the ground truth lies on a server its results.json alone."""
     return YTVISEvaluator(request.dataset_name, output_dir=request.output_dir)
 
 
@@ -137,7 +137,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
     Args:
         cfg: configuration with the keys of `add_maskformer2_config`.
         dataset_name: registered dataset with `evaluator_type` in its metadata.
-        output_folder: where results are written. None: `inference` in cfg.OUTPUT_DIR, with a folder per
+        output_folder: where results are written. None: `inference` in cfg.OUTPUT_DIR, with a directory per
             dataset when DATASETS.TEST names several; nothing is written when OUTPUT_DIR is empty.
 
     Raises:

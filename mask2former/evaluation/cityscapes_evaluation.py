@@ -34,11 +34,11 @@ IMAGE_END = "_leftImg8bit"
 
 
 def truth_file(record: Mapping[str, Any], gt_dir: str | None, kind: str) -> str:
-    """The annotation file of a picture: `gtFine/<split>/<city>/<name>_gtFine_<kind>.png`.
+    """The annotation file of an image: `gtFine/<split>/<city>/<name>_gtFine_<kind>.png`.
 
     Args:
-        record: with `sem_seg_file_name`, beside which it is, or with `file_name` below a folder of the city's name.
-        gt_dir: folder of the cities, for records without `sem_seg_file_name`.
+        record: with `sem_seg_file_name`, beside which it is, or with `file_name` below a directory of the city's name.
+        gt_dir: directory of the cities, for records without `sem_seg_file_name`.
         kind: "labelIds" or "instanceIds".
     """
     labels = record.get("sem_seg_file_name")
@@ -51,14 +51,14 @@ def truth_file(record: Mapping[str, Any], gt_dir: str | None, kind: str) -> str:
 
 
 def core_name(file_name: str) -> str:
-    """`<city>_<sequence>_<frame>` of the path of a picture."""
+    """`<city>_<sequence>_<frame>` of the path of an image."""
     return os.path.splitext(os.path.basename(file_name))[0].removesuffix(IMAGE_END)
 
 
 class _CityscapesEvaluator(DatasetEvaluator):
-    """What both evaluators share: each process writes and compares its own pictures; the main one sums up.
+    """What both evaluators share: each process writes and compares its own images; the main one sums up.
 
-    Predictions go through files, which the scripts read, in a folder of each process's own: no file system needs to
+    Predictions go through files, which the scripts read, in a directory of each process's own: no file system needs to
     be shared.
     """
 
@@ -70,7 +70,7 @@ class _CityscapesEvaluator(DatasetEvaluator):
             dataset_name: registered dataset. Its records tell where the annotation files are: `sem_seg_file_name`,
                 or `file_name` and the metadata's `gt_dir`.
             result_dir: where the files for the scripts, which the Cityscapes server reads too, are kept, in one
-                folder a process; a folder that is removed afterwards if None.
+                directory a process; a directory that is removed afterwards if None.
             distributed: collect results from all processes.
 
         Raises:
@@ -89,34 +89,34 @@ class _CityscapesEvaluator(DatasetEvaluator):
 
     def reset(self) -> None:
         self._temporary = None
-        self._predictions: dict[str, str] = {}  # picture -> file of its prediction
+        self._predictions: dict[str, str] = {}  # image -> file of its prediction
         if self._result_dir is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="cityscapes_eval_")
-        self._folder = (
+        self._directory = (
             self._temporary.name
             if self._temporary
             else os.path.abspath(os.path.join(self._result_dir or "", f"process_{comm.get_rank()}"))
         )
-        os.makedirs(self._folder, exist_ok=True)
+        os.makedirs(self._directory, exist_ok=True)
 
     def _truth(self, image: Mapping[str, Any], size: tuple[int, int]) -> str:
-        """The annotation file of a picture, after a look at its size: the scripts end the process if it differs."""
+        """The annotation file of an image, after a look at its size: the scripts end the process if it differs."""
         path = self._truth_files.get(image["file_name"])
         if path is None:
-            raise ValueError(f"{image['file_name']} is not a picture of dataset {self._dataset_name!r}")
+            raise ValueError(f"{image['file_name']} is not an image of dataset {self._dataset_name!r}")
         for needed in (path, path.replace("labelIds", "instanceIds")):
             if not os.path.isfile(needed):
-                raise FileNotFoundError(f"Cityscapes annotations: no file {needed} for picture {image['file_name']}")
+                raise FileNotFoundError(f"Cityscapes annotations: no file {needed} for image {image['file_name']}")
         with Image.open(path) as label_map:
             if label_map.size[::-1] != size:
                 raise ValueError(f"{path}: prediction is (h, w) = {size}, ground truth is {label_map.size[::-1]}")
         return path
 
     def _path(self, image: Mapping[str, Any], end: str) -> str:
-        return os.path.join(self._folder, core_name(image["file_name"]) + end)
+        return os.path.join(self._directory, core_name(image["file_name"]) + end)
 
     def _merged(self, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Results by picture, in the order of the dataset; a picture that several processes report counts once."""
+        """Results by image, in the order of the dataset; an image that several processes report counts once."""
         found: dict[str, Any] = {}
         for part in parts:
             for name, entry in part.items():
@@ -125,7 +125,7 @@ class _CityscapesEvaluator(DatasetEvaluator):
         unseen = len(self._truth_files) - len(merged)
         if unseen:
             logger.warning(
-                "dataset %s: %d of %d pictures were not predicted and are left out",
+                "dataset %s: %d of %d images were not predicted and are left out",
                 self._dataset_name,
                 unseen,
                 len(self._truth_files),
@@ -135,7 +135,7 @@ class _CityscapesEvaluator(DatasetEvaluator):
 
 @dataclass
 class _PairCounts:
-    """One picture's counts as the script makes them."""
+    """One image's counts as the script makes them."""
 
     confusion: np.ndarray
     instances: dict[str, dict[str, dict[str, Any]]]
@@ -177,7 +177,7 @@ class CityscapesSemSegEvaluator(_CityscapesEvaluator):
             self._predictions[image["file_name"]] = path
 
     def evaluate(self) -> dict[str, Any] | None:
-        """Metrics over all predicted pictures; None on all but the main process."""
+        """Metrics over all predicted images; None on all but the main process."""
         counts = {name: self._compare(path, self._truth_files[name]) for name, path in self._predictions.items()}
         parts = gather_parts(counts, self._distributed)
         return None if parts is None else self.evaluate_parts(parts)
@@ -281,19 +281,19 @@ class CityscapesInstanceEvaluator(_CityscapesEvaluator):
         return path
 
     def evaluate(self) -> dict[str, Any] | None:
-        """AP over all predicted pictures; None on all but the main process."""
+        """AP over all predicted images; None on all but the main process."""
         matches = {name: self._compare(path, self._truth_files[name]) for name, path in self._predictions.items()}
         parts = gather_parts(matches, self._distributed)
         return None if parts is None else self.evaluate_parts(parts)
 
     def _settings(self) -> Any:
         settings = script_settings(self._script)
-        settings.predictionPath = self._folder
+        settings.predictionPath = self._directory
         self._script.setInstanceLabels(settings)
         return settings
 
     def _compare(self, prediction: str, truth: str) -> Any:
-        """The script's matches of one picture."""
+        """The script's matches of one image."""
         with script_errors(truth):
             objects = load_script("instances2dict").instances2dict([truth])
             matches = self._script.matchGtWithPreds([prediction], [truth], objects, self._settings())

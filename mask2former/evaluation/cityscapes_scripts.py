@@ -72,8 +72,8 @@ def script_errors(path: str) -> Iterator[None]:
 class Additions:
     """A number that remembers what is added to it.
 
-    The scripts add floats picture after picture. Remembering them, instead of adding up per process, gives the same
-    last digit however the pictures are spread over processes.
+    The scripts add floats image after image. Remembering them, instead of adding up per process, gives the same
+    last digit however the images are spread over processes.
     """
 
     def __init__(self) -> None:

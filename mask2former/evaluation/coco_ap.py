@@ -99,7 +99,7 @@ def evaluate_coco(
         max_dets: detections per image and category that count, best first.
         image_ids: evaluate only these images; all of the ground truth if None.
         category_ids: evaluate only these categories; all of the ground truth if None.
-        dilation_ratio: width of a boundary as a share of the picture's diagonal.
+        dilation_ratio: width of a boundary as a share of the image's diagonal.
 
     Raises:
         ValueError: unknown task or image, ground truth without what the task compares, or a mask whose size

@@ -1,9 +1,9 @@
-"""Matching of detections and ground truth as COCO does it, for all pictures, classes, sizes and thresholds at once.
+"""Matching of detections and ground truth as COCO does it, for all images, classes, sizes and thresholds at once.
 
-COCO's rule is greedy: by falling score, each detection takes the free truth of highest IoU above the threshold. The
-COCO API visits every (threshold, size, detection, truth) in Python. Here only pairs above the lowest threshold are
-looked at, and where no detection has a choice of two truths, which is almost everywhere, sizes cannot change who
-gets what and arrays do the rest. The results are the same.
+COCO's rule is greedy: by falling score, each detection takes the free ground truth of highest IoU above the
+threshold. The COCO API visits every (threshold, size, detection, ground truth) in Python. Here only pairs above the
+lowest threshold are looked at, and where no detection has a choice of two objects, which is almost everywhere, sizes
+cannot change who gets what and arrays do the rest. The results are the same.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ Overlap = Callable[[list[Any], list[Any], list[int]], np.ndarray]  # detections,
 
 @dataclass(frozen=True)
 class Objects:
-    """Truths or detections, sorted by class, then picture, then falling score (detections) or as they came.
+    """Truths or detections, sorted by class, then image, then falling score (detections) or as they came.
 
     Attributes:
-        category, image: (N,) int64, positions in the lists of evaluated classes and pictures.
-        rank: (N,) int64, position among those of the same class and picture.
+        category, image: (N,) int64, positions in the lists of evaluated classes and images.
+        rank: (N,) int64, position among those of the same class and image.
         area: (N,) float64, pixels.
         score: (N,) float64; 0 for truths.
         crowd: (N,) bool; False for detections.
@@ -47,7 +47,7 @@ class Objects:
         categories: Mapping[int, int],
         limit: int | None = None,
     ) -> Objects:
-        """Of COCO records; those of other pictures and classes, and beyond `limit` per pair, are left out.
+        """Of COCO records; those of other images and classes, and beyond `limit` per pair, are left out.
 
         `describe` gives shape and area of a record.
         """
@@ -88,8 +88,8 @@ class Matches:
     """What COCO's curves are made of.
 
     Attributes:
-        right: (A, T, D) bool, matched to a truth that counts.
-        ignored: (A, T, D) bool, matched to a crowd or a truth of another size, or unmatched and of another size.
+        right: (A, T, D) bool, matched to a ground truth that counts.
+        ignored: (A, T, D) bool, matched to a crowd or a ground truth of another size, or unmatched and of another size.
     """
 
     right: np.ndarray
@@ -102,8 +102,8 @@ def match(
     """Match all detections.
 
     Args:
-        truths, detections: of the same pictures and classes.
-        overlap: IoU of the detections and truths of one picture and class.
+        truths, detections: of the same images and classes.
+        overlap: IoU of the detections and truths of one image and class.
         thresholds: (T,) lowest IoU of a match, rising.
         ranges: (A, 2) areas of truths that count.
     """
@@ -111,7 +111,7 @@ def match(
     ignored_truths = truths.crowd | truths.outside(ranges)
     shape = (len(ranges), len(thresholds), len(detections.area))
     matched, ignored = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
-    easy: list[np.ndarray] = []  # columns: detection, truth, IoU
+    easy: list[np.ndarray] = []  # columns: detection, ground truth, IoU
     for found, true in _common_pairs(truths, detections):
         ious = overlap(detections.shapes[found], truths.shapes[true], truths.crowd[true].astype(np.uint8).tolist())
         rows, columns = np.nonzero(ious >= thresholds[0])
@@ -131,7 +131,7 @@ def match(
 
 
 def _common_pairs(truths: Objects, detections: Objects) -> list[tuple[slice, slice]]:
-    """(detections, truths) of each picture and class that has both."""
+    """(detections, truths) of each image and class that has both."""
     width = 1 + max(truths.image.max(initial=0), detections.image.max(initial=0))
     keys = detections.category * width + detections.image
     pairs, begin = np.unique(truths.category * width + truths.image, return_index=True)
@@ -149,7 +149,7 @@ def _match_without_choice(
     matched: np.ndarray,
     ignored: np.ndarray,
 ) -> None:
-    """Detections with one candidate each, (3, M): the best of those that want a truth gets it, a crowd takes all."""
+    """Match detections with one candidate each, (3, M): a ground truth goes to the best of them, a crowd takes all."""
     found, true, ious = candidates[0].astype(np.int64), candidates[1].astype(np.int64), candidates[2]
     order = np.lexsort((found, true))
     found, true, ious = found[order], true[order], ious[order]
@@ -166,7 +166,7 @@ def _match_without_choice(
 def _greedy(
     ious: np.ndarray, crowd: np.ndarray, ignored: np.ndarray, thresholds: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """COCO's rule for the ious (D, G) of one picture and class: (T, D) matched, (T, D) matched to an ignored truth."""
+    """COCO's rule for the ious (D, G) of one image and class: (T, D) matched, (T, D) matched to an ignored truth."""
     order = np.argsort(ignored, kind="stable")  # those that count come first
     ious, crowds, skip = ious[:, order], crowd[order].tolist(), ignored[order].tolist()
     matched = np.zeros((len(thresholds), len(ious)), dtype=bool)
@@ -192,7 +192,7 @@ def _best_truth(
     crowd: Sequence[bool],
     ignored: Sequence[bool],
 ) -> int | None:
-    """COCO's rule: the free truth of highest IoU (last of equals); an ignored one only when no other fits."""
+    """COCO's rule: the free ground truth of highest IoU (last of equals); an ignored one only when no other fits."""
     best, best_overlap = None, threshold
     for column, overlap in pairs:
         if taken[column] and not crowd[column]:
@@ -215,7 +215,7 @@ def curves(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Precision (T, R, K, A, M) at the recall points (R,), and largest recall (T, K, A, M); -1 without truths.
 
-    The detections of a class from all pictures are put in one order by score; precision is made to fall only.
+    The detections of a class from all images are put in one order by score; precision is made to fall only.
     """
     steps = matches.right.shape[1]
     shape = (steps, categories, len(ranges), len(max_dets))

@@ -17,7 +17,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 from pycocotools.coco import COCO
 
-from ..structures.masks import rle_runs, without_hollow_polygons
+from ..structures.masks import rle_runs, without_degenerate_polygons
 from ..structures.panoptic_ids import rgb_to_id
 from ..structures.rle import encode_label_map
 from ..utils.file_io import read_json
@@ -30,11 +30,11 @@ class PanopticTruth:
         """
         Args:
             json_file: COCO panoptic annotation file.
-            root: folder of the annotation PNGs.
+            root: directory of the annotation PNGs.
 
         Raises:
-            FileNotFoundError: json or folder is missing.
-            ValueError: the json is not a panoptic annotation file with ground truth.
+            FileNotFoundError: JSON or directory is missing.
+            ValueError: the JSON is not a panoptic annotation file with ground truth.
         """
         self.json_file = json_file
         self.root = root
@@ -49,9 +49,9 @@ class PanopticTruth:
                     f"is this the instance annotation file?"
                 )
         if not PathManager.isdir(root):
-            raise FileNotFoundError(f"panoptic annotations: no folder {root} with the PNGs that {json_file} names")
+            raise FileNotFoundError(f"panoptic annotations: no directory {root} with the PNGs that {json_file} names")
         self.categories: dict[int, dict[str, Any]] = {c["id"]: c for c in self.content["categories"]}
-        # File readers turn numeric ids into int, the json may hold text: compare as text.
+        # File readers turn numeric ids into int, the JSON may hold text: compare as text.
         self._by_image = {str(a["image_id"]): a for a in self.content["annotations"]}
 
     @property
@@ -92,7 +92,7 @@ def index_coco(dataset: dict[str, Any]) -> COCO:
 
 
 def load_coco_truth(path: str | os.PathLike[str]) -> COCO:
-    """Read a COCO json and repair what pycocotools trips over.
+    """Read a COCO JSON and repair what pycocotools trips over.
 
     - Annotations are renumbered from 1. pycocotools takes the id 0 for "unmatched", which silently lowers AP,
       and keeps only the last of several annotations that share an id.
@@ -123,7 +123,7 @@ def load_coco_truth(path: str | os.PathLike[str]) -> COCO:
             if key not in ann:
                 raise ValueError(f"{path}: annotations[{position}] has no {key}")
         if "segmentation" in ann:
-            ann["segmentation"] = without_hollow_polygons(ann["segmentation"])
+            ann["segmentation"] = without_degenerate_polygons(ann["segmentation"])
             if not ann["segmentation"]:
                 continue
         ann["id"] = len(kept) + 1
@@ -163,7 +163,7 @@ def truth_from_panoptic(panoptic: PanopticTruth, thing_ids: Collection[int] | No
 def _things_of(
     panoptic: PanopticTruth, things: Collection[int], annotation: dict[str, Any]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """One picture: its COCO image record and annotations without `id`."""
+    """One image: its COCO image record and annotations without `id`."""
     ids = panoptic.id_map(annotation)
     codes = encode_label_map(ids)
     found = [

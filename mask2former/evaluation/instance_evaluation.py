@@ -33,7 +33,7 @@ Prediction = tuple[Any, list[dict[str, Any]]]  # image id, COCO result records
 
 
 def instances_to_records(instances: Instances, image_id: Any, tasks: Sequence[str]) -> list[dict[str, Any]]:
-    """COCO result records of one picture, in the order of `instances`.
+    """COCO result records of one image, in the order of `instances`.
 
     Args:
         instances: with `scores` (N,), `pred_classes` (N,) and `pred_masks` (N, h, w), or, for box models,
@@ -100,7 +100,7 @@ class InstanceSegEvaluator(DatasetEvaluator):
 
     Differences from detectron2's COCOEvaluator: mask AP only, unless boxes are asked for (they are then
     computed from the masks); no prediction at all is AP 0, not an error; thing ids need not be contiguous;
-    masks are encoded in one call per picture; the result file appears only complete.
+    masks are encoded in one call per image; the result file appears only complete.
 
     Results, by task: `{"segm": {"AP", "AP50", "AP75", "APs", "APm", "APl", "AR@<max>", "AP-<class>" ...}}` in percent,
     NaN where there is no ground truth. Written to `output_dir`: `coco_instances_results.json`.
@@ -159,8 +159,8 @@ class InstanceSegEvaluator(DatasetEvaluator):
                 f"dataset {self._dataset_name!r} has no instance annotations and no json_file; "
                 f"register it with one, or set MODEL.MASK_FORMER.TEST.INSTANCE_ON False"
             )
-        with tempfile.TemporaryDirectory(prefix="instance_truth_") as folder:
-            path = os.path.join(folder, "truth.json")
+        with tempfile.TemporaryDirectory(prefix="instance_truth_") as directory:
+            path = os.path.join(directory, "truth.json")
             convert_to_coco_json(self._dataset_name, path, allow_cached=False)
             return load_coco_truth(path)
 

@@ -47,13 +47,13 @@ def merge_parts(parts: Iterable[Part]) -> Part:
 class PanopticEvaluator(DatasetEvaluator):
     """PQ, SQ and RQ, equal to panopticapi.
 
-    Each picture is compared as it comes, on the process that predicted it; nothing goes through files. IoU
-    sums run over the pictures in the order of the annotation file, so the result does not depend on the
+    Each image is compared as it comes, on the process that predicted it; nothing goes through files. IoU
+    sums run over the images in the order of the annotation file, so the result does not depend on the
     number of processes (panopticapi's last digit depends on the number of cores; this is its single-core
     result).
 
     Results: `{"panoptic_seg": {"PQ", "SQ", "RQ", "PQ_th" ... "RQ_st"}}` in percent, NaN for a group without
-    any category present. Pictures of the annotation file that were not predicted count as missed, with a
+    any category present. Images of the annotation file that were not predicted count as missed, with a
     warning. Written to `output_dir`: `predictions.json`, and with `save_predictions` its PNGs in
     `predictions/`.
     """
@@ -73,12 +73,12 @@ class PanopticEvaluator(DatasetEvaluator):
                 `thing_dataset_id_to_contiguous_id`, `stuff_dataset_id_to_contiguous_id`, and `label_divisor`
                 for models that return no segments_info.
             output_dir: where predictions.json is written; nothing is written if None.
-            save_predictions: also write one PNG per picture, so that panopticapi can read predictions.json.
+            save_predictions: also write one PNG per image, so that panopticapi can read predictions.json.
             per_class: add `"PQ-<class>"` to the results (the log always has the table).
             distributed: collect results from all processes.
 
         Raises:
-            FileNotFoundError: annotation json or PNG folder is missing.
+            FileNotFoundError: annotation JSON or PNG directory is missing.
             ValueError: the dataset has no panoptic annotations.
         """
         metadata = MetadataCatalog.get(dataset_name)
@@ -160,7 +160,7 @@ class PanopticEvaluator(DatasetEvaluator):
     def _record(
         self, image: Mapping[str, Any], annotation: Mapping[str, Any], id_map: np.ndarray, segments: Segments
     ) -> dict[str, Any]:
-        """The picture's entry of predictions.json; writes its PNG if asked."""
+        """The image's entry of predictions.json; writes its PNG if asked."""
         if not self._output_dir:
             return {}
         source = image.get("file_name", annotation["file_name"])
@@ -199,7 +199,7 @@ class PanopticEvaluator(DatasetEvaluator):
         return OrderedDict(panoptic_seg=metrics)
 
     def _in_order(self, merged: Part) -> list[ImageMatches]:
-        """Matches of every annotated picture in the order of the annotation file."""
+        """Matches of every annotated image in the order of the annotation file."""
         images = []
         unseen = 0
         for annotation in self._truth.annotations:
@@ -208,7 +208,7 @@ class PanopticEvaluator(DatasetEvaluator):
             images.append(all_missed(annotation["segments_info"]) if entry is None else entry[0])
         if unseen:
             logger.warning(
-                "dataset %s: %d of %d annotated pictures were not predicted; their segments count as missed",
+                "dataset %s: %d of %d annotated images were not predicted; their segments count as missed",
                 self._dataset_name,
                 unseen,
                 len(images),

@@ -1,7 +1,7 @@
 """Panoptic quality as pure functions (Kirillov et al., "Panoptic Segmentation", CVPR 2019).
 
 Follows the definitions of the COCO panoptic API: void pixels and crowd regions excuse false positives, a
-match is an IoU above 0.5, categories that appear neither in truth nor in predictions are left out of the
+match is an IoU above 0.5, categories that appear neither in ground truth nor in predictions are left out of the
 mean.
 """
 
@@ -16,21 +16,21 @@ import numpy as np
 from ..structures.panoptic_ids import MAX_ID
 from .joint_runs import count_pairs, joint_runs
 
-VOID = 0  # segment id of unlabelled pixels
+VOID = 0  # segment id of unlabeled pixels
 
 
 @dataclass(frozen=True)
 class ImageMatches:
-    """What one picture adds to the counts; category ids are the dataset's."""
+    """What one image adds to the counts; category ids are the dataset's."""
 
-    matched: tuple[tuple[int, float], ...] = ()  # (category, IoU), by rising truth id
+    matched: tuple[tuple[int, float], ...] = ()  # (category, IoU), by rising ground truth id
     missed: tuple[int, ...] = ()  # category of each false negative
     spurious: tuple[int, ...] = ()  # category of each false positive
 
 
 @dataclass
 class CategoryCounts:
-    """Sums over pictures for one category."""
+    """Sums over images for one category."""
 
     iou: float = 0.0
     tp: int = 0
@@ -133,7 +133,7 @@ def match_segments(
     comparable = (truth_category[:, None] == pred_category) & ~crowd[:, None] & (common > 0)
     union = pred_area + truth_area[:, None] - common - pred_void
     iou = np.divide(common, union, out=np.zeros(common.shape), where=comparable & (union != 0))
-    rows, columns = np.nonzero(iou > 0.5)  # row-major: by truth id, then by predicted id
+    rows, columns = np.nonzero(iou > 0.5)  # row-major: by ground truth id, then by predicted id
 
     excused = pred_void.copy()
     # Of several crowd regions of a category, the API counts the last.
@@ -154,12 +154,12 @@ def match_segments(
 
 
 def all_missed(truth_segments: Sequence[Mapping[str, Any]]) -> ImageMatches:
-    """The matches of a picture for which there is no prediction."""
+    """The matches of an image for which there is no prediction."""
     return ImageMatches(missed=tuple(s["category_id"] for s in truth_segments if not s.get("iscrowd", 0)))
 
 
 def sum_counts(images: Iterable[ImageMatches]) -> dict[int, CategoryCounts]:
-    """Add up pictures, in the order given (which fixes the last digit of the sums)."""
+    """Add up images, in the order given (which fixes the last digit of the sums)."""
     counts: dict[int, CategoryCounts] = {}
     for image in images:
         for category, iou in image.matched:

@@ -59,7 +59,7 @@ def first_highest(scores: Tensor) -> Tensor:
 
 
 def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int, ignore_label: int) -> np.ndarray:
-    """Pixels by class: (K, K) int64, rows truth, columns prediction; ignored truth pixels are not counted.
+    """Count pixels by class: (K, K) int64, rows ground truth, columns prediction; ignored pixels are not counted.
 
     Args:
         truth: (h, w) integers, classes 0 to K - 1 or `ignore_label`.
@@ -86,9 +86,9 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int
 def semantic_metrics(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
     """IoU and accuracy in percent from a confusion matrix (K, K), rows truth.
 
-    mIoU, mACC: means over the classes with truth pixels. fwIoU: IoU weighted by truth pixels. pACC: pixel
-    accuracy. `IoU-<class>`, `ACC-<class>`: NaN where the class has no truth pixel. Everything is NaN without
-    truth pixels.
+    mIoU, mACC: means over the classes with ground truth pixels. fwIoU: IoU weighted by ground truth pixels. pACC: pixel
+    accuracy. `IoU-<class>`, `ACC-<class>`: NaN where the class has no ground truth pixel. Everything is NaN without
+    ground truth pixels.
     """
     correct = confusion.diagonal().astype(float)
     truth = confusion.sum(axis=1).astype(float)
@@ -114,7 +114,8 @@ def semantic_metrics(confusion: np.ndarray, class_names: Sequence[str]) -> dict[
 def boundary_metrics(areas: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
     """Boundary IoU in percent from pixels in both and in at least one boundary, (K, 2).
 
-    mBIoU: mean over the classes that appear in truth or predictions. `BIoU-<class>`: NaN where it appears in neither.
+    mBIoU: mean over the classes that appear in ground truth or predictions. `BIoU-<class>`: NaN where it appears in
+    neither.
     """
     iou = np.full(len(areas), np.nan)
     seen = areas[:, 1] > 0
@@ -127,7 +128,7 @@ def boundary_metrics(areas: np.ndarray, class_names: Sequence[str]) -> dict[str,
 
 @dataclass
 class SemanticPart:
-    """What a process counts: pixels by class (K, K), boundary pixels (K, 2), matches by picture, records."""
+    """What a process counts: pixels by class (K, K), boundary pixels (K, 2), matches by image, records."""
 
     confusion: np.ndarray
     boundary: np.ndarray
@@ -138,13 +139,13 @@ class SemanticPart:
 class SemanticEvaluator(DatasetEvaluator):
     """mIoU and friends, equal to detectron2's SemSegEvaluator (which numpy 2 breaks).
 
-    Ground truth are the label pictures of the dataset (`sem_seg_file_name`). A panoptic dataset without them
-    is evaluated on labels made from its panoptic annotations, which is how COCO's label pictures are
+    Ground truth are the label maps of the dataset (`sem_seg_file_name`). A panoptic dataset without them
+    is evaluated on labels made from its panoptic annotations, which is how COCO's label maps are
     prepared.
 
     Results: `{"sem_seg": {"mIoU", "fwIoU", "IoU-<class>" ..., "mACC", "pACC", "ACC-<class>" ...}}` in
     percent; with `boundary` also "mBIoU" and `"BIoU-<class>"`, with `panoptic_quality` also "PQ", "SQ", "RQ" and
-    `"PQ-<class>"`. Written to `output_dir`: `sem_seg_predictions.json`, one RLE per picture and class.
+    `"PQ-<class>"`. Written to `output_dir`: `sem_seg_predictions.json`, one RLE per image and class.
     """
 
     def __init__(
@@ -164,8 +165,8 @@ class SemanticEvaluator(DatasetEvaluator):
             distributed: collect results from all processes.
             output_dir: where predictions are written; nothing is written if None.
             boundary: also the IoU of the boundaries of each class (Cheng et al., "Boundary IoU", CVPR 2021).
-            panoptic_quality: also PQ with each class of a picture as one segment.
-            dilation_ratio: width of a boundary as a share of the picture's diagonal.
+            panoptic_quality: also PQ with each class of an image as one segment.
+            dilation_ratio: width of a boundary as a share of the image's diagonal.
 
         Raises:
             ValueError: the dataset has no classes or no semantic ground truth.
@@ -204,7 +205,7 @@ class SemanticEvaluator(DatasetEvaluator):
         if not metadata.get("panoptic_json") or not metadata.get("panoptic_root") or not unambiguous:
             raise ValueError(
                 f"dataset {self._dataset_name!r} has no semantic ground truth (sem_seg_file_name); "
-                f"set MODEL.MASK_FORMER.TEST.SEMANTIC_ON False or register it with label pictures"
+                f"set MODEL.MASK_FORMER.TEST.SEMANTIC_ON False or register it with label maps"
             )
         logger.info("dataset %s: semantic labels are made from panoptic annotations", self._dataset_name)
         return PanopticTruth(metadata.panoptic_json, metadata.panoptic_root)
@@ -277,7 +278,7 @@ class SemanticEvaluator(DatasetEvaluator):
         ]
 
     def evaluate(self) -> dict[str, Any] | None:
-        """Metrics over all pictures; None on all but the main process."""
+        """Metrics over all images; None on all but the main process."""
         parts = gather_parts(self._part, self._distributed)
         return None if parts is None else self.evaluate_parts(parts)
 

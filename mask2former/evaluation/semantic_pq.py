@@ -1,6 +1,6 @@
-"""Panoptic quality of semantic predictions: each class of a picture is one segment, things as well.
+"""Panoptic quality of semantic predictions: each class of an image is one segment, things as well.
 
-This is how the MaskFormer papers compare semantic models beyond mIoU (PQ^St): a class that is found in a picture
+This is how the MaskFormer papers compare semantic models beyond mIoU (PQ^St): a class that is found in an image
 where it is not costs a false positive, however few its pixels.
 """
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def class_matches(truth: np.ndarray, prediction: np.ndarray, ignore_label: int) -> ImageMatches:
-    """Compare the classes of one picture as segments; categories are classes.
+    """Compare the classes of one image as segments; categories are classes.
 
     Args:
         truth: (h, w) classes, or `ignore_label`, which excuses what is predicted there as void does.
@@ -44,7 +44,7 @@ def _segments(ids: np.ndarray) -> list[dict[str, int]]:
 
 
 def quality_metrics(images: Iterable[ImageMatches], class_names: Sequence[str]) -> dict[str, float]:
-    """PQ, SQ, RQ and `PQ-<class>` in percent over pictures; NaN for what does not appear, and logs the classes."""
+    """PQ, SQ, RQ and `PQ-<class>` in percent over images; NaN for what does not appear, and logs the classes."""
     counts = sum_counts(images)
     quality = mean_quality(counts, range(len(class_names)))
     absent = CategoryCounts()
@@ -63,24 +63,26 @@ def evaluate_semantic_pq(dataset_name: str, json_file: str | os.PathLike[str]) -
     Args:
         dataset_name: registered dataset with `sem_seg_file_name` in its records and `stuff_classes`.
         json_file: `sem_seg_predictions.json`: records `file_name`, `category_id`, `segmentation` (RLE). Of records
-            that overlap the later one counts. Pictures without a record count as missed, with a warning.
+            that overlap the later one counts. Images without a record count as missed, with a warning.
 
     Returns:
         "PQ", "SQ", "RQ" and `"PQ-<class>"` in percent.
 
     Raises:
-        FileNotFoundError: the json is missing.
-        ValueError: the dataset has no semantic truth, or a record or label picture is missing or malformed; names it.
+        FileNotFoundError: the JSON is missing.
+        ValueError: the dataset has no semantic ground truth, or a record or label map is missing or malformed.
     """
     metadata = MetadataCatalog.get(dataset_name)
     names, ignore = metadata.get("stuff_classes"), metadata.get("ignore_label", 255)
     files = {r["file_name"]: r.get("sem_seg_file_name") for r in DatasetCatalog.get(dataset_name)}
     if not names or not all(files.values()):
-        raise ValueError(f"dataset {dataset_name!r} has no stuff_classes or no sem_seg_file_name: no semantic truth")
+        raise ValueError(
+            f"dataset {dataset_name!r} has no stuff_classes or no sem_seg_file_name: no semantic ground truth"
+        )
     predictions = _read_predictions(json_file, metadata.get("stuff_dataset_id_to_contiguous_id"), len(names))
     unknown = sorted(set(predictions) - set(files))
     if unknown:
-        raise ValueError(f"{json_file}: {unknown[0]!r} is not a picture of dataset {dataset_name!r}")
+        raise ValueError(f"{json_file}: {unknown[0]!r} is not an image of dataset {dataset_name!r}")
     images, unseen = [], 0
     for file_name, labels in files.items():
         truth = read_label_map(labels)
@@ -94,14 +96,14 @@ def evaluate_semantic_pq(dataset_name: str, json_file: str | os.PathLike[str]) -
         except ValueError as error:
             raise ValueError(f"{json_file}: prediction of {file_name}: {error}") from error
     if unseen:
-        logger.warning("%s: %d of %d pictures are not in it; they count as missed", json_file, unseen, len(files))
+        logger.warning("%s: %d of %d images are not in it; they count as missed", json_file, unseen, len(files))
     return quality_metrics(images, distinct(names))
 
 
 def _read_predictions(
     json_file: str | os.PathLike[str], mapping: Mapping[int, int] | None, num_classes: int
 ) -> dict[str, list[tuple[int, Any]]]:
-    """(class, RLE) by picture."""
+    """(class, RLE) by image."""
     predictions: dict[str, list[tuple[int, Any]]] = {}
     content = read_json(json_file, "semantic predictions")
     if not isinstance(content, list):

@@ -1,8 +1,8 @@
 """Video AP as YouTube-VIS defines it (Yang et al., "Video Instance Segmentation", ICCV 2019, section 4).
 
-It is COCO's AP with whole clips in the place of pictures: the IoU of two objects is the sum of their intersections over
+It is COCO's AP with whole clips in the place of images: the IoU of two objects is the sum of their intersections over
 the sum of their unions, both over all frames. pycocotools gives the IoU of all pairs in a frame at once, and with the
-areas it gives back the intersections, which are whole numbers. Matching and curves are those of pictures.
+areas it gives back the intersections, which are whole numbers. Matching and curves are those of images.
 
 Three things differ from COCO: the size of an object is its mean area over the frames that show it, the size classes
 end at 128 x 128 and 256 x 256 pixels, and regions of many objects (crowd) are compared by plain IoU.

@@ -157,7 +157,7 @@ def _rows(queries: Sequence[int], wanted: Sequence[int], device: torch.device) -
 
 
 class _Semantic:
-    """Sum over queries of class score x mask probability (MaskFormer, section 3.4); not normalised over classes."""
+    """Sum over queries of class score x mask probability (MaskFormer, section 3.4); not normalized over classes."""
 
     def __init__(self, class_scores: Tensor, host_scores: Tensor, s: Settings) -> None:
         self.scores = class_scores[:, :-1].float()

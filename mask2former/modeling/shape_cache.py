@@ -1,4 +1,4 @@
-"""Tensors that depend on nothing but a shape, kept for the next picture of that shape."""
+"""Tensors that depend on nothing but a shape, kept for the next image of that shape."""
 
 from __future__ import annotations
 

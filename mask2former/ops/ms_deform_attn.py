@@ -64,7 +64,7 @@ def ms_deform_attn(
 
     Multi-scale deformable attention (Deformable DETR, Zhu et al., ICLR 2021, equation 3). There are two forms:
 
-    * without `reference_points`, `sampling` are locations and `attention` weights that are already normalised;
+    * without `reference_points`, `sampling` are locations and `attention` weights that are already normalized;
     * with them (the fused form), `sampling` are the offsets and `attention` the logits as they come from the
       projections. Location arithmetic and softmax then happen inside the op, forward and backward.
 

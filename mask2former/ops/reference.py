@@ -38,7 +38,7 @@ def ms_deform_attn_reference(
 def from_projections(
     spatial_shapes: Sequence[tuple[int, int]], offsets: Tensor, logits: Tensor, reference_points: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Sampling locations (B, N, heads, L, P, 2) and normalised weights (B, N, heads, L, P) of raw projections.
+    """Sampling locations (B, N, heads, L, P, 2) and normalized weights (B, N, heads, L, P) of raw projections.
 
     Both are fp32 (fp64 for fp64 projections), because a bf16 coordinate is off by a quarter of a pixel at width 128.
     """
@@ -47,8 +47,8 @@ def from_projections(
     sizes = torch.stack(
         [torch.full((), float(n), dtype=kind, device=offsets.device) for h, w in spatial_shapes for n in (w, h)]
     )
-    centres = reference_points.to(kind)[:, :, None, :, None]  # (B or 1, N, 1, L or 1, 1, 2)
-    locations = centres + offsets.to(kind) / sizes.view(-1, 1, 2)
+    centers = reference_points.to(kind)[:, :, None, :, None]  # (B or 1, N, 1, L or 1, 1, 2)
+    locations = centers + offsets.to(kind) / sizes.view(-1, 1, 2)
     weights = logits.to(kind).flatten(-2).softmax(-1).view(logits.shape)
     return locations, weights
 

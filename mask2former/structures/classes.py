@@ -1,4 +1,4 @@
-"""Names, colours and dataset ids of a model's classes."""
+"""Names, colors and dataset ids of a model's classes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Columns:
 
 
 class ClassTable(_Columns):
-    """Names, colours and ids of the K classes of a model; class k is entry k of each tuple.
+    """Names, colors and ids of the K classes of a model; class k is entry k of each tuple.
 
     `dataset_ids` are the category ids written to COCO files; k + 1 where the dataset does not say.
     """

@@ -1,6 +1,6 @@
 """Polygons, run-length codes and bitmaps to boolean masks. Every conversion exists once, here.
 
-All of them end in a `Patch`: the mask inside its bounding box. Objects are small beside pictures (375 nuclei
+All of them end in a `Patch`: the mask inside its bounding box. Objects are small beside images (375 nuclei
 in one photograph), so patches are cheap to make, move and paint, and a dense mask is written only once.
 Run-length codes are COCO's: runs of 0 and 1 in turn, column by column, starting with 0; the compressed form
 is that of the COCO API (5 bits a character, from the 4th run on the difference to the run before the last).
@@ -18,13 +18,13 @@ import numpy as np
 import pycocotools.mask as coco_mask
 import torch
 
-# A polygon may leave the picture (amodal annotations), but coordinates this many picture sizes away are an
-# error, and rasterising them takes time and memory in proportion to their length.
+# A polygon may leave the image (amodal annotations), but coordinates this many image sizes away are an
+# error, and rasterizing them takes time and memory in proportion to their length.
 _FAR = 10
 
 
 class Patch(NamedTuple):
-    """A mask inside its bounding box: pixel (0, 0) of `bits`, bool (h, w), is (top, left) of the picture."""
+    """A mask inside its bounding box: pixel (0, 0) of `bits`, bool (h, w), is (top, left) of the image."""
 
     top: int
     left: int
@@ -38,7 +38,7 @@ class SegmentationError(ValueError):
     """A segmentation is malformed; callers that know file and annotation turn it into a BadRecordError."""
 
 
-def without_hollow_polygons(segmentation: Any) -> Any:
+def without_degenerate_polygons(segmentation: Any) -> Any:
     """The segmentation without polygons of less than three points, which annotation tools leave behind."""
     if not isinstance(segmentation, list):
         return segmentation
@@ -50,7 +50,7 @@ def check_polygons(polygons: Any, size: tuple[int, int]) -> list[np.ndarray]:
 
     Args:
         polygons: list of flat lists x0, y0, x1, y1, ... or arrays (P, 2), in pixels.
-        size: height and width of the picture.
+        size: height and width of the image.
 
     Returns:
         One new float64 array (P, 2) for each polygon, P >= 3.
@@ -72,19 +72,19 @@ def check_polygons(polygons: Any, size: tuple[int, int]) -> list[np.ndarray]:
         if not np.isfinite(points).all():
             raise SegmentationError(f"polygon {position} contains NaN or infinity")
         if np.abs(points).max() > limit:
-            raise SegmentationError(f"polygon {position} lies far outside the picture of {size[1]}x{size[0]} pixels")
+            raise SegmentationError(f"polygon {position} lies far outside the image of {size[1]}x{size[0]} pixels")
         checked.append(points.reshape(-1, 2))
     return checked
 
 
 def polygons_to_patches(objects: Sequence[Sequence[np.ndarray]], size: tuple[int, int]) -> list[Patch]:
-    """Rasterise polygons as pycocotools does; the polygons of one object are united.
+    """Rasterize polygons as pycocotools does; the polygons of one object are united.
 
     Args:
         objects: for each object its polygons, float (P, 2) with P >= 3, checked; none gives an empty patch.
         size: height and width of the canvas; what lies outside is cut off.
     """
-    return [_rasterise([polygon for polygon in own if _touches(polygon, size)], size) for own in objects]
+    return [_rasterize([polygon for polygon in own if _touches(polygon, size)], size) for own in objects]
 
 
 def _touches(polygon: np.ndarray, size: tuple[int, int]) -> bool:
@@ -92,11 +92,11 @@ def _touches(polygon: np.ndarray, size: tuple[int, int]) -> bool:
     return bool(high[0] > 0 and high[1] > 0 and low[0] < size[1] and low[1] < size[0])
 
 
-def _rasterise(polygons: Sequence[np.ndarray], size: tuple[int, int]) -> Patch:
+def _rasterize(polygons: Sequence[np.ndarray], size: tuple[int, int]) -> Patch:
     if not polygons:
         return EMPTY_PATCH
     # pycocotools rounds negative coordinates the other way round; whole pixels more on the left and the top
-    # keep them positive, so that a crop shows exactly what the whole picture would show there.
+    # keep them positive, so that a crop shows exactly what the whole image would show there.
     low = np.min([polygon.min(axis=0) for polygon in polygons], axis=0)
     left, top = (max(0, math.ceil(-value)) for value in low)
     height, width = size[0] + top, size[1] + left
@@ -115,7 +115,7 @@ def decode_counts(counts: bytes | str) -> np.ndarray:
         int64 (R,), the lengths of the runs; not yet checked for sign and sum.
 
     Raises:
-        SegmentationError: characters outside the code, or the code is cut short.
+        SegmentationError: characters outside the code, or the code is truncated.
     """
     try:
         raw = counts.encode("ascii") if isinstance(counts, str) else bytes(counts)
@@ -128,14 +128,14 @@ def decode_counts(counts: bytes | str) -> np.ndarray:
         raise SegmentationError("RLE counts contain characters outside the code")
     last = (symbols & 32) == 0
     if not last[-1]:
-        raise SegmentationError("RLE counts are cut short")
+        raise SegmentationError("RLE counts are truncated")
     ends = last.nonzero()[0]
     starts = np.empty_like(ends)
     starts[0] = 0
     starts[1:] = ends[:-1] + 1
     lengths = ends - starts + 1
-    if lengths.max() > 7:  # 35 bits: more than any picture has pixels
-        raise SegmentationError("RLE counts contain a run longer than any picture")
+    if lengths.max() > 7:  # 35 bits: more than any image has pixels
+        raise SegmentationError("RLE counts contain a run longer than any image")
     shifts = 5 * (np.arange(len(symbols)) - starts.repeat(lengths))
     values = np.add.reduceat((symbols & 31) << shifts, starts)
     negative = (symbols[ends] & 16) != 0
@@ -155,19 +155,19 @@ def rle_runs(rle: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
 
     Args:
         rle: {"size": [height, width], "counts": ...}.
-        size: height and width of the picture, which must be those of the code.
+        size: height and width of the image, which must be those of the code.
 
     Returns:
         int64 (R,), lengths of the runs of 0 and 1 in turn, column by column.
 
     Raises:
-        SegmentationError: wrong size, malformed counts, or runs that do not add up to the picture.
+        SegmentationError: wrong size, malformed counts, or runs that do not add up to the image.
     """
     if "counts" not in rle or "size" not in rle:
         raise SegmentationError("an RLE needs the keys 'size' and 'counts'")
     shape = rle["size"]
     if not isinstance(shape, (list, tuple)) or [*shape] != [*size]:
-        raise SegmentationError(f"the RLE is for size {shape}, the picture has [height, width] = {list(size)}")
+        raise SegmentationError(f"the RLE is for size {shape}, the image has [height, width] = {list(size)}")
     counts = rle["counts"]
     if isinstance(counts, (str, bytes)):
         runs = decode_counts(counts)
@@ -176,7 +176,7 @@ def rle_runs(rle: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
     height, width = size
     if runs.size and runs.min() < 0:
         raise SegmentationError("the RLE has a run of negative length")
-    # A run longer than the picture could make the sum overflow, so look at the largest first.
+    # A run longer than the image could make the sum overflow, so look at the largest first.
     if not runs.size or runs.max() > height * width or runs.sum() != height * width:
         raise SegmentationError(f"the runs of the RLE do not add up to {height} x {width} pixels")
     return runs
@@ -190,7 +190,7 @@ def bitmap_to_patch(bitmap: Any, size: tuple[int, int]) -> Patch:
     """
     array = bitmap.numpy(force=True) if isinstance(bitmap, torch.Tensor) else np.asarray(bitmap)
     if array.shape != tuple(size):
-        raise SegmentationError(f"the bitmap has shape {array.shape}, the picture (height, width) = {tuple(size)}")
+        raise SegmentationError(f"the bitmap has shape {array.shape}, the image (height, width) = {tuple(size)}")
     if array.dtype.kind not in "bui":
         raise SegmentationError(f"a bitmap has bool or integer values, this one {array.dtype}")
     bits = array if array.dtype == bool else array != 0
@@ -208,7 +208,7 @@ def segmentation_to_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray
 
     Args:
         segmentation: list of polygons, RLE dictionary, or bitmap.
-        size: height and width of the picture.
+        size: height and width of the image.
 
     Returns:
         bool (H, W).
@@ -305,7 +305,7 @@ def _uncompressed_runs(counts: Any) -> np.ndarray:
     try:
         return np.array(counts, dtype=np.int64)
     except OverflowError as error:
-        raise SegmentationError("RLE counts contain a run longer than any picture") from error
+        raise SegmentationError("RLE counts contain a run longer than any image") from error
 
 
 def _paint(runs: np.ndarray, height: int) -> Patch:

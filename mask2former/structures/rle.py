@@ -17,7 +17,7 @@ from torch import Tensor
 
 Rle = dict[str, Any]  # {"size": [h, w], "counts": str}
 
-_CHUNK_PIXELS = 1 << 26  # 64 MiB of masks at a time bounds memory for hundreds of masks of large pictures
+_CHUNK_PIXELS = 1 << 26  # 64 MiB of masks at a time bounds memory for hundreds of masks of large images
 _WORD = 8  # pixels of one byte in a machine word
 
 

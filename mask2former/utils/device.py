@@ -37,8 +37,8 @@ def _mps_works() -> bool:
         return False
     try:
         grid = torch.zeros(1, 2, 2, 2, device="mps")
-        picture = torch.ones(1, 1, 4, 4, device="mps")
-        return bool(torch.isfinite(nn.functional.grid_sample(picture, grid, align_corners=False)).all())
+        image = torch.ones(1, 1, 4, 4, device="mps")
+        return bool(torch.isfinite(nn.functional.grid_sample(image, grid, align_corners=False)).all())
     except (RuntimeError, NotImplementedError) as error:
         logger.info("the Apple GPU is not used: %s", error)
         return False

@@ -1,4 +1,4 @@
-"""Files that are either complete or absent, never cut short; and JSON with errors that name the file."""
+"""Files that are either complete or absent, never truncated; and JSON with errors that name the file."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _publish(temporary: Path, path: Path) -> None:
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
-    """Write a whole file atomically, and make its folder."""
+    """Write a whole file atomically, and make its directory."""
     with atomic_write(path) as file:
         file.write(content)
     return Path(path)
@@ -118,7 +118,7 @@ def short_path(path: str | os.PathLike[str]) -> str:
 
 
 def read_json_object(path: str, lists: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a json file that holds an object.
+    """Read a JSON file that holds an object.
 
     Args:
         path: file name, or any address that iopath's PathManager knows.
@@ -126,7 +126,7 @@ def read_json_object(path: str, lists: Sequence[str] = ()) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        BadRecordError: no json, another kind of json, or a key is missing.
+        BadRecordError: no JSON, another kind of JSON, or a key is missing.
     """
     try:
         with PathManager.open(path, "r", encoding="utf-8") as file:
@@ -136,11 +136,11 @@ def read_json_object(path: str, lists: Sequence[str] = ()) -> dict[str, Any]:
     except OSError as error:
         raise BadRecordError(path, f"cannot be read: {error}") from error
     except RecursionError as error:
-        raise BadRecordError(path, "the json is nested too deeply") from error
+        raise BadRecordError(path, "the JSON is nested too deeply") from error
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
-        raise BadRecordError(path, f"is not a json file: {error}") from error
+        raise BadRecordError(path, f"is not a JSON file: {error}") from error
     if not isinstance(content, dict):
-        raise BadRecordError(path, f"holds a json {type(content).__name__}, an object is needed")
+        raise BadRecordError(path, f"holds a JSON {type(content).__name__}, an object is needed")
     for key in lists:
         if not isinstance(content.get(key), list):
             state = "has no" if key not in content else "has no list under"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from detectron2.data import get_detection_dataset_dicts
 
-# The two loaders under the names of the reference implementation, which has one pair for pictures and one for clips.
+# The two loaders under the names of the reference implementation, which has one pair for images and one for clips.
 from ..data.build import build_test_loader as build_detection_test_loader
 from ..data.build import build_train_loader as build_detection_train_loader
 from ..data.dataset_mappers.clip_mappers import CocoClipDatasetMapper, YTVISDatasetMapper

@@ -24,48 +24,48 @@ _LOG = "log_"  # before a log's name in the state: its rows and columns
 
 
 class JournalMismatch(ValueError):
-    """The folder holds the journal of another run."""
+    """The directory holds the journal of another run."""
 
 
 class Journal:
-    """Files of one run in `folder`.
+    """Files of one run in `directory`.
 
     Args:
-        folder: is made; a journal that is there already is continued.
+        directory: is made; a journal that is there already is continued.
         run: what the results depend on (JSON: video, model, settings); kept as an attribute.
     Raises:
         JournalMismatch: the journal there is that of another run; the message says what differs.
     """
 
-    def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
-        self.folder = folder
-        head = folder / "run.json"
+    def __init__(self, directory: Path, run: Mapping[str, Any]) -> None:
+        self.directory = directory
+        head = directory / "run.json"
         self.run: dict[str, Any] = json.loads(json.dumps(run))  # as it comes back from a file: tuples are lists
         if head.is_file():
             before = read_json(head, "journal of a video")
             differing = sorted(key for key in {*self.run, *before} if self.run.get(key) != before.get(key))
             if differing:
                 raise JournalMismatch(
-                    f"{folder} holds the results of another run (other {', '.join(differing)}); delete it to start "
-                    "anew, or choose another folder"
+                    f"{directory} holds the results of another run (other {', '.join(differing)}); delete it to start "
+                    "anew, or choose another directory"
                 )
         else:
-            # Results whose run is not known, of a folder that was deleted in part, are nobody's.
+            # Results whose run is not known, of a directory that was deleted in part, are nobody's.
             for name in ("finished.json", "state.npz"):
-                (folder / name).unlink(missing_ok=True)
+                (directory / name).unlink(missing_ok=True)
             write_json(head, self.run)
         self.state = self._read_state()
         self.done = int(self.state["done"]) if self.state else 0
 
     def _read_state(self) -> dict[str, np.ndarray]:
-        path = self.folder / "state.npz"
+        path = self.directory / "state.npz"
         if not path.is_file():
             return {}
         try:
             with np.load(path, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} is damaged ({error}); delete {self.folder} to start anew") from error
+            raise ValueError(f"{path} is damaged ({error}); delete {self.directory} to start anew") from error
 
     def append(
         self,
@@ -89,15 +89,15 @@ class Journal:
         self.state = {**state, **sizes, "done": np.array(self.done)}
         buffer = io.BytesIO()
         np.savez(buffer, **self.state)  # type: ignore[arg-type]
-        write_bytes(self.folder / "state.npz", buffer.getvalue())
+        write_bytes(self.directory / "state.npz", buffer.getvalue())
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """The video has ended; `facts` are kept for `facts()`."""
-        write_json(self.folder / "finished.json", facts)
+        write_json(self.directory / "finished.json", facts)
 
     def facts(self) -> dict[str, Any] | None:
         """What `finish` was given; None while windows are missing."""
-        path = self.folder / "finished.json"
+        path = self.directory / "finished.json"
         return read_json(path, "journal of a video") if path.is_file() else None
 
     def windows(self) -> Iterator[dict[str, Any]]:
@@ -113,7 +113,7 @@ class Journal:
         path = self._log(name)
         values = np.fromfile(path, dtype="<f8", count=int(count * columns)) if path.is_file() else np.zeros(0)
         if len(values) != count * columns:
-            raise ValueError(f"{path} is missing or cut short; delete {self.folder} to start anew")
+            raise ValueError(f"{path} is missing or truncated; delete {self.directory} to start anew")
         return values.reshape(count, columns)
 
     def _extend(self, name: str, rows: np.ndarray) -> np.ndarray:
@@ -129,7 +129,7 @@ class Journal:
         return np.array([before + len(rows), rows.shape[1]])
 
     def _log(self, name: str) -> Path:
-        return self.folder / f"{name}.log"
+        return self.directory / f"{name}.log"
 
     def _window(self, index: int) -> Path:
-        return self.folder / f"window_{index:06d}.json"
+        return self.directory / f"window_{index:06d}.json"

@@ -1,7 +1,7 @@
-"""Frames of a video, whatever it comes as: a file, a folder of pictures, a list, or a stream that is read once.
+"""Frames of a video, whatever it comes as: a file, a directory of images, a list, or a stream that is read once.
 
 Every source can be read again from any frame on, so that a long clip is never held in memory: it is read once for
-the network and once more for the pictures of its result.
+the network and once more for the images of its result.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Video = Union[str, "os.PathLike[str]", Iterable[ImageSource]]
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of a video: its number from 0, its time in seconds, and (H, W, 3) uint8 RGB."""
+    """One image of a video: its number from 0, its time in seconds, and (H, W, 3) uint8 RGB."""
 
     index: int
     seconds: float
@@ -97,7 +97,7 @@ class VideoFile(FrameSource):
             raise ValueError(f"{self.path}: cannot be read as a video ({error})") from error
         if not container.streams.video:
             container.close()
-            raise ValueError(f"{self.path}: this file has no pictures, only: {container.format.long_name}")
+            raise ValueError(f"{self.path}: this file has no images, only: {container.format.long_name}")
         return container
 
     def _read(self, start: int) -> Iterator[Frame]:
@@ -170,7 +170,7 @@ class VideoFile(FrameSource):
 
 
 class FrameFolder(FrameSource):
-    """The pictures of a folder, or any list of picture files, in the order of the numbers in their names."""
+    """The images of a directory, or any list of image files, in the order of the numbers in their names."""
 
     def __init__(self, path: Path, files: Sequence[Path] | None = None) -> None:
         self.path, self.name = path, path.name or "clip"
@@ -179,7 +179,7 @@ class FrameFolder(FrameSource):
         if files is None:
             self.files.sort(key=natural_order)
         if not self.files:
-            raise ValueError(f"{path}: no frame in this folder ({', '.join(sorted(IMAGE_SUFFIXES))})")
+            raise ValueError(f"{path}: no frame in this directory ({', '.join(sorted(IMAGE_SUFFIXES))})")
         self.length = len(self.files)
 
     def identity(self) -> list[Any]:
@@ -191,38 +191,38 @@ class FrameFolder(FrameSource):
 
 
 class FrameList(FrameSource):
-    """Pictures in memory: a list, or an array or tensor whose first axis is time."""
+    """Images in memory: a list, or an array or tensor whose first axis is time."""
 
-    def __init__(self, pictures: Sequence[ImageSource], name: str = "clip") -> None:
-        if not len(pictures):
+    def __init__(self, images: Sequence[ImageSource], name: str = "clip") -> None:
+        if not len(images):
             raise ValueError("the video has no frames: the list is empty")
-        self._pictures, self.name, self.length = pictures, name, len(pictures)
+        self._images, self.name, self.length = images, name, len(images)
 
     def identity(self) -> list[Any]:
-        height, width = load_image(self._pictures[0]).shape[:2]
-        return [self.name, len(self._pictures), height, width, _digest(self._pictures)]
+        height, width = load_image(self._images[0]).shape[:2]
+        return [self.name, len(self._images), height, width, _digest(self._images)]
 
     def _read(self, start: int) -> Iterator[Frame]:
-        for index in range(start, len(self._pictures)):
-            yield Frame(index, float(index / self.rate), load_image(self._pictures[index]))
+        for index in range(start, len(self._images)):
+            yield Frame(index, float(index / self.rate), load_image(self._images[index]))
 
 
 class FrameStream(FrameSource):
-    """Pictures that come once, such as those of a generator. They are kept as PNG files for the second reading.
+    """Images that come once, such as those of a generator. They are kept as PNG files for the second reading.
 
-    A stream may be given anew to a folder that has its first pictures already; these are compared, so that the results
+    A stream may be given anew to a directory that has its first images already; these are compared, so that the results
     of two videos are never mixed.
     """
 
     length = None
 
-    def __init__(self, pictures: Iterable[ImageSource], folder: Path, name: str = "clip") -> None:
-        self._rest, self._folder, self.name = iter(pictures), folder, name
-        self._taken = 0  # pictures of this stream that are in the folder
+    def __init__(self, images: Iterable[ImageSource], directory: Path, name: str = "clip") -> None:
+        self._rest, self._directory, self.name = iter(images), directory, name
+        self._taken = 0  # images of this stream that are in the directory
         self._error: BaseException | None = None
 
     def identity(self) -> list[Any]:
-        """The name and the first picture, which is taken from the stream for that."""
+        """The name and the first image, which is taken from the stream for that."""
         first = next(self._read(0), None)
         return [self.name] if first is None else [self.name, *first.image.shape[:2], _digest([first.image])]
 
@@ -236,10 +236,10 @@ class FrameStream(FrameSource):
                 yield Frame(index, float(index / self.rate), image)
 
     def _take(self) -> np.ndarray | None:
-        """The next picture, which is in the folder then; None at the end.
+        """The next image, which is in the directory then; None at the end.
 
         Raises:
-            ValueError: the folder has another picture of this number, or the stream has broken off before.
+            ValueError: the directory has another image of this number, or the stream has broken off before.
         """
         if self._error is not None:  # a generator that raised seems to be at its end
             where = f"{self.name}: this stream broke off at frame {self._taken}"
@@ -257,28 +257,28 @@ class FrameStream(FrameSource):
         return image
 
     def _keep(self, image: np.ndarray | None) -> None:
-        """Write the next picture, or compare it with the one that is there; None: there must be none."""
+        """Write the next image, or compare it with the one that is there; None: there must be none."""
         path = self._file(self._taken)
-        before = _picture_in(path)
+        before = _image_in(path)
         if before is None and image is not None:
             _write_png(path, image)
         elif before is not None and (image is None or not np.array_equal(image, before)):
             raise ValueError(
                 f"{path.parent}: frame {self._taken} there is not that of this video, so the results beside it are "
-                f"those of another one; delete the folder {path.parent.parent} or choose another work_dir"
+                f"those of another one; delete the directory {path.parent.parent} or choose another work_dir"
             )
 
     def _file(self, index: int) -> Path:
-        return self._folder / f"{index:08d}.png"
+        return self._directory / f"{index:08d}.png"
 
 
 def open_frames(video: Video | FrameSource, spool: Path) -> FrameSource:
     """A source for whatever a user gives as a video.
 
     Args:
-        video: a video file, a folder of frames, a list of pictures or picture files, an array or tensor whose first
-            axis is time, or any iterable of pictures.
-        spool: folder for the frames of an iterable that can be read only once.
+        video: a video file, a directory of frames, a list of images or image files, an array or tensor whose first
+            axis is time, or any iterable of images.
+        spool: directory for the frames of an iterable that can be read only once.
     Raises:
         FileNotFoundError, ValueError: nothing there, or nothing that is a video.
     """
@@ -289,7 +289,7 @@ def open_frames(video: Video | FrameSource, spool: Path) -> FrameSource:
         if path.is_dir():
             return FrameFolder(path)
         if not path.is_file():
-            raise FileNotFoundError(f"video {str(path)!r} does not exist; give a video file or a folder of frames")
+            raise FileNotFoundError(f"video {str(path)!r} does not exist; give a video file or a directory of frames")
         return VideoFile(path)
     if isinstance(video, np.ndarray | torch.Tensor):
         if video.ndim != 4:
@@ -299,13 +299,13 @@ def open_frames(video: Video | FrameSource, spool: Path) -> FrameSource:
         return FrameList(video)
     if isinstance(video, Iterable):
         return FrameStream(video, spool)
-    raise ValueError(f"a video is a path, a folder or frames, not {type(video).__name__}")
+    raise ValueError(f"a video is a path, a directory or frames, not {type(video).__name__}")
 
 
-def _digest(pictures: Iterable[ImageSource]) -> str:
-    """A number that differs for other pictures: of their pixels, or of name, size and time of files."""
+def _digest(images: Iterable[ImageSource]) -> str:
+    """A number that differs for other images: of their pixels, or of name, size and time of files."""
     digest = hashlib.blake2b(digest_size=16)
-    for source in pictures:
+    for source in images:
         if isinstance(source, str | os.PathLike) and os.path.isfile(source):
             status = os.stat(source)
             digest.update(repr((os.path.basename(source), status.st_size, status.st_mtime_ns)).encode())
@@ -316,8 +316,8 @@ def _digest(pictures: Iterable[ImageSource]) -> str:
     return digest.hexdigest()
 
 
-def _picture_in(path: Path) -> np.ndarray | None:
-    """The picture of a file; None where there is none, or one that is cut short."""
+def _image_in(path: Path) -> np.ndarray | None:
+    """The image of a file; None where there is none, or one that is truncated."""
     try:
         return load_image(path)
     except (OSError, ValueError):

@@ -67,7 +67,7 @@ class TrackedFrame:
         return np.concatenate([[0], self.ids]).astype(kind)[self.instances.label_map()]
 
     def draw(self, *, alpha: float = 0.35, labels: bool | None = None, scale: float = 1.0) -> Image.Image:
-        """The frame with its objects over it, in the colours of their tracks; see `Result.draw`."""
+        """The frame with its objects over it, in the colors of their tracks; see `Result.draw`."""
         found = self.instances
         rows = zip(found.names, self.ids, found.scores, strict=True)
         texts = [f"{name} {number} {score:.2f}" for name, number, score in rows]
@@ -112,7 +112,7 @@ def choose_tracks(
 class VideoResult:
     """The tracks of a video. Iterate over it for the frames; masks come from the disk, window by window.
 
-    Made by `Segmenter.track`. `tracks` lists the objects, best first. Without a folder of its own the result lives
+    Made by `Segmenter.track`. `tracks` lists the objects, best first. Without a directory of its own the result lives
     in a temporary one, which goes when the result does.
     """
 
@@ -213,7 +213,7 @@ class VideoResult:
 
         - `.json`: the result format of YouTube-VIS (`video_id`);
         - `.mp4`, `.mov`, `.mkv`: the video with its tracks drawn in (`drawing`: arguments of `TrackedFrame.draw`);
-        - a folder: for each frame a 16-bit PNG, 0 background, otherwise the number of the track; and `tracks.json`
+        - a directory: for each frame a 16-bit PNG, 0 background, otherwise the number of the track; and `tracks.json`
           with "id", the value in the PNGs, and "track", the number of the track, which differ only where a track has
           a number above 65,535. PNGs there that are numbered as frames behind the last one are deleted.
         Returns the files written. Raises ValueError for another ending, or when `path` is the video itself.
@@ -223,7 +223,7 @@ class VideoResult:
         if path.is_dir() or not suffix:
             return self.save_all(masks=path)
         if suffix != ".json" and suffix not in VIDEO_SUFFIXES:
-            raise ValueError(f"{path}: cannot tell what to write; use {' '.join(VIDEO_SUFFIXES)}, .json or a folder")
+            raise ValueError(f"{path}: cannot tell what to write; use {' '.join(VIDEO_SUFFIXES)}, .json or a directory")
         if suffix == ".json":
             return [self._save_json(path, video_id)]
         return self.save_all(video=path, drawing=drawing)
@@ -232,17 +232,17 @@ class VideoResult:
         self,
         *,
         video: Path | None = None,
-        pictures: Path | None = None,
+        images: Path | None = None,
         masks: Path | None = None,
         drawing: Mapping[str, Any] | None = None,
         progress: bool = False,
     ) -> list[Path]:
-        """Write a drawn video, a folder of drawn frames, and a folder of label maps, in one pass over the frames.
+        """Write a drawn video, a directory of drawn frames, and a directory of label maps, in one pass over the frames.
 
         See `save`. Raises ValueError when a target is the video itself, or when more than 65,535 tracks are chosen
         for label maps.
         """
-        refuse_input(self.source, video, pictures, masks)
+        refuse_input(self.source, video, images, masks)
         values = self._pixel_values() if masks is not None else {}
         writer = None if video is None else VideoWriter(video, self.source.rate)
         finished = False
@@ -251,24 +251,24 @@ class VideoResult:
                 if masks is not None:
                     labels = replace(frame, ids=np.array([values[i] for i in frame.ids.tolist()], dtype=np.int64))
                     write_image(masks / f"{frame.index:06d}.png", Image.fromarray(labels.label_map()))
-                if video is None and pictures is None:
+                if video is None and images is None:
                     continue
-                picture = frame.draw(**(drawing or {}))
-                if pictures is not None:
-                    write_image(pictures / f"{frame.index:06d}.jpg", picture)
+                image = frame.draw(**(drawing or {}))
+                if images is not None:
+                    write_image(images / f"{frame.index:06d}.jpg", image)
                 if writer is not None:
-                    writer.add(np.asarray(picture), frame.seconds)
+                    writer.add(np.asarray(image), frame.seconds)
             finished = True
         finally:
             if writer is not None:
                 writer.close(keep=finished)
-        if pictures is not None:
-            _remove_frames(pictures, ".jpg", len(self))
+        if images is not None:
+            _remove_frames(images, ".jpg", len(self))
         if masks is not None:
             _remove_frames(masks, ".png", len(self))
             entries = [vars(track) | {"id": values[track.id], "track": track.id} for track in self.tracks]
             write_json(masks / "tracks.json", entries)
-        return [path for path in (video, pictures, masks) if path is not None]
+        return [path for path in (video, images, masks) if path is not None]
 
     def _pixel_values(self) -> dict[int, int]:
         """For the number of each track its value in 16-bit label maps: the number itself where all of them fit."""
@@ -297,8 +297,8 @@ class VideoResult:
     def _save_json(self, path: Path, video_id: int) -> Path:
         """As `to_ytvis`: one pass writes each track's masks to a temporary file, then these are joined."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            parts = {track.id: Path(folder) / str(track.id) for track in self.tracks}
+        with tempfile.TemporaryDirectory(dir=path.parent) as directory:
+            parts = {track.id: Path(directory) / str(track.id) for track in self.tracks}
             self._write_parts(parts)
             with atomic_write(path) as out:
                 out.write(b"[")
@@ -331,15 +331,15 @@ class VideoResult:
 
 
 def refuse_input(source: FrameSource, *targets: Path | None) -> None:
-    """Raise ValueError when a file or folder to be written is the video itself."""
+    """Raise ValueError when a file or directory to be written is the video itself."""
     for target in targets:
         if target is not None and source.path is not None and target.exists() and target.samefile(source.path):
             raise ValueError(f"{target} is the input itself; give another name")
 
 
-def _remove_frames(folder: Path, suffix: str, length: int) -> None:
+def _remove_frames(directory: Path, suffix: str, length: int) -> None:
     """Delete the frames of a longer video that was written there before: those with numbers from `length` on."""
-    for path in folder.glob(f"*{suffix}"):
+    for path in directory.glob(f"*{suffix}"):
         name = path.stem
         if not (name.isascii() and name.isdigit() and path.is_file()):
             continue

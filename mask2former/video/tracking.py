@@ -51,17 +51,17 @@ def track_video(
     facts: dict[str, Any],
     **choice: Any,
 ) -> VideoResult:
-    """Run through a video (`LongClip`), in `work_dir` or a temporary folder; `choice` goes to `VideoResult`.
+    """Run through a video (`LongClip`), in `work_dir` or a temporary directory; `choice` goes to `VideoResult`.
 
     `facts` are what the results depend on beside video, model and settings: a journal with others is refused.
     """
     clips = clip_model(model, settings)
     temporary = None if work_dir else tempfile.TemporaryDirectory(prefix="mask2former_tracks_")
-    folder = work_dir or Path(temporary.name if temporary else ".")
-    source = open_frames(video, folder / "frames")
+    directory = work_dir or Path(temporary.name if temporary else ".")
+    source = open_frames(video, directory / "frames")
     # A temporary journal is not continued, so that nobody asks what its results depend on.
     run = run_facts(source, model, settings, **facts) if work_dir else asdict(settings)
-    journal = Journal(folder, run)
+    journal = Journal(directory, run)
     with tqdm(total=source.length, unit="frame", desc="tracking", disable=not progress) as bar:
         clip = LongClip(clips, source, journal, settings, prepare, autocast)
         clip.run(lambda done: bar.update(done - bar.n))

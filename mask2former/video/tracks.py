@@ -32,7 +32,7 @@ class TrackState:
 
 
 def similarity(embeds: np.ndarray, others: np.ndarray, iou: np.ndarray) -> np.ndarray:
-    """(A, N) likeness, at most 1, of objects with unit embeddings (A, C) and (N, C).
+    """(A, N) similarity, at most 1, of objects with unit embeddings (A, C) and (N, C).
 
     The cosine, or where `iou` (A, N) is a number its mean with the cosine; NaN says that the masks tell nothing.
     """
@@ -40,9 +40,9 @@ def similarity(embeds: np.ndarray, others: np.ndarray, iou: np.ndarray) -> np.nd
     return np.where(np.isnan(iou), cosine, 0.5 * (cosine + iou))
 
 
-def assign(likeness: np.ndarray, threshold: float | np.ndarray) -> list[tuple[int, int]]:
+def assign(scores: np.ndarray, threshold: float | np.ndarray) -> list[tuple[int, int]]:
     """Pairs (row, column) of the assignment with the largest sum of what exceeds `threshold` (of all, or of each)."""
-    gain = np.clip(likeness - threshold, 0.0, None)
+    gain = np.clip(scores - threshold, 0.0, None)
     rows, columns = linear_sum_assignment(gain, maximize=True)
     return [(int(a), int(b)) for a, b in zip(rows, columns, strict=True) if gain[a, b] > 0]
 
@@ -51,7 +51,7 @@ class TrackTable:
     """The tracks of a video that may go on; those that have ended leave it (`take_closed`).
 
     Args:
-        match_threshold: a pair whose masks can be compared and whose likeness is not above it is not one object.
+        match_threshold: a pair whose masks can be compared and whose similarity is not above it is not one object.
         patience: a track that was not found for more than so many frames is closed.
         embed_threshold: the same for pairs of which only the embeddings can be compared.
     """

@@ -47,8 +47,8 @@ class WindowedClips(nn.Module):
         frames: Sequence[Tensor] = clip["image"]
         size = (int(clip.get("height", frames[0].shape[-2])), int(clip.get("width", frames[0].shape[-1])))
         source = FrameList([frame.permute(1, 2, 0).cpu().numpy() for frame in frames])
-        with tempfile.TemporaryDirectory(prefix="mask2former_windows_") as folder:
-            journal = Journal(Path(folder), {})
+        with tempfile.TemporaryDirectory(prefix="mask2former_windows_") as directory:
+            journal = Journal(Path(directory), {})
             LongClip(self.model, source, journal, self.settings, _as_tensor, output=size).run()
             scores, _, present = tracks_of(journal)
             chosen = choose_tracks(

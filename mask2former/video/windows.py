@@ -73,10 +73,10 @@ class WindowSettings:
 
     Attributes:
         window: frames that the network sees together. Memory grows with it; 1: online, frame by frame.
-        overlap: frames that two neighbouring windows share. Each half of them comes from the window that has it
+        overlap: frames that two neighboring windows share. Each half of them comes from the window that has it
             farther from its border.
         candidates: objects of a window, best first, whose masks are kept.
-        match_threshold: likeness (see `tracks.similarity`) above which two objects are the same.
+        match_threshold: similarity (see `tracks.similarity`) above which two objects are the same.
         embed_threshold: the same where no masks can be compared, and embeddings alone decide.
         min_score: after the first window, objects whose best class score is lower are not used.
         patience: a track that was not found for more than so many frames ends.

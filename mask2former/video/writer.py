@@ -1,4 +1,4 @@
-"""Writing a video that plays everywhere: H.264 with 4:2:0 colours in an mp4."""
+"""Writing a video that plays everywhere: H.264 with 4:2:0 colors in an mp4."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TICKS = 90_000  # time units a second in the written file: divides all usual fr
 class VideoWriter:
     """Frames to a file that takes its name only when it is whole. Odd sizes lose a row or a column.
 
-    PyAV writes H.264 with 4:2:0 colours, the form that browsers and phones play. Without PyAV, or where it has no
+    PyAV writes H.264 with 4:2:0 colors, the form that browsers and phones play. Without PyAV, or where it has no
     H.264 encoder, OpenCV writes MPEG-4 part 2 and a warning says so.
     """
 
@@ -30,14 +30,14 @@ class VideoWriter:
         self._size: tuple[int, int] | None = None
         self._file: _H264 | _Mpeg4 = _H264(self._part, rate) if _has_h264() else _Mpeg4(self._part, rate)
 
-    def add(self, picture: np.ndarray, seconds: float) -> None:
-        """Append (H, W, 3) uint8 RGB, to be shown from this time on. Later pictures take the size of the first."""
+    def add(self, image: np.ndarray, seconds: float) -> None:
+        """Append (H, W, 3) uint8 RGB, to be shown from this time on. Later images take the size of the first."""
         if self._size is None:
-            self._size = (max(picture.shape[0] // 2 * 2, 2), max(picture.shape[1] // 2 * 2, 2))
+            self._size = (max(image.shape[0] // 2 * 2, 2), max(image.shape[1] // 2 * 2, 2))
         height, width = self._size
-        if picture.shape[0] < height or picture.shape[1] < width:
-            picture = cv2.resize(picture, (width, height))
-        self._file.add(np.ascontiguousarray(picture[:height, :width]), seconds)
+        if image.shape[0] < height or image.shape[1] < width:
+            image = cv2.resize(image, (width, height))
+        self._file.add(np.ascontiguousarray(image[:height, :width]), seconds)
 
     def close(self, keep: bool = True) -> None:
         """Finish the file; without `keep`, or when it holds no frame, nothing remains."""
@@ -69,10 +69,10 @@ class _H264:
         self._stream.codec_context.time_base = Fraction(1, _TICKS)
         self._last = -1
 
-    def add(self, picture: np.ndarray, seconds: float) -> None:
+    def add(self, image: np.ndarray, seconds: float) -> None:
         if self._last < 0:
-            self._stream.height, self._stream.width = picture.shape[:2]
-        frame = self._av.VideoFrame.from_ndarray(picture, format="rgb24")
+            self._stream.height, self._stream.width = image.shape[:2]
+        frame = self._av.VideoFrame.from_ndarray(image, format="rgb24")
         self._last = max(round(seconds * _TICKS), self._last + 1)
         frame.pts, frame.time_base = self._last, Fraction(1, _TICKS)
         self._container.mux(self._stream.encode(frame))
@@ -91,13 +91,13 @@ class _Mpeg4:
         self._path, self._rate = path, rate
         self._writer: Any = None
 
-    def add(self, picture: np.ndarray, seconds: float) -> None:
+    def add(self, image: np.ndarray, seconds: float) -> None:
         if self._writer is None:
-            size = (picture.shape[1], picture.shape[0])
+            size = (image.shape[1], image.shape[0])
             self._writer = cv2.VideoWriter(str(self._path), cv2.VideoWriter.fourcc(*"mp4v"), float(self._rate), size)
             if not self._writer.isOpened():
                 raise ValueError(f"{self._path}: this OpenCV cannot write videos; pip install av")
-        self._writer.write(np.ascontiguousarray(picture[..., ::-1]))
+        self._writer.write(np.ascontiguousarray(image[..., ::-1]))
 
     def close(self) -> None:
         if self._writer is not None:

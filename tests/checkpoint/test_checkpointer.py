@@ -129,7 +129,7 @@ def test_parts_of_both_layouts_mix() -> None:
     assert same(model, state)
 
 
-def test_sharded_folder(tmp_path: Path) -> None:
+def test_sharded_directory(tmp_path: Path) -> None:
     _, state = other()
     keys = list(state)
     parts = {"model-1.safetensors": keys[:4], "model-2.safetensors": keys[4:]}
@@ -215,12 +215,12 @@ def test_timm_and_torchvision_names_stay_for_load_weights(tmp_path: Path) -> Non
     assert load_weights(tmp_path / "timm.pth").keys() == state.keys()
 
 
-def test_other_class_count_is_reported_and_reinitialised() -> None:
+def test_other_class_count_is_reported_and_reinitialized() -> None:
     _, state = other(classes=3)
     model = Model(classes=6)
     before = model.sem_seg_head.predictor.class_embed.weight.detach().clone()
     report = load_into(model, state)
-    assert report.reinitialised == [
+    assert report.reinitialized == [
         ("sem_seg_head.predictor.class_embed.weight", (4, 8), (7, 8)),
         ("sem_seg_head.predictor.class_embed.bias", (4,), (7,)),
         ("criterion.empty_weight", (4,), (7,)),
@@ -370,18 +370,18 @@ def test_missing_files_say_where(tmp_path: Path) -> None:
         load_weights(tmp_path)
     with pytest.raises(ValueError, match="matching_heuristics"):
         torch.save({}, tmp_path / "a.pth")
-        load_weights(f"{tmp_path}/a.pth?colour=red")
+        load_weights(f"{tmp_path}/a.pth?color=red")
 
 
 # --- saving and resuming ------------------------------------------------------------------------------------
 
 
-def training(folder: Path, model: nn.Module | None = None) -> tuple[SafeCheckpointer, Model, torch.optim.Optimizer]:
+def training(directory: Path, model: nn.Module | None = None) -> tuple[SafeCheckpointer, Model, torch.optim.Optimizer]:
     model = model or Model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
     scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
-    checkpointer = SafeCheckpointer(model, str(folder), optimizer=optimizer, scheduler=scheduler, scaler=scaler)
+    checkpointer = SafeCheckpointer(model, str(directory), optimizer=optimizer, scheduler=scheduler, scaler=scaler)
     return checkpointer, model, optimizer
 
 
@@ -486,7 +486,7 @@ def test_a_cut_checkpoint_falls_back_to_the_one_before(tmp_path: Path, caplog: p
         training(tmp_path)[0].resume_or_load("", resume=True)
 
 
-def test_resume_in_an_empty_folder_loads_the_weights(tmp_path: Path) -> None:
+def test_resume_in_an_empty_directory_loads_the_weights(tmp_path: Path) -> None:
     source, state = other()
     torch.save(source.state_dict(), tmp_path / "start.pth")
     model = Model()
@@ -514,7 +514,7 @@ def test_strict_checkpointer(tmp_path: Path) -> None:
         SafeCheckpointer(Model(), str(tmp_path), strict=True).load(str(tmp_path / "a.pth"))
     checkpointer = SafeCheckpointer(Model(), str(tmp_path))
     checkpointer.load(str(tmp_path / "a.pth"))
-    assert checkpointer.last_report is not None and len(checkpointer.last_report.reinitialised) == 3
+    assert checkpointer.last_report is not None and len(checkpointer.last_report.reinitialized) == 3
 
 
 def test_atomic_write_keeps_the_old_file_on_error(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def model() -> Any:
 
 
 @pytest.fixture(scope="module")
-def folder(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def directory(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("hf")
     model.save_pretrained(path)
     return path
@@ -99,9 +99,9 @@ def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_both_spellings_give_the_reference_names(model: Any, folder: Path) -> None:
+def test_both_spellings_give_the_reference_names(model: Any, directory: Path) -> None:
     in_memory = huggingface.from_huggingface(model.state_dict())
-    from_file = load_weights(folder)
+    from_file = load_weights(directory)
     assert equal(in_memory, from_file)
     backbone = {key: tuple(v.shape) for key, v in from_file.items() if key.startswith("backbone.")}
     assert backbone == swin_keys()
@@ -148,12 +148,12 @@ def test_relative_position_index_equals_theirs(model: Any) -> None:
     assert torch.equal(huggingface.relative_position_index(4), expected)
 
 
-def test_round_trip_is_exact_and_loads_in_transformers(model: Any, folder: Path, tmp_path: Path) -> None:
-    ours = load_weights(folder)
+def test_round_trip_is_exact_and_loads_in_transformers(model: Any, directory: Path, tmp_path: Path) -> None:
+    ours = load_weights(directory)
     theirs = huggingface.to_huggingface(ours)
     assert equal(huggingface.from_huggingface(theirs), ours)
     save_safetensors(theirs, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text((directory / "config.json").read_text())
     loaded, info = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["unexpected_keys"] and not info["mismatched_keys"]
     assert all(".layernorm." in key for key in info["missing_keys"])  # unused: the stages have their own norms
@@ -179,15 +179,15 @@ def test_other_weights_are_not_taken_for_theirs() -> None:
         huggingface.to_huggingface({"backbone.res2.0.conv1.weight": torch.zeros(1)})
 
 
-def test_settings_both_ways(model: Any, folder: Path) -> None:
-    keys = config_from_huggingface(folder, task="instance")
+def test_settings_both_ways(model: Any, directory: Path) -> None:
+    keys = config_from_huggingface(directory, task="instance")
     assert keys["MODEL.SEM_SEG_HEAD.NUM_CLASSES"] == 3
     assert keys["MODEL.SWIN.DEPTHS"] == DEPTHS and keys["MODEL.SWIN.WINDOW_SIZE"] == 4
     assert keys["MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"] == 7 and keys["MODEL.MASK_FORMER.DEC_LAYERS"] == 4
     assert keys["MODEL.MASK_FORMER.TEST.INSTANCE_ON"] and not keys["MODEL.MASK_FORMER.TEST.SEMANTIC_ON"]
     cfg = load_config(None, [item for pair in keys.items() for item in pair])
-    settings = config_to_huggingface(cfg, class_names_from_huggingface(folder))
-    original = json.loads((folder / "config.json").read_text())
+    settings = config_to_huggingface(cfg, class_names_from_huggingface(directory))
+    original = json.loads((directory / "config.json").read_text())
     for key, value in settings.items():
         if key == "backbone_config":
             assert value == {name: original[key][name] for name in value}
@@ -197,8 +197,8 @@ def test_settings_both_ways(model: Any, folder: Path) -> None:
     assert rebuilt.num_labels == 3 and list(rebuilt.backbone_config.depths) == DEPTHS
 
 
-def test_settings_without_equivalent_are_refused(folder: Path, tmp_path: Path) -> None:
-    settings = json.loads((folder / "config.json").read_text())
+def test_settings_without_equivalent_are_refused(directory: Path, tmp_path: Path) -> None:
+    settings = json.loads((directory / "config.json").read_text())
     for change, match in (
         ({"model_type": "maskformer"}, "maskformer"),
         ({"activation_function": "gelu"}, "activation_function"),
@@ -237,9 +237,9 @@ def run_tool(*args: str) -> Any:
     return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())
 
 
-def test_tool_there_and_back(model: Any, folder: Path, tmp_path: Path) -> None:
+def test_tool_there_and_back(model: Any, directory: Path, tmp_path: Path) -> None:
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    result = run_tool("from-hf", str(folder), str(ours), "--task", "panoptic")
+    result = run_tool("from-hf", str(directory), str(ours), "--task", "panoptic")
     assert result.code == 0, result.err
     assert sorted(path.name for path in ours.iterdir()) == [
         "classes.json",
@@ -258,8 +258,8 @@ def test_tool_there_and_back(model: Any, folder: Path, tmp_path: Path) -> None:
     assert processor.image_mean[0] == pytest.approx(0.485)
 
 
-def test_tool_reports_errors(folder: Path, tmp_path: Path) -> None:
-    result = run_tool("to-hf", str(folder), str(tmp_path / "out"))
+def test_tool_reports_errors(directory: Path, tmp_path: Path) -> None:
+    result = run_tool("to-hf", str(directory), str(tmp_path / "out"))
     assert result.code == 1 and "--config-file" in result.err
     result = run_tool("from-hf", str(tmp_path), str(tmp_path / "out"))
     assert result.code == 1 and "config.json" in result.err

@@ -29,14 +29,14 @@ def rle(mask: np.ndarray) -> dict[str, Any]:
 
 @pytest.fixture
 def tiny_content(tmp_path: Path) -> Dataset:
-    """Six pictures 40x32 (width x height): polygons, RLE, crowd, and one without objects."""
-    folder = tmp_path / "pictures"
-    folder.mkdir()
+    """Six images 40x32 (width x height): polygons, RLE, crowd, and one without objects."""
+    directory = tmp_path / "images"
+    directory.mkdir()
     rng = np.random.default_rng(0)
     images, annotations = [], []
     for number in range(6):
         name = f"{number}.png"
-        Image.fromarray(rng.integers(0, 255, (32, 40, 3), dtype=np.uint8)).save(folder / name)
+        Image.fromarray(rng.integers(0, 255, (32, 40, 3), dtype=np.uint8)).save(directory / name)
         images.append({"id": number + 10, "file_name": name, "height": 32, "width": 40})
         if number == 5:
             continue
@@ -60,24 +60,24 @@ def tiny_content(tmp_path: Path) -> Dataset:
             )
     categories = [{"id": 7, "name": "cell"}, {"id": 3, "name": "bar"}]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    return tmp_path / "instances.json", folder, content
+    return tmp_path / "instances.json", directory, content
 
 
 @pytest.fixture
 def write(tiny_content: Dataset) -> Callable[[], tuple[Path, Path]]:
-    """Writes the (perhaps changed) content; gives json file and folder."""
+    """Writes the (perhaps changed) content; gives JSON file and directory."""
 
     def save() -> tuple[Path, Path]:
-        path, folder, content = tiny_content
+        path, directory, content = tiny_content
         path.write_text(json.dumps(content))
-        return path, folder
+        return path, directory
 
     return save
 
 
 @pytest.fixture(autouse=True)
 def _forget_names(forget_own_names: None) -> None:
-    """For every test of this folder."""
+    """For every test of this directory."""
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ Write = Callable[[], tuple[Path, Path]]
 
 @pytest.fixture
 def cfg(write: Write, data_cfg: CfgNode) -> CfgNode:
-    path, folder = write()
-    data_cfg.DATASETS.COCO_JSON = [["tiny", str(path), str(folder)]]
+    path, directory = write()
+    data_cfg.DATASETS.COCO_JSON = [["tiny", str(path), str(directory)]]
     data_cfg.DATASETS.TRAIN = ("tiny",)
     data_cfg.DATASETS.TEST = ("tiny",)
     data_cfg.INPUT.COLOR_AUG_SSD = True
@@ -68,7 +68,7 @@ def test_loading_leaves_the_random_state_of_the_process_alone(cfg: CfgNode) -> N
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_empty_pictures_are_filtered_on_request(cfg: CfgNode) -> None:
+def test_empty_images_are_filtered_on_request(cfg: CfgNode) -> None:
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True
     assert len(build_train_loader(cfg).dataset) == 5
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
@@ -88,7 +88,7 @@ def test_samplers(cfg: CfgNode) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_bad_pictures_stop_or_are_skipped(
+def test_bad_images_stop_or_are_skipped(
     cfg: CfgNode, tiny_content: Any, caplog: pytest.LogCaptureFixture, workers: int
 ) -> None:
     (tiny_content[1] / "1.png").unlink()
@@ -116,7 +116,7 @@ def _fingerprint_without_workers(cfg: CfgNode) -> list[tuple]:
 def test_bad_annotations_are_skipped_too(cfg: CfgNode, tiny_content: Any, write: Write) -> None:
     annotations = tiny_content[2]["annotations"]
     annotations[0]["category_id"] = 55  # found when the file is read
-    Image.new("RGB", (8, 8)).save(tiny_content[1] / "1.png")  # found when the picture is
+    Image.new("RGB", (8, 8)).save(tiny_content[1] / "1.png")  # found when the image is
     write()
     with pytest.raises(BadRecordError, match="category 55"):
         build_train_loader(cfg)
@@ -127,15 +127,15 @@ def test_bad_annotations_are_skipped_too(cfg: CfgNode, tiny_content: Any, write:
 
 
 def test_nothing_usable_is_an_error_even_when_skipping(cfg: CfgNode, tiny_content: Any) -> None:
-    for picture in tiny_content[1].iterdir():
-        picture.unlink()
+    for image in tiny_content[1].iterdir():
+        image.unlink()
     cfg.DATALOADER.SKIP_BAD_RECORDS = True
     with pytest.raises(BadRecordError, match="in a row are bad"):
         next(iter(build_train_loader(cfg)))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_sees_every_usable_picture_once(cfg: CfgNode, tiny_content: Any, workers: int) -> None:
+def test_evaluation_sees_every_usable_image_once(cfg: CfgNode, tiny_content: Any, workers: int) -> None:
     cfg.DATALOADER.NUM_WORKERS = workers
     assert [sample["image_id"] for [sample] in build_test_loader(cfg, "tiny")] == [10, 11, 12, 13, 14, 15]
     (tiny_content[1] / "1.png").unlink()

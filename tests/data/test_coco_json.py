@@ -28,15 +28,15 @@ Write = Callable[[], tuple[Path, Path]]
 
 
 def test_one_call(write: Write) -> None:
-    path, folder = write()
-    register_coco_json("tiny", path, folder)
+    path, directory = write()
+    register_coco_json("tiny", path, directory)
     metadata = MetadataCatalog.get("tiny")
     assert metadata.thing_classes == ["bar", "cell"]
     assert metadata.thing_dataset_id_to_contiguous_id == {3: 0, 7: 1}
     assert (metadata.evaluator_type, metadata.json_file, metadata.image_root) == (
         "coco",
         str(path),
-        str(folder),
+        str(directory),
     )
     records = DatasetCatalog.get("tiny")
     assert [record["image_id"] for record in records] == [10, 11, 12, 13, 14, 15]
@@ -45,9 +45,9 @@ def test_one_call(write: Write) -> None:
 
 
 def test_records_are_those_of_detectron2(write: Write) -> None:
-    path, folder = write()
-    ours = load_coco_json(str(path), str(folder))
-    theirs = detectron2_load(str(path), str(folder), "tiny_detectron2")
+    path, directory = write()
+    ours = load_coco_json(str(path), str(directory))
+    theirs = detectron2_load(str(path), str(directory), "tiny_detectron2")
     MetadataCatalog.pop("tiny_detectron2")
     for record in ours:
         for entry in record["annotations"]:
@@ -56,39 +56,39 @@ def test_records_are_those_of_detectron2(write: Write) -> None:
 
 
 def test_again_and_elsewhere(write: Write, tmp_path: Path, tiny_content: Any) -> None:
-    path, folder = write()
-    register_coco_json("tiny", path, folder)
+    path, directory = write()
+    register_coco_json("tiny", path, directory)
     metadata = MetadataCatalog.get("tiny")
-    register_coco_json("tiny", path, folder)
+    register_coco_json("tiny", path, directory)
     assert MetadataCatalog.get("tiny") is metadata
     tiny_content[2]["categories"].append({"id": 9, "name": "new"})
     write()
     os.utime(path, ns=(1, 1))
-    register_coco_json("tiny", path, folder)
+    register_coco_json("tiny", path, directory)
     assert MetadataCatalog.get("tiny").thing_classes == ["bar", "cell", "new"]
     register_coco_json("tiny", path, tmp_path)
     assert MetadataCatalog.get("tiny").image_root == str(tmp_path)
 
 
 def test_subset_of_categories(write: Write) -> None:
-    path, folder = write()
-    register_coco_json("tiny", path, folder, keep_category_ids=[7])
+    path, directory = write()
+    register_coco_json("tiny", path, directory, keep_category_ids=[7])
     assert MetadataCatalog.get("tiny").thing_classes == ["cell"]
     kept = [entry["category_id"] for record in DatasetCatalog.get("tiny") for entry in record["annotations"]]
     assert kept == [0] * 10
     with pytest.raises(ValueError, match="to keep"):
-        register_coco_json("tiny", path, folder, keep_category_ids=[8])
+        register_coco_json("tiny", path, directory, keep_category_ids=[8])
 
 
 def test_names_of_others_are_respected(write: Write) -> None:
-    path, folder = write()
+    path, directory = write()
     with pytest.raises(ValueError, match="coco_2017_val"):
-        register_coco_json("coco_2017_val", path, folder)
+        register_coco_json("coco_2017_val", path, directory)
 
 
 def test_yaml_key(write: Write, data_cfg: CfgNode, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     write()
-    data_cfg.DATASETS.COCO_JSON = [["tiny", "instances.json", "pictures"]]
+    data_cfg.DATASETS.COCO_JSON = [["tiny", "instances.json", "images"]]
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
@@ -98,9 +98,9 @@ def test_yaml_key(write: Write, data_cfg: CfgNode, monkeypatch: pytest.MonkeyPat
         register_all(tmp_path)  # found below the root
         register_from_config(data_cfg)
         assert MetadataCatalog.get("tiny").json_file == str(tmp_path / "instances.json")
-        (elsewhere / "pictures").mkdir()  # and before that in the working directory
+        (elsewhere / "images").mkdir()  # and before that in the working directory
         register_from_config(data_cfg)
-        assert MetadataCatalog.get("tiny").image_root == str(elsewhere / "pictures")
+        assert MetadataCatalog.get("tiny").image_root == str(elsewhere / "images")
     finally:
         register_all()
     for entry in ("tiny", ["tiny", "a.json"], ["tiny", "a.json", 3]):
@@ -112,10 +112,10 @@ def test_yaml_key(write: Write, data_cfg: CfgNode, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "not a json file"),
-        ("[1, 2", "not a json file"),
+        ("", "not a JSON file"),
+        ("[1, 2", "not a JSON file"),
         ("[]", "json list"),
-        ("\ufeff{}", "not a json file"),
+        ("\ufeff{}", "not a JSON file"),
         ("{}", "'categories'|'images'"),
         ('{"images": {}, "categories": []}', "'images'"),
         ('{"images": [], "categories": []}', "declares no categories"),
@@ -123,7 +123,7 @@ def test_yaml_key(write: Write, data_cfg: CfgNode, monkeypatch: pytest.MonkeyPat
         ('{"images": [], "categories": [{"id": 1}]}', r"categories\[0\]: needs a 'name'"),
         ('{"images": [], "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}', "used twice"),
         ('{"images": [], "categories": [{"id": 1, "name": "a"}], "annotations": 3}', "'annotations'"),
-        ("[" * 100000, "not a json file|nested too deeply"),
+        ("[" * 100000, "not a JSON file|nested too deeply"),
     ],
 )
 def test_malformed_files(tmp_path: Path, text: str, message: str) -> None:
@@ -136,7 +136,7 @@ def test_malformed_files(tmp_path: Path, text: str, message: str) -> None:
 
 def test_binary_file(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(BadRecordError, match="not a json file"):
+    with pytest.raises(BadRecordError, match="not a JSON file"):
         register_coco_json("tiny", tmp_path / "a.json", tmp_path)
     with pytest.raises(BadRecordError, match="cannot be read"):
         register_coco_json("tiny", tmp_path, tmp_path)
@@ -170,11 +170,11 @@ def test_bad_records_raise_or_are_skipped(
     message: str,
 ) -> None:
     tiny_content[2][kind][0].update(change)
-    path, folder = write()
+    path, directory = write()
     with pytest.raises(BadRecordError, match=message):
-        load_coco_json(str(path), str(folder))
+        load_coco_json(str(path), str(directory))
     with caplog.at_level(logging.WARNING):
-        records = load_coco_json(str(path), str(folder), skip_bad_records=True)
+        records = load_coco_json(str(path), str(directory), skip_bad_records=True)
     assert 4 <= len(records) <= 6 and "bad records" in caplog.text
 
 
@@ -196,10 +196,10 @@ def test_broken_masks_are_found_before_training(
     tiny_content: Any, write: Write, segmentation: Any, message: str
 ) -> None:
     tiny_content[2]["annotations"][0]["segmentation"] = segmentation
-    path, folder = write()
+    path, directory = write()
     with pytest.raises(BadRecordError, match=f"annotation 1: .*{message}"):
-        load_coco_json(str(path), str(folder))
-    assert len(load_coco_json(str(path), str(folder), skip_bad_records=True)) == 5
+        load_coco_json(str(path), str(directory))
+    assert len(load_coco_json(str(path), str(directory), skip_bad_records=True)) == 5
 
 
 def test_polygons_that_enclose_nothing_are_left_out(
@@ -210,20 +210,20 @@ def test_polygons_that_enclose_nothing_are_left_out(
     annotations[0]["segmentation"].append([1, 2, 3, 4])
     annotations[3]["segmentation"] = [[1, 2, 3, 4], [7, 8]]
     annotations[4]["segmentation"] = []
-    path, folder = write()
+    path, directory = write()
     with caplog.at_level(logging.WARNING):
-        records = load_coco_json(str(path), str(folder))
+        records = load_coco_json(str(path), str(directory))
     assert [len(record["annotations"]) for record in records] == [3, 1, 3, 3, 3, 0]
     assert len(records[0]["annotations"][0]["segmentation"]) == 1
     assert "2 objects" in caplog.text and "annotation 4" in caplog.text
 
 
 def test_only_the_datasets_in_use_must_exist(write: Write, data_cfg: CfgNode, tmp_path: Path) -> None:
-    """Evaluation must not ask for the training pictures."""
-    path, folder = write()
+    """Evaluation must not ask for the training images."""
+    path, directory = write()
     data_cfg.DATASETS.COCO_JSON = [
-        ["gone", str(tmp_path / "gone.json"), str(folder)],
-        ["tiny", str(path), str(folder)],
+        ["gone", str(tmp_path / "gone.json"), str(directory)],
+        ["tiny", str(path), str(directory)],
     ]
     register_from_config(data_cfg, ["tiny", "coco_2017_val"])
     assert "tiny" in DatasetCatalog and "gone" not in DatasetCatalog
@@ -239,8 +239,8 @@ def test_only_the_datasets_in_use_must_exist(write: Write, data_cfg: CfgNode, tm
 
 def test_missing_optional_parts(tiny_content: Any, write: Write) -> None:
     del tiny_content[2]["annotations"]
-    path, folder = write()
-    assert all(record["annotations"] == [] for record in load_coco_json(str(path), str(folder)))
+    path, directory = write()
+    assert all(record["annotations"] == [] for record in load_coco_json(str(path), str(directory)))
 
 
 json_values = st.recursive(

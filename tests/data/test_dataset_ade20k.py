@@ -22,11 +22,11 @@ def _default_root() -> Iterator[None]:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Three validation pictures of SceneParse150 in the layout that the preparation scripts leave."""
+    """Three validation images of SceneParse150 in the layout that the preparation scripts leave."""
     base = tmp_path / "ADEChallengeData2016"
     names = [f"ADE_val_0000000{number}" for number in (1, 2, 3)]
-    for folder in ("images", "annotations_detectron2"):
-        (base / folder / "validation").mkdir(parents=True)
+    for directory in ("images", "annotations_detectron2"):
+        (base / directory / "validation").mkdir(parents=True)
     (base / "ade20k_panoptic_val").mkdir()
     segments = [{"id": 7, "category_id": 7, "iscrowd": 0, "area": 10}, {"id": 300, "category_id": 0, "iscrowd": 0}]
     square = [[1, 1, 4, 1, 4, 3, 1, 3]]
@@ -50,9 +50,9 @@ def root(tmp_path: Path) -> Path:
 
 def test_semantic_records_are_detectron2s(root: Path) -> None:
     (root / "images/validation/ADE_val_00000009.jpg").write_bytes(b"")  # without label map
-    folders = str(root / "annotations_detectron2/validation"), str(root / "images/validation")
-    assert DatasetCatalog.get("ade20k_sem_seg_val") == load_sem_seg(*folders)
-    assert len(load_sem_seg(*folders)) == 3
+    directories = str(root / "annotations_detectron2/validation"), str(root / "images/validation")
+    assert DatasetCatalog.get("ade20k_sem_seg_val") == load_sem_seg(*directories)
+    assert len(load_sem_seg(*directories)) == 3
 
 
 def test_panoptic_records(root: Path) -> None:
@@ -90,8 +90,8 @@ def test_instances_of_other_categories_are_refused(root: Path) -> None:
 
 def test_full_set_has_sixteen_bits(tmp_path: Path) -> None:
     base = tmp_path / "ADE20K_2021_17_01"
-    for folder in ("images_detectron2", "annotations_detectron2"):
-        (base / folder / "training").mkdir(parents=True)
+    for directory in ("images_detectron2", "annotations_detectron2"):
+        (base / directory / "training").mkdir(parents=True)
     labels = np.array([[0, 846, 65535], [300, 1, 65535]], np.uint16)
     Image.fromarray(labels).save(base / "annotations_detectron2/training/a.tif", compression="tiff_adobe_deflate")
     Image.new("RGB", (3, 2)).save(base / "images_detectron2/training/a.jpg")

@@ -37,7 +37,7 @@ def _default_root() -> Iterator[None]:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Three pictures of two cities in the layout of Cityscapes, prepared."""
+    """Three images of two cities in the layout of Cityscapes, prepared."""
     base = tmp_path / "cityscapes"
     panoptic = base / "gtFine/cityscapes_panoptic_val"
     panoptic.mkdir(parents=True)
@@ -121,9 +121,9 @@ def test_broken_instance_ids_are_named(root: Path) -> None:
         DatasetCatalog.get("cityscapes_fine_instance_seg_val")
 
 
-def test_empty_folder(tmp_path: Path) -> None:
-    for folder in ("leftImg8bit/train/aachen", "gtFine/train"):
-        (tmp_path / "cityscapes" / folder).mkdir(parents=True)
+def test_empty_directory(tmp_path: Path) -> None:
+    for directory in ("leftImg8bit/train/aachen", "gtFine/train"):
+        (tmp_path / "cityscapes" / directory).mkdir(parents=True)
     register_all(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"(?s)holds no <city>/\*_leftImg8bit\.png.*Expected"):
         DatasetCatalog.get("cityscapes_fine_sem_seg_train")

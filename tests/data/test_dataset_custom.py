@@ -1,4 +1,4 @@
-"""Datasets of the user's own: COCO panoptic json, and folders of pictures and label maps."""
+"""Datasets of the user's own: COCO panoptic JSON, and directories of images and label maps."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Content = dict[str, Any]
 
 @pytest.fixture
 def content(tmp_path: Path) -> Content:
-    """Two pictures with two segments each; ids of pictures are names, categories in no order."""
-    (tmp_path / "pictures/sub").mkdir(parents=True)
+    """Two images with two segments each; ids of images are names, categories in no order."""
+    (tmp_path / "images/sub").mkdir(parents=True)
     (tmp_path / "ids").mkdir()
     images, annotations = [], []
     for name in ("a", "b"):
-        Image.new("RGB", (6, 4)).save(tmp_path / f"pictures/sub/{name}.png")
+        Image.new("RGB", (6, 4)).save(tmp_path / f"images/sub/{name}.png")
         ids = np.zeros((4, 6, 3), np.uint8)
         ids[:2, :, 0], ids[3, :3, 1] = 5, 1
         Image.fromarray(ids).save(tmp_path / f"ids/{name}_ids.png")
@@ -40,9 +40,9 @@ def content(tmp_path: Path) -> Content:
     return {"categories": CATEGORIES, "images": images, "annotations": annotations}
 
 
-def _write(folder: Path, content: Content) -> tuple[str, str, str]:
-    (folder / "panoptic.json").write_text(json.dumps(content))
-    return str(folder / "panoptic.json"), str(folder / "pictures"), str(folder / "ids")
+def _write(directory: Path, content: Content) -> tuple[str, str, str]:
+    (directory / "panoptic.json").write_text(json.dumps(content))
+    return str(directory / "panoptic.json"), str(directory / "images"), str(directory / "ids")
 
 
 def test_panoptic_in_one_call(tmp_path: Path, content: Content) -> None:
@@ -55,7 +55,7 @@ def test_panoptic_in_one_call(tmp_path: Path, content: Content) -> None:
     assert (metadata.evaluator_type, metadata.ignore_label, metadata.label_divisor) == ("coco_panoptic_seg", 255, 1000)
     assert metadata.get("json_file") is None and metadata.get("sem_seg_root") is None
     assert DatasetCatalog.get("own")[1] == {
-        "file_name": str(tmp_path / "pictures/sub/b.png"),
+        "file_name": str(tmp_path / "images/sub/b.png"),
         "image_id": "b",
         "pan_seg_file_name": str(tmp_path / "ids/b_ids.png"),
         "height": 4,
@@ -120,8 +120,8 @@ def test_bad_annotations_raise_or_are_left_out(
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """Pictures and label maps in a folder deeper, one of each alone."""
+def directories(tmp_path: Path) -> tuple[Path, Path]:
+    """Images and label maps in a directory deeper, one of each alone."""
     images, labels = tmp_path / "images", tmp_path / "labels"
     names = {"x/1": (".jpg", ".png"), "2": (".JPEG", ".tif"), "3": (".png", None), "4": (None, ".png")}
     for name, (image, label) in names.items():
@@ -134,8 +134,8 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return images, labels
 
 
-def test_folders_in_one_call(folders: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
-    images, labels = folders
+def test_directories_in_one_call(directories: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
+    images, labels = directories
     register_semantic_folder("own", images, labels, ["background", "cell"], ignore_value=7)
     metadata = MetadataCatalog.get("own")
     assert metadata.stuff_classes == ["background", "cell"] and len(metadata.stuff_colors) == 2
@@ -144,26 +144,26 @@ def test_folders_in_one_call(folders: tuple[Path, Path], caplog: pytest.LogCaptu
         {"file_name": str(images / "2.JPEG"), "sem_seg_file_name": str(labels / "2.tif")},
         {"file_name": str(images / "x/1.jpg"), "sem_seg_file_name": str(labels / "x/1.png")},
     ]
-    assert "1 pictures without labels are left out" in caplog.text and "3.png" in caplog.text
+    assert "1 images without labels are left out" in caplog.text and "3.png" in caplog.text
     assert "1 label maps alone are left out" in caplog.text
 
 
-def test_class_names_from_files(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_class_names_from_files(directories: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("background\n\n  blood cell \n")
     (tmp_path / "classes.json").write_text('["background", "blood cell"]')
     for file in ("classes.txt", "classes.json"):
-        register_semantic_folder("own", *folders, tmp_path / file)
+        register_semantic_folder("own", *directories, tmp_path / file)
         assert MetadataCatalog.get("own").stuff_classes == ["background", "blood cell"]
     (tmp_path / "classes.json").write_text('{"a": 1}')
-    with pytest.raises(BadRecordError, match=r"classes\.json: a json of class names is a list"):
-        register_semantic_folder("own", *folders, tmp_path / "classes.json")
+    with pytest.raises(BadRecordError, match=r"classes\.json: a JSON of class names is a list"):
+        register_semantic_folder("own", *directories, tmp_path / "classes.json")
     (tmp_path / "classes.txt").write_text("\n")
     with pytest.raises(ValueError, match=r"classes\.txt: needs a list of class names"):
-        register_semantic_folder("own", *folders, tmp_path / "classes.txt")
+        register_semantic_folder("own", *directories, tmp_path / "classes.txt")
 
 
-def test_mistakes_in_folders(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    images, labels = folders
+def test_mistakes_in_directories(directories: tuple[Path, Path], tmp_path: Path) -> None:
+    images, labels = directories
     with pytest.raises(ValueError, match=r"the class names \['a'\] occur twice"):
         register_semantic_folder("own", images, labels, ["a", "b", "a"])
     with pytest.raises(ValueError, match="ignore_value is the value of a pixel, not '255'"):
@@ -171,7 +171,7 @@ def test_mistakes_in_folders(folders: tuple[Path, Path], tmp_path: Path) -> None
     with pytest.raises(FileNotFoundError, match="nowhere"):
         register_semantic_folder("own", images, tmp_path / "nowhere", ["a"])
     register_semantic_folder("own", images / "x", labels, ["a"])
-    with pytest.raises(FileNotFoundError, match=r"(?s)none of the 1 pictures below .*among the 3 below .*Expected"):
+    with pytest.raises(FileNotFoundError, match=r"(?s)none of the 1 images below .*among the 3 below .*Expected"):
         DatasetCatalog.get("own")
     Image.new("L", (5, 4)).save(labels / "2.png")
     register_semantic_folder("own", images, labels, ["a"])
@@ -180,11 +180,11 @@ def test_mistakes_in_folders(folders: tuple[Path, Path], tmp_path: Path) -> None
 
 
 def test_by_configuration(
-    tmp_path: Path, content: Content, folders: tuple[Path, Path], data_cfg: CfgNode, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, content: Content, directories: tuple[Path, Path], data_cfg: CfgNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _write(tmp_path, content)
     monkeypatch.chdir(tmp_path)
-    files = ["panoptic.json", "pictures", "ids"]
+    files = ["panoptic.json", "images", "ids"]
     entries = [["own", *files], ["own_ap", *files, "panoptic.json"]]
     labels = [["masks", "images", "labels", ["a", "b"]], ["masks_9", "images", "labels", ["a", "b"], 9]]
     options = ["DATASETS.COCO_PANOPTIC", [*entries, ["gone", "x.json", "x", "x"]], "DATASETS.SEMANTIC_FOLDER", labels]
@@ -195,6 +195,6 @@ def test_by_configuration(
     assert len(DatasetCatalog.get("own")) == len(DatasetCatalog.get("masks")) == 2
     with pytest.raises(FileNotFoundError, match=r"x\.json"):
         register_from_config(data_cfg)
-    data_cfg.DATASETS.COCO_PANOPTIC = [["own", "panoptic.json", "pictures"]]
+    data_cfg.DATASETS.COCO_PANOPTIC = [["own", "panoptic.json", "images"]]
     with pytest.raises(ValueError, match=r"COCO_PANOPTIC holds entries \[name, json_file, image_root, png_root\]"):
         register_from_config(data_cfg)

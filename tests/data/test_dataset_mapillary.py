@@ -36,20 +36,20 @@ def _annotations(category: int) -> dict[str, Any]:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """One training picture of v1.2 and v2.0, side by side as in the archives."""
-    folder = tmp_path / "mapillary_vistas/training"
-    _save(folder / "images/x-Y_1.jpg", "RGB", 0)
+    """One training image of v1.2 and v2.0, side by side as in the archives."""
+    directory = tmp_path / "mapillary_vistas/training"
+    _save(directory / "images/x-Y_1.jpg", "RGB", 0)
     for version in ("", "v2.0/"):
-        _save(folder / f"{version}labels/x-Y_1.png", "L", 1)
-        _save(folder / f"{version}panoptic/x-Y_1.png", "RGB", (7, 0, 0))
-    (folder / "panoptic/panoptic_2018.json").write_text(json.dumps(_annotations(56)))
+        _save(directory / f"{version}labels/x-Y_1.png", "L", 1)
+        _save(directory / f"{version}panoptic/x-Y_1.png", "RGB", (7, 0, 0))
+    (directory / "panoptic/panoptic_2018.json").write_text(json.dumps(_annotations(56)))
     categories = [
         {"id": 1, "name": LABELS[0], "isthing": 1},
         {"id": 20, "name": LABELS[2], "isthing": 1},
         {"id": 9, "name": LABELS[1], "isthing": 0},
     ]
     content = {**_annotations(20), "categories": categories}
-    (folder / "v2.0/panoptic/panoptic_2020.json").write_text(json.dumps(content))
+    (directory / "v2.0/panoptic/panoptic_2020.json").write_text(json.dumps(content))
     labels = [{"name": name, "readable": name[-4:].title(), "color": [k, 2, 3]} for k, name in enumerate(LABELS)]
     (tmp_path / "mapillary_vistas/config_v2.0.json").write_text(json.dumps({"labels": labels}))
     square = {"id": 1, "image_id": "x-Y_1", "iscrowd": 0, "bbox": [0, 0, 2, 2], "segmentation": [[0, 0, 2, 0, 2, 2]]}
@@ -64,20 +64,20 @@ def root(tmp_path: Path) -> Path:
 
 def test_panoptic_records(root: Path) -> None:
     (record,) = DatasetCatalog.get("mapillary_vistas_panoptic_train")
-    folder = root / "training"
+    directory = root / "training"
     assert record["image_id"] == "x-Y_1" and (record["height"], record["width"]) == (4, 5)
-    assert record["file_name"] == str(folder / "images/x-Y_1.jpg")
-    assert record["pan_seg_file_name"] == str(folder / "panoptic/x-Y_1.png")
-    assert record["sem_seg_file_name"] == str(folder / "labels/x-Y_1.png")
+    assert record["file_name"] == str(directory / "images/x-Y_1.jpg")
+    assert record["pan_seg_file_name"] == str(directory / "panoptic/x-Y_1.png")
+    assert record["sem_seg_file_name"] == str(directory / "labels/x-Y_1.png")
     (segment,) = record["segments_info"]
     names = MetadataCatalog.get("mapillary_vistas_panoptic_train").stuff_classes
     assert names[segment["category_id"]] == "Car" and segment["isthing"] is True
 
 
 def test_semantic_records(root: Path) -> None:
-    folder = root / "training"
+    directory = root / "training"
     assert DatasetCatalog.get("mapillary_vistas_sem_seg_train") == [
-        {"file_name": str(folder / "images/x-Y_1.jpg"), "sem_seg_file_name": str(folder / "labels/x-Y_1.png")}
+        {"file_name": str(directory / "images/x-Y_1.jpg"), "sem_seg_file_name": str(directory / "labels/x-Y_1.png")}
     ]
 
 

@@ -34,8 +34,8 @@ Records = list[dict[str, Any]]
 
 @pytest.fixture
 def records(write: Callable[[], tuple[Path, Path]]) -> Records:
-    path, folder = write()
-    return load_coco_json(str(path), str(folder))
+    path, directory = write()
+    return load_coco_json(str(path), str(directory))
 
 
 @pytest.fixture

@@ -47,21 +47,21 @@ def labels() -> np.ndarray:
     return labels
 
 
-def _record(folder: Path, labels: np.ndarray, name: str = "labels.png") -> Record:
+def _record(directory: Path, labels: np.ndarray, name: str = "labels.png") -> Record:
     """An image whose brightness is 40 + 60 x class (255 where there is none), and its label map."""
     gray = np.where(labels > 100, 255, 40 + 60 * labels.astype(int)).astype(np.uint8)
-    Image.fromarray(np.repeat(gray[:, :, None], 3, axis=2)).save(folder / "image.png")
-    Image.fromarray(labels).save(folder / name)
-    return {"file_name": str(folder / "image.png"), "sem_seg_file_name": str(folder / name)}
+    Image.fromarray(np.repeat(gray[:, :, None], 3, axis=2)).save(directory / "image.png")
+    Image.fromarray(labels).save(directory / name)
+    return {"file_name": str(directory / "image.png"), "sem_seg_file_name": str(directory / name)}
 
 
-def _panoptic(folder: Path, labels: np.ndarray) -> Record:
+def _panoptic(directory: Path, labels: np.ndarray) -> Record:
     """The same with a segment of id 10 + class for each class, class 1 being crowd."""
-    record = _record(folder, labels)
+    record = _record(directory, labels)
     ids = np.where(labels == 255, 0, labels + 10).astype(np.uint8)
-    Image.fromarray(np.stack([ids, 0 * ids, 0 * ids], axis=2)).save(folder / "ids.png")
+    Image.fromarray(np.stack([ids, 0 * ids, 0 * ids], axis=2)).save(directory / "ids.png")
     segments = [{"id": 10 + k, "category_id": k, "isthing": k > 0, "iscrowd": int(k == 1)} for k in range(3)]
-    return {**record, "pan_seg_file_name": str(folder / "ids.png"), "segments_info": segments}
+    return {**record, "pan_seg_file_name": str(directory / "ids.png"), "segments_info": segments}
 
 
 @pytest.fixture

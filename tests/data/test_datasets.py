@@ -29,15 +29,15 @@ def _default_root() -> Iterator[None]:
 
 @pytest.fixture
 def coco_root(tmp_path: Path) -> Path:
-    """Two pictures in the layout of COCO panoptic val2017, with semantic maps."""
+    """Two images in the layout of COCO panoptic val2017, with semantic maps."""
     coco = tmp_path / "coco"
-    for folder in ("val2017", "panoptic_val2017", "panoptic_semseg_val2017", "annotations"):
-        (coco / folder).mkdir(parents=True)
+    for directory in ("val2017", "panoptic_val2017", "panoptic_semseg_val2017", "annotations"):
+        (coco / directory).mkdir(parents=True)
     annotations, images = [], []
     for number in (1, 2):
         Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(coco / "val2017" / f"{number}.jpg")
-        for folder in ("panoptic_val2017", "panoptic_semseg_val2017"):
-            Image.fromarray(np.full((4, 6, 3), 3, np.uint8)).save(coco / folder / f"{number}.png")
+        for directory in ("panoptic_val2017", "panoptic_semseg_val2017"):
+            Image.fromarray(np.full((4, 6, 3), 3, np.uint8)).save(coco / directory / f"{number}.png")
         segments = [{"id": 7, "category_id": 90, "area": 1}, {"id": 9, "category_id": 92, "iscrowd": 0}]
         annotations.append({"image_id": number, "file_name": f"{number}.png", "segments_info": segments})
         images.append({"id": number, "file_name": f"{number}.jpg", "height": 4, "width": 6})
@@ -82,7 +82,7 @@ def test_panoptic_names_have_eighty_things() -> None:
 
 
 def _metadata(name: str) -> dict[str, Any]:
-    """As json has it: keys of id maps are text."""
+    """As JSON has it: keys of id maps are text."""
     return json.loads(json.dumps(MetadataCatalog.get(name).as_dict()))
 
 

@@ -24,7 +24,7 @@ def rgb() -> np.ndarray:
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK", "RGB"])
-def test_every_mode_becomes_colour(tmp_path: Path, rgb: np.ndarray, mode: str) -> None:
+def test_every_mode_becomes_color(tmp_path: Path, rgb: np.ndarray, mode: str) -> None:
     path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
     original = Image.fromarray(rgb).convert(mode)
     original.save(path)
@@ -35,8 +35,8 @@ def test_every_mode_becomes_colour(tmp_path: Path, rgb: np.ndarray, mode: str) -
 
 
 def test_palette_with_transparency(tmp_path: Path, rgb: np.ndarray) -> None:
-    picture = Image.fromarray(rgb).convert("P")
-    picture.save(tmp_path / "a.png", transparency=b"\x00\x80")
+    image = Image.fromarray(rgb).convert("P")
+    image.save(tmp_path / "a.png", transparency=b"\x00\x80")
     assert read_image(str(tmp_path / "a.png")).shape == rgb.shape
 
 
@@ -62,7 +62,7 @@ def test_unusable_files_are_named(tmp_path: Path, rgb: np.ndarray) -> None:
     whole = tmp_path / "whole.png"
     Image.fromarray(rgb).save(whole)
     (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:200])
-    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "empty.jpg").write_bytes(b"")
     Image.fromarray(np.full((3, 3), 70000, np.int32)).save(tmp_path / "int.tif")
     Image.fromarray(np.full((3, 3), 0.5, np.float32)).save(tmp_path / "float.tif")
@@ -75,7 +75,7 @@ def test_unusable_files_are_named(tmp_path: Path, rgb: np.ndarray) -> None:
 
 
 def test_every_image_suffix_is_read(tmp_path: Path) -> None:
-    """Pillow of this installation reads what folders are searched for."""
+    """Pillow of this installation reads what directories are searched for."""
     assert LABEL_MAP_SUFFIXES | WRITABLE_SUFFIXES <= IMAGE_SUFFIXES
     gray = Image.fromarray(np.full((16, 20), 100, np.uint8))
     for suffix in sorted(IMAGE_SUFFIXES):
@@ -91,7 +91,7 @@ def test_size_must_be_that_of_the_record() -> None:
     record: dict = {}
     check_image_size(record, (3, 4), "a.png")
     assert record == {"height": 3, "width": 4}
-    with pytest.raises(BadRecordError, match=r"a\.png: the picture is 4x3 .* says 3x4; the sides are swapped"):
+    with pytest.raises(BadRecordError, match=r"a\.png: the image is 4x3 .* says 3x4; the sides are swapped"):
         check_image_size({"height": 4, "width": 3}, (3, 4), "a.png")
 
 
@@ -108,17 +108,17 @@ def test_label_maps_keep_their_values(tmp_path: Path) -> None:
     values = np.array([[0, 3], [255, 7]], np.uint8)
     palette = Image.fromarray(values)
     palette.putpalette(list(range(256)) * 3)
-    pictures = {
-        "grey.png": (Image.fromarray(values), values),
+    images = {
+        "gray.png": (Image.fromarray(values), values),
         "palette.png": (palette, values),
         "wide.tif": (Image.fromarray(values.astype(np.uint16) * 257), values.astype(int) * 257),
         "wide.png": (Image.fromarray(values.astype(np.uint16) * 100), values.astype(int) * 100),
         "two.png": (Image.fromarray(values > 2), values > 2),
     }
-    for name, (picture, expected) in pictures.items():
-        picture.save(tmp_path / name)
+    for name, (image, expected) in images.items():
+        image.save(tmp_path / name)
         labels = read_label_map(str(tmp_path / name))
         assert labels.dtype == np.int32 and (labels == expected).all(), name
-    Image.new("RGB", (2, 2)).save(tmp_path / "colour.png")
-    with pytest.raises(BadRecordError, match=r"colour\.png: a label map has one channel .* this is RGB"):
-        read_label_map(str(tmp_path / "colour.png"))
+    Image.new("RGB", (2, 2)).save(tmp_path / "color.png")
+    with pytest.raises(BadRecordError, match=r"color\.png: a label map has one channel .* this is RGB"):
+        read_label_map(str(tmp_path / "color.png"))

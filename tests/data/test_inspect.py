@@ -27,11 +27,11 @@ def _default_root() -> Iterator[None]:
 
 @pytest.fixture
 def masks(tmp_path: Path) -> Path:
-    """Four pictures 8x6 (width x height) with label maps: classes 0 and 1, and 2 columns of 255."""
+    """Four images 8x6 (width x height) with label maps: classes 0 and 1, and 2 columns of 255."""
     labels = np.zeros((6, 8), np.uint8)
     labels[:, 4:6], labels[:, 6:] = 1, 255
-    for folder in ("images", "labels"):
-        (tmp_path / folder).mkdir()
+    for directory in ("images", "labels"):
+        (tmp_path / directory).mkdir()
     for name in "abcd":
         Image.new("RGB", (8, 6), (90, 90, 90)).save(tmp_path / f"images/{name}.jpg")
         Image.fromarray(labels).save(tmp_path / f"labels/{name}.png")
@@ -54,7 +54,7 @@ def test_semantic_counts(masks: Path) -> None:
 
 
 def test_semantic_problems_are_named(masks: Path) -> None:
-    (masks / "images/a.jpg").write_bytes(b"no picture")
+    (masks / "images/a.jpg").write_bytes(b"no image")
     wrong = np.zeros((6, 8), np.uint8)
     wrong[0, :3] = 7
     Image.fromarray(wrong).save(masks / "labels/b.png")
@@ -64,23 +64,23 @@ def test_semantic_problems_are_named(masks: Path) -> None:
     assert [bool(found.problems) for found in report.inspections] == [True, True, True, False]
     lone, *problems = report.problems
     assert "images/e.jpg: has no label map of its name" in lone
-    assert "images/a.jpg: cannot be read as a picture" in problems[0]
+    assert "images/a.jpg: cannot be read as an image" in problems[0]
     assert "labels/b.png: 3 pixels have the values 7, which are neither a class (0-2) nor" in problems[1]
-    assert "labels/c.png: is 6x8 (width x height), its picture" in problems[2] and len(problems) == 3
+    assert "labels/c.png: is 6x8 (width x height), its image" in problems[2] and len(problems) == 3
     text = format_report(report)
     assert "4 problems (3 records cannot be used):" in text and "No missing" not in text
 
 
 @pytest.fixture
 def panoptic(tmp_path: Path) -> dict[str, Any]:
-    """Two pictures 6x4: sky, two cells, a crowd of cells."""
-    (tmp_path / "pictures").mkdir()
+    """Two images 6x4: sky, two cells, a crowd of cells."""
+    (tmp_path / "images").mkdir()
     images, annotations = [], []
     ids = np.zeros((4, 6, 3), np.uint8)
     ids[0, :, 0], ids[1, :2, 1], ids[1, 4:, 2], ids[3, :, 0] = 5, 1, 1, 9
     for number in (1, 2):
-        Image.new("RGB", (6, 4)).save(tmp_path / f"pictures/{number}.jpg")
-        Image.fromarray(ids).save(tmp_path / f"pictures/{number}.png")
+        Image.new("RGB", (6, 4)).save(tmp_path / f"images/{number}.jpg")
+        Image.fromarray(ids).save(tmp_path / f"images/{number}.png")
         images.append({"id": number, "file_name": f"{number}.jpg", "height": 4, "width": 6})
         segments = [
             {"id": 5, "category_id": 2},
@@ -93,9 +93,9 @@ def panoptic(tmp_path: Path) -> dict[str, Any]:
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _register(folder: Path, content: dict[str, Any]) -> None:
-    (folder / "panoptic.json").write_text(json.dumps(content))
-    register_panoptic("segments", folder / "panoptic.json", folder / "pictures", folder / "pictures")
+def _register(directory: Path, content: dict[str, Any]) -> None:
+    (directory / "panoptic.json").write_text(json.dumps(content))
+    register_panoptic("segments", directory / "panoptic.json", directory / "images", directory / "images")
 
 
 def test_panoptic_counts(tmp_path: Path, panoptic: dict[str, Any]) -> None:
@@ -109,7 +109,7 @@ def test_panoptic_counts(tmp_path: Path, panoptic: dict[str, Any]) -> None:
 
 
 def test_panoptic_problems_are_named(tmp_path: Path, panoptic: dict[str, Any]) -> None:
-    (tmp_path / "pictures/1.jpg").unlink()  # the first is no reason to stop
+    (tmp_path / "images/1.jpg").unlink()  # the first is no reason to stop
     first, second = (annotation["segments_info"] for annotation in panoptic["annotations"])
     first[0]["id"] = 77  # of no pixel; and the pixels of 5 have no entry
     second[1]["id"] = "256"
@@ -117,10 +117,10 @@ def test_panoptic_problems_are_named(tmp_path: Path, panoptic: dict[str, Any]) -
     panoptic["images"][1]["width"] = 7
     _register(tmp_path, panoptic)
     report = check_dataset("segments", workers=1)
-    assert [note.split("pictures/")[1] for note in report.notes] == ["1.png: segment 77 (sky) has no pixel"]
-    text = [problem.split("pictures/", 1)[1] for problem in report.problems]
+    assert [note.split("images/")[1] for note in report.notes] == ["1.png: segment 77 (sky) has no pixel"]
+    text = [problem.split("images/", 1)[1] for problem in report.problems]
     assert text[:2] == ["1.jpg: the file does not exist", "1.png: ids 5 have 6 pixels but are not in segments_info"]
-    assert text[2].startswith("2.jpg: the picture is 6x4 pixels (width x height), its record says 7x4")
+    assert text[2].startswith("2.jpg: the image is 6x4 pixels (width x height), its record says 7x4")
     assert text[3] == "2.png: the id of a segment is an integer above 0, not '256'"
     assert text[4] == "2.png: ids 256 have 2 pixels but are not in segments_info"
     assert text[5:] == ["3.jpg: the file does not exist", "3.png: the file does not exist"]
@@ -153,9 +153,9 @@ def test_instances_of_other_code(tmp_path: Path) -> None:
     try:
         report = check_dataset("other")
         assert report.inspections[0].pixels == Counter({0: 6})
-        assert "annotation number 1 of the picture: 1 is no class of 0-0" in report.problems[0]
-        assert "annotation number 2 of the picture: polygon 0 has 3 numbers" in report.problems[1]
-        assert "truth.json: does not exist" in report.notes[0] and "no pixel inside the picture" in report.notes[1]
+        assert "annotation number 1 of the image: 1 is no class of 0-0" in report.problems[0]
+        assert "annotation number 2 of the image: polygon 0 has 3 numbers" in report.problems[1]
+        assert "truth.json: does not exist" in report.notes[0] and "no pixel inside the image" in report.notes[1]
     finally:
         DatasetCatalog.pop("other")
         MetadataCatalog.pop("other")
@@ -172,9 +172,9 @@ def test_limit_takes_records_from_everywhere(masks: Path) -> None:
 def test_sheet_shows_the_classes(masks: Path) -> None:
     sheet = contact_sheet(check_dataset("masks", workers=1), count=3)
     assert sheet.mode == "RGB" and sheet.width == 2 * 488 + 8
-    pixels = np.asarray(sheet)[8:368, 8:488].astype(int)  # the first picture, 480 wide
+    pixels = np.asarray(sheet)[8:368, 8:488].astype(int)  # the first image, 480 wide
     ground, cell, void = (pixels[180, x] for x in (120, 300, 450))
-    assert np.abs(void - 90).max() < 5  # the picture itself
+    assert np.abs(void - 90).max() < 5  # the image itself
     assert np.abs(ground - 90).max() > 20 and np.abs(cell - 90).max() > 20 and np.abs(ground - cell).max() > 20
 
 

@@ -12,9 +12,9 @@ from mask2former.structures.masks import bitmap_to_patch, paste
 
 def _blobs(rng: np.random.Generator, size: tuple[int, int], count: int) -> np.ndarray:
     y, x = np.mgrid[: size[0], : size[1]]
-    centres = rng.uniform(0, min(size), (count, 2))
+    centers = rng.uniform(0, min(size), (count, 2))
     radii = rng.uniform(1, min(size) / 2, count)
-    return np.stack([(y - c[0]) ** 2 + (x - c[1]) ** 2 < r * r for c, r in zip(centres, radii, strict=True)])
+    return np.stack([(y - c[0]) ** 2 + (x - c[1]) ** 2 < r * r for c, r in zip(centers, radii, strict=True)])
 
 
 def _chains() -> list[list[T.Augmentation]]:

@@ -17,7 +17,7 @@ from mask2former.data.transforms import (
 )
 
 
-def test_colour_distortion_is_repeatable_and_within_its_limits() -> None:
+def test_color_distortion_is_repeatable_and_within_its_limits() -> None:
     image = np.full((6, 6, 3), (200, 100, 50), np.uint8)
     random.seed(0)
     results = []
@@ -32,7 +32,7 @@ def test_colour_distortion_is_repeatable_and_within_its_limits() -> None:
     assert np.mean(results) == pytest.approx(117, abs=12)  # no drift of brightness
 
 
-def test_colour_order_bgr_mirrors_rgb() -> None:
+def test_color_order_bgr_mirrors_rgb() -> None:
     rgb = np.random.default_rng(0).integers(0, 255, (5, 7, 3), dtype=np.uint8)
     tables = np.stack([np.arange(256)] * 3).astype(np.uint8)
     tables[0] += 60
@@ -42,14 +42,14 @@ def test_colour_order_bgr_mirrors_rgb() -> None:
     np.testing.assert_array_equal(ColorTransform(steps, "BGR").apply_image(rgb[:, :, ::-1])[:, :, ::-1], turned)
 
 
-def test_grey_stays_grey_under_hue_and_saturation() -> None:
-    grey = np.repeat(np.arange(0, 250, 5, dtype=np.uint8)[None, :, None], 3, axis=2)
+def test_gray_stays_gray_under_hue_and_saturation() -> None:
+    gray = np.repeat(np.arange(0, 250, 5, dtype=np.uint8)[None, :, None], 3, axis=2)
     tables = np.stack([np.roll(np.arange(256), 40), np.minimum(np.arange(256) * 1.4, 255), np.arange(256)])
-    result = ColorTransform([("hsv", tables.astype(np.uint8))]).apply_image(grey)
-    np.testing.assert_array_equal(result, grey)
+    result = ColorTransform([("hsv", tables.astype(np.uint8))]).apply_image(gray)
+    np.testing.assert_array_equal(result, gray)
 
 
-def test_thin_pictures_keep_a_pixel() -> None:
+def test_thin_images_keep_a_pixel() -> None:
     thin = np.zeros((1, 1000, 3), np.uint8)
     for augmentation in (ResizeScale(0.1, 0.1, 64, 64), ResizeShortestEdge(32, 64, "choice")):
         assert min(augmentation.get_transform(thin).apply_image(thin).shape) >= 1
@@ -84,14 +84,14 @@ def test_label_maps_are_padded_with_the_given_value() -> None:
     assert label.shape == (8, 8) and (label[5:] == 65535).all() and (label[:5] == 1).all()
 
 
-def test_colours_are_distributed_as_detectron2s() -> None:
-    """Mean, spread and tails of the levels over many draws, for colours far from grey and near it."""
+def test_colors_are_distributed_as_detectron2s() -> None:
+    """Mean, spread and tails of the levels over many draws, for colors far from gray and near it."""
     from detectron2.projects.point_rend import ColorAugSSDTransform
 
-    picture = np.array([[(200, 80, 40), (60, 180, 90)], [(120, 110, 130), (30, 60, 220)]], np.uint8)
+    image = np.array([[(200, 80, 40), (60, 180, 90)], [(120, 110, 130), (30, 60, 220)]], np.uint8)
     random.seed(0)
-    ours = np.stack([ColorAugSSD("RGB").get_transform(picture).apply_image(picture) for _ in range(6000)])
-    theirs = np.stack([ColorAugSSDTransform("RGB").apply_image(picture) for _ in range(6000)])
+    ours = np.stack([ColorAugSSD("RGB").get_transform(image).apply_image(image) for _ in range(6000)])
+    theirs = np.stack([ColorAugSSDTransform("RGB").apply_image(image) for _ in range(6000)])
     for quantile in (0.05, 0.25, 0.5, 0.75, 0.95):
         difference = np.quantile(ours.astype(float), quantile, axis=0) - np.quantile(theirs, quantile, axis=0)
         assert np.abs(difference).max() <= 8, quantile
@@ -102,8 +102,8 @@ def test_colours_are_distributed_as_detectron2s() -> None:
 def test_large_scale_jitter_draws_scales_evenly() -> None:
     """The side that fits into the target is 0.1 to 2.0 times the target, uniformly."""
     np.random.seed(0)
-    picture = np.zeros((300, 400, 3), np.uint8)
-    widths = np.array([ResizeScale(0.1, 2.0, 256, 256).get_transform(picture).new_w for _ in range(2000)]) / 256
+    image = np.zeros((300, 400, 3), np.uint8)
+    widths = np.array([ResizeScale(0.1, 2.0, 256, 256).get_transform(image).new_w for _ in range(2000)]) / 256
     assert 0.1 <= widths.min() < 0.12 and 1.98 < widths.max() <= 2.0
     counts, _ = np.histogram(widths, bins=10, range=(0.1, 2.0))
     assert counts.min() > 150 and counts.max() < 250  # 200 expected, standard deviation 13

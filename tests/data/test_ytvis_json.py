@@ -40,14 +40,14 @@ def test_reading(write_videos: Write, video_masks: dict[int, list[np.ndarray | N
 
 
 def test_records(write_videos: Write) -> None:
-    path, folder = write_videos()
-    records = load_ytvis_json(path, folder, {3: 0, 7: 1})
+    path, directory = write_videos()
+    records = load_ytvis_json(path, directory, {3: 0, 7: 1})
     assert [record["video_id"] for record in records] == [2, 4, 9]
-    assert records[0]["file_names"] == [f"{folder}/clip2/{t:05d}.png" for t in range(3)]
+    assert records[0]["file_names"] == [f"{directory}/clip2/{t:05d}.png" for t in range(3)]
     assert (records[1]["height"], records[1]["width"], records[1]["length"]) == (32, 40, 6)
     assert [(a["id"], a["category_id"], a["iscrowd"]) for a in records[0]["annotations"]] == [(4, 1, 0), (5, 1, 1)]
     with pytest.raises(BadRecordError, match=r"annotation 4: category 7 is not a class of the dataset"):
-        load_ytvis_json(path, folder, {3: 0})
+        load_ytvis_json(path, directory, {3: 0})
 
 
 @pytest.mark.parametrize("annotations", [None, "absent"])
@@ -55,9 +55,9 @@ def test_files_of_a_server(write_videos: Write, video_content: Content, annotati
     video_content["annotations"] = None
     if annotations == "absent":
         del video_content["annotations"]
-    path, folder = write_videos()
+    path, directory = write_videos()
     assert not read_ytvis_json(path).has_truth
-    assert all("annotations" not in record for record in load_ytvis_json(path, folder, {}))
+    assert all("annotations" not in record for record in load_ytvis_json(path, directory, {}))
 
 
 def _set(where: str, number: int, key: str, value: Any) -> Callable[[Content], None]:
@@ -117,8 +117,8 @@ def test_not_this_format(tmp_path: Path) -> None:
 
 
 def test_own_names(write_videos: Write, video_content: Content) -> None:
-    path, folder = write_videos()
-    cfg = load_config(None, ["DATASETS.YTVIS_JSON", repr([["clips", path, folder], ["other", "nowhere", "at_all"]])])
+    path, directory = write_videos()
+    cfg = load_config(None, ["DATASETS.YTVIS_JSON", repr([["clips", path, directory], ["other", "nowhere", "at_all"]])])
     register_from_config(cfg, ["clips"])
     metadata = MetadataCatalog.get("clips")
     assert metadata.thing_classes == ["bar", "cell"] and metadata.evaluator_type == "ytvis"
@@ -126,7 +126,7 @@ def test_own_names(write_videos: Write, video_content: Content) -> None:
     assert len(DatasetCatalog.get("clips")) == 3
     video_content["videos"].append({**video_content["videos"][0], "id": 11})
     write_videos()
-    register_ytvis_json("clips", path, folder)
+    register_ytvis_json("clips", path, directory)
     assert len(DatasetCatalog.get("clips")) == 4
     cfg.DATASETS.YTVIS_JSON = [["clips", path]]
     with pytest.raises(ValueError, match=r"DATASETS\.YTVIS_JSON holds entries \[name, json_file, image_root\]"):
@@ -140,10 +140,10 @@ def test_published_names(tmp_path: Path, write_videos: Write) -> None:
             DatasetCatalog.get("ytvis_2021_train")
         with pytest.raises(FileNotFoundError, match=r"(?s)'ovis_val'.*annotations_valid.json"):
             _ = MetadataCatalog.get("ovis_val").thing_classes
-        path, folder = write_videos()
+        path, directory = write_videos()
         (tmp_path / "ovis").mkdir()
         Path(path).rename(tmp_path / "ovis" / "annotations_valid.json")
-        Path(folder).rename(tmp_path / "ovis" / "valid")
+        Path(directory).rename(tmp_path / "ovis" / "valid")
         assert MetadataCatalog.get("ovis_val").thing_classes == ["bar", "cell"]
         assert DatasetCatalog.get("ovis_val")[2]["file_names"] == [str(tmp_path / "ovis/valid/clip9/00000.png")]
     finally:
@@ -151,9 +151,9 @@ def test_published_names(tmp_path: Path, write_videos: Write) -> None:
 
 
 def test_looking_through_videos(write_videos: Write) -> None:
-    path, folder = write_videos()
-    register_ytvis_json("clips", path, folder)
-    Path(folder, "clip4", "00003.png").unlink()
+    path, directory = write_videos()
+    register_ytvis_json("clips", path, directory)
+    Path(directory, "clip4", "00003.png").unlink()
     report = check_dataset("clips", workers=1)
     assert report.total == 10 and len(report.problems) == 1 and "clip4/00003.png" in report.problems[0]
     objects = sum((found.objects for found in report.inspections), start=type(report.inspections[0].objects)())

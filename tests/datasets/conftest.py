@@ -1,4 +1,4 @@
-"""Runs the scripts of datasets/ on small folders made in the test."""
+"""Runs the scripts of datasets/ on small directories made in the test."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def registered(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def save() -> Callable[[Path, Any], Path]:
-    """Function that saves a picture (array of Pillow's kinds) or a json document, with the folders it needs."""
+    """Function that saves an image (array of Pillow's kinds) or a JSON document, with the directories it needs."""
 
     def save_file(path: Path, content: Any) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def save() -> Callable[[Path, Any], Path]:
 
 @pytest.fixture
 def pixels() -> Callable[[Path], np.ndarray]:
-    """Function that reads a picture as it is stored."""
+    """Function that reads an image as it is stored."""
 
     def read(path: Path) -> np.ndarray:
         return np.asarray(Image.open(path))

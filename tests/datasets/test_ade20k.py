@@ -53,7 +53,7 @@ def test_semantic_goes_on(root: Path, prepare: Run, pixels: Callable, save: Call
     assert "ADE_val_00000003.png: holds label 151; SceneParse150 has 0-150" in shown.err
 
     done = root / "annotations_detectron2/validation/ADE_val_00000002.png"
-    done.write_bytes(done.read_bytes()[:-20])  # cut short
+    done.write_bytes(done.read_bytes()[:-20])  # truncated
     save(root / "annotations/validation/ADE_val_00000003.png", np.full((2, 2), 5, np.uint8))
     assert prepare("prepare_ade20k_sem_seg", "--splits", "val") == 0
     assert "1 written, 0 already there, 1 repaired, 0 failed" in capsys.readouterr().out
@@ -209,7 +209,7 @@ def test_panoptic_images_and_their_annotation_file_agree(
     assert stored == {segment["id"] for segment in annotation["segments_info"]} and pack(WALL) not in stored
 
 
-def test_two_classes_of_one_colour_get_two_ids(root: Path, prepare: Run, save: Callable, document: Callable) -> None:
+def test_two_classes_of_one_color_get_two_ids(root: Path, prepare: Run, save: Callable, document: Callable) -> None:
     """Road and another class share (140, 140, 140) in the published table."""
     from mask2former.data.datasets.categories import class_table
 
@@ -222,7 +222,7 @@ def test_two_classes_of_one_colour_get_two_ids(root: Path, prepare: Run, save: C
     assert len(set(ids)) == len(ids) and pack((140, 140, 140)) in ids
 
 
-def test_missing_folder(tmp_path: Path, prepare: Run, capsys: Any) -> None:
+def test_missing_directory(tmp_path: Path, prepare: Run, capsys: Any) -> None:
     assert prepare("prepare_ade20k_sem_seg") == 1
     shown = capsys.readouterr().err
     assert str(tmp_path / "ADEChallengeData2016/annotations/training") in shown

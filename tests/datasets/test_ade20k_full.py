@@ -19,7 +19,7 @@ def annotation(*objects: tuple[int, str]) -> dict[str, Any]:
 
 @pytest.fixture
 def root(tmp_path: Path, save: Callable) -> Path:
-    """Classes 2978 wall (index 0), 401 car (14), 1000 (none of the 847), 5 (not in the json)."""
+    """Classes 2978 wall (index 0), 401 car (14), 1000 (none of the 847), 5 (not in the JSON)."""
     numbers = np.array([[2978, 401], [1000, 0], [5, 401]])
     # The red channel counts in tens, and its remainder says nothing.
     pixels = np.stack([numbers // 256 * 10 + 3, numbers % 256, np.arange(6).reshape(3, 2)], axis=-1)
@@ -31,19 +31,19 @@ def root(tmp_path: Path, save: Callable) -> Path:
     return tmp_path
 
 
-def test_labels_and_pictures(root: Path, registered: Path, prepare: Run, capsys: Any) -> None:
+def test_labels_and_images(root: Path, registered: Path, prepare: Run, capsys: Any) -> None:
     assert prepare("prepare_ade20k_full_sem_seg", "--splits", "train") == 0
     base = root / "ADE20K_2021_17_01"
     labels = Image.open(base / "annotations_detectron2/training/ADE_train_00016869.tif")
     assert np.asarray(labels).dtype == np.uint16
     assert np.asarray(labels).tolist() == [[0, 14], [65535, 65535], [65535, 14]]
-    picture = base / "images_detectron2/training/ADE_train_00016869.jpg"
-    assert picture.read_bytes() == (root / PLACE / picture.name).read_bytes()
+    image = base / "images_detectron2/training/ADE_train_00016869.jpg"
+    assert image.read_bytes() == (root / PLACE / image.name).read_bytes()
     (record,) = DatasetCatalog.get("ade20k_full_sem_seg_train")
-    assert Path(record["file_name"]) == picture and record["sem_seg_file_name"].endswith(
+    assert Path(record["file_name"]) == image and record["sem_seg_file_name"].endswith(
         "training/ADE_train_00016869.tif"
     )
-    assert "classes [5] are not in the json and became void" in capsys.readouterr().out
+    assert "classes [5] are not in the JSON and became void" in capsys.readouterr().out
 
     (base / "annotations_detectron2/training/ADE_train_00016869.tif").write_bytes(b"II*\0")
     assert prepare("prepare_ade20k_full_sem_seg", "--splits", "train") == 0
@@ -56,13 +56,13 @@ def test_broken_annotation(root: Path, prepare: Run, save: Callable, capsys: Any
     assert "ADE_train_00016869.json: is no annotation of ADE20K: KeyError('name_ndx')" in capsys.readouterr().err
 
 
-def test_picture_of_another_size(root: Path, prepare: Run, save: Callable, capsys: Any) -> None:
+def test_image_of_another_size(root: Path, prepare: Run, save: Callable, capsys: Any) -> None:
     save(root / PLACE / "ADE_train_00016869.jpg", np.zeros((2, 3, 3), np.uint8))
     assert prepare("prepare_ade20k_full_sem_seg", "--splits", "train") == 1
     assert "_seg.png: is (3, 2) pixels (height, width)" in capsys.readouterr().err
 
 
-def test_folders_of_any_depth(tmp_path: Path, prepare: Run, save: Callable, pixels: Callable) -> None:
+def test_directories_of_any_depth(tmp_path: Path, prepare: Run, save: Callable, pixels: Callable) -> None:
     """Person 1831 and car 401; an object that names none of the 847 classes is no one's."""
     numbers = np.array([[0, 1831, 401, 1000]] * 2)
     encoded = np.stack([numbers // 256 * 10, numbers % 256, np.zeros_like(numbers)], axis=-1).astype(np.uint8)

@@ -22,8 +22,8 @@ IDS = np.array([[3, 7, 7, 24], [24001, 26000, 23, 29], [29001, 7, 23, 23]], np.u
 def fine(tmp_path: Path, save: Callable) -> Path:
     for split in ("train", "val", "test"):
         save(tmp_path / f"cityscapes/gtFine/{split}/aachen/{NAME}_gtFine_instanceIds.png", IDS)
-        picture = np.zeros((3, 4, 3), np.uint8)
-        save(tmp_path / f"cityscapes/leftImg8bit/{split}/aachen/{NAME}_leftImg8bit.png", picture)
+        image = np.zeros((3, 4, 3), np.uint8)
+        save(tmp_path / f"cityscapes/leftImg8bit/{split}/aachen/{NAME}_leftImg8bit.png", image)
     return tmp_path / "cityscapes/gtFine"
 
 
@@ -31,8 +31,8 @@ def test_by_hand(fine: Path, registered: Path, prepare: Run, pixels: Callable, d
     assert prepare("prepare_cityscapes") == 0
     labels = pixels(fine / f"test/aachen/{NAME}_gtFine_labelTrainIds.png")
     assert labels.tolist() == [[255, 0, 0, 11], [11, 13, 10, 255], [255, 0, 10, 10]]
-    picture = pixels(fine / f"cityscapes_panoptic_val/{NAME}_gtFine_panoptic.png").astype(int)
-    assert (picture @ (1, 256, 65536)).tolist() == [[0, 7, 7, 24], [24001, 26000, 23, 0], [0, 7, 23, 23]]
+    image = pixels(fine / f"cityscapes_panoptic_val/{NAME}_gtFine_panoptic.png").astype(int)
+    assert (image @ (1, 256, 65536)).tolist() == [[0, 7, 7, 24], [24001, 26000, 23, 0], [0, 7, 23, 23]]
     content = document(fine / "cityscapes_panoptic_val.json")
     assert content["annotations"] == [
         {
@@ -164,7 +164,7 @@ def test_label_maps_of_all_splits(
         assert all(Path(record["sem_seg_file_name"]).is_file() for record in semantic)
 
 
-def test_missing_folder(tmp_path: Path, prepare: Run, capsys: Any) -> None:
+def test_missing_directory(tmp_path: Path, prepare: Run, capsys: Any) -> None:
     (tmp_path / "cityscapes/gtFine/train").mkdir(parents=True)
     assert prepare("prepare_cityscapes") == 1
     assert "holds no */*_instanceIds.png" in capsys.readouterr().err

@@ -20,7 +20,7 @@ from ..panoptic_sample import HEIGHT, WIDTH, PanopticSample
 Run = Callable[..., int]
 SEMANTIC, ZIPS = "prepare_coco_semantic_annos_from_panoptic_annos", "prepare_coco_panoptic_zips"
 
-# Segments 512 (category 200, the last class), 9 (category 1, the first), and 70000 that the json lacks.
+# Segments 512 (category 200, the last class), 9 (category 1, the first), and 70000 that the JSON lacks.
 IDS = np.zeros((3, 4, 3), np.uint8)
 IDS[0, :, 1], IDS[1, :, 0], IDS[2, 0] = 2, 9, (112, 17, 1)
 SEGMENTS = [{"id": 512, "category_id": 200}, {"id": 9, "category_id": 1}]
@@ -153,11 +153,11 @@ def test_half_unpacked_by_hand(coco: Path, prepare: Run) -> None:
 
 
 @pytest.mark.parametrize("name", ["panoptic_val2017/../../../000000000009.png", "/tmp/000000000009.png", "..\\9.png"])
-def test_zips_that_lead_out_of_the_folder(coco: Path, prepare: Run, capsys: Any, name: str) -> None:
+def test_zips_that_lead_out_of_the_directory(coco: Path, prepare: Run, capsys: Any, name: str) -> None:
     (coco / "panoptic_annotations_trainval2017.zip").write_bytes(nested(**{name: png(9)}))
     before = {path for path in coco.parent.parent.rglob("*9.png")}
     assert prepare(ZIPS, "--splits", "val") == 1
-    assert "leads out of the folder" in capsys.readouterr().err
+    assert "leads out of the directory" in capsys.readouterr().err
     assert {path for path in coco.parent.parent.rglob("*9.png")} == before
     assert not (coco / "panoptic_val2017").exists() and not list(coco.glob(".*.tmp"))
 
@@ -173,7 +173,7 @@ def test_damaged_and_missing(coco: Path, prepare: Run, capsys: Any) -> None:
     assert "holds neither panoptic_annotations_trainval2017.zip nor panoptic_val2017.json" in capsys.readouterr().err
 
 
-def test_picture_that_the_archive_lacks(coco: Path, prepare: Run, capsys: Any) -> None:
+def test_image_that_the_archive_lacks(coco: Path, prepare: Run, capsys: Any) -> None:
     content = panoptic("000000000001", "000000000002", "000000000077")
     with zipfile.ZipFile(coco / "panoptic_annotations_trainval2017.zip") as file:
         inner = file.read("annotations/panoptic_val2017.zip")

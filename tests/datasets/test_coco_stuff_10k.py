@@ -22,19 +22,19 @@ def base(tmp_path: Path, save: Callable) -> Path:
         (base / "imageLists").mkdir(exist_ok=True)
         (base / "imageLists" / f"{split}.txt").write_text(f"{name}\r\n")
         (base / "annotations").mkdir(exist_ok=True)
-        savemat(base / "annotations" / f"{name}.mat", {"S": labels, "captions": ["a picture"]})
+        savemat(base / "annotations" / f"{name}.mat", {"S": labels, "captions": ["an image"]})
     return base
 
 
-def test_labels_and_pictures(base: Path, registered: Path, prepare: Run, pixels: Callable, capsys: Any) -> None:
+def test_labels_and_images(base: Path, registered: Path, prepare: Run, pixels: Callable, capsys: Any) -> None:
     assert prepare("prepare_coco_stuff_10k") == 0
     labels = base / "annotations_detectron2/train" / f"{NAME}.png"
     # Things 1-90 have gaps (13 is the twelfth); stuff begins at 92, as class 80.
     assert pixels(labels).tolist() == [[255, 0, 79], [11, 80, 170]] and pixels(labels).dtype == np.uint8
-    picture = base / "images_detectron2/train" / f"{NAME}.jpg"
-    assert picture.read_bytes() == (base / "images" / picture.name).read_bytes()
+    image = base / "images_detectron2/train" / f"{NAME}.jpg"
+    assert image.read_bytes() == (base / "images" / image.name).read_bytes()
     (record,) = DatasetCatalog.get("coco_2017_train_stuff_10k_sem_seg")
-    assert (Path(record["file_name"]), Path(record["sem_seg_file_name"])) == (picture, labels)
+    assert (Path(record["file_name"]), Path(record["sem_seg_file_name"])) == (image, labels)
     assert [path.name for path in (base / "annotations_detectron2/test").iterdir()] == [f"{NAME[:-1]}8.png"]
     assert prepare("prepare_coco_stuff_10k") == 0
     assert "stuff_10k_train: 0 written, 1 already there" in capsys.readouterr().out
@@ -62,7 +62,7 @@ def test_missing_and_misleading_names(base: Path, prepare: Run, capsys: Any) -> 
     assert f"{NAME}.mat" in capsys.readouterr().err
     (base / "imageLists/train.txt").write_text("../../outside\n")
     assert prepare("prepare_coco_stuff_10k", "--splits", "train") == 1
-    assert "'../../outside' is no name of a picture" in capsys.readouterr().err
+    assert "'../../outside' is no name of an image" in capsys.readouterr().err
     (base / "imageLists/train.txt").unlink()
     assert prepare("prepare_coco_stuff_10k", "--splits", "train") == 1
     assert "imageLists holds no train.txt" in capsys.readouterr().err

@@ -53,10 +53,10 @@ def test_help_and_missing_data(
 
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
-    folder = tmp_path / "ADEChallengeData2016/annotations/validation"
-    folder.mkdir(parents=True)
+    directory = tmp_path / "ADEChallengeData2016/annotations/validation"
+    directory.mkdir(parents=True)
     for number in range(40):
-        Image.fromarray(np.full((8, 9), number, np.uint8)).save(folder / f"{number:03d}.png")
+        Image.fromarray(np.full((8, 9), number, np.uint8)).save(directory / f"{number:03d}.png")
     return tmp_path
 
 
@@ -69,7 +69,7 @@ def start(root: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
 
 
 def test_from_anywhere_on_two_processes(many: Path) -> None:
-    """Without installation and PYTHONPATH, in another folder, the root from the environment."""
+    """Without installation and PYTHONPATH, in another directory, the root from the environment."""
     run = start(many, "--workers", "2")
     shown, errors = run.communicate(timeout=120)
     assert run.returncode == 0, errors
@@ -81,9 +81,9 @@ def test_from_anywhere_on_two_processes(many: Path) -> None:
 
 def test_interrupt_leaves_whole_files_only(many: Path, prepare: Callable[..., int], capsys: Any) -> None:
     """Ctrl-C in the middle; then the same command finishes the work."""
-    folder = many / "ADEChallengeData2016/annotations/validation"
+    directory = many / "ADEChallengeData2016/annotations/validation"
     for number in range(40, 120):
-        Image.fromarray(np.full((1200, 1200), number, np.uint8)).save(folder / f"{number:03d}.png")
+        Image.fromarray(np.full((1200, 1200), number, np.uint8)).save(directory / f"{number:03d}.png")
     target = many / "ADEChallengeData2016/annotations_detectron2/validation"
     run = start(many, "--workers", "2", start_new_session=True)
     deadline = time.monotonic() + 100

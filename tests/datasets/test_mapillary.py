@@ -25,15 +25,15 @@ SEGMENTS = [
 ]
 
 
-def make_v1(folder: Path, save: Callable, segments: list[dict[str, Any]] = SEGMENTS) -> None:
-    """panoptic and labels of v1.2 with one picture, a."""
-    save(folder / "labels/a.png", np.zeros((3, 3), np.uint8))
-    save(folder / "panoptic/a.png", np.stack([IDS % 256, IDS // 256 % 256, IDS // 65536], axis=-1).astype(np.uint8))
+def make_v1(directory: Path, save: Callable, segments: list[dict[str, Any]] = SEGMENTS) -> None:
+    """panoptic and labels of v1.2 with one image, a."""
+    save(directory / "labels/a.png", np.zeros((3, 3), np.uint8))
+    save(directory / "panoptic/a.png", np.stack([IDS % 256, IDS // 256 % 256, IDS // 65536], axis=-1).astype(np.uint8))
     categories = [{**entry, "name": f"raw--{entry['name']}"} for entry in class_table("mapillary_vistas")]
     annotation = {"image_id": "a", "file_name": "a.png", "segments_info": segments}
     images = [{"id": "a", "file_name": "a.jpg", "height": 3, "width": 3}]
     content = {"images": images, "annotations": [annotation], "categories": categories}
-    save(folder / "panoptic/panoptic_2018.json", content)
+    save(directory / "panoptic/panoptic_2018.json", content)
 
 
 @pytest.fixture
@@ -167,9 +167,9 @@ def test_missing_files_are_named(base: Path, prepare: Run, save: Callable, capsy
     save(base / "validation/labels/c.png", np.zeros((3, 3), np.uint8))
     assert prepare(SCRIPT, "--splits", "val") == 1
     shown = capsys.readouterr().err
-    assert "labels: 1 pictures without label map: b" in shown
-    assert "labels: 1 label map without picture: c" in shown
-    assert "panoptic: 1 pictures without panoptic annotation: b" in shown
+    assert "labels: 1 images without label map: b" in shown
+    assert "labels: 1 label map without image: c" in shown
+    assert "panoptic: 1 images without panoptic annotation: b" in shown
 
 
 def test_undeclared_category(base: Path, prepare: Run, save: Callable, capsys: Any) -> None:

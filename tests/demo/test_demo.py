@@ -43,19 +43,19 @@ def demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     return module
 
 
-def picture(path: Path, height: int = 20, width: int = 30) -> Path:
+def image(path: Path, height: int = 20, width: int = 30) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
 
 
-def names(folder: Path) -> set[str]:
-    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+def names(directory: Path) -> set[str]:
+    return {str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file()}
 
 
-# ------------------------------------------------------------------ pictures
-def test_without_arguments_the_example_pictures(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+# ------------------------------------------------------------------ images
+def test_without_arguments_the_example_images(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("skimage")
     assert demo.main([]) == 0
     assert names(Path("output/demo")) == {"ihc.png", "cell.png", "coins.png", "results.json"}
@@ -76,7 +76,7 @@ def test_missing_scikit_image_is_explained(
     assert "pip install scikit-image" in capsys.readouterr().err
 
 
-def test_files_folders_and_patterns(demo: ModuleType) -> None:
+def test_files_directories_and_patterns(demo: ModuleType) -> None:
     for name in (
         "one.png",
         "folder/a.png",
@@ -85,14 +85,14 @@ def test_files_folders_and_patterns(demo: ModuleType) -> None:
         "more/c1.png",
         "more/c2.png",
     ):
-        picture(Path(name).with_suffix(".png")).rename(name)
+        image(Path(name).with_suffix(".png")).rename(name)
     files, problems = demo.collect(["one.png", "folder", "more/c*.png", "one.png"])
     assert [p.name for p in files] == ["one.png", "a.png", "b.JPG", "c1.png", "c2.png"] and not problems
 
 
 def test_bad_inputs_are_named_and_the_others_go_on(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    picture(Path("good.png"))
-    Path("broken.png").write_bytes(b"no picture")
+    image(Path("good.png"))
+    Path("broken.png").write_bytes(b"no image")
     Path("empty").mkdir()
     inputs = ["goood.png", "broken.png", "x*.png", "empty", "nowhere/a.png", "good.png"]
     assert demo.main(["--input", *inputs, "--output", "out"]) == 1
@@ -104,12 +104,12 @@ def test_bad_inputs_are_named_and_the_others_go_on(demo: ModuleType, capsys: pyt
         "empty: no",
     ):
         assert part in errors
-    assert "folder nowhere" in errors and "5 of the inputs" in errors
+    assert "directory nowhere" in errors and "5 of the inputs" in errors
     assert names(Path("out")) == {"good.png", "results.json"}
 
 
 def test_threshold_works(demo: ModuleType) -> None:
-    picture(Path("p.png"))
+    image(Path("p.png"))
     for threshold, count in (("0", 3), ("0.3", 2), ("0.5", 1), ("0.95", 0)):
         run = ["--input", "p.png", "--output", "r.json", "--no-non-overlapping"]
         assert demo.main([*run, "--confidence-threshold", threshold]) == 0
@@ -118,8 +118,8 @@ def test_threshold_works(demo: ModuleType) -> None:
         demo.main(["--confidence-threshold", "50"])
 
 
-def test_output_file_folder_and_what_is_saved(demo: ModuleType) -> None:
-    picture(Path("p.png"))
+def test_output_file_directory_and_what_is_saved(demo: ModuleType) -> None:
+    image(Path("p.png"))
     run = ["--input", "p.png", "--output"]
     assert demo.main([*run, "one.jpg", "--scale", "1"]) == 0
     with Image.open("one.jpg") as drawn:
@@ -127,25 +127,25 @@ def test_output_file_folder_and_what_is_saved(demo: ModuleType) -> None:
     assert demo.main([*run, "all", "--save", "overlay", "json", "masks"]) == 0
     assert names(Path("all")) == {"p.png", "results.json", "masks/p_instances.png"}
     with Image.open("all/p.png") as drawn:
-        assert drawn.size == (120, 80)  # small pictures are enlarged
+        assert drawn.size == (120, 80)  # small images are enlarged
     assert demo.main([*run, "masks_only", "--save", "masks"]) == 0
     assert names(Path("masks_only")) == {"masks/p_instances.png"}
 
 
-def test_same_names_from_two_folders_do_not_collide(demo: ModuleType) -> None:
-    picture(Path("a/p.png")), picture(Path("b/p.png"))
+def test_same_names_from_two_directories_do_not_collide(demo: ModuleType) -> None:
+    image(Path("a/p.png")), image(Path("b/p.png"))
     assert demo.main(["--input", "a", "b", "--output", "out"]) == 0
     assert names(Path("out")) == {"p.png", "p_2.png", "results.json"}
 
 
 def test_an_input_is_never_overwritten(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    before = picture(Path("p.png")).read_bytes()
+    before = image(Path("p.png")).read_bytes()
     assert demo.main(["--input", "p.png", "--output", "."]) == 1
     assert Path("p.png").read_bytes() == before and "replace its own input" in capsys.readouterr().err
 
 
 def test_non_overlapping(demo: ModuleType) -> None:
-    picture(Path("p.png"))
+    image(Path("p.png"))
     areas = []
     for extra in (["--no-non-overlapping"], ["--non-overlapping"], []):
         demo.main(["--input", "p.png", "--output", "r.json", "--confidence-threshold", "0.3", *extra])
@@ -156,7 +156,7 @@ def test_non_overlapping(demo: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--input", "p.png", "q.png", "--output", "one.png"], "give a folder"),
+        (["--input", "p.png", "q.png", "--output", "one.png"], "give a directory"),
         (["--input", "p.png", "--output", "one.png", "--save", "json"], "one file"),
         (["--input", "p.png", "--webcam"], "choose one of --input, --webcam"),
         (["--video-input", "nix.mp4"], "nix.mp4 does not exist"),
@@ -165,13 +165,13 @@ def test_non_overlapping(demo: ModuleType) -> None:
 def test_contradictions_are_refused(
     demo: ModuleType, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    picture(Path("p.png")), picture(Path("q.png"))
+    image(Path("p.png")), image(Path("q.png"))
     assert demo.main(arguments) == 2
     assert message in capsys.readouterr().err
 
 
 def test_model_arguments_reach_the_loader(demo: ModuleType) -> None:
-    picture(Path("p.png"))
+    image(Path("p.png"))
     demo.main(
         [
             "--config-file",
@@ -222,7 +222,7 @@ def test_table_names_what_was_found(demo: ModuleType) -> None:
     ]
 
 
-# ------------------------------------------------------------------ moving pictures
+# ------------------------------------------------------------------ moving images
 def make_video(path: Path, frames: int = 6, size: tuple[int, int] = (31, 46)) -> Path:
     """A short clip of odd height whose frames get brighter."""
     av = pytest.importorskip("av")
@@ -318,7 +318,7 @@ def test_webcam_without_windows_asks_for_a_file(
     assert "--output FILE.mp4" in capsys.readouterr().err
 
 
-def test_colours_follow_objects_through_frames(demo: ModuleType) -> None:
+def test_colors_follow_objects_through_frames(demo: ModuleType) -> None:
     import video_io
 
     from mask2former.results import InstanceResult, Result, boxes_of

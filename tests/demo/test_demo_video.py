@@ -17,7 +17,7 @@ from PIL import Image
 from mask2former.segmenter import Segmenter
 from mask2former.utils.file_io import short_path
 
-from ..video.moving_shapes import ShapeModel, pictures
+from ..video.moving_shapes import ShapeModel, images
 from .test_demo import demo, make_video, names  # noqa: F401
 
 Run = Callable[..., int]
@@ -40,8 +40,8 @@ def run(demo: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Run:  # noqa: F811
 
 @pytest.fixture
 def clip(demo: ModuleType) -> str:  # noqa: F811
-    """A folder of frames in the working directory, whose numbers are not padded."""
-    for i, image in enumerate(pictures(30)):
+    """A directory of frames in the working directory, whose numbers are not padded."""
+    for i, image in enumerate(images(30)):
         path = Path("clip") / f"frame{i}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(image).save(path)
@@ -56,7 +56,7 @@ def video(path: str) -> list[np.ndarray]:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
 
 
-def test_a_folder_becomes_a_video_with_tracks(run: Run, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_directory_becomes_a_video_with_tracks(run: Run, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
     every = ["--save", "overlay", "json", "masks", "--save-frames", "--window", "8", "--overlap", "3"]
     assert run("--video-input", clip, "--task", "video", "--output", "out", *every) == 0
     shown = capsys.readouterr()
@@ -70,8 +70,8 @@ def test_a_folder_becomes_a_video_with_tracks(run: Run, clip: str, capsys: pytes
     assert len(names(Path("out/frames"))) == 30 and len(names(Path("out/masks"))) == 31
     tracks = json.loads(Path("out/masks/tracks.json").read_text())
     assert [t["name"] for t in tracks] == ["a", "b", "c"]
-    with Image.open("out/masks/000012.png") as picture:
-        assert set(np.unique(np.asarray(picture))) == {0, *(t["id"] for t in tracks)}
+    with Image.open("out/masks/000012.png") as image:
+        assert set(np.unique(np.asarray(image))) == {0, *(t["id"] for t in tracks)}
     assert not [n for n in names(Path("out")) if n.startswith(".")]  # the journal is gone
 
 
@@ -82,16 +82,16 @@ def test_paths_are_readable(run: Run, clip: str, tmp_path: Path, capsys: pytest.
     assert f"  {other / 'results.json'}\n" in capsys.readouterr().out
 
 
-def test_colours_stay_with_tracks(run: Run, clip: str) -> None:
+def test_colors_stay_with_tracks(run: Run, clip: str) -> None:
     run("--video-input", clip, "--output", "out", "--save-frames", "--window", "8", "--overlap", "3", "--labels", "no")
-    colours = []
+    colors = []
     for index in (2, 13, 28):
-        with Image.open(f"out/frames/{index:06d}.jpg") as picture:
-            pixels = np.asarray(picture).astype(int)
+        with Image.open(f"out/frames/{index:06d}.jpg") as image:
+            pixels = np.asarray(image).astype(int)
         column = 4 * (2 * index // 4 % 20) + 8
-        colours.append(pixels[8, column] - 0)
-    assert np.abs(np.array(colours) - colours[0]).max() <= 12
-    assert np.ptp(colours[0]) > 20  # painted: the square itself is grey
+        colors.append(pixels[8, column] - 0)
+    assert np.abs(np.array(colors) - colors[0]).max() <= 12
+    assert np.ptp(colors[0]) > 20  # painted: the square itself is gray
 
 
 def test_a_video_file(run: Run) -> None:
@@ -102,7 +102,7 @@ def test_a_video_file(run: Run) -> None:
     assert run("--video-input", "clip.mp4", "--output", "clip.mp4") == 2
 
 
-def test_pictures_of_input_are_frames_in_their_order(run: Run, clip: str) -> None:
+def test_images_of_input_are_frames_in_their_order(run: Run, clip: str) -> None:
     files = [f"clip/frame{i}.png" for i in (3, 1, 2)]
     assert run("--input", *files, "--task", "video", "--output", "r.json") == 0
     assert len(json.loads(Path("r.json").read_text())[0]["segmentations"]) == 3
@@ -179,7 +179,9 @@ def test_frames_of_a_longer_video_go(run: Run, clip: str) -> None:
     assert names(Path("out/masks")) == {"tracks.json", *(f"{i:06d}.png" for i in range(5))}
 
 
-def test_the_folder_of_the_frames_is_not_overwritten(run: Run, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_directory_of_the_frames_is_not_overwritten(
+    run: Run, clip: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Said before the network runs."""
     model = ShapeModel()
     Path(clip).rename("frames")
@@ -191,22 +193,22 @@ def test_a_failed_run_leaves_the_video_before(demo: ModuleType, clip: str) -> No
     arguments = ["--video-input", clip, "--output", "o.mp4"]
     assert demo.main(arguments) == 0
     before = Path("o.mp4").read_bytes()
-    Path(clip, "frame3.png").write_bytes(b"no picture")
+    Path(clip, "frame3.png").write_bytes(b"no image")
     assert demo.main(arguments) != 0
     assert Path("o.mp4").read_bytes() == before and not list(Path().glob(".o*"))
 
 
-def test_a_stopped_run_of_single_pictures_keeps_its_part(
+def test_a_stopped_run_of_single_images_keeps_its_part(
     demo: ModuleType,  # noqa: F811
     clip: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     count, segment = itertools.count(), Segmenter.__call__
 
-    def stopping(self: Segmenter, picture: Any) -> Any:
+    def stopping(self: Segmenter, image: Any) -> Any:
         if next(count) == 4:
             raise KeyboardInterrupt
-        return segment(self, picture)
+        return segment(self, image)
 
     monkeypatch.setattr(Segmenter, "__call__", stopping)
     demo.main(["--video-input", clip, "--output", "o.mp4"])
@@ -219,12 +221,12 @@ def test_a_stopped_run_of_single_pictures_keeps_its_part(
         (["--task", "video"], "--task video needs --video-input"),
         ([], "this is a video model: give --video-input"),
         (["--video-input", "clip.mpp"], "clip.mpp does not exist"),
-        (["--video-input", "empty"], "no frame in this folder"),
+        (["--video-input", "empty"], "no frame in this directory"),
         (["--video-input", "clip", "--window", "0"], "window is a number of frames"),
         (["--video-input", "clip", "--overlap", "24"], "overlap must lie between 0 and window - 1 = 23"),
         (["--video-input", "clip", "--top-k", "0"], "top_k must be at least 1"),
-        (["--video-input", "clip", "--output", "x.avi"], "use a folder, .mp4"),
-        (["--webcam", "--task", "video"], "picture by picture"),
+        (["--video-input", "clip", "--output", "x.avi"], "use a directory, .mp4"),
+        (["--webcam", "--task", "video"], "image by image"),
         (["--input", "clip/frame1.png", "nothing.png"], "nothing.png does not exist"),
         (["--video-input", "mixed"], "frame 1 is 96x48, the ones before are 10x8"),
     ],
@@ -240,14 +242,14 @@ def test_errors_name_the_remedy(
     assert message in capsys.readouterr().err
 
 
-def test_image_models_segment_each_picture_of_a_folder(demo: ModuleType, clip: str) -> None:  # noqa: F811
-    """The stub of the picture demo cannot follow objects, and says which models can."""
+def test_image_models_segment_each_image_of_a_directory(demo: ModuleType, clip: str) -> None:  # noqa: F811
+    """The stub of the image demo cannot follow objects, and says which models can."""
     assert demo.main(["--video-input", clip, "--output", "o.mp4"]) == 0
     assert len(video("o.mp4")) == 30
 
 
 def test_a_model_that_cannot_follow_objects(
-    demo: ModuleType,
+    demo: ModuleType,  # noqa: F811
     clip: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -255,8 +257,8 @@ def test_a_model_that_cannot_follow_objects(
     assert "youtubevis_2019" in capsys.readouterr().err
 
 
-def test_a_real_model_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole way with a small network of random weights, the config found in the folder of a training."""
+def test_a_real_model_in_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole way with a small network of random weights, the config found in the directory of a training."""
     import importlib.util
     import sys
 
@@ -273,7 +275,7 @@ def test_a_real_model_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     Path("model/config.yaml").write_text(load_config(name, [*TINY, *small]).dump())
     Path("model/classes.json").write_text(json.dumps(["a", "b", "c"]))
     save_safetensors(tiny(name, *small), Path("model/model.safetensors"))
-    for i, image in enumerate(pictures(7)):
+    for i, image in enumerate(images(7)):
         Path("clip").mkdir(exist_ok=True)
         Image.fromarray(image).save(f"clip/{i}.png")
 

@@ -1,4 +1,4 @@
-"""Runs the Python blocks of a guide that are marked `python runnable`, each by itself, in the present folder.
+"""Runs the Python blocks of a guide that are marked `python runnable`, each by itself, in the present directory.
 
     python tests/docs/run_snippets.py GUIDE.md
 
@@ -19,7 +19,7 @@ from tests.docs.markdown import blocks  # noqa: E402
 
 
 def make_inputs() -> None:
-    """What the examples take for granted: a picture, and a model called "nuclei" (tiny, with random weights)."""
+    """What the examples take for granted: an image, and a model called "nuclei" (tiny, with random weights)."""
     import numpy as np
     import torch
     from detectron2.modeling import build_model
@@ -40,11 +40,11 @@ def make_inputs() -> None:
             *("INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 96),
         ],
     )
-    folder = Path("nuclei")  # a folder in the working directory goes before a name of the zoo
-    folder.mkdir()
-    (folder / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
-    (folder / "classes.json").write_text(json.dumps(["nucleus"]), encoding="utf-8")
-    save_safetensors(build_model(cfg), folder / "model.safetensors")
+    directory = Path("nuclei")  # a directory in the working directory goes before a name of the zoo
+    directory.mkdir()
+    (directory / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
+    (directory / "classes.json").write_text(json.dumps(["nucleus"]), encoding="utf-8")
+    save_safetensors(build_model(cfg), directory / "model.safetensors")
 
 
 def main(page: Path) -> int:

@@ -1,4 +1,4 @@
-"""Makes `tiny_training` importable from the tests of this folder."""
+"""Makes `tiny_training` importable from the tests of this directory."""
 
 from __future__ import annotations
 

@@ -53,19 +53,19 @@ class NormTrainer(TinyTrainer):
         return {"segm": {"AP": 1.0}} if comm.is_main_process() else {}
 
 
-def joined(rank: int, check: Callable[[int, str], None], folder: str) -> None:
+def joined(rank: int, check: Callable[[int, str], None], directory: str) -> None:
     """Run a check in a group of two processes."""
     # They meet in a file: a port that was free when the test began can be taken when they come to use it.
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=2)
     comm.create_local_process_group(2)
-    check(rank, folder)
+    check(rank, directory)
     # The threads of a group that is only dropped may be running when the process ends, which aborts it.
     dist.destroy_process_group()
 
 
-def all_evaluate_the_model_that_is_saved(rank: int, folder: str) -> None:
+def all_evaluate_the_model_that_is_saved(rank: int, directory: str) -> None:
     for decay in ("0.0", "0.5"):
-        trainer = NormTrainer(tiny_config(Path(folder), "SOLVER.EMA_DECAY", decay))
+        trainer = NormTrainer(tiny_config(Path(directory), "SOLVER.EMA_DECAY", decay))
         trainer.evaluate()
         if decay != "0.0":  # and it does not change the average of this process
             assert trainer.weight_average is not None
@@ -73,25 +73,25 @@ def all_evaluate_the_model_that_is_saved(rank: int, folder: str) -> None:
                 assert trainer.checkpointer.model.norm.running_mean[0] == rank + 1
 
 
-def parts_come_to_the_main_process(rank: int, folder: str) -> None:
+def parts_come_to_the_main_process(rank: int, directory: str) -> None:
     assert gather_parts({"rank": rank}, distributed=True) == ([{"rank": 0}, {"rank": 1}] if rank == 0 else None)
     assert gather_parts(rank, distributed=False) == [rank]
 
 
-def averages_begin_with_the_common_weights(rank: int, folder: str) -> None:
+def averages_begin_with_the_common_weights(rank: int, directory: str) -> None:
     torch.manual_seed(rank)
-    trainer = TinyTrainer(tiny_config(Path(folder), "SOLVER.EMA_DECAY", "0.5"))
+    trainer = TinyTrainer(tiny_config(Path(directory), "SOLVER.EMA_DECAY", "0.5"))
     assert trainer.weight_average is not None
     average = comm.all_gather(trainer.weight_average.state_dict()["average"])
     for name, value in average[0].items():
         assert torch.equal(value, average[1][name]), name
 
 
-def a_checkpoint_that_one_process_lacks_is_an_error(rank: int, folder: str) -> None:
-    cfg = tiny_config(Path(folder) / f"rank{rank}").clone()
+def a_checkpoint_that_one_process_lacks_is_an_error(rank: int, directory: str) -> None:
+    cfg = tiny_config(Path(directory) / f"rank{rank}").clone()
     if rank == 0:
         cfg.defrost()
-        own = Path(folder) / "rank0"
+        own = Path(directory) / "rank0"
         own.mkdir()
         trainer = TinyTrainer(cfg)
         trainer.iter = 2
@@ -107,7 +107,7 @@ def a_checkpoint_that_one_process_lacks_is_an_error(rank: int, folder: str) -> N
         raise AssertionError("the processes would train from different steps")
 
 
-def picture(objects: int) -> dict[str, Any]:
+def image(objects: int) -> dict[str, Any]:
     instances = Instances((64, 64))
     instances.gt_classes = torch.zeros(objects, dtype=torch.int64)
     instances.gt_masks = torch.zeros(objects, 64, 64, dtype=torch.bool)
@@ -115,13 +115,13 @@ def picture(objects: int) -> dict[str, Any]:
     return {"image": torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8), "instances": instances}
 
 
-def pictures_without_objects_are_no_obstacle(rank: int, folder: str) -> None:
+def images_without_objects_are_no_obstacle(rank: int, directory: str) -> None:
     """On one process, on both, and more objects than queries: no hang, every gradient there and the same."""
     cfg = load_config("nuclei/maskformer2_efficientnet_lite0.yaml", TINY_MASK_FORMER)
     model = create_ddp_model(build_model(cfg).train(), broadcast_buffers=False, device_ids=None)
     for counts in ((2, 0), (0, 0), (0, 12)):
         model.zero_grad()
-        losses = model([picture(counts[rank]), picture(0)])
+        losses = model([image(counts[rank]), image(0)])
         sum(losses.values()).backward()
         assert all(torch.isfinite(loss) for loss in losses.values()), losses
         assert (losses["loss_mask"] == 0) == (counts[rank] == 0)

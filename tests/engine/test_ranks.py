@@ -18,7 +18,7 @@ import torch.multiprocessing as mp
         rank_checks.parts_come_to_the_main_process,
         rank_checks.averages_begin_with_the_common_weights,
         rank_checks.a_checkpoint_that_one_process_lacks_is_an_error,
-        rank_checks.pictures_without_objects_are_no_obstacle,
+        rank_checks.images_without_objects_are_no_obstacle,
     ],
 )
 def test_two_processes(check: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ def assert_same(first: TinyTrainer, second: TinyTrainer) -> None:
 
 
 def continue_from_middle(source: Path, target: Path, *overrides: str) -> TinyTrainer:
-    """Resume in a new folder that holds only the checkpoint after step 3 of `source`."""
+    """Resume in a new directory that holds only the checkpoint after step 3 of `source`."""
     target.mkdir()
     shutil.copy(source / "model_0000002.pth", target)
     (target / "last_checkpoint").write_text("model_0000002.pth")
@@ -85,14 +85,14 @@ def test_randomness_is_what_resume_restores(tmp_path: Path) -> None:
 def test_truncated_checkpoint_is_skipped(tmp_path: Path) -> None:
     straight = start(tiny_config(tmp_path / "run", "SOLVER.CHECKPOINT_PERIOD", "2"))
     straight.train()
-    folder = tmp_path / "resumed"
-    folder.mkdir()
+    directory = tmp_path / "resumed"
+    directory.mkdir()
     for name in ("model_0000001.pth", "model_0000003.pth"):
-        shutil.copy(tmp_path / "run" / name, folder)
-    newest = folder / "model_0000003.pth"
+        shutil.copy(tmp_path / "run" / name, directory)
+    newest = directory / "model_0000003.pth"
     newest.write_bytes(newest.read_bytes()[:5000])
-    (folder / "last_checkpoint").write_text(newest.name)
-    resumed = start(tiny_config(folder), resume=True)
+    (directory / "last_checkpoint").write_text(newest.name)
+    resumed = start(tiny_config(directory), resume=True)
     assert resumed.start_iter == 2
     resumed.train()
     assert_same(straight, resumed)

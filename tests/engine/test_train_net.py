@@ -1,4 +1,4 @@
-"""train_net.py from the command line to the metrics, on a handful of drawn pictures."""
+"""train_net.py from the command line to the metrics, on a handful of drawn images."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ TINY_MODEL = [
 ]
 
 
-def draw_dataset(folder: Path, name: str, count: int) -> list[str]:
-    """Pictures with one or two bright discs, and their COCO json: [name, json, images]."""
+def draw_dataset(directory: Path, name: str, count: int) -> list[str]:
+    """Images with one or two bright discs, and their COCO json: [name, JSON, images]."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     generator = np.random.default_rng(len(name))
-    (folder / name).mkdir(parents=True)
+    (directory / name).mkdir(parents=True)
     for i in range(count):
-        picture = Image.new("RGB", (64, 48), (20, 20, 40))
+        image = Image.new("RGB", (64, 48), (20, 20, 40))
         for _ in range(i % 2 + 1):
             x, y = (int(v) for v in generator.integers(4, 28, 2))
-            ImageDraw.Draw(picture).rectangle((x, y, x + 15, y + 11), fill=(220, 200, 180))
+            ImageDraw.Draw(image).rectangle((x, y, x + 15, y + 11), fill=(220, 200, 180))
             corners = [x, y, x + 16, y, x + 16, y + 12, x, y + 12]
             annotations.append(
                 {
@@ -68,17 +68,17 @@ def draw_dataset(folder: Path, name: str, count: int) -> list[str]:
                     "segmentation": [corners],
                 }
             )
-        picture.save(folder / name / f"{i}.png")
+        image.save(directory / name / f"{i}.png")
         images.append({"id": i, "file_name": f"{i}.png", "width": 64, "height": 48})
     categories = [{"id": 1, "name": "disc"}]
-    file = folder / f"{name}.json"
+    file = directory / f"{name}.json"
     file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
-    return [name, str(file), str(folder / name)]
+    return [name, str(file), str(directory / name)]
 
 
 @pytest.fixture
 def command(tmp_path: Path) -> Iterator[list[str]]:
-    """Arguments for a tiny MaskFormer on two drawn data sets."""
+    """Arguments for a tiny MaskFormer on two drawn datasets."""
     train, val = (
         draw_dataset(tmp_path / "data", "drawn_train", 6),
         draw_dataset(tmp_path / "data", "drawn_val", 2),
@@ -94,9 +94,9 @@ def command(tmp_path: Path) -> Iterator[list[str]]:
         logging.getLogger(name).handlers.clear()
 
 
-def run(command: list[str], folder: Path, *options: str, flags: tuple[str, ...] = ()) -> int:
+def run(command: list[str], directory: Path, *options: str, flags: tuple[str, ...] = ()) -> int:
     config = command[:3]
-    arguments = [*config, *flags, *command[3:], "OUTPUT_DIR", str(folder), *options]
+    arguments = [*config, *flags, *command[3:], "OUTPUT_DIR", str(directory), *options]
     return launch(train_net.main, argument_parser().parse_args(arguments))
 
 

@@ -33,23 +33,23 @@ TINY = [
 ]
 
 
-def draw_videos(folder: Path, name: str, count: int) -> list[str]:
-    """Videos of a bright square that moves, and of a dark one that leaves: [name, json, images]."""
+def draw_videos(directory: Path, name: str, count: int) -> list[str]:
+    """Videos of a bright square that moves, and of a dark one that leaves: [name, JSON, images]."""
     videos: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for video in range(1, count + 1):
-        (folder / name / str(video)).mkdir(parents=True)
+        (directory / name / str(video)).mkdir(parents=True)
         tracks: list[list[Any]] = [[], []]
         for frame in range(FRAMES):
-            picture = Image.new("RGB", (WIDTH, HEIGHT), (90, 90, 120))
+            image = Image.new("RGB", (WIDTH, HEIGHT), (90, 90, 120))
             for row, track in enumerate(tracks):
                 if row == 1 and frame >= 2:
                     track.append(None)
                     continue
                 x, y = 4 + 6 * frame + video, 4 + 22 * row
-                ImageDraw.Draw(picture).rectangle((x, y, x + SIDE - 1, y + SIDE - 1), fill=(235 - 230 * row,) * 3)
+                ImageDraw.Draw(image).rectangle((x, y, x + SIDE - 1, y + SIDE - 1), fill=(235 - 230 * row,) * 3)
                 track.append([[x, y, x + SIDE, y, x + SIDE, y + SIDE, x, y + SIDE]])
-            picture.save(folder / name / str(video) / f"{frame}.png")
+            image.save(directory / name / str(video) / f"{frame}.png")
         for row, segmentations in enumerate(tracks):
             entry = {"id": len(annotations) + 1, "video_id": video, "category_id": row + 1, "iscrowd": 0}
             areas = [None if s is None else SIDE**2 for s in segmentations]
@@ -57,14 +57,14 @@ def draw_videos(folder: Path, name: str, count: int) -> list[str]:
         files = [f"{video}/{frame}.png" for frame in range(FRAMES)]
         videos.append({"id": video, "height": HEIGHT, "width": WIDTH, "length": FRAMES, "file_names": files})
     categories = [{"id": 1, "name": "bright"}, {"id": 2, "name": "dark"}]
-    file = folder / f"{name}.json"
+    file = directory / f"{name}.json"
     file.write_text(json.dumps({"videos": videos, "annotations": annotations, "categories": categories}))
-    return [name, str(file), str(folder / name)]
+    return [name, str(file), str(directory / name)]
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Iterator[list[str]]:
-    """Config keys of a tiny model on two drawn data sets."""
+    """Config keys of a tiny model on two drawn datasets."""
     names = (f"moving_train_{tmp_path.name}", f"moving_val_{tmp_path.name}")
     train, val = draw_videos(tmp_path / "data", names[0], 3), draw_videos(tmp_path / "data", names[1], 2)
     own = ["DATASETS.YTVIS_JSON", repr([train, val]), "DATASETS.TRAIN", f"('{names[0]}',)"]
@@ -75,8 +75,8 @@ def settings(tmp_path: Path) -> Iterator[list[str]]:
         logging.getLogger(logger).handlers.clear()
 
 
-def run(config: str, settings: list[str], folder: Path, *options: str, flags: tuple[str, ...] = ()) -> int:
-    arguments = ["--config-file", config, "--debug", *flags, *settings, "OUTPUT_DIR", str(folder), *options]
+def run(config: str, settings: list[str], directory: Path, *options: str, flags: tuple[str, ...] = ()) -> int:
+    arguments = ["--config-file", config, "--debug", *flags, *settings, "OUTPUT_DIR", str(directory), *options]
     return launch(train_net_video.main, argument_parser().parse_args(arguments))
 
 
@@ -90,7 +90,7 @@ def test_two_steps_and_an_evaluation(tmp_path: Path, settings: list[str], backbo
     first = load_weights(str(tmp_path / "out/model_final.safetensors"))
     assert all(torch.isfinite(value).all() for value in first.values() if value.is_floating_point())
 
-    unregister(f"moving_train_{tmp_path.name}")  # another machine, without the data set, still knows the classes
+    unregister(f"moving_train_{tmp_path.name}")  # another machine, without the dataset, still knows the classes
     unregister(f"moving_val_{tmp_path.name}")
     (tmp_path / "data").rename(tmp_path / "elsewhere")
     segment = Segmenter.load(str(tmp_path / "out"), device="cpu")

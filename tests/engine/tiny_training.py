@@ -82,10 +82,10 @@ class TinyTrainer(Trainer):
         return {"segm": {"AP": cls.metrics.pop(0) if cls.metrics else 1.0}}
 
 
-def tiny_config(folder: Path, *overrides: str) -> CfgNode:
+def tiny_config(directory: Path, *overrides: str) -> CfgNode:
     """CPU config of six steps; `overrides` are KEY VALUE pairs."""
     settings = [
-        *("OUTPUT_DIR", str(folder), "MODEL.DEVICE", "cpu", "SEED", "7", "DATASETS.TEST", "('tiny_val',)"),
+        *("OUTPUT_DIR", str(directory), "MODEL.DEVICE", "cpu", "SEED", "7", "DATASETS.TEST", "('tiny_val',)"),
         *("SOLVER.MAX_ITER", "6", "SOLVER.IMS_PER_BATCH", "4", "SOLVER.BASE_LR", "0.01"),
         *(
             "SOLVER.CHECKPOINT_PERIOD",

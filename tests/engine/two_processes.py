@@ -53,11 +53,11 @@ class HalfTrainer(TinyTrainer):
 def main(args: argparse.Namespace) -> None:
     """As train_net.py's, with a tiny model."""
     settings = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
-    folder = Path(settings.pop("OUTPUT_DIR"))
-    setup_logger(str(folder), distributed_rank=comm.get_rank(), name="mask2former")
-    atexit.register((folder / f"exit_{comm.get_rank()}").touch)
+    directory = Path(settings.pop("OUTPUT_DIR"))
+    setup_logger(str(directory), distributed_rank=comm.get_rank(), name="mask2former")
+    atexit.register((directory / f"exit_{comm.get_rank()}").touch)
     rest = [item for pair in settings.items() for item in pair]
-    start(tiny_config(folder, *KEYS, *rest), resume=args.resume, trainer_class=HalfTrainer).train()
+    start(tiny_config(directory, *KEYS, *rest), resume=args.resume, trainer_class=HalfTrainer).train()
 
 
 def _with_workers() -> Iterator[Any]:

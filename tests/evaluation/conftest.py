@@ -116,11 +116,11 @@ CATEGORIES = [{"id": 10 * i + 7, "name": f"c{i}", "isthing": int(i < 3)} for i i
 
 @pytest.fixture
 def random_panoptic(tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """(seed, images) -> json path, PNG folder, content, predictions [(ids (h, w), segments)]."""
+    """(seed, images) -> JSON path, PNG directory, content, predictions [(ids (h, w), segments)]."""
 
     def make(seed: int, images: int = 4, h: int = 24, w: int = 31, segments: int = 8) -> dict[str, Any]:
         rng = np.random.default_rng(seed)
-        folder = tmp_path / f"truth_{seed}"
+        directory = tmp_path / f"truth_{seed}"
         content: dict[str, Any] = {"images": [], "annotations": [], "categories": CATEGORIES[:5]}
         predictions = []
         for i in range(images):
@@ -134,19 +134,19 @@ def random_panoptic(tmp_path: Path) -> Callable[..., dict[str, Any]]:
                     continue  # void
                 ids[labels == n] = value
                 if rng.random() < 0.05:
-                    continue  # in the PNG, not in the json
+                    continue  # in the PNG, not in the JSON
                 category = int(rng.choice(content["categories"])["id"])
                 area = int((labels == n).sum())
                 crowd = int(rng.random() < 0.25)
                 infos.append({"id": int(value), "category_id": category, "area": area, "iscrowd": crowd})
             name = f"{i:04d}.png"
-            write_panoptic(folder / name, ids)
+            write_panoptic(directory / name, ids)
             content["images"].append({"id": i, "file_name": f"{i:04d}.jpg", "height": h, "width": w})
             content["annotations"].append({"image_id": i, "file_name": name, "segments_info": infos})
             predictions.append(_perturbed(rng, labels, ids, infos, content["categories"]))
         json_file = tmp_path / f"truth_{seed}.json"
         json_file.write_text(json.dumps(content))
-        return {"json": str(json_file), "root": str(folder), "content": content, "predictions": predictions}
+        return {"json": str(json_file), "root": str(directory), "content": content, "predictions": predictions}
 
     return make
 

@@ -1,4 +1,4 @@
-"""build_evaluator end to end on a dataset of two pictures, with numbers worked out by hand."""
+"""build_evaluator end to end on a dataset of two images, with numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def switch(cfg: CfgNode, semantic: bool = False, instance: bool = False, panopti
 
 @pytest.fixture
 def coco(tmp_path: Path, register: Callable[..., str]) -> str:
-    """Left half of each picture is grass (id 40, class 1); its right half a cow (id 20, class 0)."""
+    """Left half of each image is grass (id 40, class 1); its right half a cow (id 20, class 0)."""
     ids = np.full((HEIGHT, WIDTH), 5)
     ids[:, WIDTH // 2 :] = 300
     rgb = np.stack([ids % 256, ids // 256, np.zeros_like(ids)], axis=-1).astype(np.uint8)
@@ -85,7 +85,7 @@ def coco(tmp_path: Path, register: Callable[..., str]) -> str:
 
 
 class Guess(torch.nn.Module):
-    """A model that draws the border between grass and cow `shift` columns too far left in picture 1."""
+    """A model that draws the border between grass and cow `shift` columns too far left in image 1."""
 
     def __init__(self, shift: int) -> None:
         super().__init__()
@@ -123,12 +123,12 @@ def test_all_three_tasks(cfg: CfgNode, coco: str, tmp_path: Path) -> None:
     switch(cfg, semantic=True, instance=True, panoptic=True)
     results = evaluate(build_evaluator(cfg, coco), shift=2)
     assert set(results) == {"sem_seg", "segm", "panoptic_seg"}
-    # second picture: the cow is 8 columns instead of 6 (IoU 6/8), the grass 4 instead of 6 (IoU 4/6)
+    # second image: the cow is 8 columns instead of 6 (IoU 6/8), the grass 4 instead of 6 (IoU 4/6)
     panoptic = results["panoptic_seg"]
     assert panoptic["PQ_th"] == panoptic["SQ_th"] == pytest.approx(100 * (1 + 6 / 8) / 2)
     assert panoptic["PQ_st"] == pytest.approx(100 * (1 + 4 / 6) / 2)
     assert panoptic["RQ"] == 100
-    # columns of both pictures together: cow 12 of 14, grass 10 of 12
+    # columns of both images together: cow 12 of 14, grass 10 of 12
     assert results["sem_seg"]["IoU-cow"] == pytest.approx(100 * 12 / 14)
     assert results["sem_seg"]["IoU-grass"] == pytest.approx(100 * 10 / 12)
     assert results["sem_seg"]["pACC"] == pytest.approx(100 * 22 / 24)
@@ -204,7 +204,7 @@ def test_options_of_the_semantic_evaluation(cfg: CfgNode, coco: str) -> None:
     metrics = evaluate(build_evaluator(cfg, coco), shift=0)["sem_seg"]
     assert (metrics["mBIoU"], metrics["PQ"]) == (100, 100)
     assert {"BIoU-cow", "PQ-grass"} < set(metrics)
-    # moved by one column: the grass of the second picture is 5 of 6 columns
+    # moved by one column: the grass of the second image is 5 of 6 columns
     assert evaluate(build_evaluator(cfg, coco), shift=1)["sem_seg"]["PQ-grass"] == pytest.approx(100 * (1 + 5 / 6) / 2)
 
 

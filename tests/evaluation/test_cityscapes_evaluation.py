@@ -36,7 +36,7 @@ NAMES = ["aachen_000000_000019", "aachen_000001_000019", "bochum_000000_000313",
 
 
 def instance_ids(rng: np.random.Generator) -> np.ndarray:
-    """(h, w): road and sky, cars and persons in front, a group of cars, a caravan (ignored), unlabelled pixels."""
+    """(h, w): road and sky, cars and persons in front, a group of cars, a caravan (ignored), unlabeled pixels."""
     ids = np.full((HEIGHT, WIDTH), 7)
     ids[: HEIGHT // 3] = 23
     for value in (26000, 26001, 24000, 24001, 26002, 29000, 26, 0):
@@ -52,10 +52,10 @@ def root(tmp_path: Path) -> Path:
     to_train[LABELS] = np.arange(19)
     for name in NAMES:
         city = name.split("_")[0]
-        pictures, annotations = tmp_path / "leftImg8bit/val" / city, tmp_path / "gtFine/val" / city
-        for folder in (pictures, annotations):
-            folder.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (WIDTH, HEIGHT)).save(pictures / f"{name}_leftImg8bit.png")
+        images, annotations = tmp_path / "leftImg8bit/val" / city, tmp_path / "gtFine/val" / city
+        for directory in (images, annotations):
+            directory.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (WIDTH, HEIGHT)).save(images / f"{name}_leftImg8bit.png")
         ids = instance_ids(rng)
         labels = np.where(ids >= 1000, ids // 1000, ids).astype(np.uint8)
         Image.fromarray(ids.astype(np.uint16)).save(annotations / f"{name}_gtFine_instanceIds.png")
@@ -114,7 +114,7 @@ def scores_like(ids: np.ndarray, seed: int) -> torch.Tensor:
 
 
 def instances_like(ids: np.ndarray, seed: int, offset: int = 0) -> Instances:
-    """Every object of the truth moved by a pixel or two, some classes wrong, and rectangles at random."""
+    """Every object of the ground truth moved by a pixel or two, some classes wrong, and rectangles at random."""
     rng = np.random.default_rng(seed)
     masks, classes = [], []
     for value in np.unique(ids[ids >= 24]).tolist():
@@ -137,7 +137,7 @@ def instances_like(ids: np.ndarray, seed: int, offset: int = 0) -> Instances:
 
 
 class Guess(torch.nn.Module):
-    """Predictions by picture."""
+    """Predictions by image."""
 
     def __init__(self, outputs: dict[str, dict[str, Any]]) -> None:
         super().__init__()
@@ -195,7 +195,7 @@ def test_instances_equal_the_official_script(instance: str, root: Path, cfg: Cfg
     evaluator = build_evaluator(cfg, instance)
     assert type(evaluator) is CityscapesInstanceEvaluator
     (root / "elsewhere").mkdir()
-    monkeypatch.chdir(root / "elsewhere")  # the script writes matches.json into the working folder
+    monkeypatch.chdir(root / "elsewhere")  # the script writes matches.json into the working directory
     mine = run(evaluator, root, outputs)["segm"]
     assert not list((root / "elsewhere").iterdir())
     # Which fails with NumPy 2.4, whose counts are not Python's integers.
@@ -228,14 +228,14 @@ def test_processes_do_not_change_the_result(kind: str, root: Path, request: pyte
 def test_results_are_kept_on_request(instance: str, root: Path, tmp_path: Path) -> None:
     outputs = guesses(root)
     run(CityscapesInstanceEvaluator(instance, str(tmp_path / "kept")), root, outputs)
-    folder = tmp_path / "kept/process_0"
-    lines = (folder / f"{NAMES[0]}_pred.txt").read_text().splitlines()
+    directory = tmp_path / "kept/process_0"
+    lines = (directory / f"{NAMES[0]}_pred.txt").read_text().splitlines()
     first = outputs[records(root)[0]["file_name"]]["instances"]
     assert len(lines) == len(first)
     file, label, score = lines[0].split(" ")
     assert float(score) == first.scores[0].item()
     assert int(label) == LABELS[11 + int(first.pred_classes[0])]
-    assert (np.array(Image.open(folder / file)) > 0).tolist() == first.pred_masks[0].tolist()
+    assert (np.array(Image.open(directory / file)) > 0).tolist() == first.pred_masks[0].tolist()
 
 
 def test_nothing_predicted(semantic: str, instance: str, root: Path) -> None:
@@ -315,7 +315,7 @@ def test_user_errors(semantic: str, instance: str, root: Path, register: Callabl
     ):
         with pytest.raises(ValueError, match=message):
             evaluator.process([first], [output])
-    with pytest.raises(ValueError, match="not a picture of dataset"):
+    with pytest.raises(ValueError, match="not an image of dataset"):
         sem.process([{"file_name": "x.png"}], [outputs[first["file_name"]]])
     path = truth_file(first, str(root / "gtFine/val"), "instanceIds")
     Path(path).write_bytes(b"broken")

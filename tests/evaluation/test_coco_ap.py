@@ -284,10 +284,10 @@ def test_missing_fields_are_filled(tmp_path: Path) -> None:
     assert math.isnan(scores.ap(area="medium"))
 
 
-@pytest.mark.parametrize("hollow", [[], [[1, 2, 3, 4]], [[1, 2]]])
-def test_empty_segmentation_is_left_out(hollow: list, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("degenerate", [[], [[1, 2, 3, 4]], [[1, 2]]])
+def test_empty_segmentation_is_left_out(degenerate: list, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     truth, results = _crowded(2)
-    truth["annotations"][1]["segmentation"] = hollow
+    truth["annotations"][1]["segmentation"] = degenerate
     with caplog.at_level("WARNING"):
         coco = _load(tmp_path, truth)
     assert "1 annotations with an empty segmentation" in caplog.text
@@ -300,7 +300,7 @@ def test_empty_segmentation_is_left_out(hollow: list, tmp_path: Path, caplog: py
         lambda t: t["annotations"][1].update(segmentation={"size": [128, 128], "counts": 5}),
         lambda t: t["annotations"][1].update(segmentation=_square(0, 0, side=64)),
         lambda t: t["annotations"][1].update(segmentation="polygon"),
-        # Runs that end before the picture does: pycocotools' IoU never returns from these.
+        # Runs that end before the image does: pycocotools' IoU never returns from these.
         lambda t: t["annotations"][1].update(segmentation={"size": [128, 128], "counts": [3, 4]}),
     ],
 )

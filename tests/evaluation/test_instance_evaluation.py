@@ -205,7 +205,7 @@ def test_merging_equals_one_process(dataset: str) -> None:
     second = predicted(masks_of((4, 4, 8)), [0.7], [0])
     evaluators = [InstanceSegEvaluator(dataset) for _ in range(3)]
     evaluators[0].process(INPUTS[1:], [second])
-    evaluators[2].process(INPUTS[:1], [first])  # the process between them got no picture
+    evaluators[2].process(INPUTS[:1], [first])  # the process between them got no image
     whole = InstanceSegEvaluator(dataset)
     expected = run(whole, [first, second])["segm"]
     merged = merge_predictions([e._predictions for e in evaluators])

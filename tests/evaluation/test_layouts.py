@@ -45,12 +45,12 @@ def id_map() -> np.ndarray:
     return ids
 
 
-def panoptic_files(folder: Path, images: list[Any], dataset_ids: list[int], extension: str) -> tuple[Path, Path]:
+def panoptic_files(directory: Path, images: list[Any], dataset_ids: list[int], extension: str) -> tuple[Path, Path]:
     """json and PNGs; `dataset_ids` by class index."""
-    (folder / "panoptic").mkdir(parents=True)
+    (directory / "panoptic").mkdir(parents=True)
     annotations = []
     for image in images:
-        Image.fromarray(id_to_rgb(id_map())).save(folder / "panoptic" / f"{image}.png")
+        Image.fromarray(id_to_rgb(id_map())).save(directory / "panoptic" / f"{image}.png")
         segments = [
             {"id": i, "category_id": dataset_ids[c], "area": HEIGHT * (b - a), "iscrowd": 0}
             for i, c, _, (a, b) in SEGMENTS
@@ -64,21 +64,21 @@ def panoptic_files(folder: Path, images: list[Any], dataset_ids: list[int], exte
         ],
         "annotations": annotations,
     }
-    (folder / "panoptic.json").write_text(json.dumps(content))
-    return folder / "panoptic.json", folder / "panoptic"
+    (directory / "panoptic.json").write_text(json.dumps(content))
+    return directory / "panoptic.json", directory / "panoptic"
 
 
-def label_files(folder: Path, images: list[Any], ignore: int) -> None:
-    folder.mkdir(parents=True)
+def label_files(directory: Path, images: list[Any], ignore: int) -> None:
+    directory.mkdir(parents=True)
     labels = np.full((HEIGHT, WIDTH), ignore, np.uint8)
     for _, index, _, (left, right) in SEGMENTS:
         labels[:, left:right] = index
     for image in images:
-        Image.fromarray(labels).save(folder / f"{image}.png")
+        Image.fromarray(labels).save(directory / f"{image}.png")
 
 
 class Guess(torch.nn.Module):
-    """The truth; in the second picture everything is two columns further right."""
+    """The ground truth; in the second image everything is two columns further right."""
 
     def __init__(self, classes: tuple[int, int, int]) -> None:
         super().__init__()
@@ -106,15 +106,15 @@ class Guess(torch.nn.Module):
 
 
 def check_numbers(results: dict[str, Any]) -> None:
-    """Second picture: wall and beds moved by two of six columns have IoU 4/8, no match; the door's four, two of them on
-    void, 2/4 without void, no match either. So everything is found in one picture of two."""
+    """Second image: wall and beds moved by two of six columns have IoU 4/8, no match; the door's four, two of them on
+    void, 2/4 without void, no match either. So everything is found in one image of two."""
     panoptic = results["panoptic_seg"]
     assert (panoptic["SQ"], panoptic["RQ_st"]) == (100, 50)
     assert panoptic["PQ_th"] == pytest.approx(50)
     # IoU of exactly 0.5 counts in AP50: both beds; the door's is 1/3
     assert results["segm"]["AP50"] == pytest.approx((100 + 100 * 51 / 101) / 2)
     assert results["segm"]["AP-bed"] == pytest.approx((100 + 9 * 100 * 51 / 101) / 10)
-    # 22 labelled columns each; in the second 6 of the wall (void gives class 0), 10 of the beds and 2 of the door
+    # 22 labeled columns each; in the second 6 of the wall (void gives class 0), 10 of the beds and 2 of the door
     assert results["sem_seg"]["pACC"] == pytest.approx(100 * (22 + 18) / 44)
 
 
@@ -133,12 +133,12 @@ def run(cfg: CfgNode, name: str, model: Guess, records: list[dict[str, Any]]) ->
 
 
 def test_ade20k_panoptic(cfg: CfgNode, register: Callable[..., str], tmp_path: Path) -> None:
-    """Things keep their place among all classes (7 and 14 of 150); the instance json names pictures by file name."""
+    """Things keep their place among all classes (7 and 14 of 150); the instance JSON names images by file name."""
     root = tmp_path / "ADEChallengeData2016"
     images = ["ADE_val_00000001", "ADE_val_00000002"]
     panoptic_json, panoptic_root = panoptic_files(root / "ade20k_panoptic_val", images, [0, 7, 14], ".jpg")
     label_files(root / "annotations_detectron2/validation", images, 255)
-    for image in images:  # the label pictures hold class indices of the 150
+    for image in images:  # the label maps hold class indices of the 150
         path = root / f"annotations_detectron2/validation/{image}.png"
         table = np.full(256, 255, np.uint8)
         table[[0, 1, 2]] = 0, 7, 14

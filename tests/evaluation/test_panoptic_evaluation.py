@@ -36,17 +36,17 @@ from mask2former.structures.panoptic_ids import id_to_rgb
 from ..panoptic_sample import PanopticSample
 
 
-def official(truth: dict[str, Any], folder: Path) -> dict[str, dict[str, float]]:
+def official(truth: dict[str, Any], directory: Path) -> dict[str, dict[str, float]]:
     """panopticapi on files: {"All" | "Things" | "Stuff": {"pq", "sq", "rq", "n"}, "per_class": ...}."""
-    folder.mkdir(exist_ok=True)
+    directory.mkdir(exist_ok=True)
     pairs = []
     for annotation, (ids, segments) in zip(truth["content"]["annotations"], truth["predictions"], strict=True):
-        Image.fromarray(id_to_rgb(ids)).save(folder / annotation["file_name"])
+        Image.fromarray(id_to_rgb(ids)).save(directory / annotation["file_name"])
         prediction = {"image_id": annotation["image_id"], "file_name": annotation["file_name"]}
         pairs.append((copy.deepcopy(annotation), prediction | {"segments_info": copy.deepcopy(segments)}))
     categories = {c["id"]: c for c in truth["content"]["categories"]}
     with contextlib.redirect_stdout(io.StringIO()):
-        stat = pq_compute_single_core(0, pairs, truth["root"], str(folder), categories)
+        stat = pq_compute_single_core(0, pairs, truth["root"], str(directory), categories)
     results = {}
     for name, isthing in (("All", None), ("Things", True), ("Stuff", False)):
         try:
@@ -97,8 +97,8 @@ def test_noise_equals_panopticapi(
 ) -> None:
     """A handful of pixels at random: IoU of exactly 0.5, several crowds of a class, nothing but void, one class."""
     rng = np.random.default_rng(seed)
-    folder = tmp_path / "truth"
-    folder.mkdir(exist_ok=True)
+    directory = tmp_path / "truth"
+    directory.mkdir(exist_ok=True)
     content: dict[str, Any] = {"annotations": [], "categories": [{"id": c, "isthing": c} for c in range(classes)]}
     maps, predictions = [], []
     for number in range(2):
@@ -110,7 +110,7 @@ def test_noise_equals_panopticapi(
             for i in np.unique(ids).tolist()
             if i
         ]
-        Image.fromarray(id_to_rgb(ids)).save(folder / f"{number}.png")
+        Image.fromarray(id_to_rgb(ids)).save(directory / f"{number}.png")
         content["annotations"].append({"image_id": number, "file_name": f"{number}.png", "segments_info": infos})
         segments = [{"id": i, "category_id": kinds[i]} for i in np.unique(predicted).tolist() if i]
         predictions.append((predicted, segments))
@@ -119,7 +119,9 @@ def test_noise_equals_panopticapi(
         match_segments(ids, a["segments_info"], *p)
         for ids, a, p in zip(maps, content["annotations"], predictions, strict=True)
     )
-    expected = official({"content": content, "root": str(folder), "predictions": predictions}, tmp_path / "predicted")
+    expected = official(
+        {"content": content, "root": str(directory), "predictions": predictions}, tmp_path / "predicted"
+    )
     mine = mean_quality(counts, range(classes))
     assert mine.categories == expected["All"]["n"]
     for metric in ("pq", "sq", "rq"):
@@ -213,14 +215,14 @@ def test_half_is_no_match_and_excuses_nothing() -> None:
 
 
 def test_void_counts_in_no_union() -> None:
-    """Of 6 predicted pixels 2 lie on void and 4 on the truth of 4: a match of 1."""
+    """Of 6 predicted pixels 2 lie on void and 4 on the ground truth of 4: a match of 1."""
     segments = [{"id": 1, "category_id": 7}]
     m = match_segments(_map("1111 0022"), [segments[0], {"id": 2, "category_id": 8}], _map("1111 1100"), segments)
     assert m.matched == ((7, 1.0),) and m.missed == (8,)
 
 
 def test_pixels_that_no_segment_declares_are_not_void() -> None:
-    """An id of the truth that the file does not list takes part in the union, and excuses nothing."""
+    """An id of the ground truth that the file does not list takes part in the union, and excuses nothing."""
     segments = [{"id": 1, "category_id": 7}]
     m = match_segments(_map("1111 9999"), segments, _map("1111 1100"), segments)
     assert m.matched == ((7, 4 / 6),)
@@ -404,7 +406,7 @@ def test_no_image_seen(dataset: tuple[str, dict[str, Any]], caplog: pytest.LogCa
         results = evaluator.evaluate()
     assert results is not None
     assert results["panoptic_seg"]["PQ"] == 0
-    assert "5 of 5 annotated pictures were not predicted" in caplog.text
+    assert "5 of 5 annotated images were not predicted" in caplog.text
 
 
 def test_group_without_categories_is_nan(

@@ -72,7 +72,7 @@ def test_out_of_range_labels() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_first_highest_is_argmax(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(semantic_evaluation, "_PIECE", 50)  # the picture in three pieces
+    monkeypatch.setattr(semantic_evaluation, "_PIECE", 50)  # the image in three pieces
     generator = torch.Generator().manual_seed(0)
     scores = torch.randint(-3, 3, (7, 11, 13), generator=generator).to(dtype)  # many ties
     assert (first_highest(scores).long() == scores.argmax(0)).all()

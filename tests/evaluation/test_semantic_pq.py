@@ -27,15 +27,15 @@ from mask2former.structures.panoptic_ids import id_to_rgb
 IGNORE = 255
 
 
-def official(pairs: list[tuple[np.ndarray, np.ndarray]], classes: int, folder: Path) -> Any:
+def official(pairs: list[tuple[np.ndarray, np.ndarray]], classes: int, directory: Path) -> Any:
     """panopticapi's counts of class maps written as panoptic files, each class a segment."""
     annotations = []
     for number, (truth, predicted) in enumerate(pairs):
         both = []
         for kind, labels in (("truth", truth), ("predicted", predicted)):
-            (folder / kind).mkdir(exist_ok=True)
+            (directory / kind).mkdir(exist_ok=True)
             ids = np.where((labels == IGNORE) | (labels < 0), 0, labels + 1)
-            Image.fromarray(id_to_rgb(ids)).save(folder / kind / f"{number}.png")
+            Image.fromarray(id_to_rgb(ids)).save(directory / kind / f"{number}.png")
             segments = [
                 {"id": int(i), "category_id": int(i) - 1, "area": int((ids == i).sum()), "iscrowd": 0}
                 for i in np.unique(ids)
@@ -46,7 +46,7 @@ def official(pairs: list[tuple[np.ndarray, np.ndarray]], classes: int, folder: P
     categories = {c: {"id": c, "isthing": 0} for c in range(classes)}
     with contextlib.redirect_stdout(io.StringIO()):
         return pq_compute_single_core(
-            0, annotations, str(folder / "truth"), str(folder / "predicted"), categories
+            0, annotations, str(directory / "truth"), str(directory / "predicted"), categories
         ).pq_average(categories, None)[0]
 
 
@@ -121,13 +121,13 @@ def test_order_of_processes_does_not_matter(dataset: Any) -> None:
     assert merged == pytest.approx(whole, abs=0, rel=0, nan_ok=True)
 
 
-def test_pictures_without_prediction_are_missed(dataset: Any, tmp_path: Path, caplog: Any) -> None:
+def test_images_without_prediction_are_missed(dataset: Any, tmp_path: Path, caplog: Any) -> None:
     path = tmp_path / "empty.json"
     path.write_text("[]")
     with caplog.at_level("WARNING"):
         metrics = evaluate_semantic_pq(dataset[0], path)
     assert (metrics["PQ"], metrics["RQ"]) == (0, 0)
-    assert "12 of 12 pictures are not in it" in caplog.text
+    assert "12 of 12 images are not in it" in caplog.text
 
 
 def test_user_errors(dataset: Any, tmp_path: Path, register: Callable[..., str]) -> None:
@@ -138,7 +138,7 @@ def test_user_errors(dataset: Any, tmp_path: Path, register: Callable[..., str])
     for content, message in (
         ({}, "list of records"),
         ([{**record, "category_id": 0}], "record 0 .*unknown category"),
-        ([{**record, "file_name": "x.jpg"}], "'x.jpg' is not a picture"),
+        ([{**record, "file_name": "x.jpg"}], "'x.jpg' is not an image"),
         ([{**record, "segmentation": {**code, "size": [3, 3]}}], r"00.jpg: a mask is .*\(3, 3\)"),
     ):
         path.write_text(json.dumps(content))
@@ -146,5 +146,5 @@ def test_user_errors(dataset: Any, tmp_path: Path, register: Callable[..., str])
             evaluate_semantic_pq(name, path)
     with pytest.raises(FileNotFoundError, match=r"nowhere\.json"):
         evaluate_semantic_pq(name, tmp_path / "nowhere.json")
-    with pytest.raises(ValueError, match="no semantic truth"):
+    with pytest.raises(ValueError, match="no semantic ground truth"):
         evaluate_semantic_pq(register("test_no_semantic", [{"file_name": "a"}]), path)

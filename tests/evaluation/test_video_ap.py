@@ -96,7 +96,7 @@ def test_no_predictions_and_absent_classes() -> None:
     scores = evaluate_videos(truth, [])
     assert scores.ap() == 0 and scores.summary()["AR10"] == 0
     assert math.isnan(scores.ap(category=2)) and math.isnan(scores.summary()["APl"])
-    # A wrong guess of the class without truth, and in the video without objects, costs nothing there.
+    # A wrong guess of the class without ground truth, and in the video without objects, costs nothing there.
     guesses = [found(1, 1, 0.5, np.stack([box(0, 4)] * 2)), found(2, 2, 0.9, np.stack([box(0, 4)] * 2))]
     assert evaluate_videos(truth, guesses).ap() == pytest.approx(100)
     # In a video without objects of a class that exists it stands before the right one.

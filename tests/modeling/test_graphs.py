@@ -1,4 +1,4 @@
-"""The network, from normalised image to logits, is one graph: for torch.export and for torch.compile."""
+"""The network, from normalized image to logits, is one graph: for torch.export and for torch.compile."""
 
 from __future__ import annotations
 

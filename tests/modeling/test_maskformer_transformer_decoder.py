@@ -104,8 +104,8 @@ def test_queries_know_where_they_look(enc_layers: int) -> None:
     decoder = make(enc_layers=enc_layers).eval()
     x, mask_features = inputs(1)
     with torch.no_grad():
-        here, mirrored = (decoder(y, mask_features)["pred_masks"] for y in (x, x.flip(-1)))
-    assert (here - mirrored).abs().max() > 1e-3
+        here, flipped = (decoder(y, mask_features)["pred_masks"] for y in (x, x.flip(-1)))
+    assert (here - flipped).abs().max() > 1e-3
 
 
 def test_frames_of_a_clip_are_read_together() -> None:

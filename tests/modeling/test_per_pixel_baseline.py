@@ -40,7 +40,7 @@ def maps(head: nn.Module) -> dict[str, torch.Tensor]:
     return {name: torch.randn(1, 2**i * 256, 16 // 2**i, 16 // 2**i) for i, name in enumerate(head.in_features)}
 
 
-def test_loss_is_the_mean_over_labelled_pixels() -> None:
+def test_loss_is_the_mean_over_labeled_pixels() -> None:
     head = make(loss_weight=0.5)
     scores, labels = torch.randn(2, 3, 4, 6), torch.randint(0, 3, (2, 16, 24))
     labels[0, :5] = 255
@@ -58,7 +58,7 @@ def test_loss_by_hand() -> None:
     torch.testing.assert_close(make().loss(scores, labels), (4 * low + 2) / 4)
 
 
-def test_without_labelled_pixels_the_loss_is_zero_and_stays_in_the_graph() -> None:
+def test_without_labeled_pixels_the_loss_is_zero_and_stays_in_the_graph() -> None:
     scores = torch.randn(1, 3, 2, 2, requires_grad=True)
     loss = make().loss(scores, torch.full((1, 8, 8), 255))
     loss.backward()

@@ -27,7 +27,7 @@ def test_shapes() -> None:
     assert encoded is levels[0] and all(x.shape[1] == 32 for x in levels)
 
 
-def test_geometry_holds_pixel_centres() -> None:
+def test_geometry_holds_pixel_centers() -> None:
     geometry = Geometry.of([(1, 2), (2, 1)], torch.device("cpu"))
     assert geometry.points.tolist() == [[0.25, 0.5], [0.75, 0.5], [0.5, 0.25], [0.5, 0.75]]
 

@@ -82,8 +82,8 @@ def test_encoder_looks_at_the_whole_map_and_knows_where() -> None:
         before = decoder.encode(x)
         x[..., 3, 5] += 1
         assert (decoder.encode(x) - before)[..., 0, 0].abs().max() > 1e-4
-        mirrored = decoder.encode(x.flip(-1)).flip(-1)
-        assert (decoder.encode(x) - mirrored).abs().max() > 1e-2  # equal contents at other places
+        flipped = decoder.encode(x.flip(-1)).flip(-1)
+        assert (decoder.encode(x) - flipped).abs().max() > 1e-2  # equal contents at other places
 
 
 def test_pre_norm_ends_with_a_norm() -> None:

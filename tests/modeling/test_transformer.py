@@ -61,7 +61,7 @@ def test_only_pre_norm_ends_the_encoder_with_a_norm() -> None:
     assert pre(x).mean(-1).abs().max() < 1e-5
 
 
-def test_decoder_gives_the_normalised_queries_of_each_layer() -> None:
+def test_decoder_gives_the_normalized_queries_of_each_layer() -> None:
     decoder = TransformerDecoder(3, **SIZES, pre_norm=True).eval()
     x, memory = torch.randn(1, 5, 16), torch.randn(1, 7, 16)
     states = decoder(x, memory, memory)

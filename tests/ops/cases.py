@@ -80,7 +80,7 @@ def four_dimensions(reference: Tensor) -> Tensor:
 def make(case: Case, device: str = "cpu", seed: int = 0) -> Inputs:
     """Random inputs, of which a few samples are outside their map.
 
-    None is so near to the centre line of a pixel that rounding could move it to the next pixel: the gradient of its
+    None is so near to the center line of a pixel that rounding could move it to the next pixel: the gradient of its
     position would jump.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -92,9 +92,9 @@ def make(case: Case, device: str = "cpu", seed: int = 0) -> Inputs:
     queries = length if case.queries is None else case.queries
     dims = {"B": case.batch, "N": queries, "L": len(case.shapes), "1": 1}
     name = case.reference or "BNL"
-    centres = pixel_centres(case.shapes) if case.queries is None else torch.rand(queries, 2, generator=generator)
+    centers = pixel_centers(case.shapes) if case.queries is None else torch.rand(queries, 2, generator=generator)
     noise = normal(dims["B" if "B" in name else "1"], queries, dims["L" if "L" in name else "1"], 2)
-    reference = (centres.view(1, -1, 1, 2) + 0.05 * noise).view(*(dims[letter] for letter in name), 2)
+    reference = (centers.view(1, -1, 1, 2) + 0.05 * noise).view(*(dims[letter] for letter in name), 2)
     coordinates = F64 if case.dtype == F64 else F32
     reference = reference.to(coordinates)
 
@@ -118,19 +118,19 @@ def pixels_per_unit(shapes: tuple[tuple[int, int], ...]) -> Tensor:
     return torch.tensor([(w, h) for h, w in shapes], dtype=F64).view(-1, 1, 2)
 
 
-def pixel_centres(shapes: tuple[tuple[int, int], ...]) -> Tensor:
-    """(S, 2), the centres of all pixels, level after level."""
-    centres = []
+def pixel_centers(shapes: tuple[tuple[int, int], ...]) -> Tensor:
+    """(S, 2), the centers of all pixels, level after level."""
+    centers = []
     for h, w in shapes:
         y, x = torch.meshgrid((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w, indexing="ij")
-        centres.append(torch.stack([x, y], -1).view(-1, 2))
-    return torch.cat(centres)
+        centers.append(torch.stack([x, y], -1).view(-1, 2))
+    return torch.cat(centers)
 
 
 def off_the_edges(
     sampling: Tensor, reference: Tensor | None, shapes: tuple[tuple[int, int], ...], generator: torch.Generator
 ) -> Tensor:
-    """Move the samples that lie within a thousandth of a pixel of the centre line of a pixel."""
+    """Move the samples that lie within a thousandth of a pixel of the center line of a pixel."""
     sizes = pixels_per_unit(shapes)
     for _ in range(100):
         if reference is None:

@@ -19,7 +19,7 @@ from tests.ops.cases import (
     gradient_for,
     make,
     off_the_edges,
-    pixel_centres,
+    pixel_centers,
     run,
     run_reference,
 )
@@ -185,7 +185,7 @@ def large_inputs(case: Case, device: str) -> Inputs:
     """As `make`, in bf16, made on the device. Other queries than the pixels look at the last tenth of the maps."""
     length = sum(h * w for h, w in case.shapes)
     grid = case.queries is None
-    reference = pixel_centres(case.shapes) if grid else 0.9 + 0.1 * torch.rand(case.queries or 0, 2)
+    reference = pixel_centers(case.shapes) if grid else 0.9 + 0.1 * torch.rand(case.queries or 0, 2)
     rows = (case.batch, len(reference), case.heads, len(case.shapes), case.points)
     value, sampling, attention = (
         torch.randn(shape, dtype=BF16, device=device)

@@ -22,25 +22,25 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where libraries are looked for, empty."""
     monkeypatch.setattr(extension, "_FOLDER", tmp_path)
     return tmp_path
 
 
 @pytest.fixture
-def garbage(folder: Path) -> Path:
+def garbage(directory: Path) -> Path:
     """Files with the names of libraries that are none."""
     for kind in ("cpu", "cuda"):
-        (folder / f"_{kind}.abi3.so").write_bytes(b"not a library\n" * 100)
-    return folder
+        (directory / f"_{kind}.abi3.so").write_bytes(b"not a library\n" * 100)
+    return directory
 
 
 # --- loading ---
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
-def test_missing_library(kind: str, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_library(kind: str, directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     found = extension._load(kind)
     assert found == Extension(kind, None, "not built; see INSTALL.md, 'The compiled op'")
     assert "## The compiled op" in (ROOT / "INSTALL.md").read_text("utf-8")

@@ -149,11 +149,11 @@ KINDS["grid"] = replace(KINDS["fast"], queries=None)
 
 
 def at_pixels(inputs: Inputs, pixel: Tensor) -> Inputs:
-    """With sampling points at these positions in pixels; the centre of the first pixel is 0."""
+    """With sampling points at these positions in pixels; the center of the first pixel is 0."""
     if inputs.reference is None:
         return replace(inputs, sampling=((pixel + 0.5) / sizes_of(inputs)).to(inputs.sampling.dtype))
-    centre = torch.full_like(inputs.reference, 0.5)
-    return replace(inputs, reference=centre, sampling=(pixel + 0.5 - sizes_of(inputs) / 2).to(inputs.sampling.dtype))
+    center = torch.full_like(inputs.reference, 0.5)
+    return replace(inputs, reference=center, sampling=(pixel + 0.5 - sizes_of(inputs) / 2).to(inputs.sampling.dtype))
 
 
 def sizes_of(inputs: Inputs) -> Tensor:
@@ -164,7 +164,7 @@ def sizes_of(inputs: Inputs) -> Tensor:
 @pytest.mark.parametrize("reference", [None, "BN"])
 @pytest.mark.parametrize("dtype", [F32, F64, BF16], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_samples_on_pixel_centres_and_borders(
+def test_samples_on_pixel_centers_and_borders(
     kind: str, dtype: torch.dtype, reference: str | None, device: str
 ) -> None:
     """Also to which side the gradient of a position looks at a kink."""
@@ -272,6 +272,6 @@ def test_constant_maps_give_the_constant(cpu: str, inputs: Inputs, constant: flo
     zeros = torch.zeros(inputs.sampling.shape[1], 2, dtype=F64)
     for reference, attention in ((None, weights), (zeros, inputs.attention)):
         given = Inputs(value, shapes, inputs.sampling, attention, reference)
-        between = torch.rand_like(inputs.sampling) * (sizes_of(given) - 1)  # the centres of the outermost pixels
+        between = torch.rand_like(inputs.sampling) * (sizes_of(given) - 1)  # the centers of the outermost pixels
         out = at_pixels(given, between).call()
         torch.testing.assert_close(out, torch.full_like(out, constant))

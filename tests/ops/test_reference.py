@@ -17,7 +17,7 @@ TINY = Case(shapes=((3, 4), (1, 3), (2, 1)), queries=4, dim=3, points=2, dtype=F
 
 
 def read(level_map: Tensor, x: float, y: float) -> Tensor:
-    """Bilinear value of (H, W, D) at (x, y) in pixels, the centre of the first at 0; zero outside."""
+    """Bilinear value of (H, W, D) at (x, y) in pixels, the center of the first at 0; zero outside."""
     total = torch.zeros(level_map.shape[2], dtype=level_map.dtype)
     for row in (math.floor(y), math.floor(y) + 1):
         for column in (math.floor(x), math.floor(x) + 1):
@@ -43,8 +43,8 @@ def written_out(inputs: Inputs) -> Tensor:
                 if inputs.reference is None:
                     x, y = x * width, y * height
                 else:
-                    centres = four_dimensions(inputs.reference).expand(batch, queries, levels, 2)
-                    x, y = x + centres[b, n, level, 0].item() * width, y + centres[b, n, level, 1].item() * height
+                    centers = four_dimensions(inputs.reference).expand(batch, queries, levels, 2)
+                    x, y = x + centers[b, n, level, 0].item() * width, y + centers[b, n, level, 1].item() * height
                 out[b, n, m] += weights[level, p] * read(part.view(height, width, dim), x - 0.5, y - 0.5)
     return out.flatten(2)
 

@@ -1,4 +1,4 @@
-"""Deterministic weights and inputs for the parity vectors in this folder: the same numbers on every machine."""
+"""Deterministic weights and inputs for the parity vectors in this directory: the same numbers on every machine."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """An independent judge: Hugging Face's Mask2Former, another implementation, gives the same logits.
 
-Random weights travel through the converter in both directions. Both networks get the same normalised pixels:
+Random weights travel through the converter in both directions. Both networks get the same normalized pixels:
 the networks are compared, not the preprocessing.
 """
 
@@ -54,7 +54,7 @@ def theirs(**changes: Any) -> Any:
     return transformers.Mask2FormerForUniversalSegmentation(config).eval()
 
 
-def randomise(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def randomize(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """New values that keep activations of order one and let every weight matter."""
     out = {}
     for key, value in state.items():
@@ -100,7 +100,7 @@ def test_their_weights_in_our_model(variant: str, size: tuple[int, int]) -> None
     # transformers up to 5.20 keeps its input projections in a plain list, so that its state dict lacks them.
     if variant == "input projections" and not any("transformer_module.input_proj" in key for key in hf.state_dict()):
         pytest.skip(f"transformers {transformers.__version__} does not store these weights")
-    hf.load_state_dict(randomise(hf.state_dict()))
+    hf.load_state_dict(randomize(hf.state_dict()))
     model = ours_like(hf)
     report = load_into(model, hf.state_dict(), strict=True)
     assert report.converted
@@ -109,7 +109,7 @@ def test_their_weights_in_our_model(variant: str, size: tuple[int, int]) -> None
 
 def test_our_weights_in_their_model(tmp_path: Path) -> None:
     model = ours_like(theirs())
-    model.load_state_dict(randomise(model.state_dict()))
+    model.load_state_dict(randomize(model.state_dict()))
     keys = config_from_huggingface(theirs().config.to_dict())
     cfg = load_config(None, [item for pair in keys.items() for item in pair])
     save_safetensors(huggingface.to_huggingface(model.state_dict()), tmp_path / "model.safetensors")
@@ -120,7 +120,7 @@ def test_our_weights_in_their_model(tmp_path: Path) -> None:
 
 def test_the_judge_notices_one_wrong_weight() -> None:
     hf = theirs()
-    hf.load_state_dict(randomise(hf.state_dict()))
+    hf.load_state_dict(randomize(hf.state_dict()))
     model = ours_like(hf)
     load_into(model, hf.state_dict())
     with torch.no_grad():

@@ -95,7 +95,7 @@ def test_polygon_outside_shows_what_a_larger_canvas_shows() -> None:
         ({"size": [8, 8], "counts": None}, "integers"),
         ({"size": [8, 8], "counts": "\x00"}, "outside the code"),
         ({"size": [8, 8], "counts": "é"}, "outside the code"),
-        ({"size": [8, 8], "counts": "PP"}, "cut short"),
+        ({"size": [8, 8], "counts": "PP"}, "truncated"),
         ({"size": [8, 8], "counts": "P" * 20 + "0"}, "longer"),
         (np.zeros((8, 9), bool), "shape"),
         (np.zeros((8, 8), np.float32), "float32"),

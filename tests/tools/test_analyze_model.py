@@ -40,7 +40,7 @@ def model() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def by_module(model: nn.Module) -> Any:
-    return analyze_model.analyse(model, (64, 96)).by_module()
+    return analyze_model.analyze(model, (64, 96)).by_module()
 
 
 def test_deformable_encoder(by_module: Any) -> None:
@@ -64,7 +64,7 @@ def test_decoder_layers(by_module: Any) -> None:
 
 def test_operators(model: nn.Module, by_module: Any) -> None:
     assert by_module["backbone.stem.conv1"] == (32 * 48) * 64 * (3 * 7 * 7 + 2)  # and the frozen norm's factor and term
-    operators = analyze_model.analyse(model, (64, 96)).by_operator()
+    operators = analyze_model.analyze(model, (64, 96)).by_operator()
     # The masks of three layers at the next layer's level, the first of all and the last at stride 4.
     levels = [LEVELS[0], LEVELS[1], LEVELS[2], 16 * 24]
     assert operators["bmm"] == QUERIES * C * sum(levels)
@@ -82,7 +82,7 @@ def test_swin_attention() -> None:
     head = nn.Identity()
     net = nn.Module()
     net.backbone, net.sem_seg_head = swin.eval(), head
-    counts = analyze_model.analyse(net, (32, 48))
+    counts = analyze_model.analyze(net, (32, 48))
     # 8 x 12 tokens in windows of 16, then 4 x 6 tokens, padded to 4 x 8.
     expected = (8 * 12 * 16 * 12 + 4 * 8 * 16 * 24) * 2
     assert counts.by_operator()["attention"] == expected
@@ -114,7 +114,7 @@ def test_both_forms_of_the_op_count_the_same() -> None:
 
 
 def test_activations(model: nn.Module) -> None:
-    counts = analyze_model.analyse(model, (64, 96), ActivationCountAnalysis)
+    counts = analyze_model.analyze(model, (64, 96), ActivationCountAnalysis)
     stem = counts.by_module()["backbone.stem"]
     assert stem == 64 * 32 * 48
     layer = counts.by_module()["sem_seg_head.predictor.transformer_self_attention_layers.0"]
@@ -123,7 +123,7 @@ def test_activations(model: nn.Module) -> None:
 
 def flops_at(model: nn.Module, size: tuple[int, int]) -> float:
     """Of a large image, from two small ones: what queries do among themselves does not grow, the rest with the area."""
-    first, second = (analyze_model.analyse(model, (128, width)).total() for width in (160, 320))
+    first, second = (analyze_model.analyze(model, (128, width)).total() for width in (160, 320))
     per_pixel = (second - first) / (128 * 160)
     return first + per_pixel * (size[0] * size[1] - 128 * 160)
 
@@ -173,10 +173,10 @@ def test_command_line_without_dataset(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_average_weighs_sizes_by_their_number(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     large, small = analyze_model.Input((64, 96), (10, 20)), analyze_model.Input((64, 64), (10, 10))
-    analyses = {x.padded: analyze_model.analyse(model, x.padded) for x in (large, small)}
-    monkeypatch.setattr(analyze_model, "analyse", lambda model, size, kind, frames: analyses[size])
+    analyzes = {x.padded: analyze_model.analyze(model, x.padded) for x in (large, small)}
+    monkeypatch.setattr(analyze_model, "analyze", lambda model, size, kind, frames: analyzes[size])
     report = analyze_model._flop_report(model, [large, small, large, large]).splitlines()
-    totals = [analyses[x.padded].total() + QUERIES * 5 * x.results[0] * x.results[1] for x in (large, small)]
+    totals = [analyzes[x.padded].total() + QUERIES * 5 * x.results[0] * x.results[1] for x in (large, small)]
     mean, spread = (3 * totals[0] + totals[1]) / 4, (totals[0] - totals[1]) * 3**0.5 / 4
     assert report[-1] == f"Total flops: {mean / 1e9:.1f} G (standard deviation {spread / 1e9:.1f}) of one image"
     scores = QUERIES * 5 * (3 * 200 + 100) / 4
@@ -186,7 +186,7 @@ def test_average_weighs_sizes_by_their_number(model: nn.Module, monkeypatch: pyt
 def test_clips_of_video_models(model: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
     """Backbone and pixel decoder count once per frame; the queries attend to T times as many tokens."""
     clips = build_model(load_config(VIDEO, TINY)).eval()
-    one, three = (analyze_model.analyse(clips, (64, 96), frames=t).by_module() for t in (1, 3))
+    one, three = (analyze_model.analyze(clips, (64, 96), frames=t).by_module() for t in (1, 3))
     for part in ("backbone", "sem_seg_head.pixel_decoder"):
         assert three[part] == 3 * one[part] > 0
     cross = 2 * QUERIES * C * C + 3 * (2 * LEVELS[0] * C * C + 2 * QUERIES * LEVELS[0] * C) + NORM * QUERIES * C
@@ -242,7 +242,7 @@ def test_images_of_a_dataset_are_averaged(tmp_path: Any, capsys: pytest.CaptureF
     images = [{"id": i, "file_name": f"{i}.jpg", "height": h, "width": w} for i, (h, w) in enumerate(sizes)]
     truth = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "thing"}]}
     (tmp_path / "truth.json").write_text(json.dumps(truth))
-    name = f"analysed_{tmp_path.name}"
+    name = f"analyzed_{tmp_path.name}"
     entry = repr(((name, str(tmp_path / "truth.json"), str(tmp_path)),))
     overrides = ["DATASETS.COCO_JSON", entry, "DATASETS.TEST", f"('{name}',)", "DATASETS.TRAIN", "()"]
     overrides += ["INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "96"]

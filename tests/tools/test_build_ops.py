@@ -24,14 +24,14 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-def make_torch(folder: Path, version: str = "2.11.0+cu130", cuda: str | None = "13.0") -> build_ops.Torch:
+def make_torch(directory: Path, version: str = "2.11.0+cu130", cuda: str | None = "13.0") -> build_ops.Torch:
     """The parts of an installed torch that a build looks at."""
-    (folder / "torch/include/torch/csrc/stable").mkdir(parents=True)
-    (folder / "torch/lib").mkdir()
-    (folder / "torch/include/torch/csrc/stable/library.h").write_text("")
+    (directory / "torch/include/torch/csrc/stable").mkdir(parents=True)
+    (directory / "torch/lib").mkdir()
+    (directory / "torch/include/torch/csrc/stable/library.h").write_text("")
     lines = [f"__version__ = '{version}'", f"cuda: Optional[str] = {cuda!r}", "hip: Optional[str] = None"]
-    (folder / "torch/version.py").write_text("\n".join(lines))
-    return build_ops.Torch(folder / "torch", version, cuda)
+    (directory / "torch/version.py").write_text("\n".join(lines))
+    return build_ops.Torch(directory / "torch", version, cuda)
 
 
 def make_nvcc(path: Path, release: str = "13.0") -> Path:
@@ -68,10 +68,10 @@ def site(tmp_path: Path) -> Path:
     return tmp_path / "site"
 
 
-def build(folder: Path, site: Path, request: str | None = None, parts: tuple[str, ...] = ("cpu",)) -> list[str]:
+def build(directory: Path, site: Path, request: str | None = None, parts: tuple[str, ...] = ("cpu",)) -> list[str]:
     """Build in the made-up project; returns what was said."""
     said: list[str] = []
-    build_ops.build(folder, [site], parts, request, said.append)
+    build_ops.build(directory, [site], parts, request, said.append)
     return said
 
 
@@ -117,7 +117,7 @@ def test_torch_that_does_not_serve_is_explained(tmp_path: Path) -> None:
     with pytest.raises(build_ops.Unavailable, match=r"torch 2\.9\.1 is older than 2\.10"):
         build_ops.find_torch([tmp_path / "old"])
     headless = make_torch(tmp_path / "headless")
-    shutil.rmtree(headless.folder / "include")
+    shutil.rmtree(headless.directory / "include")
     with pytest.raises(build_ops.Unavailable, match="has no C.. headers"):
         build_ops.find_torch([tmp_path / "headless"])
 
@@ -126,7 +126,7 @@ def test_torch_of_the_surrounding_environment_is_found() -> None:
     """As in a build that pip isolates: torch is not on sys.path, but installed where pip runs."""
     script = "import sys; sys.path[:] = [path for path in sys.path if 'site-packages' not in path]\n"
     script += f"sys.path.insert(0, {str(ROOT / 'tools')!r}); import build_ops\n"
-    script += "print(build_ops.find_torch(build_ops.package_folders()).folder)"
+    script += "print(build_ops.find_torch(build_ops.package_folders()).directory)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     spec = importlib.util.find_spec("torch")
     assert spec is not None and spec.origin is not None
@@ -143,9 +143,9 @@ def test_nvcc_is_found_and_must_fit_torch(project: Path, tmp_path: Path, monkeyp
     assert command[0] == str(tmp_path / "cuda/bin/nvcc") and "-gencode=arch=compute_120,code=compute_120" in command
     assert "--cudart=static" in library.link and not any("rpath" in word for word in library.link)
     with pytest.raises(build_ops.Unavailable, match=r"nvcc is CUDA 13\.0, torch 2\.10\.0 is built for CUDA 12\.8"):
-        build_ops.plan_cuda(build_ops.Torch(torch.folder, "2.10.0", "12.8"))
+        build_ops.plan_cuda(build_ops.Torch(torch.directory, "2.10.0", "12.8"))
     with pytest.raises(build_ops.NoCuda, match=r"torch 2\.11\.0\+cpu has no CUDA"):
-        build_ops.plan_cuda(build_ops.Torch(torch.folder, "2.11.0+cpu", None))
+        build_ops.plan_cuda(build_ops.Torch(torch.directory, "2.11.0+cpu", None))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands for nvcc")

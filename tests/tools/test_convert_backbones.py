@@ -154,14 +154,14 @@ def test_swin_computes_the_same(tmp_path: Path, names: str) -> None:
     report = load_into(Model(ours), target)
     # The norms of the outputs belong to segmentation and come with no ImageNet file.
     assert sorted(report.missing) == [f"backbone.norm{i}.{kind}" for i in range(3) for kind in ("bias", "weight")]
-    assert not report.unexpected and not report.reinitialised
+    assert not report.unexpected and not report.reinitialized
 
     image = torch.randn(1, 3, 128, 128)
     with torch.no_grad():
         found, expected = ours(image), stage_outputs(theirs, image)
     for i, value in enumerate(expected):
-        normalised = nn.functional.layer_norm(value, value.shape[-1:]).permute(0, 3, 1, 2)
-        torch.testing.assert_close(found[f"res{i + 2}"], normalised, rtol=1e-3, atol=1e-4)
+        normalized = nn.functional.layer_norm(value, value.shape[-1:]).permute(0, 3, 1, 2)
+        torch.testing.assert_close(found[f"res{i + 2}"], normalized, rtol=1e-3, atol=1e-4)
 
 
 def test_swin_of_real_size_has_a_place_for_every_weight(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_mistakes_are_explained(module: ModuleType, tmp_path: Path, capsys: pyte
     assert "must end with .pkl" in message(other, "out.pth")
     cut = tmp_path / "cut.pth"
     cut.write_bytes(other.read_bytes()[:200])
-    assert "cut short" in message(cut, "out.pkl")
+    assert "truncated" in message(cut, "out.pkl")
 
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:

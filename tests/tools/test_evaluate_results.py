@@ -71,7 +71,7 @@ def boundary_numbers(capsys: pytest.CaptureFixture[str], *args: object) -> dict[
     table, summary = re.split(r"\n.* AP of .*\n", capsys.readouterr().out)
     numbers = {name: float(value) for name, value in (line.split() for line in summary.splitlines())}
     of_class = re.search(r"\| box +\| ([\d.]+)", table)
-    assert of_class is not None and float(of_class[1]) == numbers["AP"]  # the only class with truth
+    assert of_class is not None and float(of_class[1]) == numbers["AP"]  # the only class with ground truth
     assert re.search(r"\| absent +\| nan", table)
     return numbers
 
@@ -134,7 +134,7 @@ def test_boundary_mistakes_are_explained(
 
 @pytest.fixture
 def semantic_dataset(tmp_path: Path) -> Iterator[str]:
-    """Two pictures of 4 x 10 with the classes sky, road, car; label 255 is void; dataset ids 11, 12, 13."""
+    """Two images of 4 x 10 with the classes sky, road, car; label 255 is void; dataset ids 11, 12, 13."""
     truths = {"a": np.zeros((4, 10), np.uint8), "b": np.ones((4, 10), np.uint8)}
     truths["a"][2:] = 1  # half sky, half road
     truths["b"][:, 8:] = 255  # road and void
@@ -154,10 +154,10 @@ def semantic_dataset(tmp_path: Path) -> Iterator[str]:
     MetadataCatalog.remove(name)
 
 
-def predictions(**pictures: np.ndarray) -> list[dict[str, object]]:
+def predictions(**images: np.ndarray) -> list[dict[str, object]]:
     return [
         {"file_name": f"{name}.jpg", "category_id": int(label), "segmentation": rle(labels == label)}
-        for name, labels in pictures.items()
+        for name, labels in images.items()
         for label in np.unique(labels)
     ]
 
@@ -206,16 +206,16 @@ def test_pq_mistakes_are_explained(semantic_dataset: str, tmp_path: Path, capsys
 
 
 def test_dataset_that_a_config_registers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "pq_cells"
+    directory = tmp_path / "pq_cells"
     for sub in ("images", "labels"):
-        (folder / sub).mkdir(parents=True)
-    Image.fromarray(np.zeros((4, 10, 3), np.uint8)).save(folder / "images" / "a.png")
-    Image.fromarray(np.ones((4, 10), np.uint8)).save(folder / "labels" / "a.png")
+        (directory / sub).mkdir(parents=True)
+    Image.fromarray(np.zeros((4, 10, 3), np.uint8)).save(directory / "images" / "a.png")
+    Image.fromarray(np.ones((4, 10), np.uint8)).save(directory / "labels" / "a.png")
     name = f"pq_folder_{tmp_path.name}"
     config = tmp_path / "config.yaml"
-    entry = [name, str(folder / "images"), str(folder / "labels"), ["ground", "cell"]]
+    entry = [name, str(directory / "images"), str(directory / "labels"), ["ground", "cell"]]
     config.write_text(json.dumps({"DATASETS": {"SEMANTIC_FOLDER": [entry]}}))
-    record = {"file_name": str(folder / "images" / "a.png"), "category_id": 1, "segmentation": rle(np.ones((4, 10)))}
+    record = {"file_name": str(directory / "images" / "a.png"), "category_id": 1, "segmentation": rle(np.ones((4, 10)))}
     file = tmp_path / "predictions.json"
     file.write_text(json.dumps([record]))
     args = ["--dataset-name", name, "--json-file", str(file)]

@@ -440,13 +440,13 @@ def test_demanded_op_that_fails_ends_the_installation(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--wheels", "nowhere"], "there is no folder nowhere"),
+        (["--wheels", "nowhere"], "there is no directory nowhere"),
         (["--venv", "full"], "is not a virtual environment"),
         (["--venv", "lost"], "has lost its Python"),
         (["--venv", "new", "--offline"], "does not exist yet"),
     ],
 )
-def test_wrong_folders_are_explained(
+def test_wrong_directories_are_explained(
     arguments: list[str],
     message: str,
     tmp_path: Path,
@@ -468,7 +468,7 @@ def test_wrong_folders_are_explained(
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """The wheel of this checkout, built in a copy so that the checkout gets no build folder."""
+    """The wheel of this checkout, built in a copy so that the checkout gets no build directory."""
     pytest.importorskip("setuptools", minversion="77", reason="older ones cannot build a wheel by themselves")
     copy = tmp_path_factory.mktemp("checkout")
     for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md", "tools/build_ops.py", "tools/build_library.py"):

@@ -1,4 +1,4 @@
-"""A packed training loads by its folder, in half the size, and gives the same picture."""
+"""A packed training loads by its directory, in half the size, and gives the same image."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ TINY = [
 @pytest.fixture
 def training(tmp_path: Path) -> Path:
     """What train_net.py leaves behind, of a model with random weights."""
-    folder = tmp_path / "training"
+    directory = tmp_path / "training"
     cfg = load_config("nuclei/maskformer2_efficientnet_lite0.yaml", TINY)
-    save_safetensors(build_model(cfg), folder / "model_final.safetensors")
+    save_safetensors(build_model(cfg), directory / "model_final.safetensors")
     cfg.MODEL.TIMM.WEIGHTS = "/home/somebody/backbone.pth"
-    (folder / "config.yaml").write_text(cfg.dump())
-    return folder
+    (directory / "config.yaml").write_text(cfg.dump())
+    return directory
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -54,10 +54,10 @@ def test_packed_model_predicts_the_same(training: Path, tmp_path: Path) -> None:
     from mask2former.checkpoint import load_into
 
     assert load_into(original, training / "model_final.safetensors").complete
-    picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     with torch.inference_mode():
-        expected = original([{"image": torch.from_numpy(picture.transpose(2, 0, 1).copy())}])[0]["instances"]
-    found = segment(picture).instances
+        expected = original([{"image": torch.from_numpy(image.transpose(2, 0, 1).copy())}])[0]["instances"]
+    found = segment(image).instances
     assert np.allclose(np.sort(found.scores), np.sort(expected.scores.numpy()), atol=5e-3)
 
 

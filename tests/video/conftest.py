@@ -7,4 +7,4 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _forget_names(forget_own_names: None) -> None:
-    """For every test of this folder."""
+    """For every test of this directory."""

@@ -31,7 +31,7 @@ def truth(number: int, frame: int) -> np.ndarray:
     return mask
 
 
-def picture(frame: int) -> np.ndarray:
+def image(frame: int) -> np.ndarray:
     """(H, W, 3) uint8."""
     pixels = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
     for number, row in enumerate(OBJECTS):
@@ -39,8 +39,8 @@ def picture(frame: int) -> np.ndarray:
     return pixels
 
 
-def pictures(count: int) -> list[np.ndarray]:
-    return [picture(i) for i in range(count)]
+def images(count: int) -> list[np.ndarray]:
+    return [image(i) for i in range(count)]
 
 
 class ShapeModel(nn.Module):

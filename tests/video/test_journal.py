@@ -16,7 +16,7 @@ from mask2former.video.journal import Journal, JournalMismatch
 from mask2former.video.windows import fingerprint, tracks_of
 
 from ..modeling.tiny_models import tiny
-from .moving_shapes import ShapeModel, pictures
+from .moving_shapes import ShapeModel, images
 
 R50 = "youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml"
 
@@ -30,9 +30,9 @@ class Flickering(ShapeModel):
         return outputs | {"pred_embeds": torch.randn(len(outputs["pred_logits"]), 64, generator=generator)}
 
 
-def track(model: nn.Module, count: int, folder: Path, **options: Any) -> Any:
+def track(model: nn.Module, count: int, directory: Path, **options: Any) -> Any:
     segment = Segmenter(model, classes=["a", "b", "c"], min_size=0, score_threshold=0.0)
-    return segment.track(pictures(count), work_dir=folder, **options)
+    return segment.track(images(count), work_dir=directory, **options)
 
 
 @pytest.mark.slow
@@ -49,15 +49,15 @@ def test_what_is_written_for_a_window_does_not_grow(tmp_path: Path) -> None:
 def test_logs_hold_every_track_after_a_stop_at_any_place(tmp_path: Path) -> None:
     whole = track(Flickering(), 90, tmp_path / "whole", online=True)
     for stop_at in (1, 40, 77):
-        folder = tmp_path / str(stop_at)
+        directory = tmp_path / str(stop_at)
         with pytest.raises(KeyboardInterrupt):
-            track(Flickering(stop_at=stop_at), 90, folder, online=True)
-        for log in folder.glob("*.log"):  # rows of a window that was not finished
+            track(Flickering(stop_at=stop_at), 90, directory, online=True)
+        for log in directory.glob("*.log"):  # rows of a window that was not finished
             with log.open("ab") as file:
                 file.write(np.full(7, -1.0).tobytes() + b"cut")
         model = Flickering()
         model.lengths = [1] * stop_at  # so that it goes on with the same random numbers
-        result = track(model, 90, folder, online=True)
+        result = track(model, 90, directory, online=True)
         assert result.tracks == whole.tracks and result.to_ytvis() == whole.to_ytvis()
         for ours, theirs in zip(tracks_of(result.journal), tracks_of(whole.journal), strict=True):
             assert np.array_equal(ours, theirs)
@@ -75,7 +75,7 @@ def test_rows_of_a_log(tmp_path: Path) -> None:
 
 def test_results_without_their_run_are_nobodys(tmp_path: Path) -> None:
     track(ShapeModel(), 12, tmp_path, window=8, overlap=3)
-    (tmp_path / "run.json").unlink()  # a folder that was deleted in part
+    (tmp_path / "run.json").unlink()  # a directory that was deleted in part
     model = ShapeModel()
     assert len(track(model, 9, tmp_path, window=8, overlap=3)) == 9 and model.lengths
 
@@ -107,9 +107,9 @@ def test_settings_of_the_model_belong_to_a_run(tmp_path: Path, override: tuple[s
     model = tiny(R50).eval()
     classes = [f"class {k}" for k in range(model.sem_seg_head.num_classes)]
     cfg = load_config(R50, ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", len(classes), "INPUT.MIN_SIZE_TEST", 48])
-    Segmenter(model, cfg, classes=classes).track(pictures(5), **options)
+    Segmenter(model, cfg, classes=classes).track(images(5), **options)
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", "elsewhere.pth"
-    Segmenter(model, cfg, classes=classes).track(pictures(5), **options)
+    Segmenter(model, cfg, classes=classes).track(images(5), **options)
     cfg.merge_from_list(override)
     with pytest.raises(JournalMismatch, match="other (config|bgr)"):
-        Segmenter(model, cfg, classes=classes).track(pictures(5), **options)
+        Segmenter(model, cfg, classes=classes).track(images(5), **options)

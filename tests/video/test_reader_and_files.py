@@ -22,10 +22,10 @@ from mask2former.video.reader import FrameFolder, FrameSource, FrameStream, Vide
 from mask2former.video.results import VideoResult
 from mask2former.video.writer import VideoWriter
 
-from .moving_shapes import OBJECTS, ShapeModel, picture, pictures, truth
+from .moving_shapes import OBJECTS, ShapeModel, image, images, truth
 
 
-def grey(value: int, size: tuple[int, int] = (16, 32)) -> np.ndarray:
+def gray(value: int, size: tuple[int, int] = (16, 32)) -> np.ndarray:
     return np.full((*size, 3), value, np.uint8)
 
 
@@ -37,7 +37,7 @@ def levels(source: FrameSource, start: int = 0) -> list[tuple[int, int]]:
 def write_video(path: Path, count: int, size: tuple[int, int] = (16, 32)) -> Path:
     writer = VideoWriter(path, Fraction(10))
     for i in range(count):
-        writer.add(grey(20 * i, size), i / 10)
+        writer.add(gray(20 * i, size), i / 10)
     writer.close()
     return path
 
@@ -62,9 +62,9 @@ def test_video_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: str
         VideoFile(path)
 
 
-def test_folder_in_the_order_of_its_numbers(tmp_path: Path) -> None:
+def test_directory_in_the_order_of_its_numbers(tmp_path: Path) -> None:
     for i in range(12):
-        Image.fromarray(grey(i)).save(tmp_path / (f"f{i}.png" if i else f"f{i}.PNG"))
+        Image.fromarray(gray(i)).save(tmp_path / (f"f{i}.png" if i else f"f{i}.PNG"))
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / ".hidden.png").write_text("x")
     source = open_frames(str(tmp_path), tmp_path)
@@ -72,8 +72,8 @@ def test_folder_in_the_order_of_its_numbers(tmp_path: Path) -> None:
     assert levels(source, 8) == [(i, i) for i in range(8, 12)]
 
 
-def test_pictures_in_memory(tmp_path: Path) -> None:
-    array = np.stack([grey(i) for i in range(4)])
+def test_images_in_memory(tmp_path: Path) -> None:
+    array = np.stack([gray(i) for i in range(4)])
     tensor = torch.from_numpy(array).permute(0, 3, 1, 2)
     for video in (array, tensor, list(array), [Image.fromarray(x) for x in array]):
         source = open_frames(video, tmp_path)
@@ -86,7 +86,7 @@ def test_a_stream_is_taken_frame_by_frame_and_can_be_read_again(tmp_path: Path) 
     def stream() -> Iterator[np.ndarray]:
         for i in range(5):
             taken.append(i)
-            yield grey(i)
+            yield gray(i)
 
     source = open_frames(stream(), tmp_path / "spool")
     reading = source.read()
@@ -97,7 +97,7 @@ def test_a_stream_is_taken_frame_by_frame_and_can_be_read_again(tmp_path: Path) 
 
 
 def test_a_stream_that_was_left_early_goes_on(tmp_path: Path) -> None:
-    source = FrameStream((grey(i) for i in range(6)), tmp_path)
+    source = FrameStream((gray(i) for i in range(6)), tmp_path)
     for frame in source.read():
         if frame.index == 2:
             break
@@ -109,7 +109,7 @@ def test_a_stream_that_was_left_early_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_stream_that_broke_off_is_not_taken_for_a_short_one(tmp_path: Path) -> None:
-    source = FrameStream((grey(100 // (2 - i)) for i in range(4)), tmp_path)
+    source = FrameStream((gray(100 // (2 - i)) for i in range(4)), tmp_path)
     with pytest.raises(ZeroDivisionError):
         list(source.read())
     with pytest.raises(ValueError, match="broke off at frame 2; give a new one"):
@@ -117,13 +117,13 @@ def test_a_stream_that_broke_off_is_not_taken_for_a_short_one(tmp_path: Path) ->
 
 
 # ------------------------------------------------------------------ which video it is
-def test_identity_of_pictures_in_memory(tmp_path: Path) -> None:
-    clip = [grey(i) for i in range(4)]
+def test_identity_of_images_in_memory(tmp_path: Path) -> None:
+    clip = [gray(i) for i in range(4)]
     known = open_frames(clip, tmp_path).identity()
     same = [np.stack(clip), torch.from_numpy(np.stack(clip)).permute(0, 3, 1, 2), [Image.fromarray(x) for x in clip]]
     assert all(open_frames(video, tmp_path).identity() == known for video in same)
     assert json.loads(json.dumps(known)) == known and known[:4] == ["clip", 4, 16, 32]
-    other = [clip[:3], [*clip[:3], grey(9)], clip[::-1], [x.reshape(32, 16, 3) for x in clip]]
+    other = [clip[:3], [*clip[:3], gray(9)], clip[::-1], [x.reshape(32, 16, 3) for x in clip]]
     assert all(open_frames(video, tmp_path).identity() != known for video in other)
 
 
@@ -131,7 +131,7 @@ def test_identity_of_pictures_in_memory(tmp_path: Path) -> None:
 def test_identity_of_files_sees_each_file(tmp_path: Path, listed: bool) -> None:
     files = [tmp_path / f"{i}.png" for i in range(4)]
     for i, file in enumerate(files):
-        Image.fromarray(grey(i)).save(file)
+        Image.fromarray(gray(i)).save(file)
     video: Any = files if listed else tmp_path
     known = open_frames(video, tmp_path).identity()
     assert open_frames(video, tmp_path).identity() == known
@@ -140,8 +140,8 @@ def test_identity_of_files_sees_each_file(tmp_path: Path, listed: bool) -> None:
     assert open_frames(video, tmp_path).identity() != known
 
 
-def test_identity_of_a_stream_is_its_first_picture(tmp_path: Path) -> None:
-    clip = [grey(i) for i in range(4)]
+def test_identity_of_a_stream_is_its_first_image(tmp_path: Path) -> None:
+    clip = [gray(i) for i in range(4)]
     known = FrameStream(iter(clip), tmp_path / "a")
     assert known.identity() == known.identity() == FrameStream(iter(clip), tmp_path / "b").identity()
     assert [i for i, _ in levels(known)] == [0, 1, 2, 3]  # nothing is lost
@@ -149,39 +149,39 @@ def test_identity_of_a_stream_is_its_first_picture(tmp_path: Path) -> None:
     assert FrameStream(iter([]), tmp_path / "d").identity() == ["clip"]
 
 
-def test_results_of_other_pictures_are_not_taken_for_those_of_these(tmp_path: Path) -> None:
+def test_results_of_other_images_are_not_taken_for_those_of_these(tmp_path: Path) -> None:
     segment = Segmenter(ShapeModel(), classes=["a", "b", "c"], min_size=0)
-    segment.track(pictures(9), window=8, overlap=3, work_dir=tmp_path)
-    segment.track(pictures(9), window=8, overlap=3, work_dir=tmp_path)
+    segment.track(images(9), window=8, overlap=3, work_dir=tmp_path)
+    segment.track(images(9), window=8, overlap=3, work_dir=tmp_path)
     with pytest.raises(JournalMismatch, match="other video"):
-        segment.track(pictures(14)[5:], window=8, overlap=3, work_dir=tmp_path)
+        segment.track(images(14)[5:], window=8, overlap=3, work_dir=tmp_path)
 
 
 @pytest.mark.parametrize("change", ["other", "shorter"])
 def test_another_stream_does_not_go_on_with_the_results_there(tmp_path: Path, change: str) -> None:
     options = {"window": 8, "overlap": 3, "work_dir": tmp_path}
     with pytest.raises(KeyboardInterrupt):
-        Segmenter(ShapeModel(stop_at=2), classes=["a", "b", "c"], min_size=0).track(iter(pictures(20)), **options)
-    other = pictures(20)[:9]
+        Segmenter(ShapeModel(stop_at=2), classes=["a", "b", "c"], min_size=0).track(iter(images(20)), **options)
+    other = images(20)[:9]
     if change == "other":
-        other += pictures(11)
+        other += images(11)
     segment = Segmenter(ShapeModel(), classes=["a", "b", "c"], min_size=0)
-    message = rf"frames: frame 9 there is not that of this video.* delete the folder {tmp_path} or choose"
+    message = rf"frames: frame 9 there is not that of this video.* delete the directory {tmp_path} or choose"
     with pytest.raises(ValueError, match=message):
         segment.track(iter(other), **options)
-    result = segment.track(iter(pictures(20)), **options)
+    result = segment.track(iter(images(20)), **options)
     assert len(list(result)) == 20
-    finished = segment.track(iter(other), **options)  # its first picture is the same: seen when pictures are read
+    finished = segment.track(iter(other), **options)  # its first image is the same: seen when images are read
     with pytest.raises(ValueError, match="frame 9 there"):
         list(finished)
     with pytest.raises(ValueError, match="frame 0 there"):
-        segment.track(iter(pictures(20)[5:]), **options)
+        segment.track(iter(images(20)[5:]), **options)
 
 
-def test_a_picture_that_was_cut_short_is_written_again(tmp_path: Path) -> None:
-    list(FrameStream((grey(i) for i in range(3)), tmp_path).read())
+def test_a_image_that_was_cut_short_is_written_again(tmp_path: Path) -> None:
+    list(FrameStream((gray(i) for i in range(3)), tmp_path).read())
     (tmp_path / "00000001.png").write_bytes(b"")
-    source = FrameStream((grey(i) for i in range(3)), tmp_path)
+    source = FrameStream((gray(i) for i in range(3)), tmp_path)
     assert levels(source) == levels(source) == [(0, 0), (1, 1), (2, 2)]
 
 
@@ -252,7 +252,7 @@ def test_what_is_no_video_is_explained(tmp_path: Path, video: Any, message: str)
 
 
 def test_frames_of_two_sizes_are_refused(tmp_path: Path) -> None:
-    source = open_frames([grey(0), grey(1, (16, 30))], tmp_path)
+    source = open_frames([gray(0), gray(1, (16, 30))], tmp_path)
     with pytest.raises(ValueError, match="frame 1 is 30x16, the ones before are 32x16"):
         list(source.read())
 
@@ -261,7 +261,7 @@ def test_frames_of_two_sizes_are_refused(tmp_path: Path) -> None:
 def test_a_video_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     writer = VideoWriter(path, Fraction(10))
-    writer.add(grey(50, (17, 33)), 0.0)
+    writer.add(gray(50, (17, 33)), 0.0)
     assert not path.exists()
     writer.close(keep=False)
     assert list(tmp_path.iterdir()) == []
@@ -285,14 +285,14 @@ def test_without_pyav_opencv_writes_and_says_so(
 @pytest.fixture
 def result() -> VideoResult:
     segment = Segmenter(ShapeModel(), classes=["a", "b", "c"], min_size=0)
-    return segment.track(pictures(30), window=8, overlap=3)
+    return segment.track(images(30), window=8, overlap=3)
 
 
 def test_frames_of_a_result(result: VideoResult) -> None:
     assert "30 frames 96x48, 3 tracks" in repr(result)
     seen = 0
     for frame in result:
-        assert (frame.result.image == picture(frame.index)).all()
+        assert (frame.result.image == image(frame.index)).all()
         there = [n for n in range(3) if truth(n, frame.index).any()]
         assert frame.instances.labels.tolist() == there and len(frame.ids) == len(there)
         labels = frame.label_map()
@@ -309,7 +309,7 @@ def test_filter_computes_nothing_anew(result: VideoResult) -> None:
     assert len(result.tracks) == 3
 
 
-def test_folder_and_video(result: VideoResult, tmp_path: Path) -> None:
+def test_directory_and_video(result: VideoResult, tmp_path: Path) -> None:
     av = pytest.importorskip("av")
     result.save(tmp_path / "masks")
     assert len(list((tmp_path / "masks").glob("*.png"))) == 30
@@ -326,7 +326,7 @@ def test_folder_and_video(result: VideoResult, tmp_path: Path) -> None:
         result.save(tmp_path / "o.gif")
 
 
-def test_drawing_paints_objects_in_the_colour_of_their_track(result: VideoResult) -> None:
+def test_drawing_paints_objects_in_the_color_of_their_track(result: VideoResult) -> None:
     first = next(iter(result))
     drawn = np.asarray(first.draw(labels=False)).astype(int)
     difference = np.abs(drawn - first.result.image).sum(axis=2)

@@ -17,7 +17,7 @@ from mask2former.segmenter import Segmenter
 from mask2former.video import results
 from mask2former.video.results import VideoResult
 
-from .moving_shapes import ShapeModel, picture, pictures
+from .moving_shapes import ShapeModel, image, images
 
 
 def segmenter() -> Segmenter:
@@ -29,7 +29,7 @@ def track(video: Any, **options: Any) -> VideoResult:
 
 
 def tracked(count: int = 15) -> VideoResult:
-    return track(pictures(count))
+    return track(images(count))
 
 
 def late(result: VideoResult, shift: int) -> VideoResult:
@@ -45,8 +45,8 @@ def late(result: VideoResult, shift: int) -> VideoResult:
     return moved
 
 
-def label_map(folder: Path, index: int) -> np.ndarray:
-    with Image.open(folder / f"{index:06d}.png") as saved:
+def label_map(directory: Path, index: int) -> np.ndarray:
+    with Image.open(directory / f"{index:06d}.png") as saved:
         assert saved.mode.startswith("I;16")
         return np.asarray(saved)
 
@@ -94,10 +94,10 @@ def test_more_tracks_than_pixel_values(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-# ------------------------------------------------------------------ the json
+# ------------------------------------------------------------------ the JSON
 def test_json_writes_only_what_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of frames without a track are neither encoded one by one, nor is its file opened for them."""
-    result = track(pictures(200))
+    result = track(images(200))
     expected = result.to_ytvis(3)
     shown = sum(rle is not None for record in expected for rle in record["segmentations"])
     assert [len(record["segmentations"]) for record in expected] == [200] * 3 and shown < 450
@@ -114,8 +114,8 @@ def test_json_writes_only_what_is_shown(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_json_of_tracks_with_gaps(tmp_path: Path) -> None:
     """Shown late, seen again after a long gap, or nowhere."""
-    away = np.zeros_like(picture(0))
-    video = [away] * 3 + pictures(2) + [away] * 70 + pictures(2) + [away] * 70
+    away = np.zeros_like(image(0))
+    video = [away] * 3 + images(2) + [away] * 70 + images(2) + [away] * 70
     result = track(video, window=1, overlap=0, online=True, score_threshold=0.0)
     result.save(tmp_path / "r.json")
     records = json.loads((tmp_path / "r.json").read_text())
@@ -133,7 +133,7 @@ def test_frames_of_a_longer_video_go(tmp_path: Path) -> None:
     (tmp_path / "masks" / "000020.png").mkdir()
     (tmp_path / "masks" / "1234567.png").touch()
     for count in (12, 5):
-        tracked(count).save_all(masks=tmp_path / "masks", pictures=tmp_path / "frames")
+        tracked(count).save_all(masks=tmp_path / "masks", images=tmp_path / "frames")
     numbers = [f"{i:06d}" for i in range(5)]
     pngs = [f"{n}.png" for n in numbers]
     assert {p.name for p in (tmp_path / "masks").iterdir()} == {*pngs, *kept, "000020.png", "tracks.json"}
@@ -148,15 +148,15 @@ def test_a_failed_run_deletes_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(list(tmp_path.glob("*.png"))) == 12
 
 
-def test_the_folder_of_the_video_is_not_written_into(tmp_path: Path) -> None:
-    for i, image in enumerate(pictures(3)):
-        Image.fromarray(image).save(tmp_path / f"{i:06d}.png")
+def test_the_directory_of_the_video_is_not_written_into(tmp_path: Path) -> None:
+    for i, pixels in enumerate(images(3)):
+        Image.fromarray(pixels).save(tmp_path / f"{i:06d}.png")
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     result = track(tmp_path)
     with pytest.raises(ValueError, match="is the input itself"):
         result.save_all(masks=tmp_path)
     with pytest.raises(ValueError, match="is the input itself"):
-        result.save_all(pictures=tmp_path)
+        result.save_all(images=tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
@@ -166,7 +166,7 @@ def test_filter_says_when_objects_were_not_kept() -> None:
     assert result.filter(top_k=20).tracks == result.tracks
     with pytest.raises(ValueError, match="the 20 best .* again with top_k=21"):
         result.filter(top_k=21)
-    larger = track(pictures(4), top_k=30)
+    larger = track(images(4), top_k=30)
     assert larger.filter(top_k=60).tracks == larger.tracks
     del result.journal.run["candidates"]  # of a run by hand
     assert result.filter(top_k=21).tracks == result.tracks

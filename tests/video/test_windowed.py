@@ -15,7 +15,7 @@ from mask2former.video.windowed import WindowedClips, windowed
 from mask2former.video.windows import WindowSettings
 
 from ..modeling.tiny_models import tiny
-from .moving_shapes import HEIGHT, WIDTH, ShapeModel, pictures, truth
+from .moving_shapes import HEIGHT, WIDTH, ShapeModel, images, truth
 
 R50 = "youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml"
 
@@ -25,7 +25,7 @@ class Shapes(ShapeModel):
 
 
 def clip(count: int, **more: Any) -> dict[str, Any]:
-    return {"image": [torch.from_numpy(picture).permute(2, 0, 1) for picture in pictures(count)], **more}
+    return {"image": [torch.from_numpy(image).permute(2, 0, 1) for image in images(count)], **more}
 
 
 @pytest.mark.parametrize(("window", "overlap"), [(8, 3), (7, 0), (1, 0)])

@@ -21,7 +21,7 @@ from mask2former.video.results import VideoResult, choose_tracks
 from mask2former.video.windows import WindowSettings, windows
 
 from ..modeling.tiny_models import tiny
-from .moving_shapes import OBJECTS, ShapeModel, picture, pictures, truth
+from .moving_shapes import OBJECTS, ShapeModel, image, images, truth
 
 R50 = "youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml"
 IMAGES = "coco/instance-segmentation/maskformer2_R50_bs16_50ep.yaml"
@@ -86,7 +86,7 @@ def test_impossible_settings_are_refused(options: dict[str, int]) -> None:
 # ------------------------------------------------------------------ tracks through windows
 @pytest.mark.parametrize(("window", "overlap"), [(30, 0), (8, 3), (8, 0), (5, 4)])
 def test_objects_keep_their_tracks_through_windows(window: int, overlap: int) -> None:
-    result = segmenter().track(pictures(30), window=window, overlap=overlap)
+    result = segmenter().track(images(30), window=window, overlap=overlap)
     check_tracks(result, 30)
     assert [round(track.score, 3) for track in result.tracks] == [0.9, 0.8, 0.7]
     assert [track.first for track in result.tracks][:2] == [0, 0]
@@ -94,7 +94,7 @@ def test_objects_keep_their_tracks_through_windows(window: int, overlap: int) ->
 
 def test_online() -> None:
     model = ShapeModel()
-    result = segmenter(model).track(pictures(30), online=True)
+    result = segmenter(model).track(images(30), online=True)
     check_tracks(result, 30)
     assert model.lengths == [1] * 30
     born = {track.label: (track.first, track.last) for track in result.tracks}
@@ -102,7 +102,7 @@ def test_online() -> None:
 
 
 def test_masks_on_shared_frames_tell_objects_of_one_look_apart() -> None:
-    check_tracks(segmenter(ShapeModel(alike=True)).track(pictures(30), window=8, overlap=3), 30)
+    check_tracks(segmenter(ShapeModel(alike=True)).track(images(30), window=8, overlap=3), 30)
 
 
 # ------------------------------------------------------------------ one window is the whole clip
@@ -128,9 +128,9 @@ def test_image_models_follow_objects_frame_by_frame() -> None:
     model = tiny(IMAGES, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3).eval()
     segment = segmenter(model, score_threshold=0.0)
     with pytest.raises(ValueError, match="online=True"):
-        segment.track(pictures(3))
-    # The same picture again: the same objects, in the same tracks.
-    result = segment.track([picture(0)] * 3, online=True, top_k=5)
+        segment.track(images(3))
+    # The same image again: the same objects, in the same tracks.
+    result = segment.track([image(0)] * 3, online=True, top_k=5)
     assert len(result.tracks) == 5 and all((t.first, t.last) == (0, 3) for t in result.tracks)
 
 
@@ -138,11 +138,11 @@ def test_image_models_follow_objects_frame_by_frame() -> None:
 @pytest.mark.parametrize("stop_at", [0, 1, 3, 5])
 def test_a_killed_run_goes_on_after_its_last_window(tmp_path: Path, stop_at: int) -> None:
     options = {"window": 8, "overlap": 3}
-    whole = segmenter().track(pictures(30), work_dir=tmp_path / "whole", **options)
+    whole = segmenter().track(images(30), work_dir=tmp_path / "whole", **options)
     with pytest.raises(KeyboardInterrupt):
-        segmenter(ShapeModel(stop_at=stop_at)).track(pictures(30), work_dir=tmp_path / "cut", **options)
+        segmenter(ShapeModel(stop_at=stop_at)).track(images(30), work_dir=tmp_path / "cut", **options)
     model = ShapeModel()
-    result = segmenter(model).track(pictures(30), work_dir=tmp_path / "cut", **options)
+    result = segmenter(model).track(images(30), work_dir=tmp_path / "cut", **options)
     total = len(list((tmp_path / "whole").glob("window_*")))
     assert total == 6 and len(model.lengths) == total - stop_at
     assert result.tracks == whole.tracks and result.to_ytvis() == whole.to_ytvis()
@@ -154,7 +154,7 @@ def test_a_killed_run_goes_on_after_its_last_window(tmp_path: Path, stop_at: int
 HANGING = """
 import sys, time
 from pathlib import Path
-from tests.video.moving_shapes import ShapeModel, pictures
+from tests.video.moving_shapes import ShapeModel, images
 from mask2former.segmenter import Segmenter
 
 class Hanging(ShapeModel):
@@ -165,14 +165,14 @@ class Hanging(ShapeModel):
         return super().clip_outputs(images)
 
 segment = Segmenter(Hanging(), classes=["a", "b", "c"], min_size=0, score_threshold=0.0)
-segment.track(pictures(30), window=8, overlap=3, work_dir=sys.argv[1])
+segment.track(images(30), window=8, overlap=3, work_dir=sys.argv[1])
 """
 
 
 @pytest.mark.slow
 def test_kill_minus_9(tmp_path: Path) -> None:
-    folder, reached = tmp_path / "cut", tmp_path / "reached"
-    arguments = [sys.executable, "-c", HANGING, str(folder), str(reached)]
+    directory, reached = tmp_path / "cut", tmp_path / "reached"
+    arguments = [sys.executable, "-c", HANGING, str(directory), str(reached)]
     with subprocess.Popen(arguments, cwd=Path(__file__).parents[2]) as process:
         try:
             while not reached.exists():
@@ -181,60 +181,60 @@ def test_kill_minus_9(tmp_path: Path) -> None:
         finally:
             process.kill()
     model = ShapeModel()
-    result = segmenter(model).track(pictures(30), window=8, overlap=3, work_dir=folder)
+    result = segmenter(model).track(images(30), window=8, overlap=3, work_dir=directory)
     assert len(model.lengths) == 4  # of 6
-    assert result.to_ytvis() == segmenter().track(pictures(30), window=8, overlap=3).to_ytvis()
+    assert result.to_ytvis() == segmenter().track(images(30), window=8, overlap=3).to_ytvis()
 
 
 @pytest.mark.parametrize("lost", ["finished.json", "state.npz"])
 def test_a_stop_between_two_files_is_no_harm(tmp_path: Path, lost: str) -> None:
     options = {"window": 8, "overlap": 3, "work_dir": tmp_path}
-    whole = segmenter().track(pictures(30), **options).to_ytvis()
+    whole = segmenter().track(images(30), **options).to_ytvis()
     (tmp_path / lost).unlink()
     (tmp_path / "finished.json").unlink(missing_ok=True)
     model = ShapeModel()
-    assert segmenter(model).track(pictures(30), **options).to_ytvis() == whole
+    assert segmenter(model).track(images(30), **options).to_ytvis() == whole
     assert len(model.lengths) == (0 if lost == "finished.json" else 6)
 
 
 def test_a_clip_shorter_than_the_overlap_is_finished_too(tmp_path: Path) -> None:
     options = {"window": 8, "overlap": 6, "work_dir": tmp_path}
-    first = segmenter().track(pictures(4), **options).to_ytvis()
+    first = segmenter().track(images(4), **options).to_ytvis()
     (tmp_path / "finished.json").unlink()
-    assert segmenter().track(pictures(4), **options).to_ytvis() == first
+    assert segmenter().track(images(4), **options).to_ytvis() == first
 
 
 def test_a_finished_run_is_read_and_another_one_refused(tmp_path: Path) -> None:
-    segmenter().track(pictures(9), window=8, overlap=3, work_dir=tmp_path)
+    segmenter().track(images(9), window=8, overlap=3, work_dir=tmp_path)
     model = ShapeModel()
-    segmenter(model).track(pictures(9), window=8, overlap=3, work_dir=tmp_path)
+    segmenter(model).track(images(9), window=8, overlap=3, work_dir=tmp_path)
     assert model.lengths == []
     with pytest.raises(ValueError, match="other overlap, window"):
-        segmenter().track(pictures(9), window=7, overlap=2, work_dir=tmp_path)
+        segmenter().track(images(9), window=7, overlap=2, work_dir=tmp_path)
     with torch.no_grad():
         model.weight += 1
     with pytest.raises(ValueError, match="other weights"):
-        segmenter(model).track(pictures(9), window=8, overlap=3, work_dir=tmp_path)
+        segmenter(model).track(images(9), window=8, overlap=3, work_dir=tmp_path)
 
 
-def test_frames_of_a_generator_are_kept_for_the_pictures(tmp_path: Path) -> None:
+def test_frames_of_a_generator_are_kept_for_the_images(tmp_path: Path) -> None:
     options = {"window": 8, "overlap": 3, "work_dir": tmp_path}
     with pytest.raises(KeyboardInterrupt):
-        segmenter(ShapeModel(stop_at=2)).track(iter(pictures(30)), **options)
-    result = segmenter().track(iter(pictures(30)), **options)
+        segmenter(ShapeModel(stop_at=2)).track(iter(images(30)), **options)
+    result = segmenter().track(iter(images(30)), **options)
     check_tracks(result, 30)
     for frame in result:
-        assert (frame.result.image == picture(frame.index)).all()
+        assert (frame.result.image == image(frame.index)).all()
 
 
 def test_temporary_files_go_with_the_result() -> None:
-    result = segmenter().track(pictures(9), window=4, overlap=1)
+    result = segmenter().track(images(9), window=4, overlap=1)
     part = result.filter(0.85)
-    folder = result.journal.folder
+    directory = result.journal.directory
     del result
-    assert folder.is_dir() and len(part.tracks) == 1
+    assert directory.is_dir() and len(part.tracks) == 1
     del part
-    assert not folder.exists()
+    assert not directory.exists()
 
 
 # ------------------------------------------------------------------ choosing tracks
@@ -254,7 +254,7 @@ def test_top_k_counts_tracks_of_one_window() -> None:
 
 
 def test_json_file_is_the_list_of_records(tmp_path: Path) -> None:
-    result = segmenter().track(pictures(70), window=8, overlap=3)
+    result = segmenter().track(images(70), window=8, overlap=3)
     (path,) = result.save(tmp_path / "r.json", video_id=5)
     records = json.loads(path.read_text())
     assert records == result.to_ytvis(5)

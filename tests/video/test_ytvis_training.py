@@ -47,7 +47,7 @@ def test_two_steps_and_an_evaluation(command: list[str], tmp_path: Path) -> None
     assert lengths == {2: 3, 4: 6, 9: 1} and {result["category_id"] for result in results} <= {3, 7}
 
 
-def test_videos_and_pictures_in_one_training(command: list[str], video_content: dict, tmp_path: Path) -> None:
+def test_videos_and_images_in_one_training(command: list[str], video_content: dict, tmp_path: Path) -> None:
     video = next(v for v in video_content["videos"] if v["id"] == 9)
     image = {"id": 1, "height": video["height"], "width": video["width"], "file_name": video["file_names"][0]}
     track = next(a for a in video_content["annotations"] if a["video_id"] == 9)

@@ -1,4 +1,4 @@
-"""Datasets by name. New ones: a module with `register_NAME(root)`, its classes as json, and a line here."""
+"""Datasets by name. New ones: a module with `register_NAME(root)`, its classes as JSON, and a line here."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def register_all(root: str | os.PathLike[str] | None = None) -> None:
     May be called any number of times; with another root the names point there afterwards.
 
     Args:
-        root: folder that holds coco/ and the others; None takes DETECTRON2_DATASETS, else ./datasets.
+        root: directory that holds coco/ and the others; None takes DETECTRON2_DATASETS, else ./datasets.
     """
-    folder = set_dataset_root(root)
+    directory = set_dataset_root(root)
     for register in _FAMILIES:
-        register(folder)
+        register(directory)

@@ -16,7 +16,7 @@ _SPLITS = {"train": "training", "val": "validation"}
 
 LAYOUT = """\
 <root>/ADEChallengeData2016/
-  images/{training,validation}/                   pictures, ADE_val_00000001.jpg
+  images/{training,validation}/                   images, ADE_val_00000001.jpg
   annotations/{training,validation}/              label PNG files of SceneParse150
   annotations_instance/{training,validation}/     PNG files of the instance challenge
   annotations_detectron2/{training,validation}/   made by datasets/prepare_ade20k_sem_seg.py
@@ -27,7 +27,7 @@ FULL_LAYOUT = """\
 <root>/ADE20K_2021_17_01/
   images/ADE/{training,validation}/                   the full ADE20K as it is downloaded
   index_ade20k.pkl
-  images_detectron2/{training,validation}/            pictures, made by datasets/prepare_ade20k_full_sem_seg.py
+  images_detectron2/{training,validation}/            images, made by datasets/prepare_ade20k_full_sem_seg.py
   annotations_detectron2/{training,validation}/       16-bit TIFF label maps, made by the same script"""
 
 FULL_VOID = 65535  # "no class" in the label maps of the full set, which need 16 bits
@@ -35,15 +35,15 @@ FULL_VOID = 65535  # "no class" in the label maps of the full set, which need 16
 
 def register_ade20k(root: str) -> None:
     """Register all ADE20K names below `root`; no file is touched."""
-    for split, folder in _SPLITS.items():
-        _register_semantic(os.path.join(root, "ADEChallengeData2016"), split, folder)
-        _register_panoptic(os.path.join(root, "ADEChallengeData2016"), split, folder)
-        _register_instances(os.path.join(root, "ADEChallengeData2016"), split, folder)
-        _register_full(os.path.join(root, "ADE20K_2021_17_01"), split, folder)
+    for split, directory in _SPLITS.items():
+        _register_semantic(os.path.join(root, "ADEChallengeData2016"), split, directory)
+        _register_panoptic(os.path.join(root, "ADEChallengeData2016"), split, directory)
+        _register_instances(os.path.join(root, "ADEChallengeData2016"), split, directory)
+        _register_full(os.path.join(root, "ADE20K_2021_17_01"), split, directory)
 
 
-def _register_semantic(root: str, split: str, folder: str) -> None:
-    name, paths = f"ade20k_sem_seg_{split}", _semantic_paths(root, folder)
+def _register_semantic(root: str, split: str, directory: str) -> None:
+    name, paths = f"ade20k_sem_seg_{split}", _semantic_paths(root, directory)
     metadata = {
         "stuff_classes": column(class_table("ade20k"), "name"),
         "stuff_colors": column(class_table("ade20k"), "color"),
@@ -54,15 +54,15 @@ def _register_semantic(root: str, split: str, folder: str) -> None:
     set_dataset(name, functools.partial(load_semantic, name, **paths, layout=LAYOUT), metadata)
 
 
-def _semantic_paths(root: str, folder: str) -> dict[str, str]:
+def _semantic_paths(root: str, directory: str) -> dict[str, str]:
     return {
-        "image_root": os.path.join(root, "images", folder),
-        "sem_seg_root": os.path.join(root, "annotations_detectron2", folder),
+        "image_root": os.path.join(root, "images", directory),
+        "sem_seg_root": os.path.join(root, "annotations_detectron2", directory),
     }
 
 
-def _register_panoptic(root: str, split: str, folder: str) -> None:
-    name, images = f"ade20k_panoptic_{split}", _semantic_paths(root, folder)
+def _register_panoptic(root: str, split: str, directory: str) -> None:
+    name, images = f"ade20k_panoptic_{split}", _semantic_paths(root, directory)
     paths: dict[str, Any] = {
         "image_root": images["image_root"],
         "panoptic_root": os.path.join(root, f"ade20k_panoptic_{split}"),
@@ -79,21 +79,21 @@ def _register_panoptic(root: str, split: str, folder: str) -> None:
     set_dataset(name, load, metadata)
 
 
-def _register_instances(root: str, split: str, folder: str) -> None:
+def _register_instances(root: str, split: str, directory: str) -> None:
     name = f"ade20k_instance_{split}"
     paths = {
         "json_file": os.path.join(root, f"ade20k_instance_{split}.json"),
-        "image_root": os.path.join(root, "images", folder),
+        "image_root": os.path.join(root, "images", directory),
     }
     metadata: dict[str, Any] = {**instance_metadata(class_table("ade20k_instance")), **paths, "evaluator_type": "coco"}
     set_dataset(name, functools.partial(load_instances, name, LAYOUT, **paths), metadata)
 
 
-def _register_full(root: str, split: str, folder: str) -> None:
+def _register_full(root: str, split: str, directory: str) -> None:
     name = f"ade20k_full_sem_seg_{split}"
     paths = {
-        "image_root": os.path.join(root, "images_detectron2", folder),
-        "sem_seg_root": os.path.join(root, "annotations_detectron2", folder),
+        "image_root": os.path.join(root, "images_detectron2", directory),
+        "sem_seg_root": os.path.join(root, "annotations_detectron2", directory),
     }
     metadata = {
         "stuff_classes": column(class_table("ade20k_full"), "name"),

@@ -17,12 +17,12 @@ _state = {"root": os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "data
 
 
 def dataset_root() -> str:
-    """The folder below which the datasets lie: the last one given to `register_all`."""
+    """The directory below which the datasets lie: the last one given to `register_all`."""
     return _state["root"]
 
 
 def set_dataset_root(root: str | os.PathLike[str] | None) -> str:
-    """Set the folder of the datasets; None takes the variable DETECTRON2_DATASETS (default "datasets")."""
+    """Set the directory of the datasets; None takes the variable DETECTRON2_DATASETS (default "datasets")."""
     chosen = os.fspath(root) if root is not None else os.environ.get("DETECTRON2_DATASETS", "datasets")
     _state["root"] = os.path.expanduser(chosen)
     return _state["root"]
@@ -74,15 +74,15 @@ def set_dataset(name: str, load: Callable[[], Records], metadata: Metadata | dic
 
 
 def require_files(name: str, paths: Iterable[str], layout: str) -> None:
-    """Check that files and folders of a dataset exist.
+    """Check that files and directories of a dataset exist.
 
     Args:
         name: of the dataset.
         paths: what must exist.
-        layout: the expected folders, shown in the message.
+        layout: the expected directories, shown in the message.
 
     Raises:
-        FileNotFoundError: naming dataset, path, the expected folders and how to set the root.
+        FileNotFoundError: naming dataset, path, the expected directories and how to set the root.
     """
     for path in paths:
         if not os.path.exists(path):
@@ -114,7 +114,7 @@ def register_own(name: str, state: tuple, describe: Callable[[], tuple[Callable[
 
     Args:
         name: for DATASETS.TRAIN and DATASETS.TEST.
-        state: everything on which the dataset depends; the first entry is a file or folder, for messages.
+        state: everything on which the dataset depends; the first entry is a file or directory, for messages.
         describe: gives the loader and the metadata; called when there is something new.
 
     Raises:
@@ -137,7 +137,7 @@ def unregister(name: str) -> None:
 
 
 def locate(path: str | os.PathLike[str]) -> str:
-    """Absolute path of a file or folder of the user: as given, or below the dataset root.
+    """Absolute path of a file or directory of the user: as given, or below the dataset root.
 
     Raises:
         FileNotFoundError: naming both places.

@@ -1,4 +1,4 @@
-"""Class tables: one json file per dataset beside this module; position in the list is the class index."""
+"""Class tables: one JSON file per dataset beside this module; position in the list is the class index."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def class_table(dataset: str) -> tuple[Category, ...]:
     """The categories (id, name and where the dataset has them isthing, color) in the order of the class index.
 
     Args:
-        dataset: name of the json file without extension, for example "ade20k".
+        dataset: name of the JSON file without extension, for example "ade20k".
     """
     text = Path(__file__).with_name(f"{dataset}.json").read_text(encoding="utf-8")
     return tuple(json.loads(text)["categories"])

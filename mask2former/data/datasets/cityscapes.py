@@ -20,7 +20,7 @@ from .coco_panoptic import Object, PanopticLayout, annotations_from_ids, load_pa
 
 LAYOUT = """\
 <root>/cityscapes/
-  leftImg8bit/{train,val,test}/<city>/     pictures, aachen_000000_000019_leftImg8bit.png
+  leftImg8bit/{train,val,test}/<city>/     images, aachen_000000_000019_leftImg8bit.png
   gtFine/{train,val,test}/<city>/
     aachen_000000_000019_gtFine_instanceIds.png
     aachen_000000_000019_gtFine_labelTrainIds.png   made by datasets/prepare_cityscapes.py
@@ -38,15 +38,15 @@ class _Files(NamedTuple):
 
 def register_cityscapes(root: str) -> None:
     """Register all Cityscapes names below `root`/cityscapes; no file is touched."""
-    folder = os.path.join(root, "cityscapes")
+    directory = os.path.join(root, "cityscapes")
     names = {
         "thing_classes": column(things(class_table("cityscapes")), "name"),
         "stuff_classes": column(class_table("cityscapes"), "name"),
     }
     for split in ("train", "val", "test"):
         paths = {
-            "image_dir": os.path.join(folder, f"leftImg8bit/{split}/"),
-            "gt_dir": os.path.join(folder, f"gtFine/{split}/"),
+            "image_dir": os.path.join(directory, f"leftImg8bit/{split}/"),
+            "gt_dir": os.path.join(directory, f"gtFine/{split}/"),
         }
         name = f"cityscapes_fine_instance_seg_{split}"
         metadata: dict[str, Any] = {**names, **paths, "evaluator_type": "cityscapes_instance"}
@@ -55,14 +55,14 @@ def register_cityscapes(root: str) -> None:
         metadata = {**names, **paths, "evaluator_type": "cityscapes_sem_seg", "ignore_label": 255}
         set_dataset(name, functools.partial(load_cityscapes_semantic, name, **paths), metadata)
     for split in ("train", "val"):
-        _register_panoptic(folder, split)
+        _register_panoptic(directory, split)
 
 
 def load_cityscapes_semantic(name: str, image_dir: str, gt_dir: str) -> Records:
     """Records with file_name and sem_seg_file_name, in the order of the names.
 
     Raises:
-        FileNotFoundError: folders or the label maps are missing; shows the expected folders.
+        FileNotFoundError: directories or the label maps are missing; shows the expected directories.
     """
     return [
         {"file_name": files.image, "sem_seg_file_name": f"{files.labels}_labelTrainIds.png"}
@@ -115,14 +115,14 @@ def _read_instances(files: _Files) -> dict[str, Any]:
     }
 
 
-def _register_panoptic(folder: str, split: str) -> None:
+def _register_panoptic(directory: str, split: str) -> None:
     name = f"cityscapes_fine_panoptic_{split}"
     paths: dict[str, Any] = {
-        "image_root": os.path.join(folder, f"leftImg8bit/{split}"),
-        "panoptic_root": os.path.join(folder, f"gtFine/cityscapes_panoptic_{split}"),
-        "panoptic_json": os.path.join(folder, f"gtFine/cityscapes_panoptic_{split}.json"),
+        "image_root": os.path.join(directory, f"leftImg8bit/{split}"),
+        "panoptic_root": os.path.join(directory, f"gtFine/cityscapes_panoptic_{split}"),
+        "panoptic_json": os.path.join(directory, f"gtFine/cityscapes_panoptic_{split}.json"),
     }
-    labels = os.path.join(folder, f"gtFine/{split}")
+    labels = os.path.join(directory, f"gtFine/{split}")
     classes = class_table("cityscapes")
     layout = PanopticLayout(panoptic_classes(classes), LAYOUT, _image_path, _labels_path, text_id)
     metadata = {

@@ -22,7 +22,7 @@ from .coco_json import load_instances
 from .coco_panoptic import PanopticLayout, load_panoptic
 from .semantic_folder import load_semantic
 
-# name -> picture folder, annotations
+# name -> image directory, annotations
 _INSTANCES = {
     "coco_2014_train": ("train2014", "instances_train2014"),
     "coco_2014_val": ("val2014", "instances_val2014"),
@@ -34,7 +34,7 @@ _INSTANCES = {
     "coco_2017_test-dev": ("test2017", "image_info_test-dev2017"),
     "coco_2017_val_100": ("val2017", "instances_val2017_100"),
 }
-# name -> picture folder, end of the names of the panoptic files
+# name -> image directory, end of the names of the panoptic files
 _PANOPTIC = {
     "coco_2017_train": ("train2017", "train2017"),
     "coco_2017_val": ("val2017", "val2017"),
@@ -46,7 +46,7 @@ LAYOUT = """\
   annotations/
     instances_{train,val}2017.json
     panoptic_{train,val}2017.json
-  {train,val}2017/             pictures, 000000000139.jpg
+  {train,val}2017/             images, 000000000139.jpg
   panoptic_{train,val}2017/    PNG files with segment ids, unpacked by datasets/prepare_coco_panoptic_zips.py
   panoptic_semseg_{train,val}2017/   made by datasets/prepare_coco_semantic_annos_from_panoptic_annos.py"""
 
@@ -58,26 +58,26 @@ def coco_categories() -> tuple[dict[str, Any], ...]:
 
 def register_coco(root: str) -> None:
     """Register all COCO names below `root`/coco; no file is touched."""
-    folder = os.path.join(root, "coco")
+    directory = os.path.join(root, "coco")
     for name, (images, stem) in _INSTANCES.items():
         paths = {
-            "json_file": os.path.join(folder, "annotations", f"{stem}.json"),
-            "image_root": os.path.join(folder, images),
+            "json_file": os.path.join(directory, "annotations", f"{stem}.json"),
+            "image_root": os.path.join(directory, images),
         }
         load = functools.partial(load_instances, name, LAYOUT, **paths)
         set_dataset(name, load, {**instance_metadata(things(coco_categories())), **paths, "evaluator_type": "coco"})
     for base, (images, suffix) in _PANOPTIC.items():
         common = {
-            "image_root": os.path.join(folder, images),
-            "panoptic_root": os.path.join(folder, f"panoptic_{suffix}"),
-            "panoptic_json": os.path.join(folder, "annotations", f"panoptic_{suffix}.json"),
-            "json_file": os.path.join(folder, "annotations", f"instances_{suffix}.json"),
+            "image_root": os.path.join(directory, images),
+            "panoptic_root": os.path.join(directory, f"panoptic_{suffix}"),
+            "panoptic_json": os.path.join(directory, "annotations", f"panoptic_{suffix}.json"),
+            "json_file": os.path.join(directory, "annotations", f"instances_{suffix}.json"),
         }
         _register_standard(f"{base}_panoptic", common)
-        stuff_root = os.path.join(folder, f"panoptic_stuff_{suffix}")
+        stuff_root = os.path.join(directory, f"panoptic_stuff_{suffix}")
         _register_separated(f"{base}_panoptic", common, stuff_root)
         if not suffix.endswith("_100"):
-            semantic_root = os.path.join(folder, f"panoptic_semseg_{suffix}")
+            semantic_root = os.path.join(directory, f"panoptic_semseg_{suffix}")
             _register_with_sem_seg(f"{base}_panoptic_with_sem_seg", common, semantic_root)
 
 
@@ -144,19 +144,19 @@ def _register_separated(base: str, common: dict[str, str], stuff_root: str) -> N
 STUFF_LAYOUT = """\
 <root>/coco/coco_stuff_10k/
   images/, annotations/, imageLists/          COCO-Stuff 10k as it is downloaded
-  images_detectron2/{train,test}/             pictures, made by datasets/prepare_coco_stuff_10k.py
+  images_detectron2/{train,test}/             images, made by datasets/prepare_coco_stuff_10k.py
   annotations_detectron2/{train,test}/        label PNG files, made by the same script"""
 
 
 def register_coco_stuff(root: str) -> None:
     """Register coco_2017_{train,test}_stuff_10k_sem_seg below `root`; no file is touched."""
-    folder = os.path.join(root, "coco", "coco_stuff_10k")
+    directory = os.path.join(root, "coco", "coco_stuff_10k")
     classes = class_table("coco_stuff_10k")
     for split in ("train", "test"):
         name = f"coco_2017_{split}_stuff_10k_sem_seg"
         paths = {
-            "image_root": os.path.join(folder, "images_detectron2", split),
-            "sem_seg_root": os.path.join(folder, "annotations_detectron2", split),
+            "image_root": os.path.join(directory, "images_detectron2", split),
+            "sem_seg_root": os.path.join(directory, "annotations_detectron2", split),
         }
         metadata = {
             "stuff_classes": column(classes, "name"),
@@ -170,7 +170,7 @@ def register_coco_stuff(root: str) -> None:
 
 LVIS_LAYOUT = """\
 <root>/
-  coco/{train,val,test}2017/      pictures of COCO
+  coco/{train,val,test}2017/      images of COCO
   lvis/lvis_v1_{train,val}.json   annotations (also lvis_v0.5_*.json)"""
 
 

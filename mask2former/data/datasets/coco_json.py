@@ -1,4 +1,4 @@
-"""Your own data: a COCO instance json and a folder of pictures, registered in one call."""
+"""Custom datasets: a COCO instance JSON and a directory of images, registered in one call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from detectron2.data.datasets.coco import load_coco_json as load_with_detectron2
 from detectron2.structures import BoxMode
 
 from ...errors import BadRecordError, first_few, report_bad_records
-from ...structures.masks import SegmentationError, check_polygons, rle_runs, without_hollow_polygons
+from ...structures.masks import SegmentationError, check_polygons, rle_runs, without_degenerate_polygons
 from ...utils.file_io import read_json_object
 from .catalog import Records, file_state, locate, register_own, require_files
 
@@ -29,7 +29,7 @@ def register_coco_json(
     keep_category_ids: Sequence[int] | None = None,
     skip_bad_records: bool = False,
 ) -> None:
-    """Register a COCO instance json under a name of your choice.
+    """Register a COCO instance JSON under a name of your choice.
 
     The categories are read now (classes in the order of their ids, which need not be contiguous), everything
     else when the dataset is loaded. A second call with the same name replaces the first.
@@ -37,14 +37,14 @@ def register_coco_json(
     Args:
         name: for DATASETS.TRAIN and DATASETS.TEST.
         json_file: relative paths are looked up in the working directory, then below the dataset root.
-        image_root: folder of the pictures, looked up the same way.
+        image_root: directory of the images, looked up the same way.
         keep_category_ids: use only these categories; objects of others become background in training. The
-            json file is not changed, so an evaluation against it still counts them.
-        skip_bad_records: leave out and report pictures with bad records instead of raising on the first.
+            JSON file is not changed, so an evaluation against it still counts them.
+        skip_bad_records: leave out and report images with bad records instead of raising on the first.
 
     Raises:
-        FileNotFoundError: the json file or the folder does not exist.
-        BadRecordError: the json file or its categories are malformed.
+        FileNotFoundError: the JSON file or the directory does not exist.
+        BadRecordError: the JSON file or its categories are malformed.
         ValueError: the name is taken by other code, or a category to keep is not in the file.
     """
     json_path, image_path = locate(json_file), locate(image_root)
@@ -75,11 +75,11 @@ def load_coco_json(
     """Read and check a COCO instance json.
 
     Every record and mask is checked here, so that a mistake does not stop a training half way; only what depends
-    on the picture is left to the mapper. Polygons of less than three points enclose nothing and are left out;
+    on the image is left to the mapper. Polygons of less than three points enclose nothing and are left out;
     objects of which nothing is left are left out too and counted in the log, as detectron2 does.
 
     Returns:
-        Records in detectron2's format in the order of the picture ids, with contiguous classes; annotations
+        Records in detectron2's format in the order of the image ids, with contiguous classes; annotations
         keep their "id". Files without "annotations" (test sets) give empty ones.
 
     Raises:
@@ -103,25 +103,25 @@ def load_coco_json(
             if not skip_bad_records:
                 raise
             problems.append(error)
-            bad_images |= _image_ids(image, "id")  # of two pictures with one id neither can be trusted
+            bad_images |= _image_ids(image, "id")  # of two images with one id neither can be trusted
     seen: set[int] = set()
-    hollow: list[str] = []
+    degenerate: list[str] = []
     for position, annotation in enumerate(annotations):
         try:
             if not _add_annotation(json_file, annotation, position, records, seen, declared, classes):
-                hollow.append(f"annotation {annotation['id']}")
+                degenerate.append(f"annotation {annotation['id']}")
         except BadRecordError as error:
             if not skip_bad_records:
                 raise
             problems.append(error)
             bad_images |= _image_ids(annotation, "image_id")
     report_bad_records(json_file, problems, len(bad_images & records.keys()))
-    _report_hollow(json_file, hollow)
+    _report_degenerate(json_file, degenerate)
     return [record for image_id, record in sorted(records.items()) if image_id not in bad_images]
 
 
 def is_id(value: Any) -> bool:
-    """Whether a value of a json file is an integer (True and False are none)."""
+    """Whether a value of a JSON file is an integer (True and False are none)."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -138,7 +138,7 @@ def check_id(file: str, entry: Any, where: str, kind: str, known: Container[int]
 
 
 def check_sides(file: str, entry: dict[str, Any], where: str) -> None:
-    """Check height and width of a picture."""
+    """Check height and width of an image."""
     for key in ("height", "width"):
         if not is_id(entry.get(key)) or entry[key] < 1:
             raise BadRecordError(file, f"needs {key!r} in pixels, has {entry.get(key)!r}", where)
@@ -158,7 +158,7 @@ def check_class_and_crowd(
 
 
 def _image_ids(entry: Any, key: str) -> set[int]:
-    """The picture that a broken entry belongs to, where that can be told."""
+    """The image that a broken entry belongs to, where that can be told."""
     return {entry[key]} if isinstance(entry, dict) and is_id(entry.get(key)) else set()
 
 
@@ -209,7 +209,7 @@ def _add_annotation(
     declared: set[int],
     classes: dict[int, int],
 ) -> bool:
-    """Check one annotation and add it to the record of its picture; False if its polygons enclose nothing."""
+    """Check one annotation and add it to the record of its image; False if its polygons enclose nothing."""
     where = check_id(file, annotation, f"annotations[{position}]", "annotation", seen)
     seen.add(annotation["id"])
     image_id = annotation.get("image_id")
@@ -246,7 +246,7 @@ def check_segmentation(
         if isinstance(segmentation, dict):
             rle_runs(segmentation, size)  # also for evaluations: pycocotools never returns from some broken ones
         else:
-            segmentation = without_hollow_polygons(segmentation)
+            segmentation = without_degenerate_polygons(segmentation)
             if segmentation:
                 check_polygons(segmentation, size)
     except SegmentationError as error:
@@ -261,18 +261,18 @@ def _check_box(file: str, box: Any, where: str) -> list[float]:
     return box
 
 
-def _report_hollow(file: str, hollow: list[str]) -> None:
-    if hollow:
+def _report_degenerate(file: str, degenerate: list[str]) -> None:
+    if degenerate:
         text = "%s: %d objects have no polygon of three points or more and are left out: %s"
-        logger.warning(text, file, len(hollow), first_few(hollow))
+        logger.warning(text, file, len(degenerate), first_few(degenerate))
 
 
 def load_instances(name: str, layout: str, json_file: str, image_root: str) -> Records:
-    """Load a COCO instance json with detectron2, image ids as the file has them (numbers, or names in ADE20K).
+    """Load a COCO instance JSON with detectron2, image ids as the file has them (numbers, or names in ADE20K).
 
     Raises:
-        FileNotFoundError: the json or the folder of pictures is missing; shows the expected folders.
-        BadRecordError: the json is not in COCO's format, or has categories that the dataset does not have.
+        FileNotFoundError: the JSON or the directory of images is missing; shows the expected directories.
+        BadRecordError: the JSON is not in COCO's format, or has categories that the dataset does not have.
     """
     require_files(name, [json_file, image_root], layout)
     try:

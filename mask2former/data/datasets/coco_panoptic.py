@@ -62,10 +62,10 @@ class PanopticLayout:
 
     Args:
         classes: dataset id -> class index and whether it is a thing.
-        tree: the expected folders, for messages.
-        image: path of the picture below the folder of pictures; None: the file name in "images", else the name of
+        tree: the expected directories, for messages.
+        image: path of the image below the directory of images; None: the file name in "images", else the name of
             the PNG with the extension .jpg.
-        labels: path of the semantic label map below its folder; None: the name of the PNG.
+        labels: path of the semantic label map below its directory; None: the name of the PNG.
         image_id: turns the id of the file into that of the record.
     """
 
@@ -104,8 +104,8 @@ def load_panoptic(
         iscrowd), sem_seg_file_name where a root is given, and height and width where the file has them.
 
     Raises:
-        FileNotFoundError: files are missing; shows the expected folders.
-        BadRecordError: the json file is malformed, or, without `skip_bad_records`, one of its annotations.
+        FileNotFoundError: files are missing; shows the expected directories.
+        BadRecordError: the JSON file is malformed, or, without `skip_bad_records`, one of its annotations.
     """
     require_files(name, [panoptic_json], layout.tree)
     content = read_json_object(panoptic_json, lists=("annotations",))
@@ -177,8 +177,8 @@ LAYOUT = """\
 panoptic.json   {"categories": [{"id", "name", "isthing"}, ...],
                  "images": [{"id", "file_name", "height", "width"}, ...],
                  "annotations": [{"image_id", "file_name", "segments_info": [{"id", "category_id"}, ...]}, ...]}
-image folder/   the file_name of each of "images" (or the name of the PNG file with .jpg)
-PNG folder/     the file_name of each of "annotations": RGB, segment id = R + 256 G + 65536 B, 0 = no segment"""
+image directory/   the file_name of each of "images" (or the name of the PNG file with .jpg)
+PNG directory/     the file_name of each of "annotations": RGB, segment id = R + 256 G + 65536 B, 0 = no segment"""
 
 Path = str | os.PathLike[str]
 
@@ -203,17 +203,17 @@ def register_panoptic(
     Args:
         name: for DATASETS.TRAIN and DATASETS.TEST.
         json_file: see `LAYOUT`.
-        image_root: folder of the pictures.
-        png_root: folder of the PNG files with segment ids.
-        sem_seg_root: folder of label maps named as the PNG files; without it, semantic results are evaluated on labels
-            made from the segments.
-        instances_json: COCO instance json of the things, with the same ids; needed to evaluate instance AP.
+        image_root: directory of the images.
+        png_root: directory of the PNG files with segment ids.
+        sem_seg_root: directory of label maps named as the PNG files; without it, semantic results are
+            evaluated on labels made from the segments.
+        instances_json: COCO instance JSON of the things, with the same ids; needed to evaluate instance AP.
         ignore_value: "no class" in the label maps.
-        skip_bad_records: leave out and report pictures with bad records instead of raising on the first.
+        skip_bad_records: leave out and report images with bad records instead of raising on the first.
 
     Raises:
-        FileNotFoundError: a file or folder does not exist.
-        BadRecordError: the json file or its categories are malformed.
+        FileNotFoundError: a file or directory does not exist.
+        BadRecordError: the JSON file or its categories are malformed.
         ValueError: the name is taken by other code.
     """
     json_path = locate(json_file)
@@ -245,7 +245,7 @@ def _same_id(value: Any) -> int | str:
 
 
 def _read_categories(file: str) -> list[Category]:
-    """Categories in the order of their ids, with colours where the file has none."""
+    """Categories in the order of their ids, with colors where the file has none."""
     found: dict[int, Category] = {}
     for position, entry in enumerate(read_json_object(file, lists=("categories",))["categories"]):
         where = f"categories[{position}]"

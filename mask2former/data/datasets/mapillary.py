@@ -21,7 +21,7 @@ VOID = 65  # "Unlabeled" in the label maps
 LAYOUT = """\
 <root>/mapillary_vistas/
   {training,validation}/
-    images/      pictures, *.jpg
+    images/      images, *.jpg
     labels/      label PNG files of v1.2 (in the archive of v2.0: v1.2/labels)
     panoptic/    PNG files with segment ids, and panoptic_2018.json (in the archive of v2.0: v1.2/panoptic)
   mapillary_vistas_instance_{train,val}.json   made by datasets/prepare_mapillary.py, which also links v1.2/"""
@@ -60,16 +60,16 @@ def register_mapillary(root: str) -> None:
 
 
 def _semantic_paths(root: str, split: str) -> dict[str, str]:
-    folder = os.path.join(root, "mapillary_vistas", SPLITS[split])
-    return {"image_root": os.path.join(folder, "images"), "sem_seg_root": os.path.join(folder, "labels")}
+    directory = os.path.join(root, "mapillary_vistas", SPLITS[split])
+    return {"image_root": os.path.join(directory, "images"), "sem_seg_root": os.path.join(directory, "labels")}
 
 
 def _panoptic_paths(root: str, split: str) -> dict[str, Any]:
-    folder = os.path.join(root, "mapillary_vistas", SPLITS[split])
+    directory = os.path.join(root, "mapillary_vistas", SPLITS[split])
     return {
-        "image_root": os.path.join(folder, "images"),
-        "panoptic_root": os.path.join(folder, "panoptic"),
-        "panoptic_json": os.path.join(folder, "panoptic", "panoptic_2018.json"),
+        "image_root": os.path.join(directory, "images"),
+        "panoptic_root": os.path.join(directory, "panoptic"),
+        "panoptic_json": os.path.join(directory, "panoptic", "panoptic_2018.json"),
     }
 
 
@@ -84,7 +84,7 @@ V2_LAYOUT = """\
 <root>/mapillary_vistas/
   config_v2.0.json
   {training,validation}/
-    images/                 pictures, *.jpg
+    images/                 images, *.jpg
     v2.0/labels/            label PNG files
     v2.0/panoptic/          PNG files with segment ids, and panoptic_2020.json
   mapillary_vistas_v2_instance_{train,val}.json   made by datasets/prepare_mapillary.py"""
@@ -98,16 +98,16 @@ def register_mapillary_v2(root: str) -> None:
     """Register the names of Mapillary Vistas v2.0 below `root`/mapillary_vistas; no file is touched."""
     base = os.path.join(root, "mapillary_vistas")
     config = os.path.join(base, "config_v2.0.json")
-    for split, folder in SPLITS.items():
-        images = os.path.join(base, folder, "images")
-        semantic = {"image_root": images, "sem_seg_root": os.path.join(base, folder, "v2.0", "labels")}
+    for split, directory in SPLITS.items():
+        images = os.path.join(base, directory, "images")
+        semantic = {"image_root": images, "sem_seg_root": os.path.join(base, directory, "v2.0", "labels")}
         name = f"mapillary_vistas_v2_sem_seg_{split}"
         read = functools.partial(_semantic_metadata, name, config)
         metadata = FileMetadata(_SEMANTIC_KEYS, read, name=name, **semantic, evaluator_type="sem_seg")
         set_dataset(name, functools.partial(load_semantic, name, **semantic, layout=V2_LAYOUT), metadata)
 
         name = f"mapillary_vistas_v2_panoptic_{split}"
-        panoptic = os.path.join(base, folder, "v2.0", "panoptic")
+        panoptic = os.path.join(base, directory, "v2.0", "panoptic")
         paths = {
             "image_root": images,
             "panoptic_root": panoptic,
@@ -134,7 +134,7 @@ def read_classes(name: str, config: str) -> list[Category]:
         config: path of the file.
 
     Raises:
-        FileNotFoundError: no such file; shows the expected folders.
+        FileNotFoundError: no such file; shows the expected directories.
         BadRecordError: the file is malformed.
     """
     require_files(name, [config], V2_LAYOUT)
@@ -149,7 +149,7 @@ def read_classes(name: str, config: str) -> list[Category]:
 
 
 def _panoptic_classes(name: str, config: str, panoptic_json: str) -> list[Category]:
-    """Classes with the id and isthing of the panoptic json; classes that it lacks are stuff without id."""
+    """Classes with the id and isthing of the panoptic JSON; classes that it lacks are stuff without id."""
     classes = read_classes(name, config)
     require_files(name, [panoptic_json], V2_LAYOUT)
     declared = {}

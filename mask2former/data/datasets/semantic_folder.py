@@ -18,18 +18,18 @@ logger = logging.getLogger(__name__)
 
 
 class Pairs(NamedTuple):
-    """Pictures and label maps by name; names are paths below their folder without extension."""
+    """Images and label maps by name; names are paths below their directory without extension."""
 
-    pairs: list[tuple[str, str]]  # (picture, label map), in the order of the names
-    without_labels: list[str]  # pictures
+    pairs: list[tuple[str, str]]  # (image, label map), in the order of the names
+    without_labels: list[str]  # images
     without_image: list[str]  # label maps
 
 
 def pair_files(image_root: str, label_root: str) -> Pairs:
-    """Find the label map of every picture: same folder and name below the two roots, whatever the extension.
+    """Find the label map of every image: same directory and name below the two roots, whatever the extension.
 
     Raises:
-        ValueError: two pictures or two label maps have one name.
+        ValueError: two images or two label maps have one name.
     """
     images, labels = _by_name(image_root, IMAGE_SUFFIXES), _by_name(label_root, LABEL_MAP_SUFFIXES)
     return Pairs(
@@ -47,17 +47,17 @@ def load_semantic(name: str, image_root: str, sem_seg_root: str, layout: str) ->
         out and counted in the log.
 
     Raises:
-        FileNotFoundError: a folder is missing, or holds no pair; shows the expected folders.
-        ValueError: two files of one folder have the same name.
+        FileNotFoundError: a directory is missing, or holds no pair; shows the expected directories.
+        ValueError: two files of one directory have the same name.
     """
     require_files(name, [image_root, sem_seg_root], layout)
     found = pair_files(image_root, sem_seg_root)
     if not found.pairs:
         raise FileNotFoundError(
-            f"dataset {name!r}: none of the {len(found.without_labels)} pictures below {image_root} has a label map of "
+            f"dataset {name!r}: none of the {len(found.without_labels)} images below {image_root} has a label map of "
             f"its name among the {len(found.without_image)} below {sem_seg_root}. Expected:\n\n{layout}"
         )
-    for what, paths in (("pictures without labels", found.without_labels), ("label maps alone", found.without_image)):
+    for what, paths in (("images without labels", found.without_labels), ("label maps alone", found.without_image)):
         if paths:
             logger.warning("dataset %s: %d %s are left out: %s", name, len(paths), what, first_few(paths))
     return [{"file_name": image, "sem_seg_file_name": labels} for image, labels in found.pairs]
@@ -65,13 +65,13 @@ def load_semantic(name: str, image_root: str, sem_seg_root: str, layout: str) ->
 
 def _by_name(root: str, suffixes: Collection[str]) -> dict[str, str]:
     found: dict[str, str] = {}
-    for folder, _, files in os.walk(root, followlinks=True):
+    for directory, _, files in os.walk(root, followlinks=True):
         for file in files:
             stem, suffix = os.path.splitext(file)
             if suffix.lower() not in suffixes or file.startswith("."):
                 continue
-            path = os.path.join(folder, file)
-            key = os.path.relpath(os.path.join(folder, stem), root)
+            path = os.path.join(directory, file)
+            key = os.path.relpath(os.path.join(directory, stem), root)
             if key in found:
                 raise ValueError(f"{path} and {found[key]} have one name; their partner cannot be told")
             found[key] = path
@@ -79,8 +79,8 @@ def _by_name(root: str, suffixes: Collection[str]) -> dict[str, str]:
 
 
 LAYOUT = """\
-image folder/   any/name.jpg   (jpg, png, tif, bmp, webp, ...)
-label folder/   any/name.png   (png, tif, bmp; 8 or 16 bits): one channel, the value of a pixel is its class index"""
+image directory/   any/name.jpg   (jpg, png, tif, bmp, webp, ...)
+label directory/   any/name.png   (png, tif, bmp; 8 or 16 bits): one channel, the value of a pixel is its class index"""
 
 Path = str | os.PathLike[str]
 
@@ -93,7 +93,7 @@ def register_semantic_folder(
     *,
     ignore_value: int = 255,
 ) -> None:
-    """Register a folder of pictures and a folder of label maps under a name of your choice.
+    """Register a directory of images and a directory of label maps under a name of your choice.
 
     The value of a pixel is its class: 0 is the first of `classes`, which may be called "background" but is a class
     like any other. Pixels of `ignore_value` belong to no class and are not counted. Relative paths are looked up
@@ -101,13 +101,13 @@ def register_semantic_folder(
 
     Args:
         name: for DATASETS.TRAIN and DATASETS.TEST.
-        image_root: folder of the pictures; folders inside it are searched too.
-        label_root: folder of the label maps, named as the pictures but for the extension.
-        classes: names, or a file: one name in a line, or a json list of names.
+        image_root: directory of the images; directories inside it are searched too.
+        label_root: directory of the label maps, named as the images but for the extension.
+        classes: names, or a file: one name in a line, or a JSON list of names.
         ignore_value: "no class" in the label maps.
 
     Raises:
-        FileNotFoundError: a file or folder does not exist.
+        FileNotFoundError: a file or directory does not exist.
         ValueError: no classes, a name twice, or the dataset's name is taken by other code.
     """
     images, labels = locate(image_root), locate(label_root)
@@ -153,5 +153,5 @@ def _read_names(path: str) -> list[str]:
     except (OSError, ValueError) as error:
         raise BadRecordError(path, f"is no list of class names: {error}") from error
     if not isinstance(content, list):
-        raise BadRecordError(path, 'a json of class names is a list: ["road", "sky"]')
+        raise BadRecordError(path, 'a JSON of class names is a list: ["road", "sky"]')
     return content

@@ -1,4 +1,4 @@
-"""YouTube-VIS 2019 and 2021, and OVIS; the truth of val and test lies on servers, which score results.json."""
+"""YouTube-VIS 2019 and 2021, and OVIS; the ground truth of val and test lies on servers, which score results.json."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .catalog import FileMetadata, Records, require_files, set_dataset
 from .categories import class_table, instance_metadata
 from .ytvis_json import category_metadata, load_ytvis_json
 
-_SPLITS = {"train": "train", "val": "valid", "test": "test"}  # end of the name -> folder
+_SPLITS = {"train": "train", "val": "valid", "test": "test"}  # end of the name -> directory
 
 YTVIS_LAYOUT = """\
 <root>/{family}/
@@ -29,23 +29,23 @@ def register_ytvis(root: str) -> None:
     """Register the names of YouTube-VIS and OVIS below `root`; no file is touched."""
     for family in ("ytvis_2019", "ytvis_2021"):
         layout = YTVIS_LAYOUT.format(family=family)
-        for split, folder in _SPLITS.items():
+        for split, directory in _SPLITS.items():
             paths = {
-                "json_file": os.path.join(root, family, f"{folder}.json"),
-                "image_root": os.path.join(root, family, folder, "JPEGImages"),
+                "json_file": os.path.join(root, family, f"{directory}.json"),
+                "image_root": os.path.join(root, family, directory, "JPEGImages"),
             }
             name = f"{family}_{split}"
             metadata = {**instance_metadata(class_table(family)), **paths, "evaluator_type": "ytvis"}
             set_dataset(name, functools.partial(_load, name, layout, **paths), metadata)
-    for split, folder in _SPLITS.items():
-        _register_ovis(root, f"ovis_{split}", folder)
+    for split, directory in _SPLITS.items():
+        _register_ovis(root, f"ovis_{split}", directory)
 
 
-def _register_ovis(root: str, name: str, folder: str) -> None:
-    """OVIS: the classes are read from its json when they are first needed."""
+def _register_ovis(root: str, name: str, directory: str) -> None:
+    """OVIS: the classes are read from its JSON when they are first needed."""
     paths = {
-        "json_file": os.path.join(root, "ovis", f"annotations_{folder}.json"),
-        "image_root": os.path.join(root, "ovis", folder),
+        "json_file": os.path.join(root, "ovis", f"annotations_{directory}.json"),
+        "image_root": os.path.join(root, "ovis", directory),
     }
 
     def read() -> dict[str, Any]:
@@ -61,8 +61,8 @@ def _load(name: str, layout: str, json_file: str, image_root: str) -> Records:
     """Records of a registered name.
 
     Raises:
-        FileNotFoundError: the json or the folder of frames is missing; shows the expected folders.
-        BadRecordError: the json is malformed or has categories that the dataset does not have.
+        FileNotFoundError: the JSON or the directory of frames is missing; shows the expected directories.
+        BadRecordError: the JSON is malformed or has categories that the dataset does not have.
     """
     require_files(name, [json_file, image_root], layout)
     return load_ytvis_json(json_file, image_root, MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id)

@@ -47,7 +47,7 @@ class Video:
     Attributes:
         id: of the video.
         height, width: of its frames in pixels.
-        file_names: T, relative to the folder of the frames.
+        file_names: T, relative to the directory of the frames.
         tracks: its objects.
     """
 
@@ -83,7 +83,7 @@ class VideoAnnotations:
 
 
 def read_ytvis_json(json_file: str, *, skip_bad_records: bool = False) -> VideoAnnotations:
-    """Read and check a YouTube-VIS or OVIS json; every mask is looked at, so that no mistake stops a training late.
+    """Read and check a YouTube-VIS or OVIS JSON; every mask is looked at, so that no mistake stops a training late.
 
     Args:
         json_file: file name.
@@ -168,11 +168,11 @@ def video_records(content: VideoAnnotations, image_root: str, classes: Mapping[i
 
     Args:
         content: what was read.
-        image_root: folder of the frames.
+        image_root: directory of the frames.
         classes: category id -> class index.
 
     Returns:
-        {"file_names" (T paths), "height", "width", "length" (T), "video_id"} each and, where the file has truth,
+        {"file_names" (T paths), "height", "width", "length" (T), "video_id"} each and, where the file has ground truth,
         "annotations": for each object {"id", "category_id" (class index), "iscrowd", "segmentations" (T, or None)}.
 
     Raises:
@@ -209,7 +209,7 @@ def _class_of(file: str, track: Track, classes: Mapping[int, int]) -> int:
 
 
 def frame_records(record: dict[str, Any]) -> Records:
-    """The frames of a video as records of pictures; any other record alone, as it is."""
+    """The frames of a video as records of images; any other record alone, as it is."""
     if "file_names" not in record:
         return [record]
     frames = []
@@ -245,7 +245,7 @@ def register_ytvis_json(
     *,
     skip_bad_records: bool = False,
 ) -> None:
-    """Register a json in the format of YouTube-VIS under a name of your choice.
+    """Register a JSON in the format of YouTube-VIS under a name of your choice.
 
     The categories are read now (classes in the order of their ids), everything else when the dataset is loaded. A
     second call with the same name replaces the first.
@@ -253,13 +253,13 @@ def register_ytvis_json(
     Args:
         name: for DATASETS.TRAIN and DATASETS.TEST.
         json_file: relative paths are looked up in the working directory, then below the dataset root.
-        image_root: folder of the frames, looked up the same way.
+        image_root: directory of the frames, looked up the same way.
         skip_bad_records: leave out and report videos with bad records instead of raising on the first; so does the
             evaluation.
 
     Raises:
-        FileNotFoundError: the json file or the folder does not exist.
-        BadRecordError: the json file or its categories are malformed.
+        FileNotFoundError: the JSON file or the directory does not exist.
+        BadRecordError: the JSON file or its categories are malformed.
         ValueError: the name is taken by other code.
     """
     json_path, image_path = locate(json_file), locate(image_root)

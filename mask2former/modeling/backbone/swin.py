@@ -155,7 +155,7 @@ class SwinBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Halve the resolution: 2 x 2 neighbours side by side in the channels, projected from 4 C to 2 C."""
+    """Halve the resolution: 2 x 2 neighbors side by side in the channels, projected from 4 C to 2 C."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class PatchMerging(nn.Module):
 
 
 def _shift_mask(height: int, width: int, window: int, device: torch.device) -> Tensor:
-    """(windows, N, N): 0 where two tokens of a shifted window were neighbours in the image, -100 elsewhere."""
+    """(windows, N, N): 0 where two tokens of a shifted window were neighbors in the image, -100 elsewhere."""
 
     def regions(size: int) -> Tensor:
         padded = size + -size % window
@@ -289,7 +289,7 @@ class D2SwinTransformer(Backbone):
         return 32
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) normalised image -> feature maps by name, NCHW."""
+        """(B, 3, H, W) normalized image -> feature maps by name, NCHW."""
         x = self.patch_embed(x)
         if self.absolute_pos_embed is not None:
             position = F.interpolate(self.absolute_pos_embed, x.shape[1:3], mode="bicubic", align_corners=False)

@@ -95,7 +95,7 @@ class TimmBackbone(Backbone):
         logger.info("Backbone weights from %s (%d tensors not needed)", weights, len(unexpected))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) normalised image -> {"res2": (B, C, H / 4, W / 4), ...}."""
+        """(B, 3, H, W) normalized image -> {"res2": (B, C, H / 4, W / 4), ...}."""
         try:
             maps = self.network(x)
         except AssertionError as error:  # models with windows of a fixed size

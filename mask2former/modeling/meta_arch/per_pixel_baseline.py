@@ -94,9 +94,9 @@ class PerPixelBaselineHead(nn.Module):
         return F.interpolate(scores.float(), scale_factor=factor, mode="bilinear", align_corners=False)
 
     def loss(self, scores: Tensor, targets: Tensor) -> Tensor:
-        """Weighted mean cross-entropy of logits (B, K, H4, W4) over the labelled pixels of `targets` (B, H, W).
+        """Weighted mean cross-entropy of logits (B, K, H4, W4) over the labeled pixels of `targets` (B, H, W).
 
-        Without labelled pixels it is zero.
+        Without labeled pixels it is zero.
         """
         height, width = targets.shape[-2:]
         # Where H is no multiple of the stride, the enlarged map reaches beyond the image.

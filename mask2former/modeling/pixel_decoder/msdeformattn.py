@@ -29,11 +29,11 @@ Shapes = Sequence[tuple[int, int]]
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes of the L levels, and the centres of their S tokens.
+    """Sizes of the L levels, and the centers of their S tokens.
 
     Attributes:
         shapes: (H, W) of each level.
-        points: (S, 2) centre (x, y) of every token in [0, 1] of its own map, fp32.
+        points: (S, 2) center (x, y) of every token in [0, 1] of its own map, fp32.
     """
 
     shapes: Shapes
@@ -42,13 +42,13 @@ class Geometry:
     @classmethod
     def of(cls, shapes: Shapes, device: torch.device) -> Geometry:
         """Made on the device from Python ints, without a copy that waits."""
-        centres = []
+        centers = []
         for height, width in shapes:
             y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
             x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
             grid = torch.stack((x[None].expand(height, -1), y[:, None].expand(-1, width)), dim=-1)
-            centres.append(grid.flatten(0, 1))
-        return cls(tuple(shapes), torch.cat(centres))
+            centers.append(grid.flatten(0, 1))
+        return cls(tuple(shapes), torch.cat(centers))
 
 
 class MSDeformAttn(nn.Module):

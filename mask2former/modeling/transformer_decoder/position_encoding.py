@@ -28,7 +28,7 @@ class PositionEncoding(nn.Module):
         self._cache: ShapeCache[Tensor] = ShapeCache()
 
     def _axis(self, size: int, channels: int, device: torch.device) -> Tensor:
-        """(size, channels): sine and cosine of the normalised position i + 1 over 2 pi."""
+        """(size, channels): sine and cosine of the normalized position i + 1 over 2 pi."""
         position = torch.arange(1, size + 1, dtype=torch.float32, device=device)
         position = position / (position[-1] + 1e-6) * (2 * math.pi)
         index = torch.arange(channels, dtype=torch.float32, device=device)

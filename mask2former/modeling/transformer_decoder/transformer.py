@@ -95,7 +95,7 @@ class TransformerDecoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, keys: Tensor, memory: Tensor, position: Tensor | None = None) -> list[Tensor]:
-        """The normalised queries (B, Q, C) after each layer; arguments as in `DecoderLayer`."""
+        """The normalized queries (B, Q, C) after each layer; arguments as in `DecoderLayer`."""
         states = []
         for layer in self.layers:
             x = layer(x, keys, memory, position)

@@ -2,7 +2,7 @@
 //
 // Letters as in the Python documentation: B batch, S positions of all levels, M heads, D channels of a head, N queries,
 // L levels, P points. Two forms of input exist. Without reference points, `sampling` holds locations in [0, 1] and
-// `attention` normalised weights. With them, `sampling` holds offsets in pixels of the level and `attention` logits;
+// `attention` normalized weights. With them, `sampling` holds offsets in pixels of the level and `attention` logits;
 // the location is reference + offset / (width, height), the weights are the softmax over L * P.
 #pragma once
 

@@ -148,19 +148,19 @@ MASK2FORMER_INLINE void place_samples(const Inputs<T>& in, int64_t start, const 
     V x, y;
     split_pairs<kLanes>(load_before_end<T, V>(in.sampling + 2 * at, available),
                         load_before_end<T, V>(in.sampling + 2 * at + kLanes, available - kLanes), x, y);
-    V centre_x{}, centre_y{};
+    V center_x{}, center_y{};
     if (reference && in.reference_level == 0) {
-      centre_x += reference[0];
-      centre_y += reference[1];
+      center_x += reference[0];
+      center_y += reference[1];
     } else if (reference) {
       for (int i = 0; i < kLanes; ++i) {
-        const T* centre = reference + block.level[i] * in.reference_level;
-        centre_x[i] = centre[0];
-        centre_y[i] = centre[1];
+        const T* center = reference + block.level[i] * in.reference_level;
+        center_x[i] = center[0];
+        center_y[i] = center[1];
       }
     }
-    x = x * block.scale_x + (centre_x * block.width - T(0.5));
-    y = y * block.scale_y + (centre_y * block.height - T(0.5));
+    x = x * block.scale_x + (center_x * block.width - T(0.5));
+    y = y * block.scale_y + (center_y * block.height - T(0.5));
     block.inside = (I)(x >= T(-1)) & (I)(x < block.width) & (I)(y >= T(-1)) & (I)(y < block.height);
     const auto across = split_axis<T, V, I>(x, block.width, block.inside);
     const auto down = split_axis<T, V, I>(y, block.height, block.inside);

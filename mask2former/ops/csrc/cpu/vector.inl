@@ -75,7 +75,7 @@ MASK2FORMER_INLINE void split_pairs(V a, V b, V& even, V& odd) {
 
 // As split_pairs, but within every group of four: one cheap instruction on x86.
 template <int kLanes, class V>
-MASK2FORMER_INLINE V add_neighbours(V a, V b) {
+MASK2FORMER_INLINE V add_neighbors(V a, V b) {
   if constexpr (kLanes == 4) {
     return MASK2FORMER_SHUFFLE(a, b, 0, 2, 4, 6) + MASK2FORMER_SHUFFLE(a, b, 1, 3, 5, 7);
   } else if constexpr (kLanes == 8) {
@@ -125,7 +125,7 @@ template <class T, int kLanes>
 MASK2FORMER_INLINE void add_sums(const Vector<T, kLanes>* v, T* to) {
   if constexpr (sizeof(T) == 4 && kLanes >= 4) {
     using V = Vector<T, kLanes>;
-    const V all = add_neighbours<kLanes>(add_neighbours<kLanes>(v[0], v[1]), add_neighbours<kLanes>(v[2], v[3]));
+    const V all = add_neighbors<kLanes>(add_neighbors<kLanes>(v[0], v[1]), add_neighbors<kLanes>(v[2], v[3]));
     if constexpr (kLanes == 4) {
       store(to, load<V>(to) + all);
     } else {

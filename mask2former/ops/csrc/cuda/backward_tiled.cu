@@ -327,12 +327,12 @@ __global__ void __launch_bounds__(kThreads, 2)
       at[m] = {-8, -8, 0.0f, 0.0f};
       if (query[m] >= 0) {
         const float2 given = load_point(sampling + (sample[m] + l * kPoints) * 2);
-        float2 centre{0.0f, 0.0f};
+        float2 center{0.0f, 0.0f};
         if (kFused)
-          centre = __ldg(reinterpret_cast<const float2*>(reference + tile.batch * t.reference_batch +
+          center = __ldg(reinterpret_cast<const float2*>(reference + tile.batch * t.reference_batch +
                                                          query[m] * t.reference_query + l * t.reference_level));
-        at[m] = locate(pixel<kFused>(given.x, centre.x, static_cast<float>(level.width)),
-                       pixel<kFused>(given.y, centre.y, static_cast<float>(level.height)));
+        at[m] = locate(pixel<kFused>(given.x, center.x, static_cast<float>(level.width)),
+                       pixel<kFused>(given.y, center.y, static_cast<float>(level.height)));
       }
       s.dots[threadIdx.x + m * kThreads] = float4{};
       listed[m] = count_corners(s, window, at[m]);

@@ -99,7 +99,7 @@ __device__ __forceinline__ void store(T* out, const float (&sum)[8]) {
   __stcs(reinterpret_cast<uint4*>(out), make_uint4(words[0], words[1], words[2], words[3]));
 }
 
-// Position in pixels of a map of `size`; a pixel's centre is a whole number. With a reference point the offset is in
+// Position in pixels of a map of `size`; a pixel's center is a whole number. With a reference point the offset is in
 // pixels, so no division is needed, and one rounding less.
 template <bool kFused, class F>
 __device__ __forceinline__ F pixel(F sampling, F reference, F size) {

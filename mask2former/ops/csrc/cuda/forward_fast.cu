@@ -103,13 +103,13 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
     float sum[kTurns][kVector] = {};
 #pragma unroll
     for (int l = 0; l < kLevels; ++l) {
-      float2 centre{0.0f, 0.0f};
+      float2 center{0.0f, 0.0f};
       if (kFused)
-        centre = __ldg(reinterpret_cast<const float2*>(reference + tile.batch * t.reference_batch +
+        center = __ldg(reinterpret_cast<const float2*>(reference + tile.batch * t.reference_batch +
                                                        query * t.reference_query + l * t.reference_level));
       const FastLevel& level = t.level[l];
-      const Sample sample = placed(pixel<kFused>(at[l].x, centre.x, static_cast<float>(level.width)),
-                                   pixel<kFused>(at[l].y, centre.y, static_cast<float>(level.height)), weight[l],
+      const Sample sample = placed(pixel<kFused>(at[l].x, center.x, static_cast<float>(level.width)),
+                                   pixel<kFused>(at[l].y, center.y, static_cast<float>(level.height)), weight[l],
                                    level, right);
       __syncwarp();
       samples[point][lane / kPoints] = sample;

@@ -28,14 +28,14 @@ __device__ Position<F> locate(const Sizes& s, const F* reference, const P* sampl
                               int64_t row, int64_t index) {
   const int64_t l = index / s.points;
   const P* at = sampling + (row * s.levels * s.points + index) * 2;
-  F centre_x = 0, centre_y = 0;
+  F center_x = 0, center_y = 0;
   if (kFused) {
     const F* p = reference + batch * s.reference_batch + query * s.reference_query + l * s.reference_level;
-    centre_x = p[0], centre_y = p[1];
+    center_x = p[0], center_y = p[1];
   }
   const F width = static_cast<F>(s.level[l].width), height = static_cast<F>(s.level[l].height);
-  const F x = pixel<kFused>(static_cast<F>(to_float(at[0])), centre_x, width);
-  const F y = pixel<kFused>(static_cast<F>(to_float(at[1])), centre_y, height);
+  const F x = pixel<kFused>(static_cast<F>(to_float(at[0])), center_x, width);
+  const F y = pixel<kFused>(static_cast<F>(to_float(at[1])), center_y, height);
   Position<F> p{};
   p.near = x > -1 && y > -1 && x < width && y < height;  // false for a NaN
   if (p.near) {
@@ -185,8 +185,8 @@ __global__ void largest_kernel(const T* x, int64_t count, unsigned long long* la
 
 // scale[1], scale[2]: the largest gradient and weight. A pixel gets at most one addition from each of `additions` samples,
 // so its sum stays below 2^62. A power of two, so that scaling is exact.
-__global__ void scale_kernel(double* scale, double additions, bool normalised) {
-  const double bound = additions * scale[1] * (normalised ? 1.0 : scale[2]);
+__global__ void scale_kernel(double* scale, double additions, bool normalized) {
+  const double bound = additions * scale[1] * (normalized ? 1.0 : scale[2]);
   scale[0] = bound > 0 ? exp2(floor(62 - log2(bound))) : (bound == 0 ? 1.0 : bound);
 }
 
@@ -266,11 +266,11 @@ cudaError_t fixed_point_scale(const Call& call, double* scale, cudaStream_t stre
     const int64_t grads = row_count(s) * s.dim, weights = row_count(s) * s.levels * s.points;
     auto* bits = reinterpret_cast<unsigned long long*>(scale);
     largest_kernel<<<blocks_for(call, grads), kThreads, 0, stream>>>(static_cast<const T*>(call.grad), grads, bits + 1);
-    const bool normalised = call.reference != nullptr;  // the weights of a softmax are at most 1
-    if (!normalised)
+    const bool normalized = call.reference != nullptr;  // the weights of a softmax are at most 1
+    if (!normalized)
       largest_kernel<<<blocks_for(call, weights), kThreads, 0, stream>>>(static_cast<const F*>(call.attention), weights,
                                                                          bits + 2);
-    scale_kernel<<<1, 1, 0, stream>>>(scale, static_cast<double>(s.queries * s.points), normalised);
+    scale_kernel<<<1, 1, 0, stream>>>(scale, static_cast<double>(s.queries * s.points), normalized);
     return cudaGetLastError();
   });
 }

@@ -1,4 +1,4 @@
-// Queries in square tiles. Neighbouring queries look at neighbouring pixels, so a block that holds a square of them
+// Queries in square tiles. Neighboring queries look at neighboring pixels, so a block that holds a square of them
 // reads few rows often: from the L1 cache in the forward, out of a list per pixel in the backward.
 #pragma once
 
