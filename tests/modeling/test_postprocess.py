@@ -277,7 +277,7 @@ def test_instances_below_the_threshold_are_not_resized(monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "resize_masks", lambda logits, *rest: seen.append(len(logits)) or resize(logits, *rest))
     scores = torch.tensor([[0.5, 0.5], [0.25, 0.75], [0.125, 0.875]])
     size = (8, 12)
-    s = Settings(semantic=False, instance=True, score_threshold=0.5)
+    s = Settings(INSTANCE, score_threshold=0.5)
     result = postprocess(scores, scores, torch.full((3, *size), 200.0), size, size, size, s)["instances"]
     assert result.scores.tolist() == [0.5] and seen == [1]
 
@@ -286,6 +286,6 @@ def test_of_equal_queries_in_two_chunks_the_first_wins(monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "_CHUNK", 1)
     scores = torch.tensor([[0.75, 0.0, 0.25], [0.0, 0.75, 0.25]])
     size = (8, 12)
-    s = Settings(semantic=False, panoptic=True)
+    s = Settings(PANOPTIC)
     _, segments = postprocess(scores, scores, torch.full((2, *size), 9.0), size, size, size, s)["panoptic_seg"]
     assert [x["category_id"] for x in segments] == [0]
