@@ -2,7 +2,8 @@
 
 Both get the same outputs in the same order, image by image, as `inference_on_dataset` hands them over, and write
 the same result files. Only the evaluators' own time counts, not the making of outputs. Every number that both report
-must be the same, or the run fails.
+must be the same, or the run fails. detectron2's panoptic evaluator needs panopticapi:
+`pip install --no-deps panopticapi-lite==0.2.0`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How ``tools/install.py`` carries out its steps: pip with readable failures, and detectron2's own way in.
+"""How ``tools/install.py`` runs pip: failures with a remedy, and the detectron2 that needs no compiler.
 
 Standard library only, Python 3.10 to 3.13.
 """
@@ -7,213 +7,129 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence, Set
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import build_ops
-import install_plan as planning
-from install_plan import Environment, InstallError, Plan, Step
 
-DOWNLOAD_TRIES = 3
-BROKEN_DOWNLOAD = r"IncompleteRead|Connection broken|Read timed out|ConnectionReset|ProtocolError|Connection aborted"
+DETECTRON2 = "sal-detectron2==0.7.2"
+DETECTRON2_SHA256 = "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
+OWN_ENVIRONMENT = "Use an environment of its own: python3 tools/install.py --venv .venv"
 
 # (pattern in pip's messages, what to do), first match wins
-PIP_REMEDIES = (
-    (
-        r"No space left on device",
-        "The disk is full: PyTorch needs about 10 GB, half of it in the temporary directory (TMPDIR sets another).",
-    ),
+REMEDIES = (
+    (r"No module named pip", "Add pip with: python -m ensurepip --upgrade   (or, with uv: uv pip install pip)"),
+    (r"No space left", "The disk is full: PyTorch needs about 10 GB, half of it in the temporary directory (TMPDIR)."),
     (
         r"DO NOT MATCH THE HASHES",
-        "A downloaded file is not the expected one. Run: python -m pip cache purge, then try "
-        "again. If it stays so, the package index serves another file: do not install it.",
+        "A downloaded file is not the expected one. Run: python -m pip cache purge, then try again. If it stays so, "
+        "the package index serves another file: do not install it.",
     ),
-    (
-        r"ResolutionImpossible",
-        "What is installed here does not go together with what Mask2Former needs. Use an "
-        "environment of its own: python3 tools/install.py --venv .venv",
-    ),
+    (r"ResolutionImpossible", f"What is installed here does not go together with Mask2Former. {OWN_ENVIRONMENT}"),
     (
         r"CERTIFICATE_VERIFY_FAILED|SSLError",
-        "The certificate of the package index was refused. Behind a company proxy, "
-        "set PIP_CERT to its certificate file.",
+        "The certificate of the package index was refused. Behind a company proxy, set PIP_CERT to its file.",
     ),
     (
         r"NewConnectionError|name resolution|ProxyError|ConnectTimeout|Max retries exceeded|No route to host",
-        "The package index cannot be reached. Check the connection and the proxy (HTTPS_PROXY, "
-        "PIP_INDEX_URL), then run the same command again; without one, see INSTALL.md, 'Offline'.",
+        "The package index cannot be reached. Check the connection and the proxy (HTTPS_PROXY, PIP_INDEX_URL), then "
+        "run the same command again; without a connection see INSTALL.md, 'Offline'.",
     ),
     (
-        BROKEN_DOWNLOAD,
-        "The download broke off. Run the same command again: it goes on from what is already there.",
+        r"IncompleteRead|Connection broken|Read timed out|ConnectionReset|ProtocolError|Connection aborted",
+        "The download broke off. Run the same command again: finished downloads are kept.",
     ),
-    (
-        r"externally-managed-environment",
-        "This Python belongs to the operating system. Use an environment of its own: "
-        "python3 tools/install.py --venv .venv",
-    ),
-    (r"Permission denied", "No permission to write there. Use an environment of its own: --venv .venv"),
+    (r"externally-managed|Permission denied", f"This Python is not yours to change. {OWN_ENVIRONMENT}"),
     (
         r"No matching distribution found|Could not find a version",
-        "The package index gave no file for this Python and system. Either it cannot be reached (check the "
-        "connection, the proxy and `pip config list`), or this is not a 64-bit Python 3.10 to 3.13.",
+        "No file for this Python and system was found. With --offline or --wheels, download it first (INSTALL.md, "
+        "'Offline'). Otherwise check the connection, the proxy and `pip config list`, or take a 64-bit Python 3.11.",
     ),
-    (
-        r"Failed building wheel|subprocess-exited-with-error",
-        "A package has no ready-made build for this system; the lines above say which and why.",
-    ),
+    ("", "The lines above are pip's own words. Running the same command again continues where it stopped."),
 )
 
 
-def say(text: str) -> None:
-    print(text, flush=True)
-
-
-def remedy(pip_messages: str) -> str:
-    """What to do about a failed pip, from what it wrote to stderr."""
-    found = (text for pattern, text in PIP_REMEDIES if re.search(pattern, pip_messages))
-    return next(
-        found,
-        "The lines above are pip's own words. Running the same command again continues where it stopped.",
-    )
-
-
-def pip_once(command: Sequence[str]) -> tuple[int, str]:
-    """Run pip, show what it says, and return (exit status, its messages on stderr)."""
-    messages: list[str] = []
-    # The op is compiled afterwards, where its messages are seen.
-    env = {**os.environ, build_ops.VARIABLE: "0"}
-    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, errors="replace") as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if re.search(r"Location '.*' is ignored", line):  # an index that a machine's settings name in vain
-                continue
-            messages.append(line)
-            sys.stderr.write(line)
-            sys.stderr.flush()
-    return process.returncode, "".join(messages)
+class InstallError(Exception):
+    """Something that the user has to decide or repair. The message says what to do."""
 
 
 class PipError(InstallError):
-    """pip ended with an error; ``messages`` is what it wrote to stderr."""
-
-    def __init__(self, command: Sequence[str], messages: str) -> None:
-        super().__init__(f"pip failed: {' '.join(command)}\n{remedy(messages)}")
-        self.messages = messages
+    """pip ended with an error: what to do about it, and what it wrote to stderr."""
 
 
-class Installer:
-    """Carries out the steps of a plan in one environment."""
+def say(text: str) -> None:
+    """Print a line at once, so that it stands before what pip prints next."""
+    print(text, flush=True)
 
-    def __init__(self, env: Environment, plan: Plan, project: Path, wheels: Path | None) -> None:
-        self.env = env
-        self.plan = plan
-        self.project = project
-        self.source = ["--no-index", "--find-links", str(wheels)] if wheels else []
 
-    def run(self, step: Step) -> None:
-        actions = {
-            "pip": self.install_packages,
-            "detectron2": self.install_detectron2,
-            "panopticapi": self.install_panopticapi,
-            "project": self.install_project,
-        }
-        actions[step.kind](step)
+def run_pip(python: str, *arguments: str) -> None:
+    """Run pip and show what it says; a failure raises PipError with a remedy."""
+    command = [python, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
+    environment = {**os.environ, build_ops.VARIABLE: "0"}  # the op is compiled afterwards, where its messages are seen
+    messages = ""
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace") as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if not re.search(r"Location '.*' is ignored", line):  # an index that pip's settings name in vain
+                messages += line
+                print(line, end="", file=sys.stderr, flush=True)
+    if process.returncode != 0:
+        advice = next(advice for pattern, advice in REMEDIES if re.search(pattern, messages))
+        raise PipError(f"pip failed: {' '.join(command)}\n{advice}", messages)
 
-    def pip(self, *arguments: str) -> None:
-        """Run pip; a broken download is tried again, any other failure raises InstallError with a remedy."""
-        command = [self.env.python, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
-        for attempt in range(1, DOWNLOAD_TRIES + 1):
-            status, messages = pip_once(command)
-            if status == 0:
-                return
-            if attempt == DOWNLOAD_TRIES or not re.search(BROKEN_DOWNLOAD, messages):
-                raise PipError(command, messages)
-            say(f"==> the download broke off; try {attempt + 1} of {DOWNLOAD_TRIES}")
-            time.sleep(2 * attempt)
 
-    def install_packages(self, step: Step) -> None:
-        """Install the tested versions; where they do not fit what is installed, let pip choose."""
-        with tempfile.TemporaryDirectory() as directory:
-            constraints = Path(directory) / "constraints.txt"
-            constraints.write_text("\n".join(self.plan.constraints) + "\n", "utf-8")
-            command = ["install", *self.source, "--constraint", str(constraints), *step.items]
+def install_packages(python: str, arguments: Sequence[str], constraints: Sequence[Sequence[str]]) -> None:
+    """Install what ``arguments`` of pip name, within the first of the lists of constraints that can be satisfied."""
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory, "constraints.txt")
+        for number, lines in enumerate(constraints, 1):
+            file.write_text("\n".join(lines) + "\n", "utf-8")
             try:
-                self.pip(*command)
+                return run_pip(python, "install", "--constraint", str(file), *arguments)
             except PipError as error:
-                if self.plan.holds == self.plan.constraints or "ResolutionImpossible" not in error.messages:
+                if number == len(constraints) or "ResolutionImpossible" not in error.args[1]:
                     raise
-                say("==> the tested versions do not fit what is installed here; pip chooses versions that do")
-                constraints.write_text("\n".join(self.plan.holds) + "\n", "utf-8")
-                self.pip(*command)
-
-    def install_detectron2(self, step: Step) -> None:
-        """Put the pure-Python detectron2 into site-packages.
-
-        The wheel is tagged for CPython 3.10 only because of its compiled part, which nothing here uses. So it
-        is unpacked beside its place, relieved of that part and of a stray top-level package ``tools``, then
-        moved in.
-        """
-        site_packages = Path(self.env.site_packages)
-        staging = Path(tempfile.mkdtemp(prefix=".detectron2-", dir=site_packages))
-        try:
-            wanted = staging / "requirement.txt"
-            wanted.write_text(f"{step.items[0]} --hash=sha256:{planning.DETECTRON2_SHA256}\n", "utf-8")
-            target = staging / "target"
-            options = ["--no-deps", "--no-compile", "--only-binary=:all:", "--target", str(target)]
-            any_system = ["--python-version", "3.10", "--implementation", "cp", "--platform", "any"]
-            self.pip("install", *options, *any_system, *self.source, "--requirement", str(wanted))
-            strip_detectron2(target)
-            for name in ["detectron2", *(path.name for path in target.glob("*.dist-info"))]:
-                shutil.rmtree(site_packages / name, ignore_errors=True)  # the rest of an interrupted installation
-                os.replace(target / name, site_packages / name)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-
-    def install_panopticapi(self, step: Step) -> None:
-        self.pip("install", "--no-deps", *self.source, *step.items)
-        for info in Path(self.env.site_packages).glob("panopticapi_lite-*.dist-info"):
-            drop_requirements(info, {"numpy", "platformdirs", "scikit-image"})
-
-    def install_project(self, step: Step) -> None:
-        # --no-index: everything that builds the project is there by now, so nothing may be looked up.
-        options = ["--no-build-isolation", "--no-deps", "--no-index", "--quiet"]
-        self.pip("install", *options, "--editable", str(self.project))
+            say("==> the tested versions do not fit what is installed here; pip chooses versions that do")
 
 
-def drop_requirements(info: Path, names: Set[str]) -> None:
-    """Remove requirements that are wrong from an installed package's metadata.
+def install_detectron2(python: str, source: Sequence[str]) -> None:
+    """Install a detectron2 of Python files only; ``source`` are pip's options on where to look.
 
-    Both packages forbid NumPy 2, with which they work, and name packages that they do not import. Left in, pip would
-    report these as errors whenever it installs something else.
+    Its wheel is tagged for CPython 3.10 because of a compiled part, which nothing here uses: pip fetches it for that
+    Python, whichever runs here, and installs a copy without that part.
     """
-    metadata = info / "METADATA"
-    lines = metadata.read_text("utf-8").splitlines(keepends=True)
-    wrong = re.compile(rf"Requires-Dist: ({'|'.join(map(re.escape, sorted(names)))})\b(?!-)")
-    metadata.write_text("".join(line for line in lines if not wrong.match(line)), "utf-8")
-    record = info / "RECORD"
-    entry = re.compile(rf"^{re.escape(info.name)}/METADATA,.*$", re.MULTILINE)
-    record.write_text(entry.sub(f"{info.name}/METADATA,,", record.read_text("utf-8")), "utf-8")
+    with tempfile.TemporaryDirectory() as directory:
+        wanted, plain = Path(directory, "requirement.txt"), Path(directory, "plain")
+        wanted.write_text(f"{DETECTRON2} --hash=sha256:{DETECTRON2_SHA256}\n", "utf-8")
+        plain.mkdir()
+        any_system = ["--only-binary=:all:", "--python-version", "3.10", "--implementation", "cp", "--platform", "any"]
+        options = ["--quiet", "--no-deps", *any_system, *source, "--dest", directory]
+        run_pip(python, "download", *options, "--requirement", str(wanted))
+        strip_detectron2(next(Path(directory).glob("*.whl")), plain)
+        # By name from a directory: with the path of a file, `pip freeze` would name that file ever after.
+        run_pip(python, "install", "--quiet", "--no-deps", "--no-index", "--find-links", str(plain), DETECTRON2)
 
 
-def strip_detectron2(target: Path) -> None:
-    """Remove the compiled part and the top-level ``tools`` from an unpacked wheel, and from its RECORD."""
-    for library in target.glob("detectron2/_C*"):
-        library.unlink()
-    shutil.rmtree(target / "tools", ignore_errors=True)
-    for info in target.glob("*.dist-info"):
-        record = info / "RECORD"
-        lines = record.read_text("utf-8").splitlines()
-        kept = [line for line in lines if not line.startswith(("detectron2/_C", "tools/"))]
-        record.write_text("\n".join(kept) + "\n", "utf-8")
-        (info / "top_level.txt").write_text("detectron2\n", "utf-8")
-        drop_requirements(info, {"numpy", "black"})
-    if not (target / "detectron2" / "__init__.py").exists():
-        raise InstallError(
-            f"The wheel of {planning.DETECTRON2_NAME} holds no detectron2. Is the package index a mirror?"
-        )
+def strip_detectron2(wheel: Path, directory: Path) -> None:
+    """Copy ``wheel`` into ``directory`` as one for every system.
+
+    Left out are the compiled part, a stray top-level package ``tools``, and two requirements: numpy<2, though it works
+    with NumPy 2, and black, which it does not import. pip would report both from then on, and so it would the tag.
+    """
+    wrong = re.compile(rb"^Requires-Dist: (?:numpy|black)\b(?!-).*\n", re.MULTILINE)
+    name, version = wheel.name.split("-")[:2]
+    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(directory / f"{name}-{version}-py3-none-any.whl", "w") as new:
+        for path in old.namelist():
+            if not path.startswith(("detectron2/_C", "tools/")) and not path.endswith(("/RECORD", "/top_level.txt")):
+                content = old.read(path)
+                if path.endswith(".dist-info/METADATA"):
+                    content = wrong.sub(b"", content)
+                elif path.endswith(".dist-info/WHEEL"):
+                    content = re.sub(rb"Tag: .*", b"Tag: py3-none-any", content)
+                new.writestr(path, content)
+        record = f"{name}-{version}.dist-info/RECORD"
+        new.writestr(record, "".join(f"{path},,\n" for path in [*new.namelist(), record]))

@@ -1,4 +1,4 @@
-"""tools/install.py: what it would do, how it explains failures; and what the wheel holds."""
+"""tools/install.py: what it decides, how it explains failures, what it leaves alone; and what the wheel holds."""
 
 from __future__ import annotations
 
@@ -11,411 +11,394 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import replace
+from email.message import Message
 from pathlib import Path
 
 import install
-import install_plan as planning
 import install_steps as steps
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+import mask2former
+
 ROOT = Path(__file__).resolve().parents[2]
+PINS = [
+    ("torch", "torch==2.11.0"),
+    ("torchvision", "torchvision==0.26.0"),
+    ("triton", "triton==3.6.0"),
+    ("nvidia-nccl-cu13", "nvidia-nccl-cu13==2.28.9"),
+    ("numpy", 'numpy==2.2.6; python_version < "3.11"'),
+    ("numpy", 'numpy==2.4.6; python_version >= "3.11"'),
+    ("opencv-python-headless", "opencv-python-headless==5.0.0.93"),
+]
+PAIR = ["torch==2.11.0", "torchvision==0.26.0"]
 
 
-REQUIREMENTS = ["torch>=2.6", "torchvision>=0.21", "numpy>=1.26", "opencv-python-headless>=4.8"]
-PINS = {
-    "torch": "2.11.0",
-    "torchvision": "0.26.0",
-    "triton": "3.6.0",
-    "nvidia-nccl-cu13": "2.28.9",
-    "numpy": "2.4.6",
-    "opencv-python-headless": "5.0.0.93",
-}
-COMPLETE = {
-    "setuptools": "80.8.0",
-    "torch": "2.11.0",
-    "torchvision": "0.26.0",
-    "numpy": "2.4.6",
-    "opencv-python-headless": "5.0.0.93",
-    "sal-detectron2": "0.7.2",
-    "panopticapi-lite": "0.2.0",
-    "mask2former": "0.1.0",
-}
-PROJECT_URL = "file:///checkout"
+def environment(**versions: str) -> install.Environment:
+    """An environment with these packages; underscores stand for dashes."""
+    packages = {name.replace("_", "-"): version for name, version in versions.items()}
+    return install.Environment("/env/bin/python", (3, 11), "/env/lib", packages)
 
 
-def environment(packages: dict[str, str] | None = None, **changes: object):
-    """A complete environment, or one that holds ``packages`` only."""
-    complete = packages is None
-    base = planning.Environment(
-        python="/env/bin/python",
-        version=(3, 11),
-        site_packages="/env/lib",
-        packages=dict(COMPLETE if packages is None else packages),
-        modules=frozenset({"detectron2", "panopticapi"} if complete else ()),
-        torchvision_wants="2.11.0" if complete else None,
-        project_url=PROJECT_URL if complete else None,
-    )
-    return replace(base, **changes)
+# --- PyTorch ---
 
 
-def with_packages(**versions: str | None):
-    """A complete environment with other versions; None removes a package, underscores stand for dashes."""
-    packages = dict(COMPLETE)
-    for name, version in versions.items():
-        packages.pop(name.replace("_", "-"), None)
-        if version is not None:
-            packages[name.replace("_", "-")] = version
-    return environment(packages, modules=frozenset({"detectron2", "panopticapi"}), project_url=PROJECT_URL)
-
-
-def plan(env, torch_mode: str = "auto"):
-    return planning.make_plan(env, REQUIREMENTS, PINS, PROJECT_URL, "0.1.0", torch_mode)
-
-
-# --- reading the lists ---
-
-
-@settings(deadline=None, max_examples=50)
-@given(
-    version=st.lists(st.integers(0, 12), min_size=1, max_size=3),
-    bound=st.lists(st.integers(0, 12), min_size=2, max_size=3),
-    operator=st.sampled_from([">=", "<=", ">", "<", "==", "!=", "~="]),
-)
-def test_accepts_agrees_with_packaging(version: list[int], bound: list[int], operator: str) -> None:
-    have, want = (".".join(map(str, part)) for part in (version, bound))
-    ours = planning.parse_requirement(f"name{operator}{want}").accepts(have)
-    assert ours == SpecifierSet(f"{operator}{want}").contains(have)
+def test_fresh_environment_gets_the_tested_pair() -> None:
+    env = environment(pip="23.2.1", setuptools="65.5.0")
+    assert install.torch_to_install(env, PINS, "auto") == PAIR
+    first = install.constraints(env, PINS, PAIR)[0]
+    assert {line for _, line in PINS} | {"pip==23.2.1", "setuptools==65.5.0"} == set(first)
 
 
 @pytest.mark.parametrize(
-    ("text", "version", "accepted"),
+    ("torch", "vision"),
     [
-        ("torch>=2.6", "2.6.0a0+ecf3bae40a.nv25.01", True),  # a container's build of 2.6
-        ("torch>=2.6", "2.11.0+cpu", True),  # 11 is more than 6, though "1" sorts before "6"
-        ("torch>=2.6", "2.5.1", False),
-        ("torchvision==0.26.*", "0.26.1", True),
-        ("torchvision==0.26.*", "0.2", False),
-        ("a>=1,<2", "2.0", False),
-        ("a", "0.0.1", True),
+        ("2.6.0", "0.21.0"),
+        ("2.11.0+cpu", "0.26.0+cpu"),  # 11 is more than 6, though "1" sorts before "6"
+        ("2.6.0a0+ecf3bae40a.nv25.01", "0.21.0a0"),  # a container's build of 2.6
+        ("3.0.0", "0.40.0"),  # the rule of the minor numbers is torch 2's: the import decides
     ],
 )
-def test_accepts_special_versions(text: str, version: str, accepted: bool) -> None:
-    assert planning.parse_requirement(text).accepts(version) is accepted
+def test_torch_that_fits_is_kept_with_all_that_belongs_to_it(torch: str, vision: str) -> None:
+    env = environment(torch=torch, torchvision=vision, nvidia_nccl_cu12="2.27.3", numpy="1.26.4")
+    assert install.torch_to_install(env, PINS, "auto") == []
+    tested, held, stack = install.constraints(env, PINS, [])
+    of_torch = {f"torch=={torch}", f"torchvision=={vision}", "nvidia-nccl-cu12==2.27.3"}
+    assert set(stack) == of_torch
+    assert set(held) == of_torch | {"numpy==1.26.4"}
+    assert set(tested) == of_torch | {"numpy==1.26.4", "opencv-python-headless==5.0.0.93"}
 
 
-def test_unreadable_requirement_is_an_error() -> None:
-    with pytest.raises(planning.InstallError, match="cannot read the requirement 'torch =>2.6'"):
-        planning.parse_requirement("torch =>2.6")
-
-
-def test_pins_follow_the_python_version() -> None:
-    lines = ["# note", "", 'NumPy==2.2.6; python_version < "3.11"', 'numpy==2.4.6; python_version >= "3.11"']
-    assert planning.read_pins(lines, (3, 10)) == {"numpy": "2.2.6"}
-    assert planning.read_pins(lines, (3, 11)) == {"numpy": "2.4.6"}
-    with pytest.raises(planning.InstallError, match="numpy>=2"):
-        planning.read_pins(["numpy>=2"], (3, 11))
-
-
-@pytest.mark.parametrize("minor", [10, 11, 12, 13])
-def test_every_tested_requirement_is_pinned_within_its_range(minor: int) -> None:
-    required, extras = planning.read_requirements(ROOT / "pyproject.toml")
-    lines = (ROOT / "requirements/constraints.txt").read_text("utf-8").splitlines()
-    pins = planning.read_pins(lines, (3, minor))
-    tested = [*planning.BUILD_REQUIRES, *required, *planning.select_extras(extras, ["dev", "demo", "video", "docs"])]
-    for requirement in map(planning.parse_requirement, tested):
-        assert requirement.name in pins, f"{requirement.name} has no tested version"
-        assert requirement.accepts(pins[requirement.name]), requirement.text
-    assert planning.torchvision_for(pins["torch"]) == ".".join(pins["torchvision"].split(".")[:2])
-
-
-def test_requirements_are_read_as_a_toml_reader_reads_them() -> None:
-    toml = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
-    content = toml.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-    project = content["project"]
-    read = planning.read_requirements(ROOT / "pyproject.toml")
-    assert read == (project["dependencies"], project["optional-dependencies"])
-    assert content["build-system"]["requires"] == list(planning.BUILD_REQUIRES)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[project]\nname = 'x'\n", "lists of dependencies are missing"),
-        ('[project]\ndependencies = [\n    "a",\n]\n', "lists of dependencies are missing"),
-        ('[project]\ndependencies = [\n    "a",\n]\n[project.optional-dependencies]\nx-y = ["b"]\n', "plain lists"),
-        ('[project]\ndependencies = [\n    true,\n]\n[project.optional-dependencies]\nx = ["b"]\n', "plain lists"),
-    ],
-)
-def test_dependencies_that_cannot_be_read_are_an_error(text: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "pyproject.toml").write_text(text)
-    with pytest.raises(planning.InstallError, match=message):
-        planning.read_requirements(tmp_path / "pyproject.toml")
-
-
-def test_extras_are_the_documented_ones() -> None:
-    _, extras = planning.read_requirements(ROOT / "pyproject.toml")
-    assert set(extras) == {"demo", "dev", "video", "cityscapes", "docs"}
-    with pytest.raises(planning.InstallError, match="no extra 'deb'.*cityscapes, demo, dev"):
-        planning.select_extras(extras, ["deb"])
-
-
-# --- the plan ---
-
-
-def test_fresh_environment_gets_everything_in_order() -> None:
-    result = plan(environment({"pip": "23.2.1", "setuptools": "65.5.0"}))
-    assert [step.kind for step in result.steps] == ["pip", "pip", "detectron2", "panopticapi", "project"]
-    assert result.steps[0].items == ("torch==2.11.0", "torchvision==0.26.0")
-    assert set(result.steps[1].items) == {"setuptools>=77", "numpy>=1.26", "opencv-python-headless>=4.8"}
-    assert result.steps[2].items == ("sal-detectron2==0.7.2",)
-    assert "numpy==2.4.6" in result.constraints and "nvidia-nccl-cu13==2.28.9" in result.constraints
-    assert not any(line.startswith("setuptools") for line in result.holds)  # too old, so it may move
-
-
-def test_complete_environment_needs_nothing() -> None:
-    result = plan(environment())
-    assert result.steps == ()
-    planning.check_offline(result)
-
-
-def test_complete_environment_may_be_read_only() -> None:
-    assert plan(environment(writable=False, externally_managed=True, has_pip=False)).steps == ()
-
-
-@pytest.mark.parametrize("owner", [{"detectron2": "0.6"}, {"sal-detectron2": "0.7.2"}, {}])
-def test_importable_detectron2_is_kept(owner: dict[str, str]) -> None:
-    env = environment({"torch": "2.11.0", "torchvision": "0.26.0", **owner}, modules=frozenset({"detectron2"}))
-    result = plan(env)
-    assert "detectron2" not in [step.kind for step in result.steps]
-    assert any(line.startswith("detectron2") for line in result.kept)
-    assert all(f"{name}=={version}" in result.constraints for name, version in owner.items())
-
-
-def test_other_torch_is_kept_with_all_that_belongs_to_it() -> None:
-    packages = {"torch": "2.8.0", "torchvision": "0.23.0", "nvidia-nccl-cu12": "2.27.3", "numpy": "1.26.4"}
-    result = plan(environment(packages, torchvision_wants="2.8.0"))
-    installed = [item for step in result.steps for item in step.items]
-    assert not any(item.startswith("torch") for item in installed)
-    assert {"torch==2.8.0", "nvidia-nccl-cu12==2.27.3", "numpy==1.26.4"} <= set(result.constraints)
-    assert not any("cu13" in line or line.startswith("triton") for line in result.constraints)
-
-
-def test_container_build_without_metadata_is_kept() -> None:
-    env = with_packages(torch="2.7.0a0+7c8ec84dab.nv25.3", torchvision="0.22.0a0")
-    assert plan(env).steps == ()
-
-
-@pytest.mark.parametrize("wants", [None, "2.6.0"])
-def test_wrong_torchvision_is_explained(wants: str | None) -> None:
-    env = replace(with_packages(torch="2.10.0", torchvision="0.21.0"), torchvision_wants=wants)
+def test_wrong_torchvision_is_explained() -> None:
+    env = environment(torch="2.10.0", torchvision="0.21.0")
     message = r'torch 2\.10\.0 and torchvision 0\.21\.0 .*"torchvision==0\.25\.\*".*--torch pinned'
-    with pytest.raises(planning.InstallError, match=message):
-        plan(env)
-    replaced = plan(env, "pinned")
-    assert replaced.steps[0].items == ("torch==2.11.0", "torchvision==0.26.0")
+    with pytest.raises(install.InstallError, match=message):
+        install.torch_to_install(env, PINS, "auto")
+    assert install.torch_to_install(env, PINS, "pinned") == PAIR
 
 
 def test_old_torch_is_left_alone_unless_asked() -> None:
-    env = with_packages(torch="2.5.1", torchvision="0.20.1", nvidia_nccl_cu12="2.21.5", triton="3.1.0")
-    with pytest.raises(planning.InstallError, match=r"torch 2\.5\.1 is installed.*2\.6 or newer.*--venv"):
-        plan(env)
-    result = plan(env, "pinned")
-    assert [step.kind for step in result.steps] == ["pip"]
-    assert "triton==3.6.0" in result.constraints  # the new torch brings its own
-    assert not any("cu12" in line or line.startswith("torch==2.5") for line in result.constraints)
+    env = environment(torch="2.5.1", torchvision="0.20.1", nvidia_nccl_cu12="2.21.5", triton="3.1.0", numpy="2.0.0")
+    with pytest.raises(install.InstallError, match=r"torch 2\.5\.1 is installed.*2\.6 or newer.*--venv"):
+        install.torch_to_install(env, PINS, "auto")
+    assert install.torch_to_install(env, PINS, "pinned") == PAIR
+    for lines in install.constraints(env, PINS, PAIR):
+        assert not any("cu12" in line or line in ("torch==2.5.1", "triton==3.1.0") for line in lines)
+    assert "triton==3.6.0" in install.constraints(env, PINS, PAIR)[2]  # the new torch brings its own
+    assert "numpy==2.0.0" in install.constraints(env, PINS, PAIR)[1]
 
 
-def test_pinned_pair_already_there_is_kept() -> None:
-    assert plan(environment(), "pinned").steps == ()
+@pytest.mark.parametrize("local", ["", "+cu130"])
+def test_pinned_pair_already_there_is_kept(local: str) -> None:
+    env = environment(torch=f"2.11.0{local}", torchvision=f"0.26.0{local}")
+    assert install.torch_to_install(env, PINS, "pinned") == []
 
 
 def test_missing_torchvision_follows_the_installed_torch() -> None:
-    result = plan(with_packages(torch="2.9.1", torchvision=None))
-    assert [step.items for step in result.steps] == [("torchvision==0.24.*",)]
-    assert "torch==2.9.1" in result.constraints
-    assert not any(line.startswith("torchvision") for line in result.constraints)
+    env = environment(torch="2.9.1")
+    new = install.torch_to_install(env, PINS, "auto")
+    assert new == ["torchvision==0.24.*"]
+    first = install.constraints(env, PINS, new)[0]
+    assert "torch==2.9.1" in first and not any(line.startswith("torchvision") for line in first)
 
 
 def test_missing_torchvision_of_a_cpu_build_names_its_index() -> None:
-    with pytest.raises(planning.InstallError, match=r"torchvision==0\.28\.\*.*whl/cpu"):
-        plan(with_packages(torch="2.13.0+cpu", torchvision=None))
+    with pytest.raises(install.InstallError, match=r"torchvision==0\.28\.\*.*whl/cpu"):
+        install.torch_to_install(environment(torch="2.13.0+cpu"), PINS, "auto")
 
 
 def test_keep_never_installs_torch() -> None:
-    with pytest.raises(planning.InstallError, match="has no torch"):
-        plan(with_packages(torch=None, torchvision=None), "keep")
+    with pytest.raises(install.InstallError, match="has no torch"):
+        install.torch_to_install(environment(), PINS, "keep")
+    with pytest.raises(install.InstallError, match=r"torchvision==0\.24"):
+        install.torch_to_install(environment(torch="2.9.1"), PINS, "keep")
 
 
-def test_only_what_is_too_old_is_replaced() -> None:
-    result = plan(with_packages(numpy="1.21.0", pillow="10.2.0"))
-    assert [step.items for step in result.steps] == [("numpy>=1.26",)]
-    assert "numpy==2.4.6" in result.constraints and "pillow==10.2.0" in result.constraints
-    assert not any(line.startswith("numpy") for line in result.holds)
+# --- what the project requires ---
+
+REQUIRES = [
+    "torch>=2.6",
+    "torchvision>=0.21",
+    "numpy>=1.26",
+    "opencv-python-headless>=4.8",
+    'tomli>=2; python_version < "3.11"',
+    'av>=12.0; extra == "video"',
+    'ruff>=0.9; extra == "dev"',
+    'exceptiongroup>=1; python_version < "3.11" and extra == "dev"',
+    'pywin32>=3; (sys_platform == "win32") and extra == "dev"',
+]
+
+
+def test_requirements_of_the_chosen_extras() -> None:
+    env = replace(environment(), requires=REQUIRES, extras=["dev", "video"])
+    base = ["numpy>=1.26", "opencv-python-headless>=4.8", 'tomli>=2; python_version < "3.11"']
+    assert install.select_requirements(env, set()) == base
+    assert install.select_requirements(env, {"video"}) == [*base, "av>=12.0"]
+    dev = ["ruff>=0.9", 'exceptiongroup>=1; python_version < "3.11"', 'pywin32>=3; (sys_platform == "win32")']
+    assert install.select_requirements(env, {"dev"}) == [*base, *dev]
+    with pytest.raises(install.InstallError, match="no extra 'deb'.*dev, video"):
+        install.select_requirements(env, {"deb"})
 
 
 @pytest.mark.parametrize("name", ["opencv_python", "opencv_contrib_python"])
 def test_other_opencv_builds_count(name: str) -> None:
-    assert plan(with_packages(opencv_python_headless=None, **{name: "4.10.0.84"})).steps == ()
+    env = replace(environment(**{name: "4.10.0.84"}), requires=REQUIRES)
+    assert not any("opencv" in text for text in install.select_requirements(env, set()))
 
 
-def test_another_checkout_or_version_is_installed_again() -> None:
-    for env in (environment(project_url="file:///elsewhere"), with_packages(mask2former="0.0.9")):
-        assert [step.kind for step in plan(env).steps] == ["project"]
-        planning.check_offline(plan(env))  # needs no download
+# --- pip ---
 
 
-def test_offline_names_what_is_missing() -> None:
-    env = replace(with_packages(numpy=None), modules=frozenset())
-    with pytest.raises(planning.InstallError) as error:
-        planning.check_offline(plan(env))
-    assert "numpy>=1.26, sal-detectron2==0.7.2, panopticapi-lite==0.2.0" in str(error.value)
-    assert "--wheels" in str(error.value)
+def imitate_pip(monkeypatch: pytest.MonkeyPatch, *answers: str) -> list[list[str]]:
+    """Have each call of pip fail with the next of ``answers``, or succeed on ""; return the calls."""
+    calls: list[list[str]] = []
+    left = list(answers)
 
+    class Process:
+        def __init__(self, command: list[str], **options: object) -> None:
+            for place, option in enumerate(command[:-1]):
+                if option == "--constraint":
+                    command[place + 1] = Path(command[place + 1]).read_text()
+            calls.append(command)
+            self.stderr = [left.pop(0)]
+            self.returncode = int(self.stderr != [""])
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"version": (3, 9)}, r"is Python 3\.9; Mask2Former needs 3\.10 to 3\.13"),
-        ({"version": (3, 14)}, r"is Python 3\.14"),
-        ({"externally_managed": True}, "belongs to the operating system.*--venv"),
-        ({"writable": False}, "No permission to write to /env/lib.*--venv"),
-        ({"has_pip": False}, "has no pip.*ensurepip"),
-    ],
-)
-def test_unusable_environment_is_explained(changes: dict[str, object], message: str) -> None:
-    with pytest.raises(planning.InstallError, match=message):
-        plan(environment({}, **changes))
+        def __enter__(self) -> Process:
+            return self
 
+        def __exit__(self, *error: object) -> None: ...
 
-# --- carrying it out ---
+    monkeypatch.setattr(steps.subprocess, "Popen", Process)
+    return calls
 
 
 @pytest.mark.parametrize(
     ("output", "advice"),
     [
         ("OSError: [Errno 28] No space left on device", "disk is full"),
-        ("NewConnectionError(...)\nERROR: No matching distribution found for torch", "cannot be reached"),
-        ("ERROR: No matching distribution found for torch==2.11.0", "no file for this Python"),
+        ("NewConnectionError(...)\nERROR: No matching distribution found for torch", "cannot be reached. Check"),
+        ("ERROR: No matching distribution found for torch==2.11.0", "No file for this Python"),
         ("ReadTimeoutError: Read timed out.", "Run the same command again"),
         ("THESE PACKAGES DO NOT MATCH THE HASHES", "not the expected one"),
+        ("error: externally-managed-environment", "--venv .venv"),
+        ("/usr/bin/python3: No module named pip", "ensurepip"),
         ("something new", "pip's own words"),
     ],
 )
-def test_pip_failures_come_with_advice(output: str, advice: str) -> None:
-    assert advice in steps.remedy(output)
+def test_pip_failures_come_with_advice(output: str, advice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    imitate_pip(monkeypatch, output)
+    with pytest.raises(install.InstallError) as error:
+        steps.run_pip("python", "install", "x")
+    assert advice in error.value.args[0] and "pip failed: python -m pip" in error.value.args[0]
 
 
-def test_pip_output_is_shown_without_the_noise(capfd: pytest.CaptureFixture[str]) -> None:
-    script = "import sys; print(\"WARNING: Location 'file:///x' is ignored: gone\", file=sys.stderr);"
-    script += "print('ERROR: real', file=sys.stderr); sys.exit(3)"
-    assert steps.pip_once([sys.executable, "-c", script]) == (3, "ERROR: real\n")
-    assert capfd.readouterr().err == "ERROR: real\n"
-
-
-def installer(env=None):
-    env = environment({"numpy": "1.26.4"}) if env is None else env
-    return steps.Installer(env, plan(env), ROOT, None)
-
-
-def test_broken_download_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = [(1, "IncompleteRead"), (1, "Connection broken"), (0, "")]
-    monkeypatch.setattr(steps, "pip_once", lambda command: answers.pop(0))
-    monkeypatch.setattr(steps.time, "sleep", lambda seconds: None)
-    installer().pip("install", "x")
-    assert answers == []
+def test_pip_output_is_shown_without_the_noise(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/sh\necho \"WARNING: Location 'file:///x' is ignored: gone\" >&2\necho real >&2\nexit 3\n")
+    fake.chmod(0o755)
+    with pytest.raises(steps.PipError) as error:
+        steps.run_pip(str(fake), "install", "x")
+    assert error.value.args[1] == capfd.readouterr().err == "real\n"
 
 
 def test_tested_versions_give_way_to_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
+    calls = imitate_pip(monkeypatch, "ERROR: ResolutionImpossible", "ERROR: ResolutionImpossible", "")
+    steps.install_packages("python", ["numpy"], [["a==1", "b==2"], ["a==1"], ["c==3"]])
+    assert [call[call.index("--constraint") + 1] for call in calls] == ["a==1\nb==2\n", "a==1\n", "c==3\n"]
 
-    def pip_once(command: list[str]) -> tuple[int, str]:
-        seen.append(Path(command[command.index("--constraint") + 1]).read_text("utf-8"))
-        return (1, "ERROR: ResolutionImpossible") if len(seen) == 1 else (0, "")
 
-    monkeypatch.setattr(steps, "pip_once", pip_once)
-    task = installer()
-    task.run(task.plan.steps[1])
-    assert "opencv-python-headless==5.0.0.93" in seen[0] and "numpy==1.26.4" in seen[0]
-    assert seen[1] == "numpy==1.26.4\n"
+@pytest.mark.parametrize("answers", [["No space left"], ["ResolutionImpossible", "ResolutionImpossible"]])
+def test_packages_that_cannot_be_installed(answers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = imitate_pip(monkeypatch, *answers)
+    with pytest.raises(steps.PipError):
+        steps.install_packages("python", ["numpy"], [["a==1"], ["b==2"]])
+    assert len(calls) == len(answers)
 
 
 def test_detectron2_is_stripped_of_what_must_not_be_installed(tmp_path: Path) -> None:
-    for name in ("detectron2/__init__.py", "detectron2/_C.cpython-310.so", "tools/__init__.py"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("")
-    info = tmp_path / "sal_detectron2-0.7.2.dist-info"
-    info.mkdir()
-    metadata = "Name: sal-detectron2\nRequires-Dist: numpy<2\nRequires-Dist: numpy-like\nRequires-Dist: yacs\n"
-    (info / "METADATA").write_text(metadata)
-    record = "detectron2/_C.cpython-310.so,,\ndetectron2/__init__.py,,\ntools/__init__.py,,\n"
-    record += f"{info.name}/METADATA,sha256=abc,9\n"
-    (info / "RECORD").write_text(record)
-    steps.strip_detectron2(tmp_path)
-    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
-    files = ["METADATA", "RECORD", "top_level.txt"]
-    assert left == ["detectron2/__init__.py", *(f"{info.name}/{name}" for name in files)]
-    assert (info / "RECORD").read_text() == f"detectron2/__init__.py,,\n{info.name}/METADATA,,\n"
-    left_over = "Name: sal-detectron2\nRequires-Dist: numpy-like\nRequires-Dist: yacs\n"
-    assert (info / "METADATA").read_text() == left_over  # with NumPy 2, pip would report a conflict for ever
+    info = "sal_detectron2-0.7.2.dist-info"
+    metadata = "Metadata-Version: 2.1\nName: sal-detectron2\nVersion: 0.7.2\n"
+    wheel = "Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: cp310-cp310-linux_x86_64\n"
+    files = {
+        "detectron2/__init__.py": "value = 3\n",
+        "detectron2/_C.cpython-310.so": "",
+        "tools/__init__.py": "",
+        f"{info}/METADATA": metadata + "Requires-Dist: numpy<2\nRequires-Dist: numpy-like\nRequires-Dist: yacs\n",
+        f"{info}/WHEEL": wheel,
+        f"{info}/top_level.txt": "detectron2\ntools\n",
+        f"{info}/RECORD": "detectron2/__init__.py,,\n",
+    }
+    with zipfile.ZipFile(tmp_path / "sal_detectron2-0.7.2-cp310-none-any.whl", "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+        original = Path(str(archive.filename))
+    (tmp_path / "plain").mkdir()
+    steps.strip_detectron2(original, tmp_path / "plain")
+    # pip is the judge of the copy.
+    target = tmp_path / "installed"
+    options = ["--quiet", "--no-deps", "--no-index", "--no-compile", "--find-links", str(tmp_path / "plain")]
+    steps.run_pip(sys.executable, "install", *options, "--target", str(target), steps.DETECTRON2)
+    left = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+    left -= {f"{info}/{name}" for name in ("INSTALLER", "REQUESTED")}
+    assert left == {"detectron2/__init__.py", *(f"{info}/{name}" for name in ("METADATA", "RECORD", "WHEEL"))}
+    assert (target / "detectron2/__init__.py").read_text() == "value = 3\n"
+    assert "Tag: py3-none-any\n" in (target / info / "WHEEL").read_text()  # `pip check` of Python 3.13 looks at it
+    # with numpy<2 left in, pip would report a conflict for ever
+    assert (target / info / "METADATA").read_text() == metadata + "Requires-Dist: numpy-like\nRequires-Dist: yacs\n"
+
+
+# --- the whole way ---
 
 
 def test_probe_sees_this_environment() -> None:
     env = install.probe(sys.executable)
     assert env.version == sys.version_info[:2]
     assert env.packages["pytest"] == importlib.metadata.version("pytest")
-    assert "detectron2" in env.modules
+    assert env.detectron2 and Path(env.detectron2, "detectron2/__init__.py").exists()
+    assert env.torch == str(importlib.metadata.distribution("torch").locate_file(""))
 
 
-def complete_environment(site_packages: Path):
-    """An environment in which everything of pyproject.toml is installed in its tested version."""
-    lines = (ROOT / "requirements/constraints.txt").read_text("utf-8").splitlines()
-    packages = planning.read_pins(lines, (3, 11)) | {"mask2former": install.project_version()}
-    return environment(
-        packages,
-        modules=frozenset({"detectron2", "panopticapi"}),
-        torchvision_wants=packages["torch"],
-        project_url=ROOT.as_uri(),
-        site_packages=str(site_packages),
-    )
-
-
-def test_second_run_does_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_what_lies_in_the_working_directory_is_not_what_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    env = complete_environment(tmp_path)
-    (tmp_path / install.STAMP).write_text(json.dumps({"fingerprint": install.fingerprint(env)}))
+    (tmp_path / "only_here.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert "No module named 'only_here'" in install.run_script(sys.executable, "import only_here").stderr
+
+
+@pytest.fixture
+def verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> install.Environment:
+    """An environment that has been verified with the extras demo and dev; nothing may be started in it."""
+    env = replace(environment(torch="2.11.0", torchvision="0.26.0"), python=sys.executable, site_packages=str(tmp_path))
 
     def forbidden(*args: object, **kwargs: object) -> None:
-        raise AssertionError("a second run starts no other program")
+        raise AssertionError("nothing is missing, and yet a program is started")
 
+    monkeypatch.setattr(install, "VERIFIED", ["json"])
+    install.verify(env, {"demo", "dev"})
     monkeypatch.setattr(install, "probe", lambda python: env)
     monkeypatch.setattr(install.subprocess, "run", forbidden)
     monkeypatch.setattr(steps.subprocess, "Popen", forbidden)
-    assert install.main(["--offline", "--extras", "dev,video", "--ops", "none"]) == 0
+    return env
+
+
+@pytest.mark.parametrize("arguments", [[], ["--offline"], ["--extras", "dev, demo"], ["--torch", "keep"]])
+def test_second_run_does_nothing(
+    arguments: list[str], verified: install.Environment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert install.main([*arguments, "--ops", "none"]) == 0
     assert "nothing to do" in capsys.readouterr().out
 
 
-def test_changed_package_is_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    env = complete_environment(tmp_path)
-    (tmp_path / install.STAMP).write_text(json.dumps({"fingerprint": install.fingerprint(env)}))
-    newer = replace(env, packages={**env.packages, "numpy": "2.5.0"})
-    checked = []
-    monkeypatch.setattr(install, "probe", lambda python: newer)
-    monkeypatch.setattr(install, "verify", checked.append)
-    assert install.main(["--ops", "none"]) == 0
-    assert checked == [newer]
+@pytest.mark.parametrize("change", ["package", "place", "extra", "checkout", "declaration", "stamp"])
+def test_what_changed_is_installed_and_checked_again(
+    change: str, verified: install.Environment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    env, extras = verified, {"demo"}
+    if change == "package":
+        env = replace(env, packages={**env.packages, "numpy": "2.5.0"})
+    elif change == "place":
+        env = replace(env, project='{"url": "file:///elsewhere"}')
+    elif change == "extra":
+        extras = {"demo", "video"}
+    elif change == "stamp":
+        (tmp_path / install.STAMP).write_text("[]")
+    else:
+        copy = tmp_path / "checkout"
+        for name in install.DECLARED:
+            (copy / name).parent.mkdir(exist_ok=True, parents=True)
+            shutil.copy(ROOT / name, copy / name)
+        if change == "declaration":  # in the same place, as after git pull
+            monkeypatch.setattr(install, "ROOT", copy)
+            Path(env.site_packages, install.STAMP).write_text(
+                json.dumps({"fingerprint": install.fingerprint(env), "extras": ["demo"]})
+            )
+            (copy / "pyproject.toml").write_text("")
+        monkeypatch.setattr(install, "ROOT", copy)
+    seen: list[object] = []
+    monkeypatch.setattr(install, "probe", lambda python: env)
+    monkeypatch.setattr(install, "take_steps", lambda env, extras, *rest: seen.append(extras) or env)
+    monkeypatch.setattr(install, "verify", lambda env, extras: seen.append(extras))
+    assert install.main(["--ops", "none", "--extras", ",".join(extras)]) == 0
+    # An extra that comes later does not make the others forgotten.
+    assert seen == [extras, {"demo", "dev", "video"} if change == "extra" else {"demo"}]
+
+
+def test_steps_of_an_incomplete_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = replace(environment(torch="2.11.0", torchvision="0.26.0"), requires=REQUIRES, extras=["video"])
+    calls = imitate_pip(monkeypatch, "", "", "")
+    detectron2: list[object] = []
+    monkeypatch.setattr(install, "probe", lambda python: env)
+    monkeypatch.setattr(install, "install_detectron2", lambda *args: detectron2.append(args))
+    source = ["--no-index", "--find-links", "wheels"]
+    install.take_steps(env, {"video"}, [*PINS, ("setuptools", "setuptools==80.8.0")], [], source)
+    assert calls[0][-4:] == [*source, "setuptools==80.8.0"]
+    assert calls[1][-2:] == ["--editable", str(ROOT)] and {"--no-deps", "--no-build-isolation"} <= set(calls[1])
+    assert calls[2][-7:] == [*source, *install.select_requirements(env, {"video"})]
+    assert "torch==2.11.0\n" in calls[2][calls[2].index("--constraint") + 1]
+    assert detectron2 == [("/env/bin/python", source)]
+
+
+def test_the_setuptools_that_builds_is_the_one_of_the_build_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    toml = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    content = toml.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    assert content["build-system"]["requires"] == [f"setuptools>={install.build_setuptools()}"]
+    calls = imitate_pip(monkeypatch, "", "", "")
+    env = replace(environment(setuptools="76.1.0"), requires=REQUIRES, detectron2="/env/lib")
+    monkeypatch.setattr(install, "probe", lambda python: env)
+    install.take_steps(env, set(), [*PINS, ("setuptools", "setuptools==80.8.0")], PAIR, [])
+    assert calls[0][-1] == "setuptools==80.8.0" and "--editable" in calls[1]
+
+
+def test_installed_detectron2_and_setuptools_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = replace(environment(setuptools=install.build_setuptools()), requires=REQUIRES, detectron2="/env/lib")
+    calls = imitate_pip(monkeypatch, "", "")
+    monkeypatch.setattr(install, "probe", lambda python: env)
+    install.take_steps(env, set(), PINS, PAIR, [])
+    assert "--editable" in calls[0]
+    assert calls[1][-5:-3] == PAIR
 
 
 def test_failed_import_names_the_package_and_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = "print('torch', end='\\t'); print('2.11'); print('detectron2', end='\\t'); import no_such_module"
-    monkeypatch.setattr(install, "VERIFY", script)
-    env = environment(python=sys.executable, site_packages=str(tmp_path))
-    with pytest.raises(planning.InstallError, match=r"(?s)^detectron2 cannot be used.*no_such_module.*Repair it"):
-        install.verify(env)
+    (tmp_path / "broken.py").write_text("import no_such_module")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(install, "VERIFIED", ["json", "broken"])
+    monkeypatch.setitem(install.VERIFY_REMEDY, "broken", "Repair it")
+    env = replace(environment(), python=sys.executable, site_packages=str(tmp_path))
+    with pytest.raises(install.InstallError, match=r"(?s)^broken cannot be used.*no_such_module.*Repair it"):
+        install.verify(env, set())
     assert not (tmp_path / install.STAMP).exists()
+
+
+def test_every_verified_module_has_a_remedy() -> None:
+    assert {name.partition(".")[0] for name in install.VERIFIED} == set(install.VERIFY_REMEDY)
+    assert set(install.VERIFY_REMEDY) == {"torch", "torchvision", "detectron2", "mask2former"}
+
+
+def test_dry_run_only_prints(
+    verified: install.Environment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(install, "probe", lambda python: replace(environment(), python=sys.executable))
+    assert install.main(["--dry-run", "--extras", "video"]) == 0
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ["would install: torch==2.11.0", "[video]", steps.DETECTRON2])
+
+
+def test_environment_that_cannot_be_written(
+    verified: install.Environment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(install.os, "access", lambda path, mode: False)
+    assert install.main(["--ops", "none"]) == 0  # it is complete
+    assert install.main(["--ops", "none", "--extras", "video"]) == 1
+    assert "No permission to write" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("version", [(3, 9), (3, 14)])
+def test_unsupported_python_is_explained(version: tuple[int, int]) -> None:
+    with pytest.raises(install.InstallError, match=rf"is Python 3\.{version[1]}; Mask2Former needs 3\.10 to 3\.13"):
+        install.check_python("python", version)
 
 
 def test_op_is_compiled_for_the_torch_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -433,8 +416,8 @@ def test_op_is_compiled_for_the_torch_of_the_environment(monkeypatch: pytest.Mon
 
 def test_demanded_op_that_fails_ends_the_installation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASK2FORMER_BUILD_OPS", "1")
-    with pytest.raises(planning.InstallError, match="MASK2FORMER_BUILD_OPS=1 demands it. no torch"):
-        install.compile_op(environment(torch_parent=None), "cpu")
+    with pytest.raises(install.InstallError, match="MASK2FORMER_BUILD_OPS=1 demands it. no torch"):
+        install.compile_op(environment(), "cpu")
 
 
 @pytest.mark.parametrize(
@@ -443,6 +426,7 @@ def test_demanded_op_that_fails_ends_the_installation(monkeypatch: pytest.Monkey
         (["--wheels", "nowhere"], "there is no directory nowhere"),
         (["--venv", "full"], "is not a virtual environment"),
         (["--venv", "lost"], "has lost its Python"),
+        (["--venv", "new", "--dry-run"], "does not exist yet"),
         (["--venv", "new", "--offline"], "does not exist yet"),
     ],
 )
@@ -500,15 +484,45 @@ def test_wheel_carries_every_config_table_and_model_file(wheel: zipfile.ZipFile)
     assert not any(name.endswith((".so", ".cu", ".h")) for name in names)  # nor what is compiled in the checkout
 
 
-def test_wheel_metadata_states_the_true_dependencies(wheel: zipfile.ZipFile) -> None:
+@pytest.fixture(scope="module")
+def metadata(wheel: zipfile.ZipFile) -> Message:
     info = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
-    metadata = email.message_from_bytes(wheel.read(info))
-    assert metadata["Version"] == install.project_version()
+    return email.message_from_bytes(wheel.read(info))
+
+
+def test_wheel_metadata_states_the_true_dependencies(metadata: Message, wheel: zipfile.ZipFile) -> None:
+    assert metadata["Version"] == mask2former.__version__
     assert SpecifierSet(metadata["Requires-Python"]) == SpecifierSet(">=3.10,<3.14")
     requires = metadata.get_all("Requires-Dist") or []
     assert "torch>=2.6" in requires
     assert metadata["License-Expression"] == "MIT"
     assert (metadata.get_payload() or "").startswith("# Mask2Former")
     assert not any("detectron2" in text for text in requires)  # not on PyPI: pip could not install the package
-    assert "video" in (metadata.get_all("Provides-Extra") or [])
+    assert set(metadata.get_all("Provides-Extra") or []) == {"demo", "dev", "video", "cityscapes", "docs"}
     assert any(name.endswith("LICENSE") for name in wheel.namelist())
+
+
+@pytest.mark.parametrize("minor", [10, 11, 12, 13])
+def test_every_tested_requirement_is_pinned_within_its_range(minor: int, metadata: Message) -> None:
+    python = {**default_environment(), "python_version": f"3.{minor}", "python_full_version": f"3.{minor}.0"}
+
+    def holds(requirement: Requirement, extra: str = "") -> bool:
+        return requirement.marker is None or requirement.marker.evaluate({**python, "extra": extra})
+
+    lines = [Requirement(line) for _, line in install.read_pins()]
+    pins = {line.name.lower(): next(iter(line.specifier)).version for line in lines if holds(line)}
+    assert len(pins) == sum(map(holds, lines)), "two tested versions of a package"
+    requires = [Requirement(text) for text in metadata.get_all("Requires-Dist") or []]
+    tested = [r for r in requires if any(holds(r, extra) for extra in ("", "dev", "demo", "video", "docs"))]
+    assert len(tested) > 20
+    for requirement in [Requirement(f"setuptools>={install.build_setuptools()}"), *tested]:
+        assert requirement.name.lower() in pins, f"{requirement.name} has no tested version"
+        assert requirement.specifier.contains(pins[requirement.name.lower()]), str(requirement)
+    pair = environment(torch=pins["torch"], torchvision=pins["torchvision"])
+    assert install.torch_to_install(pair, install.read_pins(), "auto") == []
+
+
+def test_tested_versions_are_exact() -> None:
+    for name, line in install.read_pins():
+        requirement = Requirement(line)
+        assert requirement.name == name and [part.operator for part in requirement.specifier] == ["=="], line
