@@ -81,7 +81,7 @@ def test_named_keys_exist(page: Path) -> None:
 
 def documented() -> dict[str, str]:
     """Key -> default, from the tables of the guide; a row may hold several keys."""
-    section = prose(ROOT / "GETTING_STARTED.md").split("\n## All keys\n")[1].split("\n## ")[0]
+    section = prose(ROOT / "GETTING_STARTED.md").split("\n## All config keys\n")[1].split("\n## ")[0]
     found: dict[str, str] = {}
     for keys, default in re.findall(r"^\| (`[A-Z][^|]*`) \| ([^|]*) \|", section, re.MULTILINE):
         names = re.findall(r"`([^`]+)`", keys)
@@ -104,7 +104,7 @@ def test_every_key_of_this_project_is_documented_with_its_default() -> None:
     add_maskformer2_video_config(cfg)
     ours = (leaves_of(cfg) - before - deeplab) | {"INPUT.CROP.SINGLE_CATEGORY_MAX_AREA"}
     table = documented()
-    assert sorted(ours - table.keys()) == [], "missing in the tables of GETTING_STARTED.md, 'All keys'"
+    assert sorted(ours - table.keys()) == [], "missing in the tables of GETTING_STARTED.md, 'All config keys'"
     wrong = {}
     for key in ours:
         node: Any = cfg
