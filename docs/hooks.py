@@ -1,4 +1,4 @@
-"""MkDocs hooks: the guides of the repository as pages of the site, and a page of the API reference per module.
+"""MkDocs hooks: add the guides of the repository to the site, and a page of the API reference per module.
 
 A page keeps its path in the repository, without ``docs/``: ``datasets/README.md`` is the page ``datasets/README.md``,
 ``docs/architecture.md`` is ``architecture.md``. Nothing is moved or copied, and a new module needs no edit.
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "mask2former"
 GUIDES = ("*.md", "configs/*.md", "datasets/*.md", "demo/*.md", "tools/*.md", f"{PACKAGE}/bundled/*/*.md")
 
-# A block of code, a link or image, code in a line: in this order, so that only links outside code are seen.
+# A code block, a link or image, inline code: in this order, so that only links outside code match.
 _PARTS = re.compile(
     r"^(?P<fence>```+)(?P<info>[^\n`]*)\n.*?^(?P=fence)[ \t]*$"
     r"|(?P<image>!?)\[(?P<text>[^\]\n]*)\]\((?P<target>[^)\s]+)\)"
@@ -36,7 +36,7 @@ def guides() -> list[str]:
 
 
 def modules() -> list[str]:
-    """Return the dotted names of all public modules, a package before what it holds."""
+    """Return the dotted names of all public modules, a package before its modules."""
     paths = sorted((ROOT / PACKAGE).rglob("*.py"), key=lambda path: (path.parent.parts, path.name != "__init__.py"))
     names = (path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in paths)
     names = (name.removesuffix(".__init__") for name in names)
@@ -44,7 +44,7 @@ def modules() -> list[str]:
 
 
 def site_path(repository_path: str) -> str:
-    """Return where a file of the repository lies among the sources of the site."""
+    """Return the path of a file of the repository among the sources of the site."""
     return repository_path.removeprefix("docs/")
 
 
@@ -54,20 +54,20 @@ def rewrite(text: str, page: str, pages: Collection[str], repository: str) -> st
     Args:
         text: Markdown.
         page: path of the guide in the repository.
-        pages: what the site holds, as paths among its sources.
-        repository: URL of the repository, for links to files that are not in the site; if empty, those become text.
+        pages: paths of the pages and images among the sources of the site.
+        repository: URL of the repository, for links to files that are not in the site; if empty, they become text.
     """
 
     def replace(part: re.Match[str]) -> str:
-        if part["fence"]:  # "python runnable" is a mark for the tests
+        if part["fence"]:  # "runnable" is a marker for the tests
             return part[0].replace(part["info"], part["info"].partition(" ")[0], 1)
         target, _, anchor = (part["target"] or "").partition("#")
         if not target or "://" in target or target.startswith("mailto:"):
             return part[0]
         path = posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
-        found = next((p for p in (path, f"{path}/README.md") if site_path(p) in pages), None)
-        if found is not None:
-            link = posixpath.relpath(site_path(found), posixpath.dirname(site_path(page)) or ".")
+        match = next((p for p in (path, f"{path}/README.md") if site_path(p) in pages), None)
+        if match is not None:
+            link = posixpath.relpath(site_path(match), posixpath.dirname(site_path(page)) or ".")
         elif not (ROOT / path).exists():
             return part[0]  # MkDocs reports it
         elif repository:
@@ -80,7 +80,7 @@ def rewrite(text: str, page: str, pages: Collection[str], repository: str) -> st
 
 
 def navigation(names: list[str]) -> list[Any]:
-    """Return the modules as MkDocs' nested navigation: a package opens its own page and holds its modules."""
+    """Return the modules as MkDocs' nested navigation: a package has a page and contains its modules."""
     tree: dict[str, list[Any]] = {}
     for name in names:
         page = {name.rpartition(".")[2]: f"api/{name}.md"}
@@ -93,12 +93,14 @@ def navigation(names: list[str]) -> list[Any]:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Add the API reference to the navigation."""
     assert config.nav is not None
     config.nav.insert(-1, {"API reference": navigation(modules())[0][PACKAGE]})
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the guides outside docs/ and a page for each module."""
     from mkdocs.structure.files import File
 
     for path in guides():
@@ -109,6 +111,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Return the text of a guide with links that work in the site."""
     source = page.file.src_uri
     if source.startswith("api/"):
         return markdown

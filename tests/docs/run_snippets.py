@@ -1,8 +1,8 @@
-"""Runs the Python blocks of a guide that are marked `python runnable`, each by itself, in the present directory.
+"""Run the Python blocks of a guide that are marked `python runnable`, each by itself, in the working directory.
 
     python tests/docs/run_snippets.py GUIDE.md
 
-A process of its own, because the examples register components by name for good.
+Runs in its own process, because the examples register components by name permanently.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.docs.markdown import blocks  # noqa: E402
 
 
 def make_inputs() -> None:
-    """What the examples take for granted: an image, and a model called "nuclei" (tiny, with random weights)."""
+    """Write the inputs of the examples: images, and a model called "nuclei" (tiny, with random weights)."""
     import numpy as np
     import torch
     from detectron2.modeling import build_model
@@ -40,7 +40,7 @@ def make_inputs() -> None:
             *("INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 96),
         ],
     )
-    directory = Path("nuclei")  # a directory in the working directory goes before a name of the zoo
+    directory = Path("nuclei")  # a directory has precedence over a name of the zoo
     directory.mkdir()
     (directory / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
     (directory / "classes.json").write_text(json.dumps(["nucleus"]), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The guides are true where a machine can tell: links, paths, config keys, tables, YAML examples."""
+"""The guides are correct where a test can check it: links, paths, config keys, tables, YAML examples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.docs.markdown import ROOT, Block, anchors, blocks, links, pages, pros
 
 PAGES = pages()
 IDS = [str(p.relative_to(ROOT)) for p in PAGES]
-FOLDERS = {p.name for p in ROOT.iterdir() if p.is_dir()} & {
+TOP_DIRECTORIES = {p.name for p in ROOT.iterdir() if p.is_dir()} & {
     *("mask2former", "configs", "tools", "tests", "docs", "demo", "requirements", ".ci"),
 }
 KEY = re.compile(r"\b(?:MODEL|SOLVER|INPUT|DATASETS|DATALOADER|TEST)(?:\.[A-Z][A-Z0-9_]*)+\b(?!\.)")
@@ -24,7 +24,7 @@ PATH = re.compile(r"[\w.\-/]+")
 
 
 def keys_of(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """All keys, those of sections included."""
+    """Yield all keys, including those of sections."""
     for key, value in node.items():
         yield prefix + key
         if isinstance(value, Mapping):
@@ -32,8 +32,9 @@ def keys_of(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def leaves_of(node: Mapping[str, Any]) -> set[str]:
-    every = set(keys_of(node))
-    return {key for key in every if not any(other.startswith(f"{key}.") for other in every)}
+    """Return the keys that are not sections."""
+    keys = set(keys_of(node))
+    return {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)}
 
 
 def test_the_expected_guides_are_there() -> None:
@@ -51,22 +52,22 @@ def test_links(page: Path) -> None:
         file = page.parent / target if target else page
         if not file.exists() or (anchor and anchor not in anchors(file)):
             broken.append(link)
-    assert not broken, f"{page.relative_to(ROOT)} links to what is not there: {broken}"
+    assert not broken, f"{page.relative_to(ROOT)} has broken links: {broken}"
 
 
 def named_paths(page: Path) -> set[str]:
-    """Paths of this repository: in backticks, and in the commands of shell blocks."""
+    """Return the paths of this repository in backticks and in the commands of shell blocks."""
     words = {word for text in ticked(page) for word in text.split()}
     for block in blocks(page):
         if block.info[:1] == ("bash",):
             words |= set(block.code.split())
-    return {w for w in words if PATH.fullmatch(w) and w.split("/")[0] in FOLDERS and "/" in w}
+    return {w for w in words if PATH.fullmatch(w) and w.split("/")[0] in TOP_DIRECTORIES and "/" in w}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_named_paths_exist(page: Path) -> None:
     missing = sorted(path for path in named_paths(page) if not (ROOT / path).exists())
-    assert not missing, f"{page.relative_to(ROOT)} names what is not there: {missing}"
+    assert not missing, f"{page.relative_to(ROOT)} names paths that do not exist: {missing}"
     scripts = {word for text in ticked(page) for word in text.split() if re.fullmatch(r"[a-zA-Z]\w*\.(py|md)", word)}
     missing = sorted(s for s in scripts if not (ROOT / s).exists() and not (page.parent / s).exists())
     assert not missing, f"{page.relative_to(ROOT)} names files that are neither beside it nor at the top: {missing}"
@@ -80,16 +81,16 @@ def test_named_keys_exist(page: Path) -> None:
 
 
 def documented() -> dict[str, str]:
-    """Key -> default, from the tables of the guide; a row may hold several keys."""
+    """Return {key: default} from the tables of the guide; a row may hold several keys."""
     section = prose(ROOT / "GETTING_STARTED.md").split("\n## All config keys\n")[1].split("\n## ")[0]
-    found: dict[str, str] = {}
+    table: dict[str, str] = {}
     for keys, default in re.findall(r"^\| (`[A-Z][^|]*`) \| ([^|]*) \|", section, re.MULTILINE):
         names = re.findall(r"`([^`]+)`", keys)
         defaults = default.split(", ") if len(names) > 1 else [default]
         assert all(KEY.fullmatch(name) for name in names) and len(defaults) == len(names), keys
-        assert not found.keys() & set(names), f"{keys} stands there twice"
-        found |= dict(zip(names, defaults, strict=True))
-    return found
+        assert not table.keys() & set(names), f"{keys} is documented twice"
+        table |= dict(zip(names, defaults, strict=True))
+    return table
 
 
 def test_every_key_of_this_project_is_documented_with_its_default() -> None:
@@ -117,12 +118,13 @@ def test_every_key_of_this_project_is_documented_with_its_default() -> None:
 
 
 def yaml_examples() -> list[Block]:
+    """Return the YAML blocks of all guides."""
     return [b for page in PAGES for b in blocks(page) if b.info[:1] == ("yaml",)]
 
 
 @pytest.mark.parametrize("block", yaml_examples(), ids=lambda b: b.name)
 def test_yaml_examples_load(block: Block, tmp_path: Path) -> None:
-    """Their bases are named as seen from the top of the repository."""
+    """`_BASE_` is relative to the top of the repository."""
     text = re.sub(r"(?m)^(_BASE_: *)(\S+)", lambda m: m[1] + str(ROOT / m[2]), block.code)
     file = tmp_path / "example.yaml"
     file.write_text(text, encoding="utf-8")
@@ -153,7 +155,7 @@ def test_model_zoo_is_up_to_date() -> None:
 
 
 def test_model_zoo_notices_a_change(tmp_path: Path) -> None:
-    """A page that differs from the table is reported, and made anew."""
+    """A page that differs from the table is reported, and rewritten."""
     (tmp_path / "tools").mkdir()
     (tmp_path / "mask2former").mkdir()
     for name in ("tools/make_model_zoo.py", "mask2former/zoo.json"):

@@ -1,4 +1,4 @@
-"""Files about the project that no code reads: they parse, and agree with each other."""
+"""Project files that no code reads: they can be parsed, and agree with each other."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FILES = sorted(
 
 
 class AnyTag(yaml.SafeLoader):
-    """Reads YAML with tags of its own (`!ENV`, those of detectron2) as null."""
+    """Reads YAML with custom tags (`!ENV`, those of detectron2) as null."""
 
 
 AnyTag.add_multi_constructor("", lambda loader, suffix, node: None)
@@ -85,7 +85,7 @@ def test_site_shows_every_guide() -> None:
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 def test_commands_of_the_makefile_are_described() -> None:
-    """Every target that CONTRIBUTING.md names exists, and those of the Makefile's own list do."""
+    """Every target in CONTRIBUTING.md and in the list at the top of the Makefile exists."""
     makefile = text_of(ROOT / "Makefile")
     listed = re.findall(r"^# make ([\w-]+)", makefile, re.MULTILINE)
     named = re.findall(r"^make ([\w-]+)", text_of(ROOT / "CONTRIBUTING.md"), re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The documentation site: links of the guides in it, its pages, and docstrings that show what they say."""
+"""The documentation site: links of the guides, pages, and docstrings that are rendered completely."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ def test_a_package_opens_its_own_page_and_holds_its_modules(hooks: ModuleType) -
     ]
 
 
-def test_docstrings_hold_no_text_that_a_browser_takes_for_a_tag() -> None:
-    """`<name>` shows in the site only between backticks."""
-    found = []
+def test_docstrings_have_no_text_that_a_browser_reads_as_a_tag() -> None:
+    """`<name>` is visible in the site only between backticks."""
+    tags = []
     for path in sorted((ROOT / "mask2former").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
                 text = re.sub(r"`[^`]*`", "", ast.get_docstring(node) or "")
-                found += [f"{path.relative_to(ROOT)}: {tag}" for tag in re.findall(r"<[a-zA-Z][\w-]*>", text)]
-    assert not found
+                tags += [f"{path.relative_to(ROOT)}: {tag}" for tag in re.findall(r"<[a-zA-Z][\w-]*>", text)]
+    assert not tags

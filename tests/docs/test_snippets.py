@@ -1,4 +1,4 @@
-"""The Python examples of the guides run: blocks that begin with ```python runnable."""
+"""The Python examples of the guides run: blocks that are marked `python runnable`."""
 
 from __future__ import annotations
 

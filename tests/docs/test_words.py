@@ -44,15 +44,15 @@ def checked_text(path: Path) -> str:
 @pytest.mark.parametrize("word", OLD_WORDS)
 def test_words_of_the_glossary(word: str) -> None:
     pattern = re.compile(OLD_WORDS[word], re.IGNORECASE if word == "US spelling" else 0)
-    found = []
+    matches = []
     for path in FILES:
         if path.resolve() == TEST:
             continue
         text = checked_text(path)
         for match in pattern.finditer(text):
             line = text.count("\n", 0, match.start()) + 1
-            found.append(f"{path.relative_to(ROOT)}:{line}: {match[0]!r}")
-    assert not found, f"say {word!r} instead:\n" + "\n".join(found)
+            matches.append(f"{path.relative_to(ROOT)}:{line}: {match[0]!r}")
+    assert not matches, f"say {word!r} instead:\n" + "\n".join(matches)
 
 
 def test_the_glossary_is_where_people_look() -> None:
@@ -62,13 +62,13 @@ def test_the_glossary_is_where_people_look() -> None:
 
 def public_docstrings(path: Path) -> list[tuple[int, str]]:
     """Return line and docstring of every public function and method of a module."""
-    found = []
+    docstrings = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
             text = ast.get_docstring(node)
             if text:
-                found.append((node.lineno, text))
-    return found
+                docstrings.append((node.lineno, text))
+    return docstrings
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=lambda path: str(path.relative_to(ROOT)))
