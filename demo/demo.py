@@ -118,7 +118,7 @@ def _output_arguments(group: argparse._ArgumentGroup) -> None:
         "--save",
         nargs="+",
         choices=["overlay", "json", "masks"],
-        help="what to write into a directory (default: overlay JSON)",
+        help="what to write into a directory (default: overlay json)",
     )
     group.add_argument(
         "--non-overlapping",
