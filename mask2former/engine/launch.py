@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import logging
 import multiprocessing
@@ -32,7 +33,7 @@ from torch.utils.data import DataLoader
 from ..config import find_config, load_config
 from ..config_validation import validate_config
 from ..data import register_from_config
-from .rank_group import Place, RankGroup, announce_failure, end_process, failures_in, torchrun_place
+from .rank_group import Place, RankGroup, announce_failure, end_process, end_workers, failures_in, torchrun_place
 
 logger = logging.getLogger(__name__)
 
@@ -144,10 +145,13 @@ class StopSignal:
 def keep_workers(loader: Any) -> Any:
     """Let the workers of a DataLoader live through a signal to the whole job, until their rank has saved.
 
-    They end when the loader is closed or the rank is gone. A loader with a `worker_init_fn` is left as it is.
+    They end when the loader's iterator or the rank is gone. A loader with a `worker_init_fn` is left as it is.
     """
     if isinstance(loader, DataLoader) and loader.worker_init_fn is None:
         loader.worker_init_fn = _ignore_stop_signals
+        # At its end Python asks workers by SIGTERM to end, and waits for them.
+        atexit.unregister(end_workers)
+        atexit.register(end_workers)
     return loader
 
 

@@ -181,14 +181,20 @@ def end_process(status: int, exit_functions: bool = False) -> NoReturn:
     """
     if exit_functions:
         atexit._run_exitfuncs()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the handler of DataLoader raises when a worker is killed
-    for worker in multiprocessing.active_children():
-        worker.kill()
+    end_workers()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(status)
+
+
+def end_workers() -> None:
+    """Kill the data workers and other daemonic children of this process, which is about to end."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the handler of DataLoader raises when a worker is killed
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def _connect(place: Place) -> dist.Store:

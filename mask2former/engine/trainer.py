@@ -65,7 +65,7 @@ class Trainer(TrainerBase):
 
     Attributes:
         model, optimizer, scheduler, checkpointer: the model is in DistributedDataParallel if there are several ranks.
-        data_loader, batches: the loader of `train` and its iterator; None and empty before.
+        data_loader, batches: the loader of `train` and its iterator, which is empty before and after.
         train_step: runs one optimizer step on `model`, `optimizer` and `batches`.
         weight_average: EMA weights, None without SOLVER.EMA_DECAY.
     """
@@ -238,6 +238,7 @@ class Trainer(TrainerBase):
             finally:
                 self.after_train()
                 self._tell_skipped_records()
+                self.batches = iter(())  # ends the data workers
         return self._expected_results()
 
     def run_step(self) -> None:

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from mask2former.engine import TrainingInterrupted, argument_parser, launch, setup
-from mask2former.engine.rank_group import Place, RankGroup, announce_failure, torchrun_place
+from mask2former.engine.rank_group import Place, announce_failure, torchrun_place
 
 module = sys.modules["mask2former.engine.launch"]  # the name in the package is the function
 
@@ -186,19 +187,18 @@ def test_ranks_that_end_together_leave_in_order(
     assert FakeGroup.said == ["left"]
 
 
-def test_the_first_failure_counts() -> None:
-    store = dist.HashStore()
-    assert announce_failure(store, 3, 2) == (3, 2)
-    assert announce_failure(store, 0, 1) == (3, 2)
-
-
-def test_more_ranks_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    group = object.__new__(RankGroup)
-    group.place = Place(0, 2, 0, 2, "host", 1)
-    with pytest.raises(ValueError, match="2 processes were started here, but there are 1 GPUs"):
-        group.use_device()
+def test_kept_workers_do_not_keep_a_process_that_fails() -> None:
+    """The traceback holds the iterator, which would end them otherwise."""
+    code = (
+        "from torch.utils.data import DataLoader; from mask2former.engine.launch import keep_workers\n"
+        "def main():\n"
+        "    batches = iter(keep_workers(DataLoader(range(1000), num_workers=1)))\n"
+        "    raise KeyError(int(next(batches)))\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.endswith("KeyError: 0\n"), done.stderr
 
 
 class FakeRank:

@@ -1,0 +1,92 @@
+"""What a rank does when it or another one fails, in one process; `test_distributed.py` has real ranks."""
+
+from __future__ import annotations
+
+import threading
+from typing import NoReturn
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from mask2former.engine import rank_group
+from mask2former.engine.rank_group import Place, RankGroup, announce_failure, failures_in
+
+
+class Ended(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture(autouse=True)
+def _end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(status: int) -> NoReturn:
+        raise Ended(status)
+
+    monkeypatch.setattr(rank_group, "end_process", end)
+    monkeypatch.setattr(rank_group, "_LOOK", 0.001)
+
+
+def member(store: dist.Store, rank: int) -> RankGroup:
+    """A rank of two that has joined."""
+    group = object.__new__(RankGroup)
+    group.place = Place(rank, 2, rank, 2, "host", 1)
+    group._store, group._left = store, threading.Event()
+    return group
+
+
+def test_the_first_failure_counts() -> None:
+    store = dist.HashStore()
+    assert announce_failure(store, 3, 2) == (3, 2)
+    assert announce_failure(store, 0, 1) == (3, 2)
+
+
+def test_a_rank_ends_quietly_when_another_has_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    store = dist.HashStore()
+    announce_failure(store, 1, 7)
+    with pytest.raises(Ended, match="7"):
+        member(store, 0)._watch()
+    with pytest.raises(Ended, match="7"):  # its own error is one of the other's
+        member(store, 0).fail(1, "connection lost")
+    assert capsys.readouterr().err == ""
+
+
+def test_the_rank_that_fails_speaks_and_goes_last(capsys: pytest.CaptureFixture[str]) -> None:
+    store, ended = dist.HashStore(), []
+
+    def other() -> None:
+        with pytest.raises(Ended):
+            member(store, 0)._watch()
+        ended.append(0)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    failing = member(store, 1)
+    with pytest.raises(Ended, match="2"):
+        failing.fail(2, "a mistake\n")
+    assert store.add("ended", 0) == 1  # the other was seen to end
+    thread.join()
+    assert ended == [0]
+    failing._watch()  # does not end its rank by itself: the message comes first
+    assert capsys.readouterr().err == "a mistake\n"
+
+
+def test_a_rank_that_has_left_is_not_ended() -> None:
+    store = dist.HashStore()
+    group = member(store, 0)
+    group._left.set()
+    announce_failure(store, 1, 7)
+    group._watch()
+
+
+def test_torchruns_next_start_knows_nothing_of_the_failure_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = dist.HashStore()
+    announce_failure(failures_in(store), 1, 7)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert announce_failure(failures_in(store), 0, 2) == (0, 2)
+
+
+def test_more_ranks_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="2 processes were started here, but there are 1 GPUs"):
+        member(dist.HashStore(), 0).use_device()
