@@ -1,6 +1,6 @@
 """Mask2Former: semantic, instance and panoptic segmentation with one architecture, as a detectron2 extension.
 
-Importing registers the components and the dataset names with detectron2, as detectron2 itself does; it touches no
+Importing it registers the components and the dataset names with detectron2, as detectron2 itself does; it reads no
 file and needs no GPU.
 """
 

@@ -1,4 +1,4 @@
-"""Every configuration key with its default, and the reading of YAML files.
+"""Configuration keys with their defaults, and the loading of YAML files.
 
 The keys and defaults are those of the reference implementation (documented in GETTING_STARTED.md); keys that
 only this project has are marked "ours" below.
@@ -58,9 +58,9 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
         cfg.DATASETS,  # ours: custom datasets
         {
             "COCO_JSON": [],  # [name, JSON file, image directory] each
-            "COCO_PANOPTIC": [],  # [name, panoptic JSON, image directory, PNG directory] each, and a JSON of instances
-            "SEMANTIC_FOLDER": [],  # [name, image directory, label directory, classes] each, and the value to ignore
-            "YTVIS_JSON": [],  # [name, JSON file, directory of the frames] each
+            "COCO_PANOPTIC": [],  # [name, panoptic JSON, image directory, PNG directory] each, optionally instance JSON
+            "SEMANTIC_FOLDER": [],  # [name, image directory, label directory, classes] each, optionally ignored value
+            "YTVIS_JSON": [],  # [name, JSON file, frame directory] each
         },
     )
     # The second is detectron2's, which reads it without declaring it.
@@ -68,9 +68,9 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
     _defaults(
         cfg.TEST,  # ours
         {
-            "SCORE_THRESHOLD": 0.0,  # instances below it are left out
-            "INSTANCE_TASKS": ["segm"],  # add "bbox" for AP of the boxes around the masks, "boundary" for boundary AP
-            "BOUNDARY_IOU": False,  # semantic evaluation: also the IoU of the boundaries of each class
+            "SCORE_THRESHOLD": 0.0,  # instances with a lower score are dropped
+            "INSTANCE_TASKS": ["segm"],  # add "bbox" for AP of the masks' bounding boxes, "boundary" for boundary AP
+            "BOUNDARY_IOU": False,  # semantic evaluation: also the boundary IoU of each class
             "SEMANTIC_PQ": False,  # semantic evaluation: also PQ with each class of an image as one segment
             "SAVE_PANOPTIC": False,  # also write the panoptic PNGs, not only predictions.json
         },
@@ -78,7 +78,7 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
 
 
 def add_maskformer2_video_config(cfg: CfgNode) -> None:
-    """Add the keys that only video models and datasets have to `cfg`, in place. Idempotent."""
+    """Add the keys of video models and datasets to `cfg`, in place. Idempotent."""
     _defaults(
         cfg.INPUT,
         {
@@ -88,7 +88,7 @@ def add_maskformer2_video_config(cfg: CfgNode) -> None:
             "AUGMENTATIONS": [],
         },
     )
-    # Ours: the number is fixed in the reference, which has no windows. 0: always the whole clip at once.
+    # Ours: the number is fixed in the reference, which has no windows. WINDOW_FRAMES 0: the complete clip at once.
     _defaults(cfg.TEST, {"DETECTIONS_PER_VIDEO": 10, "WINDOW_FRAMES": 0, "WINDOW_OVERLAP": 6})
 
 
@@ -210,10 +210,10 @@ def _add_backbones(model: CfgNode) -> None:
 
 
 def find_config(name: str | Path) -> Path:
-    """Path of a config file, given as a path or as a name below `configs/` (with or without `.yaml`).
+    """Find a config file, given as a path or as a name below `configs/` (with or without `.yaml`).
 
     Raises:
-        FileNotFoundError: no such file; the message lists the nearest names.
+        FileNotFoundError: no such file; the message lists the most similar names.
     """
     given = Path(name).expanduser()
     if given.is_file():
@@ -229,7 +229,7 @@ def find_config(name: str | Path) -> Path:
 
 
 class _SafeYaml(CfgNode):
-    """Reads YAML without unsafe tags; one expression of the reference's files is understood as data."""
+    """YAML loader without unsafe tags; one expression in the reference's files is parsed as data."""
 
     # `!!python/object/apply:eval ["[int(x * 0.1 * 512) for x in range(5, 21)]"]`: a list of shortest edges.
     _SIZES = re.compile(
@@ -252,13 +252,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         values = _SafeYaml.load_yaml_with_base(str(path))
     except yaml.YAMLError as error:
         raise ConfigError(
-            f"{path} (or a file it names in _BASE_) is not plain YAML: {error}. "
+            f"{path} (or a file named in its _BASE_) is not plain YAML: {error}. "
             "Tags that run Python are not accepted; write the value itself."
         ) from error
-    except (TypeError, AttributeError):  # a base, or this file, holds no mapping
+    except (TypeError, AttributeError):  # this file or one of its bases is not a mapping
         values = None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} (or a file it names in _BASE_) must hold keys and values, for example 'MODEL:'")
+        raise ConfigError(f"{path} (or a file named in its _BASE_) must hold keys and values, for example 'MODEL:'")
     version = values.pop("VERSION", 2)
     if version != 2:
         raise ConfigError(f"{path}: VERSION {version} is not supported, write VERSION: 2")
@@ -281,11 +281,11 @@ def _check_known(keys: Sequence[str], cfg: CfgNode, source: str) -> None:
 
 
 def load_config(config_file: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNode:
-    """Defaults, then `config_file` with its bases, then `overrides` (KEY VALUE KEY VALUE ...). Not frozen.
+    """Load the defaults, then `config_file` with its bases, then `overrides` (KEY VALUE KEY VALUE ...). Not frozen.
 
     Raises:
         FileNotFoundError: no such config file.
-        ConfigError: an unknown key (the nearest one is named), a value of the wrong type, or unsafe YAML.
+        ConfigError: an unknown key (the message names the most similar one), a value of the wrong type, or unsafe YAML.
     """
     cfg = get_cfg()
     add_maskformer2_config(cfg)
@@ -304,14 +304,14 @@ def load_config(config_file: str | Path | None = None, overrides: Sequence[str] 
 
 
 def micro_batch_size(cfg: CfgNode, ranks: int) -> int:
-    """Return the number of samples that one rank takes for one forward pass in training.
+    """Return the number of samples in one forward pass of one rank in training.
 
     Args:
         cfg: SOLVER.IMS_PER_BATCH and SOLVER.ACCUMULATION_STEPS are read.
         ranks: number of ranks that share an iteration.
 
     Raises:
-        ConfigError: the batch cannot be divided evenly; the message names the keys.
+        ConfigError: the batch cannot be split evenly; the message names the keys.
     """
     images, steps = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION_STEPS
     if steps < 1 or images < 1 or images % (steps * ranks):

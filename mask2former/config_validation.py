@@ -1,4 +1,4 @@
-"""Checks that catch a wrong setting before the first step."""
+"""Checks that reject a wrong setting before the first iteration."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MASKED_ATTENTION_DECODERS = ("MultiScaleMaskedTransformerDecoder", "VideoMultiSc
 
 
 def validate_config(cfg: CfgNode, training: bool) -> None:
-    """Refuse settings that would fail, or silently train something else, before the first step.
+    """Reject settings that would fail, or silently train a different model, before the first iteration.
 
     Register the datasets first (`mask2former.data.register_all` and `register_from_config`).
 
@@ -52,7 +52,7 @@ def _validate_components(cfg: CfgNode) -> None:
     known = [name for name in ARCHITECTURES if name in META_ARCH_REGISTRY]
     _require(
         cfg.MODEL.META_ARCHITECTURE in known,
-        f"MODEL.META_ARCHITECTURE is '{cfg.MODEL.META_ARCHITECTURE}', which would train another model. Set it to "
+        f"MODEL.META_ARCHITECTURE is '{cfg.MODEL.META_ARCHITECTURE}', which is not a model of this package. Set it to "
         f"{' or '.join(repr(name) for name in known)}, or start from one of the files in configs/ with --config-file.",
     )
     heads = [name for name, _ in SEM_SEG_HEADS_REGISTRY]
@@ -67,13 +67,13 @@ def _validate_components(cfg: CfgNode) -> None:
 
 
 def _validate_combinations(cfg: CfgNode) -> None:
-    """Components that exist but do not fit together."""
+    """Reject components that exist but cannot be combined."""
     node, head, architecture = cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.META_ARCHITECTURE
     source, decoder = node.TRANSFORMER_IN_FEATURE, node.TRANSFORMER_DECODER_NAME
     per_pixel, tasks = head.NAME in PER_PIXEL_HEADS, tasks_of(cfg)
     _require(
         not per_pixel or architecture == "SemanticSegmentor",
-        f"MODEL.SEM_SEG_HEAD.NAME '{head.NAME}' classifies pixels: set MODEL.META_ARCHITECTURE 'SemanticSegmentor'.",
+        f"MODEL.SEM_SEG_HEAD.NAME '{head.NAME}' predicts per pixel: set MODEL.META_ARCHITECTURE 'SemanticSegmentor'.",
     )
     _require(
         head.NAME != "MaskFormerHead" or architecture != "SemanticSegmentor",
@@ -81,17 +81,17 @@ def _validate_combinations(cfg: CfgNode) -> None:
     )
     _require(
         architecture != "VideoMaskFormer" or tasks <= {Task.INSTANCE},
-        "MODEL.META_ARCHITECTURE 'VideoMaskFormer' gives instances only: set MODEL.MASK_FORMER.TEST.SEMANTIC_ON and "
+        "MODEL.META_ARCHITECTURE 'VideoMaskFormer' predicts instances only: set MODEL.MASK_FORMER.TEST.SEMANTIC_ON and "
         "PANOPTIC_ON to False.",
     )
     _require(
         not per_pixel or tasks <= {Task.SEMANTIC},
-        f"MODEL.SEM_SEG_HEAD.NAME '{head.NAME}' gives semantic results only: set MODEL.MASK_FORMER.TEST.INSTANCE_ON "
-        "and PANOPTIC_ON to False.",
+        f"MODEL.SEM_SEG_HEAD.NAME '{head.NAME}' predicts semantic segmentation only: set "
+        "MODEL.MASK_FORMER.TEST.INSTANCE_ON and PANOPTIC_ON to False.",
     )
     _require(
         per_pixel or decoder not in MASKED_ATTENTION_DECODERS or source == "multi_scale_pixel_decoder",
-        f"MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME '{decoder}' reads three maps, not '{source}': set "
+        f"MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME '{decoder}' needs multi-scale features, not '{source}': set "
         "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE 'multi_scale_pixel_decoder'.",
     )
     _require(
@@ -109,10 +109,10 @@ def _validate_model(cfg: CfgNode) -> None:
     )
     _require(
         head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS in (8, node.NHEADS),
-        "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS has no effect of its own: the pixel decoder takes "
-        f"MODEL.MASK_FORMER.NHEADS ({node.NHEADS}). Set that one.",
+        "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS has no effect: the pixel decoder takes "
+        f"MODEL.MASK_FORMER.NHEADS ({node.NHEADS}). Set that key instead.",
     )
-    _require(node.DEC_LAYERS >= 1, "MODEL.MASK_FORMER.DEC_LAYERS counts the query-level prediction too: at least 1")
+    _require(node.DEC_LAYERS >= 1, "MODEL.MASK_FORMER.DEC_LAYERS counts the initial prediction too: at least 1")
     _require(node.NUM_OBJECT_QUERIES >= 1, "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES must be at least 1")
     _require(node.TRAIN_NUM_POINTS >= 1, "MODEL.MASK_FORMER.TRAIN_NUM_POINTS must be at least 1")
     _require(node.OVERSAMPLE_RATIO >= 1, "MODEL.MASK_FORMER.OVERSAMPLE_RATIO must be at least 1")
@@ -125,7 +125,7 @@ def _validate_model(cfg: CfgNode) -> None:
     )
     _require(cfg.TEST.DETECTIONS_PER_VIDEO >= 1, "TEST.DETECTIONS_PER_VIDEO must be at least 1")
     window = cfg.TEST.WINDOW_FRAMES
-    _require(window >= 0, "TEST.WINDOW_FRAMES is a number of frames, or 0 for the whole clip at once")
+    _require(window >= 0, "TEST.WINDOW_FRAMES is a number of frames, or 0 for the complete clip at once")
     _require(
         window == 0 or 0 <= cfg.TEST.WINDOW_OVERLAP < window,
         f"TEST.WINDOW_OVERLAP must lie between 0 and TEST.WINDOW_FRAMES - 1 = {window - 1}",
@@ -137,10 +137,10 @@ def _validate_training(cfg: CfgNode) -> None:
     _one_of("INPUT.DATASET_MAPPER_NAME", cfg.INPUT.DATASET_MAPPER_NAME, mapper_names(video))
     _one_of("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, ("ADAMW", "SGD"))
     _one_of("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, ("auto", *AMP_DTYPES))
-    # The number of ranks counts only after SOLVER.REFERENCE_WORLD_SIZE has scaled the batch.
+    # The number of ranks matters only after SOLVER.REFERENCE_WORLD_SIZE has scaled the batch.
     micro_batch_size(cfg, ranks=1)
     _require(0 <= cfg.SOLVER.EMA_DECAY < 1, "SOLVER.EMA_DECAY must lie in [0, 1)")
-    _require(len(cfg.DATASETS.TRAIN) > 0, "DATASETS.TRAIN is empty: name at least one dataset")
+    _require(len(cfg.DATASETS.TRAIN) > 0, "DATASETS.TRAIN is empty: set at least one dataset")
 
 
 def _validate_datasets(cfg: CfgNode, split: str, names: Sequence[str]) -> None:
@@ -149,13 +149,15 @@ def _validate_datasets(cfg: CfgNode, split: str, names: Sequence[str]) -> None:
         _require(
             name in known,
             f"DATASETS.{split} names '{name}', which is not registered.{did_you_mean(name, known, 3)} "
-            "Custom datasets: DATASETS.COCO_JSON: [[name, file.json, image directory]], or DATASETS.COCO_PANOPTIC, "
-            "DATASETS.SEMANTIC_FOLDER; videos: DATASETS.YTVIS_JSON.",
+            "Register a custom dataset with DATASETS.COCO_JSON: [[name, file.json, image directory]], "
+            "DATASETS.COCO_PANOPTIC, DATASETS.SEMANTIC_FOLDER or, for videos, DATASETS.YTVIS_JSON.",
         )
         metadata = MetadataCatalog.get(name)
         _validate_frames(cfg, split, name, metadata.get("evaluator_type"))
-        kind = metadata.get("evaluator_type", "coco")
-        attribute = "thing_classes" if kind in ("coco", "lvis", "ytvis", "cityscapes_instance") else "stuff_classes"
+        evaluator = metadata.get("evaluator_type", "coco")
+        attribute = (
+            "thing_classes" if evaluator in ("coco", "lvis", "ytvis", "cityscapes_instance") else "stuff_classes"
+        )
         classes = metadata.get(attribute)
         count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         _require(
@@ -171,25 +173,25 @@ def _validate_datasets(cfg: CfgNode, split: str, names: Sequence[str]) -> None:
         )
 
 
-def _validate_frames(cfg: CfgNode, split: str, name: str, kind: str | None) -> None:
-    """Videos need the model of videos; it is evaluated on videos, and trains on images by a mapper of its own."""
+def _validate_frames(cfg: CfgNode, split: str, name: str, evaluator: str | None) -> None:
+    """Require the video model for videos, and a mapper that builds clips where it is trained on images."""
     video = cfg.MODEL.META_ARCHITECTURE == "VideoMaskFormer"
     mapper = cfg.INPUT.DATASET_MAPPER_NAME if split == "TRAIN" else ""
     _require(
-        video or kind != "ytvis",
+        video or evaluator != "ytvis",
         f"DATASETS.{split} names '{name}', which holds videos: set MODEL.META_ARCHITECTURE 'VideoMaskFormer' and "
-        "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME 'VideoMultiScaleMaskedTransformerDecoder', or start from one of "
-        "configs/youtubevis_2019.",
+        "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME 'VideoMultiScaleMaskedTransformerDecoder', or start from a file "
+        "of configs/youtubevis_2019.",
     )
     _require(
-        not video or mapper in ("coco_clip", "mixed_clips") or kind in (None, "ytvis"),
+        not video or mapper in ("coco_clip", "mixed_clips") or evaluator in (None, "ytvis"),
         f"DATASETS.{split} names '{name}', which holds images, but MODEL.META_ARCHITECTURE is 'VideoMaskFormer'. "
-        "Name videos, for example 'ytvis_2019_val'; or train on clips that are made of images with "
+        "Name videos, for example 'ytvis_2019_val'; or train on clips generated from images with "
         "INPUT.DATASET_MAPPER_NAME 'coco_clip', or 'mixed_clips' beside videos; or set MODEL.META_ARCHITECTURE "
         "'MaskFormer'.",
     )
     _require(
-        mapper != "coco_clip" or kind != "ytvis",
-        f"DATASETS.{split} names '{name}', which holds videos, but INPUT.DATASET_MAPPER_NAME 'coco_clip' makes clips "
-        "of images: set 'ytvis', or 'mixed_clips' for videos and images.",
+        mapper != "coco_clip" or evaluator != "ytvis",
+        f"DATASETS.{split} names '{name}', which holds videos, but INPUT.DATASET_MAPPER_NAME 'coco_clip' generates "
+        "clips from images: set 'ytvis', or 'mixed_clips' for videos and images.",
     )

@@ -1,4 +1,4 @@
-"""The meta-architecture: preprocess, run the network, then losses or post-processing; nothing else."""
+"""The meta-architecture: preprocessing, the network, then losses or post-processing."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from .utils.registry import register
 
 
 class MaskClassifier(nn.Module):
-    """What the models of images and of clips share: their parts, the way in, and the losses.
+    """Base class of the image and the video model: components, preprocessing and losses.
 
     Args:
-        backbone, sem_seg_head, criterion: the parts.
+        backbone, sem_seg_head, criterion: the components.
         num_queries: Q.
-        metadata: of the dataset.
-        size_divisibility: pad images to a multiple of this; negative: what the backbone needs.
+        metadata: metadata of the training dataset.
+        size_divisibility: pad images to a multiple of this; negative: the backbone's own.
         pixel_mean, pixel_std: per channel, in the value range of the images (0 to 255).
     """
 
@@ -59,7 +59,7 @@ class MaskClassifier(nn.Module):
 
     @classmethod
     def parts_from_config(cls, cfg: Any) -> dict[str, Any]:
-        """The arguments of this class, for the `from_config` of the models."""
+        """Build the arguments of this class, for the `from_config` of the models."""
         backbone = build_backbone(cfg)
         head = build_sem_seg_head(cfg, backbone.output_shape())
         return {
@@ -75,17 +75,21 @@ class MaskClassifier(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """Return the device that the model runs on."""
         return self.pixel_mean.device
 
     def pad_images(self, images: Iterable[Tensor]) -> ImageList:
-        """Batch (3, H, W) images on the device, normalize, pad right and below with zeros: (B, 3, H, W) and sizes."""
+        """Move images (3, H, W) to the device, normalize and batch them, padded right and below with zeros.
+
+        Returns:
+            `tensor` (B, 3, H, W) and the images' sizes.
+        """
         on_device = (x.to(self.device, non_blocking=True) for x in images)
         normalized = [(x - self.pixel_mean) / self.pixel_std for x in on_device]
         return ImageList.from_tensors(normalized, self.size_divisibility)
 
     def weighted_losses(self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """The criterion's losses, each times its weight."""
+        """Compute the criterion's losses, each multiplied by its weight."""
         losses = self.criterion(outputs, targets)
         weights: Any = self.criterion.weight_dict
         return {name: loss * weights[name] for name, loss in losses.items() if name in weights}
@@ -98,10 +102,11 @@ class MaskFormer(MaskClassifier):
     Args:
         object_mask_threshold, overlap_threshold: see `postprocess.Settings`.
         sem_seg_postprocess_before_inference: resize masks, not semantic scores, to the output size.
-        semantic_on, panoptic_on, instance_on: which results inference returns.
-        test_topk_per_image: number of instances.
-        score_threshold: instances below are left out.
-        parts: of `MaskClassifier`; the metadata's `thing_dataset_id_to_contiguous_id` tells things from stuff.
+        semantic_on, panoptic_on, instance_on: the tasks whose results inference returns.
+        test_topk_per_image: largest number of instances.
+        score_threshold: instances with a lower score are dropped.
+        parts: arguments of `MaskClassifier`; things are the classes in the metadata's
+            `thing_dataset_id_to_contiguous_id`.
     """
 
     @configurable
@@ -145,17 +150,17 @@ class MaskFormer(MaskClassifier):
         }
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]], settings: Settings | None = None) -> Any:
-        """Losses in training, results otherwise.
+        """Compute losses in training, results otherwise.
 
         Args:
             batched_inputs: per image {"image": uint8 (3, H, W)}; optional "height", "width" (size of the results,
                 default that of the image); in training "instances" with `gt_classes` (N,), `gt_masks` bool (N, H, W).
-            settings: of the results of this call; None: those of the model.
+            settings: post-processing settings of this call; None: those of the model.
 
         Returns:
             In training a dict of weighted losses. Otherwise per image a dict with "sem_seg" (K, h, w),
             "panoptic_seg" (int32 map (h, w), segments) and "instances" (`pred_masks` bool (N, h, w), `pred_boxes`,
-            `scores`, `pred_classes`), as far as they are switched on.
+            `scores`, `pred_classes`), for the tasks that are switched on.
         """
         images = self.preprocess(batched_inputs)
         outputs = self.sem_seg_head(self.backbone(images.tensor))
@@ -164,13 +169,13 @@ class MaskFormer(MaskClassifier):
         return self._results(outputs, batched_inputs, images, settings or self.settings)
 
     def preprocess(self, batched_inputs: Sequence[Mapping[str, Any]]) -> ImageList:
-        """Batch on the device, normalize, pad right and below with zeros: (B, 3, H, W) and the images' sizes."""
+        """Batch the images of the records as `pad_images` does."""
         return self.pad_images(x["image"] for x in batched_inputs)
 
     def _target(self, record: Mapping[str, Any], images: ImageList) -> dict[str, Any]:
         if "instances" not in record:
             raise ValueError(
-                f"image {record.get('file_name', '(no file name)')} came to training without 'instances'; "
+                f"training sample {record.get('file_name', '(no file name)')} has no 'instances'; "
                 "check INPUT.DATASET_MAPPER_NAME"
             )
         instances = record["instances"]
@@ -202,13 +207,13 @@ class MaskFormer(MaskClassifier):
 
 
 def class_scores_and_masks(outputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Class scores (B, Q, K + 1), after the softmax, and mask logits (B, Q, H4, W4), of a head's outputs."""
+    """Return class scores (B, Q, K + 1), after the softmax, and mask logits (B, Q, H4, W4) of a head's outputs."""
     masks = outputs["pred_masks"]
     return F.softmax(outputs["pred_logits"].float(), dim=-1), masks[:, :, 0] if masks.dim() == 5 else masks
 
 
 def build_criterion(cfg: Any, num_classes: int) -> SetCriterion:
-    """Criterion with its matcher and the weights of all supervised predictions, from MODEL.MASK_FORMER."""
+    """Build the criterion with its matcher and the weights of all supervised predictions, from MODEL.MASK_FORMER."""
     node = cfg.MODEL.MASK_FORMER
     matcher = HungarianMatcher(
         cost_class=node.CLASS_WEIGHT,

@@ -1,4 +1,4 @@
-"""Config, weights and class names of a model that a user names."""
+"""Config, weights and class names of a model, found by its name, directory or files."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ DEFAULT_MODEL = "nuclei"
 def locate_model(
     name: str | None, config: str | os.PathLike[str] | None, weights: str | os.PathLike[str] | None
 ) -> tuple[Path, str | os.PathLike[str] | None]:
-    """Config and weights files of what the user named. Weights are None when only a config was given."""
+    """Return the config and weights files of the requested model. Weights are None if only a config was given."""
     if config is None and name is None and weights is not None:
         raise ValueError(f"weights {str(weights)!r} need config=FILE or the name of the model they belong to")
     if config is not None:
         return find_config(Path(config)), weights
     name = name or DEFAULT_MODEL
     directory = Path(name).expanduser()
-    # A directory of images may bear the name of a model; only one with a config is a model.
+    # A directory of images may have the name of a model; only one with a config is a model.
     if directory.is_dir() and ((directory / "config.yaml").is_file() or name not in zoo.list_models()):
         return _in_directory(directory, weights)
     entry = zoo.lookup(name)
@@ -37,10 +37,10 @@ def locate_model(
 
 
 def _in_directory(directory: Path, weights: str | os.PathLike[str] | None) -> tuple[Path, str | os.PathLike[str]]:
-    """Config and weights in a training's output directory, or one with model.safetensors and config.yaml."""
+    """Return config and weights in a training output directory, or one with model.safetensors and config.yaml."""
     config = directory / "config.yaml"
     if not config.is_file():
-        raise FileNotFoundError(f"{directory} has no config.yaml, so it is no training output or model directory")
+        raise FileNotFoundError(f"{directory} is not a training output or model directory: it has no config.yaml")
     if weights is not None:
         return config, weights
     names = ["model.safetensors", "model_best.safetensors", "model_final.safetensors", "model_final.pth"]
@@ -54,7 +54,7 @@ def _in_directory(directory: Path, weights: str | os.PathLike[str] | None) -> tu
 
 
 def dataset_classes(cfg: CfgNode) -> ClassTable | None:
-    """The classes of the config's datasets, as far as these are registered; None: unknown."""
+    """Return the classes of the config's first registered dataset that lists them; None: unknown."""
     for dataset in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
         if dataset in MetadataCatalog:
             metadata = MetadataCatalog.get(dataset).as_dict()
@@ -65,12 +65,12 @@ def dataset_classes(cfg: CfgNode) -> ClassTable | None:
 
 
 def store_classes(table: ClassTable, directory: Path) -> Path:
-    """Write `classes.json` into a model's directory, so that it is understood where the dataset is not."""
+    """Write `classes.json` into a model's directory, for machines where the dataset is not registered."""
     return write_json(directory / "classes.json", table.categories())
 
 
 def stored_classes(config: Path, weights: Path) -> ClassTable | None:
-    """Class names kept beside a model: `classes.json`, a list of names or of COCO categories."""
+    """Load the class names stored beside a model: `classes.json`, a list of names or of COCO categories."""
     for directory in dict.fromkeys((weights.parent, config.parent)):
         path = directory / "classes.json"
         if not path.is_file():
@@ -91,7 +91,7 @@ def stored_classes(config: Path, weights: Path) -> ClassTable | None:
 
 
 def _colors(rows: list[dict[str, Any]]) -> tuple[Color, ...]:
-    """Colors of COCO categories; none where one of them has none."""
+    """Return the colors of COCO categories; empty if a category has none."""
     if not all(isinstance(row.get("color"), list) for row in rows):
         return ()
     return tuple((int(r), int(g), int(b)) for r, g, b in (row["color"] for row in rows))

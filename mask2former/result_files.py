@@ -1,4 +1,4 @@
-"""Files of results: COCO records and files, label maps, and images; all are written whole or not at all."""
+"""Result files: COCO records and files, label maps and images; all are written atomically."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def coco_records(image_id: int, rows: Iterable[tuple[int, float]], rles: Iterabl
     """Return COCO result records with box and area.
 
     Args:
-        image_id: of all records.
+        image_id: image id of all records.
         rows: category id and score of each object.
-        rles: the mask of each object, as `structures.rle.encode_masks` gives them.
+        rles: the mask of each object, as `structures.rle.encode_masks` returns them.
     """
     return [
         {
@@ -51,7 +51,7 @@ def image_record(image_id: int, file_name: str | None, size: Size) -> dict[str, 
 class CocoDocument:
     """A COCO file (images, annotations, categories) that grows image by image, without keeping masks.
 
-    Annotations are complete ground-truth records (id, iscrowd) that also carry their score. Ids start at 1.
+    Annotations have the fields of ground truth (id, iscrowd) and a score. Ids start at 1.
     """
 
     def __init__(self, classes: ClassTable) -> None:
@@ -64,7 +64,7 @@ class CocoDocument:
         }
 
     def add(self, records: Iterable[Mapping[str, Any]], size: Size, file_name: str | None = None) -> None:
-        """Add an image of `size` and its result records, whose image ids are replaced by the next one."""
+        """Add an image of `size` and its result records, whose image ids become that of the new image."""
         images, annotations = self._content["images"], self._content["annotations"]
         image = image_record(len(images) + 1, file_name, size)
         images.append(image)
@@ -73,7 +73,7 @@ class CocoDocument:
             annotations.append({**number, **record, "image_id": image["id"]})
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what `save` writes."""
+        """Return the content that `save` writes."""
         return self._content
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -88,11 +88,11 @@ def write_panoptic(
     """Write a panoptic PNG and beside it its COCO panoptic JSON; return both paths.
 
     Args:
-        path: of the PNG.
-        ids: (H, W) integer segment ids, 0 where no segment is.
+        path: path of the PNG.
+        ids: (H, W) integer segment ids, 0 where there is no segment.
         segments: entries of "segments_info".
-        image: as `image_record` gives it.
-        classes: of the categories.
+        image: entry of "images", as `image_record` returns it.
+        classes: the classes to list as categories.
     """
     annotation = {"image_id": image["id"], "file_name": path.name, "segments_info": list(segments)}
     content = {"images": [image], "annotations": [annotation], "categories": classes.categories()}
@@ -114,7 +114,7 @@ def semantic_image(semantic: np.ndarray, classes: ClassTable) -> Image.Image:
 
 # ------------------------------------------------------------------ images
 def encode_image(image: Image.Image, suffix: str = ".png") -> bytes:
-    """Return the image as the content of a file with this ending."""
+    """Encode an image in the file format of `suffix`."""
     buffer = io.BytesIO()
     options: dict[str, Any] = {"quality": 92} if suffix in (".jpg", ".jpeg", ".webp") else {}
     image.save(buffer, format=Image.registered_extensions()[suffix], **options)

@@ -1,7 +1,7 @@
-"""What a segmentation of one image gives: instances, panoptic map, semantic map; drawn, filtered, saved.
+"""The segmentation result of one image: instances, panoptic map and semantic map; to draw, filter and save.
 
-Arrays are numpy, on the CPU and at the size of the image. N objects, H W of the original image (after its
-EXIF orientation was applied). Boxes are XYXY in pixels.
+Arrays are NumPy arrays at the size of the image. N objects, H W of the original image (after its EXIF orientation
+was applied). Boxes are XYXY in pixels.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .structures.task import IMAGE_TASKS, Task
 # ------------------------------------------------------------------ parts of a result
 @dataclass(frozen=True)
 class InstanceResult:
-    """N objects, best first as the model gives them."""
+    """N objects, best first as the model returns them."""
 
     masks: np.ndarray  # (N, H, W) bool
     scores: np.ndarray  # (N,) float32
@@ -41,16 +41,16 @@ class InstanceResult:
         return len(self.scores)
 
     def select(self, index: np.ndarray) -> InstanceResult:
-        """The objects at these positions ((M,) integers) or where True ((N,) bool)."""
+        """Return the objects at these indices ((M,) integers) or where True ((N,) bool)."""
         index = np.flatnonzero(index) if index.dtype == bool else index
         names = tuple(self.names[i] for i in index)
         return InstanceResult(self.masks[index], self.scores[index], self.labels[index], self.boxes[index], names)
 
     def without_overlap(self, max_overlap: float = 0.5) -> InstanceResult:
-        """Every pixel goes to its highest-scored object; who loses more than `max_overlap` of it is removed.
+        """Assign every pixel to its highest-scored object and remove objects that lose more than `max_overlap`.
 
-        `max_overlap` is a fraction of the object's area. The removed ones are near-duplicates: the same
-        object found twice, or once more with another class.
+        `max_overlap` is a fraction of the object's area. The removed ones are near-duplicates: the same object
+        predicted twice, or once more with another class.
         """
         order = np.argsort(-self.scores, kind="stable")
         owner = np.zeros(self.masks.shape[1:], dtype=np.int32)
@@ -64,12 +64,12 @@ class InstanceResult:
                 kept.append(i)
                 part[free] = i + 1
         index = np.sort(np.array(kept, dtype=np.int64))
-        chosen = self.select(index)
+        selected = self.select(index)
         masks = owner[None] == (index + 1)[:, None, None]
-        return replace(chosen, masks=masks, boxes=boxes_of(masks))
+        return replace(selected, masks=masks, boxes=boxes_of(masks))
 
     def label_map(self) -> np.ndarray:
-        """(H, W) uint16: 0 background, i + 1 for object i; the highest score wins where objects overlap."""
+        """Return (H, W) uint16: 0 background, i + 1 for object i; the highest score wins where objects overlap."""
         out = np.zeros(self.masks.shape[1:], dtype=np.uint16)
         for i in np.argsort(-self.scores, kind="stable")[::-1]:
             window = _box_window(self.boxes[i], out.shape)
@@ -100,7 +100,7 @@ class PanopticResult:
         return len(self.segments)
 
     def select(self, keep: Iterable[Segment]) -> PanopticResult:
-        """Only these segments; the pixels of the others become 0."""
+        """Return only these segments; the pixels of the others become 0."""
         keep = tuple(keep)
         mask = np.isin(self.map, [s.id for s in keep])
         return PanopticResult(np.where(mask, self.map, 0).astype(np.int32), keep)
@@ -120,9 +120,9 @@ def _box_window(box: np.ndarray, shape: Sequence[int]) -> tuple[slice, slice]:
 # ------------------------------------------------------------------ the result
 @dataclass(frozen=True)
 class Result:
-    """The segmentation of one image. Parts that the model does not give are None.
+    """The segmentation of one image. Parts that the model does not predict are None.
 
-    `image` (H, W, 3) uint8 RGB, `semantic` (H, W) integer class indices (255 or more than K - 1: no class).
+    `image` (H, W, 3) uint8 RGB, `semantic` (H, W) integer class indices (K or more, for example 255: no class).
     """
 
     image: np.ndarray
@@ -131,7 +131,7 @@ class Result:
     panoptic: PanopticResult | None = None
     semantic: np.ndarray | None = None
     path: Path | None = None  # file the image came from
-    seconds: float | None = field(default=None, compare=False)  # time it took, reading the file not included
+    seconds: float | None = field(default=None, compare=False)  # inference time, without reading the file
 
     @classmethod
     def from_output(
@@ -143,11 +143,13 @@ class Result:
         score_threshold: float = 0.0,
         **extra: Any,
     ) -> Result:
-        """From one element of a detectron2 segmentation model's output list.
+        """Build a result from one element of a detectron2 segmentation model's output list.
 
         Objects and segments below the threshold are dropped before their masks are copied from the device.
-        `extra` sets further fields (`path`, `seconds`). Raises ValueError when the output has none of the
-        keys "instances", "panoptic_seg", "sem_seg".
+        `extra` sets further fields (`path`, `seconds`).
+
+        Raises:
+            ValueError: the output has none of the keys "instances", "panoptic_seg", "sem_seg".
         """
         instances = panoptic = semantic = None
         if Task.INSTANCE.output in output:
@@ -174,12 +176,12 @@ class Result:
     # ---- reading
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the image."""
+        """Return height and width of the image."""
         return self.image.shape[:2]
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Which of instance, panoptic, semantic this result has."""
+        """Return the tasks this result has, of instance, panoptic and semantic."""
         parts = {Task.INSTANCE: self.instances, Task.PANOPTIC: self.panoptic, Task.SEMANTIC: self.semantic}
         return tuple(task.value for task, part in parts.items() if part is not None)
 
@@ -194,7 +196,7 @@ class Result:
         return Task(task)
 
     def counts(self, task: str = "auto") -> dict[str, int]:
-        """Objects or segments of each class (1 for each class in a semantic map), most frequent first."""
+        """Count objects or segments of each class (1 for each class in a semantic map), most frequent first."""
         task = self._task(task)
         if task is Task.INSTANCE:
             assert self.instances is not None
@@ -207,7 +209,7 @@ class Result:
         return dict(Counter(names).most_common())
 
     def present_classes(self) -> list[int]:
-        """Class indices that occur in the semantic map."""
+        """Return the class indices that occur in the semantic map."""
         assert self.semantic is not None
         return [int(k) for k in np.unique(self.semantic) if k < len(self.classes)]
 
@@ -223,15 +225,15 @@ class Result:
         parts.append(f"{width}x{height}")
         for task in self.tasks:
             counts = self.counts(task)
-            what = {Task.INSTANCE: "instances", Task.PANOPTIC: "segments", Task.SEMANTIC: "classes"}[Task(task)]
+            noun = {Task.INSTANCE: "instances", Task.PANOPTIC: "segments", Task.SEMANTIC: "classes"}[Task(task)]
             listed = ", ".join(f"{n} {name}" if task != Task.SEMANTIC else name for name, n in list(counts.items())[:5])
             more = ", ..." if len(counts) > 5 else ""
-            parts.append(f"{sum(counts.values())} {what}" + (f" ({listed}{more})" if counts else ""))
+            parts.append(f"{sum(counts.values())} {noun}" + (f" ({listed}{more})" if counts else ""))
         if self.instances is not None and len(self.instances):
             parts.append(f"scores {self.instances.scores.min():.2f}-{self.instances.scores.max():.2f}")
         return f"Result({', '.join(parts)})"
 
-    # ---- choosing
+    # ---- filtering
     def filter(
         self,
         score_threshold: float = 0.0,
@@ -241,7 +243,7 @@ class Result:
         non_overlapping: bool = False,
         max_overlap: float = 0.5,
     ) -> Result:
-        """A result with fewer objects: those with at least this score and area (pixels), of these classes.
+        """Return the objects and segments with at least this score and area (pixels), of these classes.
 
         Args:
             classes: names or indices to keep; None keeps all. Pixels of other classes in the semantic map
@@ -281,17 +283,17 @@ class Result:
         caption: str = "",
         color_ids: Sequence[int] | None = None,
     ) -> Image.Image:
-        """The image with the segmentation over it.
+        """Draw the segmentation over the image.
 
         Args:
-            task: which part; "auto": panoptic, else instance, else semantic, whichever the result has.
+            task: the part to draw; "auto": the first that the result has of panoptic, instance, semantic.
             alpha: opacity of the fill, 0 (contours only) to 1.
-            labels: class names in the image; None: where they fit, if the objects are few.
+            labels: write class names; None: where they fit, if there are few objects.
             line_width: of contours, in output pixels; None: by the size of image and objects; 0: none.
             scale: size of the output relative to the image; see `visualization.comfortable_scale`.
-            legend: a panel with the classes at the right (makes the image wider).
-            caption: a line of text below the image (makes it higher).
-            color_ids: a number for each instance that decides its color (video: its track).
+            legend: add a panel with the classes at the right (makes the image wider).
+            caption: text to write below the image (makes it higher).
+            color_ids: for each instance the index of its color (video: its track).
         """
         part = self._task(task)
         regions = self._regions(part, color_ids)
@@ -310,14 +312,14 @@ class Result:
         return self._panoptic_regions() if task is Task.PANOPTIC else self._semantic_regions()
 
     def _instance_regions(self, color_ids: Sequence[int] | None) -> list[visualization.Region]:
-        found = self.instances
-        assert found is not None
-        colors = [color_of(int(i)) for i in (range(len(found)) if color_ids is None else color_ids)]
-        if len(colors) != len(found):
-            raise ValueError(f"{len(colors)} color_ids for {len(found)} instances")
-        names = [f"{name} " for name in found.names] if len(self.classes) > 1 else [""] * len(found)
-        texts = [f"{name}{score:.2f}" for name, score in zip(names, found.scores, strict=True)]
-        return visualization.regions_from_masks(found.masks, colors, texts, found.boxes)
+        instances = self.instances
+        assert instances is not None
+        colors = [color_of(int(i)) for i in (range(len(instances)) if color_ids is None else color_ids)]
+        if len(colors) != len(instances):
+            raise ValueError(f"{len(colors)} color_ids for {len(instances)} instances")
+        names = [f"{name} " for name in instances.names] if len(self.classes) > 1 else [""] * len(instances)
+        texts = [f"{name}{score:.2f}" for name, score in zip(names, instances.scores, strict=True)]
+        return visualization.regions_from_masks(instances.masks, colors, texts, instances.boxes)
 
     def _panoptic_regions(self) -> list[visualization.Region]:
         assert self.panoptic is not None
@@ -339,19 +341,19 @@ class Result:
         by_name = {name: color for name, color in zip(self.classes.names, self.classes.colors, strict=True)}
         counts = self.counts(task)
         show = {name: f"{name} ({n})" if task is not Task.SEMANTIC and n > 1 else name for name, n in counts.items()}
-        if task is Task.INSTANCE:  # objects have a color each, so only the numbers say something
+        if task is Task.INSTANCE:  # each object has its own color, so only the counts matter
             return [(text, (150, 150, 150)) for text in show.values()]
         return [(text, by_name[name]) for name, text in show.items()]
 
-    def _repr_png_(self) -> bytes:  # what a notebook shows
+    def _repr_png_(self) -> bytes:  # shown by Jupyter notebooks
         return result_files.encode_image(self.draw())
 
     # ---- saving
     def to_coco(self, image_id: int = 1, task: str = "auto") -> list[dict[str, Any]]:
-        """COCO result records: image_id, category_id, bbox (XYWH), area, score, segmentation.
+        """Return COCO result records: image_id, category_id, bbox (XYWH), area, score, segmentation.
 
-        Ready for `json.dump`: segmentations are compressed RLE with text counts. Without instances, each
-        panoptic segment or semantic class gives one record (a segment without score has 1.0).
+        They are ready for `json.dump`: segmentations are compressed RLE with text counts. Without instances, each
+        panoptic segment or semantic class gives one record (a segment without a score gets 1.0).
         """
         if task == "auto" and self.instances is not None:
             task = Task.INSTANCE
@@ -359,13 +361,13 @@ class Result:
         return result_files.coco_records(image_id, rows, rles)
 
     def _encoded(self, task: Task) -> tuple[list[tuple[int, float]], list[Rle]]:
-        """Category id and score, and the mask, of each object, segment or class."""
+        """Return category id and score, and the mask, of each object, segment or class."""
         ids = self.classes.dataset_ids
         if task is Task.INSTANCE:
-            found = self.instances
-            assert found is not None
-            rows = [(ids[k], float(s)) for k, s in zip(found.labels, found.scores, strict=True)]
-            return rows, encode_masks(torch.from_numpy(found.masks))
+            instances = self.instances
+            assert instances is not None
+            rows = [(ids[k], float(s)) for k, s in zip(instances.labels, instances.scores, strict=True)]
+            return rows, encode_masks(torch.from_numpy(instances.masks))
         if task is Task.PANOPTIC:
             assert self.panoptic is not None
             rows = [(ids[s.label], 1.0 if s.score is None else float(s.score)) for s in self.panoptic.segments]
@@ -379,30 +381,34 @@ class Result:
         return rows, [regions.get(key, empty) for key in keys]
 
     def save(self, path: str | os.PathLike[str], **drawing: Any) -> list[Path]:
-        """Write the result; the path's ending says how. Files appear whole or not at all.
+        """Write the result, atomically, in the format of the path's suffix.
 
         - `.png`, `.jpg`, `.webp`, ...: the drawn image (`drawing`: arguments of `draw`);
         - `.json`: a COCO file with one image;
-        - a directory (no ending, or it exists): label maps as PNG, see `save_masks`.
-        Returns the files written. Raises ValueError for another ending.
+        - a directory (no suffix, or it exists): label maps as PNG, see `save_masks`.
+
+        Returns:
+            The files written.
+
+        Raises:
+            ValueError: unknown suffix.
         """
         path = Path(path)
         if path.is_dir() or not path.suffix:
             return self.save_masks(path)
         suffix = path.suffix.lower()
         if suffix == ".json":
-            document = result_files.CocoDocument(self.classes)
-            document.add(self.to_coco(), self.size, self.path.name if self.path else None)
-            return [document.save(path)]
+            coco_file = result_files.CocoDocument(self.classes)
+            coco_file.add(self.to_coco(), self.size, self.path.name if self.path else None)
+            return [coco_file.save(path)]
         if suffix not in WRITABLE_SUFFIXES:
             raise ValueError(
-                f"{path}: cannot tell what to write from {suffix!r}; "
-                f"use {' '.join(sorted(WRITABLE_SUFFIXES))}, .json or a directory"
+                f"{path}: unknown suffix {suffix!r}; use {' '.join(sorted(WRITABLE_SUFFIXES))}, .json or a directory"
             )
         return [result_files.write_image(path, self.draw(**drawing))]
 
     def save_masks(self, directory: str | os.PathLike[str], stem: str | None = None) -> list[Path]:
-        """Label maps into a directory, one for each part of the result:
+        """Write label maps into a directory, one for each part of the result:
 
         - `<stem>_instances.png`: 16-bit, 0 background, i + 1 for object i;
         - `<stem>_panoptic.png` and `.json`: COCO panoptic format (id = R + 256 G + 65536 B, segments_info);
@@ -429,19 +435,19 @@ class Result:
 
 
 # ------------------------------------------------------------------ from the model's tensors
-def _instances(found: Any, classes: ClassTable, score_threshold: float) -> InstanceResult:
-    """detectron2 `Instances` (pred_masks, scores, pred_classes) -> InstanceResult, best first."""
-    order = found.scores.argsort(descending=True, stable=True)
-    order = order[found.scores[order] >= score_threshold]
-    masks = found.pred_masks[order].to(torch.bool).cpu().numpy()
-    labels = found.pred_classes[order].cpu().numpy().astype(np.int64)
-    scores = found.scores[order].float().cpu().numpy()
+def _instances(predicted: Any, classes: ClassTable, score_threshold: float) -> InstanceResult:
+    """Convert detectron2 `Instances` (pred_masks, scores, pred_classes), best first."""
+    order = predicted.scores.argsort(descending=True, stable=True)
+    order = order[predicted.scores[order] >= score_threshold]
+    masks = predicted.pred_masks[order].to(torch.bool).cpu().numpy()
+    labels = predicted.pred_classes[order].cpu().numpy().astype(np.int64)
+    scores = predicted.scores[order].float().cpu().numpy()
     return InstanceResult(masks, scores, labels, boxes_of(masks), tuple(classes.names[k] for k in labels))
 
 
 def _panoptic(id_map: torch.Tensor, info: Sequence[Mapping[str, Any]], classes: ClassTable) -> PanopticResult:
     ids = id_map.to(torch.int32).cpu().numpy()
-    present = dict(zip(*(v.tolist() for v in np.unique(ids, return_counts=True)), strict=True))
+    areas = dict(zip(*(v.tolist() for v in np.unique(ids, return_counts=True)), strict=True))
     segments = []
     for item in info:
         label, score = int(item["category_id"]), item.get("score")
@@ -451,7 +457,7 @@ def _panoptic(id_map: torch.Tensor, info: Sequence[Mapping[str, Any]], classes: 
                 label=label,
                 name=classes.names[label],
                 is_thing=bool(item.get("isthing", classes.is_thing[label])),
-                area=int(present.get(int(item["id"]), 0)),
+                area=int(areas.get(int(item["id"]), 0)),
                 score=None if score is None else float(score),
             )
         )

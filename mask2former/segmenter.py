@@ -1,4 +1,4 @@
-"""The Python API in five lines: load a model, call it on images, draw, save or read the results.
+"""The Python API: load a model, call it on images, and draw, save or read the results.
 
 from mask2former import Segmenter
 
@@ -7,7 +7,7 @@ result = segment("cells.png")
 print(result, result.instances.boxes)
 result.save("overlay.png")
 
-A video model (or, frame by frame, an image model) follows objects: `Segmenter.load(...).track("clip.mp4")`.
+A video model (or, frame by frame, an image model) tracks objects: `Segmenter.load(...).track("clip.mp4")`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Segmenter:
     """A segmentation model ready to be called on images.
 
     Images are resized as in evaluation (INPUT.MIN_SIZE_TEST, INPUT.MAX_SIZE_TEST); results have the size of
-    the image. The model is not changed, so that several segmenters, also in several threads, may share one.
+    the image. The model is not changed, so several segmenters, also in several threads, may share one.
     """
 
     def __init__(
@@ -75,24 +75,26 @@ class Segmenter:
         min_size: int = 800,
         max_size: int = 1333,
     ) -> None:
-        """
+        """Wrap a model.
+
         Args:
             model: takes list[dict] with "image" uint8 (3, H, W), "height", "width" and returns detectron2's
-                segmentation outputs, as all models of this package do. A model that is in training mode or elsewhere
-                than on `device` is copied (`model` of the segmenter); the copy shares the weights on the device.
-            cfg: gives test sizes, channel order and classes; without it `min_size`, `max_size` (shorter and
-                longest side in pixels; 0: keep the size), RGB and `classes` hold.
-            classes: names of the model's classes, when the config's test dataset does not know them.
-            device: default: where the model's parameters are.
-            task: "auto" keeps all parts the model gives; "instance", "panoptic" or "semantic" only that one;
+                segmentation outputs, as all models of this package do. A model in training mode or on another device
+                is copied (`model` of the segmenter); the copy shares the weights that are on `device`.
+            cfg: defines test sizes, channel order and classes; without it `min_size`, `max_size` (shortest and
+                longest edge in pixels; 0: keep the size), RGB and `classes` apply.
+            classes: names of the model's classes, if the config's test dataset is not registered.
+            device: default: the device of the model's parameters.
+            task: "auto" keeps all results of the model; "instance", "panoptic" or "semantic" only that one;
                 "video" is for `track`.
             score_threshold: objects and segments with a lower score are dropped; 0 keeps all.
-            batch_size: images run together when a list is given. They are padded to one size, and padding
-                changes results a little; 1 gives the numbers of the evaluation.
-            amp: run in lower precision: True or "auto" (bfloat16 where the GPU has it, else float16),
+            batch_size: images in one forward pass when a list is given. They are padded to one size, and padding
+                changes results a little; 1 reproduces the evaluation.
+            amp: run in lower precision: True or "auto" (bfloat16 where the GPU supports it, else float16),
                 "bfloat16", "float16".
+
         Raises:
-            ValueError: a wrong argument, or neither `cfg` nor `classes`.
+            ValueError: an invalid argument, or neither `cfg` nor `classes`.
         """
         if task not in ("auto", *Task):
             raise ValueError(f"task must be auto, {', '.join(Task)}, not {task!r}")
@@ -104,7 +106,7 @@ class Segmenter:
             torch.device(device) if device is not None else first.device if first is not None else torch.device("cpu")
         )
         self.model = _ready(model, self.device)
-        # Settings go with each call to models that take them: others may use the same model with settings of their own.
+        # Settings are passed with each call, because other segmenters may use the same model with other settings.
         arguments = inspect.signature(model.forward).parameters
         self._takes_settings = isinstance(model, MaskFormer) and "settings" in arguments
         self.cfg = cfg
@@ -129,10 +131,10 @@ class Segmenter:
         classes: ClassTable | Sequence[str] | None = None,
         **options: Any,
     ) -> Segmenter:
-        """A model by name, or from a config file and its weights.
+        """Load a model by name, or from a config file and its weights.
 
         Args:
-            name: of a model of the zoo (`mask2former.zoo.list_models()`), or a training's output directory
+            name: name of a model of the zoo (`mask2former.zoo.list_models()`), or a training output directory
                 (config.yaml and weights). Without name and config: "nuclei", which comes with the package.
             config: a YAML file, or its name below configs/; instead of a name.
             weights: file or URL (.safetensors, .pth, .pkl, a Hugging Face directory); default: the named
@@ -140,15 +142,16 @@ class Segmenter:
             device: "auto" takes a CUDA GPU, else a working Apple GPU, else the CPU.
             overrides: config keys and values, KEY VALUE KEY VALUE ...
             task: which results to compute, see `Segmenter`; "auto": those the config turns on.
-            classes: class names, when neither the test dataset nor the model's directory tells.
+            classes: class names, if neither the test dataset nor the model's directory has them.
             options: `score_threshold`, `batch_size`, `amp` of `Segmenter`.
+
         Raises:
             ValueError: unknown model or config key, contradictory arguments, no weights or incomplete ones.
-            FileNotFoundError: a file that is not there (of the zoo: the URL, and where to put the file).
+            FileNotFoundError: a missing file (of the zoo: the message gives the URL and where to put the file).
         """
         if name is not None and config is not None:
             raise ValueError(f"give a model name ({name!r}) or a config ({str(config)!r}), not both")
-        chosen = select_device(device)
+        selected = select_device(device)
         overrides = [str(item) for item in overrides]
         if weights is None:
             weights = dict(zip(overrides[::2], overrides[1::2])).get("MODEL.WEIGHTS")
@@ -161,17 +164,17 @@ class Segmenter:
                 f"no weights for {config}: without them results would be random. Pass weights=FILE "
                 "(demo: --weights FILE, or --opts MODEL.WEIGHTS FILE)."
             )
-        cfg.MODEL.DEVICE = str(chosen)
+        cfg.MODEL.DEVICE = str(selected)
         cfg.MODEL.WEIGHTS = str(weights)
         _turn_on(cfg, task)
         if classes is None:
             classes = stored_classes(Path(config), Path(str(weights)))
         if classes is None:
-            _register_own_datasets(cfg)
+            _register_custom_datasets(cfg)
         table = _class_table(cfg, classes)
         model = _build(cfg, table)
         _load_weights(model, weights)
-        return cls(model, cfg, classes=table, device=chosen, task=task, **options)
+        return cls(model, cfg, classes=table, device=selected, task=task, **options)
 
     # ---- calling
     def __call__(
@@ -192,13 +195,14 @@ class Segmenter:
             score_threshold, batch_size: for this call instead of those of the constructor.
             min_size: shortest edge, in pixels, at which the network sees the images of this call; larger for
                 smaller objects.
+
         Raises:
             FileNotFoundError, ValueError: an image that is missing, unreadable or of another type or shape.
         """
         if isinstance(images, (list, tuple)):
             options = {"score_threshold": score_threshold, "batch_size": batch_size, "min_size": min_size}
             return list(self.stream(images, **options))  # type: ignore[arg-type]
-        image: Any = images  # a str is a Sequence too, so its type does not tell that this is one image
+        image: Any = images  # a str is a Sequence too, so mypy does not see that this is one image
         return next(self.stream([image], score_threshold=score_threshold, min_size=min_size))
 
     def stream(
@@ -209,7 +213,7 @@ class Segmenter:
         batch_size: int | None = None,
         min_size: int | None = None,
     ) -> Iterator[Result]:
-        """Results one after the other, for more images than fit into memory (a generator is fine)."""
+        """Yield results one by one, for more images than fit into memory (a generator is fine)."""
         threshold = self.score_threshold if score_threshold is None else _checked_threshold(score_threshold)
         size = self.batch_size if batch_size is None else batch_size
         if size < 1:
@@ -236,31 +240,32 @@ class Segmenter:
         work_dir: str | os.PathLike[str] | None = None,
         progress: bool = False,
     ) -> VideoResult:
-        """Follow the objects of a video, of any length in the same memory. Returns when the whole video is done.
+        """Track the objects of a video. Memory does not depend on its length. Returns when the complete video is done.
 
-        A video model sees overlapping windows, which are put together; one that fits a window gives what the model
-        gives for the whole clip. `online` goes frame by frame, which image models can do too.
+        A video model sees overlapping windows, whose tracks are linked; for a video that fits into one window the
+        result is that of the model on the complete clip. `online` goes frame by frame, which image models can do too.
 
         Args:
             video: a video file, a directory of frames, a list or array of images, or an iterable of them.
-            online: windows of one frame: a frame's masks depend on no later frame.
+            online: use windows of one frame, so that a frame's masks do not depend on later frames.
             window, overlap: frames that the network sees together, and how many neighboring windows share. Memory
                 grows with `window`.
-            top_k: objects at a time (in one window); default: TEST.DETECTIONS_PER_VIDEO of a video model,
+            top_k: largest number of objects in one window; default: TEST.DETECTIONS_PER_VIDEO of a video model,
                 TEST.DETECTIONS_PER_IMAGE of an image model.
             score_threshold: tracks with a lower score are left out (`VideoResult.filter` can lower it later).
             min_size: shortest edge, in pixels, at which the network sees the frames.
-            work_dir: directory for the masks, which stays. A run that was interrupted goes on there after its last
+            work_dir: directory for the masks, which is kept. An interrupted run continues there after its last
                 finished window. Default: a temporary directory.
             progress: show a progress bar.
+
         Raises:
-            FileNotFoundError, ValueError: no video, no frames, an unreadable one, a wrong setting, a model that does
-                not follow objects, or a `work_dir` with the results of another run.
+            FileNotFoundError, ValueError: no video, no frames, an unreadable frame, an invalid setting, a model
+                that cannot track objects, or a `work_dir` with the results of another run.
         """
         threshold = self.score_threshold if score_threshold is None else _checked_threshold(score_threshold)
-        kind = "VIDEO" if hasattr(self.model, "clip_outputs") else "IMAGE"
+        unit = "VIDEO" if hasattr(self.model, "clip_outputs") else "IMAGE"
         if top_k is None:
-            top_k = 10 if self.cfg is None else int(self.cfg.TEST[f"DETECTIONS_PER_{kind}"])
+            top_k = 10 if self.cfg is None else int(self.cfg.TEST[f"DETECTIONS_PER_{unit}"])
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}")
         candidates = WindowSettings.candidates_for(top_k)
@@ -289,7 +294,7 @@ class Segmenter:
         )
 
     def _resize_to(self, min_size: int | None) -> T.ResizeShortestEdge:
-        """The resizing of the test, or one to another shortest edge."""
+        """Return the resizing of the evaluation, or one to another shortest edge."""
         if min_size is None:
             return self._resize
         if min_size < 1:
@@ -304,21 +309,21 @@ class Segmenter:
         with torch.inference_mode(), self._autocast():
             outputs = self.model([self._prepare(array, resize) for array in arrays], **options)
             results = [
-                Result.from_output(array, self._wanted(output), self.classes, score_threshold=threshold, path=path)
+                Result.from_output(array, self._requested(output), self.classes, score_threshold=threshold, path=path)
                 for array, output, path in zip(arrays, outputs, paths, strict=True)
             ]
         seconds = (time.perf_counter() - start) / len(arrays)
         return [replace(result, seconds=seconds) for result in results]
 
     def _options(self, threshold: float) -> dict[str, Any]:
-        """Return settings by which the model leaves out what the threshold drops anyway, before masks are resized."""
+        """Return settings that make the model drop objects below the threshold before their masks are resized."""
         if not self._takes_settings:
             return {}
         settings: Settings = self.model.settings  # type: ignore[assignment]
         return {"settings": replace(settings, score_threshold=max(threshold, settings.score_threshold))}
 
     def _prepare(self, array: np.ndarray, resize: T.ResizeShortestEdge) -> dict[str, Any]:
-        """(H, W, 3) uint8 RGB -> detectron2's input: resized (3, h, w) uint8, and the size to return to."""
+        """Convert (H, W, 3) uint8 RGB to detectron2's input: resized (3, h, w) uint8, and the size of the results."""
         height, width = array.shape[:2]
         if self._bgr:
             array = array[:, :, ::-1]
@@ -326,12 +331,12 @@ class Segmenter:
         tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         return {"image": tensor.to(self.device), "height": height, "width": width}
 
-    def _wanted(self, output: dict[str, Any]) -> dict[str, Any]:
+    def _requested(self, output: dict[str, Any]) -> dict[str, Any]:
         if self.task not in IMAGE_TASKS:
             return output
         key = Task(self.task).output
         if key not in output:
-            raise ValueError(f"the model gives no {self.task} result, only: {', '.join(sorted(output))}")
+            raise ValueError(f"the model returns no {self.task} result, only: {', '.join(sorted(output))}")
         return {key: output[key]}
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -358,12 +363,12 @@ def _ready(model: nn.Module, device: torch.device) -> nn.Module:
 
 def _checked_threshold(value: float) -> float:
     if not 0.0 <= value <= 1.0:
-        raise ValueError(f"a score threshold lies between 0 and 1, not {value}")
+        raise ValueError(f"score_threshold must lie between 0 and 1, not {value}")
     return float(value)
 
 
 def _class_table(cfg: CfgNode | None, classes: ClassTable | Sequence[str] | None) -> ClassTable:
-    """The given classes, or those of the config's datasets, or numbers."""
+    """Return the given classes, or those of the config's datasets, or numbered ones."""
     if classes is not None:
         table = classes if isinstance(classes, ClassTable) else ClassTable(tuple(classes))
         if cfg is not None and len(table) != cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
@@ -378,23 +383,23 @@ def _class_table(cfg: CfgNode | None, classes: ClassTable | Sequence[str] | None
     known = dataset_classes(cfg)
     if known is not None:
         return known
-    logger.warning("the names of the %d classes are unknown (pass classes=[...]); they are numbered", count)
+    logger.warning("the names of the %d classes are unknown and replaced by numbers; pass classes=[...]", count)
     return ClassTable.numbered(count)
 
 
 def _turn_on(cfg: CfgNode, task: str) -> None:
-    """Make the model compute the wanted task only, as far as that leaves its numbers unchanged."""
+    """Make the model compute only the requested task, as far as that does not change its results."""
     if task not in IMAGE_TASKS:
         return
-    kept = {Task(task)}
-    if task == Task.INSTANCE:  # a panoptic model keeps only things among its instances while PANOPTIC_ON holds
-        kept |= tasks_of(cfg) & {Task.PANOPTIC}
+    enabled = {Task(task)}
+    if task == Task.INSTANCE:  # with PANOPTIC_ON the instances are things only
+        enabled |= tasks_of(cfg) & {Task.PANOPTIC}
     for each in IMAGE_TASKS:
-        cfg.MODEL.MASK_FORMER.TEST[each.switch] = each in kept
+        cfg.MODEL.MASK_FORMER.TEST[each.switch] = each in enabled
 
 
-def _register_own_datasets(cfg: CfgNode) -> None:
-    """Read class names from the user's own datasets in the config, as far as their files are on this machine."""
+def _register_custom_datasets(cfg: CfgNode) -> None:
+    """Register the custom datasets of the config, for their class names, if their files are on this machine."""
     try:
         register_from_config(cfg)
     except (OSError, ValueError) as error:
@@ -402,7 +407,7 @@ def _register_own_datasets(cfg: CfgNode) -> None:
 
 
 def _build(cfg: CfgNode, table: ClassTable) -> nn.Module:
-    """Build the model. Predicting needs no dataset, only to know which classes are things: from it, or the table."""
+    """Build the model. Inference needs no dataset; which classes are things comes from its metadata or the table."""
     cfg.DATASETS.TEST = ()
     known = any(name in MetadataCatalog for name in cfg.DATASETS.TRAIN[:1])
     if not known:
@@ -416,13 +421,12 @@ def _build(cfg: CfgNode, table: ClassTable) -> nn.Module:
 
 
 def _load_weights(model: nn.Module, weights: str | os.PathLike[str]) -> None:
-    """Load all weights; ValueError when the file lacks some, because results would be random."""
+    """Load all weights; raise ValueError if some are missing, because results would be random."""
     report = load_into(model, weights)
     if report.missing or report.reinitialized:
         first = report.missing[0] if report.missing else report.reinitialized[0][0]
         raise ValueError(
-            f"{weights}: these weights do not fill the model, so its results would be random: "
-            f"{len(report.missing)} "
-            f"are not in the file and {len(report.reinitialized)} have another shape, for example {first}. "
+            f"{weights}: these weights do not fit the model, so its results would be random: {len(report.missing)} are "
+            f"missing from the file and {len(report.reinitialized)} have another shape, for example {first}. "
             "Use the config that they were trained with, or train first."
         )

@@ -1,6 +1,6 @@
-"""Test-time augmentation: an image is shown at several sizes and horizontally flipped, and the results are merged.
+"""Test-time augmentation: predict an image at several sizes and horizontally flipped, and merge the results.
 
-Semantic scores of all views are averaged, as in the reference. Queries have no common order from view to view, so
+Semantic scores of all views are averaged, as in the reference. The order of the queries differs between views, so
 instances and panoptic segments are merged by `MergedQueries`. One view is computed at a time.
 """
 
@@ -29,42 +29,42 @@ _MAX_CELLS = 2**19
 
 
 class View(NamedTuple):
-    """One way to show an image."""
+    """One augmentation of an image: its size, and whether it is horizontally flipped."""
 
     size: Size
     flipped: bool = False
 
     def of(self, record: Mapping[str, Any]) -> Record:
-        """The record with its image, uint8 (3, H, W), resized and perhaps horizontally flipped; the rest as it was."""
+        """Return the record with its image, uint8 (3, H, W), resized and, for a flipped view, flipped horizontally."""
         image = record["image"].permute(1, 2, 0).cpu().numpy()
-        shown = T.ResizeTransform(*image.shape[:2], *self.size).apply_image(image)
-        shown = shown[:, ::-1] if self.flipped else shown
-        return {**record, "image": torch.from_numpy(np.ascontiguousarray(shown.transpose(2, 0, 1)))}
+        resized = T.ResizeTransform(*image.shape[:2], *self.size).apply_image(image)
+        resized = resized[:, ::-1] if self.flipped else resized
+        return {**record, "image": torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))}
 
-    def unmirror(self, maps: Tensor) -> Tensor:
-        """Maps (..., H, W) of this view as those of the image."""
+    def unflip(self, maps: Tensor) -> Tensor:
+        """Flip maps (..., H, W) of a flipped view back."""
         return maps.flip(-1) if self.flipped else maps
 
 
 def plan_views(size: Size, min_sizes: Sequence[int], max_size: int, mirror: bool) -> list[View]:
-    """The views of an image, those of detectron2's DatasetMapperTTA in the same order.
+    """Plan the views of an image: those of detectron2's DatasetMapperTTA, in the same order.
 
     Args:
-        size: (H, W) of the image as the test loader resized it.
+        size: (H, W) of the image after the test loader resized it.
         min_sizes: shortest edges, TEST.AUG.MIN_SIZES.
-        max_size: longest longest edge, TEST.AUG.MAX_SIZE.
-        mirror: show each size horizontally flipped, too, TEST.AUG.FLIP.
+        max_size: limit of the longest edge, TEST.AUG.MAX_SIZE.
+        mirror: add the horizontal flip of each size, TEST.AUG.FLIP.
     """
     views = []
-    for short in min_sizes:
-        height, width = T.ResizeShortestEdge.get_output_shape(*size, short, max_size)
+    for shortest_edge in min_sizes:
+        height, width = T.ResizeShortestEdge.get_output_shape(*size, shortest_edge, max_size)
         resized = max(1, height), max(1, width)
         views += [View(resized, flipped) for flipped in ((False, True) if mirror else (False,))]
     return views
 
 
 class _WithTTA(nn.Module):
-    """What the wrappers share: a model in, the same call out.
+    """Base class of the wrappers, which are called as the model is.
 
     Args:
         cfg: TEST.AUG and INPUT.FORMAT are read.
@@ -74,7 +74,7 @@ class _WithTTA(nn.Module):
     def __init__(self, cfg: Any, model: nn.Module) -> None:
         super().__init__()
         if not len(cfg.TEST.AUG.MIN_SIZES):
-            raise ValueError("TEST.AUG.MIN_SIZES is empty; name at least one shortest edge")
+            raise ValueError("TEST.AUG.MIN_SIZES is empty; set at least one shortest edge")
         self.model: Any = model.module if isinstance(model, DistributedDataParallel) else model
         self.min_sizes: list[int] = list(cfg.TEST.AUG.MIN_SIZES)
         self.max_size: int = cfg.TEST.AUG.MAX_SIZE
@@ -83,7 +83,7 @@ class _WithTTA(nn.Module):
 
     @torch.no_grad()
     def forward(self, batched_inputs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Results per image, as from the model.
+        """Predict with test-time augmentation; results are as from the model.
 
         Args:
             batched_inputs: per image {"image": uint8 (3, H, W)}, or {"file_name": ...}; optional "height" and
@@ -94,7 +94,7 @@ class _WithTTA(nn.Module):
         return [self.merge(self._complete(record)) for record in batched_inputs]
 
     def merge(self, record: Record) -> dict[str, Any]:
-        """Results of one image; the record has "image", "height" and "width"."""
+        """Return the results of one image; the record has "image", "height" and "width"."""
         raise NotImplementedError
 
     def _complete(self, record: Mapping[str, Any]) -> Record:
@@ -112,11 +112,11 @@ class _WithTTA(nn.Module):
 
 
 class SemanticSegmentorWithTTA(_WithTTA):
-    """Averages "sem_seg" over views; for any model that returns it, detectron2's SemanticSegmentor included.
+    """Average "sem_seg" over views, for any model that returns it, detectron2's SemanticSegmentor included.
 
     Args:
         cfg, model: see `_WithTTA`.
-        tta_mapper: makes the views instead, as detectron2's DatasetMapperTTA: records with "transforms".
+        tta_mapper: builds the views instead, as detectron2's DatasetMapperTTA does: records with "transforms".
     """
 
     def __init__(self, cfg: Any, model: nn.Module, tta_mapper: Callable[[Record], list[Record]] | None = None) -> None:
@@ -124,27 +124,27 @@ class SemanticSegmentorWithTTA(_WithTTA):
         self.tta_mapper = tta_mapper
 
     def merge(self, record: Record) -> dict[str, Any]:
-        """{"sem_seg": (K, h, w)}, the average of the views."""
+        """Return {"sem_seg": (K, h, w)}, the average over the views."""
         total = RunningMean()
-        for view, shown in self._shown(record):
-            total.add(view.unmirror(self.model([shown])[0]["sem_seg"]))
+        for view, augmented in self._augmented(record):
+            total.add(view.unflip(self.model([augmented])[0]["sem_seg"]))
         return {"sem_seg": total.mean()}
 
-    def _shown(self, record: Record) -> Iterator[tuple[View, Record]]:
+    def _augmented(self, record: Record) -> Iterator[tuple[View, Record]]:
         if self.tta_mapper is None:
             for view in self._views(record):
                 yield view, view.of(record)
             return
-        for shown in self.tta_mapper(record):
-            flipped = sum(isinstance(t, T.HFlipTransform) for t in shown["transforms"].transforms) % 2 == 1
-            yield View(tuple(shown["image"].shape[-2:]), flipped), shown
+        for augmented in self.tta_mapper(record):
+            flipped = sum(isinstance(t, T.HFlipTransform) for t in augmented["transforms"].transforms) % 2 == 1
+            yield View(tuple(augmented["image"].shape[-2:]), flipped), augmented
 
 
 class MaskFormerWithTTA(_WithTTA):
-    """Test-time augmentation of every result that a MaskFormer gives.
+    """Test-time augmentation of every result of a MaskFormer.
 
     "sem_seg" is that of `SemanticSegmentorWithTTA`. Instances and panoptic segments come from `MergedQueries`, whose
-    first view is the unmirrored one nearest in size to the image as the test loader gives it; the merged queries
+    first view is the unflipped one nearest in size to the image as the test loader resized it; the merged queries
     then go through the usual post-processing. Masks are merged at the resolution of the mask logits of the largest
     view. With a single view the results are those of the model on this view, exactly.
     """
@@ -157,20 +157,20 @@ class MaskFormerWithTTA(_WithTTA):
             )
 
     def merge(self, record: Record) -> dict[str, Any]:
-        """Those of "sem_seg", "panoptic_seg" and "instances" that are switched on, as from the model."""
+        """Return those of "sem_seg", "panoptic_seg" and "instances" that are switched on, as from the model."""
         views = self._views(record)
         if len(views) == 1:
             return self.model([views[0].of(record)])[0]
         settings, output = self.model.settings, (int(record["height"]), int(record["width"]))
         semantic = replace(settings, tasks=frozenset({Task.SEMANTIC}), semantic_at_output_size=settings.at_output_size)
         mean, merged = RunningMean(), None
-        for view in _first_like(views, record["image"].shape[-2:]):
+        for view in _nearest_first(views, record["image"].shape[-2:]):
             images = self.model.preprocess([view.of(record)])
             scores, masks = class_scores_and_masks(self.model.sem_seg_head(self.model.backbone(images.tensor)))
             padded = (int(images.tensor.shape[-2]), int(images.tensor.shape[-1]))
             if Task.SEMANTIC in settings.tasks:
-                found = postprocess(scores[0], scores[0], masks[0], padded, view.size, output, semantic)
-                mean.add(view.unmirror(found.pop("sem_seg")))
+                result = postprocess(scores[0], scores[0], masks[0], padded, view.size, output, semantic)
+                mean.add(view.unflip(result.pop("sem_seg")))
             if settings.objects:
                 if merged is None:
                     merged = MergedQueries(_common_size(views, padded, masks.shape[-2:]))
@@ -185,10 +185,10 @@ class MaskFormerWithTTA(_WithTTA):
 
 
 def with_tta(cfg: Any, model: nn.Module) -> nn.Module:
-    """The model with test-time augmentation as TEST.AUG says.
+    """Wrap the model in the test-time augmentation of TEST.AUG.
 
     Raises:
-        ValueError: a kind of model that has none.
+        ValueError: test-time augmentation does not support this model.
     """
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     architecture = cfg.MODEL.META_ARCHITECTURE
@@ -207,6 +207,7 @@ class RunningMean:
         self._count = 0
 
     def add(self, value: Tensor) -> None:
+        """Add a tensor of the common shape."""
         self._count += 1
         if self._total is None:
             self._total = value.clone()
@@ -214,18 +215,19 @@ class RunningMean:
             self._total += value
 
     def mean(self) -> Tensor:
+        """Return the mean of the tensors added so far, at least one."""
         assert self._total is not None
         return self._total / self._count
 
 
-def _first_like(views: Sequence[View], size: Sequence[int]) -> list[View]:
-    """The views, the one that is most like the image first; `plan_views` gives unmirrored ones first."""
+def _nearest_first(views: Sequence[View], size: Sequence[int]) -> list[View]:
+    """Return the views, the one nearest in size to the image first; of a tie the unflipped one (`plan_views`)."""
     first = min(views, key=lambda view: abs(view.size[0] - size[0]) + abs(view.size[1] - size[1]))
     return [first, *(view for view in views if view is not first)]
 
 
 def _common_size(views: Sequence[View], padded: Size, masks: Sequence[int]) -> Size:
-    """Resolution of the merged masks: that of the mask logits of the largest view, without its padding."""
+    """Return the resolution of the merged masks: that of the largest view's mask logits, without padding."""
     height, width = max((view.size for view in views), key=lambda size: size[0] * size[1])
     rows, columns = height * masks[0] / padded[0], width * masks[1] / padded[1]
     shrink = min(1.0, (_MAX_CELLS / (rows * columns)) ** 0.5)

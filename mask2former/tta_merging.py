@@ -1,8 +1,8 @@
-"""Merging the queries of several views of one image (test-time augmentation, our own design).
+"""Merging of the queries of several views of one image, for test-time augmentation (not in the reference).
 
-Query 17 of one view and query 17 of another need not mean the same object. So the queries of each further view are
-matched to those merged so far, one to one (Hungarian method), by class agreement x mask IoU, and matched queries
-are averaged: class probabilities and mask probabilities.
+The same query of two views need not predict the same object. So the queries of each further view are matched to those
+merged so far, one to one (Hungarian algorithm), by class agreement x mask IoU, and the class and mask probabilities of
+matched queries are averaged.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from .modeling.postprocess import Size
 
 # Two queries whose masks overlap less are not the same object.
 _MIN_IOU = 0.5
-# A query without a partner becomes a new object where its class is at least this probable.
+# An unmatched query becomes a new object if its class is at least this probable.
 _MIN_SCORE = 0.5
 # Pixels x queries that are compared at a time.
 _CHUNK = 2**25
 
 
 class MergedQueries:
-    """A growing set of queries, each the average of the views that have it.
+    """A growing set of queries, each the average over the views that have it.
 
     * A query of a view and a merged query are averaged if they are matched and their masks (probability above one
-      half) have an IoU of at least one half. A view without such a partner for a merged query abstains: it changes
-      neither its class nor its mask. One that has the mask and sees no object there speaks against the object.
-    * The queries of the first view stay in any case, so what only plain inference finds is not lost. A confident
-      query of another view that overlaps none of the merged ones joins them, and counts in the end if more than half
-      of the views have it. There are never more than twice as many queries as in one view.
+      half) have an IoU of at least one half. A view without a match for a merged query changes neither its class
+      nor its mask. A matched mask that is classified as no object lowers the object's score.
+    * The queries of the first view are always kept, so that no object of plain inference is lost. A confident query
+      of another view that overlaps none of the merged ones is added, and kept in the end if more than half of the
+      views have it. There are never more than twice as many queries as in one view.
 
     Memory: the mask probabilities of the merged queries and of one view, float32 (N, h, w) each.
 
@@ -50,8 +50,8 @@ class MergedQueries:
         Args:
             class_scores: (Q, K + 1), after the softmax.
             mask_logits: (Q, H4, W4), before the sigmoid, of the padded view.
-            share: parts of height and width of the padded view that the image takes.
-            horizontally flipped: whether the view is horizontally flipped left to right.
+            share: fractions of the padded view's height and width that the image covers.
+            flipped: whether the view is horizontally flipped.
         """
         masks = to_image(mask_logits, self.size, share, flipped).sigmoid_()
         class_scores = class_scores.float()
@@ -72,8 +72,8 @@ class MergedQueries:
         old_index, new_index = (to_device(torch.from_numpy(i), masks.device) for i in (old, new))
         self._scores.index_add_(0, old_index, class_scores[new_index])
         self._count.index_add_(0, old_index, torch.ones_like(old_index, dtype=self._count.dtype))
-        for place, query in zip(old.tolist(), new.tolist(), strict=True):  # one by one: no copy of all masks
-            self._masks[place] += masks[query]
+        for merged, query in zip(old.tolist(), new.tolist(), strict=True):  # one by one: no copy of all masks
+            self._masks[merged] += masks[query]
         fresh = fresh[: self._limit - count]
         if len(fresh):
             index = to_device(torch.from_numpy(fresh), masks.device)
@@ -82,27 +82,27 @@ class MergedQueries:
             self._count = torch.cat((self._count, self._count.new_ones(len(fresh))))
 
     def finish(self) -> tuple[Tensor, Tensor]:
-        """Class scores (N, K + 1) and mask logits (N, h, w), before the sigmoid; the first view's queries first.
+        """Return class scores (N, K + 1) and mask logits (N, h, w), before the sigmoid; the first view's queries first.
 
-        The object is spent afterwards.
+        Changes the masks in place: call it once, at the end.
         """
         votes = to_cpu(self._count)
-        chosen = (torch.arange(len(votes)) < self._first) | (2 * votes > self._views)
-        index = to_device(chosen.nonzero().flatten(), self._masks.device)
+        kept = (torch.arange(len(votes)) < self._first) | (2 * votes > self._views)
+        index = to_device(kept.nonzero().flatten(), self._masks.device)
         count = self._count[index]
-        masks = self._masks if bool(chosen.all()) else self._masks[index]
+        masks = self._masks if bool(kept.all()) else self._masks[index]
         logits = torch.logit_(masks.div_(count[:, None, None]), eps=1e-6)
         return self._scores[index] / count[:, None], logits
 
     def _overlap(self, masks: Tensor) -> Tensor:
-        """IoU (N, Q) of merged masks and those of a view, both cut at one half; 0 where both are empty."""
+        """Compute the IoU (N, Q) of merged masks and those of a view, cut at one half; 0 where both are empty."""
         ours, theirs = self._masks.flatten(1), masks.flatten(1)
-        cut = (0.5 * self._count)[:, None]
+        threshold = (0.5 * self._count)[:, None]
         common = ours.new_zeros(len(ours), len(theirs))
         our_area, their_area = ours.new_zeros(len(ours)), ours.new_zeros(len(theirs))
         step = max(1, _CHUNK // (len(ours) + len(theirs)))
         for start in range(0, ours.shape[1], step):
-            a = (ours[:, start : start + step] > cut).float()
+            a = (ours[:, start : start + step] > threshold).float()
             b = (theirs[:, start : start + step] > 0.5).float()
             common += a @ b.T
             our_area += a.sum(1)
@@ -113,15 +113,16 @@ class MergedQueries:
 def match(
     agreement: np.ndarray, overlap: np.ndarray, confident: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which queries are the same.
+    """Match the queries of a view to the merged ones.
 
     Args:
-        agreement: (N, Q) probability that merged query and new query are of the same class.
+        agreement: (N, Q) probability that merged query and new query have the same class.
         overlap: (N, Q) IoU of their masks.
-        confident: bool (Q,), new queries that may stand alone.
+        confident: bool (Q,), new queries that may be added unmatched.
 
     Returns:
-        places of merged queries (M,) and of their new partners (M,), and of confident new queries that lie apart.
+        Indices of merged queries (M,) and of the new queries matched to them (M,), and of confident new queries that
+        overlap no merged one.
     """
     rows, columns = linear_sum_assignment(agreement * overlap, maximize=True)
     same = overlap[rows, columns] >= _MIN_IOU
@@ -130,13 +131,13 @@ def match(
 
 
 def to_image(mask_logits: Tensor, size: Size, share: tuple[float, float], flipped: bool) -> Tensor:
-    """Mask logits (Q, H4, W4) of a padded, perhaps horizontally flipped view -> (Q, h, w) over the image, bilinear."""
+    """Resample mask logits (Q, H4, W4) of a padded, perhaps flipped view to (Q, h, w) over the image, bilinearly."""
 
-    def places(count: int, part: float) -> Tensor:
+    def coordinates(count: int, part: float) -> Tensor:
         centers = (torch.arange(count, device=mask_logits.device, dtype=torch.float32) + 0.5) / count
         return centers * (2 * part) - 1
 
-    y, x = places(size[0], share[0]), places(size[1], share[1])
+    y, x = coordinates(size[0], share[0]), coordinates(size[1], share[1])
     x = x.flip(0) if flipped else x
     grid = torch.stack((x.expand(size), y[:, None].expand(size)), dim=-1)[None]
     logits = mask_logits[None].float()

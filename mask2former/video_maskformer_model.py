@@ -1,4 +1,4 @@
-"""The meta-architecture for clips (arXiv 2112.10764): images with T frames, whose objects keep one query throughout."""
+"""The meta-architecture for clips of T frames (arXiv 2112.10764): one query predicts an object in all of them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class VideoMaskFormer(MaskClassifier):
     """Video instance segmentation: each query is one object in all frames of a clip.
 
     Args:
-        test_topk_per_video: number of instances (TEST.DETECTIONS_PER_VIDEO).
-        score_threshold: instances below are left out.
-        parts: of `MaskClassifier`.
+        test_topk_per_video: largest number of instances (TEST.DETECTIONS_PER_VIDEO).
+        score_threshold: instances with a lower score are dropped.
+        parts: arguments of `MaskClassifier`.
     """
 
     @configurable
@@ -45,13 +45,13 @@ class VideoMaskFormer(MaskClassifier):
         }
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Any:
-        """Losses in training, results otherwise.
+        """Compute losses in training, results otherwise.
 
         Args:
             batched_inputs: per clip {"image": T frames, uint8 (3, H, W), all of one size}; optional "height", "width"
                 (size of the results, default that of the frames). In training all clips have the same T, and
                 "instances" holds for each frame `gt_classes` (N,), `gt_masks` bool (N, H, W) and `gt_ids` (N,), the
-                number of the object in its clip, or -1 in frames where it is not seen.
+                id of the object in its clip, or -1 in frames where it is not visible.
 
         Returns:
             In training a dict of weighted losses. Otherwise per clip a dict, on the CPU, with "image_size" (h, w) and,
@@ -63,7 +63,7 @@ class VideoMaskFormer(MaskClassifier):
         return [self._predict(record) for record in batched_inputs]
 
     def preprocess(self, frames: Sequence[Tensor]) -> tuple[Tensor, Size]:
-        """T frames (3, H', W'), values 0 to 255, on the device, normalized and padded: (T, 3, H, W), and (H', W')."""
+        """Batch T frames (3, H', W'), values 0 to 255, as `pad_images` does; return (T, 3, H, W) and (H', W')."""
         size = _common_size([frame.shape[-2:] for frame in frames], "the clip")
         return self.pad_images(frames).tensor, size
 
@@ -75,8 +75,8 @@ class VideoMaskFormer(MaskClassifier):
 
         Returns:
             {"pred_logits" (Q, K + 1), "pred_masks" (Q, T, H4, W4), both before softmax and sigmoid, "pred_embeds"
-            (Q, C): the decoder's states of the queries, after its norm, by which the same object is known in
-            another clip (where the decoder gives them)}.
+            (Q, C): the decoder's query states, after its norm, which match the same object in another clip
+            (where the decoder returns them)}.
         """
         assert not self.training, "clip_outputs is for inference: call model.eval() first"
         head: Any = self.sem_seg_head
@@ -99,9 +99,7 @@ class VideoMaskFormer(MaskClassifier):
     def _train(self, batched_inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         counts = sorted({len(record["image"]) for record in batched_inputs})
         if len(counts) != 1:
-            raise ValueError(
-                f"the clips of a batch have {counts} frames; training takes one number, INPUT.SAMPLING_FRAME_NUM"
-            )
+            raise ValueError(f"the clips of a batch have {counts} frames; all must have INPUT.SAMPLING_FRAME_NUM")
         images = self.pad_images(frame for record in batched_inputs for frame in record["image"])
         outputs = self.sem_seg_head(self.backbone(images.tensor), frames=counts[0])
         return self.weighted_losses(outputs, [self._target(record, images) for record in batched_inputs])
@@ -110,11 +108,12 @@ class VideoMaskFormer(MaskClassifier):
         name = _clip_name(record)
         frames = record.get("instances")
         if frames is None or not all(f.has("gt_ids") for f in frames):
-            raise ValueError(
-                f"{name} came to training without 'instances' that have gt_ids; check INPUT.DATASET_MAPPER_NAME"
-            )
+            raise ValueError(f"training sample {name} has no 'instances' with gt_ids; check INPUT.DATASET_MAPPER_NAME")
         if len(frames) != len(record["image"]):
-            raise ValueError(f"{name} has {len(record['image'])} frames, but instances of {len(frames)}")
+            raise ValueError(
+                f"{name} has {len(record['image'])} frames, but instances of {len(frames)}; "
+                "check INPUT.DATASET_MAPPER_NAME"
+            )
         _common_size([f.image_size for f in frames], name)
         labels, masks = clip_objects(frames)
         return {
@@ -126,32 +125,33 @@ class VideoMaskFormer(MaskClassifier):
 
 
 def clip_objects(frames: Sequence[Instances]) -> tuple[Tensor, Tensor]:
-    """The objects that are seen in at least one frame, in the order of their ids.
+    """Collect the objects that are visible in at least one frame, in the order of their ids.
 
     Args:
         frames: per frame `gt_classes` (N,), `gt_masks` bool (N, H, W), `gt_ids` (N,). N may differ between frames;
-            rows with id -1 are objects that this frame does not show, and what else they say is ignored.
+            rows with id -1 are objects that are not visible in this frame; their classes and masks are ignored.
 
     Returns:
-        labels (N,) int64, from a frame that shows the object, and masks (N, T, H, W) bool, empty where it is not seen.
+        labels (N,) int64, from a frame in which the object is visible, and masks (N, T, H, W) bool, empty where it is
+        not.
     """
     ids = [f.gt_ids.tolist() for f in frames]
-    place = {i: n for n, i in enumerate(sorted({i for rows in ids for i in rows if i >= 0}))}
-    labels = torch.zeros(len(place), dtype=torch.int64)
-    masks = torch.zeros(len(place), len(frames), *frames[0].image_size, dtype=torch.bool)
+    index_of = {i: n for n, i in enumerate(sorted({i for rows in ids for i in rows if i >= 0}))}
+    labels = torch.zeros(len(index_of), dtype=torch.int64)
+    masks = torch.zeros(len(index_of), len(frames), *frames[0].image_size, dtype=torch.bool)
     for t, (frame, rows) in enumerate(zip(frames, ids, strict=True)):
-        shown = torch.tensor([row for row, i in enumerate(rows) if i >= 0], dtype=torch.int64)
-        objects = torch.tensor([place[i] for i in rows if i >= 0], dtype=torch.int64)
+        visible = torch.tensor([row for row, i in enumerate(rows) if i >= 0], dtype=torch.int64)
+        objects = torch.tensor([index_of[i] for i in rows if i >= 0], dtype=torch.int64)
         if not len(objects):
             continue
         given = getattr(frame.gt_masks, "tensor", frame.gt_masks)
-        labels[objects] = frame.gt_classes.cpu()[shown]
-        masks[objects, t] = given.cpu()[shown].bool()
+        labels[objects] = frame.gt_classes.cpu()[visible]
+        masks[objects, t] = given.cpu()[visible].bool()
     return labels, masks
 
 
 def _join(parts: Sequence[Any]) -> Any:
-    """Maps (t, C, H, W), or lists of maps, of runs of frames as those of all frames."""
+    """Concatenate maps (t, C, H, W), or lists of maps, of consecutive frames."""
     if len(parts) == 1:
         return parts[0]
     if isinstance(parts[0], Tensor):
@@ -168,5 +168,5 @@ def _common_size(sizes: Sequence[Sequence[int]], name: str) -> Size:
     different = sorted({(int(height), int(width)) for height, width in sizes})
     if len(different) != 1:
         listed = ", ".join(f"{height} x {width}" for height, width in different)
-        raise ValueError(f"{name} needs frames of one size (height x width); found: {listed or 'no frames'}")
+        raise ValueError(f"{name} needs frames of one size (height x width), but has {listed or 'no frames'}")
     return different[0]

@@ -1,8 +1,8 @@
-"""Images of segmentation results: semi-transparent fills, anti-aliased contours and legible labels.
+"""Drawing of segmentation results: semi-transparent fills, anti-aliased contours and legible labels.
 
-Everything that is drawn is a `Region`: a boolean mask cut to its bounding box, a color and a text. Its
-outline comes from the signed distance to the mask border, which gives smooth fills and lines of any width at
-any scale, and the place with most room for a label, without a polygon being built.
+Everything that is drawn is a `Region`: a boolean mask cropped to its bounding box, a color and a text. The signed
+distance to the mask's border gives smooth fills, contours of any width at any scale, and the position with the most
+room for a label, without polygons.
 
 Images are (H, W, 3) uint8 RGB, colors (r, g, b) in 0..255, boxes XYXY in pixels.
 """
@@ -21,7 +21,7 @@ from scipy import ndimage
 
 from .structures.colors import Color, lifted
 
-_BORDER = 3  # pixels of context around a region, so that its outline can end softly
+_BORDER = 3  # pixels of context around a region, for the soft edge of its contour
 _MAX_AUTO_LABELS = 40
 _DARK = (18, 20, 24)
 _LINE_LUMINANCE = 150.0  # contours are brighter than fills: they carry the shape
@@ -30,7 +30,7 @@ _LINE_LUMINANCE = 150.0  # contours are brighter than fills: they carry the shap
 # ------------------------------------------------------------------ regions
 @dataclass
 class Region:
-    """One thing to draw. `mask` (h, w) bool is the part of the image that starts at pixel (x, y)."""
+    """One region to draw. `mask` (h, w) bool covers the part of the image that starts at pixel (x, y)."""
 
     mask: np.ndarray
     x: int
@@ -49,19 +49,18 @@ def regions_from_masks(
     texts: Sequence[str] | None = None,
     boxes: np.ndarray | None = None,
 ) -> list[Region]:
-    """Regions of N whole-image masks.
+    """Build the regions of N masks of the image's size; empty masks give none.
 
     Args:
         masks: (N, H, W) bool.
-        boxes: (N, 4) XYXY of the masks; found from the masks when not given.
-    Empty masks give no region.
+        boxes: (N, 4) XYXY of the masks; computed from the masks if None.
     """
     regions = []
     for i, mask in enumerate(masks):
-        found = _window(mask, None if boxes is None else boxes[i])
-        if found is None:
+        window = _window(mask, None if boxes is None else boxes[i])
+        if window is None:
             continue
-        ys, xs = found
+        ys, xs = window
         text = texts[i] if texts is not None else ""
         regions.append(Region(mask[ys, xs], xs.start, ys.start, colors[i], text))
     return regions
@@ -70,7 +69,7 @@ def regions_from_masks(
 def regions_from_map(
     label_map: np.ndarray, colors: dict[int, Color], texts: dict[int, str] | None = None
 ) -> list[Region]:
-    """Regions of a (H, W) integer map: one for each key of `colors`; other values stay unpainted."""
+    """Build the regions of a (H, W) integer map: one for each key of `colors`; other values are not drawn."""
     keys = np.array(sorted(colors), dtype=np.int64)
     if not len(keys):
         return []
@@ -88,7 +87,7 @@ def regions_from_map(
 
 
 def _window(mask: np.ndarray, box: np.ndarray | None) -> tuple[slice, slice] | None:
-    """Rows and columns that hold the mask; None when it is empty. A box, when given, narrows the search."""
+    """Return the rows and columns that contain the mask, None if it is empty. A box, if given, narrows the search."""
     height, width = mask.shape
     y0, x0, y1, x1 = 0, 0, height, width
     if box is not None and box[2] > box[0] and box[3] > box[1]:
@@ -117,17 +116,19 @@ def draw_regions(
         image: (H, W, 3) uint8 RGB; not changed.
         alpha: opacity of the fill, 0 to 1; 0 draws contours only.
         line_width: of the contours, in output pixels; 0 draws none; None: by the size of image and objects.
-        labels: write the regions' texts. None: only when there are few regions and each text has room.
+        labels: write the regions' texts. None: only if there are few regions, and where a text has room.
         scale: size of the output relative to the image.
+
     Returns:
         An RGB image of (round(W * scale), round(H * scale)) pixels.
+
     Raises:
         ValueError: image of another shape or type; alpha outside 0..1; scale that is not positive.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image must be (H, W, 3) uint8, not {image.shape} {image.dtype}")
     if not 0.0 <= alpha <= 1.0:
-        raise ValueError(f"alpha is an opacity between 0 and 1, not {alpha}")
+        raise ValueError(f"alpha must lie between 0 and 1, not {alpha}")
     if scale <= 0:
         raise ValueError(f"scale must be positive, not {scale}")
     height, width = max(round(image.shape[0] * scale), 1), max(round(image.shape[1] * scale), 1)
@@ -149,7 +150,7 @@ def draw_regions(
 
 
 def _line_width(height: int, width: int, regions: Sequence[Region], scale: float) -> float:
-    """Thin enough for the image and for its objects: a contour must not cover a small object."""
+    """Choose a width for the size of image and objects: a contour must not cover a small object."""
     by_image = 0.0022 * (height * width) ** 0.5
     if not regions:
         return by_image
@@ -159,7 +160,7 @@ def _line_width(height: int, width: int, regions: Sequence[Region], scale: float
 
 @dataclass
 class _Spot:
-    """Where a region's text goes: the point of the region farthest from its border, and that distance."""
+    """Position of a region's text: the point of the region farthest from its border, and that distance."""
 
     text: str
     x: float
@@ -170,10 +171,10 @@ class _Spot:
 
 
 def _paint(canvas: np.ndarray, region: Region, alpha: float, line_width: float, scale: float) -> _Spot:
-    """Blend fill and contour of one region into the canvas (in place) and find the place of its label."""
+    """Blend fill and contour of one region into the canvas (in place); return the position of its label."""
     height, width = canvas.shape[:2]
     depth = _depth(region.mask)
-    # The region's field covers source pixels from x - BORDER; map output pixel centers back into it.
+    # The distance map starts at source pixel x - BORDER; map output pixel centers back into it.
     x0, x1 = _output_range(region.x, region.mask.shape[1], scale, width)
     y0, y1 = _output_range(region.y, region.mask.shape[0], scale, height)
     if scale == 1.0:
@@ -190,8 +191,8 @@ def _paint(canvas: np.ndarray, region: Region, alpha: float, line_width: float, 
     part = canvas[y0:y1, x0:x1]
     blended = _blend(part.astype(np.float32), region.color, alpha * inside)
     if line_width > 0:
-        # A faint dark rim outside, for bright images; the line itself lies inside the border, so that
-        # touching objects keep two separate lines.
+        # A faint dark rim outside, for bright images; the line itself is inside the border, so that touching
+        # objects have two separate lines.
         blended = _blend(blended, _DARK, 0.45 * (1.0 - inside) * np.clip(1.8 + depth, 0.0, 1.0))
         blended = _blend(
             blended,
@@ -205,7 +206,7 @@ def _paint(canvas: np.ndarray, region: Region, alpha: float, line_width: float, 
 
 
 def _blend(pixels: np.ndarray, color: Color, opacity: np.ndarray) -> np.ndarray:
-    """(h, w, 3) float32 pixels mixed with one color at (h, w) opacity."""
+    """Blend (h, w, 3) float32 pixels with one color at (h, w) opacity."""
     return pixels + (np.array(color, np.float32) - pixels) * opacity[..., None]
 
 
@@ -216,9 +217,9 @@ def _output_range(start: int, size: int, scale: float, limit: int) -> tuple[int,
 
 
 def _depth(mask: np.ndarray) -> np.ndarray:
-    """Signed distance (pixels, positive inside) of each pixel center to the mask's border.
+    """Compute the signed distance (pixels, positive inside) of each pixel center to the mask's border.
 
-    (h + 2 BORDER, w + 2 BORDER) float32. A light blur removes the staircase from slanted borders.
+    Returns (h + 2 BORDER, w + 2 BORDER) float32. A light blur removes the staircase from slanted borders.
     """
     padded = np.pad(mask.astype(np.uint8), _BORDER)
     inner = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_5)
@@ -232,7 +233,7 @@ def _depth(mask: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------ text
 @lru_cache(maxsize=32)
 def load_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """DejaVu Sans (of matplotlib; knows Latin, Greek, Cyrillic), or without matplotlib Pillow's own font."""
+    """Load DejaVu Sans (from matplotlib; Latin, Greek, Cyrillic), or without matplotlib Pillow's default font."""
     try:
         import matplotlib
 
@@ -247,9 +248,9 @@ def _font_size(width: int, height: int) -> int:
 
 
 def _write_labels(image: Image.Image, spots: Sequence[_Spot], force: bool) -> None:
-    """Write each text into its region, large regions first; one without free room is left out.
+    """Write each text into its region, large regions first; texts without free room are left out.
 
-    With `force` all texts are written, at the free place nearest to the region's middle.
+    With `force` all texts are written, at the free position nearest to the region's center.
     """
     size = _font_size(*image.size)
     layer = Image.new("RGBA", image.size, (0, 0, 0, 0))
@@ -275,7 +276,7 @@ def _write_labels(image: Image.Image, spots: Sequence[_Spot], force: bool) -> No
 def _free_box(
     spot: _Spot, w: float, h: float, size: tuple[int, int], taken: Sequence[tuple[float, float, float, float]]
 ) -> tuple[float, float, float, float] | None:
-    """The first place for a w x h text that covers no taken one: the middle, then just above and below it."""
+    """Return the first free box for a w x h text: in the center, then above and below it; None if all are taken."""
     for dy in (0.0, -1.1, 1.1, -2.2, 2.2):
         box = _clamped(spot.x, spot.y + dy * h, w, h, size)
         if all(box[2] <= t[0] or box[0] >= t[2] or box[3] <= t[1] or box[1] >= t[3] for t in taken):
@@ -291,7 +292,7 @@ def _clamped(x: float, y: float, w: float, h: float, size: tuple[int, int]) -> t
 
 # ------------------------------------------------------------------ around the image
 def add_legend(image: Image.Image, entries: Sequence[tuple[str, Color]]) -> Image.Image:
-    """The image with a panel at its right: a color swatch and name a line, as many as fit."""
+    """Add a panel at the right of the image, with the color and name of each entry, as many as fit."""
     if not entries:
         return image
     size = _font_size(*image.size)
@@ -313,7 +314,7 @@ def add_legend(image: Image.Image, entries: Sequence[tuple[str, Color]]) -> Imag
 
 
 def add_caption(image: Image.Image, text: str) -> Image.Image:
-    """The image with a dark strip below it that holds the text, wrapped to the image's width."""
+    """Add a dark strip below the image with the text, wrapped to the image's width."""
     size = _font_size(*image.size)
     font = load_font(size)
     lines, line = [], ""
@@ -335,5 +336,5 @@ def add_caption(image: Image.Image, text: str) -> Image.Image:
 
 
 def comfortable_scale(height: int, width: int) -> float:
-    """A whole-number enlargement that brings a small image to about 1000 pixels; 1 for large ones."""
+    """Return the integer scale that enlarges a small image to about 1000 pixels; 1 for large ones."""
     return float(max(1, min(4, round(1000 / max(height, width, 1)))))

@@ -1,4 +1,4 @@
-"""Settings that cannot work are errors that name key and remedy, before the first step."""
+"""Settings that cannot work are errors that name key and remedy, before the first iteration."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PER_PIXEL = "ade20k/semantic-segmentation/maskformer/per_pixel_baseline_R50_bs16
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "another model"),
+        (["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "not a model of this package"),
         (["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 80], "MODEL.SEM_SEG_HEAD.NUM_CLASSES 133"),
         (["INPUT.DATASET_MAPPER_NAME", "coco_panoptic_ljs"], "coco_panoptic_lsj"),
         (["DATASETS.TRAIN", ("coco_2017_train_panoptik",)], "coco_2017_train_panoptic"),
@@ -39,7 +39,7 @@ def test_contradictions_are_found_before_training(overrides: list, message: str)
         validate_config(load_config(PANOPTIC, overrides), training=True)
 
 
-def test_no_result_switched_on() -> None:
+def test_no_task_switched_on() -> None:
     overrides = [x for n in ("SEMANTIC", "INSTANCE", "PANOPTIC") for x in (f"MODEL.MASK_FORMER.TEST.{n}_ON", False)]
     with pytest.raises(ConfigError, match="at least one"):
         validate_config(load_config(PANOPTIC, overrides), training=False)
@@ -72,7 +72,7 @@ def test_components_that_do_not_fit_together(config: str, overrides: list, messa
         (["MODEL.META_ARCHITECTURE", "MaskFormer"], "DATASETS.TRAIN names 'clips_{}', which holds videos: set MODEL"),
         (["DATASETS.TEST", ("coco_2017_val",)], "DATASETS.TEST names 'coco_2017_val', which holds images"),
         (["DATASETS.TRAIN", ("coco_2017_train",)], "INPUT.DATASET_MAPPER_NAME 'coco_clip', or 'mixed_clips' beside"),
-        (["INPUT.DATASET_MAPPER_NAME", "coco_clip"], "makes clips of images: set 'ytvis'"),
+        (["INPUT.DATASET_MAPPER_NAME", "coco_clip"], "generates clips from images: set 'ytvis'"),
         (["INPUT.DATASET_MAPPER_NAME", "coco_instance_lsj"], "Known: coco_clip, mask_former_semantic, mixed"),
         (["MODEL.MASK_FORMER.TEST.SEMANTIC_ON", True], "MODEL.MASK_FORMER.TEST.SEMANTIC_ON and PANOPTIC_ON to False"),
         (["TEST.DETECTIONS_PER_VIDEO", 0], "TEST.DETECTIONS_PER_VIDEO must be at least 1"),
@@ -84,17 +84,17 @@ def test_videos_and_images_are_not_mixed_up(overrides: list, message: str, tmp_p
     name = f"clips_{tmp_path.name}"
     DatasetCatalog.register(name, list)
     MetadataCatalog.get(name).set(evaluator_type="ytvis", thing_classes=["thing"] * 40)
-    own = ["DATASETS.TRAIN", (name,), "DATASETS.TEST", (name,)]
+    videos = ["DATASETS.TRAIN", (name,), "DATASETS.TEST", (name,)]
     try:
-        validate_config(load_config(VIDEO, own), training=True)
-        # A video model may train on images, as clips that are made of them.
+        validate_config(load_config(VIDEO, videos), training=True)
+        # A video model may train on images, as clips generated from them.
         images = ["DATASETS.TRAIN", ("coco_2017_train",), "DATASETS.TEST", (), "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 80]
         mixed = ["INPUT.DATASET_MAPPER_NAME", "mixed_clips"]
         for mapper in (["INPUT.DATASET_MAPPER_NAME", "coco_clip"], mixed):
             validate_config(load_config(VIDEO, [*images, *mapper]), training=True)
-        validate_config(load_config(VIDEO, [*own, *mixed]), training=True)
+        validate_config(load_config(VIDEO, [*videos, *mixed]), training=True)
         with pytest.raises(ConfigError, match=message.format(tmp_path.name).replace(".", r"\.")):
-            validate_config(load_config(VIDEO, [*own, *overrides]), training=True)
+            validate_config(load_config(VIDEO, [*videos, *overrides]), training=True)
     finally:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)

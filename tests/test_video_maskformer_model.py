@@ -124,7 +124,7 @@ def test_wrong_records_are_named(model: Any) -> None:
         r"clip/0\.jpg .*gt_ids": lambda s: s["instances"][1].remove("gt_ids"),
         r"clip/0\.jpg has 2 frames, but instances of 1": lambda s: s["instances"].pop(),
         r"\[1, 2\] frames.*INPUT.SAMPLING_FRAME_NUM": lambda s: s["image"].pop(),
-        r"one size .*found: 8 x 9, 32 x 32": lambda s: s["instances"].__setitem__(0, clip(8, 9, 1, 1)["instances"][0]),
+        r"one size .*has 8 x 9, 32 x 32": lambda s: s["instances"].__setitem__(0, clip(8, 9, 1, 1)["instances"][0]),
     }
     model.train()
     try:
