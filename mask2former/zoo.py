@@ -1,7 +1,7 @@
-"""The published models by name: configuration, weights, and the numbers they reach; and the ImageNet backbones.
+"""The model zoo: published models by name, with configuration, weights and metrics, and ImageNet backbones.
 
-`zoo.json` holds the table, from which MODEL_ZOO.md is made, too: the 59 models of the reference implementation
-(weights under CC BY-NC 4.0, as their authors published them), the one that comes with this package, and the
+`zoo.json` holds the table, from which MODEL_ZOO.md is generated too: the 59 models of the reference implementation
+(weights under CC BY-NC 4.0, as their authors published them), the one that this package includes, and the
 backbones that training starts from. A name is dataset, task and backbone: `coco-panoptic-r50`,
 `ade20k-semantic-swin-t`, `ytvis2019-swin-l`; Swin-B comes as `swin-b` (ImageNet-1k) and `swin-b-in21k`.
 """
@@ -31,19 +31,19 @@ logger = logging.getLogger(__name__)
 
 ENVIRONMENT = "MASK2FORMER_WEIGHTS"
 _PACKAGE = Path(__file__).parent
-_TIMEOUT = 30  # seconds without an answer
+_TIMEOUT = 30  # seconds without a response
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsFile:
-    """A file of weights that can be downloaded, or lies in this package.
+    """A weights file that can be downloaded or is included in this package.
 
     Attributes:
         name: unique name.
         weights: URL, or path relative to the package.
-        sha256: of the file, or its first digits, where known.
+        sha256: SHA-256 of the file, or its first digits, where known.
         md5_prefix: first six hexadecimal digits of the MD5, which the published file names end with.
-        license: of the weights.
+        license: license of the weights.
     """
 
     name: str
@@ -54,41 +54,41 @@ class WeightsFile:
 
     @property
     def bundled(self) -> bool:
-        """Whether the file lies in this package."""
+        """Return whether the file is included in this package."""
         return "://" not in self.weights
 
     @property
     def filename(self) -> str:
-        """Name of the weights file, e.g. "model_final_94dc52.pkl"."""
+        """Return the name of the weights file, e.g. "model_final_94dc52.pkl"."""
         return PurePosixPath(urlparse(self.weights).path).name
 
     @property
     def places(self) -> tuple[str, ...]:
-        """Where the file may lie in the user's own directory: by its name, or in the directories of the URL."""
+        """Return the paths of the file below the user's weights directory: its name, and the path of its URL."""
         return self.filename, urlparse(self.weights).path.lstrip("/")
 
     @property
     def other_names(self) -> tuple[str, ...]:
-        """File names under which converted copies are kept: their checksum is not the published one."""
+        """Return the file names of converted copies, whose checksum is not the published one."""
         return tuple(f"{self.name}{suffix}" for suffix in (".safetensors", ".pth", ".pkl"))
 
     def known_as(self, name: str) -> bool:
-        """Whether `name` is the URL or the file name."""
+        """Return whether `name` is the URL or the file name."""
         return name in (self.weights, *self.places)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelEntry(WeightsFile):
-    """One model.
+    """A published model.
 
     Attributes:
-        dataset, task, backbone, schedule: what it was trained on and for, in words.
-        queries: object queries, the most objects it can find in an image.
+        dataset, task, backbone, schedule: how it was trained, in words.
+        queries: number of object queries, the largest number of objects in an image.
         config: YAML file relative to `configs/` (published models) or to the package (bundled ones).
-        config_aliases: further names of that file, which some documents use.
+        config_aliases: other names of that file, which some publications use.
         metrics: {metric: value in percent} on the validation set, as published.
         model_id: the authors' identifier of the training run.
-        note: what to know about the published row.
+        note: remark on the published row.
     """
 
     dataset: str
@@ -104,7 +104,7 @@ class ModelEntry(WeightsFile):
 
     @property
     def config_file(self) -> str:
-        """What `load_config` takes: a path for bundled models, a name below `configs/` for the others."""
+        """Return the argument for `load_config`: a path for bundled models, a name below `configs/` for the others."""
         return str(_PACKAGE / self.config) if self.bundled else self.config
 
 
@@ -113,9 +113,9 @@ class BackboneEntry(WeightsFile):
     """ImageNet weights that training starts from.
 
     Attributes:
-        backbone: in words.
+        backbone: the architecture, in words.
         config_name: MODEL.WEIGHTS in the configurations: a URL, or the name of the converted file.
-        source: who trained it on what.
+        source: who trained it, and on which dataset.
         used: whether a configuration uses it.
     """
 
@@ -126,83 +126,83 @@ class BackboneEntry(WeightsFile):
 
     @property
     def places(self) -> tuple[str, ...]:
-        """detectron2's files only in their directories: there are two of the name R-50.pkl."""
+        """Return the paths of the file; detectron2's only in their directories, because two are named R-50.pkl."""
         return super().places[1:] if "://" in self.config_name else super().places
 
     @property
     def other_names(self) -> tuple[str, ...]:
-        """The converted copy that the configurations name goes first."""
+        """Return the file names of converted copies; the one that the configurations name comes first."""
         return (*(() if "://" in self.config_name else (self.config_name,)), *super().other_names)
 
     def known_as(self, name: str) -> bool:
-        """Whether `name` is the URL, the file name, or what the configurations write."""
+        """Return whether `name` is the URL, the file name, or the name in the configurations."""
         return name == self.config_name or super().known_as(name)
 
 
 @functools.cache
-def _document() -> dict[str, list[dict[str, Any]]]:
-    document: dict[str, list[dict[str, Any]]] = json.loads((_PACKAGE / "zoo.json").read_text(encoding="utf-8"))
-    return document
+def _zoo_json() -> dict[str, list[dict[str, Any]]]:
+    content: dict[str, list[dict[str, Any]]] = json.loads((_PACKAGE / "zoo.json").read_text(encoding="utf-8"))
+    return content
 
 
 @functools.cache
 def _table() -> dict[str, ModelEntry]:
     return {
         row["name"]: ModelEntry(**{**row, "config_aliases": tuple(row.get("config_aliases", ()))})
-        for row in _document()["models"]
+        for row in _zoo_json()["models"]
     }
 
 
 def list_models(task: str | None = None, dataset: str | None = None) -> list[str]:
-    """Names, in the order of the table: all, or those of one task, one dataset, or both.
+    """List model names in the order of the table: all, or those of one task, one dataset, or both.
 
     Args:
         task: "panoptic", "instance", "semantic" or "video instance".
         dataset: "coco", "cityscapes", "ade20k", "mapillary", "ytvis2019", "ytvis2021" or "nuclei".
 
     Raises:
-        ValueError: there is no such task or dataset; the message lists those there are.
+        ValueError: unknown task or dataset; the message lists the known ones.
     """
     entries = list(_table().values())
-    for attribute, wanted in (("task", task), ("dataset", dataset)):
+    for attribute, requested in (("task", task), ("dataset", dataset)):
         known = dict.fromkeys(getattr(entry, attribute) for entry in _table().values())
-        if wanted is not None and wanted not in known:
-            raise ValueError(f"no models of {attribute} {wanted!r} in the zoo; there are {', '.join(known)}")
-        entries = [entry for entry in entries if wanted in (None, getattr(entry, attribute))]
+        if requested is not None and requested not in known:
+            raise ValueError(f"no models of {attribute} {requested!r} in the zoo; choose from {', '.join(known)}")
+        entries = [entry for entry in entries if requested in (None, getattr(entry, attribute))]
     return [entry.name for entry in entries]
 
 
 @functools.cache
 def list_backbones() -> tuple[BackboneEntry, ...]:
-    """The ImageNet weights, those that the configurations use first."""
-    return tuple(BackboneEntry(**row) for row in _document()["backbones"])
+    """List the ImageNet weights, those that the configurations use first."""
+    return tuple(BackboneEntry(**row) for row in _zoo_json()["backbones"])
 
 
 def lookup(name: str) -> ModelEntry:
-    """The model of that name; case, `_` for `-`, and a missing or extra `-in21k` do not matter.
+    """Find a model by its name, or by its configuration file's name below `configs/`.
 
-    A configuration file's name below `configs/` also finds its model.
+    Case, `_` for `-`, and a missing or extra `-in21k` do not matter.
 
     Raises:
-        ValueError: no such model; the message suggests the nearest names.
+        ValueError: no such model; the message suggests the most similar names.
     """
     table = _table()
-    wanted = name.strip().lower().replace("_", "-").replace(" ", "-")
-    for candidate in (wanted, f"{wanted}-in21k", wanted.removesuffix("-in21k")):
+    requested = name.strip().lower().replace("_", "-").replace(" ", "-")
+    for candidate in (requested, f"{requested}-in21k", requested.removesuffix("-in21k")):
         if candidate in table:
             return table[candidate]
     for entry in table.values():
         if name.removeprefix("configs/") in (entry.config, *entry.config_aliases):
             return entry
-    hint = did_you_mean(wanted, table, 3) or " mask2former.zoo.list_models() lists them."
+    hint = did_you_mean(requested, table, 3) or " mask2former.zoo.list_models() lists them."
     raise ValueError(f"no model named {name!r} in the zoo.{hint}")
 
 
 def entry_of_file(name: str) -> WeightsFile | None:
-    """The model or backbone whose weights have this file name (`model_final_94dc52.pkl`) or URL, if there is one.
+    """Find the model or backbone whose weights have this file name (`model_final_94dc52.pkl`) or URL, else None.
 
-    Backbones are also found by what configurations call them (`swin_tiny_patch4_window7_224.pkl`), although the file
-    to download has another form.
+    Backbones are also found by their name in the configurations (`swin_tiny_patch4_window7_224.pkl`), although the
+    file to download has another format.
     """
     for entry in (*_table().values(), *list_backbones()):
         if not entry.bundled and entry.known_as(name):
@@ -211,16 +211,16 @@ def entry_of_file(name: str) -> WeightsFile | None:
 
 
 def resolve_weights(entry: WeightsFile | str) -> Path:
-    """A local, verified file with the weights of a model or backbone; downloaded to the cache if it is nowhere yet.
+    """Return a local, verified file with the weights of a model or backbone, downloaded if necessary.
 
-    Looked for in this order: the package (bundled models), the working directory (backbones only), the directory that
-    the environment variable MASK2FORMER_WEIGHTS names (as `<file name>`, the path of the URL, a backbone's name in the
-    configurations, or `<name>.{safetensors,pth,pkl}`), the cache of detectron2 (`$FVCORE_CACHE` or
-    `~/.torch/iopath_cache`).
+    Searches, in this order, the package (bundled models), the working directory (backbones only), the directory named
+    by the environment variable MASK2FORMER_WEIGHTS (as `<file name>`, the path of the URL, a backbone's name in the
+    configurations, or `<name>.{safetensors,pth,pkl}`), and the cache of detectron2 (`$FVCORE_CACHE` or
+    `~/.torch/iopath_cache`), to which it downloads.
 
     Raises:
-        FileNotFoundError: not there and no network; the message says the URL and where to put the file.
-        CorruptCheckpointError: the file's checksum is wrong.
+        FileNotFoundError: no file and no network; the message gives the URL and where to put the file.
+        CorruptCheckpointError: the checksum does not match.
     """
     entry = lookup(entry) if isinstance(entry, str) else entry
     if entry.bundled:
@@ -233,7 +233,7 @@ def resolve_weights(entry: WeightsFile | str) -> Path:
         return override
     cached = _cache_file(entry)
     cached.parent.mkdir(parents=True, exist_ok=True)
-    with file_lock(str(cached)):  # the processes of one training ask at the same time: one downloads
+    with file_lock(str(cached)):  # all ranks call this at the same time: one downloads
         if not cached.is_file():
             _download(entry, cached)
             return cached
@@ -242,32 +242,32 @@ def resolve_weights(entry: WeightsFile | str) -> Path:
 
 
 def _override(entry: WeightsFile) -> Path | None:
-    for place in _own_places(entry):
-        if place.is_file():
-            _verify(entry, place)
-            return place
-    for directory in _own_directories():
+    for path in _user_paths(entry):
+        if path.is_file():
+            _verify(entry, path)
+            return path
+    for directory in _user_directories():
         for name in entry.other_names:
             if (directory / name).is_file():
                 return directory / name
     return None
 
 
-def _own_places(entry: WeightsFile) -> Iterator[Path]:
-    """Where the user may have put the published file."""
+def _user_paths(entry: WeightsFile) -> Iterator[Path]:
+    """Yield the paths where the user may have put the published file."""
     if isinstance(entry, BackboneEntry):
         yield Path(entry.places[0])
-    for directory in _own_directories():
-        yield from (directory / place for place in entry.places)
+    for directory in _user_directories():
+        yield from (directory / path for path in entry.places)
 
 
-def _own_directories() -> list[Path]:
+def _user_directories() -> list[Path]:
     directory = os.environ.get(ENVIRONMENT)
     return [Path(directory).expanduser()] if directory else []
 
 
 def _cache_file(entry: WeightsFile) -> Path:
-    """Where detectron2's own downloads of this URL lie."""
+    """Return the path to which detectron2 downloads this URL."""
     return Path(get_cache_dir()) / urlparse(entry.weights).path.lstrip("/")
 
 
@@ -275,55 +275,57 @@ def _download(entry: WeightsFile, target: Path) -> None:
     logger.info("Downloading %s (%s; license of the weights: %s)", entry.weights, entry.name, entry.license)
     try:
         with (
-            urllib.request.urlopen(entry.weights, timeout=_TIMEOUT) as answer,
+            urllib.request.urlopen(entry.weights, timeout=_TIMEOUT) as response,
             atomic_write(target) as file,
             tqdm(
-                total=int(answer.headers.get("Content-Length") or 0) or None,
+                total=int(response.headers.get("Content-Length") or 0) or None,
                 desc=entry.name,
                 unit="B",
                 unit_scale=True,
                 unit_divisor=1024,
             ) as bar,
         ):
-            while chunk := answer.read(2**20):
+            while chunk := response.read(2**20):
                 file.write(chunk)
                 bar.update(len(chunk))
             file.flush()
             if _checksum(entry) is None and bar.total not in (None, bar.n):
-                raise CorruptCheckpointError(f"{entry.weights}: {bar.n} of {bar.total} bytes came; try again")
+                raise CorruptCheckpointError(
+                    f"{entry.weights}: download truncated after {bar.n} of {bar.total} bytes; try again"
+                )
             _verify(entry, Path(file.name), shown=entry.weights)
     except CorruptCheckpointError:
         raise
     except OSError as error:  # no network, no such host, timeout, no space
-        place = next((directory / entry.places[0] for directory in _own_directories()), target)
+        destination = next((directory / entry.places[0] for directory in _user_directories()), target)
         raise FileNotFoundError(
             f"cannot download the weights of {entry.name}: {error}.\n"
-            f"Get this file on a machine with network:\n  {entry.weights}\n"
-            f"and put it here:\n  {place}\n"
+            f"Download this file on a machine with network:\n  {entry.weights}\n"
+            f"and put it here:\n  {destination}\n"
             f"or set {ENVIRONMENT} to the directory that holds {entry.places[0]}."
         ) from error
 
 
 def _verify(entry: WeightsFile, file: Path, shown: str | None = None) -> None:
-    """Compare the file's checksum with what is known: the SHA-256, or else the MD5 prefix in its name."""
+    """Check the file against the known checksum: the SHA-256, or else the MD5 prefix in its name."""
     known = _checksum(entry)
     if known is None:
         return
-    kind, expected = known
-    digest = hashlib.new(kind, usedforsecurity=False)
+    algorithm, expected = known
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     with file.open("rb") as stream:
         while chunk := stream.read(2**22):
             digest.update(chunk)
     if not digest.hexdigest().startswith(expected):
         raise CorruptCheckpointError(
-            f"{shown or file}: {kind} {digest.hexdigest()} does not start with {expected}, so this is not "
-            f"the whole weights file of {entry.name}. Delete it and download it again."
+            f"{shown or file}: {algorithm} {digest.hexdigest()} does not start with {expected}, so this is not "
+            f"the complete weights file of {entry.name}. Delete it and download it again."
         )
 
 
 def _checksum(entry: WeightsFile) -> tuple[str, str] | None:
-    """Kind, and first digits or all of them; None where nothing is known."""
-    for kind, value in (("sha256", entry.sha256), ("md5", entry.md5_prefix)):
+    """Return the algorithm and the known digits, the first ones or all; None if no checksum is known."""
+    for algorithm, value in (("sha256", entry.sha256), ("md5", entry.md5_prefix)):
         if value:
-            return kind, value
+            return algorithm, value
     return None

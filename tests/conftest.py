@@ -21,13 +21,13 @@ from .panoptic_sample import PanopticSample, write_panoptic_sample
 
 @pytest.fixture
 def panoptic_sample(tmp_path: Path) -> PanopticSample:
-    """Two images in the COCO panoptic format below tmp_path/sample."""
+    """Create two images in the COCO panoptic format below tmp_path/sample."""
     return write_panoptic_sample(tmp_path / "sample")
 
 
 @pytest.fixture
 def forget_own_names() -> Iterator[None]:
-    """Datasets that a test registers under its own names are gone after it."""
+    """Remove the datasets that a test registered."""
     from mask2former.data.datasets import catalog
 
     before = set(catalog._registered)
@@ -37,7 +37,7 @@ def forget_own_names() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` skip on machines without one."""
+    """Skip tests marked `gpu` on machines without one."""
     if torch.cuda.is_available():
         return
     for item in items:
@@ -47,11 +47,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
-    """Every test starts from the same random state, whatever ran before it."""
+    """Seed every test, whatever ran before it."""
     torch.manual_seed(0)
 
 
-# Three small videos in the format of YouTube-VIS, made anew for each test.
+# Three small videos in the format of YouTube-VIS, recreated for each test.
 Content = dict[str, Any]
 SIZE = (32, 40)  # height and width
 
@@ -80,7 +80,7 @@ def _runs(mask: np.ndarray) -> dict[str, Any]:
 
 @pytest.fixture
 def video_masks() -> dict[int, list[np.ndarray | None]]:
-    """Annotation id -> mask of each frame. Objects have the gray value 100 + 20 x id, frames 10 x their number."""
+    """Return annotation id -> mask of each frame. Objects have gray value 100 + 20 x id, frames 10 x their number."""
     return {
         1: [box(4 + t, 3, 14 + t, 12) if t < 4 else None for t in range(6)],  # video 4
         2: [box(20, 16, 30 + t, 27) if t >= 2 else None for t in range(6)],  # video 4
@@ -92,7 +92,7 @@ def video_masks() -> dict[int, list[np.ndarray | None]]:
 
 @pytest.fixture
 def video_content(tmp_path: Path, video_masks: dict[int, list[np.ndarray | None]]) -> Content:
-    """The content of a JSON, and its frames in tmp_path/frames. Videos 2, 4 and 9 have 3, 6 and 1 frames."""
+    """Return an annotation file's content; write frames to tmp_path/frames. Videos 2, 4 and 9 have 3, 6 and 1 frames."""
     owners = {1: (4, 7), 2: (4, 3), 3: (9, 3), 4: (2, 7), 5: (2, 7)}  # video, category
     codes = {1: _polygon, 2: rle, 3: rle, 4: _runs, 5: rle}
     videos = []
@@ -123,7 +123,7 @@ def video_content(tmp_path: Path, video_masks: dict[int, list[np.ndarray | None]
 
 @pytest.fixture
 def write_videos(tmp_path: Path, video_content: Content) -> Callable[[], tuple[str, str]]:
-    """Writes the (perhaps changed) content; gives JSON file and directory of frames."""
+    """Write the (perhaps changed) content; return annotation file and frame directory."""
 
     def save() -> tuple[str, str]:
         path = tmp_path / "videos.json"

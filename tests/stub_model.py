@@ -51,6 +51,6 @@ ALL_PARTS = ("instances", "panoptic_seg", "sem_seg")
 
 
 def gray_tensor(height: int, width: int) -> Tensor:
-    """A uint8 (3, H, W) image whose pixels all differ in their three channels."""
+    """Return a uint8 (3, H, W) image whose pixels all differ in their three channels."""
     plane = torch.arange(height * width).reshape(height, width) % 251
     return torch.stack([plane, plane // 2, plane // 3]).to(torch.uint8)

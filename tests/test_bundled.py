@@ -19,7 +19,7 @@ def segment() -> Segmenter:
 
 
 def discs() -> tuple[np.ndarray, np.ndarray]:
-    """A fluorescence-like image uint8 (H, W) and its true masks bool (N, H, W)."""
+    """A fluorescence-like image uint8 (H, W) and its ground-truth masks bool (N, H, W)."""
     y, x = np.mgrid[:SIZE, :SIZE]
     radius = 10 + np.arange(len(CENTERS)) % 4 * 2
     distance = np.stack([np.hypot(y - cy, x - cx) for cy, cx in CENTERS])
@@ -36,11 +36,12 @@ def test_file_is_the_described_one() -> None:
 
 
 def test_finds_bright_discs(segment: Segmenter) -> None:
-    image, truth = discs()
-    found = segment(image).filter(non_overlapping=True).instances.masks
-    overlap = (truth[:, None] & found).sum((2, 3)) / np.maximum((truth[:, None] | found).sum((2, 3)), 1)
+    image, ground_truth = discs()
+    predicted = segment(image).filter(non_overlapping=True).instances.masks
+    intersection, union = (ground_truth[:, None] & predicted), (ground_truth[:, None] | predicted)
+    overlap = intersection.sum((2, 3)) / np.maximum(union.sum((2, 3)), 1)
     assert (overlap.max(1) > 0.7).sum() >= len(CENTERS) - 1
-    assert len(found) <= len(CENTERS) + 3
+    assert len(predicted) <= len(CENTERS) + 3
 
 
 def test_finds_nothing_where_nothing_is(segment: Segmenter) -> None:

@@ -1,4 +1,4 @@
-"""Whole models: every config builds, takes a training step and predicts, at tiny size."""
+"""Complete models: every config builds, runs a training iteration and predicts, at tiny size."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def marked(names: list[str]) -> list[Any]:
 
 
 @pytest.mark.parametrize("config", marked(IMAGE))
-def test_step_and_prediction(config: str) -> None:
+def test_iteration_and_prediction(config: str) -> None:
     # Which classes of Mapillary Vistas v2.0 are things is in its own files.
     stand_in = ["DATASETS.TRAIN", ("mapillary_vistas_panoptic_train",)] if "mapillary-vistas-v2" in config else []
     model = tiny(config, *stand_in)
@@ -41,8 +41,8 @@ def test_step_and_prediction(config: str) -> None:
     with torch.no_grad():
         results = model.eval()(batch)
     tasks = model.settings.tasks
-    for result, wanted in zip(results, batch, strict=True):
-        size = (wanted["height"], wanted["width"])
+    for result, sample in zip(results, batch, strict=True):
+        size = (sample["height"], sample["width"])
         assert ("sem_seg" in result, "instances" in result, "panoptic_seg" in result) == (
             Task.SEMANTIC in tasks,
             Task.INSTANCE in tasks,
@@ -58,7 +58,7 @@ def test_step_and_prediction(config: str) -> None:
 
 
 @pytest.mark.parametrize("config", marked(VIDEO))
-def test_step_and_prediction_of_the_video_recipes(config: str) -> None:
+def test_iteration_and_prediction_of_the_video_recipes(config: str) -> None:
     model = tiny(config, "MODEL.MASK_FORMER.DEC_LAYERS", 10)
     classes = model.sem_seg_head.num_classes
     losses = model.train()([clip(64, 96, 2, 3, classes), clip(50, 70, 2, 0)])
@@ -79,13 +79,13 @@ def test_all_video_recipes_are_there() -> None:
 
 
 @pytest.mark.parametrize(("name", "losses"), [("per_pixel_baseline", 1), ("per_pixel_baseline_plus", 4)])
-def test_step_and_prediction_of_the_per_pixel_baselines(name: str, losses: int) -> None:
+def test_iteration_and_prediction_of_the_per_pixel_baselines(name: str, losses: int) -> None:
     config = f"ade20k/semantic-segmentation/maskformer/{name}_R50_bs16_160k.yaml"
     model = tiny(config, "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 150)
     batch = [{**record(64, 96, 0), "sem_seg": torch.arange(64 * 96).view(64, 96) % 150}]
-    found = model.train()(batch)
-    assert len(found) == losses and all(torch.isfinite(v) for v in found.values())
-    sum(found.values()).backward()
+    computed = model.train()(batch)
+    assert len(computed) == losses and all(torch.isfinite(v) for v in computed.values())
+    sum(computed.values()).backward()
     assert without_gradient(model) == []
     with torch.no_grad():
         assert model.eval()(batch)[0]["sem_seg"].shape == (150, 69, 93)
@@ -151,7 +151,7 @@ def test_no_hidden_host_syncs(config: str) -> None:
 @pytest.mark.parametrize(
     "config", ["nuclei/maskformer2_R50.yaml", "coco/instance-segmentation/swin/maskformer2_swin_tiny_bs16_50ep.yaml"]
 )
-def test_whole_model_in_half_precision(config: str) -> None:
+def test_complete_model_in_half_precision(config: str) -> None:
     """`model.bfloat16()` predicts without autocast, close to fp32."""
     model = tiny(config).eval()
     image = [{"image": record(64, 96, 0)["image"]}]

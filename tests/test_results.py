@@ -1,4 +1,4 @@
-"""Results: conversion from a model's output, choosing, saving, COCO records."""
+"""Results: conversion from a model's output, filtering, saving, COCO records."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def test_instances_come_sorted_with_names_and_boxes_of_their_masks() -> None:
 
 
 def test_threshold_drops_instances_and_segments() -> None:
-    some = result(score_threshold=0.5)
-    assert some.instances is not None and some.instances.names == ("cell",)
-    assert some.panoptic is not None and [s.id for s in some.panoptic.segments] == [7]
-    assert set(np.unique(some.panoptic.map)) == {0, 7}
+    actual = result(score_threshold=0.5)
+    assert actual.instances is not None and actual.instances.names == ("cell",)
+    assert actual.panoptic is not None and [s.id for s in actual.panoptic.segments] == [7]
+    assert set(np.unique(actual.panoptic.map)) == {0, 7}
     everything = result()
     assert everything.panoptic is not None
     assert [(s.name, s.area, s.is_thing) for s in everything.panoptic.segments] == [
@@ -63,28 +63,28 @@ def test_output_without_results_is_explained() -> None:
         Result.from_output(np.zeros((2, 2, 3), np.uint8), {"other": 1}, CLASSES)
 
 
-def test_length_counts_truth_and_repr() -> None:
-    some = result(("instances",), path=Path("a/b.png"))
-    assert len(some) == 3 and some.counts() == {"sky": 2, "cell": 1}
-    assert repr(some) == "Result(b.png, 10x6, 3 instances (2 sky, 1 cell), scores 0.00-0.90)"
-    none = some.filter(0.95)
+def test_length_counts_truth_value_and_repr() -> None:
+    actual = result(("instances",), path=Path("a/b.png"))
+    assert len(actual) == 3 and actual.counts() == {"sky": 2, "cell": 1}
+    assert repr(actual) == "Result(b.png, 10x6, 3 instances (2 sky, 1 cell), scores 0.00-0.90)"
+    none = actual.filter(0.95)
     assert len(none) == 0 and bool(none) and repr(none) == "Result(b.png, 10x6, 0 instances)"
     assert result().tasks == ("instance", "panoptic", "semantic")
     assert "2 classes (cell, sky)" in repr(result(("sem_seg",)))
 
 
 def test_filter_by_score_class_and_area() -> None:
-    some = result()
-    assert some.filter(0.3).instances.scores.tolist() == pytest.approx([0.9, 0.4])
-    by_name, by_index = some.filter(classes=["sky"]), some.filter(classes=[1])
-    for chosen in (by_name, by_index):
-        assert set(chosen.instances.names) == {"sky"}
-        assert [s.name for s in chosen.panoptic.segments] == ["sky"]
-        assert set(np.unique(chosen.semantic)) == {1, 255}
-    assert some.filter(min_area=11).counts("instance") == {"cell": 1}
-    assert len(some.instances) == 3  # the original stays
+    actual = result()
+    assert actual.filter(0.3).instances.scores.tolist() == pytest.approx([0.9, 0.4])
+    by_name, by_index = actual.filter(classes=["sky"]), actual.filter(classes=[1])
+    for selected in (by_name, by_index):
+        assert set(selected.instances.names) == {"sky"}
+        assert [s.name for s in selected.panoptic.segments] == ["sky"]
+        assert set(np.unique(selected.semantic)) == {1, 255}
+    assert actual.filter(min_area=11).counts("instance") == {"cell": 1}
+    assert len(actual.instances) == 3  # the original stays
     with pytest.raises(ValueError, match=r"no class 'dog'.*cell, sky"):
-        some.filter(classes=["dog"])
+        actual.filter(classes=["dog"])
 
 
 def test_overlap_goes_to_the_best_and_duplicates_vanish() -> None:
@@ -123,23 +123,23 @@ def test_boxes_agree_with_pycocotools() -> None:
 
 
 def test_coco_records_are_json_and_decode_to_the_masks() -> None:
-    some = result().filter(0.1)
-    records = json.loads(json.dumps(some.to_coco(image_id=5)))
+    actual = result().filter(0.1)
+    records = json.loads(json.dumps(actual.to_coco(image_id=5)))
     assert [(r["image_id"], r["category_id"]) for r in records] == [(5, 3), (5, 40)]
-    for record, mask in zip(records, some.instances.masks):
+    for record, mask in zip(records, actual.instances.masks):
         np.testing.assert_array_equal(mask_util.decode(record["segmentation"]), mask)
         assert record["area"] == mask.sum()
     assert records[0]["bbox"] == [0, 0, 5, 6] and records[0]["score"] == pytest.approx(0.9)
-    panoptic, semantic = some.to_coco(task="panoptic"), some.to_coco(task="semantic")
+    panoptic, semantic = actual.to_coco(task="panoptic"), actual.to_coco(task="semantic")
     assert [(r["category_id"], r["area"]) for r in panoptic] == [(3, 30), (40, 1)]
     assert [(r["category_id"], r["area"], r["score"]) for r in semantic] == [(3, 30, 1.0), (40, 30, 1.0)]
 
 
 def test_coco_document_is_one_that_pycocotools_loads(tmp_path: Path) -> None:
-    document = CocoDocument(CLASSES)
+    coco_file = CocoDocument(CLASSES)
     for name in ("a.png", "b.png"):
-        document.add(result(("instances",)).to_coco(), (H, W), name)
-    coco = COCO(str(document.save(tmp_path / "out" / "r.json")))
+        coco_file.add(result(("instances",)).to_coco(), (H, W), name)
+    coco = COCO(str(coco_file.save(tmp_path / "out" / "r.json")))
     assert coco.getCatIds() == [3, 40] and [i["file_name"] for i in coco.loadImgs([1, 2])] == [
         "a.png",
         "b.png",
@@ -148,15 +148,15 @@ def test_coco_document_is_one_that_pycocotools_loads(tmp_path: Path) -> None:
 
 
 def test_save_chooses_by_the_ending(tmp_path: Path) -> None:
-    some = result(("instances",))
+    actual = result(("instances",))
     for name in ("o.png", "o.jpg", "sub/o.webp"):
-        assert some.save(tmp_path / name, scale=2.0) == [tmp_path / name]
+        assert actual.save(tmp_path / name, scale=2.0) == [tmp_path / name]
         with Image.open(tmp_path / name) as image:
             assert image.size == (2 * W, 2 * H)
-    some.save(tmp_path / "o.json")
+    actual.save(tmp_path / "o.json")
     assert len(json.loads((tmp_path / "o.json").read_text())["annotations"]) == 3
     with pytest.raises(ValueError, match=r"o\.xyz.*\.png"):
-        some.save(tmp_path / "o.xyz")
+        actual.save(tmp_path / "o.xyz")
     assert {p.suffix for p in tmp_path.iterdir()} == {".png", ".jpg", ".json", ""}
 
 
@@ -170,15 +170,15 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_label_maps_come_back_as_they_were(tmp_path: Path) -> None:
-    some = result(path=Path("x/pic.tif"))
-    names = {p.name for p in some.save(tmp_path / "masks")}
+    actual = result(path=Path("x/pic.tif"))
+    names = {p.name for p in actual.save(tmp_path / "masks")}
     assert names == {"pic_instances.png", "pic_panoptic.png", "pic_panoptic.json", "pic_semantic.png"}
     read = {name: np.array(Image.open(tmp_path / "masks" / name)) for name in names if name.endswith("png")}
     ids = read["pic_instances.png"]
     assert ids.dtype == np.uint16 and ids[3, 0] == 1 and ids[0, 9] == 2 and ids[5, 9] == 0
     assert ids[0, 0] == 1  # both objects are here, the first has the higher score
-    np.testing.assert_array_equal(read["pic_panoptic.png"] @ [1, 256, 65536], some.panoptic.map)
-    np.testing.assert_array_equal(read["pic_semantic.png"], some.semantic)
+    np.testing.assert_array_equal(read["pic_panoptic.png"] @ [1, 256, 65536], actual.panoptic.map)
+    np.testing.assert_array_equal(read["pic_semantic.png"], actual.semantic)
     info = json.loads((tmp_path / "masks" / "pic_panoptic.json").read_text())["annotations"][0]
     assert info["file_name"] == "pic_panoptic.png"
     assert [(s["id"], s["category_id"], s["area"]) for s in info["segments_info"]] == [(7, 3, 30), (9, 40, 1)]
@@ -188,17 +188,17 @@ def test_more_than_255_classes_are_saved_with_16_bits(tmp_path: Path) -> None:
     table = ClassTable.numbered(300)
     scores = torch.zeros(300, 2, 3)
     scores[299] = 1.0
-    some = Result.from_output(np.zeros((2, 3, 3), np.uint8), {"sem_seg": scores}, table)
-    (path,) = some.save_masks(tmp_path, "s")
+    actual = Result.from_output(np.zeros((2, 3, 3), np.uint8), {"sem_seg": scores}, table)
+    (path,) = actual.save_masks(tmp_path, "s")
     assert (np.array(Image.open(path)) == 299).all()
 
 
 @pytest.mark.parametrize("task", ["auto", "instance", "panoptic", "semantic"])
 def test_every_part_can_be_drawn(task: str) -> None:
-    some = result()
-    image = some.draw(task)
+    actual = result()
+    image = actual.draw(task)
     assert image.size == (W, H) and (np.asarray(image) != 50).any()
-    assert some.draw(task, legend=True).width > W and some.draw(task, caption="c").height > H
+    assert actual.draw(task, legend=True).width > W and actual.draw(task, caption="c").height > H
 
 
 def test_empty_results_can_be_drawn_and_saved(tmp_path: Path) -> None:
@@ -209,18 +209,18 @@ def test_empty_results_can_be_drawn_and_saved(tmp_path: Path) -> None:
 
 
 def test_color_ids_decide_colors_and_asking_for_a_missing_part_is_an_error() -> None:
-    some = result(("instances",)).filter(0.1)
-    plain, same, other = (np.asarray(some.draw(color_ids=c)) for c in (None, [0, 1], [5, 6]))
+    actual = result(("instances",)).filter(0.1)
+    plain, same, other = (np.asarray(actual.draw(color_ids=c)) for c in (None, [0, 1], [5, 6]))
     np.testing.assert_array_equal(plain, same)
     assert (plain != other).any()
     with pytest.raises(ValueError, match="2 instances"):
-        some.draw(color_ids=[1])
+        actual.draw(color_ids=[1])
     with pytest.raises(ValueError, match="no panoptic part, only: instance"):
-        some.draw("panoptic")
-    assert some._repr_png_().startswith(b"\x89PNG")
+        actual.draw("panoptic")
+    assert actual._repr_png_().startswith(b"\x89PNG")
 
 
-def test_class_table_reads_metadata_of_each_kind_of_dataset() -> None:
+def test_class_table_reads_metadata_of_each_type_of_dataset() -> None:
     panoptic = {
         "thing_classes": ["a"],
         "stuff_classes": ["a", "b", "c"],

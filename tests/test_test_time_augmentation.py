@@ -85,7 +85,7 @@ def config(sizes: Sequence[int], flip: bool = False, max_size: int = 1000) -> Cf
     return load_config(None, [*values, "INPUT.FORMAT", "RGB"])
 
 
-def truth(height: int = 64, width: int = 96, seed: int = 0) -> np.ndarray:
+def object_map(height: int = 64, width: int = 96, seed: int = 0) -> np.ndarray:
     """Number of the object, or 0 for the background, of every pixel: one object in each quarter."""
     rng = np.random.default_rng(seed)
     ids = np.zeros((height, width), np.int64)
@@ -103,7 +103,7 @@ def record(ids: np.ndarray, scale: int = 1) -> dict[str, Any]:
 
 def test_views_are_detectron2s() -> None:
     cfg = config([32, 64, 100], flip=True, max_size=120)
-    sample = record(truth(48, 80))
+    sample = record(object_map(48, 80))
     sample["image"] = torch.randint(0, 256, (3, 48, 80), dtype=torch.uint8)
     theirs = DatasetMapperTTA(cfg)(sample)
     views = plan_views((48, 80), [32, 64, 100], 120, True)
@@ -126,7 +126,7 @@ class Ramp(nn.Module):
 
 def test_semantic_scores_are_averaged() -> None:
     cfg = config([32, 64], flip=True)
-    sample = record(truth(), scale=2)
+    sample = record(object_map(), scale=2)
     expected = torch.zeros(3, 128, 192)
     for view, flipped in zip(DatasetMapperTTA(cfg)(sample), (False, True, False, True), strict=True):
         scores = Ramp()([view])[0]["sem_seg"]
@@ -140,7 +140,7 @@ def test_semantic_scores_are_averaged() -> None:
 
 
 def test_a_file_is_read_where_there_is_no_image(tmp_path: Path) -> None:
-    sample = record(truth())
+    sample = record(object_map())
     Image.fromarray(sample["image"].permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
     wrapped = SemanticSegmentorWithTTA(config([64], flip=True), Ramp().eval())
     expected = wrapped([sample])[0]["sem_seg"]
@@ -151,7 +151,7 @@ def test_a_file_is_read_where_there_is_no_image(tmp_path: Path) -> None:
 
 
 def test_one_identity_view_is_plain_inference() -> None:
-    sample = record(truth(60, 90), scale=2)  # padded to 64 x 96
+    sample = record(object_map(60, 90), scale=2)  # padded to 64 x 96
     plain = model(BrightnessHead(noise=0.3))([sample])[0]
     merged = MaskFormerWithTTA(config([60]), model(BrightnessHead(noise=0.3)))([sample])[0]
     assert torch.equal(plain["sem_seg"], merged["sem_seg"])
@@ -166,7 +166,7 @@ def test_one_identity_view_is_plain_inference() -> None:
 @pytest.mark.parametrize("scale", [1, 2])
 def test_mirrored_views_of_an_equivariant_model_change_nothing(shuffle: bool, scale: int) -> None:
     """Although the queries come in another order, which a plain average would mix up."""
-    sample = record(truth(), scale)
+    sample = record(object_map(), scale)
     plain = model(BrightnessHead())([sample])[0]
     merged = MaskFormerWithTTA(config([64], flip=True), model(BrightnessHead(shuffle=shuffle)))([sample])[0]
     torch.testing.assert_close(merged["sem_seg"], plain["sem_seg"])
@@ -209,7 +209,7 @@ def _quality(result: dict[str, Any], ids: np.ndarray) -> tuple[float, float]:
 def test_merging_removes_noise() -> None:
     plain, merged = [], []
     for seed in range(6):
-        ids = truth(seed=seed)
+        ids = object_map(seed=seed)
         sample = record(ids)
         head = BrightnessHead(noise=1.0, shuffle=True)
         head.generator.manual_seed(seed)
@@ -233,8 +233,8 @@ def test_merging_removes_noise() -> None:
 )
 def test_objects_that_some_views_miss(blind_calls: list[int], found: bool) -> None:
     head = BrightnessHead(shuffle=True, blind=[(call, 2) for call in blind_calls])
-    result = MaskFormerWithTTA(config([64, 64], flip=True), model(head))([record(truth())])[0]
-    ids = truth()
+    result = MaskFormerWithTTA(config([64, 64], flip=True), model(head))([record(object_map())])[0]
+    ids = object_map()
     panoptic, _ = result["panoptic_seg"]
     assert len(head.calls) == 4
     assert (len(set(panoptic[torch.from_numpy(ids == 3)].tolist()) - {0}) > 0) == found
@@ -242,13 +242,13 @@ def test_objects_that_some_views_miss(blind_calls: list[int], found: bool) -> No
         assert (panoptic[torch.from_numpy(ids == other)] > 0).float().mean() > 0.8
 
 
-def test_only_what_is_wanted() -> None:
-    sample = record(truth())
-    for wanted in ("semantic_on", "panoptic_on", "instance_on"):
-        switches = {name: name == wanted for name in ("semantic_on", "panoptic_on", "instance_on")}
+def test_only_the_requested_results() -> None:
+    sample = record(object_map())
+    for requested in ("semantic_on", "panoptic_on", "instance_on"):
+        switches = {name: name == requested for name in ("semantic_on", "panoptic_on", "instance_on")}
         result = MaskFormerWithTTA(config([64], flip=True), model(BrightnessHead(), **switches))([sample])[0]
         names = {"semantic_on": "sem_seg", "panoptic_on": "panoptic_seg", "instance_on": "instances"}
-        assert list(result) == [names[wanted]]
+        assert list(result) == [names[requested]]
     semantic = model(BrightnessHead(), panoptic_on=False, instance_on=False)
     ours = MaskFormerWithTTA(config([48, 64], flip=True), semantic)([sample])[0]["sem_seg"]
     plain = SemanticSegmentorWithTTA(config([48, 64], flip=True), semantic)([sample])[0]["sem_seg"]
@@ -257,7 +257,7 @@ def test_only_what_is_wanted() -> None:
 
 def test_the_first_view_is_most_like_the_image() -> None:
     head = BrightnessHead()
-    MaskFormerWithTTA(config([32, 128, 64], flip=True), model(head))([record(truth())])
+    MaskFormerWithTTA(config([32, 128, 64], flip=True), model(head))([record(object_map())])
     assert [call[2:] for call in head.calls] == [(64, 96), *2 * [(32, 64)], *2 * [(128, 192)], (64, 96)]
 
 
@@ -305,7 +305,7 @@ def test_no_more_than_twice_the_queries() -> None:
 
 @pytest.mark.gpu
 def test_cuda_equals_cpu() -> None:
-    sample, cfg = record(truth()), config([48, 64], flip=True)
+    sample, cfg = record(object_map()), config([48, 64], flip=True)
     expected = MaskFormerWithTTA(cfg, model(BrightnessHead()))([sample])[0]
     found = MaskFormerWithTTA(cfg, model(BrightnessHead()).cuda())([sample])[0]
     torch.testing.assert_close(found["sem_seg"].cpu(), expected["sem_seg"], rtol=1e-4, atol=1e-4)
@@ -329,5 +329,5 @@ def test_what_cannot_be_wrapped() -> None:
     with pytest.raises(ValueError, match="MIN_SIZES is empty"):
         SemanticSegmentorWithTTA(config([]), Ramp())
     with pytest.raises(ValueError, match="eval"):
-        SemanticSegmentorWithTTA(cfg, Ramp().train())([record(truth())])
+        SemanticSegmentorWithTTA(cfg, Ramp().train())([record(object_map())])
     assert mask2former.SemanticSegmentorWithTTA is SemanticSegmentorWithTTA

@@ -1,4 +1,4 @@
-"""Reading and writing of weights and checkpoints, and the names of weights in other layouts."""
+"""Loading and saving of weights and checkpoints, and conversion of weight names from other layouts."""
 
 from ..errors import CheckpointError, CorruptCheckpointError, UnsafeCheckpointError
 from .checkpointer import SafeCheckpointer, load_into

@@ -1,4 +1,4 @@
-"""The checkpointer: detectron2's, with files that are data only, atomic writes and a report of every key.
+"""A detectron2 checkpointer that loads and writes data only, writes atomically and reports every key.
 
 SafeCheckpointer(model, output_dir, optimizer=optimizer).resume_or_load(cfg.MODEL.WEIGHTS, resume=True)
 load_into(model, "model_final.pkl")  # weights only
@@ -29,11 +29,11 @@ logger = logging.getLogger(__name__)
 def load_into(
     model: nn.Module, source: str | os.PathLike[str] | Mapping[str, Tensor], *, strict: bool = False
 ) -> LoadReport:
-    """Load weights from a file, directory, URL or state dict into a model, and log what was done.
+    """Load weights from a file, directory, URL or state dict into a model, and log the report.
 
     Args:
-        source: whatever `load_weights` accepts, or a state dict in any layout.
-        strict: raise unless every weight of the model is found and every weight of the file is used.
+        source: anything that `load_weights` accepts, or a state dict in any layout.
+        strict: raise unless the file has every weight of the model and no others.
 
     Raises:
         FileNotFoundError, UnsafeCheckpointError, CorruptCheckpointError: as `load_weights`.
@@ -49,13 +49,13 @@ def load_into(
 
 
 class SafeCheckpointer(DetectionCheckpointer):
-    """detectron2's `DetectionCheckpointer` that never runs code from a file and never leaves half a file.
+    """detectron2's `DetectionCheckpointer` that never runs code from a file and never writes a truncated one.
 
-    Reads what `load_weights` reads. Writes `<name>.pth` files that `torch.load(weights_only=True)` opens.
-    After a crash during a save the previous checkpoint is still whole; a damaged one is skipped on resume.
+    Loads the formats of `load_weights`. Writes `<name>.pth` files that `torch.load(weights_only=True)` can load.
+    After a crash during a save the previous checkpoint is still complete; a corrupt one is skipped on resume.
 
     Args:
-        strict: refuse weights that do not fit the model exactly.
+        strict: reject weights that do not match the model exactly.
         checkpointables: objects with `state_dict()` and `load_state_dict()`, saved with the model.
     """
 
@@ -74,11 +74,11 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.last_report: LoadReport | None = None
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """Load the model and the named checkpointables (all, if None); returns what else the file holds.
+        """Load the model and the named checkpointables (all, if None); return the remaining content of the file.
 
         Raises:
             FileNotFoundError, UnsafeCheckpointError, CorruptCheckpointError: as `load_weights`; the model is
-                then untouched.
+                then unchanged.
         """
         if not path:
             logger.info("No checkpoint given: the model keeps its initial weights")
@@ -97,10 +97,10 @@ class SafeCheckpointer(DetectionCheckpointer):
         return data
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Continue from the newest whole checkpoint in the directory, or else load the weights at `path`.
+        """Resume from the newest complete checkpoint in the directory, or else load the weights at `path`.
 
         Raises:
-            CorruptCheckpointError: every checkpoint in the directory is damaged.
+            CorruptCheckpointError: every checkpoint in the directory is corrupt.
         """
         candidates = self._resume_candidates() if resume and self.has_checkpoint() else []
         failures: list[str] = []
@@ -112,7 +112,7 @@ class SafeCheckpointer(DetectionCheckpointer):
                 failures.append(str(error))
                 continue
             if failures and self.checkpointables and data.keys().isdisjoint(self.checkpointables):
-                continue  # weights that somebody keeps here, not a state of this training
+                continue  # only weights, not the state of a training
             if failures:
                 logger.error("RESUMING FROM AN OLDER CHECKPOINT: %s", file)
             return self._apply(data, file, None)
@@ -124,7 +124,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         """Write model, checkpointables and `kwargs` to `<save_dir>/<name>.pth`, atomically.
 
         Raises:
-            CheckpointError: something among them is not plain data; the message says which entry.
+            CheckpointError: an entry is not plain data; the message names it.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -141,7 +141,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.tag_last_checkpoint(file.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Name the newest checkpoint in the file `last_checkpoint`."""
+        """Write the name of the newest checkpoint to the file `last_checkpoint`."""
         with atomic_write(Path(self.save_dir) / "last_checkpoint") as stream:
             stream.write(last_filename_basename.encode())
 
@@ -149,7 +149,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         return read_checkpoint(f)
 
     def _resume_candidates(self) -> list[str]:
-        """The tagged checkpoint, then the others in the directory from new to old."""
+        """Return the tagged checkpoint, then the others in the directory, newest first."""
         tagged = self.get_checkpoint_file()
         others = [file for file in Path(self.save_dir).glob("*.pth") if str(file) != tagged]
         others.sort(key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True)
@@ -168,7 +168,7 @@ def _load_data(model: nn.Module, data: Mapping[str, Any], source: str, strict: b
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel and torch.compile."""
+    """Return the model inside DistributedDataParallel and torch.compile."""
     while True:
         if isinstance(model, (DistributedDataParallel, DataParallel)):
             model = model.module

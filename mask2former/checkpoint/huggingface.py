@@ -1,9 +1,9 @@
-"""Weight names of Hugging Face's `Mask2FormerForUniversalSegmentation` with Swin, to and from ours.
+"""Conversion of weight names of Hugging Face's `Mask2FormerForUniversalSegmentation` with Swin, to and from ours.
 
-The two models compute the same function, so weights translate exactly: tensors are renamed, and the three
-projections of an attention are stacked (ours) or separate (theirs). Both spellings of their Swin names are
-read: that of the files on the hub and that of the modules in transformers 5; the first is written, because
-every version of transformers reads it.
+The two models compute the same function, so weights convert exactly: tensors are renamed, and the three projections
+of an attention are stacked (ours) or separate (theirs). Both naming schemes of their Swin are read, that of the files
+on the hub and that of the modules in transformers 5; the first is written, because every version of transformers
+reads it.
 """
 
 from __future__ import annotations
@@ -103,12 +103,12 @@ _UNUSED = re.compile(r".*\.relative_position_index|.*\.encoder\.(?:swin\.)?layer
 
 
 def is_huggingface(state: Mapping[str, object]) -> bool:
-    """Whether the keys are those of Hugging Face's Mask2Former."""
+    """Return whether the keys are those of Hugging Face's Mask2Former."""
     return any(key.startswith((_ENCODER, _DECODER, _ENCODER.removeprefix("model."))) for key in state)
 
 
 def from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under this project's names; keys that nothing is known about keep theirs."""
+    """Convert weights to this project's names; unknown keys are kept."""
     source = {_file_spelling(key): value for key, value in state.items() if not _UNUSED.fullmatch(key)}
     out: dict[str, Tensor] = {}
     for theirs, ours in _STACKED:
@@ -116,10 +116,10 @@ def from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             if all(part in source for part in parts):
                 out[name] = torch.cat([source.pop(part) for part in parts])
     norms = sorted(_stage_norms(source).items())
-    for place, (_, name) in enumerate(norms):
-        # Swin's norms are counted over the stages that are used; all four are, in every Mask2Former.
+    for stage, (_, name) in enumerate(norms):
+        # Swin numbers the norms of the stages that are used; every Mask2Former uses all four.
         for leaf in ("weight", "bias"):
-            out[f"backbone.norm{place}.{leaf}"] = source.pop(f"{name}.{leaf}")
+            out[f"backbone.norm{stage}.{leaf}"] = source.pop(f"{name}.{leaf}")
     for key, value in source.items():
         out[_translated(key, _TO_OURS) or key] = value
     for key in [key for key in out if key.endswith("attn.relative_position_bias_table")]:
@@ -129,10 +129,10 @@ def from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under Hugging Face's file names, from this project's (Swin backbone, deformable pixel decoder).
+    """Convert this project's weights (Swin backbone, deformable pixel decoder) to Hugging Face's file names.
 
     Raises:
-        CheckpointError: weights that Hugging Face's model has no place for, e.g. of another backbone.
+        CheckpointError: weights without a counterpart in Hugging Face's model, e.g. of another backbone.
     """
     out: dict[str, Tensor] = {}
     unknown: list[str] = []
@@ -152,26 +152,27 @@ def to_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             unknown.append(key)
     if unknown:
         raise CheckpointError(
-            f"Hugging Face's model has no place for {len(unknown)} weights, e.g. {', '.join(unknown[:3])}. "
+            f"{len(unknown)} weights have no counterpart in Hugging Face's model, e.g. {', '.join(unknown[:3])}. "
             "Only Swin with MSDeformAttnPixelDecoder and MultiScaleMaskedTransformerDecoder can be converted."
         )
     return out
 
 
 def relative_position_index(window: int) -> Tensor:
-    """Row of Swin's bias table for each pair of pixels of a window: int64 (window^2, window^2).
+    """Build the row of Swin's bias table for each pair of pixels of a window: int64 (window^2, window^2).
 
-    Row (dy + window - 1) * (2 * window - 1) + (dx + window - 1) for the offset from the second to the first
+    It is row (dy + window - 1) * (2 * window - 1) + (dx + window - 1) for the offset from the second to the first
     pixel (Liu et al., Swin Transformer, ICCV 2021, section 3.2).
     """
-    steps = torch.arange(window)
-    y, x = torch.meshgrid(steps, steps, indexing="ij")
+    positions = torch.arange(window)
+    y, x = torch.meshgrid(positions, positions, indexing="ij")
     dy = y.flatten()[:, None] - y.flatten()[None]
     dx = x.flatten()[:, None] - x.flatten()[None]
     return (dy + window - 1) * (2 * window - 1) + dx + window - 1
 
 
 def _file_spelling(key: str) -> str:
+    """Return a key in the naming scheme of the files on the hub."""
     if key.startswith(("pixel_level_module.", "transformer_module.")):  # saved without the class head
         key = "model." + key
     if not key.startswith(_ENCODER):
@@ -183,7 +184,7 @@ def _file_spelling(key: str) -> str:
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    """`*` matches a number; one more name (weight, bias, in_proj_weight) may follow."""
+    """Compile a template: `*` matches a number; one more name (weight, bias, in_proj_weight) may follow."""
     return re.compile(re.escape(template).replace(r"\*", r"(\d+)") + r"(\.\w+)?")
 
 
@@ -193,10 +194,10 @@ _TO_THEIRS = tuple((_pattern(ours), theirs) for theirs, ours in _SAME)
 
 def _translated(key: str, table: tuple[tuple[re.Pattern[str], str], ...]) -> str | None:
     for pattern, template in table:
-        found = pattern.fullmatch(key)
-        # A module's own number is no leaf: "input_proj.0" + ".0" is not a parameter of "input_proj.*".
-        if found and not (found.groups()[-1] or "")[1:].isdigit():
-            *numbers, leaf = found.groups()
+        match = pattern.fullmatch(key)
+        # A number is not a parameter name: "input_proj.0" + ".0" is not a parameter of "input_proj.*".
+        if match and not (match.groups()[-1] or "")[1:].isdigit():
+            *numbers, leaf = match.groups()
             return _numbered(template, numbers) + (leaf or "")
     return None
 
@@ -208,9 +209,9 @@ def _numbered(template: str, numbers: list[str]) -> str:
 
 
 def _fill(key: str, template: str, others: tuple[str, ...]) -> tuple[str, ...] | None:
-    """`others` with the numbers that `key` has in place of `template`'s stars; None if it does not match."""
-    found = re.fullmatch(re.escape(template).replace(r"\*", r"(\d+)"), key)
-    return None if found is None else tuple(_numbered(other, list(found.groups())) for other in others)
+    """Fill the numbers of `key` at the stars of `template` into `others`; None if it does not match."""
+    match = re.fullmatch(re.escape(template).replace(r"\*", r"(\d+)"), key)
+    return None if match is None else tuple(_numbered(other, list(match.groups())) for other in others)
 
 
 def _matches(source: Mapping[str, Tensor], theirs: tuple[str, ...], ours: str) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -221,10 +222,10 @@ def _matches(source: Mapping[str, Tensor], theirs: tuple[str, ...], ours: str) -
 
 
 def _stage_norms(source: Mapping[str, Tensor]) -> dict[int, str]:
-    """{stage number: module name} of the norms of the backbone's outputs."""
-    found = {}
+    """Return {stage number: module name} of the norms of the backbone's outputs."""
+    norms = {}
     for key in source:
         match = re.fullmatch(re.escape(_ENCODER) + r"hidden_states_norms\.stage(\d+)\.weight", key)
         if match:
-            found[int(match[1])] = key.removesuffix(".weight")
-    return found
+            norms[int(match[1])] = key.removesuffix(".weight")
+    return norms

@@ -1,4 +1,4 @@
-"""Settings of Hugging Face's `Mask2FormerConfig` (config.json), to and from our configuration keys."""
+"""Conversion of Hugging Face's `Mask2FormerConfig` (config.json) to and from our configuration keys."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _SWIN = (
     ("attention_probs_dropout_prob", "MODEL.SWIN.ATTN_DROP_RATE", 0.0),
     ("drop_path_rate", "MODEL.SWIN.DROP_PATH_RATE", 0.3),
 )
-# What their code does with these settings, ours does not (or with no checkpoint in existence).
+# Settings with only one supported value; no published checkpoint has another.
 _FIXED = (("activation_function", "relu"), ("feature_strides", [4, 8, 16, 32]))
 _SWIN_FIXED = (("hidden_act", "gelu"), ("use_absolute_embeddings", False), ("num_channels", 3))
 
@@ -63,25 +63,25 @@ _STD = [58.395, 57.12, 57.375]
 def config_from_huggingface(
     config: Mapping[str, Any] | str | os.PathLike[str], task: str | None = None
 ) -> dict[str, Any]:
-    """Configuration keys and values that build the model of a config.json.
+    """Convert a config.json to the configuration keys and values of the same model.
 
     Args:
-        config: the settings, a config.json, or the directory it lies in.
-        task: "semantic", "instance" or "panoptic": switches the matching post-processing on, with the
-            thresholds of the published configurations. config.json does not say which it is.
+        config: the settings, a config.json, or its directory.
+        task: "semantic", "instance" or "panoptic": enables its post-processing, with the thresholds of the published
+            configurations. config.json does not contain the task.
 
     Returns:
         {dotted key: value}; `cfg.merge_from_list([x for item in keys.items() for x in item])` applies them.
 
     Raises:
         FileNotFoundError: no config.json.
-        CheckpointError: another kind of model, or a setting that this project has no equivalent of.
+        CheckpointError: another type of model, or a setting without equivalent in this project.
     """
     settings, where = _read(config)
     backbone = settings.get("backbone_config") or {}
     if settings.get("model_type") != "mask2former" or backbone.get("model_type", "swin") != "swin":
-        kinds = f"{settings.get('model_type')!r} with backbone {backbone.get('model_type')!r}"
-        raise CheckpointError(f"{where}: model_type {kinds}; only mask2former with swin can be converted")
+        types = f"{settings.get('model_type')!r} with backbone {backbone.get('model_type')!r}"
+        raise CheckpointError(f"{where}: model_type {types}; only mask2former with swin can be converted")
     _require(settings, _FIXED, where)
     _require(backbone, _SWIN_FIXED, f"{where}, backbone_config")
     if tuple(backbone.get("out_features") or _STAGES) != _STAGES:
@@ -113,7 +113,7 @@ def config_from_huggingface(
 
 
 def class_names_from_huggingface(config: Mapping[str, Any] | str | os.PathLike[str]) -> list[str]:
-    """Class names in the order of their ids. transformers leaves out the map for two nameless classes."""
+    """Return the class names in the order of their ids; transformers omits id2label for two unnamed classes."""
     settings, where = _read(config)
     names = settings.get("id2label")
     if names is None:
@@ -125,7 +125,7 @@ def class_names_from_huggingface(config: Mapping[str, Any] | str | os.PathLike[s
 
 
 def config_to_huggingface(cfg: Any, class_names: Sequence[str] | None = None) -> dict[str, Any]:
-    """The contents of config.json for a configuration.
+    """Build the content of config.json for a configuration.
 
     Args:
         cfg: detectron2 configuration with this project's keys.
@@ -134,7 +134,7 @@ def config_to_huggingface(cfg: Any, class_names: Sequence[str] | None = None) ->
     Raises:
         CheckpointError: a model that Hugging Face's code cannot build.
     """
-    needed = {
+    required = {
         "MODEL.BACKBONE.NAME": "D2SwinTransformer",
         "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": "MSDeformAttnPixelDecoder",
         "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": "MultiScaleMaskedTransformerDecoder",
@@ -146,7 +146,7 @@ def config_to_huggingface(cfg: Any, class_names: Sequence[str] | None = None) ->
         "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": 4,
         "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES": _LEVELS[1:],
     }
-    for key, value in needed.items():
+    for key, value in required.items():
         if _get(cfg, key) != value:
             raise CheckpointError(f"Hugging Face's model needs {key} = {value!r}, not {_get(cfg, key)!r}")
     classes = int(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
@@ -169,7 +169,7 @@ def config_to_huggingface(cfg: Any, class_names: Sequence[str] | None = None) ->
 
 
 def preprocessor_to_huggingface(cfg: Any) -> dict[str, Any]:
-    """The contents of preprocessor_config.json: sizes, and normalization for pixels in [0, 1]."""
+    """Build the content of preprocessor_config.json: sizes, and normalization for pixels in [0, 1]."""
     return {
         "image_processor_type": "Mask2FormerImageProcessor",
         "do_resize": True,
@@ -203,21 +203,21 @@ def _read(config: Mapping[str, Any] | str | os.PathLike[str]) -> tuple[Mapping[s
     file = Path(config)
     file = file / "config.json" if file.is_dir() else file
     if not file.is_file():
-        raise FileNotFoundError(f"no config.json at {file}; a Hugging Face directory has one beside its weights")
+        raise FileNotFoundError(f"{file} does not exist; a Hugging Face directory has a config.json beside its weights")
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{file}: not JSON ({error})") from error
+        raise CheckpointError(f"{file} is not JSON ({error})") from error
     if not isinstance(settings, dict):
-        raise CheckpointError(f"{file}: holds a {type(settings).__name__}, not settings")
+        raise CheckpointError(f"{file} must contain a JSON object, not a {type(settings).__name__}")
     return settings, str(file)
 
 
 def _require(settings: Mapping[str, Any], fixed: Sequence[tuple[str, Any]], where: str) -> None:
     for key, value in fixed:
-        found = settings.get(key, value)
-        if (list(found) if isinstance(found, (list, tuple)) else found) != value:
-            raise CheckpointError(f"{where}: {key} = {found!r} is not supported (only {value!r})")
+        actual = settings.get(key, value)
+        if (list(actual) if isinstance(actual, (list, tuple)) else actual) != value:
+            raise CheckpointError(f"{where}: {key} = {actual!r} is not supported (only {value!r})")
 
 
 def _get(cfg: Any, key: str) -> Any:

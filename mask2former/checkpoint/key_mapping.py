@@ -1,12 +1,12 @@
-"""Names of weights: translates other layouts, loads a state dict into a model, and reports the result.
+"""Weight names: conversion of other layouts, and loading of a state dict into a model with a report.
 
-Layouts that are recognized by their keys:
+These layouts are recognized by their keys:
 
 - this project's and the reference's: `backbone.*`, `sem_seg_head.{pixel_decoder,predictor}.*`;
 - the reference's first one: pixel-decoder keys directly under `sem_seg_head.`, and `static_query`;
 - Hugging Face's `Mask2FormerForUniversalSegmentation`;
 - bare Swin backbones (the original's and timm's) and torchvision ResNets;
-- any of them behind `module.` (DistributedDataParallel) or `_orig_mod.` (torch.compile).
+- any of them with the prefix `module.` (DistributedDataParallel) or `_orig_mod.` (torch.compile).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 Shape = tuple[int, ...]
 Renamer = Callable[[dict[str, Tensor]], "dict[str, Tensor] | None"]  # None: nothing to rename
 
-# Follow from the config or from other weights: no news when a checkpoint lacks them or has too many.
+# Derived from the config or from other weights: not reported as missing or unexpected.
 _DERIVED = re.compile(
     r"criterion\.empty_weight|pixel_(?:mean|std)|.*\.relative_position_index|.*\.num_batches_tracked|.*\.attn_mask"
 )
@@ -36,16 +36,16 @@ _DERIVED = re.compile(
 
 @dataclass
 class LoadReport:
-    """What a load did, key by key.
+    """The result of loading weights, key by key.
 
     Attributes:
         source: file or description.
-        loaded: keys of the model that got their value from the checkpoint.
+        loaded: keys of the model that were loaded from the checkpoint.
         missing: keys of the model that the checkpoint lacks; they keep their initial value.
-        unexpected: keys of the checkpoint that the model has no place for.
+        unexpected: keys of the checkpoint that the model does not have.
         reinitialized: (key, shape in the checkpoint, shape in the model) where shapes differ; these weights
             keep their random initial value. Usual when fine-tuning with another number of classes or queries.
-        converted: translations that were applied, in words.
+        converted: conversions that were applied, in words.
     """
 
     source: str
@@ -57,13 +57,13 @@ class LoadReport:
 
     @property
     def complete(self) -> bool:
-        """Whether every weight of the model was found and every weight of the file was used."""
+        """Return whether the file had every weight of the model and no others."""
         return not (self.missing or self.unexpected or self.reinitialized)
 
     def __str__(self) -> str:
         total = len(self.loaded) + len(self.missing) + len(self.reinitialized)
         lines = [f"{self.source}: {len(self.loaded)} of {total} weights loaded"]
-        lines += [f"  translated: {text}" for text in self.converted]
+        lines += [f"  converted: {text}" for text in self.converted]
         if self.reinitialized:
             lines.append(f"  reinitialized, because the shape differs ({len(self.reinitialized)}):")
             lines += [f"    {key}: {old} in the file, {new} now" for key, old, new in self.reinitialized]
@@ -77,23 +77,23 @@ class LoadReport:
 
 
 def _grouped(keys: Iterable[str], others: Iterable[str]) -> list[str]:
-    """One line for each module whose keys are all in the list: the shortest prefix not shared by others."""
+    """Return one line for each module whose keys are all in the list: the shortest prefix not shared by others."""
     taken = {prefix for other in others for prefix in _prefixes(other)}
     groups: dict[str, list[str]] = {}
     for key in keys:
         name = next((f"{prefix}*" for prefix in _prefixes(key) if prefix not in taken), key)
         groups.setdefault(name, []).append(key)
-    return [f"{name} ({len(own)})" if len(own) > 1 else own[0] for name, own in sorted(groups.items())]
+    return [f"{name} ({len(members)})" if len(members) > 1 else members[0] for name, members in sorted(groups.items())]
 
 
 def _prefixes(key: str) -> Iterator[str]:
-    """`a.b.c` -> "a.", "a.b."."""
-    for found in re.finditer(r"\.", key):
-        yield key[: found.end()]
+    """Yield the prefixes of a key: "a." and "a.b." of `a.b.c`."""
+    for match in re.finditer(r"\.", key):
+        yield key[: match.end()]
 
 
 def to_current_layout(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights under this project's names, and the translations applied, in words."""
+    """Return the weights under this project's names, and the conversions that were applied, in words."""
     notes: list[str] = []
     out = _without_wrappers(state)
     if huggingface.is_huggingface(out):
@@ -120,7 +120,7 @@ def _without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _rename(state: dict[str, Tensor], new_name: Callable[[str], str | None]) -> dict[str, Tensor] | None:
-    """Renamed copy; keys whose new name is None are left out. None if nothing changes."""
+    """Return a renamed copy without the keys whose new name is None; None if nothing changes."""
     names = {key: new_name(key) for key in state}
     if all(key == name for key, name in names.items()):
         return None
@@ -128,7 +128,7 @@ def _rename(state: dict[str, Tensor], new_name: Callable[[str], str | None]) -> 
 
 
 def _first_head_layout(state: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """Reference, head version 1: the pixel decoder's weights lie directly under the head."""
+    """Convert the reference's head version 1, whose pixel decoder's weights are directly under the head."""
     head = "sem_seg_head."
 
     def name(key: str) -> str:
@@ -144,32 +144,32 @@ def _static_query(state: dict[str, Tensor]) -> dict[str, Tensor] | None:
 
 
 def swin_names(state: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """An ImageNet Swin without prefix: the final norm and the classifier are not used for segmentation."""
+    """Convert an ImageNet Swin without prefix; the final norm and the classifier are dropped."""
     if "patch_embed.proj.weight" not in state or "layers.0.blocks.0.attn.qkv.weight" not in state:
         return None
-    # timm counts a patch merging to the stage after it, the original to the stage before.
+    # timm assigns a patch merging to the stage after it, the original to the stage before.
     merging = "layers.{}.downsample.reduction.weight"
     timm = merging.format(0) not in state and merging.format(1) in state
 
     def name(key: str) -> str | None:
         if key.startswith(("head.", "norm.")):
             return None
-        if timm and (found := re.fullmatch(r"layers\.(\d+)\.(downsample\..*)", key)):
-            key = f"layers.{int(found[1]) - 1}.{found[2]}"
+        if timm and (match := re.fullmatch(r"layers\.(\d+)\.(downsample\..*)", key)):
+            key = f"layers.{int(match[1]) - 1}.{match[2]}"
         return f"backbone.{key}"
 
     return _rename(state, name)
 
 
 def torchvision_resnet_names(state: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """torchvision's to detectron2's: layer1..4 -> res2..5, bnN -> convN.norm, downsample -> shortcut."""
+    """Convert torchvision's names to detectron2's: layer1..4 -> res2..5, bnN -> convN.norm, downsample -> shortcut."""
     if "layer1.0.conv1.weight" not in state or "conv1.weight" not in state:
         return None
 
     def name(key: str) -> str | None:
         if key.startswith("fc."):
             return None
-        key = re.sub(r"^layer(\d)\.", lambda found: f"res{int(found[1]) + 1}.", key)
+        key = re.sub(r"^layer(\d)\.", lambda match: f"res{int(match[1]) + 1}.", key)
         if not key.startswith("res"):
             key = f"stem.{key}"
         key = re.sub(r"\bbn(\d)\.", r"conv\1.norm.", key)
@@ -183,10 +183,10 @@ _HEADS: tuple[tuple[str, Renamer], ...] = (
     ("first head layout: sem_seg_head.* to sem_seg_head.pixel_decoder.*", _first_head_layout),
     ("static_query to query_feat", _static_query),
 )
-# Only where the model has such a backbone: the timm adapter reads the same files under their own names.
+# Applied only if the model has such a backbone: the timm adapter loads the same files under their own names.
 _BACKBONES: dict[str, tuple[str, Renamer]] = {
     "backbone.patch_embed.proj.weight": (
-        "Swin backbone: names behind backbone., classifier dropped",
+        "Swin backbone: prefix backbone. added, classifier dropped",
         swin_names,
     ),
     "backbone.res2.0.conv1.weight": (
@@ -205,12 +205,12 @@ def load_state_dict(
     caffe2_names: bool = False,
     strict: bool = False,
 ) -> LoadReport:
-    """Load `state` (any known layout) into `model` as far as names and shapes agree.
+    """Load `state` (any known layout) into `model` where names and shapes match.
 
     Args:
         match_names: match a backbone's short names to the model's longer ones (detectron2's heuristics),
-            unless the names agree already.
-        caffe2_names: the names are those of Caffe2; translate them first (detectron2's tables).
+            unless the names match already.
+        caffe2_names: the names are those of Caffe2; convert them first (detectron2's tables).
         strict: raise unless the report is complete; the model is then unchanged.
 
     Raises:
@@ -218,8 +218,8 @@ def load_state_dict(
     """
     target = model.state_dict()
     weights, notes = to_current_layout(state)
-    for sign, (note, rename) in _BACKBONES.items():
-        if sign in target:
+    for marker, (note, rename) in _BACKBONES.items():
+        if marker in target:
             weights = _apply(rename, weights, note, notes)
     if match_names and target.keys().isdisjoint(weights):
         weights = align_and_update_state_dicts(target, weights, c2_conversion=caffe2_names)
@@ -232,20 +232,20 @@ def load_state_dict(
                 report.unexpected.append(key)
         elif tuple(value.shape) == tuple(target[key].shape):
             fitting[key] = value
-        elif not key.endswith(".relative_position_index"):  # follows from the window size
+        elif not key.endswith(".relative_position_index"):  # derived from the window size
             report.reinitialized.append((key, tuple(value.shape), tuple(target[key].shape)))
     absent = [key for key in target if key not in weights and not _DERIVED.fullmatch(key)]
     report.missing = [key for key in absent if not _shared(target[key], target, fitting)]
     report.loaded = list(fitting)
     if strict and not report.complete:
-        raise CheckpointError(f"the checkpoint does not fit the model exactly.\n{report}")
+        raise CheckpointError(f"the checkpoint does not match the model exactly.\n{report}")
     _keep_versions(model, state, fitting)
     model.load_state_dict(fitting, strict=False)
     return report
 
 
 def _shared(tensor: Tensor, target: Mapping[str, Tensor], fitting: Mapping[str, Tensor]) -> bool:
-    """Whether a weight is loaded under another name of the same tensor."""
+    """Return whether a weight is loaded under another name of the same tensor."""
     if tensor.numel() == 0 or tensor.is_meta:
         return False
     others = (target[other] for other in fitting)
@@ -253,7 +253,7 @@ def _shared(tensor: Tensor, target: Mapping[str, Tensor], fitting: Mapping[str, 
 
 
 def _keep_versions(model: nn.Module, state: Mapping[str, Tensor], fitting: OrderedDict[str, Tensor]) -> None:
-    """Versions of the file's modules, for torch's and detectron2's own conversions; the head is current."""
+    """Keep the file's module versions, for the conversions of torch and detectron2; the head is converted already."""
     versions: dict[str, dict[str, int]] = dict(getattr(state, "_metadata", None) or {})
     current = getattr(model.state_dict(), "_metadata", {})
     for name, value in current.items():

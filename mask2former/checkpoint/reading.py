@@ -1,6 +1,6 @@
-"""Reading of weight files: `.pkl`, `.pth`/`.pt`/`.bin`, `.safetensors` and Hugging Face directories.
+"""Loading of weight files: `.pkl`, `.pth`/`.pt`/`.bin`, `.safetensors` and Hugging Face directories.
 
-Nothing here runs code from a file.
+No code from a file is run.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from ..errors import CorruptCheckpointError, UnsafeCheckpointError
 from .key_mapping import to_current_layout
 from .safe_pickle import load_pickle
 
-# What a directory may hold, best first (Hugging Face's names, then ours).
-_FOLDER_FILES = (
+# Weight files of a directory, by preference (Hugging Face's names, then ours).
+_DIRECTORY_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
@@ -40,7 +40,7 @@ _INDEX = ".index.json"
 
 
 def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The weights in a file, directory or URL, under this project's names (others are translated).
+    """Load the weights of a file, directory or URL under this project's names; other layouts are converted.
 
     Files of a bare backbone keep their own names (`res2.0.conv1.weight`, timm's, torchvision's):
     `checkpoint.load_into` matches them to a model.
@@ -50,16 +50,16 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             `https://` or `detectron2://` address, or the name or file name of a model of the zoo.
 
     Raises:
-        FileNotFoundError: nothing there, or no network.
+        FileNotFoundError: no such file, or no network.
         CheckpointError: the file cannot be used.
     """
     return to_current_layout(read_checkpoint(path)["model"])[0]
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Everything in a checkpoint: "model" with its raw state dict, and whatever was saved beside it.
+    """Load a checkpoint: "model" with its raw state dict, and everything saved beside it.
 
-    "matching_heuristics" and "__author__" are set as in detectron2: files whose names must be matched.
+    "matching_heuristics" and "__author__" are set as in detectron2, for files whose names must be matched.
     """
     query = parse_qs(urlparse(str(path)).query)
     file = locate(path)
@@ -80,10 +80,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def locate(path: str | os.PathLike[str]) -> Path:
-    """A local file for a path, directory, URL or published model's file name.
+    """Return the local file for a path, directory, URL or published model's file name.
 
     Raises:
-        FileNotFoundError: nothing there; the message says what was looked for and where.
+        FileNotFoundError: no such file; the message names the files and where they were expected.
     """
     text = str(path)
     if "://" in text:
@@ -92,10 +92,10 @@ def locate(path: str | os.PathLike[str]) -> Path:
         return zoo.resolve_weights(published) if published else Path(_download(url))
     local = Path(text if os.path.exists(text) else text.split("?")[0]).expanduser()
     if local.is_dir():
-        for name in _FOLDER_FILES:
+        for name in _DIRECTORY_FILES:
             if (local / name).is_file():
                 return local / name
-        raise FileNotFoundError(f"no weights in directory {local}: none of {', '.join(_FOLDER_FILES)} is there")
+        raise FileNotFoundError(f"no weights in directory {local}: it has none of {', '.join(_DIRECTORY_FILES)}")
     if local.is_file():
         return local
     entry = zoo.lookup(text) if text in zoo.list_models() else zoo.entry_of_file(local.name)
@@ -109,15 +109,15 @@ def _download(url: str) -> str:
         return PathManager.get_local_path(url)
     except (OSError, RuntimeError, KeyError) as error:
         raise FileNotFoundError(
-            f"cannot get {url} ({type(error).__name__}: {error}). Download it elsewhere and give the "
-            "local path (MODEL.WEIGHTS)."
+            f"cannot download {url} ({type(error).__name__}: {error}). Download it on another machine and "
+            "set MODEL.WEIGHTS to the local path."
         ) from error
 
 
 def _from_pickle(data: Any, file: Path) -> dict[str, Any]:
-    """detectron2's zoo format, or the bare Caffe2 dictionaries of Detectron 1."""
+    """Convert the content of a detectron2 zoo file, or of a bare Caffe2 dictionary of Detectron 1."""
     if not isinstance(data, dict):
-        raise CorruptCheckpointError(f"{file}: holds a {type(data).__name__}, not a dictionary of weights")
+        raise CorruptCheckpointError(f"{file} contains a {type(data).__name__}, not a dictionary of weights")
     if "model" in data and "__author__" in data:
         return data
     if "model" in data and isinstance(data["model"], Mapping):
@@ -128,13 +128,13 @@ def _from_pickle(data: Any, file: Path) -> dict[str, Any]:
 
 
 def _from_torch(data: Any, file: Path) -> dict[str, Any]:
-    """Find the state dict under the names that training programs use for it."""
+    """Find the state dict under one of its usual keys."""
     if not isinstance(data, Mapping):
-        raise CorruptCheckpointError(f"{file}: holds a {type(data).__name__}, not a dictionary of weights")
+        raise CorruptCheckpointError(f"{file} contains a {type(data).__name__}, not a dictionary of weights")
     for name in ("model", "state_dict", "model_state_dict", "model_state"):
         if isinstance(data.get(name), Mapping):
             rest = {key: value for key, value in data.items() if key != name}
-            # pycls files (.pyth) name their layers without the prefix of the model
+            # pycls files (.pyth) name their layers without the model's prefix
             extra = {"matching_heuristics": True} if name == "model_state" else {}
             return {**rest, **extra, "model": data[name]}
     return {"model": data}
@@ -162,12 +162,12 @@ def _torch_load(file: Path) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    except Exception as error:  # torch reports damage as RuntimeError, EOFError, ValueError, OSError, ...
+    except Exception as error:  # for a corrupt file torch raises RuntimeError, EOFError, ValueError, OSError, ...
         reason = str(error).rpartition("WeightsUnpickler error:")[2]
         refused = re.search(r"(?:GLOBAL |but got )([^\s,]+)", reason)
         if isinstance(error, pickle.UnpicklingError) and refused:
             raise UnsafeCheckpointError(
-                f"{file}: refused, because it contains {refused[1]}. A checkpoint may hold only tensors "
+                f"{file}: refused, because it contains {refused[1]}. A checkpoint may contain only tensors "
                 "and plain containers. If you trust its origin, load it once with torch.load(..., "
                 "weights_only=False) and save its state dict as .safetensors."
             ) from None
@@ -183,25 +183,25 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
-    """A model in several files, listed in Hugging Face's index."""
+    """Load a model from several files, listed in Hugging Face's index."""
     try:
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CorruptCheckpointError(f"{index}: not an index of weight files ({error!r})") from error
+        raise CorruptCheckpointError(f"{index} is not an index of weight files ({error!r})") from error
     state: dict[str, Tensor] = {}
     for name in shards:
         if Path(name).name != name:
-            raise UnsafeCheckpointError(f"{index}: refused, because it names a file elsewhere: {name!r}")
+            raise UnsafeCheckpointError(f"{index}: refused, because it names a file in another directory: {name!r}")
         shard = index.parent / name
         if not shard.is_file():
-            raise FileNotFoundError(f"{index} lists {name!r}, which is not beside it")
+            raise FileNotFoundError(f"{index} lists {name!r}, which is missing from its directory")
         part = _read_safetensors(shard) if shard.suffix == ".safetensors" else _torch_load(shard)
         state.update(part)
     return state
 
 
 def _diagnosis(file: Path) -> str:
-    """What is wrong with an unreadable file, in words that help."""
+    """Say why a file cannot be read, and what to do."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         head = stream.read(64)
@@ -213,4 +213,4 @@ def _diagnosis(file: Path) -> str:
         return "this is a web page, not weights; the download address was wrong"
     if head.startswith(b"PK") and not zipfile.is_zipfile(file):
         return f"the file is truncated after {size} bytes; download or save it again"
-    return "the file is damaged or of another kind; download or save it again"
+    return "the file is corrupt or not a checkpoint; download or save it again"

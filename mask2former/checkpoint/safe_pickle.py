@@ -1,17 +1,17 @@
 """Read detectron2's `.pkl` checkpoints without running what is inside them.
 
-A pickle is a small program. Three walls stand between it and this process:
+A pickle is a small program. Three safeguards keep it from doing harm:
 
 1. `find_class` knows the few names that weights need (NumPy arrays, scalars and dtypes, tensors, `OrderedDict`)
-   and answers with constructors written here, which check their arguments; no object of another module is ever
+   and returns constructors written here, which check their arguments; no object of another module is ever
    looked up. Calls and states (REDUCE, BUILD) reach these constructors, arrays and dtypes only.
-2. Nothing is allocated because a file says so: lengths, shapes and strides are compared with the bytes that are
-   there, and what is built from the same bytes again and again is counted (`_allowance`).
-3. The result is measured before it is returned: known types only, at most `_MAX_DEPTH` containers deep, and no
-   larger than `_allowance` when every shared reference is written out, so that printing or copying it is safe.
+2. Memory is not allocated on the word of a file: lengths, shapes and strides are compared with the bytes left in
+   it, and objects built repeatedly from the same bytes are counted (`_allowance`).
+3. The result is measured before it is returned: known types only, at most `_MAX_DEPTH` nested containers, and no
+   larger than `_allowance` with every shared reference expanded, so that printing or copying it is safe.
 
 **Bound.** A file of N bytes makes the process allocate at most 200 N + 2 MiB: 5 N + 1 MiB for its text, bytes, arrays
-and tensors (an honest file needs 2 N to 4 N), the rest for small objects, of which one byte can make one.
+and tensors (a normal file needs 2 N to 4 N), the rest for small objects, of which one byte can create one.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def load_pickle(path: str | os.PathLike[str]) -> Any:
 
     Raises:
         FileNotFoundError: no such file.
-        UnsafeCheckpointError: the file needs anything else; the message names what.
+        UnsafeCheckpointError: the file contains anything else; the message names it.
         CorruptCheckpointError: the file is truncated or is not a pickle.
     """
     path = Path(path)
@@ -57,7 +57,7 @@ def load_pickle(path: str | os.PathLike[str]) -> Any:
 
 
 def load_pickle_bytes(data: bytes, name: str = "<bytes>") -> Any:
-    """Do the same as `load_pickle` for a pickle in memory; `name` is used in messages."""
+    """Return the contents of a pickle in memory, as `load_pickle` does; `name` is used in messages."""
     return _load(io.BytesIO(data), len(data), name)
 
 
@@ -68,10 +68,10 @@ def _load(file: IO[bytes], size: int, name: str) -> Any:
         return result
     except _Refused as error:
         raise UnsafeCheckpointError(
-            f"{name}: refused, because it contains {error}. A checkpoint may hold only arrays and plain "
+            f"{name}: refused, because it contains {error}. A checkpoint may contain only arrays and plain "
             "containers. If you made this file yourself, save its state dict as .safetensors instead."
         ) from None
-    # A damaged file can fail at any instruction, in as many ways as Python has to misread data.
+    # A corrupt file can fail at any instruction, with any exception.
     except Exception as error:
         raise CorruptCheckpointError(
             f"{name}: truncated or not a pickle ({type(error).__name__}: {str(error)[:200]}). "
@@ -80,7 +80,7 @@ def _load(file: IO[bytes], size: int, name: str) -> Any:
 
 
 class _Refused(Exception):
-    """Raised with what a file may not contain; `_load` adds the name of the file."""
+    """A file contains what it may not; `_load` adds the name of the file."""
 
 
 def _allowance(size: int) -> int:
@@ -97,7 +97,7 @@ class _BoundedReader:
 
     def read(self, count: int) -> bytes:
         if count > self._left or count < 0:
-            raise EOFError(f"{count} bytes announced, {self._left} left")
+            raise EOFError(f"{count} bytes declared, {self._left} left")
         self._left -= count
         return self._file.read(count)
 
@@ -109,7 +109,7 @@ class _BoundedReader:
 
 @dataclass(frozen=True)
 class _Constructor:
-    """What a permitted name stands for."""
+    """The constructor behind a permitted name."""
 
     name: str
     build: Any
@@ -144,9 +144,9 @@ _PyUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
 
 
 class _Unpickler(_PyUnpickler):
-    """The unpickler in Python: unlike the one in C its memo grows by use only, and its instructions can be guarded."""
+    """Python's unpickler: unlike the one in C its memo grows by use only, and its instructions can be overridden."""
 
-    # BYTEARRAY8 allocates before it reads; as bytes it is read like any other.
+    # BYTEARRAY8 allocates before it reads, so it is read as bytes.
     dispatch: dict[int, Any] = {**_PyUnpickler.dispatch, pickle.BYTEARRAY8[0]: _PyUnpickler.load_binbytes8}
 
     def __init__(self, file: _BoundedReader, size: int, allowed: dict[str, Any]) -> None:
@@ -173,7 +173,7 @@ class _Unpickler(_PyUnpickler):
             raise _Refused(f"a call of something that is no known constructor ({type(constructor).__name__})")
         try:
             self.stack[-1] = constructor.build(*arguments)
-        except TypeError:  # not the arguments that the name is called with in a pickle of weights
+        except TypeError:  # not the arguments of a pickle of weights
             raise _Refused(f"an unusual call of {constructor.name}") from None
         self._count(self.stack[-1])
 
@@ -189,7 +189,7 @@ class _Unpickler(_PyUnpickler):
             self._count(array)
             target.__setstate__((1, array.shape, array.dtype, False, array.tobytes()))  # type: ignore[arg-type]
         elif isinstance(target, OrderedDict) and isinstance(state, dict):
-            # torch hangs module versions on a state dict in this way; other attributes are of no use here.
+            # torch attaches module versions to a state dict in this way; other attributes are not needed.
             target._metadata = state.get("_metadata")  # type: ignore[attr-defined]
         else:
             raise _Refused(f"state for an object of type {type(target).__name__.strip('_')}")
@@ -228,14 +228,14 @@ _Unpickler.dispatch.update({getattr(pickle, name)[0]: _refuse(name) for name in 
 
 
 class _StorageUnpickler(_Unpickler):
-    """Reads the parts of torch's old format, in which a storage is a persistent id with its type."""
+    """Unpickler for torch's old format, in which a storage is a persistent id with its type."""
 
     def persistent_load(self, pid: Any) -> Any:
         return pid
 
 
 def _check_items(target: Any, keys: list[Any]) -> None:
-    """Refuse items for anything but a dictionary, and keys whose hash can take for ever (nested tuples)."""
+    """Refuse items for anything but a dictionary, and keys whose hash can take forever (nested tuples)."""
     if not isinstance(target, dict):
         raise _Refused(f"items for an object of type {type(target).__name__.strip('_')}")
     for key in keys:
@@ -258,9 +258,9 @@ def _weight(value: Any) -> int:
 
 
 def _measure(value: Any, limit: int, known: dict[int, tuple[int, int]], depth: int = 0) -> tuple[int, int]:
-    """Return size and height of the tree that a value is when every reference is written out.
+    """Return size and height of a value as a tree, with every shared reference expanded.
 
-    Each container is entered once: `known` holds those that were seen, by identity.
+    Each container is visited once: `known` holds those that were visited, by identity.
     """
     if isinstance(value, _Constructor):
         raise _Refused(f"{value.name} as a value")
@@ -287,7 +287,7 @@ def _measure(value: Any, limit: int, known: dict[int, tuple[int, int]], depth: i
 
 
 def _sizes(shape: Any) -> tuple[int, ...]:
-    """Return a shape (or strides) as tuple of int64 numbers that are not negative."""
+    """Return a shape (or strides) as a tuple of nonnegative int64 numbers."""
     shape = (shape,) if isinstance(shape, int) else shape
     small = isinstance(shape, tuple) and len(shape) <= _MAX_DIMENSIONS
     if not small or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
@@ -296,7 +296,7 @@ def _sizes(shape: Any) -> tuple[int, ...]:
 
 
 def _array(raw: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> np.ndarray:
-    """Return an own, native-endian array in C order, after comparing the announced size with the bytes."""
+    """Return a writable, native-endian copy in C order, after comparing the declared size with the bytes."""
     if not isinstance(dtype, _DType):
         raise _Refused("an array without a plain type")
     raw = raw.encode("latin1") if isinstance(raw, str) else raw
@@ -310,22 +310,22 @@ def _array(raw: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> np
     return array.astype(dtype.dtype.newbyteorder("="), order="C", copy=True)
 
 
-def _empty_array(kind: Any, shape: Any, _: Any) -> np.ndarray:
-    """Stand for NumPy's `_reconstruct`: an array whose contents come with its state."""
-    if kind is not _CONSTRUCTORS["numpy.ndarray"] or shape not in ((0,), 0):
+def _empty_array(array_type: Any, shape: Any, _: Any) -> np.ndarray:
+    """Replace NumPy's `_reconstruct`: return an empty array, whose content is set by its state."""
+    if array_type is not _CONSTRUCTORS["numpy.ndarray"] or shape not in ((0,), 0):
         raise _Refused("an array made in an unusual way")
     return np.empty(0, dtype=np.int8)
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
-    """Return bytes that protocols 0 to 2 write as latin1 text; every other codec is an unneeded program."""
+    """Return bytes that protocols 0 to 2 write as latin1 text; refuse every other codec."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise _Refused(f"_codecs.encode with codec {_show(encoding)}")
     return text.encode("latin1")
 
 
 def _ordered_dict(pairs: Any = ()) -> OrderedDict[Any, Any]:
-    """Return a dictionary of the pairs that Python 2 wrote as argument."""
+    """Return a dictionary of the pairs that Python 2 writes as argument."""
     if not isinstance(pairs, (list, tuple)) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs):
         raise _Refused("an unusual call of collections.OrderedDict")
     _check_items({}, [pair[0] for pair in pairs])
@@ -335,7 +335,8 @@ def _ordered_dict(pairs: Any = ()) -> OrderedDict[Any, Any]:
 def _storage(raw: Any) -> _Storage:
     """Read one storage in torch's old format.
 
-    It is five pickles (magic number, version, machine, storage, keys), the number of elements (int64), the elements.
+    It consists of five pickles (magic number, version, machine, storage, keys), the number of elements (int64) and the
+    elements.
     """
     if not isinstance(raw, bytes):
         raise _Refused("a storage that is not bytes")

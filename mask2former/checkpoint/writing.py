@@ -1,4 +1,4 @@
-"""Writing of checkpoints, as data only."""
+"""Writing of weights as safetensors, and conversion of checkpoints to plain data."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def save_safetensors(
 
     Args:
         dtype: storage type of the floating-point tensors, e.g. `torch.float16` for half the size; None keeps
-            each tensor's own. Loading into a float32 model converts back.
-        metadata: small facts to store in the header; values are written as text.
+            that of each tensor. Loading into a float32 model converts back.
+        metadata: entries to store in the header; values are written as text.
 
     Raises:
         ValueError: a finite value does not fit into `dtype`; the message names the tensor.
@@ -44,7 +44,7 @@ def save_safetensors(
             if not torch.equal(torch.isfinite(small), torch.isfinite(value)):
                 raise ValueError(f"{key} has values up to {value.abs().max():.3g}, too large for {dtype}")
             value = small
-        # safetensors stores every tensor by itself: views and shared memory become copies.
+        # safetensors stores each tensor separately: views and shared memory are copied.
         tensors[key] = value.clone(memory_format=torch.contiguous_format)
     header = {"format": "pt", **{key: str(value) for key, value in (metadata or {}).items()}}
     path = Path(path)
@@ -54,12 +54,12 @@ def save_safetensors(
 
 
 def plain_data(value: Any, where: str = "checkpoint") -> Any:
-    """`value` as tensors, containers, text and numbers: what `torch.load(weights_only=True)` reads.
+    """Convert `value` to tensors, containers, text and numbers, which `torch.load(weights_only=True)` can load.
 
     NumPy arrays become tensors and NumPy numbers Python numbers.
 
     Raises:
-        CheckpointError: something else is in there; the message says where.
+        CheckpointError: `value` contains another type; the message says where.
     """
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
         return _plain_number(value)
@@ -78,19 +78,19 @@ def plain_data(value: Any, where: str = "checkpoint") -> Any:
         items = [plain_data(item, f"{where}[{i}]") for i, item in enumerate(value)]
         return items if isinstance(value, list) else tuple(items) if isinstance(value, tuple) else set(items)
     raise CheckpointError(
-        f"{where} is a {type(value).__module__}.{type(value).__qualname__}, which is no plain data. "
+        f"{where} is a {type(value).__module__}.{type(value).__qualname__}, which is not plain data. "
         "Let its state_dict() return tensors, numbers, text and containers of them."
     )
 
 
 def _plain_number(value: Any) -> Any:
-    """Subclasses (enum members, np.float64, str subclasses) would be pickled as their own class."""
-    kinds: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
-    return next((kind(value) for kind in kinds if isinstance(value, kind)), value)
+    """Convert subclasses (enum members, np.float64), which would be pickled with their class, to the plain type."""
+    types: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
+    return next((plain(value) for plain in types if isinstance(value, plain)), value)
 
 
 def _with_metadata(out: dict[Any, Any], source: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Keep the module versions that torch hangs on a state dict."""
+    """Keep the module versions that torch attaches to a state dict."""
     metadata = getattr(source, "_metadata", None)
     if metadata is None:
         return out

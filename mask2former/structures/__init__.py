@@ -1,1 +1,1 @@
-"""What the other packages work on: masks, their run lengths, classes and colors."""
+"""Data structures: masks, run-length encodings, class tables, colors and tasks."""

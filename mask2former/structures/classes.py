@@ -22,7 +22,7 @@ class _Columns:
 class ClassTable(_Columns):
     """Names, colors and ids of the K classes of a model; class k is entry k of each tuple.
 
-    `dataset_ids` are the category ids written to COCO files; k + 1 where the dataset does not say.
+    `dataset_ids` are the category ids written to COCO files; k + 1 where the dataset has none.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class ClassTable(_Columns):
 
     @classmethod
     def numbered(cls, count: int) -> ClassTable:
-        """A table for a model whose class names are unknown: "class 0", "class 1", ..."""
+        """Build a table for unknown class names: "class 0", "class 1", ..."""
         return cls(tuple(f"class {k}" for k in range(count)))
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], count: int) -> ClassTable | None:
-        """From a detectron2 `Metadata.as_dict()`; None when it has no table of exactly `count` names.
+        """Build a table from a detectron2 `Metadata.as_dict()`; None if it has no list of exactly `count` names.
 
         Panoptic datasets list all classes under `stuff_classes`, instance datasets under `thing_classes`.
         """
@@ -63,32 +63,32 @@ class ClassTable(_Columns):
         prefix = tables[0]
         things = metadata.get("thing_dataset_id_to_contiguous_id") or {}
         stuff = metadata.get("stuff_dataset_id_to_contiguous_id") or {}
-        back = {k: d for d, k in stuff.items()} if prefix == "stuff" else {}
-        back.update({k: d for d, k in things.items()})
+        dataset_id = {k: d for d, k in stuff.items()} if prefix == "stuff" else {}
+        dataset_id.update({k: d for d, k in things.items()})
         thing_ids = set(things.values()) if things else set(range(count if prefix == "thing" else 0))
         colors = metadata.get(f"{prefix}_colors") or ()
         return cls(
             names=tuple(str(name) for name in metadata[f"{prefix}_classes"]),
             is_thing=tuple(k in thing_ids for k in range(count)),
             colors=tuple((int(c[0]), int(c[1]), int(c[2])) for c in colors) if len(colors) == count else (),
-            dataset_ids=tuple(int(back[k]) for k in range(count)) if set(range(count)) <= set(back) else (),
+            dataset_ids=tuple(int(dataset_id[k]) for k in range(count)) if set(range(count)) <= set(dataset_id) else (),
         )
 
     def indices(self, classes: Iterable[str | int]) -> set[int]:
-        """Class indices of names or indices; ValueError for one that the model does not have."""
-        found = set()
+        """Return the class indices of names or indices; raise ValueError for one that the model does not have."""
+        indices = set()
         for item in classes:
             if isinstance(item, str) and item in self.names:
-                found.add(self.names.index(item))
+                indices.add(self.names.index(item))
             elif not isinstance(item, str) and 0 <= int(item) < len(self):
-                found.add(int(item))
+                indices.add(int(item))
             else:
                 known = ", ".join(self.names[:20]) + (", ..." if len(self) > 20 else "")
                 raise ValueError(f"this model has no class {item!r}; its {len(self)} classes are: {known}")
-        return found
+        return indices
 
     def categories(self) -> list[dict[str, Any]]:
-        """The `categories` list of a COCO file."""
+        """Return the `categories` list of a COCO file."""
         rows = zip(self.dataset_ids, self.names, self.is_thing, self.colors, strict=True)
         return [
             {"id": i, "name": name, "supercategory": "", "isthing": int(thing), "color": list(color)}

@@ -1,11 +1,10 @@
-"""Polygons, run-length codes and bitmaps to boolean masks. Every conversion exists once, here.
+"""Conversion of polygons, run-length encodings (RLE) and bitmaps to boolean masks.
 
-All of them end in a `Patch`: the mask inside its bounding box. Objects are small beside images (375 nuclei
-in one photograph), so patches are cheap to make, move and paint, and a dense mask is written only once.
-Run-length codes are COCO's: runs of 0 and 1 in turn, column by column, starting with 0; the compressed form
-is that of the COCO API (5 bits a character, from the 4th run on the difference to the run before the last).
-They are decoded here and not by pycocotools, whose C code trusts its input and reads or writes out of bounds
-on a malformed one.
+All conversions return a `Patch`: the mask inside its bounding box. Objects are small compared to images (375 nuclei in
+one image), so patches are cheap to create, move and paint, and a dense mask is written only once. RLEs are COCO's:
+alternating runs of 0 and 1, column by column, starting with 0; the compressed form is that of the COCO API (5 bits a
+character, from the 4th run on the difference to the run before the last). They are decoded here and not by
+pycocotools, whose C code trusts its input and reads or writes out of bounds on malformed RLEs.
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ EMPTY_PATCH = Patch(0, 0, np.zeros((0, 0), dtype=bool))
 
 
 class SegmentationError(ValueError):
-    """A segmentation is malformed; callers that know file and annotation turn it into a BadRecordError."""
+    """A segmentation is malformed; callers that know file and annotation raise a BadRecordError from it."""
 
 
 def without_degenerate_polygons(segmentation: Any) -> Any:
-    """The segmentation without polygons of less than three points, which annotation tools leave behind."""
+    """Return the segmentation without polygons of less than three points, which some annotation tools write."""
     if not isinstance(segmentation, list):
         return segmentation
     return [p for p in segmentation if not (isinstance(p, list) and len(p) in (0, 2, 4))]
@@ -59,7 +58,7 @@ def check_polygons(polygons: Any, size: tuple[int, int]) -> list[np.ndarray]:
         SegmentationError: naming the polygon and what is wrong.
     """
     if not isinstance(polygons, (list, tuple)) or not polygons:
-        raise SegmentationError("the segmentation holds no polygon")
+        raise SegmentationError("the segmentation has no polygons")
     limit = _FAR * max(size)
     checked = []
     for position, polygon in enumerate(polygons):
@@ -68,7 +67,9 @@ def check_polygons(polygons: Any, size: tuple[int, int]) -> list[np.ndarray]:
         except (TypeError, ValueError, OverflowError) as error:
             raise SegmentationError(f"polygon {position} is not a list of numbers") from error
         if points.size < 6 or points.size % 2:
-            raise SegmentationError(f"polygon {position} has {points.size} numbers, needs an even count of 6 or more")
+            raise SegmentationError(
+                f"polygon {position} has {points.size} numbers, but needs an even number of 6 or more"
+            )
         if not np.isfinite(points).all():
             raise SegmentationError(f"polygon {position} contains NaN or infinity")
         if np.abs(points).max() > limit:
@@ -78,13 +79,14 @@ def check_polygons(polygons: Any, size: tuple[int, int]) -> list[np.ndarray]:
 
 
 def polygons_to_patches(objects: Sequence[Sequence[np.ndarray]], size: tuple[int, int]) -> list[Patch]:
-    """Rasterize polygons as pycocotools does; the polygons of one object are united.
+    """Rasterize polygons as pycocotools does; the polygons of one object are merged.
 
     Args:
-        objects: for each object its polygons, float (P, 2) with P >= 3, checked; none gives an empty patch.
-        size: height and width of the canvas; what lies outside is cut off.
+        objects: for each object its polygons, float (P, 2) with P >= 3, checked; an object without polygons gives an
+            empty patch.
+        size: height and width of the canvas; polygons are clipped to it.
     """
-    return [_rasterize([polygon for polygon in own if _touches(polygon, size)], size) for own in objects]
+    return [_rasterize([polygon for polygon in polygons if _touches(polygon, size)], size) for polygons in objects]
 
 
 def _touches(polygon: np.ndarray, size: tuple[int, int]) -> bool:
@@ -95,8 +97,8 @@ def _touches(polygon: np.ndarray, size: tuple[int, int]) -> bool:
 def _rasterize(polygons: Sequence[np.ndarray], size: tuple[int, int]) -> Patch:
     if not polygons:
         return EMPTY_PATCH
-    # pycocotools rounds negative coordinates the other way round; whole pixels more on the left and the top
-    # keep them positive, so that a crop shows exactly what the whole image would show there.
+    # pycocotools rounds negative coordinates in the other direction; padding by full pixels on the left and the top
+    # keeps them positive, so that a crop is exactly that part of the complete mask.
     low = np.min([polygon.min(axis=0) for polygon in polygons], axis=0)
     left, top = (max(0, math.ceil(-value)) for value in low)
     height, width = size[0] + top, size[1] + left
@@ -115,17 +117,17 @@ def decode_counts(counts: bytes | str) -> np.ndarray:
         int64 (R,), the lengths of the runs; not yet checked for sign and sum.
 
     Raises:
-        SegmentationError: characters outside the code, or the code is truncated.
+        SegmentationError: invalid characters, or truncated counts.
     """
     try:
         raw = counts.encode("ascii") if isinstance(counts, str) else bytes(counts)
     except UnicodeEncodeError as error:
-        raise SegmentationError("RLE counts contain characters outside the code") from error
+        raise SegmentationError("RLE counts contain invalid characters") from error
     if not raw:
         return np.zeros(0, dtype=np.int64)
     symbols = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - 48
     if symbols.min() < 0 or symbols.max() > 63:
-        raise SegmentationError("RLE counts contain characters outside the code")
+        raise SegmentationError("RLE counts contain invalid characters")
     last = (symbols & 32) == 0
     if not last[-1]:
         raise SegmentationError("RLE counts are truncated")
@@ -151,14 +153,14 @@ def rle_to_patch(rle: dict[str, Any], size: tuple[int, int]) -> Patch:
 
 
 def rle_runs(rle: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """The runs of a COCO RLE, compressed (str or bytes) or not (list of run lengths), after a check.
+    """Return the checked runs of a COCO RLE, compressed (str or bytes) or not (list of run lengths).
 
     Args:
         rle: {"size": [height, width], "counts": ...}.
-        size: height and width of the image, which must be those of the code.
+        size: height and width of the image, which must be those of the RLE.
 
     Returns:
-        int64 (R,), lengths of the runs of 0 and 1 in turn, column by column.
+        int64 (R,), lengths of the alternating runs of 0 and 1, column by column.
 
     Raises:
         SegmentationError: wrong size, malformed counts, or runs that do not add up to the image.
@@ -183,16 +185,16 @@ def rle_runs(rle: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
 
 
 def bitmap_to_patch(bitmap: Any, size: tuple[int, int]) -> Patch:
-    """Cut a bitmap (H, W), bool or integer array or tensor, nonzero = object, to its bounding box.
+    """Crop a bitmap (H, W), bool or integer array or tensor, nonzero inside, to its bounding box.
 
     Raises:
-        SegmentationError: wrong shape or type of values.
+        SegmentationError: wrong shape or dtype.
     """
     array = bitmap.numpy(force=True) if isinstance(bitmap, torch.Tensor) else np.asarray(bitmap)
     if array.shape != tuple(size):
         raise SegmentationError(f"the bitmap has shape {array.shape}, the image (height, width) = {tuple(size)}")
     if array.dtype.kind not in "bui":
-        raise SegmentationError(f"a bitmap has bool or integer values, this one {array.dtype}")
+        raise SegmentationError(f"the bitmap has dtype {array.dtype}, but must be bool or integer")
     bits = array if array.dtype == bool else array != 0
     columns = bits.any(axis=0).nonzero()[0]
     if not columns.size:
@@ -204,7 +206,7 @@ def bitmap_to_patch(bitmap: Any, size: tuple[int, int]) -> Patch:
 
 
 def segmentation_to_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
-    """Turn the segmentation of one annotation, of any of the three kinds, into a mask.
+    """Convert the segmentation of one annotation, in any of the three formats, to a mask.
 
     Args:
         segmentation: list of polygons, RLE dictionary, or bitmap.
@@ -220,27 +222,27 @@ def segmentation_to_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray
 
 
 def segmentation_to_patch(segmentation: Any, size: tuple[int, int]) -> Patch:
-    """Polygons, RLE or a bitmap to a patch; see `segmentation_to_mask`."""
+    """Convert polygons, an RLE or a bitmap to a patch; see `segmentation_to_mask`."""
     if isinstance(segmentation, (list, tuple)):
         return polygons_to_patches([check_polygons(segmentation, size)], size)[0]
     return source_patch(segmentation, size)
 
 
 def source_patch(segmentation: Any, size: tuple[int, int]) -> Patch:
-    """RLE or bitmap to a patch; see `rle_to_patch` and `bitmap_to_patch`."""
+    """Convert an RLE or a bitmap to a patch; see `rle_to_patch` and `bitmap_to_patch`."""
     if isinstance(segmentation, dict):
         return rle_to_patch(segmentation, size)
     if isinstance(segmentation, (np.ndarray, torch.Tensor)):
         return bitmap_to_patch(segmentation, size)
-    kind = "missing" if segmentation is None else f"a {type(segmentation).__name__}"
-    raise SegmentationError(f"the segmentation is {kind}, use polygons, RLE or a bitmap")
+    actual = "missing" if segmentation is None else f"a {type(segmentation).__name__}"
+    raise SegmentationError(f"the segmentation is {actual}, but must be polygons, an RLE or a bitmap")
 
 
 def paste(patches: Sequence[Patch], size: tuple[int, int]) -> np.ndarray:
-    """Write patches that lie inside the canvas into dense masks.
+    """Paste patches that lie inside the canvas into dense masks.
 
     Returns:
-        bool (N, H, W). Memory that stays untouched is not even allocated, so many small objects are cheap.
+        bool (N, H, W). Memory that is not written is not allocated, so many small objects are cheap.
     """
     masks = np.zeros((len(patches), *size), dtype=bool)
     for mask, patch in zip(masks, patches, strict=True):
@@ -250,7 +252,7 @@ def paste(patches: Sequence[Patch], size: tuple[int, int]) -> np.ndarray:
 
 
 def clip_patch(patch: Patch, top: int, bottom: int, left: int, right: int) -> Patch:
-    """The part of a mask inside rows [top, bottom) and columns [left, right), in its bounding box."""
+    """Return the part of a mask inside rows [top, bottom) and columns [left, right), in its bounding box."""
     height, width = patch.bits.shape
     if patch.top >= top and patch.left >= left and patch.top + height <= bottom and patch.left + width <= right:
         return patch
@@ -260,7 +262,7 @@ def clip_patch(patch: Patch, top: int, bottom: int, left: int, right: int) -> Pa
 
 
 def tighten(patch: Patch) -> Patch:
-    """Cut empty borders off."""
+    """Crop empty borders."""
     inner = bitmap_to_patch(patch.bits, patch.bits.shape)
     if not inner.bits.size:
         return EMPTY_PATCH
@@ -268,13 +270,13 @@ def tighten(patch: Patch) -> Patch:
 
 
 def boxes_from_patches(patches: Sequence[Patch]) -> torch.Tensor:
-    """Bounding boxes float32 (N, 4), XYXY in pixels, right and bottom exclusive; zeros where empty."""
+    """Return bounding boxes float32 (N, 4), XYXY in pixels, right and bottom exclusive; zeros where empty."""
     boxes = [(p.left, p.top, p.left + p.bits.shape[1], p.top + p.bits.shape[0]) for p in patches]
     return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
 
 
 def boxes_from_masks(masks: torch.Tensor) -> torch.Tensor:
-    """Bounding boxes of masks, without a loop and without a copy between devices.
+    """Compute the bounding boxes of masks, without a loop and without a copy between devices.
 
     Args:
         masks: bool (N, H, W).
@@ -309,7 +311,7 @@ def _uncompressed_runs(counts: Any) -> np.ndarray:
 
 
 def _paint(runs: np.ndarray, height: int) -> Patch:
-    """Paint checked runs of an RLE inside their bounding box."""
+    """Decode checked runs of an RLE inside their bounding box."""
     edges = runs.cumsum()
     starts, stops = edges[0::2], edges[1::2]
     starts = starts[: len(stops)]

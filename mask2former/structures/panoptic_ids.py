@@ -1,4 +1,4 @@
-"""Segment ids as colors, as PNG files in the COCO panoptic format store them: id = R + 256 G + 65536 B."""
+"""Segment ids as colors, as in the PNG files of the COCO panoptic format: id = R + 256 G + 65536 B."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def rgb_to_id(rgb: np.ndarray) -> np.ndarray:
         int32 (...), in [0, MAX_ID].
 
     Raises:
-        ValueError: another dtype or number of channels.
+        ValueError: wrong dtype or number of channels.
     """
     if rgb.dtype != np.uint8 or rgb.ndim == 0 or rgb.shape[-1] != 3:
         raise ValueError(f"colors must be uint8 (..., 3), got {rgb.dtype} {rgb.shape}")
-    # The bytes of a color and a zero are those of its id. Channel by channel, because NumPy is slow on inner axes of 3.
+    # The bytes of an id are those of its color and a zero. Channel by channel: NumPy is slow on inner axes of 3.
     words = np.zeros((*rgb.shape[:-1], 4), np.uint8)
     for channel in range(3):
         words[..., channel] = rgb[..., channel]

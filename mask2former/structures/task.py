@@ -1,4 +1,4 @@
-"""What a model predicts: the one list of it, which config, post-processing, results and evaluation read."""
+"""Segmentation tasks, as config, post-processing, results and evaluation name them."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from detectron2.config import CfgNode
 
 
 class Task(str, Enum):
-    """A kind of prediction. Members equal their names as strings: `Task.INSTANCE == "instance"`."""
+    """A segmentation task. Members equal their names as strings: `Task.INSTANCE == "instance"`."""
 
     SEMANTIC = "semantic"
     INSTANCE = "instance"
     PANOPTIC = "panoptic"
-    VIDEO = "video"  # instances with an identity throughout a video; in a config the switch of instances stands for it
+    VIDEO = "video"  # instances tracked through a video; in a config the switch of instances enables it
 
     def __str__(self) -> str:
         return self.value
 
     @property
     def switch(self) -> str:
-        """Return the key below MODEL.MASK_FORMER.TEST that turns this task of an image on."""
+        """Return the key below MODEL.MASK_FORMER.TEST that enables this image task."""
         return f"{self.name}_ON"
 
     @property
     def output(self) -> str:
-        """Return the key of this task of an image in the output of a detectron2 model."""
+        """Return the key of this image task in the output of a detectron2 model."""
         return {Task.SEMANTIC: "sem_seg", Task.INSTANCE: "instances", Task.PANOPTIC: "panoptic_seg"}[self]
 
 
 IMAGE_TASKS = (Task.SEMANTIC, Task.INSTANCE, Task.PANOPTIC)
-"""The tasks of an image, each with a switch in the config."""
+"""The image tasks, each with a switch in the config."""
 
 
 def tasks_of(cfg: CfgNode) -> frozenset[Task]:
-    """Return the tasks that MODEL.MASK_FORMER.TEST turns on."""
+    """Return the tasks that MODEL.MASK_FORMER.TEST enables."""
     return frozenset(task for task in IMAGE_TASKS if cfg.MODEL.MASK_FORMER.TEST[task.switch])

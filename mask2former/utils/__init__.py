@@ -1,1 +1,1 @@
-"""Helpers that know nothing of segmentation: files, devices, registries, processes, tables."""
+"""Utilities that do not depend on segmentation: files, devices, registries, processes and tables."""

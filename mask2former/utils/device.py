@@ -1,4 +1,4 @@
-"""Where a model runs, and in which precision."""
+"""Selection of the device and the precision of a model."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def select_device(device: str | torch.device = "auto") -> torch.device:
-    """A device that is there, else ValueError; "auto": CUDA, else a working Apple GPU (mps), else CPU."""
+    """Return the device; "auto": CUDA, else a working Apple GPU (mps), else CPU. Raise ValueError if it is missing."""
     if str(device) == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps") if _mps_works() else torch.device("cpu")
     try:
-        chosen = torch.device(device)
+        selected = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"unknown device {device!r}: use auto, cpu, cuda, cuda:1 or mps") from error
-    if chosen.type == "cuda":
+    if selected.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (chosen.index or 0) >= count:
-            raise ValueError(f"device {device!r}: this PyTorch sees {count} CUDA GPUs. Use device='cpu' or 'auto'.")
-    if chosen.type == "mps" and not _mps_works():
-        raise ValueError("device 'mps': no working Apple GPU here. Use device='cpu' or 'auto'.")
-    return chosen
+        if (selected.index or 0) >= count:
+            raise ValueError(f"device {device!r}: PyTorch finds {count} CUDA GPUs. Use device='cpu' or 'auto'.")
+    if selected.type == "mps" and not _mps_works():
+        raise ValueError("device 'mps': PyTorch finds no working Apple GPU. Use device='cpu' or 'auto'.")
+    return selected
 
 
 def _mps_works() -> bool:
-    """Whether the Apple GPU runs the one operation that old systems lack: bilinear sampling on a grid."""
+    """Return whether the Apple GPU supports bilinear grid sampling, which old systems lack."""
     if not torch.backends.mps.is_available():
         return False
     try:
@@ -45,9 +45,10 @@ def _mps_works() -> bool:
 
 
 def amp_dtype(amp: bool | str, device: torch.device) -> torch.dtype | None:
-    """Return the format for autocast: None for "off"; for "auto" float16 on GPUs that do not compute bfloat16 natively.
+    """Return the dtype for autocast: None for "off"; for "auto" float16 on GPUs without native bfloat16, else bfloat16.
 
-    Raises ValueError for an unknown `amp`.
+    Raises:
+        ValueError: unknown `amp`.
     """
     if amp is False or amp == "off":
         return None

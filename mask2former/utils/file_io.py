@@ -1,4 +1,4 @@
-"""Files that are either complete or absent, never truncated; and JSON with errors that name the file."""
+"""Atomic writes, which leave a file complete or absent, and JSON files with errors that name the file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..errors import BadRecordError
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A binary file that takes its name only after all of it is on the disk; on an error nothing is left."""
+    """Open a temporary binary file that is renamed to `path` when it is complete; on an error it is removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -32,7 +32,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         _publish(temporary, path)
-    except BaseException:  # also on Ctrl-C: half a checkpoint must not stay
+    except BaseException:  # also on Ctrl-C: no truncated file may remain
         temporary.unlink(missing_ok=True)
         raise
 
@@ -41,9 +41,9 @@ def _publish(temporary: Path, path: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     with contextlib.suppress(OSError):  # some network mounts have no permissions
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only the owner can read
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp creates files that only the owner can read
     os.replace(temporary, path)
-    if hasattr(os, "O_DIRECTORY"):  # the new name must survive a power cut too, where the file system can
+    if hasattr(os, "O_DIRECTORY"):  # the new name must survive a power failure too, if the file system allows
         with contextlib.suppress(OSError):
             directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
             try:
@@ -53,28 +53,28 @@ def _publish(temporary: Path, path: Path) -> None:
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
-    """Write a whole file atomically, and make its directory."""
+    """Write a file atomically; create its directory."""
     with atomic_write(path) as file:
         file.write(content)
     return Path(path)
 
 
 def write_json(
-    path: str | os.PathLike[str], document: Any, *, nan: Literal["error", "null"] = "error", indent: int | None = None
+    path: str | os.PathLike[str], data: Any, *, nan: Literal["error", "null"] = "error", indent: int | None = None
 ) -> Path:
-    """Write `document` as JSON, atomically.
+    """Write `data` as JSON, atomically.
 
     Args:
-        path: the file.
-        document: what JSON can hold; scalars of NumPy and torch become numbers.
-        nan: what happens to NaN and infinity, which JSON does not have: a ValueError, or null in their place.
+        path: path of the file.
+        data: JSON values; scalars of NumPy and torch become numbers.
+        nan: NaN and infinity, which JSON does not have, raise a ValueError ("error") or become null.
         indent: spaces for each level, for files that people read; None: all in one line.
 
     Raises:
-        TypeError: an object that is no JSON.
+        TypeError: an object that JSON cannot represent.
         ValueError: NaN or infinity, with `nan` "error".
     """
-    content = _null_for_nan(document) if nan == "null" else document
+    content = _null_for_nan(data) if nan == "null" else data
     text = json.dumps(content, default=_number, allow_nan=False, indent=indent)
     return write_bytes(path, (text if indent is None else f"{text}\n").encode())
 
@@ -97,12 +97,14 @@ def _null_for_nan(value: Any) -> Any:
 def read_json(path: str | os.PathLike[str], purpose: str) -> Any:
     """Read a JSON file; `purpose` completes the error messages ("instance annotations").
 
-    Raises FileNotFoundError when there is no such file and ValueError when it is not JSON.
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is not JSON.
     """
     local = PathManager.get_local_path(os.fspath(path))
     if not os.path.isfile(local):
         raise FileNotFoundError(
-            f"{purpose}: no file {path}. Dataset paths start at DETECTRON2_DATASETS (default ./datasets)."
+            f"{purpose}: {path} does not exist. Dataset paths are relative to DETECTRON2_DATASETS (default ./datasets)."
         )
     try:
         with open(local, encoding="utf-8") as stream:
@@ -112,21 +114,21 @@ def read_json(path: str | os.PathLike[str], purpose: str) -> Any:
 
 
 def short_path(path: str | os.PathLike[str]) -> str:
-    """A path as people want to read it: relative below the working directory, else absolute."""
-    whole, here = Path(path).absolute(), Path.cwd()
-    return str(whole.relative_to(here)) if whole.is_relative_to(here) else str(whole)
+    """Return a path for messages: relative if it is below the working directory, else absolute."""
+    absolute, here = Path(path).absolute(), Path.cwd()
+    return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)
 
 
 def read_json_object(path: str, lists: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a JSON file that holds an object.
+    """Read a JSON file that contains an object.
 
     Args:
-        path: file name, or any address that iopath's PathManager knows.
-        lists: keys that must be there and hold lists.
+        path: file name, or any URL that iopath's PathManager supports.
+        lists: keys that must be present and hold lists.
 
     Raises:
         FileNotFoundError: no such file.
-        BadRecordError: no JSON, another kind of JSON, or a key is missing.
+        BadRecordError: not JSON, not an object, or a key is missing.
     """
     try:
         with PathManager.open(path, "r", encoding="utf-8") as file:
@@ -140,7 +142,7 @@ def read_json_object(path: str, lists: Sequence[str] = ()) -> dict[str, Any]:
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
         raise BadRecordError(path, f"is not a JSON file: {error}") from error
     if not isinstance(content, dict):
-        raise BadRecordError(path, f"holds a JSON {type(content).__name__}, an object is needed")
+        raise BadRecordError(path, f"contains a JSON {type(content).__name__}, but must contain an object")
     for key in lists:
         if not isinstance(content.get(key), list):
             state = "has no" if key not in content else "has no list under"

@@ -1,4 +1,4 @@
-"""Suggestions for names that do not exist."""
+"""Suggestions for unknown names."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ def did_you_mean(name: str, known: Iterable[str], count: int = 1) -> str:
     """Return " Did you mean 'x'?" (or " ... 'x', 'y' or 'z'?") with the most similar names, "" if none is similar.
 
     Args:
-        name: the name that does not exist.
-        known: the names that do.
-        count: how many of them to suggest at most, best first.
+        name: the unknown name.
+        known: the known names.
+        count: largest number of suggestions, best first.
     """
     near = [f"'{match}'" for match in difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)]
     if not near:

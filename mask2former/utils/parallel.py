@@ -1,4 +1,4 @@
-"""One function over many files, on several processes and with a progress bar."""
+"""Mapping of a function over many files, in several processes and with a progress bar."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_WORKERS = 16
 
 
 def default_workers() -> int:
-    """Processes for reading files: the processors that this process may use, shared among training processes."""
+    """Return the number of worker processes for reading files: the available processors, shared among the ranks."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(_MOST_WORKERS, usable // comm.get_world_size()))
 
@@ -27,13 +27,13 @@ def default_workers() -> int:
 def map_parallel(
     function: Callable[[Item], Result], items: Sequence[Item], description: str, workers: int | None = None
 ) -> Iterator[Result]:
-    """The results of `function`, in the order of `items`.
+    """Yield the results of `function`, in the order of `items`.
 
     Args:
-        function: importable, for it is sent to the processes.
-        items: what it is called with.
-        description: beside the progress bar.
-        workers: processes; 1 works in this one, None takes `default_workers`.
+        function: must be importable, because it is pickled.
+        items: its arguments, one for each call.
+        description: label of the progress bar.
+        workers: number of worker processes; 1 runs in this process, None takes `default_workers`.
 
     Raises:
         Exception: whatever `function` raises.
@@ -46,5 +46,5 @@ def map_parallel(
 
 
 def _ignore_interrupts() -> None:
-    """Ctrl-C reaches every process; the first one ends the others, which would only add their tracebacks."""
+    """Ignore Ctrl-C in a worker process: the main process ends the workers, whose tracebacks would only be noise."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Registration that survives a second import and other projects with the same component names."""
+"""Registration that tolerates a second import and other projects with the same component names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ C = TypeVar("C", bound=type)
 
 
 def register(registry: Registry) -> Callable[[C], C]:
-    """Class decorator: add the class under its own name; a name that another project holds stays with that project."""
+    """Return a class decorator that registers a class under its name, unless another project has registered it."""
 
     def add(cls: C) -> C:
         if cls.__name__ not in registry:
@@ -23,8 +23,8 @@ def register(registry: Registry) -> Callable[[C], C]:
         holder = registry.get(cls.__name__)
         if holder.__module__ != cls.__module__:
             logger.warning(
-                "'%s' is already registered by %s; configs that name it will use that one. "
-                "Use a process of its own for each project.",
+                "'%s' is already registered by %s; configs that name it will use that class. "
+                "Import each project in a separate process.",
                 cls.__name__,
                 holder.__module__,
             )

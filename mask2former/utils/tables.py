@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 
 def side_by_side(headers: Sequence[str], rows: Sequence[Sequence[object]], width: int = 8) -> str:
-    """A table of many short rows, laid out as several column groups so that 133 classes fit on a screen.
+    """Format a table of many short rows in several column groups, so that 133 classes fit on a screen.
 
     Args:
         headers: names of the columns of one group.
@@ -25,7 +25,7 @@ def side_by_side(headers: Sequence[str], rows: Sequence[Sequence[object]], width
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """The names, with " (2)", " (3)" ... added to repeated ones: results are kept by name."""
+    """Return the names with " (2)", " (3)" ... appended to repeated ones, because results are keyed by name."""
     seen: dict[str, int] = {}
     result = []
     for name in names:

@@ -1,4 +1,4 @@
-"""Loading weights of every kind into a model, and saving and resuming a training's state."""
+"""Loading weights of every format into a model, and saving and resuming a training's state."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def test_yaml_key(write: Write, data_cfg: CfgNode, monkeypatch: pytest.MonkeyPat
     [
         ("", "not a JSON file"),
         ("[1, 2", "not a JSON file"),
-        ("[]", "json list"),
+        ("[]", "JSON list"),
         ("\ufeff{}", "not a JSON file"),
         ("{}", "'categories'|'images'"),
         ('{"images": {}, "categories": []}', "'images'"),
@@ -188,7 +188,7 @@ def test_bad_records_raise_or_are_skipped(
         ([[0, 0, float("nan"), 0, 5, 5]], "NaN"),
         ({"size": [32, 41], "counts": "x"}, r"size \[32, 41\]"),
         ({"counts": "x"}, "'size'"),
-        ({"size": [32, 40], "counts": "broken~"}, "outside the code"),
+        ({"size": [32, 40], "counts": "broken~"}, "invalid characters"),
         ({"size": [32, 40], "counts": [1, 2, 3]}, "do not add up"),
     ],
 )
