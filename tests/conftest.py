@@ -92,7 +92,7 @@ def video_masks() -> dict[int, list[np.ndarray | None]]:
 
 @pytest.fixture
 def video_content(tmp_path: Path, video_masks: dict[int, list[np.ndarray | None]]) -> Content:
-    """Return an annotation file's content; write frames to tmp_path/frames. Videos 2, 4 and 9 have 3, 6 and 1 frames."""
+    """Return an annotation file's content; write frames to tmp_path/frames. Videos 2, 4 and 9 have 3, 6, 1 frames."""
     owners = {1: (4, 7), 2: (4, 3), 3: (9, 3), 4: (2, 7), 5: (2, 7)}  # video, category
     codes = {1: _polygon, 2: rle, 3: rle, 4: _runs, 5: rle}
     videos = []
