@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Make images and label maps of the full ADE20K, 847 classes, that ade20k_full_sem_seg_{train,val} read.
+"""Prepare images and label maps of the full ADE20K (847 classes) for ade20k_full_sem_seg_{train,val}.
 
 Reads   <root>/ADE20K_2021_17_01/images/ADE/{training,validation}/**/NAME.jpg, NAME_seg.png, NAME.json
 Writes  <root>/ADE20K_2021_17_01/images_detectron2/{training,validation}/NAME.jpg        hard links or copies
         <root>/ADE20K_2021_17_01/annotations_detectron2/{training,validation}/NAME.tif   16 bits: 0-846 = classes,
                                                                                          65535 = void
-NAME_seg.png tells the number of an object's class among the thousands of ADE20K, NAME.json the name of this class.
-Classes other than the 847 become void. A second run makes only what is missing or broken.
+NAME_seg.png has the number of an object's class among the thousands of ADE20K, NAME.json the name of this class.
+Classes other than the 847 become void. A second run writes only missing or broken files.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mask2former.data.preparation.segments import relabel
 from mask2former.data.preparation.work import Outcome, Report, convert_all, ensure_image, place_image
 from mask2former.structures.panoptic_ids import id_to_rgb
 
-FOLDERS = {"train": "training", "val": "validation"}
+SPLIT_DIRECTORIES = {"train": "training", "val": "validation"}
 SEGMENTATION = "_seg.png"
 LAYOUT = """\
 <root>/ADE20K_2021_17_01/
@@ -46,28 +46,29 @@ def class_numbers(pixels: np.ndarray) -> np.ndarray:
 
 
 def class_names(path: Path) -> dict[int, str]:
-    """Name of each class number that the JSON of an image mentions.
+    """Return the name of each class number in the JSON file of an image.
 
     Raises:
-        BadRecordError: no JSON of ADE20K.
+        BadRecordError: not a JSON file of ADE20K.
         FileNotFoundError: no such file.
     """
     try:
-        # The files are not UTF-8 throughout; the names of classes are ASCII.
+        # Some files are not UTF-8; class names are ASCII.
         objects = json.loads(path.read_text(encoding="latin-1"))["annotation"]["object"]
         objects = [objects] if isinstance(objects, dict) else objects
         return {int(entry["name_ndx"]): str(entry["name"]) for entry in objects}
     except (ValueError, TypeError, KeyError) as error:
-        raise BadRecordError(path, f"is no annotation of ADE20K: {error!r}") from error
+        raise BadRecordError(path, f"is not an annotation file of ADE20K: {error!r}") from error
 
 
 def convert(target: Path, directory: str, overwrite: bool, source: Path) -> Outcome:
+    """Link the image and write the label map of one segmentation file."""
     name = source.name.removesuffix(SEGMENTATION)
     path = source.with_name(f"{name}.jpg")
     numbers = class_numbers(read_panoptic_png(str(source)))
     with Image.open(path) as image:
         if image.size != numbers.shape[::-1]:
-            raise BadRecordError(source, f"is {numbers.shape} pixels (height, width), {path} {image.size[::-1]}")
+            raise BadRecordError(source, f"is {numbers.shape} pixels (height, width), but {path} is {image.size[::-1]}")
     names = class_names(source.with_name(f"{name}.json"))
     unnamed = sorted(set(np.unique(numbers).tolist()) - names.keys() - {0})
     place_image(path, target / "images_detectron2" / directory / path.name, overwrite)
@@ -83,16 +84,16 @@ def convert(target: Path, directory: str, overwrite: bool, source: Path) -> Outc
 def prepare(args: argparse.Namespace) -> Iterator[Report]:
     base = args.root / "ADE20K_2021_17_01"
     for split in args.splits:
-        directory = FOLDERS[split]
+        directory = SPLIT_DIRECTORIES[split]
         source = find_directory([base / "images" / "ADE" / directory, base / "images" / directory], LAYOUT)
         sources = source_files(source, f"**/*{SEGMENTATION}", LAYOUT)
-        step = partial(convert, base, directory, args.overwrite)
+        task = partial(convert, base, directory, args.overwrite)
         target = base / "annotations_detectron2" / directory
-        yield convert_all(step, sources, args.workers, f"ade20k_full_sem_seg_{split}", target)
+        yield convert_all(task, sources, args.workers, f"ade20k_full_sem_seg_{split}", target)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(argument_parser(__doc__, splits=list(FOLDERS)), prepare, argv)
+    return run(argument_parser(__doc__, splits=list(SPLIT_DIRECTORIES)), prepare, argv)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Make the instance annotations of ADE20K, 100 classes, in COCO's format.
+"""Prepare the instance annotations of ADE20K (100 classes) in COCO's format.
 
 Reads   <root>/ADEChallengeData2016/annotations_instance/{training,validation}/*.png   red = class, green = object
 Writes  <root>/ADEChallengeData2016/ade20k_instance_{train,val}.json
 
-Ids of images are their file names without extension, category ids the class indices among the 150 of SceneParse150;
-masks are RLE. A second run makes only the files that are missing or incomplete.
+Image ids are the file names without extension, category ids the class indices among the 150 of SceneParse150; masks are
+RLE. A second run writes only missing or incomplete files.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ from mask2former.data.datasets.coco_panoptic import Object
 from mask2former.data.preparation.cli import argument_parser, run, source_files
 from mask2former.data.preparation.segments import (
     image_record,
-    instance_document,
+    instance_annotation_file,
     instance_records,
     read_ade20k_objects,
 )
-from mask2former.data.preparation.work import Outcome, Report, Stage, build_document
+from mask2former.data.preparation.work import Outcome, Report, Stage, build_annotation_file
 
-FOLDERS = {"train": "training", "val": "validation"}
+SPLIT_DIRECTORIES = {"train": "training", "val": "validation"}
 LAYOUT = """\
 <root>/ADEChallengeData2016/
-  annotations_instance/{training,validation}/    ADE_val_00000001.png, of annotations_instance.tar"""
+  annotations_instance/{training,validation}/    ADE_val_00000001.png, from annotations_instance.tar"""
 
 
 def convert(source: Path) -> Outcome:
+    """Build the entry of one image."""
     keys, objects = read_ade20k_objects(source)
     records = instance_records(source.stem, keys, {key: Object(category, False) for key, category in objects.items()})
     return Outcome(Stage.WRITTEN, (image_record(source.stem, f"{source.stem}.jpg", keys.shape), records))
@@ -45,19 +46,19 @@ def prepare(args: argparse.Namespace) -> Iterator[Report]:
     base = args.root / "ADEChallengeData2016"
     categories = [{"id": entry["id"], "name": entry["name"]} for entry in class_table("ade20k_instance")]
     for split in args.splits:
-        sources = source_files(base / "annotations_instance" / FOLDERS[split], "*.png", LAYOUT)
-        yield build_document(
+        sources = source_files(base / "annotations_instance" / SPLIT_DIRECTORIES[split], "*.png", LAYOUT)
+        yield build_annotation_file(
             base / f"ade20k_instance_{split}.json",
             {path.stem: path for path in sources},
             convert,
-            partial(instance_document, categories),
+            partial(instance_annotation_file, categories),
             workers=args.workers,
             overwrite=args.overwrite,
         )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(argument_parser(__doc__, splits=list(FOLDERS)), prepare, argv)
+    return run(argument_parser(__doc__, splits=list(SPLIT_DIRECTORIES)), prepare, argv)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Make the panoptic annotations of ADE20K: 100 things and 50 stuff classes.
+"""Prepare the panoptic annotations of ADE20K: 100 thing and 50 stuff classes.
 
 Reads   <root>/ADEChallengeData2016/annotations/{training,validation}/*.png            classes, 0 = void
         <root>/ADEChallengeData2016/annotations_instance/{training,validation}/*.png   red = class, green = object
 Writes  <root>/ADEChallengeData2016/ade20k_panoptic_{train,val}/*.png                  segment ids
         <root>/ADEChallengeData2016/ade20k_panoptic_{train,val}.json
 
-Stuff comes from `annotations`, things from `annotations_instance`; where both claim a pixel the thing has it. As in the
-published annotations, area and box of a stuff segment are those before things were put over it. What neither claims is
-void. A second run makes only what is missing or broken.
+Stuff comes from `annotations`, things from `annotations_instance`; where they overlap, the pixel belongs to the thing.
+As in the published annotations, area and box of a stuff segment include the pixels that things cover. All other pixels
+are void. A second run writes only missing or broken files.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ from mask2former.data.preparation.cli import argument_parser, run, source_files
 from mask2former.data.preparation.segments import (
     SegmentIds,
     image_record,
-    panoptic_document,
+    panoptic_annotation_file,
     read_ade20k_objects,
     segment_record,
 )
-from mask2former.data.preparation.work import Outcome, Report, build_document, ensure_image, is_complete
+from mask2former.data.preparation.work import Outcome, Report, build_annotation_file, ensure_image, is_complete
 from mask2former.structures.panoptic_ids import id_to_rgb
 
-FOLDERS = {"train": "training", "val": "validation"}
+SPLIT_DIRECTORIES = {"train": "training", "val": "validation"}
 LAYOUT = """\
 <root>/ADEChallengeData2016/
-  annotations/{training,validation}/             ADE_val_00000001.png, of ADEChallengeData2016.zip
-  annotations_instance/{training,validation}/    ADE_val_00000001.png, of annotations_instance.tar"""
+  annotations/{training,validation}/             ADE_val_00000001.png, from ADEChallengeData2016.zip
+  annotations_instance/{training,validation}/    ADE_val_00000001.png, from annotations_instance.tar"""
 
 
 def merge(labels: np.ndarray, keys: np.ndarray, objects: dict[int, int]) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Put the objects over the stuff.
+    """Merge stuff and objects, with the objects on top.
 
     Args:
         labels: int32 (H, W), class index + 1, 0 = void.
         keys: int32 (H, W), a key for each object.
-        objects: class index by key.
+        objects: key -> class index.
 
     Returns:
         int64 (H, W) segment ids, 0 = void; and the `segments_info`.
@@ -59,11 +59,11 @@ def merge(labels: np.ndarray, keys: np.ndarray, objects: dict[int, int]) -> tupl
     classes = class_table("ade20k")
     ids = SegmentIds({entry["id"]: entry["color"] for entry in classes})
     merged = np.zeros(labels.shape, np.int64)
-    present = [label for label in np.unique(labels).tolist() if label and not classes[label - 1]["isthing"]]
-    parts = [(label - 1, labels == label) for label in present]
-    parts += [(category, keys == key) for key, category in objects.items()]
+    stuff = [label for label in np.unique(labels).tolist() if label and not classes[label - 1]["isthing"]]
+    masks = [(label - 1, labels == label) for label in stuff]
+    masks += [(category, keys == key) for key, category in objects.items()]
     segments = []
-    for category, mask in parts:
+    for category, mask in masks:
         segment = ids.take(category)
         merged[mask] = segment
         segments.append(segment_record(segment, category, mask))
@@ -71,16 +71,20 @@ def merge(labels: np.ndarray, keys: np.ndarray, objects: dict[int, int]) -> tupl
 
 
 def is_finished(target: Path, sources: tuple[Path, Path]) -> bool:
+    """Return whether the PNG file of an image is complete."""
     return is_complete(target / sources[0].name, "RGB", read_label_map(str(sources[0])).shape)
 
 
 def convert(target: Path, overwrite: bool, sources: tuple[Path, Path]) -> Outcome:
+    """Build the entry and write the PNG file of one image."""
     labels = read_label_map(str(sources[0]))
     if labels.max(initial=0) > len(class_table("ade20k")):
-        raise BadRecordError(sources[0], f"holds label {labels.max()}; SceneParse150 has 0-150")
+        raise BadRecordError(
+            sources[0], f"label {labels.max()} is not in [0, 150]; use the annotations of SceneParse150"
+        )
     keys, objects = read_ade20k_objects(sources[1])
     if keys.shape != labels.shape:
-        raise BadRecordError(sources[1], f"is {keys.shape} pixels (height, width), {sources[0]} {labels.shape}")
+        raise BadRecordError(sources[1], f"is {keys.shape} pixels (height, width), but {sources[0]} is {labels.shape}")
     merged, segments = merge(labels, keys, objects)
     name = sources[0].stem
     entry = (
@@ -93,15 +97,15 @@ def convert(target: Path, overwrite: bool, sources: tuple[Path, Path]) -> Outcom
 def prepare(args: argparse.Namespace) -> Iterator[Report]:
     base = args.root / "ADEChallengeData2016"
     for split in args.splits:
-        objects = base / "annotations_instance" / FOLDERS[split]
+        objects = base / "annotations_instance" / SPLIT_DIRECTORIES[split]
         source_files(objects, "*.png", LAYOUT)
-        sources = source_files(base / "annotations" / FOLDERS[split], "*.png", LAYOUT)
+        sources = source_files(base / "annotations" / SPLIT_DIRECTORIES[split], "*.png", LAYOUT)
         target = base / f"ade20k_panoptic_{split}"
-        yield build_document(
+        yield build_annotation_file(
             target.with_suffix(".json"),
             {path.stem: (path, objects / path.name) for path in sources},
             partial(convert, target, args.overwrite),
-            partial(panoptic_document, class_table("ade20k")),
+            partial(panoptic_annotation_file, class_table("ade20k")),
             workers=args.workers,
             overwrite=args.overwrite,
             is_finished=partial(is_finished, target),
@@ -109,7 +113,7 @@ def prepare(args: argparse.Namespace) -> Iterator[Report]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(argument_parser(__doc__, splits=list(FOLDERS)), prepare, argv)
+    return run(argument_parser(__doc__, splits=list(SPLIT_DIRECTORIES)), prepare, argv)
 
 
 if __name__ == "__main__":

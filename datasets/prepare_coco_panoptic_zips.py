@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Unpack COCO's panoptic annotations, zip files inside a zip file.
 
-Reads   <root>/coco/panoptic_annotations_trainval2017.zip, or in <root>/coco or <root>/coco/annotations what it holds:
-        panoptic_{train,val}2017.json and panoptic_{train,val}2017.zip
+Reads   <root>/coco/panoptic_annotations_trainval2017.zip, or its content in <root>/coco or
+        <root>/coco/annotations: panoptic_{train,val}2017.json and panoptic_{train,val}2017.zip
 Writes  <root>/coco/annotations/panoptic_{train,val}2017.json
         <root>/coco/panoptic_{train,val}2017/*.png
 
-Only files with the names above are unpacked. What is there already is compared with the checksum in the archive; a
-second run unpacks only what is missing or differs.
+Only files with the names above are unpacked. Existing files are compared with the checksum in the archive; a second run
+unpacks only files that are missing or differ.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from mask2former.data.preparation.work import Outcome, Report, Stage, convert_al
 from mask2former.utils.file_io import atomic_write, read_json_object, write_bytes
 
 ARCHIVE = "panoptic_annotations_trainval2017.zip"
-LARGEST_IMAGE = 64 << 20  # bytes; a PNG of COCO has some ten thousand
+LARGEST_IMAGE = 64 << 20  # bytes; a PNG file of COCO has about 10,000
 
 
 def open_zip(path: Path) -> ZipFile:
-    """Open an archive, once in each process: processes that share a file would move each other's place in it.
+    """Open an archive, once in each process: a file object shared by processes has only one position.
 
     Raises:
-        BadRecordError: it is no zip file or truncated.
+        BadRecordError: it is truncated or not a zip file.
     """
     return _open_zip(path, os.getpid())
 
@@ -49,27 +49,29 @@ def _open_zip(path: Path, _process: int) -> ZipFile:
     try:
         return ZipFile(path)
     except BadZipFile as error:
-        raise BadRecordError(path, f"{error}; the download is incomplete, repeat it") from error
+        raise BadRecordError(path, f"{error}; the download is incomplete, download it again") from error
 
 
-def members(path: Path, wanted: re.Pattern[str]) -> list[ZipInfo]:
-    """Files of an archive whose path matches.
+def members(path: Path, pattern: re.Pattern[str]) -> list[ZipInfo]:
+    """Return the files of an archive whose path matches a pattern.
 
     Raises:
-        BadRecordError: a member would land outside the directory it is unpacked to; that is none of COCO's archives.
+        BadRecordError: the path of a member leads out of the target directory; COCO's archives have none.
     """
-    found = []
+    matches = []
     for member in open_zip(path).infolist():
         parts = PurePosixPath(member.filename.replace("\\", "/"))
         if parts.is_absolute() or ".." in parts.parts or ":" in member.filename:
-            raise BadRecordError(path, "its name leads out of the directory; this is not COCO's file", member.filename)
-        if wanted.fullmatch(member.filename):
-            found.append(member)
-    return found
+            raise BadRecordError(
+                path, "its path leads out of the target directory; this is not COCO's archive", member.filename
+            )
+        if pattern.fullmatch(member.filename):
+            matches.append(member)
+    return matches
 
 
 def same_content(path: Path, member: ZipInfo) -> bool:
-    """Whether a file has the size and checksum that the archive says."""
+    """Return whether a file has the size and checksum of a member of an archive."""
     if not path.is_file() or path.stat().st_size != member.file_size:
         return False
     checksum = 0
@@ -80,28 +82,39 @@ def same_content(path: Path, member: ZipInfo) -> bool:
 
 
 def unpack_file(archive: Path, member: ZipInfo, target: Path) -> None:
-    """Write one member; its checksum is verified on the way."""
+    """Unpack one member to a file and verify its checksum.
+
+    Raises:
+        BadRecordError: the archive is damaged.
+    """
     try:
         with open_zip(archive).open(member) as source, atomic_write(target) as file:
             shutil.copyfileobj(source, file, 1 << 20)
     except (BadZipFile, zlib.error, EOFError) as error:
-        raise BadRecordError(archive, f"{error}; the download is damaged, repeat it", member.filename) from error
+        raise BadRecordError(
+            archive, f"{error}; the download is damaged, download it again", member.filename
+        ) from error
 
 
 def unpack_image(archive: Path, target: Path, overwrite: bool, member: ZipInfo) -> Outcome:
+    """Unpack one PNG file unless it exists with the same content."""
     path = target / PurePosixPath(member.filename).name
     present = path.exists()
     if present and not overwrite and same_content(path, member):
         return Outcome(Stage.KEPT)
     if member.file_size > LARGEST_IMAGE:
-        raise BadRecordError(archive, f"has {member.file_size} bytes, too many for an image", member.filename)
+        raise BadRecordError(
+            archive,
+            f"has {member.file_size} bytes, more than an image of COCO; download the archive again",
+            member.filename,
+        )
     unpack_file(archive, member, path)
     return Outcome(Stage.REPAIRED if present and not overwrite else Stage.WRITTEN)
 
 
 @contextlib.contextmanager
 def images_archive(base: Path, split: str) -> Iterator[Path]:
-    """The inner archive of a split; one that lies in the outer archive is unpacked for the time it is needed."""
+    """Provide the inner archive of a split; if it is inside the outer archive, it is unpacked temporarily."""
     name = f"panoptic_{split}2017.zip"
     inner = find_in(base, name)
     if inner is not None:
@@ -118,35 +131,41 @@ def images_archive(base: Path, split: str) -> Iterator[Path]:
 
 
 def find_in(base: Path, name: str) -> Path | None:
-    """A file of coco/annotations or coco, or None."""
+    """Return the path of a file in coco/annotations or coco, or None."""
     return next((directory / name for directory in (base / "annotations", base) if (directory / name).is_file()), None)
 
 
 def outer_archive(base: Path, needed: str) -> Path:
-    """The archive as it is downloaded.
+    """Return the path of the downloaded archive.
 
     Raises:
-        FileNotFoundError: it is not there; says where to get it.
+        FileNotFoundError: it does not exist; names the download page.
     """
-    found = find_in(base, ARCHIVE)
-    if found is None:
+    archive = find_in(base, ARCHIVE)
+    if archive is None:
         raise FileNotFoundError(
-            f"{base} holds neither {ARCHIVE} nor {needed}. Download 'Panoptic Train/Val annotations' from "
+            f"{base} has neither {ARCHIVE} nor {needed}. Download 'Panoptic Train/Val annotations' from "
             f"https://cocodataset.org/#download and put it at {base / ARCHIVE}, or set DETECTRON2_DATASETS or --root "
             "to the directory that holds coco/."
         )
-    return found
+    return archive
 
 
 def only_member(archive: Path, name: str) -> ZipInfo:
-    found = members(archive, re.compile(rf"(?:annotations/)?{re.escape(name)}"))
-    if len(found) != 1:
-        raise BadRecordError(archive, f"holds {len(found)} files {name}, one is needed")
-    return found[0]
+    """Return the only file of an archive with this name.
+
+    Raises:
+        BadRecordError: there is none, or more than one.
+    """
+    matches = members(archive, re.compile(rf"(?:annotations/)?{re.escape(name)}"))
+    if len(matches) != 1:
+        reason = f"has {len(matches)} files {name}, but needs one; download it again"
+        raise BadRecordError(archive, reason)
+    return matches[0]
 
 
 def ensure_json(base: Path, split: str, overwrite: bool) -> Path:
-    """annotations/panoptic_SPLIT2017.json, unpacked or put into place."""
+    """Unpack or copy annotations/panoptic_SPLIT2017.json unless it exists, and return its path."""
     name = f"panoptic_{split}2017.json"
     target, present = base / "annotations" / name, find_in(base, name)
     if present is None or find_in(base, ARCHIVE) is not None:
@@ -165,10 +184,10 @@ def prepare(args: argparse.Namespace) -> Iterator[Report]:
         json_file = ensure_json(base, split, args.overwrite)
         target = base / f"panoptic_{split}2017"
         with images_archive(base, split) as archive:
-            found = members(archive, re.compile(rf"(?:panoptic_{split}2017/)?\d+\.png"))
+            images = members(archive, re.compile(rf"(?:panoptic_{split}2017/)?\d+\.png"))
             report = convert_all(
                 partial(unpack_image, archive, target, args.overwrite),
-                found,
+                images,
                 args.workers,
                 f"panoptic_{split}2017",
                 target,

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Make the semantic label maps of COCO that coco_2017_{train,val}_panoptic_with_sem_seg are evaluated on.
+"""Prepare the label maps of COCO on which coco_2017_{train,val}_panoptic_with_sem_seg are evaluated.
 
 Reads   <root>/coco/annotations/panoptic_{train,val}2017.json, <root>/coco/panoptic_{train,val}2017/*.png
 Writes  <root>/coco/panoptic_semseg_{train,val}2017/*.png    0-132 = classes, things first; 255 = void
 
-prepare_coco_panoptic_zips.py unpacks the files that this script reads. A second run makes only what is missing or
-broken.
+prepare_coco_panoptic_zips.py unpacks the files that this script reads. A second run writes only missing or broken
+files.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ LAYOUT = """\
 
 
 def convert(json_file: Path, source: Path, target: Path, overwrite: bool, annotation: dict[str, Any]) -> Outcome:
+    """Write the label map of one image."""
     try:
         name = annotation["file_name"]
         classes = index_by_id(coco_categories())
         table = {segment["id"]: classes[segment["category_id"]] for segment in annotation["segments_info"]}
     except KeyError as error:
         where = str(annotation.get("file_name", annotation.get("image_id")))
-        raise BadRecordError(json_file, f"{error.args[0]!r} is missing or undeclared", where) from error
+        raise BadRecordError(json_file, f"{error.args[0]!r} is missing, or not a category of COCO", where) from error
     ids = read_panoptic_png(str(source / name))
     return Outcome(ensure_image(target / name, relabel(ids, table, VOID), overwrite))
 
@@ -55,8 +56,8 @@ def prepare(args: argparse.Namespace) -> Iterator[Report]:
         source, target = base / f"panoptic_{split}2017", base / f"panoptic_semseg_{split}2017"
         source_files(source, "*.png", LAYOUT)
         annotations = read_json_object(str(json_file), lists=("annotations",))["annotations"]
-        step = partial(convert, json_file, source, target, args.overwrite)
-        yield convert_all(step, annotations, args.workers, f"panoptic_semseg_{split}2017", target)
+        task = partial(convert, json_file, source, target, args.overwrite)
+        yield convert_all(task, annotations, args.workers, f"panoptic_semseg_{split}2017", target)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make images and label maps of COCO-Stuff 10k (v1.1) that coco_2017_{train,test}_stuff_10k_sem_seg read.
+"""Prepare images and label maps of COCO-Stuff 10k (v1.1) for coco_2017_{train,test}_stuff_10k_sem_seg.
 
 Reads   <root>/coco/coco_stuff_10k/imageLists/{train,test}.txt      names without extension
         <root>/coco/coco_stuff_10k/annotations/NAME.mat             variable S: 0 = void, 1-182 = classes
@@ -7,7 +7,7 @@ Reads   <root>/coco/coco_stuff_10k/imageLists/{train,test}.txt      names withou
 Writes  <root>/coco/coco_stuff_10k/annotations_detectron2/{train,test}/NAME.png   0-170 = classes, 255 = void
         <root>/coco/coco_stuff_10k/images_detectron2/{train,test}/NAME.jpg        hard links or copies
 
-A second run makes only what is missing or broken.
+A second run writes only missing or broken files.
 """
 
 from __future__ import annotations
@@ -39,32 +39,35 @@ LAYOUT = """\
 
 
 def read_map(path: Path) -> np.ndarray:
-    """The label map of a .mat file, int64 (H, W).
+    """Read the label map of a .mat file, int64 (H, W).
 
     Raises:
-        BadRecordError: broken, without S, or a label is none of COCO-Stuff's.
+        BadRecordError: the file is broken or has no S, or a label is not one of COCO-Stuff.
         FileNotFoundError: no such file.
     """
     try:
         labels = np.asarray(loadmat(path, variable_names=["S"])["S"])
     except (FileNotFoundError, MemoryError):
         raise
-    except Exception as error:  # scipy raises many kinds on a broken file
+    except Exception as error:  # scipy raises many types on a broken file
         raise BadRecordError(path, f"cannot be read as a Matlab file with a label map S: {error}") from error
     if labels.ndim != 2 or labels.dtype.kind not in "iu":
-        raise BadRecordError(path, f"S holds {labels.dtype} of shape {labels.shape}, a map of integers is needed")
+        raise BadRecordError(path, f"S is {labels.dtype} of shape {labels.shape}, but must be a map (H, W) of integers")
     unknown = set(np.unique(labels).tolist()) - index_by_id(class_table("coco_stuff_10k")).keys() - {0}
     if unknown:
-        raise BadRecordError(path, f"S holds labels {sorted(unknown)}, which COCO-Stuff 10k v1.1 does not have")
+        raise BadRecordError(path, f"S has labels {sorted(unknown)}, which are not classes of COCO-Stuff 10k v1.1")
     return labels.astype(np.int64)
 
 
 def convert(base: Path, split: str, overwrite: bool, name: str) -> Outcome:
+    """Link one image and write its label map."""
     labels = read_map(base / "annotations" / f"{name}.mat")
     path = base / "images" / f"{name}.jpg"
     with Image.open(path) as image:
         if image.size != labels.shape[::-1]:
-            raise BadRecordError(path, f"is {image.size[::-1]} pixels (height, width), its label map {labels.shape}")
+            raise BadRecordError(
+                path, f"is {image.size[::-1]} pixels (height, width), but its label map is {labels.shape}"
+            )
     place_image(path, base / "images_detectron2" / split / path.name, overwrite)
     indices = relabel(labels, index_by_id(class_table("coco_stuff_10k")), VOID)
     target = base / "annotations_detectron2" / split / f"{name}.png"
@@ -76,9 +79,9 @@ def prepare(args: argparse.Namespace) -> Iterator[Report]:
     for split in args.splits:
         (listing,) = source_files(base / "imageLists", f"{split}.txt", LAYOUT)
         names = listing.read_text(encoding="utf-8").split()
-        wrong = [name for name in names if Path(name).name != name]
-        if wrong:
-            raise BadRecordError(listing, f"{wrong[0]!r} is no name of an image without extension")
+        invalid = [name for name in names if Path(name).name != name]
+        if invalid:
+            raise BadRecordError(listing, f"{invalid[0]!r} is not the name of an image without extension")
         target = base / "annotations_detectron2" / split
         yield convert_all(
             partial(convert, base, split, args.overwrite), names, args.workers, f"stuff_10k_{split}", target

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Check the files of Mapillary Vistas, v1.2 (65 classes) and v2.0 (124 classes), and make instance annotations.
+"""Check the files of Mapillary Vistas, v1.2 (65 classes) and v2.0 (124 classes), and write instance annotations.
 
 Reads   <root>/mapillary_vistas/{training,validation}/images/*.jpg
         v1.2: <root>/mapillary_vistas/{training,validation}/{labels,panoptic}/, panoptic/panoptic_2018.json
@@ -8,8 +8,8 @@ Reads   <root>/mapillary_vistas/{training,validation}/images/*.jpg
 Writes  v1.2: <root>/mapillary_vistas/mapillary_vistas_instance_{train,val}.json
         v2.0: <root>/mapillary_vistas/mapillary_vistas_v2_instance_{train,val}.json
 
-The archive of v2.0 holds the annotations of v1.2 too, in {training,validation}/v1.2; they are linked to where v1.2 has
-them. Missing files are told by name. A second run makes only the files that are missing or incomplete.
+The archive of v2.0 contains the annotations of v1.2 too, in {training,validation}/v1.2; they are linked to the paths of
+v1.2. Missing files are listed by name. A second run writes only missing or incomplete files.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from mask2former.data.datasets.coco_panoptic import Object
 from mask2former.data.datasets.mapillary import read_classes
 from mask2former.data.image_io import read_panoptic_png
 from mask2former.data.preparation.cli import argument_parser, find_directory, run, source_files
-from mask2former.data.preparation.segments import image_record, instance_document, instance_records
-from mask2former.data.preparation.work import Outcome, Report, Stage, build_document
+from mask2former.data.preparation.segments import image_record, instance_annotation_file, instance_records
+from mask2former.data.preparation.work import Outcome, Report, Stage, build_annotation_file
 from mask2former.utils.file_io import read_json_object
 
-FOLDERS = {"train": "training", "val": "validation"}
+SPLIT_DIRECTORIES = {"train": "training", "val": "validation"}
 CONFIG = "config_v2.0.json"
 SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Version:
-    """Where a version has its files; `directory` is below training and validation."""
+    """Paths of the files of a version; `directory` is below training and validation."""
 
     directory: str
     json_name: str
@@ -76,7 +76,7 @@ VERSIONS = {
 
 
 def link_old_version(directory: Path) -> None:
-    """Make labels, instances and panoptic of v1.2 reachable beside images, as registered; relative links."""
+    """Link labels, instances and panoptic of v1.2 to the paths that are registered, by relative links."""
     for name in ("labels", "instances", "panoptic"):
         if (directory / "v1.2" / name).is_dir() and not (directory / name).exists():
             (directory / name).symlink_to(Path("v1.2") / name, target_is_directory=True)
@@ -85,29 +85,29 @@ def link_old_version(directory: Path) -> None:
 def check(base: Path, version: str, split: str, annotations: Sequence[dict[str, Any]]) -> Report:
     """Compare images, label maps and panoptic annotations by their names."""
     source = VERSIONS[version]
-    images = base / FOLDERS[split] / "images"
-    report = Report(f"{version} {split}", str(base / FOLDERS[split]))
+    images = base / SPLIT_DIRECTORIES[split] / "images"
+    report = Report(f"{version} {split}", str(base / SPLIT_DIRECTORIES[split]))
     stems = {path.stem for path in source_files(images, "*.jpg", source.layout)}
-    parts = {"label map": base / FOLDERS[split] / source.directory / "labels"}
-    parts["panoptic annotation"] = base / FOLDERS[split] / source.directory / "panoptic"
+    parts = {"label map": base / SPLIT_DIRECTORIES[split] / source.directory / "labels"}
+    parts["panoptic annotation"] = base / SPLIT_DIRECTORIES[split] / source.directory / "panoptic"
     declared = {Path(annotation["file_name"]).stem for annotation in annotations}
-    for kind, directory in parts.items():
-        found = {path.stem for path in source_files(directory, "*.png", source.layout)}
-        report.failures += _differences(directory, kind, stems, found)
-        if kind == "panoptic annotation":
-            report.failures += _differences(directory / source.json_name, "entry", found, declared)
+    for part, directory in parts.items():
+        names = {path.stem for path in source_files(directory, "*.png", source.layout)}
+        report.failures += _differences(directory, part, stems, names)
+        if part == "panoptic annotation":
+            report.failures += _differences(directory / source.json_name, "entry", names, declared)
     report.counts[Stage.KEPT] = len(stems)
     return report
 
 
-def _differences(where: Path, kind: str, wanted: set[str], found: set[str]) -> list[str]:
-    missing, extra = sorted(wanted - found), sorted(found - wanted)
-    messages = [(missing, f"images without {kind}"), (extra, f"{kind} without image")]
-    return [f"{where}: {len(names)} {what}: {', '.join(names[:SHOWN])}" for names, what in messages if names]
+def _differences(where: Path, part: str, expected: set[str], present: set[str]) -> list[str]:
+    missing, extra = sorted(expected - present), sorted(present - expected)
+    messages = [(missing, f"images without {part}"), (extra, f"{part} without image")]
+    return [f"{where}: {len(names)} {problem}: {', '.join(names[:SHOWN])}" for names, problem in messages if names]
 
 
 def convert(directory: Path, json_file: Path, things: dict[int, bool], task: dict[str, Any]) -> Outcome:
-    """Instances of one entry of the panoptic JSON; `things` says for each category whether it is one."""
+    """Build the instance annotations of one entry of the panoptic JSON file; `things` maps categories to isthing."""
     try:
         objects = {
             segment["id"]: Object(segment["category_id"], bool(segment.get("iscrowd", 0)))
@@ -115,7 +115,9 @@ def convert(directory: Path, json_file: Path, things: dict[int, bool], task: dic
             if things[segment["category_id"]]
         }
     except KeyError as error:
-        raise BadRecordError(json_file, f"{error.args[0]!r} is missing or undeclared", task["file_name"]) from error
+        raise BadRecordError(
+            json_file, f"{error.args[0]!r} is missing, or not declared in 'categories'", task["file_name"]
+        ) from error
     ids = read_panoptic_png(str(directory / task["file_name"]))
     image_id = str(task["image_id"])
     entry = (
@@ -126,28 +128,29 @@ def convert(directory: Path, json_file: Path, things: dict[int, bool], task: dic
 
 
 def categories_of(base: Path, version: str, content: dict[str, Any], json_file: Path) -> list[dict[str, Any]]:
-    """id, name and isthing of the categories of a panoptic JSON, with the names under which they are registered."""
+    """Return id, name and isthing of the categories of a panoptic JSON file, with the registered class names."""
     try:
-        found = {entry["id"]: (entry["name"], int(bool(entry["isthing"]))) for entry in content["categories"]}
+        declared = {entry["id"]: (entry["name"], int(bool(entry["isthing"]))) for entry in content["categories"]}
     except (KeyError, TypeError) as error:
         raise BadRecordError(json_file, "categories need id, name and isthing") from error
     if version == "v2.0":
         names = {entry["key"]: entry["name"] for entry in read_classes(f"Mapillary {version}", str(base / CONFIG))}
-        unknown = sorted(name for name, _ in found.values() if name not in names)
+        unknown = sorted(name for name, _ in declared.values() if name not in names)
         if unknown:
             raise BadRecordError(json_file, f"categories {unknown[:SHOWN]} are not in {base / CONFIG}")
-        return [{"id": key, "name": names[name], "isthing": thing} for key, (name, thing) in found.items()]
+        return [{"id": key, "name": names[name], "isthing": thing} for key, (name, thing) in declared.items()]
     known = class_table("mapillary_vistas")
     for entry in known:
-        name, thing = found.get(entry["id"], (None, entry["isthing"]))
+        name, thing = declared.get(entry["id"], (None, entry["isthing"]))
         if thing != entry["isthing"]:
-            raise BadRecordError(json_file, f"is not v1.2: category {entry['id']}, {name}, differs from it")
+            raise BadRecordError(json_file, f"is not of v1.2: category {entry['id']}, {name}, differs")
     return [{key: entry[key] for key in ("id", "name", "isthing")} for entry in known]
 
 
 def prepare_split(base: Path, version: str, split: str, args: argparse.Namespace) -> Iterator[Report]:
+    """Check one split of a version and write its instance annotations."""
     source = VERSIONS[version]
-    directory = base / FOLDERS[split] / source.directory / "panoptic"
+    directory = base / SPLIT_DIRECTORIES[split] / source.directory / "panoptic"
     (json_file,) = source_files(directory, source.json_name, source.layout)
     content = read_json_object(str(json_file), lists=("annotations", "categories"))
     categories = categories_of(base, version, content, json_file)
@@ -156,11 +159,11 @@ def prepare_split(base: Path, version: str, split: str, args: argparse.Namespace
         yield check(base, version, split, content["annotations"])
     except (KeyError, TypeError) as error:
         raise BadRecordError(json_file, "annotations need image_id and file_name") from error
-    yield build_document(
+    yield build_annotation_file(
         base / f"{source.prefix}_{split}.json",
         tasks,
         partial(convert, directory, json_file, {entry["id"]: bool(entry["isthing"]) for entry in categories}),
-        partial(instance_document, [{"id": e["id"], "name": e["name"]} for e in categories if e["isthing"]]),
+        partial(instance_annotation_file, [{"id": e["id"], "name": e["name"]} for e in categories if e["isthing"]]),
         workers=args.workers,
         overwrite=args.overwrite,
     )
@@ -169,7 +172,7 @@ def prepare_split(base: Path, version: str, split: str, args: argparse.Namespace
 def prepare(args: argparse.Namespace) -> Iterator[Report]:
     base = find_directory([args.root / "mapillary_vistas"], VERSIONS["v1.2"].layout)
     for split in args.splits:
-        link_old_version(base / FOLDERS[split])
+        link_old_version(base / SPLIT_DIRECTORIES[split])
     present = [v for v, where in VERSIONS.items() if (base / "training" / where.directory / "panoptic").is_dir()]
     for version in args.versions or present or ["v1.2"]:
         for split in args.splits:
@@ -177,8 +180,8 @@ def prepare(args: argparse.Namespace) -> Iterator[Report]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argument_parser(__doc__, splits=list(FOLDERS))
-    parser.add_argument("--versions", nargs="+", choices=list(VERSIONS), help="default: those that are there")
+    parser = argument_parser(__doc__, splits=list(SPLIT_DIRECTORIES))
+    parser.add_argument("--versions", nargs="+", choices=list(VERSIONS), help="default: those that exist")
     return run(parser, prepare, argv)
 
 

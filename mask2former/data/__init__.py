@@ -53,5 +53,5 @@ __all__ = [
     "skipped_records",
 ]
 
-# As detectron2 does at its own import; repeating it changes nothing.
+# detectron2 registers its datasets at import too; a second call changes nothing.
 register_all()

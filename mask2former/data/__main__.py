@@ -1,4 +1,4 @@
-"""`python -m mask2former.data check NAME`: look through a dataset before training on it."""
+"""`python -m mask2former.data check NAME`: check a dataset before training on it."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             register_from_config(load_config(args.config_file), [args.name])
         if args.name not in DatasetCatalog:
             hint = did_you_mean(args.name, DatasetCatalog.keys(), 3)
-            parser.error(f"no dataset {args.name!r} is registered.{hint} Your own ones need --config-file.")
+            parser.error(f"no dataset {args.name!r} is registered.{hint} Custom datasets need --config-file.")
         report = check_dataset(args.name, args.limit, args.workers)
         sys.stdout.write(format_report(report) + "\n")
         if args.output:
             contact_sheet(report, args.samples).save(args.output)
             sys.stdout.write(f"Contact sheet: {args.output}\n")
     except BrokenProcessPool:
-        sys.stderr.write(f"{args.name}: a process died, perhaps for want of memory; try --workers 1\n")
+        sys.stderr.write(f"{args.name}: a worker process died, perhaps out of memory; try --workers 1\n")
         return 1
     except (OSError, ValueError) as error:
         sys.stderr.write(f"{args.name}: {error}\n")
@@ -50,18 +50,18 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     text = (
         "Read every image and annotation of a dataset; report counts, sizes, how often each class occurs, and every "
-        "missing or broken file. The exit status is 1 when there is one."
+        "missing or broken file. The exit status is 1 if there is any."
     )
-    check = commands.add_parser("check", help="look through a dataset", description=text)
+    check = commands.add_parser("check", help="check a dataset", description=text)
     check.add_argument("name", help="registered name, for example coco_2017_val_panoptic_with_sem_seg")
     check.add_argument(
         "--root", help="directory that holds the datasets; default: DETECTRON2_DATASETS, else ./datasets"
     )
-    check.add_argument("--config-file", help="configuration whose DATASETS keys describe a dataset of your own")
+    check.add_argument("--config-file", help="configuration whose DATASETS keys describe custom datasets")
     check.add_argument("--output", help="also draw annotated images on a contact sheet, for example sheet.jpg")
     check.add_argument("--samples", type=_positive, default=12, help="images on the sheet (default: %(default)s)")
-    check.add_argument("--limit", type=_positive, help="look at so many records only, evenly spread")
-    check.add_argument("--workers", type=_positive, help="processes; default: one per core, at most 16")
+    check.add_argument("--limit", type=_positive, help="check at most this many records, evenly spread")
+    check.add_argument("--workers", type=_positive, help="worker processes; default: one per core, at most 16")
     return parser
 
 

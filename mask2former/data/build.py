@@ -1,4 +1,4 @@
-"""Loaders for training and evaluation, from a config."""
+"""Data loaders for training and evaluation, from a config."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrain
 def build_train_loader(
     cfg: CfgNode, mapper: Mapper | None = None, *, start_iteration: int = 0, seed: int | None = None
 ) -> DataLoader:
-    """Endless loader of micro-batches for this process.
+    """Build the endless loader of micro-batches of this rank.
 
-    One iteration of training takes SOLVER.ACCUMULATION_STEPS items of the loader; over all processes they
-    hold SOLVER.IMS_PER_BATCH samples. With the same seed, a loader started at iteration k gives what the
-    loader started at 0 gives from iteration k on, augmentations included, whatever the number of workers.
+    A training iteration takes SOLVER.ACCUMULATION_STEPS batches of the loader; over all ranks they hold
+    SOLVER.IMS_PER_BATCH samples. With the same seed, a loader started at iteration k yields what the loader started at
+    0 yields from iteration k on, augmentations included, whatever the number of workers.
 
     Args:
         cfg: DATASETS.TRAIN, DATASETS.COCO_JSON, INPUT, DATALOADER and SOLVER are read.
-        mapper: instead of the one that INPUT.DATASET_MAPPER_NAME names.
-        start_iteration: optimizer steps already done.
-        seed: the same on all processes; None takes cfg.SEED, and where that is negative a random one, with
-            which a resumed run does not continue the order of the interrupted one.
+        mapper: replaces the one that INPUT.DATASET_MAPPER_NAME names.
+        start_iteration: training iterations already done.
+        seed: the same on all ranks; None takes cfg.SEED, or a random seed if that is negative. With a random seed a
+            resumed run does not continue the order of the interrupted one.
 
     Returns:
-        Loader of lists of samples; `skipped_records(loader)` counts bad ones.
+        Loader of lists of samples; `skipped_records(loader)` counts the bad ones.
 
     Raises:
-        ValueError: impossible settings, unknown dataset, nothing to train on.
+        ValueError: invalid settings, an unknown dataset, or no record to train on.
         FileNotFoundError: files of the dataset are missing.
-        BadRecordError: from reading the annotations, or later from the loader.
+        BadRecordError: annotations cannot be used; the loader raises it too, for a record.
     """
     register_from_config(cfg, cfg.DATASETS.TRAIN)
     batch_size = micro_batch_size(cfg, comm.get_world_size())
     if start_iteration < 0:
-        raise ValueError(f"start_iteration is {start_iteration}, iterations are counted from 0")
+        raise ValueError(f"start_iteration is {start_iteration}; give an iteration of 0 or more")
     records = _load_records(list(cfg.DATASETS.TRAIN), "DATASETS.TRAIN", cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     if seed is None:
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
@@ -75,7 +75,7 @@ def build_train_loader(
         num_workers=workers,
     )
     logger.info(
-        "training on %d records of %s, %d per micro-batch and process, seed %d, from iteration %d",
+        "training on %d records of %s, %d per micro-batch and rank, seed %d, from iteration %d",
         len(records),
         ", ".join(cfg.DATASETS.TRAIN),
         batch_size,
@@ -87,26 +87,26 @@ def build_train_loader(
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_as_list,
-        # Pinning starts CUDA: not where the model does not use it.
+        # Pinning memory initializes CUDA; avoid that if the model does not use it.
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available(),
-        generator=_own_generator(seed),
+        generator=_loader_generator(seed),
     )
 
 
 def build_test_loader(
     cfg: CfgNode, dataset_name: str, mapper: Mapper | None = None, *, batch_size: int = 1
 ) -> DataLoader:
-    """Loader of every record of one dataset once, shared among processes.
+    """Build a loader that yields every record of one dataset once, divided among the ranks.
 
     Args:
         cfg: DATASETS.COCO_JSON, INPUT and DATALOADER are read.
         dataset_name: registered name.
-        mapper: instead of the one for inference.
+        mapper: replaces the one for inference.
         batch_size: images in a batch.
 
     Returns:
-        Loader of lists of samples. With DATALOADER.SKIP_BAD_RECORDS bad records are missing from them; they
-        then have no prediction, and `skipped_records(loader)` counts them.
+        Loader of lists of samples. With DATALOADER.SKIP_BAD_RECORDS bad records are left out and have no prediction;
+        `skipped_records(loader)` counts them.
 
     Raises:
         ValueError, FileNotFoundError, BadRecordError: as `build_train_loader`.
@@ -126,17 +126,17 @@ def build_test_loader(
         sampler=InferenceSampler(len(records)),
         num_workers=workers,
         collate_fn=_as_list,
-        generator=_own_generator(0),
+        generator=_loader_generator(0),
     )
 
 
 def skipped_records(loader: DataLoader) -> int:
-    """How often a loader of this module has met a bad record and gone on without it."""
+    """Return how many times a loader of this module has skipped a bad record."""
     return cast("TrainingRecords | TestRecords", loader.dataset).skipped
 
 
 class _Loader(DataLoader):
-    """Raises the errors that the records gave, and leaves out those that were skipped."""
+    """Raises the errors that records returned, and leaves out the records that were skipped."""
 
     def __iter__(self) -> Iterator[list[Sample]]:  # type: ignore[override]
         for batch in super().__iter__():
@@ -148,8 +148,8 @@ class _Loader(DataLoader):
                 yield usable
 
 
-def _own_generator(seed: int) -> torch.Generator:
-    """For what a DataLoader draws when it starts: else it would disturb the random state of the process."""
+def _loader_generator(seed: int) -> torch.Generator:
+    """Return the generator from which a DataLoader draws at its start, instead of from the global random state."""
     return torch.Generator().manual_seed(seed)
 
 
@@ -158,14 +158,14 @@ def _as_list(batch: list[Any]) -> list[Any]:
 
 
 def _load_records(names: Sequence[str], key: str, filter_empty: bool) -> list[dict[str, Any]]:
-    """Records of datasets by name, checked for what detectron2 would only assert."""
+    """Load the records of datasets by name; raise ValueError where detectron2 would only assert."""
     if not names:
         raise ValueError(f"{key} is empty; name at least one dataset")
     for name in names:
         if name not in DatasetCatalog:
             hint = did_you_mean(name, DatasetCatalog.keys(), 3)
             raise ValueError(
-                f"{key}: no dataset {name!r} is registered.{hint} Your own COCO JSON becomes one with "
+                f"{key}: no dataset {name!r} is registered.{hint} Register a custom COCO JSON file with "
                 f'DATASETS.COCO_JSON \'[["{name}", "annotations.json", "images"]]\''
             )
     try:
@@ -176,7 +176,7 @@ def _load_records(names: Sequence[str], key: str, filter_empty: bool) -> list[di
 
 
 def _repeats(cfg: CfgNode, records: list[dict[str, Any]], seed: int) -> np.ndarray:
-    """How often an epoch shows each record, float (N,), as DATALOADER.SAMPLER_TRAIN says."""
+    """Return how often an epoch shows each record, float (N,), by DATALOADER.SAMPLER_TRAIN."""
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name == "TrainingSampler":
         return np.ones(len(records))
@@ -196,8 +196,8 @@ def _repeats(cfg: CfgNode, records: list[dict[str, Any]], seed: int) -> np.ndarr
 
 
 def _orientations(records: list[dict[str, Any]]) -> np.ndarray | None:
-    """1 for images wider than high, else 0; None if a record does not say its size."""
+    """Return 1 for images wider than high, else 0, int64 (N,); None if a record has no size."""
     if not all("width" in record and "height" in record for record in records):
-        logger.info("records without sizes: images are not grouped by aspect ratio")
+        logger.info("records have no 'width' and 'height': images are not grouped by aspect ratio")
         return None
     return np.array([record["width"] > record["height"] for record in records], dtype=np.int64)

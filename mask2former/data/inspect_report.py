@@ -1,4 +1,4 @@
-"""The result of `check_dataset` as text and as a contact sheet."""
+"""Format the result of `check_dataset` as text and as a contact sheet."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from .inspect import DatasetReport, presence
 
 _SHOWN_FILES = 20
 _SHOWN_NOTES = 5
-_TILE = 480  # pixels: width of an image on the sheet
+_TILE = 480  # width of an image on the sheet in pixels
 _GAP = 8
 
 
 def format_report(report: DatasetReport) -> str:
-    """The report for a terminal: counts, sizes, classes, and what is wrong."""
-    looked = len(report.records)
-    part = f"{looked} of {report.total} records" if looked < report.total else f"{looked} records"
+    """Return the report as text for a terminal: counts, sizes, classes, notes and problems."""
+    checked = len(report.records)
+    part = f"{checked} of {report.total} records" if checked < report.total else f"{checked} records"
     lines = [f"{report.name}: {report.rules.kind} dataset, {len(report.rules.names)} classes, {part}"]
-    lines += _size_lines([found.size for found in report.inspections if found.size is not None])
+    lines += _size_lines([inspection.size for inspection in report.inspections if inspection.size is not None])
     if report.rules.kind != "unlabeled":
         lines += _class_lines(report)
     lines += _listed("notes", report.notes, _SHOWN_NOTES)
-    broken = sum(bool(found.problems) for found in report.inspections)
+    broken = sum(bool(inspection.problems) for inspection in report.inspections)
     lines += _listed(f"problems ({broken} records cannot be used)", report.problems, _SHOWN_FILES)
     if not report.problems:
         lines.append("No missing or broken files.")
     return "\n".join(lines)
 
 
-def _listed(what: str, entries: Sequence[str], count: int) -> list[str]:
+def _listed(title: str, entries: Sequence[str], count: int) -> list[str]:
     if not entries:
         return []
     more = [f"  and {len(entries) - count} more"] if len(entries) > count else []
-    return [f"{len(entries)} {what}:", *(f"  {entry}" for entry in entries[:count]), *more]
+    return [f"{len(entries)} {title}:", *(f"  {entry}" for entry in entries[:count]), *more]
 
 
 def _size_lines(sizes: Sequence[tuple[int, int]]) -> list[str]:
@@ -62,9 +62,9 @@ def _size_lines(sizes: Sequence[tuple[int, int]]) -> list[str]:
 def _class_lines(report: DatasetReport) -> list[str]:
     pixels: Counter[int] = Counter()
     objects: Counter[int] = Counter()
-    for found in report.inspections:
-        pixels.update(found.pixels)
-        objects.update(found.objects)
+    for inspection in report.inspections:
+        pixels.update(inspection.pixels)
+        objects.update(inspection.objects)
     records = presence(report.inspections)
     counted = sum(pixels.values())
     semantic = report.rules.kind == "semantic"
@@ -77,9 +77,11 @@ def _class_lines(report: DatasetReport) -> list[str]:
     absent = [name.strip() for label, name in enumerate(report.rules.names) if not records[label]]
     if absent:
         lines.append(f"{len(absent)} of {len(report.rules.names)} classes do not occur: {first_few(absent, 20)}")
-    empty = sum(not found.pixels and not found.problems for found in report.inspections)
-    crowds, void = (sum(getattr(found, key) for found in report.inspections) for key in ("crowds", "void"))
-    area = sum(found.size[0] * found.size[1] for found in report.inspections if found.size is not None)
+    empty = sum(not inspection.pixels and not inspection.problems for inspection in report.inspections)
+    crowds, void = (sum(getattr(inspection, key) for inspection in report.inspections) for key in ("crowds", "void"))
+    area = sum(
+        inspection.size[0] * inspection.size[1] for inspection in report.inspections if inspection.size is not None
+    )
     lines.append(
         f"{sum(objects.values())} objects or segments, {crowds} crowd regions, {empty} records without any class"
         if not semantic
@@ -91,15 +93,19 @@ def _class_lines(report: DatasetReport) -> list[str]:
 
 
 def contact_sheet(report: DatasetReport, count: int = 12) -> Image.Image:
-    """Annotated images side by side, chosen so that many classes are to be seen.
+    """Draw annotated images side by side, selected to show as many classes as possible.
 
     Raises:
         ValueError: no record can be drawn.
     """
-    chosen = choose_records([frozenset(found.pixels) for found in report.inspections], _usable(report), count)
-    if not chosen:
-        raise ValueError(f"dataset {report.name!r}: no record is whole, so there is nothing to draw")
-    tiles = [_tile(report, report.records[index]) for index in chosen]
+    selected = select_records(
+        [frozenset(inspection.pixels) for inspection in report.inspections], _usable(report), count
+    )
+    if not selected:
+        raise ValueError(
+            f"dataset {report.name!r}: every record has problems, so there is nothing to draw; see the report"
+        )
+    tiles = [_tile(report, report.records[index]) for index in selected]
     columns = min(len(tiles), max(1, round(len(tiles) ** 0.5 * 1.2)))
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
     width = columns * (_TILE + _GAP) + _GAP
@@ -113,29 +119,32 @@ def contact_sheet(report: DatasetReport, count: int = 12) -> Image.Image:
 
 
 def _usable(report: DatasetReport) -> list[int]:
-    return [index for index, found in enumerate(report.inspections) if not found.problems]
+    return [index for index, inspection in enumerate(report.inspections) if not inspection.problems]
 
 
-def choose_records(classes: Sequence[frozenset[int]], usable: Sequence[int], count: int) -> list[int]:
-    """Indices of up to `count` usable records: those that show most classes not yet shown, then evenly spread ones.
+def select_records(classes: Sequence[frozenset[int]], usable: Sequence[int], count: int) -> list[int]:
+    """Return up to `count` indices: records that add most classes not yet shown, then evenly spread ones.
 
     Args:
-        classes: of each record.
-        usable: indices to choose from.
-        count: how many.
+        classes: class indices of each record.
+        usable: indices of records to select from.
+        count: largest number of records.
+
+    Returns:
+        Indices in ascending order.
     """
-    chosen: list[int] = []
+    selected: list[int] = []
     shown: set[int] = set()
-    while len(chosen) < count:
+    while len(selected) < count:
         best = max(usable, key=lambda index: len(classes[index] - shown), default=None)
         if best is None or not classes[best] - shown:
             break
-        chosen.append(best)
+        selected.append(best)
         shown |= classes[best]
-    rest = [index for index in usable if index not in set(chosen)]
-    wanted = min(count - len(chosen), len(rest))
-    chosen += [rest[(2 * position + 1) * len(rest) // (2 * wanted)] for position in range(wanted)]
-    return sorted(chosen)
+    rest = [index for index in usable if index not in set(selected)]
+    missing = min(count - len(selected), len(rest))
+    selected += [rest[(2 * position + 1) * len(rest) // (2 * missing)] for position in range(missing)]
+    return sorted(selected)
 
 
 def _tile(report: DatasetReport, record: dict[str, Any]) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Records and a mapper as torch datasets, with the policy for bad records."""
+"""Torch datasets of records and a mapper, which skip or report bad records."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ logger = logging.getLogger(__name__)
 Sample = dict[str, Any]
 Mapper = Callable[[dict[str, Any]], Sample | None]
 
-# So many bad records in a row are no accident, for example when the directory of the images is wrong.
+# More bad records in a row have a common cause, for example a wrong image directory.
 _MAX_TRIES = 50
 
 
 class _MappedRecords(Dataset):
-    """Shared by training and test: records in compact memory, a mapper, and a count of bad records."""
+    """Base of the training and test datasets: serialized records, a mapper, and a count of bad records."""
 
     def __init__(self, records: list[dict[str, Any]], mapper: Mapper, *, skip_bad: bool, num_workers: int) -> None:
         self.records = DatasetFromList(records, copy=False)
         self.mapper = mapper
         self.skip_bad = skip_bad
-        # One cell a worker in shared memory: the main process sees the counts, and nobody needs a lock.
+        # One counter per worker in shared memory: the main process reads them, and no lock is needed.
         self._skipped = torch.zeros(max(1, num_workers), dtype=torch.int64).share_memory_()
         self._reported: set[str] = set()
 
@@ -39,21 +39,21 @@ class _MappedRecords(Dataset):
 
     @property
     def skipped(self) -> int:
-        """How many times a bad record was skipped so far, by all workers of this process."""
+        """Return how many times a bad record was skipped so far, by all workers of this rank."""
         return int(self._skipped.sum())
 
     def try_map(self, index: int) -> Sample | BadRecordError | None:
         """Map one record.
 
         Returns:
-            The sample; None for a bad record that is to be skipped, else what is wrong with it. The error is
-            given and not raised: on the way out of a worker torch would bury its message in tracebacks.
+            The sample; for a bad record None if bad records are skipped, else the error. The error is returned and not
+            raised, because torch would bury its message in the traceback of a worker.
         """
         record = self.records[index]
         try:
             sample = self.mapper(record)
             if sample is None:
-                raise BadRecordError(_name(record, index), "the mapper refused the record")
+                raise BadRecordError(_name(record, index), "the mapper returned None for this record")
             return sample
         except BadRecordError as error:
             if not self.skip_bad:
@@ -67,19 +67,19 @@ class _MappedRecords(Dataset):
 
 
 def _name(record: dict[str, Any], index: int) -> str:
-    """What a message calls a record: its file, or the first of its frames."""
+    """Return the name of a record for messages: its file, or the first of its frames."""
     return str(record.get("file_name") or next(iter(record.get("file_names", ())), f"record {index}"))
 
 
 class TrainingRecords(_MappedRecords):
-    """Takes `Draw`s; a bad record is replaced by one drawn at random, or gives its error.
+    """Maps the record of a `Draw`; a bad record is replaced by one drawn at random, or its error is returned.
 
     Args:
         records: in detectron2's format.
-        mapper: makes a sample of a record; the global random states are seeded for each draw.
-        seed: with the position of a draw it determines augmentation and replacement.
-        skip_bad: replace and count bad records; otherwise give their errors.
-        num_workers: of the loader that this goes into.
+        mapper: turns a record into a sample; the global random states are seeded for each draw.
+        seed: determines augmentation and replacement together with the position of a draw.
+        skip_bad: replace and count bad records; otherwise return their errors.
+        num_workers: workers of the loader.
     """
 
     def __init__(
@@ -104,22 +104,22 @@ class TrainingRecords(_MappedRecords):
                 index = int(np.random.default_rng([self.seed, draw.position, attempt]).integers(len(self)))
         return BadRecordError(
             _name(self.records[index], index),
-            f"{_MAX_TRIES} records in a row are bad; the warnings above name them. Check the dataset "
+            f"{_MAX_TRIES} records in a row are bad; the warnings above name them. Check the dataset, "
             "or set DATALOADER.SKIP_BAD_RECORDS to False to stop at the first",
         )
 
 
 class TestRecords(_MappedRecords):
-    """Takes indices; gives None for a skipped record, or its error.
+    """Maps the record of an index; returns None for a skipped record.
 
     Args:
         records: in detectron2's format.
-        mapper: makes a sample of a record.
-        skip_bad: give None for bad records and count them; otherwise give their errors.
-        num_workers: of the loader that this goes into.
+        mapper: turns a record into a sample.
+        skip_bad: return None for bad records and count them; otherwise return their errors.
+        num_workers: workers of the loader.
     """
 
-    __test__ = False  # not a test, whatever pytest thinks of the name
+    __test__ = False  # pytest takes the name for that of a test class
 
     def __init__(
         self, records: list[dict[str, Any]], mapper: Mapper, *, skip_bad: bool = False, num_workers: int = 0

@@ -1,9 +1,9 @@
-"""Carrying masks through image transforms: polygons by their points, everything else by nearest neighbor.
+"""Apply image transforms to masks: polygons by their points, everything else by nearest neighbor.
 
-detectron2 applies every transform to every mask of the whole image. Flips, rotations by 90 degrees,
-nearest-neighbor resizing, crops and padding only look pixels up, rows and columns apart from each other; so
-the whole chain is two index vectors (`IndexMap`), computed once for an image, and a mask moves inside its
-bounding box. The result is equal pixel for pixel.
+detectron2 applies every transform to every mask in full image size. Flips, rotations by 90 degrees, nearest-neighbor
+resizing, crops and padding only look up pixels, independently in rows and columns. A chain of them is therefore two
+index vectors (`IndexMap`), computed once for an image, and each mask is transformed inside its bounding box. The result
+is equal pixel for pixel.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from .transforms import ColorTransform, Rot90Transform
 
 @dataclass(frozen=True)
 class IndexMap:
-    """A chain of look-ups: result[i, j] = image[rows[i], columns[j]].
+    """A chain of lookups: result[i, j] = image[rows[i], columns[j]].
 
-    rows int (H,), columns int (W,); -1 marks padding, the others rise or fall steadily.
-    Where `transposed`, they look into the transposed image.
+    rows int (H,), columns int (W,); -1 marks padding, the other entries are monotonic. If `transposed`, they index the
+    transposed image.
     """
 
     rows: np.ndarray
@@ -34,11 +34,11 @@ class IndexMap:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the result."""
+        """Return height and width of the result."""
         return len(self.rows), len(self.columns)
 
     def move(self, patch: Patch) -> Patch:
-        """Move one mask; the result lies inside the new image and may have empty borders, or be empty."""
+        """Transform one mask; the result lies inside the new image and may have empty borders, or be empty."""
         top, left, bits = patch
         if self.transposed:
             top, left, bits = left, top, bits.T
@@ -51,31 +51,31 @@ class IndexMap:
 
 
 def index_map(transforms: T.TransformList, size: tuple[int, int]) -> IndexMap | None:
-    """Reduce a chain of transforms to look-ups.
+    """Reduce a chain of transforms to lookups.
 
     Args:
-        transforms: the chain, as an AugmentationList returns it.
-        size: height and width of the image before it.
+        transforms: the transforms, as an AugmentationList returns them.
+        size: height and width of the image before them.
 
     Returns:
-        The map, or None where a transform is not a look-up of rows and columns (a rotation by 10 degrees).
+        The map, or None if a transform is not a lookup of rows and columns (a rotation by 10 degrees).
     """
     result = IndexMap(np.arange(size[0]), np.arange(size[1]))
     for transform in _flatten(transforms):
-        step = _compose(result, transform)
-        if step is None:
+        composed = _compose(result, transform)
+        if composed is None:
             return None
-        result = step
+        result = composed
     return result
 
 
 def move_patches(patches: Sequence[Patch], transforms: T.TransformList, size: tuple[int, int]) -> list[Patch]:
-    """Apply transforms to masks, as `apply_segmentation` on each whole mask would.
+    """Apply transforms to masks, as `apply_segmentation` on each full mask would.
 
     Args:
         patches: masks in an image of `size`.
-        transforms: the chain that the image goes through.
-        size: height and width before it.
+        transforms: applied to the image.
+        size: height and width before them.
     """
     lookup = index_map(transforms, size)
     if lookup is not None:
@@ -83,7 +83,7 @@ def move_patches(patches: Sequence[Patch], transforms: T.TransformList, size: tu
     moved = []
     for patch in patches:
         mask = transforms.apply_segmentation(paste([patch], size)[0].astype(np.uint8))
-        # Padding may carry another value than 0 or 1; it belongs to no object.
+        # Padding may have another value than 0 or 1; it belongs to no object.
         moved.append(bitmap_to_patch(mask == 1, mask.shape))
     return moved
 
@@ -94,22 +94,22 @@ def move_polygons(
     size: tuple[int, int],
     new_size: tuple[int, int],
 ) -> list[Patch]:
-    """Apply transforms to the points of polygons, then rasterize: exact where nearest neighbor is not.
+    """Apply transforms to the points of polygons, then rasterize, which is exact where nearest neighbor is not.
 
-    Crops only shift the points; what lies outside is cut off the mask. detectron2 cuts the polygons first,
-    with the optional package shapely; its masks differ by a few pixels where a crop crosses an outline.
+    Crops only shift the points, and the mask is clipped to the image. detectron2 clips the polygons first, with the
+    optional package shapely; its masks differ by a few pixels where a crop crosses an outline.
 
     Args:
-        objects: for each object its polygons, float64 (P, 2) in pixels (x, y).
-        transforms: the chain that the image goes through.
-        size: height and width before it.
-        new_size: height and width after it.
+        objects: polygons of each object, float64 (P, 2), (x, y) in pixels.
+        transforms: applied to the image.
+        size: height and width before them.
+        new_size: height and width after them.
 
     Returns:
-        For each object its mask; empty where it was cropped away.
+        The mask of each object; empty if it was cropped away.
     """
-    polygons = [polygon for own in objects for polygon in own]
-    counts = [len(own) for own in objects]
+    polygons = [polygon for object_polygons in objects for polygon in object_polygons]
+    counts = [len(object_polygons) for object_polygons in objects]
     for transform in _flatten(transforms):
         if not polygons:
             break
@@ -124,12 +124,12 @@ def move_polygons(
     lookup = index_map(transforms, size)
     if lookup is None:
         return patches
-    # An object that leaves the crop must not reappear on padding that comes after the crop.
+    # An object outside a crop must not reappear on padding that follows the crop.
     return [clip_patch(patch, *_valid(lookup.rows), *_valid(lookup.columns)) for patch in patches]
 
 
 def _valid(indices: np.ndarray) -> tuple[int, int]:
-    """First and last + 1 position that is no padding."""
+    """Return the first position that is not padding, and the last one + 1."""
     valid = (indices >= 0).nonzero()[0]
     return (int(valid[0]), int(valid[-1]) + 1) if valid.size else (0, 0)
 
@@ -142,31 +142,31 @@ def _flatten(transforms: T.TransformList) -> list[T.Transform]:
 
 
 def _compose(before: IndexMap, transform: T.Transform) -> IndexMap | None:
-    """Add one transform to a map; exact types only, a subclass may do anything."""
+    """Append one transform to a map; None if its type is not known, subclasses included."""
     rows, columns, transposed = before.rows, before.columns, before.transposed
-    kind = type(transform)
-    if kind in (T.NoOpTransform, T.BlendTransform, ColorTransform):
+    transform_type = type(transform)
+    if transform_type in (T.NoOpTransform, T.BlendTransform, ColorTransform):
         return before
-    if kind is T.HFlipTransform:
+    if transform_type is T.HFlipTransform:
         return IndexMap(rows, columns[::-1], transposed)
-    if kind is T.VFlipTransform:
+    if transform_type is T.VFlipTransform:
         return IndexMap(rows[::-1], columns, transposed)
-    if kind is Rot90Transform:
+    if transform_type is Rot90Transform:
         for _ in range(transform.turns % 4):
             rows, columns, transposed = columns[::-1], rows, not transposed
         return IndexMap(rows, columns, transposed)
-    if kind is T.ResizeTransform:
+    if transform_type is T.ResizeTransform:
         return IndexMap(_nearest(rows, transform.new_h), _nearest(columns, transform.new_w), transposed)
-    if kind is T.CropTransform:
+    if transform_type is T.CropTransform:
         rows = rows[transform.y0 : transform.y0 + transform.h]
         return IndexMap(rows, columns[transform.x0 : transform.x0 + transform.w], transposed)
-    if kind is PadTransform:
+    if transform_type is PadTransform:
         rows = np.pad(rows, (transform.y0, transform.y1), constant_values=-1)
         return IndexMap(rows, np.pad(columns, (transform.x0, transform.x1), constant_values=-1), transposed)
     return None
 
 
 def _nearest(indices: np.ndarray, size: int) -> np.ndarray:
-    """Resize an index vector with Pillow itself, so that ties round as they do for whole masks."""
+    """Resize an index vector with Pillow itself, so that ties round as they do for full masks."""
     line = Image.fromarray(indices.astype(np.int32)[None, :])
     return np.asarray(line.resize((size, 1), Image.Resampling.NEAREST))[0].astype(np.int64)

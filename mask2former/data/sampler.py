@@ -1,8 +1,8 @@
-"""An endless stream of training samples that can be entered anywhere.
+"""An endless stream of training samples that can start at any position.
 
-Everything about the sample at position p of the stream, which record it is and how it is augmented, depends
-on the seed and p alone: not on the number of loader workers, not on how often a run was interrupted, and
-(without grouping by aspect ratio) not on the number of processes that share a batch.
+The sample at position p of the stream, its record and its augmentation, depends on the seed and p alone: not on the
+number of workers, not on how often a run was interrupted, and (without grouping by aspect ratio) not on the number of
+ranks that share a batch.
 """
 
 from __future__ import annotations
@@ -18,30 +18,33 @@ from torch.utils.data import Sampler
 
 
 class Draw(NamedTuple):
-    """One sample to load: number of the record, and position in the stream."""
+    """One sample to load: index of the record, and position in the stream."""
 
     record: int
     position: int
 
 
 class IndexStream:
-    """The shuffled order of one epoch after the other.
+    """The shuffled record indices of one epoch after the other.
 
     Args:
-        repeats: how often each record appears in an epoch, float (N,), >= 0 with a positive sum; fractions
-            are rounded at random, anew in every epoch. All ones is plain shuffling.
-        seed: the same on all processes.
+        repeats: how often each record appears in an epoch, float (N,), >= 0 with a positive sum; fractions are rounded
+            at random in every epoch. All ones is plain shuffling.
+        seed: the same on all ranks.
+
+    Raises:
+        ValueError: no record has a positive number of repeats.
     """
 
     def __init__(self, repeats: np.ndarray, seed: int) -> None:
         self.repeats = np.asarray(repeats, dtype=np.float64)
         if not self.repeats.size or not self.repeats.sum() > 0:
-            raise ValueError("there is no record to sample from")
+            raise ValueError("there is no record to sample from; check the dataset and DATALOADER.SAMPLER_TRAIN")
         self.seed = seed
         self._constant = bool((self.repeats == np.floor(self.repeats)).all())
 
     def epoch(self, number: int) -> np.ndarray:
-        """Record indices of one epoch, int (M,); M varies with fractional repeats and may be 0."""
+        """Return the record indices of one epoch, int (M,); M varies with fractional repeats and may be 0."""
         generator = np.random.default_rng([self.seed, number])
         counts = np.floor(self.repeats).astype(np.int64)
         if not self._constant:
@@ -49,33 +52,33 @@ class IndexStream:
         return generator.permutation(np.repeat(np.arange(len(counts)), counts))
 
     def draws(self, start: int, step: int) -> Iterator[Draw]:
-        """Endless: positions start, start + step, start + 2 step, ..."""
-        number, first = 0, 0  # epoch, and its first position
+        """Yield the draws at positions start, start + step, start + 2 step, ... without end."""
+        epoch, first = 0, 0  # number of the epoch, and its first position
         if self._constant:
             size = int(self.repeats.sum())
-            number = start // size
-            first = number * size
+            epoch = start // size
+            first = epoch * size
         position = start
         while True:
-            indices = self.epoch(number)
+            indices = self.epoch(epoch)
             while position < first + len(indices):
                 yield Draw(int(indices[position - first]), position)
                 position += step
             first += len(indices)
-            number += 1
+            epoch += 1
 
 
 class TrainingBatches(Sampler[list[Draw]]):
-    """Endless batches of one process.
+    """Endless batches of one rank.
 
     Args:
-        stream: shared by all processes.
-        batch_size: samples in a batch of this process.
-        rank: number of this process.
-        world_size: number of processes.
-        start_batch: batches of this process to leave out, because they have been trained on.
-        groups: int (N,), group of each record; a batch is then filled from one group (portrait or landscape),
-            which saves padding. Entering the stream late takes a moment, as grouping is replayed.
+        stream: equal on all ranks.
+        batch_size: samples in a batch of this rank.
+        rank: index of this rank.
+        world_size: number of ranks.
+        start_batch: number of batches of this rank to skip, because they have been trained on.
+        groups: int (N,), group of each record; a batch then has records of one group (portrait or landscape), which
+            saves padding. Skipping batches then takes time in proportion to their number, as grouping is replayed.
     """
 
     def __init__(
@@ -102,25 +105,25 @@ class TrainingBatches(Sampler[list[Draw]]):
             while True:
                 yield [next(draws) for _ in range(self.batch_size)]
         pending: dict[int, list[Draw]] = {}
-        made = 0
+        count = 0
         for draw in self.stream.draws(self.rank, self.world_size):
             batch = pending.setdefault(int(self.groups[draw.record]), [])
             batch.append(draw)
             if len(batch) == self.batch_size:
                 del pending[int(self.groups[draw.record])]
-                if made >= self.start_batch:
+                if count >= self.start_batch:
                     yield batch
-                made += 1
+                count += 1
 
 
 @contextlib.contextmanager
 def random_state(*seeds: int) -> Iterator[None]:
-    """Seed `random`, numpy and torch (CPU) from integers >= 0, and put the former states back afterwards."""
+    """Seed `random`, numpy and torch (CPU) from integers >= 0, and restore the former states afterwards."""
     words = np.random.SeedSequence(seeds).generate_state(3)
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(int(words[0]))
     np.random.seed(int(words[1]))
-    # torch.manual_seed would seed the accelerators of the main process as well.
+    # torch.manual_seed would seed the accelerators as well.
     torch.default_generator.manual_seed(int(words[2]))
     try:
         yield

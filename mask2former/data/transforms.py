@@ -1,6 +1,6 @@
-"""Augmentations that detectron2 lacks, and guards around two that it has.
+"""Augmentations that detectron2 lacks, and fixes of two that it has.
 
-All draw their random numbers in `get_transform` and return a transform that always does the same.
+All draw their random numbers in `get_transform` and return a deterministic transform.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from detectron2.data import transforms as T
 from fvcore.transforms.transform import PadTransform
 from PIL import Image
 
-IMAGE_PAD_VALUE = 128  # gray, what the published models were trained with
+IMAGE_PAD_VALUE = 128  # gray, as in the training of the published models
 
 
 class ColorTransform(T.Transform):
-    """A change of colors by tables; geometry stays.
+    """A change of colors by lookup tables; the geometry stays.
 
-    Steps are applied in order: ("rgb", table uint8 (256,)) to every channel, ("hsv", tables uint8 (3, 256))
-    to hue, saturation and value, hue running over 0..255.
+    Steps are applied in order: ("rgb", table uint8 (256,)) to every channel, ("hsv", tables uint8 (3, 256)) to hue,
+    saturation and value, hue in [0, 255].
     """
 
     def __init__(self, steps: list[tuple[str, np.ndarray]], image_format: str = "RGB") -> None:
@@ -29,7 +29,7 @@ class ColorTransform(T.Transform):
         self.image_format = image_format
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Recolor a uint8 (H, W, 3) image."""
+        """Change the colors of a uint8 (H, W, 3) image."""
         for space, table in self.steps:
             if space == "rgb":
                 img = table[img]
@@ -41,30 +41,30 @@ class ColorTransform(T.Transform):
         return img
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Colors do not move points."""
+        """Return the points unchanged."""
         return coords
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Colors do not change labels."""
+        """Return the labels unchanged."""
         return segmentation
 
     def inverse(self) -> T.Transform:
-        """Nothing to undo for points and labels."""
+        """Return a transform that changes nothing: points and labels are as before."""
         return T.NoOpTransform()
 
 
 class ColorAugSSD(T.Augmentation):
     """Photometric distortion (SSD, Liu et al., ECCV 2016, section 2.2, after Howard, arXiv:1312.5402).
 
-    Brightness, contrast, saturation and hue, each with probability one half; contrast comes before or after
-    the change of saturation and hue, with equal chances.
+    Changes brightness, contrast, saturation and hue, each with probability one half; contrast comes before or after
+    saturation and hue, with equal probability.
 
     Args:
         image_format: order of the channels, "RGB" or "BGR".
-        brightness: largest shift in gray levels.
+        brightness: largest shift, in gray levels of [0, 255].
         contrast: range of the factor.
         saturation: range of the factor.
-        hue: largest turn of the color circle in degrees.
+        hue: largest rotation of the hue in degrees.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class ColorAugSSD(T.Augmentation):
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Draw one distortion."""
+        """Draw a distortion."""
         levels = np.arange(256, dtype=np.float64)
         steps: list[tuple[str, np.ndarray]] = []
         if random.random() < 0.5:
@@ -104,11 +104,11 @@ class ColorAugSSD(T.Augmentation):
 
 
 class Rot90Transform(T.Transform):
-    """Turn by a multiple of 90 degrees, counter-clockwise as seen.
+    """Rotation by a multiple of 90 degrees, counterclockwise.
 
     Args:
-        height, width: size of the image before.
-        turns: number of quarter turns.
+        height, width: size of the image before the rotation.
+        turns: number of rotations by 90 degrees.
     """
 
     def __init__(self, height: int, width: int, turns: int) -> None:
@@ -116,11 +116,11 @@ class Rot90Transform(T.Transform):
         self.height, self.width, self.turns = height, width, turns % 4
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Turn (H, W) or (H, W, C)."""
+        """Rotate an image (H, W) or (H, W, C)."""
         return np.rot90(img, self.turns)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Turn points (P, 2), (x, y) in pixels."""
+        """Rotate points (P, 2), (x, y) in pixels."""
         height, width = self.height, self.width
         for _ in range(self.turns):
             coords = np.stack([coords[:, 1], width - coords[:, 0]], axis=1)
@@ -128,16 +128,16 @@ class Rot90Transform(T.Transform):
         return coords
 
     def inverse(self) -> T.Transform:
-        """Turn back."""
+        """Return the rotation back."""
         height, width = (self.width, self.height) if self.turns % 2 else (self.height, self.width)
         return Rot90Transform(height, width, -self.turns)
 
 
 class RandomRot90(T.Augmentation):
-    """Turn by 0, 90, 180 or 270 degrees with equal chances: for images that have no up and down."""
+    """Rotation by 0, 90, 180 or 270 degrees with equal probability, for images without a natural orientation."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Draw one turn."""
+        """Draw a rotation."""
         turns = np.random.randint(4)
         return Rot90Transform(image.shape[0], image.shape[1], turns) if turns else T.NoOpTransform()
 
@@ -146,7 +146,7 @@ class ResizeScale(T.ResizeScale):
     """detectron2's ResizeScale, but a very long image keeps at least one pixel on its shortest edge."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Draw one size."""
+        """Draw a size."""
         return _at_least_one_pixel(super().get_transform(image))
 
 
@@ -154,16 +154,16 @@ class ResizeShortestEdge(T.ResizeShortestEdge):
     """detectron2's ResizeShortestEdge, but a very long image keeps at least one pixel on its shortest edge."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Draw one size."""
+        """Draw a size."""
         return _at_least_one_pixel(super().get_transform(image))
 
 
 class PadToSquare(T.Augmentation):
-    """Pad right and bottom to a square; the image with gray 128. A longest edge is left as it is.
+    """Padding at right and bottom to a square; the image is padded with gray 128. Longer edges are not cropped.
 
     Args:
-        side: side of the square in pixels.
-        label_value: what masks and label maps are padded with.
+        side: edge of the square in pixels.
+        label_value: padding value of masks and label maps.
     """
 
     def __init__(self, side: int, label_value: int = 0) -> None:
@@ -171,7 +171,7 @@ class PadToSquare(T.Augmentation):
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """The padding for this image."""
+        """Return the padding of an image."""
         height, width = image.shape[:2]
         right, bottom = max(0, self.side - width), max(0, self.side - height)
         if not right and not bottom:
@@ -180,7 +180,11 @@ class PadToSquare(T.Augmentation):
 
 
 def flip_augmentations(mode: str) -> list[T.Augmentation]:
-    """The flip that INPUT.RANDOM_FLIP asks for: "horizontal", "vertical" or "none"."""
+    """Build the flip for a value of INPUT.RANDOM_FLIP: "horizontal", "vertical" or "none".
+
+    Raises:
+        ValueError: any other value.
+    """
     if mode == "none":
         return []
     if mode not in ("horizontal", "vertical"):
@@ -189,7 +193,7 @@ def flip_augmentations(mode: str) -> list[T.Augmentation]:
 
 
 def _table(levels: np.ndarray) -> np.ndarray:
-    # Truncated like a conversion to 8 bits, not rounded; hue has been wrapped before.
+    # Truncates as a conversion to 8 bits does, and does not round; hue was wrapped before.
     return np.clip(levels, 0, 255).astype(np.uint8)
 
 

@@ -202,7 +202,7 @@ def test_annotations_listed_by_frame(records: Records, video_cfg: CfgNode) -> No
         for first, second in zip(ours["instances"], theirs["instances"], strict=True):
             assert torch.equal(first.gt_masks, second.gt_masks) and torch.equal(first.gt_ids, second.gt_ids)
     listed[2][0]["category_id"] = 0
-    with pytest.raises(BadRecordError, match="annotation 1: has two classes"):
+    with pytest.raises(BadRecordError, match="annotation 1: has different classes in two frames"):
         mapper({**record, "annotations": listed})
 
 
@@ -235,7 +235,7 @@ def test_bad_records_are_named(records: Records, video_cfg: CfgNode, tmp_path: P
     [
         ("AUGMENTATIONS", ["blur"], "INPUT.AUGMENTATIONS has 'blur'"),
         ("MIN_SIZE_TRAIN_SAMPLING", "by_clip", "INPUT.MIN_SIZE_TRAIN_SAMPLING is 'by_clip'"),
-        ("SAMPLING_FRAME_NUM", 0, "INPUT.SAMPLING_FRAME_NUM 0 must be at least 1"),
+        ("SAMPLING_FRAME_NUM", 0, "INPUT.SAMPLING_FRAME_NUM must be at least 1, not 0"),
         ("DATASET_MAPPER_NAME", "coco_instance_lsj", "not one of coco_clip, mask_former_semantic, mixed"),
     ],
 )

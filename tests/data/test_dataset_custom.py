@@ -84,7 +84,7 @@ def test_a_changed_file_is_read_again(tmp_path: Path, content: Content) -> None:
     content["categories"] = [*CATEGORIES, {"id": 1, "name": "new", "isthing": 1}]
     register_panoptic("own", *_write(tmp_path, content))
     assert MetadataCatalog.get("own").stuff_classes == ["new", "cell", "bar", "sky"]
-    with pytest.raises(ValueError, match=r"'coco_2017_val' is already in use, choose another for .*panoptic\.json"):
+    with pytest.raises(ValueError, match=r"'coco_2017_val' is already in use, use another name for .*panoptic\.json"):
         register_panoptic("coco_2017_val", *paths)
     unregister("own")
     assert "own" not in DatasetCatalog
@@ -144,8 +144,8 @@ def test_directories_in_one_call(directories: tuple[Path, Path], caplog: pytest.
         {"file_name": str(images / "2.JPEG"), "sem_seg_file_name": str(labels / "2.tif")},
         {"file_name": str(images / "x/1.jpg"), "sem_seg_file_name": str(labels / "x/1.png")},
     ]
-    assert "1 images without labels are left out" in caplog.text and "3.png" in caplog.text
-    assert "1 label maps alone are left out" in caplog.text
+    assert "1 images without a label map are left out" in caplog.text and "3.png" in caplog.text
+    assert "1 label maps without an image are left out" in caplog.text
 
 
 def test_class_names_from_files(directories: tuple[Path, Path], tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_class_names_from_files(directories: tuple[Path, Path], tmp_path: Path) 
         register_semantic_folder("own", *directories, tmp_path / file)
         assert MetadataCatalog.get("own").stuff_classes == ["background", "blood cell"]
     (tmp_path / "classes.json").write_text('{"a": 1}')
-    with pytest.raises(BadRecordError, match=r"classes\.json: a JSON of class names is a list"):
+    with pytest.raises(BadRecordError, match=r"classes\.json: a JSON file of class names must be a list"):
         register_semantic_folder("own", *directories, tmp_path / "classes.json")
     (tmp_path / "classes.txt").write_text("\n")
     with pytest.raises(ValueError, match=r"classes\.txt: needs a list of class names"):
@@ -166,16 +166,16 @@ def test_mistakes_in_directories(directories: tuple[Path, Path], tmp_path: Path)
     images, labels = directories
     with pytest.raises(ValueError, match=r"the class names \['a'\] occur twice"):
         register_semantic_folder("own", images, labels, ["a", "b", "a"])
-    with pytest.raises(ValueError, match="ignore_value is the value of a pixel, not '255'"):
+    with pytest.raises(ValueError, match="ignore_value must be an integer, the value of a pixel, not '255'"):
         register_semantic_folder("own", images, labels, ["a"], ignore_value="255")  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match="nowhere"):
         register_semantic_folder("own", images, tmp_path / "nowhere", ["a"])
     register_semantic_folder("own", images / "x", labels, ["a"])
-    with pytest.raises(FileNotFoundError, match=r"(?s)none of the 1 images below .*among the 3 below .*Expected"):
+    with pytest.raises(FileNotFoundError, match=r"(?s)none of the 1 images in .*among the 3 in .*Expected"):
         DatasetCatalog.get("own")
     Image.new("L", (5, 4)).save(labels / "2.png")
     register_semantic_folder("own", images, labels, ["a"])
-    with pytest.raises(ValueError, match=r"2\.(png|tif) and .*2\.(png|tif) have one name"):
+    with pytest.raises(ValueError, match=r"2\.(png|tif) and .*2\.(png|tif) have the same name"):
         DatasetCatalog.get("own")
 
 

@@ -173,7 +173,7 @@ def test_panoptic_padding_belongs_to_nobody(panoptic_record: dict[str, Any], dat
     ("change", "message"),
     [
         ({"file_name": "/nowhere/a.png"}, "/nowhere/a.png: the file does not exist"),
-        ({"file_name": None}, "no usable file name"),
+        ({"file_name": None}, "no valid file name"),
         ({"height": 31}, "its record says 40x31"),
         ({"annotations": None}, "training sample has no 'annotations'"),
         ({"annotations": ["x"]}, "annotation number 0: is not a dictionary"),

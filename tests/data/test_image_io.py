@@ -91,7 +91,7 @@ def test_size_must_be_that_of_the_record() -> None:
     record: dict = {}
     check_image_size(record, (3, 4), "a.png")
     assert record == {"height": 3, "width": 4}
-    with pytest.raises(BadRecordError, match=r"a\.png: the image is 4x3 .* says 3x4; the sides are swapped"):
+    with pytest.raises(BadRecordError, match=r"a\.png: the image is 4x3 .* says 3x4; width and height are swapped"):
         check_image_size({"height": 4, "width": 3}, (3, 4), "a.png")
 
 
@@ -120,5 +120,5 @@ def test_label_maps_keep_their_values(tmp_path: Path) -> None:
         labels = read_label_map(str(tmp_path / name))
         assert labels.dtype == np.int32 and (labels == expected).all(), name
     Image.new("RGB", (2, 2)).save(tmp_path / "color.png")
-    with pytest.raises(BadRecordError, match=r"color\.png: a label map has one channel .* this is RGB"):
+    with pytest.raises(BadRecordError, match=r"color\.png: a label map has one channel .* this one is RGB"):
         read_label_map(str(tmp_path / "color.png"))

@@ -14,7 +14,7 @@ from PIL import Image
 from mask2former.data import register_all, register_coco_json, register_panoptic, register_semantic_folder
 from mask2former.data.__main__ import main
 from mask2former.data.inspect import check_dataset, count_values
-from mask2former.data.inspect_report import choose_records, contact_sheet, format_report
+from mask2former.data.inspect_report import contact_sheet, format_report, select_records
 
 from ..panoptic_sample import PanopticSample
 
@@ -63,9 +63,12 @@ def test_semantic_problems_are_named(masks: Path) -> None:
     report = check_dataset("masks", workers=2)
     assert [bool(found.problems) for found in report.inspections] == [True, True, True, False]
     lone, *problems = report.problems
-    assert "images/e.jpg: has no label map of its name" in lone
+    assert "images/e.jpg: has no label map of the same name" in lone
     assert "images/a.jpg: cannot be read as an image" in problems[0]
-    assert "labels/b.png: 3 pixels have the values 7, which are neither a class (0-2) nor" in problems[1]
+    assert (
+        "labels/b.png: 3 pixels have the values 7, which are neither a class index in [0, 2] nor the ignore label 255"
+        in problems[1]
+    )
     assert "labels/c.png: is 6x8 (width x height), its image" in problems[2] and len(problems) == 3
     text = format_report(report)
     assert "4 problems (3 records cannot be used):" in text and "No missing" not in text
@@ -117,7 +120,7 @@ def test_panoptic_problems_are_named(tmp_path: Path, panoptic: dict[str, Any]) -
     panoptic["images"][1]["width"] = 7
     _register(tmp_path, panoptic)
     report = check_dataset("segments", workers=1)
-    assert [note.split("images/")[1] for note in report.notes] == ["1.png: segment 77 (sky) has no pixel"]
+    assert [note.split("images/")[1] for note in report.notes] == ["1.png: segment 77 (sky) has no pixels"]
     text = [problem.split("images/", 1)[1] for problem in report.problems]
     assert text[:2] == ["1.jpg: the file does not exist", "1.png: ids 5 have 6 pixels but are not in segments_info"]
     assert text[2].startswith("2.jpg: the image is 6x4 pixels (width x height), its record says 7x4")
@@ -153,9 +156,9 @@ def test_instances_of_other_code(tmp_path: Path) -> None:
     try:
         report = check_dataset("other")
         assert report.inspections[0].pixels == Counter({0: 6})
-        assert "annotation number 1 of the image: 1 is no class of 0-0" in report.problems[0]
+        assert "annotation number 1 of the image: category_id 1 is not a class index in [0, 0]" in report.problems[0]
         assert "annotation number 2 of the image: polygon 0 has 3 numbers" in report.problems[1]
-        assert "truth.json: does not exist" in report.notes[0] and "no pixel inside the image" in report.notes[1]
+        assert "truth.json: does not exist" in report.notes[0] and "no pixels inside the image" in report.notes[1]
     finally:
         DatasetCatalog.pop("other")
         MetadataCatalog.pop("other")
@@ -180,10 +183,10 @@ def test_sheet_shows_the_classes(masks: Path) -> None:
 
 def test_records_for_the_sheet() -> None:
     classes = [frozenset(entry) for entry in ({0}, {0}, {0, 1}, {0}, {2}, {0}, {3})]
-    assert choose_records(classes, [0, 1, 2, 3, 4, 5], 2) == [2, 4]  # 6 is not usable
-    assert choose_records(classes, [0, 1, 2, 3, 4, 5], 4) == [1, 2, 4, 5]
-    assert choose_records(classes, range(7), 20) == list(range(7))
-    assert choose_records(classes, [], 3) == []
+    assert select_records(classes, [0, 1, 2, 3, 4, 5], 2) == [2, 4]  # 6 is not usable
+    assert select_records(classes, [0, 1, 2, 3, 4, 5], 4) == [1, 2, 4, 5]
+    assert select_records(classes, range(7), 20) == list(range(7))
+    assert select_records(classes, [], 3) == []
 
 
 def test_values_are_counted() -> None:

@@ -12,7 +12,7 @@ from mask2former.data import BadRecordError
 from mask2former.data.datasets.coco_panoptic import Object
 from mask2former.data.image_io import read_panoptic_png
 from mask2former.data.preparation.segments import SegmentIds, instance_records, relabel
-from mask2former.data.preparation.work import Outcome, Report, Stage, build_document, ensure_image, is_complete
+from mask2former.data.preparation.work import Outcome, Report, Stage, build_annotation_file, ensure_image, is_complete
 
 from ..panoptic_sample import PanopticSample
 
@@ -103,7 +103,7 @@ def square(value: int) -> Outcome:
 
 def build(target: Path, *values: int, overwrite: bool = False) -> Report:
     tasks = {str(value): value for value in values}
-    return build_document(target, tasks, square, lambda rows: {"images": rows}, workers=1, overwrite=overwrite)
+    return build_annotation_file(target, tasks, square, lambda rows: {"images": rows}, workers=1, overwrite=overwrite)
 
 
 def squares(target: Path) -> list[int]:
@@ -141,7 +141,9 @@ def test_files_of_single_images_are_made_beside_a_finished_annotation_file(tmp_p
     build(target, 1, 2, 3)
     before = target.stat().st_ino
     tasks = {str(value): value for value in (1, 2, 3)}
-    report = build_document(target, tasks, square, dict, workers=1, overwrite=False, is_finished=(1, 3).__contains__)
+    report = build_annotation_file(
+        target, tasks, square, dict, workers=1, overwrite=False, is_finished=(1, 3).__contains__
+    )
     assert (report.counts[Stage.WRITTEN], report.counts[Stage.KEPT]) == (1, 2)
     assert target.stat().st_ino == before
 

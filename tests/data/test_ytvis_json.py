@@ -71,12 +71,12 @@ def _set(where: str, number: int, key: str, value: Any) -> Callable[[Content], N
 BAD = {
     "text as id": (_set("videos", 0, "id", "9"), r"videos\[0\]: needs an integer 'id'", {2, 4}),
     "id twice": (_set("videos", 1, "id", 9), "video 9: the id is used twice", {2}),
-    "no height": (_set("videos", 0, "height", 0), "video 9: needs 'height' in pixels", {2, 4}),
+    "no height": (_set("videos", 0, "height", 0), "video 9: needs a positive integer 'height' in pixels", {2, 4}),
     "no frames": (_set("videos", 0, "file_names", []), "video 9: needs 'file_names'", {2, 4}),
-    "length": (_set("videos", 1, "length", 7), "video 4: 'length' is 7, but there are 6", {2, 9}),
+    "length": (_set("videos", 1, "length", 7), "video 4: 'length' is 7, but the video has 6", {2, 9}),
     "no video": (_set("annotations", 0, "video_id", 5), "annotation 1: belongs to video 5", {2, 4, 9}),
     "category": (_set("annotations", 0, "category_id", 1), "annotation 1: category 1 is not declared", {2, 9}),
-    "crowd": (_set("annotations", 0, "iscrowd", 2), "annotation 1: 'iscrowd' is 0 or 1", {2, 9}),
+    "crowd": (_set("annotations", 0, "iscrowd", 2), "annotation 1: 'iscrowd' must be 0 or 1", {2, 9}),
     "too few": (_set("annotations", 1, "segmentations", [None]), "annotation 2: 'segmentations' has 1 entries", {2, 9}),
     "none": (_set("annotations", 1, "segmentations", None), "annotation 2: 'segmentations' has no list", {2, 9}),
     "mask": (
@@ -84,7 +84,7 @@ BAD = {
         "annotation 3, frame 0: the runs of the RLE do not add up",
         {2, 4},
     ),
-    "areas": (_set("annotations", 2, "areas", ["1"]), "annotation 3: 'areas' are numbers", {2, 4}),
+    "areas": (_set("annotations", 2, "areas", ["1"]), "annotation 3: 'areas' must be pixel counts or null", {2, 4}),
 }
 
 

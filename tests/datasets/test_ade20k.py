@@ -179,7 +179,7 @@ def test_instances_go_on(root: Path, prepare: Run, save: Callable, document: Cal
     objects = np.full((2, 2, 3), 101, np.uint8)
     save(root / "annotations_instance/validation/ADE_val_00000003.png", objects)
     assert prepare("prepare_ade20k_ins_seg", "--splits", "val") == 1
-    assert "ADE_val_00000003.png: class 101 of object 101 is none of 1-100" in capsys.readouterr().err
+    assert "ADE_val_00000003.png: class 101 of object 101 is not in [1, 100]" in capsys.readouterr().err
     assert not list(root.glob("*.json*"))
     objects[:, :, 0] = 100
     save(root / "annotations_instance/validation/ADE_val_00000003.png", objects)

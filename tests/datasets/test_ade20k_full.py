@@ -53,7 +53,9 @@ def test_labels_and_images(root: Path, registered: Path, prepare: Run, capsys: A
 def test_broken_annotation(root: Path, prepare: Run, save: Callable, capsys: Any) -> None:
     save(root / PLACE / "ADE_train_00016869.json", {"annotation": {"object": [{"name": "wall"}]}})
     assert prepare("prepare_ade20k_full_sem_seg", "--splits", "train") == 1
-    assert "ADE_train_00016869.json: is no annotation of ADE20K: KeyError('name_ndx')" in capsys.readouterr().err
+    assert (
+        "ADE_train_00016869.json: is not an annotation file of ADE20K: KeyError('name_ndx')" in capsys.readouterr().err
+    )
 
 
 def test_image_of_another_size(root: Path, prepare: Run, save: Callable, capsys: Any) -> None:

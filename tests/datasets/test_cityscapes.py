@@ -167,4 +167,4 @@ def test_label_maps_of_all_splits(
 def test_missing_directory(tmp_path: Path, prepare: Run, capsys: Any) -> None:
     (tmp_path / "cityscapes/gtFine/train").mkdir(parents=True)
     assert prepare("prepare_cityscapes") == 1
-    assert "holds no */*_instanceIds.png" in capsys.readouterr().err
+    assert "has no files */*_instanceIds.png" in capsys.readouterr().err

@@ -54,8 +54,8 @@ def test_semantic(unpacked: Path, registered: Path, prepare: Run, pixels: Callab
 @pytest.mark.parametrize(
     "old, new, message",
     [
-        ("200", "201", "000000000001.png: 201 is missing or undeclared"),
-        ('"segments_info"', '"segments"', "000000000001.png: 'segments_info' is missing or undeclared"),
+        ("200", "201", "000000000001.png: 201 is missing, or not a category of COCO"),
+        ('"segments_info"', '"segments"', "000000000001.png: 'segments_info' is missing, or not a category of COCO"),
         ("000000000001.png", "2.png", "2.png: the file does not exist"),
     ],
 )
@@ -157,7 +157,7 @@ def test_zips_that_lead_out_of_the_directory(coco: Path, prepare: Run, capsys: A
     (coco / "panoptic_annotations_trainval2017.zip").write_bytes(nested(**{name: png(9)}))
     before = {path for path in coco.parent.parent.rglob("*9.png")}
     assert prepare(ZIPS, "--splits", "val") == 1
-    assert "leads out of the directory" in capsys.readouterr().err
+    assert "leads out of the target directory" in capsys.readouterr().err
     assert {path for path in coco.parent.parent.rglob("*9.png")} == before
     assert not (coco / "panoptic_val2017").exists() and not list(coco.glob(".*.tmp"))
 
@@ -167,10 +167,10 @@ def test_damaged_and_missing(coco: Path, prepare: Run, capsys: Any) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     assert prepare(ZIPS) == 1
-    assert "the download is incomplete, repeat it" in capsys.readouterr().err
+    assert "the download is incomplete, download it again" in capsys.readouterr().err
     path.unlink()
     assert prepare(ZIPS) == 1
-    assert "holds neither panoptic_annotations_trainval2017.zip nor panoptic_val2017.json" in capsys.readouterr().err
+    assert "has neither panoptic_annotations_trainval2017.zip nor panoptic_val2017.json" in capsys.readouterr().err
 
 
 def test_image_that_the_archive_lacks(coco: Path, prepare: Run, capsys: Any) -> None:

@@ -62,7 +62,7 @@ def test_missing_and_misleading_names(base: Path, prepare: Run, capsys: Any) -> 
     assert f"{NAME}.mat" in capsys.readouterr().err
     (base / "imageLists/train.txt").write_text("../../outside\n")
     assert prepare("prepare_coco_stuff_10k", "--splits", "train") == 1
-    assert "'../../outside' is no name of an image" in capsys.readouterr().err
+    assert "'../../outside' is not the name of an image" in capsys.readouterr().err
     (base / "imageLists/train.txt").unlink()
     assert prepare("prepare_coco_stuff_10k", "--splits", "train") == 1
-    assert "imageLists holds no train.txt" in capsys.readouterr().err
+    assert "imageLists has no files train.txt" in capsys.readouterr().err

@@ -158,7 +158,7 @@ def test_layout_of_v1_lacks_panoptic(tmp_path: Path, prepare: Run, save: Callabl
         save(tmp_path / "mapillary_vistas" / split / "v1.2/labels/1.png", np.zeros((5, 5), np.uint8))
     assert prepare(SCRIPT) == 1
     shown = capsys.readouterr().err
-    assert "training/panoptic is not there" in shown and "panoptic_2018.json" in shown
+    assert "training/panoptic does not exist" in shown and "panoptic_2018.json" in shown
     assert (tmp_path / "mapillary_vistas/training/labels").is_symlink()
 
 
@@ -175,7 +175,7 @@ def test_missing_files_are_named(base: Path, prepare: Run, save: Callable, capsy
 def test_undeclared_category(base: Path, prepare: Run, save: Callable, capsys: Any) -> None:
     make_v1(base / "validation", save, [{"id": 1, "category_id": 99}])
     assert prepare(SCRIPT, "--splits", "val") == 1
-    assert "panoptic_2018.json: a.png: 99 is missing or undeclared" in capsys.readouterr().err
+    assert "panoptic_2018.json: a.png: 99 is missing, or not declared in 'categories'" in capsys.readouterr().err
     assert not (base / "mapillary_vistas_instance_val.json").exists()
 
 
@@ -187,4 +187,4 @@ def test_other_classes_than_those_of_v1(
     content["categories"][2]["isthing"] = 1
     save(path, content)
     assert prepare(SCRIPT, "--splits", "val") == 1
-    assert "is not v1.2: category 3, raw--Curb, differs from it" in capsys.readouterr().err
+    assert "is not of v1.2: category 3, raw--Curb, differs" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Dataset mappers by the names that INPUT.DATASET_MAPPER_NAME knows."""
+"""Dataset mappers by the values of INPUT.DATASET_MAPPER_NAME."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .mask_former_semantic_dataset_mapper import MaskFormerSemanticDatasetMapper
 from .segmentation_mapper import SegmentationMapper
 from .targets import AugmentedImage, InstanceTargets, PanopticTargets, SemanticTargets, Targets
 
-# Add an own mapper here: a class, or a function of a config and `is_train`.
+# Add a custom mapper here: a class, or a function of a config and `is_train`.
 MAPPERS: dict[str, Callable[[CfgNode, bool], Mapper]] = {
     "coco_instance_lsj": COCOInstanceNewBaselineDatasetMapper,
     "coco_panoptic_lsj": COCOPanopticNewBaselineDatasetMapper,
@@ -27,12 +27,12 @@ MAPPERS: dict[str, Callable[[CfgNode, bool], Mapper]] = {
     "mask_former_semantic": MaskFormerSemanticDatasetMapper,
 }
 
-# Those of video models.
+# Mappers of video models.
 VIDEO_MAPPERS: dict[str, Callable[[CfgNode, bool], Mapper]] = {
     "ytvis": YTVISDatasetMapper,
     "coco_clip": CocoClipDatasetMapper,
     "mixed_clips": MixedClipDatasetMapper,
-    "mask_former_semantic": YTVISDatasetMapper,  # the default of the key, which the published video configs leave
+    "mask_former_semantic": YTVISDatasetMapper,  # the default of the key, which the published video configs do not set
 }
 
 __all__ = [
@@ -62,7 +62,7 @@ __all__ = [
 
 
 def mapper_names(video: bool = False) -> list[str]:
-    """Return the values that INPUT.DATASET_MAPPER_NAME may take for image models, or for video models."""
+    """Return the values of INPUT.DATASET_MAPPER_NAME for image models, or for video models."""
     return sorted(VIDEO_MAPPERS if video else MAPPERS)
 
 
@@ -70,8 +70,8 @@ def build_mapper(cfg: CfgNode, is_train: bool = True) -> Mapper:
     """Build the mapper that a config asks for.
 
     Args:
-        cfg: INPUT.DATASET_MAPPER_NAME chooses it in training; inference needs no choice.
-        is_train: for training, with targets, or for inference.
+        cfg: INPUT.DATASET_MAPPER_NAME names the mapper for training; inference has one mapper.
+        is_train: build the mapper for training, with targets, instead of the one for inference.
 
     Raises:
         ValueError: unknown name.

@@ -20,8 +20,8 @@ def large_scale_jitter(cfg: CfgNode) -> list[T.Augmentation]:
     """Flip, scale by INPUT.MIN_SCALE to MAX_SCALE, crop or pad to a square of INPUT.IMAGE_SIZE pixels.
 
     The crop draws one number for both axes, so it lies on the diagonal of the image; the published models were trained
-    with that. INPUT.RANDOM_ROT90 and INPUT.COLOR_AUG_SSD add rotations and colors, before scaling, so that the padding
-    stays gray.
+    with that. INPUT.RANDOM_ROT90 and INPUT.COLOR_AUG_SSD add rotations and color changes before scaling, so that the
+    padding stays gray.
 
     Args:
         cfg: INPUT is read.
@@ -41,7 +41,7 @@ def large_scale_jitter(cfg: CfgNode) -> list[T.Augmentation]:
 
 
 def build_transform_gen(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
-    """Build the augmentations of the COCO mappers, by the name that the reference implementation has for it."""
+    """Build the augmentations of the COCO mappers; the name is that of the reference implementation."""
     return large_scale_jitter(cfg) if is_train else resize_for_inference(cfg)
 
 
@@ -52,7 +52,7 @@ def shortest_edge_crop(cfg: CfgNode, crop: T.Augmentation | None = None) -> list
 
     Args:
         cfg: INPUT is read.
-        crop: taken where INPUT.CROP.ENABLED; None for a random crop of INPUT.CROP.SIZE.
+        crop: used if INPUT.CROP.ENABLED; None for a random crop of INPUT.CROP.SIZE.
 
     Returns:
         The augmentations in order.
@@ -72,16 +72,16 @@ def shortest_edge_crop(cfg: CfgNode, crop: T.Augmentation | None = None) -> list
 
 
 def mixed_category_crop(cfg: CfgNode, ignore_label: int) -> T.Augmentation | None:
-    """Build the crop that no class fills.
+    """Build a random crop that no single class dominates.
 
     Up to ten crops are tried until no class covers more than INPUT.CROP.SINGLE_CATEGORY_MAX_AREA of the labeled pixels.
 
     Args:
         cfg: INPUT.CROP is read.
-        ignore_label: what unlabeled pixels have in the label map.
+        ignore_label: value of unlabeled pixels in the label map.
 
     Returns:
-        The crop, which looks at the label map; None where the limit is 1 or more, which every crop keeps.
+        The crop, which reads the label map; None if the limit is 1 or more, which every crop meets.
     """
     settings = cfg.INPUT.CROP
     if settings.SINGLE_CATEGORY_MAX_AREA >= 1:
@@ -91,14 +91,14 @@ def mixed_category_crop(cfg: CfgNode, ignore_label: int) -> T.Augmentation | Non
 
 
 def pad_to_square(size_divisibility: int, label_value: int = 0) -> list[T.Augmentation]:
-    """Pad right and bottom to a square, the image with gray; larger images are not cut.
+    """Pad right and bottom to a square, the image with gray; larger images are not cropped.
 
     Args:
         size_divisibility: edge of the square in pixels (a size, despite its name); 0 or less for no padding.
-        label_value: what masks and label maps are padded with.
+        label_value: padding value of masks and label maps.
 
     Returns:
-        The padding, or nothing.
+        The padding, or an empty list.
     """
     return [PadToSquare(size_divisibility, label_value)] if size_divisibility > 0 else []
 

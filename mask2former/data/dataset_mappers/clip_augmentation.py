@@ -1,4 +1,4 @@
-"""Augmentations of clips: what is drawn once for all frames of a clip, and what anew for each."""
+"""Augmentations of clips: some are drawn once for all frames of a clip, others for each frame."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from detectron2.data import transforms as T
 from ..sampler import random_state
 from ..transforms import ResizeShortestEdge, flip_augmentations
 
-# By the names of INPUT.AUGMENTATIONS: factors within 10 %; rotations by up to 15 degrees around a point near the
+# By the names of INPUT.AUGMENTATIONS: factors in [0.9, 1.1]; rotations by up to 15 degrees around a point near the
 # center.
 EXTRA_AUGMENTATIONS = {
     "brightness": lambda: T.RandomBrightness(0.9, 1.1),
@@ -22,12 +22,12 @@ EXTRA_AUGMENTATIONS = {
 
 
 class ClipAugmentation(T.Augmentation):
-    """Draws the same random numbers for every frame of a clip; `start_clip` draws anew.
+    """Draws the same random numbers for every frame of a clip; `start_clip` starts the next clip.
 
-    What depends on the image (the gray value that contrast pivots on) is still that of each frame.
+    Values computed from the image (the mean gray of the contrast) are still those of each frame.
 
     Args:
-        augmentation: looks at the image alone.
+        augmentation: its `get_transform` takes only the image.
     """
 
     def __init__(self, augmentation: T.Augmentation) -> None:
@@ -36,7 +36,7 @@ class ClipAugmentation(T.Augmentation):
         self.seed = 0
 
     def start_clip(self) -> None:
-        """Draw for the next clip, from numpy's global state."""
+        """Draw the seed of the next clip from numpy's global state."""
         self.seed = int(np.random.randint(2**31))
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
@@ -46,7 +46,7 @@ class ClipAugmentation(T.Augmentation):
 
 
 class ClipCrop(ClipAugmentation):
-    """A random crop of one size for all frames of a clip, at one position or (`moving`) at one of its own for each.
+    """A random crop of one size for all frames of a clip, at one position, or (`moving`) at a new one in each.
 
     Args:
         augmentation: the crop.
@@ -68,22 +68,22 @@ class ClipCrop(ClipAugmentation):
 
 
 def start_clip(augmentations: Iterable[T.Augmentation | T.Transform]) -> None:
-    """Draw what the frames of the next clip have in common."""
+    """Draw the random numbers that all frames of the next clip share."""
     for augmentation in augmentations:
         if isinstance(augmentation, ClipAugmentation):
             augmentation.start_clip()
 
 
 def clip_augmentations(cfg: CfgNode, still: bool = False) -> list[T.Augmentation]:
-    """Build the augmentations that INPUT asks for, in order: size, crop, flip, then those of INPUT.AUGMENTATIONS.
+    """Build the augmentations that INPUT configures, in order: size, crop, flip, then those of INPUT.AUGMENTATIONS.
 
     The frames of a clip always have one size, with and without "_by_clip" in INPUT.MIN_SIZE_TRAIN_SAMPLING. The flip
-    is drawn once for a clip where INPUT.RANDOM_FLIP is "flip_by_clip", else for each frame.
+    is drawn once for a clip if INPUT.RANDOM_FLIP is "flip_by_clip", else for each frame.
 
     Args:
         cfg: INPUT is read.
         still: the clip is one image repeated. INPUT.AUGMENTATIONS and the position of the crop are then drawn for each
-            frame, which stands for motion; otherwise once for the clip.
+            frame, which simulates motion; otherwise once for the clip.
 
     Raises:
         ValueError: an unknown value.
@@ -105,7 +105,7 @@ def clip_augmentations(cfg: CfgNode, still: bool = False) -> list[T.Augmentation
     for name in settings.AUGMENTATIONS:
         if name not in EXTRA_AUGMENTATIONS:
             known = ", ".join(EXTRA_AUGMENTATIONS)
-            raise ValueError(f"INPUT.AUGMENTATIONS has {name!r}, which is not one of {known}")
+            raise ValueError(f"INPUT.AUGMENTATIONS has {name!r}, use names of {known}")
         extra = EXTRA_AUGMENTATIONS[name]()
         augmentations.append(extra if still else ClipAugmentation(extra))
     return augmentations

@@ -1,4 +1,4 @@
-"""The mappers of clips: which frames of a video a clip shows, and its objects in one order in all frames."""
+"""Mappers of clips: they sample frames of a video and list its objects in the same order in all frames."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ logger = logging.getLogger(__name__)
 
 
 def sample_frames(length: int, count: int, reach: int, shuffle: bool = False) -> list[int]:
-    """Draw a reference frame, and the others from its neighborhood.
+    """Sample a reference frame, and the other frames from its neighborhood.
 
-    No frame is drawn twice as long as the neighborhood has enough of them; in shorter ones, down to videos of one
-    frame, each frame comes equally often, give or take one. Numbers come from numpy's global state.
+    No frame is sampled twice if the neighborhood has enough frames; in smaller ones, down to videos of one frame, each
+    frame is repeated equally often, up to a difference of one. Random numbers come from numpy's global state.
 
     Args:
         length: frames of the video.
         count: frames of the clip (INPUT.SAMPLING_FRAME_NUM).
         reach: largest distance from the reference frame (INPUT.SAMPLING_FRAME_RANGE).
-        shuffle: leave the frames in the order of drawing instead of the order of time.
+        shuffle: return the frames in random order instead of temporal order.
 
     Returns:
         `count` frame indices in [0, length).
@@ -40,38 +40,38 @@ def sample_frames(length: int, count: int, reach: int, shuffle: bool = False) ->
     reference = int(np.random.randint(length))
     window = np.arange(max(0, reference - reach), min(length, reference + reach + 1))
     others = np.random.permutation(window[window != reference])
-    # The reference frame ends a round, so that it is repeated last.
+    # The reference frame is at the end of a round, so that it is repeated last.
     frames = [reference, *np.resize(np.append(others, reference), count - 1).tolist()]
     if shuffle:
         return [int(frame) for frame in np.random.permutation(frames)]
     return sorted(frames)
 
 
-Track = dict[str, Any]  # an object: "id", "category_id", "iscrowd", "segmentations" (T, None where it is not seen)
+Track = dict[str, Any]  # an object: "id", "category_id", "iscrowd", "segmentations" (T, None where it is not visible)
 
 
 class ClipMapper:
-    """Shared by the mappers of clips: frames and their objects, in one order in all frames.
+    """Base of the mappers of clips: frames and their objects, in the same order in all frames.
 
     A sample has "image", T tensors uint8 (3, H, W), and in training "instances", T Instances of N objects with
-    gt_classes int64 (N,), gt_masks bool (N, H, W), gt_boxes and gt_ids int64 (N,). Row n is the same object in all
-    frames, and its class stands in all of them; in frames that do not show it gt_ids is -1 and its mask is empty.
-    Objects that no frame shows, and crowd regions, are left out.
+    gt_classes int64 (N,), gt_masks bool (N, H, W), gt_boxes and gt_ids int64 (N,). Row n is the same object of the same
+    class in all frames; where it is not visible, gt_ids is -1 and its mask is empty. Objects that no frame shows, and
+    crowd regions, are left out.
 
     Args:
-        is_train: make targets.
+        is_train: build targets.
         augmentations: applied to each frame, in order; a `ClipAugmentation` draws once for the clip.
-        targets: how the annotations of a frame become masks.
+        targets: turns the annotations of a frame into masks.
         image_format: order of the channels, "RGB" or "BGR".
         sampling_frame_num: frames of a training clip.
         sampling_frame_range: largest distance of a frame from the clip's reference frame.
-        sampling_frame_shuffle: leave the frames in random order.
+        sampling_frame_shuffle: return the frames in random order.
 
     Raises:
-        ValueError: unknown `image_format`, or a clip of no frames.
+        ValueError: unknown `image_format`, a clip without frames, or a negative range.
     """
 
-    still = False  # the frames are one image
+    still = False  # whether all frames are one image
 
     @configurable
     def __init__(
@@ -88,8 +88,8 @@ class ClipMapper:
         check_image_format(image_format)
         if sampling_frame_num < 1 or sampling_frame_range < 0:
             raise ValueError(
-                f"INPUT.SAMPLING_FRAME_NUM {sampling_frame_num} must be at least 1, "
-                f"and INPUT.SAMPLING_FRAME_RANGE {sampling_frame_range} at least 0"
+                f"INPUT.SAMPLING_FRAME_NUM must be at least 1, not {sampling_frame_num}, "
+                f"and INPUT.SAMPLING_FRAME_RANGE at least 0, not {sampling_frame_range}"
             )
         self.is_train = is_train
         self.augmentations = list(augmentations)
@@ -103,7 +103,7 @@ class ClipMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """Return the arguments of the constructor that a config asks for."""
+        """Return the arguments of the constructor for a config."""
         return {
             "is_train": is_train,
             "augmentations": clip_augmentations(cfg, still=cls.still) if is_train else resize_for_inference(cfg),
@@ -118,10 +118,10 @@ class ClipMapper:
         """Add "image" and in training "instances" to a sample.
 
         Args:
-            sample: with "height" and "width" of the frames, or it gets them.
-            files: of the T frames.
-            frames: T positions in the segmentations of the tracks.
-            tracks: objects; those of inference are not looked at.
+            sample: its "height" and "width" are compared with the size of the frames; if missing, they are set.
+            files: image files of the T frames.
+            frames: T indices into the segmentations of the tracks.
+            tracks: objects; not used at inference.
 
         Raises:
             BadRecordError: a frame or a segmentation cannot be used; names the frame and the annotation.
@@ -130,14 +130,14 @@ class ClipMapper:
         tracks = [track for track in tracks if not track.get("iscrowd", 0)]
         images, patches, sizes = [], [], []
         for file, position in zip(files, frames, strict=True):
-            shown = [row for row, track in enumerate(tracks) if _is_there(track["segmentations"][position])]
-            annotations = [{**tracks[row], "segmentation": tracks[row]["segmentations"][position]} for row in shown]
+            visible = [row for row, track in enumerate(tracks) if _is_there(track["segmentations"][position])]
+            annotations = [{**tracks[row], "segmentation": tracks[row]["segmentations"][position]} for row in visible]
             record = {"file_name": file, "annotations": annotations}
             image = read_and_augment(record, sample, self.augmentations, self.image_format)
             images.append(image.to_tensor())
             if self.is_train:
                 masks = [EMPTY_PATCH] * len(tracks)
-                for row, patch in zip(shown, self.targets.objects(record, image)[1], strict=True):
+                for row, patch in zip(visible, self.targets.objects(record, image)[1], strict=True):
                     masks[row] = patch
                 patches.append(masks)
                 sizes.append(image.size)
@@ -148,20 +148,20 @@ class ClipMapper:
 
 
 class YTVISDatasetMapper(ClipMapper):
-    """INPUT.DATASET_MAPPER_NAME "ytvis": clips of videos; at inference all frames.
+    """INPUT.DATASET_MAPPER_NAME "ytvis": clips of videos; at inference all frames of the video.
 
-    Samples have the record's entries, with "file_names" of the frames that the clip shows.
+    Samples have the record's entries, with "file_names" of the frames of the clip.
     """
 
     def __call__(self, record: Record) -> dict[str, Any]:
         """Map one video.
 
         Args:
-            record: as `video_records` returns them, or with annotations in the form of the reference implementation:
-                for each frame a list of {"id", "category_id", "segmentation"}. Not changed.
+            record: as `video_records` returns them, or with annotations in the format of the reference implementation:
+                a list of {"id", "category_id", "segmentation"} for each frame. Not changed.
 
         Raises:
-            BadRecordError: no frames, or frames or annotations cannot be used.
+            BadRecordError: the record has no frames, or frames or annotations cannot be used.
         """
         sample = {key: value for key, value in record.items() if key != "annotations"}
         files = record.get("file_names")
@@ -174,7 +174,7 @@ class YTVISDatasetMapper(ClipMapper):
         if self.is_train:
             if not isinstance(record.get("annotations"), list):
                 reason = (
-                    "training sample has no 'annotations'; annotation files for a test server hold no ground truth, "
+                    "training sample has no 'annotations'; annotation files of a test server have no ground truth, "
                     "train on another split"
                 )
                 raise BadRecordError(str(files[0]), reason, name)
@@ -193,8 +193,8 @@ class YTVISDatasetMapper(ClipMapper):
 class CocoClipDatasetMapper(ClipMapper):
     """INPUT.DATASET_MAPPER_NAME "coco_clip": each image becomes a clip of INPUT.SAMPLING_FRAME_NUM frames.
 
-    The frames differ by what is drawn for each of them: INPUT.AUGMENTATIONS, the position of INPUT.CROP, and the flip
-    unless it is "flip_by_clip". For datasets of COCO's kind; videos are for evaluation. At inference one frame.
+    The frames differ in what is drawn for each of them: INPUT.AUGMENTATIONS, the position of INPUT.CROP, and the flip
+    unless it is "flip_by_clip". For image datasets with instance annotations, such as COCO. At inference one frame.
     """
 
     still = True
@@ -206,7 +206,7 @@ class CocoClipDatasetMapper(ClipMapper):
             record: in detectron2's format; not changed.
 
         Raises:
-            BadRecordError: image or annotations cannot be used.
+            BadRecordError: the image or its annotations cannot be used.
         """
         sample = {key: value for key, value in record.items() if key != "annotations"}
         file = record.get("file_name", "")
@@ -223,11 +223,11 @@ class CocoClipDatasetMapper(ClipMapper):
 class MixedClipDatasetMapper:
     """INPUT.DATASET_MAPPER_NAME "mixed_clips": trains on videos as "ytvis" and on images as "coco_clip" does.
 
-    For few videos, whose objects are seen in many more images. The datasets of DATASETS.TRAIN name the same classes.
+    For a few videos and many more images of the same objects. All DATASETS.TRAIN have the same classes.
 
     Args:
-        cfg: of a video model.
-        is_train: make targets.
+        cfg: config of a video model.
+        is_train: build targets.
     """
 
     def __init__(self, cfg: CfgNode, is_train: bool = True) -> None:
@@ -235,7 +235,7 @@ class MixedClipDatasetMapper:
         self.images = CocoClipDatasetMapper(cfg, is_train)
 
     def __call__(self, record: Record) -> dict[str, Any]:
-        """Map a video, which has "file_names", or an image.
+        """Map the record of a video, which has "file_names", or of an image.
 
         Raises:
             BadRecordError: frames or annotations cannot be used.
@@ -244,25 +244,25 @@ class MixedClipDatasetMapper:
 
 
 def _clip_instances(classes: list[int], patches: list[list[Patch]], sizes: list[tuple[int, int]]) -> list[Instances]:
-    """Build the Instances of each frame, in one order of objects.
+    """Build the Instances of each frame, with the objects in the same order.
 
     Args:
-        classes: of N objects.
-        patches: T lists of N masks, empty where a frame does not show the object.
+        classes: class indices of N objects.
+        patches: T lists of N masks, empty where the object is not visible.
         sizes: height and width of the T frames.
     """
-    seen = [row for row in range(len(classes)) if any(masks[row].bits.size for masks in patches)]
+    visible = [row for row in range(len(classes)) if any(masks[row].bits.size for masks in patches)]
     result = []
     for masks, size in zip(patches, sizes, strict=True):
-        instances = make_instances([classes[row] for row in seen], [masks[row] for row in seen], size)
-        ids = [row if masks[row].bits.size else -1 for row in seen]
+        instances = make_instances([classes[row] for row in visible], [masks[row] for row in visible], size)
+        ids = [row if masks[row].bits.size else -1 for row in visible]
         instances.gt_ids = torch.tensor(ids, dtype=torch.int64)
         result.append(instances)
     return result
 
 
 def _still_track(entry: Any, file: str) -> Track:
-    """Return an annotation of an image as an object of a clip of it."""
+    """Convert an annotation of an image to a track of a clip of this image."""
     if not isinstance(entry, dict):
         raise BadRecordError(file, "has an annotation that is not a dictionary")
     if not _is_there(entry.get("segmentation")) and not entry.get("iscrowd", 0):
@@ -271,7 +271,7 @@ def _still_track(entry: Any, file: str) -> Track:
 
 
 def as_tracks(annotations: list[Any], file: str, length: int) -> list[Track]:
-    """Return the objects of a video, from either form of annotations.
+    """Return the tracks of a video, from either format of annotations.
 
     Args:
         annotations: see `YTVISDatasetMapper.__call__`.
@@ -279,7 +279,7 @@ def as_tracks(annotations: list[Any], file: str, length: int) -> list[Track]:
         length: frames of the video.
 
     Raises:
-        BadRecordError: the annotations fit neither form.
+        BadRecordError: the annotations have neither format.
     """
     if annotations and all(isinstance(entry, list) for entry in annotations):
         annotations = _joined(annotations, file)
@@ -294,18 +294,18 @@ def as_tracks(annotations: list[Any], file: str, length: int) -> list[Track]:
 
 
 def _joined(frames: list[list[dict[str, Any]]], file: str) -> list[Track]:
-    """Turn annotations that are listed by frame into one entry for each object."""
+    """Convert annotations that are listed by frame to one track per object."""
     tracks: dict[Any, Track] = {}
     for position, entries in enumerate(frames):
         for entry in entries:
-            first = {key: entry.get(key) for key in ("id", "category_id", "iscrowd")}
-            track = tracks.setdefault(entry.get("id"), {**first, "segmentations": [None] * len(frames)})
+            common = {key: entry.get(key) for key in ("id", "category_id", "iscrowd")}
+            track = tracks.setdefault(entry.get("id"), {**common, "segmentations": [None] * len(frames)})
             if track["category_id"] != entry.get("category_id"):
-                raise BadRecordError(file, "has two classes in different frames", f"annotation {entry.get('id')}")
+                raise BadRecordError(file, "has different classes in two frames", f"annotation {entry.get('id')}")
             track["segmentations"][position] = entry.get("segmentation")
     return list(tracks.values())
 
 
 def _is_there(segmentation: Any) -> bool:
-    """Whether a frame shows an object; an array or tensor may still be empty."""
+    """Return whether an object has a segmentation in a frame; an array or tensor may still be empty."""
     return isinstance(segmentation, (np.ndarray, torch.Tensor)) or bool(segmentation)

@@ -16,10 +16,10 @@ from .targets import InstanceTargets
 class COCOInstanceNewBaselineDatasetMapper(SegmentationMapper):
     """Large-scale jitter ("new baseline" in detectron2), and a mask for each instance annotation.
 
-    Reads "annotations" of a record. Instances of which the crop left nothing are dropped, as are crowd regions.
+    Reads "annotations" of a record. Instances outside the crop and crowd regions are dropped.
 
     Args:
-        is_train: make targets.
+        is_train: build targets.
         tfm_gens: the augmentations, in order.
         image_format: order of the channels, "RGB" or "BGR".
         num_classes: classes outside [0, num_classes) are errors; None for no upper bound.
@@ -39,7 +39,7 @@ class COCOInstanceNewBaselineDatasetMapper(SegmentationMapper):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """Return the arguments of the constructor that a config asks for."""
+        """Return the arguments of the constructor for a config."""
         return {
             "is_train": is_train,
             "tfm_gens": build_transform_gen(cfg, is_train),

@@ -16,15 +16,15 @@ from .targets import PanopticTargets, dataset_ignore_label
 class COCOPanopticNewBaselineDatasetMapper(SegmentationMapper):
     """Large-scale jitter ("new baseline" in detectron2), and a mask for each segment, things and stuff.
 
-    Reads "pan_seg_file_name" and "segments_info" of a record. Segments of which the crop left nothing stay as empty
-    masks, as the published models were trained; crowd segments are dropped.
+    Reads "pan_seg_file_name" and "segments_info" of a record. Segments outside the crop stay as empty masks, as
+    in the training of the published models; crowd segments are dropped.
 
     Args:
-        is_train: make targets.
+        is_train: build targets.
         tfm_gens: the augmentations, in order.
         image_format: order of the channels, "RGB" or "BGR".
         num_classes: classes outside [0, num_classes) are errors; None for no upper bound.
-        ignore_label: what pixels without a class have in label maps, which only an augmentation may need.
+        ignore_label: value of pixels without a class in label maps, which only an augmentation may need.
     """
 
     @configurable
@@ -42,7 +42,7 @@ class COCOPanopticNewBaselineDatasetMapper(SegmentationMapper):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """Return the arguments of the constructor that a config asks for."""
+        """Return the arguments of the constructor for a config."""
         return {
             "is_train": is_train,
             "tfm_gens": build_transform_gen(cfg, is_train),

@@ -16,11 +16,11 @@ from .targets import InstanceTargets
 class MaskFormerInstanceDatasetMapper(SegmentationMapper):
     """A crop after a resize of the shortest edge, and a mask for each instance annotation.
 
-    Reads "annotations" of a record. Instances of which the crop left nothing are dropped, as are crowd regions.
-    INPUT.CROP.SINGLE_CATEGORY_MAX_AREA has no effect: instance annotations say nothing about the pixels between them.
+    Reads "annotations" of a record. Instances outside the crop and crowd regions are dropped.
+    INPUT.CROP.SINGLE_CATEGORY_MAX_AREA has no effect: instance annotations do not label the other pixels.
 
     Args:
-        is_train: make targets.
+        is_train: build targets.
         augmentations: applied in order, before the padding.
         image_format: order of the channels, "RGB" or "BGR".
         size_divisibility: see `pad_to_square`.
@@ -46,7 +46,7 @@ class MaskFormerInstanceDatasetMapper(SegmentationMapper):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """Return the arguments of the constructor that a config asks for."""
+        """Return the arguments of the constructor for a config."""
         return {
             "is_train": is_train,
             "augmentations": shortest_edge_crop(cfg) if is_train else resize_for_inference(cfg),

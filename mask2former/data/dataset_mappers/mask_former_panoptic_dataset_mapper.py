@@ -16,14 +16,14 @@ from .targets import PanopticTargets, dataset_ignore_label
 class MaskFormerPanopticDatasetMapper(SegmentationMapper):
     """The augmentations of the semantic mapper, and a mask for each segment, things and stuff.
 
-    Reads "pan_seg_file_name" and "segments_info" of a record. Segments of which the crop left nothing stay as empty
-    masks, as the published models were trained; crowd segments are dropped.
+    Reads "pan_seg_file_name" and "segments_info" of a record. Segments outside the crop stay as empty masks, as
+    in the training of the published models; crowd segments are dropped.
 
     Args:
-        is_train: make targets.
+        is_train: build targets.
         augmentations: applied in order, before the padding.
         image_format: order of the channels, "RGB" or "BGR".
-        ignore_label: what pixels without a class have in label maps, which only the crop may need.
+        ignore_label: value of pixels without a class in label maps, which only the crop may need.
         size_divisibility: see `pad_to_square`.
         num_classes: classes outside [0, num_classes) are errors; None for no upper bound.
     """
@@ -48,7 +48,7 @@ class MaskFormerPanopticDatasetMapper(SegmentationMapper):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """Return the arguments of the constructor that a config asks for; see `mixed_category_crop` for the crop."""
+        """Return the arguments of the constructor for a config; see `mixed_category_crop` for the crop."""
         ignore_label = dataset_ignore_label(cfg) if is_train else cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         crop = mixed_category_crop(cfg, ignore_label)
         return {

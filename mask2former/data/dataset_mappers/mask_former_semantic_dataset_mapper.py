@@ -14,19 +14,19 @@ from .targets import SemanticTargets, dataset_ignore_label
 
 
 class MaskFormerSemanticDatasetMapper(SegmentationMapper):
-    """A crop after a resize of the shortest edge, and a mask for each class that the crop shows.
+    """A crop after a resize of the shortest edge, and a mask for each class in the crop.
 
     Reads "sem_seg_file_name" of a record, and adds "sem_seg" to the sample, for models that classify pixels. Padding
     belongs to no class.
 
     Args:
-        is_train: make targets.
+        is_train: build targets.
         augmentations: applied in order, before the padding.
         image_format: order of the channels, "RGB" or "BGR".
-        ignore_label: what pixels without a class have in the label maps.
+        ignore_label: value of pixels without a class in the label maps.
         size_divisibility: see `pad_to_square`.
         num_classes: labels outside [0, num_classes) are errors; None for no upper bound.
-        ignore_value: what pixels without a class get in "sem_seg"; None for `ignore_label`.
+        ignore_value: value of pixels without a class in "sem_seg"; None for `ignore_label`.
     """
 
     @configurable
@@ -50,7 +50,7 @@ class MaskFormerSemanticDatasetMapper(SegmentationMapper):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """Return the arguments of the constructor that a config asks for; see `mixed_category_crop` for the crop."""
+        """Return the arguments of the constructor for a config; see `mixed_category_crop` for the crop."""
         head = cfg.MODEL.SEM_SEG_HEAD
         ignore_label = dataset_ignore_label(cfg) if is_train else head.IGNORE_VALUE
         crop = mixed_category_crop(cfg, ignore_label)

@@ -1,4 +1,4 @@
-"""The mapper of images: augmentations and targets, put together."""
+"""The mapper of images, composed of augmentations and targets."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from .targets import AugmentedImage, Record, Targets
 
 logger = logging.getLogger(__name__)
 
-# What only training targets need; big, and it would travel between workers for nothing.
+# Only training targets need these entries; they are large and would be copied from the workers in vain.
 _TARGET_KEYS = ("annotations", "segments_info", "pan_seg_file_name", "sem_seg_file_name")
 
 
 class SegmentationMapper:
-    """Read an image, augment it, and in training let `targets` make the ground truth follow.
+    """Reads an image, augments it, and in training transforms its ground truth in the same way.
 
-    Put one together from augmentations and targets. The five mappers of the reference implementation derive from it
-    and choose both: `from_config` returns the arguments of their constructors, and the constructors make the targets.
-    Built from a config with `is_train=False` it is the mapper for inference.
+    Compose a mapper of augmentations and targets. The five mappers of the reference implementation derive from this
+    class and define both: `from_config` returns the arguments of their constructors, which build the targets. Built
+    from a config with `is_train=False` it is the mapper for inference.
 
     The attribute `augmentations` is a list; it may be changed, or replaced by another or by an AugmentationList.
 
     Args:
-        is_train: make targets; otherwise annotations are left out of the sample.
+        is_train: build targets; otherwise annotations are left out of the sample.
         augmentations: applied in order.
-        targets: how ground truth becomes targets; None for inference.
+        targets: turns ground truth into training targets; None for inference.
         image_format: order of the channels, "RGB" or "BGR".
 
     Raises:
@@ -51,7 +51,7 @@ class SegmentationMapper:
         check_image_format(image_format)
         if is_train and targets is None:
             raise ValueError(
-                f"{type(self).__name__} has no targets to train on; give targets=InstanceTargets(), or own"
+                f"{type(self).__name__} has no targets to train on; pass targets=InstanceTargets() or custom ones"
             )
         self.is_train = is_train
         self.augmentations = list(augmentations)
@@ -65,7 +65,7 @@ class SegmentationMapper:
         """Return the arguments of the constructor for inference.
 
         Raises:
-            NotImplementedError: for training, which takes a class that chooses targets.
+            NotImplementedError: for training, which needs a subclass that defines targets.
         """
         if is_train:
             raise NotImplementedError(
@@ -80,12 +80,12 @@ class SegmentationMapper:
             record: in detectron2's format; not changed.
 
         Returns:
-            The record's entries and "image" uint8 (3, H, W), "height" and "width" of the file, and in training what
-            `Targets.entries` says: "instances", perhaps "sem_seg". Annotations are left out in training; at inference
-            only "annotations" is, because evaluation reads the names of ground truth files.
+            The record's entries and "image" uint8 (3, H, W), "height" and "width" of the file, and in training the
+            `Targets.entries`: "instances", and "sem_seg" of label maps. Ground truth entries are dropped in training;
+            at inference only "annotations" is, because evaluation reads the file names of the others.
 
         Raises:
-            BadRecordError: image or annotations cannot be used.
+            BadRecordError: the image or its annotations cannot be used.
         """
         targets = self.targets if self.is_train else None
         dropped = _TARGET_KEYS if self.is_train else ("annotations",)
@@ -108,13 +108,13 @@ def read_and_augment(
 
     Args:
         record: "file_name" is read.
-        sample: its "height" and "width" are compared with the size of the file; where they are missing, they are set.
+        sample: its "height" and "width" are compared with the size of the file; if missing, they are set.
         augmentations: applied in order.
         image_format: order of the channels, "RGB" or "BGR".
         targets: may read a label map.
 
     Raises:
-        BadRecordError: image or label map cannot be used, or the sizes differ.
+        BadRecordError: the image or the label map cannot be used, or the sizes differ.
     """
     path = record.get("file_name", "")
     pixels = read_image(path, image_format)

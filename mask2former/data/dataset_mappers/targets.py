@@ -1,6 +1,6 @@
-"""Training targets: what `SegmentationMapper` makes of the ground truth of a record.
+"""Training targets, which `SegmentationMapper` builds from the ground truth of a record.
 
-`Targets` is the interface; implement it for ground truth of another kind. Three implementations are here: instance
+`Targets` is the interface; implement it for ground truth of another type. There are three implementations: for instance
 annotations, label maps, and panoptic PNG files.
 """
 
@@ -37,13 +37,13 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class AugmentedImage:
-    """An image after its augmentations, and what it takes to move masks the same way.
+    """An image after its augmentations, and the transforms that apply to its masks.
 
     Attributes:
         pixels: uint8 (H, W, 3).
         file_size: height and width of the image file.
-        transforms: what the augmentations did; `transforms.apply_segmentation(mask)` moves a mask of `file_size`.
-        label_map: floating point (H, W), what the augmentations made of `Targets.label_map`; None where there is none.
+        transforms: applied to the image; `transforms.apply_segmentation(mask)` applies them to a mask of `file_size`.
+        label_map: floating point (H, W), `Targets.label_map` after the augmentations; None if there is none.
     """
 
     pixels: np.ndarray
@@ -53,32 +53,32 @@ class AugmentedImage:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height H and width W."""
+        """Return height H and width W."""
         return self.pixels.shape[0], self.pixels.shape[1]
 
     def to_tensor(self) -> torch.Tensor:
         """Return the pixels as the model takes them, uint8 (3, H, W), contiguous."""
-        # copy() also turns read-only and negative-stride arrays into what torch can take.
+        # copy() because torch does not take negative strides and warns of read-only arrays.
         return torch.from_numpy(self.pixels.transpose(2, 0, 1).copy())
 
 
 class Targets(Protocol):
-    """Makes the targets of one training sample, in two steps around the augmentations.
+    """Builds the targets of a training sample: `label_map` before the augmentations, `entries` after them.
 
-    Implementations are called in the workers of the loader: they hold settings, no open files.
+    Implementations are called in the workers of the loader: they hold settings, not open files.
     """
 
     def label_map(self, record: Record, size: tuple[int, int], for_augmentations: bool) -> np.ndarray | None:
-        """Read the label of every pixel, to go through the augmentations with the image.
+        """Read the label map that is augmented together with the image.
 
         Args:
             record: in detectron2's format; not to be changed.
             size: height and width of the image file.
-            for_augmentations: an augmentation looks at the label map (its `get_transform` takes "sem_seg").
+            for_augmentations: an augmentation reads the label map (its `get_transform` takes "sem_seg").
 
         Returns:
-            Floating point (height, width), because detectron2 resizes floats as the published models had it; or None
-            (the default), where neither `entries` nor an augmentation needs one.
+            Floating point (height, width), because detectron2 resizes floats as in the training of the published
+            models; or None (the default) if neither `entries` nor an augmentation needs one.
 
         Raises:
             BadRecordError: the labels cannot be used.
@@ -87,14 +87,14 @@ class Targets(Protocol):
 
     @abstractmethod
     def entries(self, record: Record, image: AugmentedImage) -> dict[str, Any]:
-        """Return what the targets add to the sample.
+        """Return the entries that the targets add to the sample.
 
         Args:
             record: as for `label_map`.
             image: the augmented image, H x W pixels.
 
         Returns:
-            "instances": Instances with gt_classes int64 (N,), gt_masks bool (N, H, W) and, if wanted, gt_boxes; for
+            "instances": Instances with gt_classes int64 (N,), gt_masks bool (N, H, W) and optionally gt_boxes; for
             models that classify pixels also "sem_seg": int64 (H, W).
 
         Raises:
@@ -103,11 +103,11 @@ class Targets(Protocol):
 
 
 class InstanceTargets(Targets):
-    """Targets from "annotations": polygons, RLE and bitmaps in any mixture; crowd regions are left out.
+    """Targets from "annotations": any mixture of polygons, RLE and bitmaps; crowd regions are left out.
 
     Args:
         num_classes: classes outside [0, num_classes) are errors; None for no upper bound.
-        drop_empty: leave out objects of which the augmentations left nothing.
+        drop_empty: leave out objects that the augmentations removed from the image.
     """
 
     def __init__(self, num_classes: int | None = None, drop_empty: bool = True) -> None:
@@ -120,12 +120,12 @@ class InstanceTargets(Targets):
         return {"instances": make_instances(classes, patches, image.size, self.drop_empty)}
 
     def objects(self, record: Record, image: AugmentedImage) -> tuple[list[int], list[Patch]]:
-        """Return classes (N) and masks (N) of the annotations that are no crowd, in their order.
+        """Return classes (N) and masks (N) of the annotations that are not crowd, in their order.
 
-        The masks are those of the augmented image, empty where nothing is left of an object.
+        The masks are those of the augmented image, empty where the augmentations removed an object.
 
         Raises:
-            BadRecordError: the annotations cannot be used; names the annotation.
+            BadRecordError: an annotation cannot be used; the error names it.
         """
         file = str(record["file_name"])
         classes: list[int] = []
@@ -154,12 +154,12 @@ class InstanceTargets(Targets):
 
 
 class SemanticTargets(Targets):
-    """Targets from "sem_seg_file_name": one mask for each class that is present, in the order of the classes.
+    """Targets from "sem_seg_file_name": one mask for each present class, in the order of the classes.
 
     Args:
         num_classes: labels outside [0, num_classes) are errors; None for no upper bound.
-        ignore_label: what pixels without a class have in the label map.
-        ignore_value: what they get in the sample's "sem_seg".
+        ignore_label: value of pixels without a class in the label map.
+        ignore_value: their value in the sample's "sem_seg".
     """
 
     def __init__(self, num_classes: int | None = None, ignore_label: int = 255, ignore_value: int = 255) -> None:
@@ -196,14 +196,14 @@ class Segment(NamedTuple):
 class PanopticTargets(Targets):
     """Targets from "pan_seg_file_name" and "segments_info": one mask for each segment, things and stuff.
 
-    Crowd segments are left out. "sem_seg_file_name" is read only where an augmentation looks at the label map; in a
-    record without it the classes of the segments serve instead.
+    Crowd segments are left out. "sem_seg_file_name" is read only if an augmentation needs the label map; for a record
+    without it, the label map is made of the segments.
 
     Args:
         num_classes: classes outside [0, num_classes) are errors; None for no upper bound.
-        ignore_label: what pixels without a class have in the label map.
-        drop_empty: leave out segments of which the augmentations left nothing. The published models were trained with
-            them, as empty masks.
+        ignore_label: value of pixels without a class in the label map.
+        drop_empty: leave out segments that the augmentations removed from the image. The published models were trained
+            with them, as empty masks.
     """
 
     def __init__(self, num_classes: int | None = None, ignore_label: int = 255, drop_empty: bool = False) -> None:
@@ -212,7 +212,7 @@ class PanopticTargets(Targets):
         self.drop_empty = drop_empty
 
     def label_map(self, record: Record, size: tuple[int, int], for_augmentations: bool) -> np.ndarray | None:
-        """Read the label map of the record or make it of the segments, but for an augmentation only."""
+        """Read the label map of the record or make it of the segments, if an augmentation needs it."""
         if not for_augmentations:
             return None
         if "sem_seg_file_name" in record:
@@ -261,13 +261,13 @@ def make_instances(
     """Build the "instances" of a sample.
 
     Args:
-        classes: of N objects.
+        classes: class indices of N objects.
         patches: their masks, inside an image of `size`.
         size: height H and width W.
         drop_empty: leave out objects with an empty mask.
 
     Returns:
-        gt_classes int64 (N,), gt_masks bool (N, H, W), and gt_boxes of these, in pixels; zeros of an empty mask.
+        gt_classes int64 (N,), gt_masks bool (N, H, W), and gt_boxes of the masks, in pixels; zeros for an empty mask.
     """
     if drop_empty:
         kept = [index for index, patch in enumerate(patches) if patch.bits.size]
@@ -280,10 +280,10 @@ def make_instances(
 
 
 def check_class(value: Any, num_classes: int | None, file: str, where: str) -> int:
-    """Return the class index of an annotation.
+    """Check and return the class index of an annotation.
 
     Args:
-        value: of "category_id".
+        value: value of "category_id".
         num_classes: K; None for no upper bound.
         file: for the message.
         where: for the message, for example "annotation 17".
@@ -307,13 +307,13 @@ def read_labels(record: Record, size: tuple[int, int], num_classes: int | None, 
         record: in detectron2's format.
         size: height H and width W of the image.
         num_classes: K; None for no bounds.
-        ignore_label: of pixels without a class.
+        ignore_label: value of pixels without a class.
 
     Returns:
         Floating point (H, W), each an index in [0, K) or `ignore_label`.
 
     Raises:
-        BadRecordError: no such file, another size than the image, or other labels.
+        BadRecordError: no such file, a size other than the image's, or other labels.
     """
     path = record.get("sem_seg_file_name")
     if path is None:
@@ -322,22 +322,22 @@ def read_labels(record: Record, size: tuple[int, int], num_classes: int | None, 
     labels = read_label_map(path)
     _check_same_size(path, labels, record, size)
     if num_classes is not None:
-        wrong = ((labels < 0) | (labels >= num_classes)) & (labels != ignore_label)
-        if wrong.any():
+        invalid = ((labels < 0) | (labels >= num_classes)) & (labels != ignore_label)
+        if invalid.any():
             raise BadRecordError(
                 path,
-                f"the label of {int(wrong.sum())} pixels, for example {int(labels[wrong][0])}, is not a class index in "
-                f"[0, {num_classes}); MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}, and pixels to ignore have "
-                f"{ignore_label}",
+                f"the label of {int(invalid.sum())} pixels, for example {int(labels[invalid][0])}, is not a class "
+                f"index in [0, {num_classes}); MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}, and the ignore label "
+                f"is {ignore_label}",
             )
     # float32 holds integers of up to 24 bits.
     return labels.astype(np.float32 if labels.max(initial=0) < 2**24 else np.float64)
 
 
 def dataset_ignore_label(cfg: CfgNode) -> int:
-    """Return what pixels without a class have in the label maps of DATASETS.TRAIN.
+    """Return the value of pixels without a class in the label maps of DATASETS.TRAIN.
 
-    The `ignore_label` in the metadata of the datasets, or MODEL.SEM_SEG_HEAD.IGNORE_VALUE.
+    It is `ignore_label` in the metadata of the datasets, or else MODEL.SEM_SEG_HEAD.IGNORE_VALUE.
 
     Raises:
         ValueError: the datasets differ.
@@ -350,7 +350,7 @@ def dataset_ignore_label(cfg: CfgNode) -> int:
     if len(set(labels.values())) > 1:
         each = ", ".join(f"{name}: {label}" for name, label in labels.items())
         raise ValueError(
-            f"DATASETS.TRAIN: the datasets mark pixels without a class differently ({each}); train on datasets "
+            f"DATASETS.TRAIN: the datasets have different ignore labels ({each}); train on datasets "
             "with the same ignore_label in their metadata"
         )
     return next(iter(labels.values()), cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
@@ -373,9 +373,9 @@ def _check_same_size(file: str, pixels: np.ndarray, record: Record, size: tuple[
 
 
 def _patches_by_id(ids: np.ndarray, requested: Collection[int] | None = None) -> dict[int, Patch]:
-    """Cut each id, or those requested, out of an id map int (H, W); in rising order, absent ones left out."""
+    """Extract the mask of each id, or of those requested, from an id map int (H, W); in ascending order of ids."""
     flat = ids.reshape(-1)
-    # Sort the ids of runs of equal pixels, which are few, instead of those of all pixels.
+    # Sort the ids of runs of equal pixels, which are fewer than the pixels.
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     present, ranks = np.unique(flat[starts], return_inverse=True)
     ranks = np.repeat(ranks.reshape(-1), np.diff(starts, append=flat.size)).reshape(ids.shape)

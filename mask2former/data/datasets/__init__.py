@@ -1,4 +1,4 @@
-"""Datasets by name. New ones: a module with `register_NAME(root)`, its classes as JSON, and a line here."""
+"""Datasets by name. To add one: a module with `register_NAME(root)`, a JSON file of its classes, and a line here."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ __all__ = [
 
 
 def register_all(root: str | os.PathLike[str] | None = None) -> None:
-    """Register the names of all datasets; no file is touched.
+    """Register the names of all datasets without reading any file.
 
-    May be called any number of times; with another root the names point there afterwards.
+    May be called repeatedly; with another root the names refer to files there afterwards.
 
     Args:
         root: directory that holds coco/ and the others; None takes DETECTRON2_DATASETS, else ./datasets.

@@ -19,22 +19,22 @@ LAYOUT = """\
   images/{training,validation}/                   images, ADE_val_00000001.jpg
   annotations/{training,validation}/              label PNG files of SceneParse150
   annotations_instance/{training,validation}/     PNG files of the instance challenge
-  annotations_detectron2/{training,validation}/   made by datasets/prepare_ade20k_sem_seg.py
-  ade20k_panoptic_{train,val}.json, ade20k_panoptic_{train,val}/   made by datasets/prepare_ade20k_pan_seg.py
-  ade20k_instance_{train,val}.json                made by datasets/prepare_ade20k_ins_seg.py"""
+  annotations_detectron2/{training,validation}/   written by datasets/prepare_ade20k_sem_seg.py
+  ade20k_panoptic_{train,val}.json, ade20k_panoptic_{train,val}/   written by datasets/prepare_ade20k_pan_seg.py
+  ade20k_instance_{train,val}.json                written by datasets/prepare_ade20k_ins_seg.py"""
 
 FULL_LAYOUT = """\
 <root>/ADE20K_2021_17_01/
-  images/ADE/{training,validation}/                   the full ADE20K as it is downloaded
+  images/ADE/{training,validation}/                   the full ADE20K as downloaded
   index_ade20k.pkl
-  images_detectron2/{training,validation}/            images, made by datasets/prepare_ade20k_full_sem_seg.py
-  annotations_detectron2/{training,validation}/       16-bit TIFF label maps, made by the same script"""
+  images_detectron2/{training,validation}/            images, written by datasets/prepare_ade20k_full_sem_seg.py
+  annotations_detectron2/{training,validation}/       16-bit TIFF label maps, written by the same script"""
 
 FULL_VOID = 65535  # "no class" in the label maps of the full set, which need 16 bits
 
 
 def register_ade20k(root: str) -> None:
-    """Register all ADE20K names below `root`; no file is touched."""
+    """Register all ADE20K names below `root` without reading any file."""
     for split, directory in _SPLITS.items():
         _register_semantic(os.path.join(root, "ADEChallengeData2016"), split, directory)
         _register_panoptic(os.path.join(root, "ADEChallengeData2016"), split, directory)

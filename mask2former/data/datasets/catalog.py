@@ -1,4 +1,4 @@
-"""Names in detectron2's catalogs that can be set again, and checks of the files behind them."""
+"""Replaceable entries of detectron2's catalogs, and checks of the files of a dataset."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ _state = {"root": os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "data
 
 
 def dataset_root() -> str:
-    """The directory below which the datasets lie: the last one given to `register_all`."""
+    """Return the directory that holds the datasets: the last root passed to `register_all`."""
     return _state["root"]
 
 
 def set_dataset_root(root: str | os.PathLike[str] | None) -> str:
-    """Set the directory of the datasets; None takes the variable DETECTRON2_DATASETS (default "datasets")."""
-    chosen = os.fspath(root) if root is not None else os.environ.get("DETECTRON2_DATASETS", "datasets")
-    _state["root"] = os.path.expanduser(chosen)
+    """Set and return the directory of the datasets; None takes DETECTRON2_DATASETS (default "datasets")."""
+    directory = os.fspath(root) if root is not None else os.environ.get("DETECTRON2_DATASETS", "datasets")
+    _state["root"] = os.path.expanduser(directory)
     return _state["root"]
 
 
 class FileMetadata(Metadata):
-    """Metadata of which a part is read from the dataset's own files when it is first asked for.
+    """Metadata whose entries are partly read from files of the dataset at the first access.
 
     Args:
-        keys: what `read` gives.
-        read: raises FileNotFoundError when the files are missing.
+        keys: keys that `read` returns.
+        read: reads their values; raises FileNotFoundError if the files are missing.
         fixed: entries that need no file.
     """
 
@@ -53,7 +53,7 @@ class FileMetadata(Metadata):
         self.__dict__.update(values)
 
     def as_dict(self) -> dict[str, Any]:
-        """All entries; without those from files where the files are missing."""
+        """Return all entries; without those from files if the files are missing."""
         if "_pending" in self.__dict__:
             with contextlib.suppress(FileNotFoundError):
                 self._fill(self.__dict__["_pending"][1]())
@@ -61,7 +61,7 @@ class FileMetadata(Metadata):
 
 
 def set_dataset(name: str, load: Callable[[], Records], metadata: Metadata | dict[str, Any]) -> None:
-    """Register a name, or set it anew; metadata that is the same stays the same object.
+    """Register a name, or replace its entries; equal metadata stays the same object.
 
     detectron2 refuses to register a name twice and to change a metadata value, so the entries are replaced.
     """
@@ -77,12 +77,12 @@ def require_files(name: str, paths: Iterable[str], layout: str) -> None:
     """Check that files and directories of a dataset exist.
 
     Args:
-        name: of the dataset.
-        paths: what must exist.
+        name: name of the dataset.
+        paths: files and directories that must exist.
         layout: the expected directories, shown in the message.
 
     Raises:
-        FileNotFoundError: naming dataset, path, the expected directories and how to set the root.
+        FileNotFoundError: a path is missing; names it, the expected directories and how to set the root.
     """
     for path in paths:
         if not os.path.exists(path):
@@ -94,34 +94,36 @@ def require_files(name: str, paths: Iterable[str], layout: str) -> None:
 
 
 def require_some(name: str, paths: Sequence[str], layout: str) -> None:
-    """Check that the files of a kind are there at all: of the first, middle and last one at least one exists.
+    """Check that at least one of the first, middle and last of many files exists.
 
-    A single missing file is for the mapper, which names it, or for `python -m mask2former.data check`.
+    A single missing file is reported by the mapper, or by `python -m mask2former.data check`.
 
     Raises:
-        FileNotFoundError: as `require_files`, naming the first.
+        FileNotFoundError: as `require_files`, for the first file.
     """
     sample = [paths[0], paths[len(paths) // 2], paths[-1]]
     if not any(os.path.exists(path) for path in sample):
         require_files(name, sample, layout)
 
 
-_registered: dict[str, tuple] = {}  # name -> what it was registered with, and the state of its files
+_registered: dict[str, tuple] = {}  # name -> arguments of its registration, and the state of its files
 
 
-def register_own(name: str, state: tuple, describe: Callable[[], tuple[Callable[[], Records], dict[str, Any]]]) -> None:
-    """Register a name of the user's own; a second call with the same state does nothing, with another replaces it.
+def register_custom(
+    name: str, state: tuple, describe: Callable[[], tuple[Callable[[], Records], dict[str, Any]]]
+) -> None:
+    """Register a custom dataset; a second call with the same state does nothing, with another state replaces it.
 
     Args:
         name: for DATASETS.TRAIN and DATASETS.TEST.
-        state: everything on which the dataset depends; the first entry is a file or directory, for messages.
-        describe: gives the loader and the metadata; called when there is something new.
+        state: everything that the dataset depends on; the first entry is a file or directory, for messages.
+        describe: returns the load function and the metadata; called if the state is new.
 
     Raises:
-        ValueError: the name is taken by other code.
+        ValueError: the name is already used by other code.
     """
     if name not in _registered and name in DatasetCatalog:
-        raise ValueError(f"the dataset name {name!r} is already in use, choose another for {state[0]}")
+        raise ValueError(f"the dataset name {name!r} is already in use, use another name for {state[0]}")
     if _registered.get(name) == state and name in DatasetCatalog:
         return
     load, metadata = describe()
@@ -130,17 +132,17 @@ def register_own(name: str, state: tuple, describe: Callable[[], tuple[Callable[
 
 
 def unregister(name: str) -> None:
-    """Forget a name of the user's own; others are left alone."""
+    """Remove a custom dataset from the catalogs; other datasets stay."""
     if _registered.pop(name, None) is not None:
         DatasetCatalog.pop(name, None)
         MetadataCatalog.pop(name, None)
 
 
 def locate(path: str | os.PathLike[str]) -> str:
-    """Absolute path of a file or directory of the user: as given, or below the dataset root.
+    """Return the absolute path of a file or directory: as given, or below the dataset root.
 
     Raises:
-        FileNotFoundError: naming both places.
+        FileNotFoundError: neither exists; names both paths.
     """
     given = os.path.expanduser(os.fspath(path))
     candidates = [given] if os.path.isabs(given) else [given, os.path.join(dataset_root(), given)]
@@ -148,10 +150,10 @@ def locate(path: str | os.PathLike[str]) -> str:
         if os.path.exists(candidate):
             return os.path.abspath(candidate)
     tried = " nor ".join(os.path.abspath(candidate) for candidate in candidates)
-    raise FileNotFoundError(f"found neither {tried}" if len(candidates) > 1 else f"{tried} does not exist")
+    raise FileNotFoundError(f"neither {tried} exists" if len(candidates) > 1 else f"{tried} does not exist")
 
 
 def file_state(path: str) -> tuple:
-    """Changes when the file is written again."""
+    """Return path, modification time and size of a file, which change when it is written again."""
     status = os.stat(path)
     return path, status.st_mtime_ns, status.st_size

@@ -1,4 +1,4 @@
-"""Class tables: one JSON file per dataset beside this module; position in the list is the class index."""
+"""Class tables: one JSON file per dataset in this directory; the position in its list is the class index."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Category = dict[str, Any]
 
 @functools.cache
 def class_table(dataset: str) -> tuple[Category, ...]:
-    """The categories (id, name and where the dataset has them isthing, color) in the order of the class index.
+    """Load the categories (id, name and, if the dataset has them, isthing and color) in the order of the class index.
 
     Args:
         dataset: name of the JSON file without extension, for example "ade20k".
@@ -23,24 +23,24 @@ def class_table(dataset: str) -> tuple[Category, ...]:
 
 
 def column(entries: Iterable[Category], key: str) -> list[Any]:
-    """One value of every category, as a new list."""
+    """Return one value of every category, as a new list."""
     return [entry[key] for entry in entries]
 
 
 def things(entries: Iterable[Category]) -> list[Category]:
-    """The categories whose objects are counted."""
+    """Return the categories with countable objects."""
     return [entry for entry in entries if entry["isthing"]]
 
 
 def index_by_id(entries: Sequence[Category], thing: bool | None = None) -> dict[int, int]:
-    """Class index of each dataset id, of all categories or only of things (True) or stuff (False)."""
+    """Map dataset ids to class indices, for all categories or only for things (True) or stuff (False)."""
     return {
         entry["id"]: index for index, entry in enumerate(entries) if thing is None or bool(entry["isthing"]) == thing
     }
 
 
 def panoptic_classes(entries: Sequence[Category]) -> dict[int, tuple[int, bool]]:
-    """Dataset id -> class index and whether it is a thing."""
+    """Map dataset ids to the class index and whether it is a thing."""
     return {entry["id"]: (index, bool(entry["isthing"])) for index, entry in enumerate(entries)}
 
 
@@ -51,12 +51,12 @@ def panoptic_metadata(
     only_things_among_things: bool = False,
     things_among_stuff: bool = True,
 ) -> dict[str, Any]:
-    """Class lists and id maps of a panoptic dataset; `stuff_classes` always number all K classes.
+    """Return class lists and id maps of a panoptic dataset; `stuff_classes` always lists all K classes.
 
     Args:
         entries: categories with id, name, isthing and color.
-        ignore_label: "no class" in semantic label maps.
-        only_things_among_things: `thing_classes` lists the things alone, in the order of their index; otherwise all K
+        ignore_label: value of pixels without a class in label maps.
+        only_things_among_things: `thing_classes` lists only the things, in the order of their index; otherwise all K
             classes, so that entry k is class k.
         things_among_stuff: `stuff_dataset_id_to_contiguous_id` holds the ids of things too.
     """
@@ -74,7 +74,7 @@ def panoptic_metadata(
 
 
 def instance_metadata(entries: Sequence[Category]) -> dict[str, Any]:
-    """Class list and id map of an instance dataset whose classes are `entries`."""
+    """Return class list and id map of an instance dataset whose classes are `entries`."""
     metadata = {"thing_classes": column(entries, "name"), "thing_dataset_id_to_contiguous_id": index_by_id(entries)}
     if all("color" in entry for entry in entries):
         metadata["thing_colors"] = column(entries, "color")

@@ -1,7 +1,7 @@
-"""Cityscapes: semantic and panoptic with 19 classes, instances of 8; nothing of cityscapesScripts is needed to read it.
+"""Cityscapes: semantic and panoptic with 19 classes, instances of 8; read without cityscapesScripts.
 
-Instance masks are those of the `instanceIds` files, which the official evaluation takes as truth. (detectron2 makes
-them from the polygons, which cannot have holes and come out half a pixel larger.)
+Instance masks are those of the `instanceIds` files, the ground truth of the official evaluation. (detectron2 makes them
+from the polygons, which cannot have holes and are half a pixel larger.)
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ LAYOUT = """\
   leftImg8bit/{train,val,test}/<city>/     images, aachen_000000_000019_leftImg8bit.png
   gtFine/{train,val,test}/<city>/
     aachen_000000_000019_gtFine_instanceIds.png
-    aachen_000000_000019_gtFine_labelTrainIds.png   made by datasets/prepare_cityscapes.py
-  gtFine/cityscapes_panoptic_{train,val}.json, gtFine/cityscapes_panoptic_{train,val}/   made by the same script"""
+    aachen_000000_000019_gtFine_labelTrainIds.png   written by datasets/prepare_cityscapes.py
+  gtFine/cityscapes_panoptic_{train,val}.json, gtFine/cityscapes_panoptic_{train,val}/   written by the same script"""
 
 _SUFFIX = "_leftImg8bit.png"
-# In instanceIds an object is 1000 x its label id + a number; a region of many objects has the bare label id.
+# In instanceIds an object is 1000 x its label id + a number; a crowd region has the label id alone.
 _DIVISOR = 1000
 
 
 class _Files(NamedTuple):
     image: str
-    labels: str  # start of the names of the annotation files
+    labels: str  # prefix of the annotation files
 
 
 def register_cityscapes(root: str) -> None:
-    """Register all Cityscapes names below `root`/cityscapes; no file is touched."""
+    """Register all Cityscapes names below `root`/cityscapes without reading any file."""
     directory = os.path.join(root, "cityscapes")
     names = {
         "thing_classes": column(things(class_table("cityscapes")), "name"),
@@ -59,10 +59,10 @@ def register_cityscapes(root: str) -> None:
 
 
 def load_cityscapes_semantic(name: str, image_dir: str, gt_dir: str) -> Records:
-    """Records with file_name and sem_seg_file_name, in the order of the names.
+    """Load records with file_name and sem_seg_file_name, in the order of the file names.
 
     Raises:
-        FileNotFoundError: directories or the label maps are missing; shows the expected directories.
+        FileNotFoundError: the directories or the label maps are missing; shows the expected directories.
     """
     return [
         {"file_name": files.image, "sem_seg_file_name": f"{files.labels}_labelTrainIds.png"}
@@ -71,7 +71,7 @@ def load_cityscapes_semantic(name: str, image_dir: str, gt_dir: str) -> Records:
 
 
 def load_cityscapes_instances(name: str, image_dir: str, gt_dir: str) -> Records:
-    """Records with annotations of the 8 thing classes, read from the instanceIds files on several processes.
+    """Load records with annotations of the 8 thing classes, read from the instanceIds files by several processes.
 
     Raises:
         FileNotFoundError: as `load_cityscapes_semantic`.
@@ -81,20 +81,20 @@ def load_cityscapes_instances(name: str, image_dir: str, gt_dir: str) -> Records
     return list(map_parallel(_read_instances, files, f"reading {name}"))
 
 
-def _list_files(name: str, image_dir: str, gt_dir: str, needed: str) -> list[_Files]:
+def _list_files(name: str, image_dir: str, gt_dir: str, suffix: str) -> list[_Files]:
     require_files(name, [image_dir, gt_dir], LAYOUT)
-    found = []
+    pairs = []
     for city in sorted(os.listdir(image_dir)):
         if not os.path.isdir(os.path.join(image_dir, city)):
             continue
         for file in sorted(os.listdir(os.path.join(image_dir, city))):
             if file.endswith(_SUFFIX):
                 stem = os.path.join(gt_dir, city, file.removesuffix(_SUFFIX))
-                found.append(_Files(os.path.join(image_dir, city, file), f"{stem}_gtFine"))
-    if not found:
+                pairs.append(_Files(os.path.join(image_dir, city, file), f"{stem}_gtFine"))
+    if not pairs:
         raise FileNotFoundError(f"dataset {name!r}: {image_dir} holds no <city>/*{_SUFFIX}. Expected:\n\n{LAYOUT}")
-    require_some(name, [files.labels + needed for files in found], LAYOUT)
-    return found
+    require_some(name, [files.labels + suffix for files in pairs], LAYOUT)
+    return pairs
 
 
 def _read_instances(files: _Files) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""COCO: the instance names of detectron2, its panoptic names, and `..._panoptic_with_sem_seg`.
+"""COCO: the instance and panoptic datasets of detectron2, and `..._panoptic_with_sem_seg`.
 
-detectron2 lists 133 classes as "things" of coco_2017_{train,val}_panoptic. Mask2Former needs the 80 true ones
-there, so these two names carry 80 thing classes here; their records are the same.
+detectron2 lists 133 classes as "things" of coco_2017_{train,val}_panoptic. Mask2Former needs the 80 actual things, so
+these two datasets have 80 thing classes here; their records are the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .coco_json import load_instances
 from .coco_panoptic import PanopticLayout, load_panoptic
 from .semantic_folder import load_semantic
 
-# name -> image directory, annotations
+# name -> image directory, annotation file without extension
 _INSTANCES = {
     "coco_2014_train": ("train2014", "instances_train2014"),
     "coco_2014_val": ("val2014", "instances_val2014"),
@@ -34,7 +34,7 @@ _INSTANCES = {
     "coco_2017_test-dev": ("test2017", "image_info_test-dev2017"),
     "coco_2017_val_100": ("val2017", "instances_val2017_100"),
 }
-# name -> image directory, end of the names of the panoptic files
+# name -> image directory, suffix of the panoptic files
 _PANOPTIC = {
     "coco_2017_train": ("train2017", "train2017"),
     "coco_2017_val": ("val2017", "val2017"),
@@ -48,16 +48,16 @@ LAYOUT = """\
     panoptic_{train,val}2017.json
   {train,val}2017/             images, 000000000139.jpg
   panoptic_{train,val}2017/    PNG files with segment ids, unpacked by datasets/prepare_coco_panoptic_zips.py
-  panoptic_semseg_{train,val}2017/   made by datasets/prepare_coco_semantic_annos_from_panoptic_annos.py"""
+  panoptic_semseg_{train,val}2017/   written by datasets/prepare_coco_semantic_annos_from_panoptic_annos.py"""
 
 
 def coco_categories() -> tuple[dict[str, Any], ...]:
-    """The 133 categories (id, name, isthing, color), in the order of the class index; things first."""
+    """Return the 133 categories (id, name, isthing, color) in the order of the class index, things first."""
     return class_table("coco_panoptic")
 
 
 def register_coco(root: str) -> None:
-    """Register all COCO names below `root`/coco; no file is touched."""
+    """Register all COCO names below `root`/coco without reading any file."""
     directory = os.path.join(root, "coco")
     for name, (images, stem) in _INSTANCES.items():
         paths = {
@@ -91,14 +91,14 @@ def load_coco_panoptic(
 ) -> Records:
     """Load a dataset in the COCO panoptic format with the 133 COCO categories; see `load_panoptic`.
 
-    `json_file`, with the instances, is not read.
+    `json_file`, the annotation file of the instances, is not read.
     """
     layout = PanopticLayout(panoptic_classes(coco_categories()), LAYOUT)
     return load_panoptic(name, layout, image_root, panoptic_root, panoptic_json, sem_seg_root)
 
 
 def _panoptic_metadata(paths: dict[str, str], with_things: bool) -> dict[str, Any]:
-    """Stuff classes number all 133; their id map holds things too where `with_things`."""
+    """Return metadata whose stuff classes are all 133; their id map has things too if `with_things`."""
     return {
         **panoptic_metadata(coco_categories(), only_things_among_things=True, things_among_stuff=with_things),
         **paths,
@@ -108,7 +108,7 @@ def _panoptic_metadata(paths: dict[str, str], with_things: bool) -> dict[str, An
 
 def _register_standard(name: str, paths: dict[str, str]) -> None:
     metadata = _panoptic_metadata(paths, with_things=False)
-    if name == "coco_2017_val_100_panoptic":  # a name that Mask2Former never uses keeps detectron2's lists
+    if name == "coco_2017_val_100_panoptic":  # not used by Mask2Former: keeps detectron2's lists
         metadata.update(thing_classes=metadata["stuff_classes"], thing_colors=metadata["stuff_colors"])
     set_dataset(name, functools.partial(load_coco_panoptic, name, **paths), metadata)
 
@@ -120,7 +120,7 @@ def _register_with_sem_seg(name: str, common: dict[str, str], sem_seg_root: str)
 
 
 def _register_separated(base: str, common: dict[str, str], stuff_root: str) -> None:
-    """The two forms for Panoptic FPN: instances beside stuff, and stuff alone."""
+    """Register the two variants for Panoptic FPN: instances and stuff, and stuff only."""
     shared = {
         **_get_builtin_metadata("coco_panoptic_separated"),
         "sem_seg_root": stuff_root,
@@ -143,13 +143,13 @@ def _register_separated(base: str, common: dict[str, str], stuff_root: str) -> N
 
 STUFF_LAYOUT = """\
 <root>/coco/coco_stuff_10k/
-  images/, annotations/, imageLists/          COCO-Stuff 10k as it is downloaded
-  images_detectron2/{train,test}/             images, made by datasets/prepare_coco_stuff_10k.py
-  annotations_detectron2/{train,test}/        label PNG files, made by the same script"""
+  images/, annotations/, imageLists/          COCO-Stuff 10k as downloaded
+  images_detectron2/{train,test}/             images, written by datasets/prepare_coco_stuff_10k.py
+  annotations_detectron2/{train,test}/        label PNG files, written by the same script"""
 
 
 def register_coco_stuff(root: str) -> None:
-    """Register coco_2017_{train,test}_stuff_10k_sem_seg below `root`; no file is touched."""
+    """Register coco_2017_{train,test}_stuff_10k_sem_seg below `root` without reading any file."""
     directory = os.path.join(root, "coco", "coco_stuff_10k")
     classes = class_table("coco_stuff_10k")
     for split in ("train", "test"):
@@ -175,7 +175,7 @@ LVIS_LAYOUT = """\
 
 
 def register_lvis(root: str) -> None:
-    """Register the LVIS names below `root`; no file is touched."""
+    """Register the LVIS names below `root` without reading any file."""
     for family, splits in _PREDEFINED_SPLITS_LVIS.items():
         for name, (images, file) in splits.items():
             paths = {"json_file": os.path.join(root, file), "image_root": os.path.join(root, images)}

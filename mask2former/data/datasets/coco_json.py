@@ -1,4 +1,4 @@
-"""Custom datasets: a COCO instance JSON and a directory of images, registered in one call."""
+"""Custom datasets: a COCO instance JSON file and a directory of images, registered in one call."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from detectron2.structures import BoxMode
 from ...errors import BadRecordError, first_few, report_bad_records
 from ...structures.masks import SegmentationError, check_polygons, rle_runs, without_degenerate_polygons
 from ...utils.file_io import read_json_object
-from .catalog import Records, file_state, locate, register_own, require_files
+from .catalog import Records, file_state, locate, register_custom, require_files
 
 logger = logging.getLogger(__name__)
 
@@ -29,23 +29,23 @@ def register_coco_json(
     keep_category_ids: Sequence[int] | None = None,
     skip_bad_records: bool = False,
 ) -> None:
-    """Register a COCO instance JSON under a name of your choice.
+    """Register a custom dataset: a COCO instance JSON file and its images.
 
-    The categories are read now (classes in the order of their ids, which need not be contiguous), everything
-    else when the dataset is loaded. A second call with the same name replaces the first.
+    The categories are read now (classes in the order of their ids, which need not be contiguous), everything else when
+    the dataset is loaded. A second call with the same name replaces the first.
 
     Args:
         name: for DATASETS.TRAIN and DATASETS.TEST.
         json_file: relative paths are looked up in the working directory, then below the dataset root.
         image_root: directory of the images, looked up the same way.
-        keep_category_ids: use only these categories; objects of others become background in training. The
-            JSON file is not changed, so an evaluation against it still counts them.
-        skip_bad_records: leave out and report images with bad records instead of raising on the first.
+        keep_category_ids: use only these categories; objects of others become background in training. The JSON file is
+            not changed, so an evaluation against it still counts them.
+        skip_bad_records: leave out and report images with bad records instead of raising an error.
 
     Raises:
         FileNotFoundError: the JSON file or the directory does not exist.
         BadRecordError: the JSON file or its categories are malformed.
-        ValueError: the name is taken by other code, or a category to keep is not in the file.
+        ValueError: the name is already used by other code, or a category to keep is not in the file.
     """
     json_path, image_path = locate(json_file), locate(image_root)
     keep = tuple(keep_category_ids) if keep_category_ids is not None else None
@@ -62,7 +62,7 @@ def register_coco_json(
         }
         return load, metadata
 
-    register_own(name, (*file_state(json_path), image_path, keep, skip_bad_records), describe)
+    register_custom(name, (*file_state(json_path), image_path, keep, skip_bad_records), describe)
 
 
 def load_coco_json(
@@ -72,26 +72,26 @@ def load_coco_json(
     *,
     skip_bad_records: bool = False,
 ) -> Records:
-    """Read and check a COCO instance json.
+    """Read and check a COCO instance JSON file.
 
-    Every record and mask is checked here, so that a mistake does not stop a training half way; only what depends
-    on the image is left to the mapper. Polygons of less than three points enclose nothing and are left out;
-    objects of which nothing is left are left out too and counted in the log, as detectron2 does.
+    Every record and mask is checked here, so that a bad one does not stop a training later; only checks that need the
+    image are left to the mapper. Polygons of less than three points are degenerate and dropped. Objects without any
+    other polygon are dropped too and counted in the log, as detectron2 does.
 
     Returns:
-        Records in detectron2's format in the order of the image ids, with contiguous classes; annotations
-        keep their "id". Files without "annotations" (test sets) give empty ones.
+        Records in detectron2's format in the order of the image ids, with contiguous classes; annotations keep their
+        "id". Records of files without "annotations" (test sets) have empty lists.
 
     Raises:
         FileNotFoundError: no such file.
-        BadRecordError: malformed file, or, without `skip_bad_records`, malformed record.
+        BadRecordError: the file is malformed or, without `skip_bad_records`, one of its records.
     """
     content = read_json_object(json_file, lists=("images", "categories"))
     declared = {key for key, _ in read_categories(json_file, content, None)}
     classes = {key: index for index, (key, _) in enumerate(read_categories(json_file, content, keep_category_ids))}
     annotations = content.get("annotations", [])
     if not isinstance(annotations, list):
-        raise BadRecordError(json_file, "has no list under 'annotations'")
+        raise BadRecordError(json_file, "needs a list 'annotations'")
     problems: list[BadRecordError] = []
     records: dict[int, dict[str, Any]] = {}
     bad_images: set[int] = set()
@@ -103,7 +103,7 @@ def load_coco_json(
             if not skip_bad_records:
                 raise
             problems.append(error)
-            bad_images |= _image_ids(image, "id")  # of two images with one id neither can be trusted
+            bad_images |= _image_ids(image, "id")  # of two images with the same id neither is used
     seen: set[int] = set()
     degenerate: list[str] = []
     for position, annotation in enumerate(annotations):
@@ -121,12 +121,16 @@ def load_coco_json(
 
 
 def is_id(value: Any) -> bool:
-    """Whether a value of a JSON file is an integer (True and False are none)."""
+    """Return whether a value of a JSON file is an integer (True and False are not)."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_id(file: str, entry: Any, where: str, kind: str, known: Container[int]) -> str:
-    """Check that an entry of a list is an object with an id of its own; returns its name for messages."""
+    """Check that an entry of a list is an object with a unique id, and return its name for messages.
+
+    Raises:
+        BadRecordError: it is not.
+    """
     if not isinstance(entry, dict):
         raise BadRecordError(file, "is not an object", where)
     if not is_id(entry.get("id")):
@@ -138,32 +142,45 @@ def check_id(file: str, entry: Any, where: str, kind: str, known: Container[int]
 
 
 def check_sides(file: str, entry: dict[str, Any], where: str) -> None:
-    """Check height and width of an image."""
+    """Check height and width of an image.
+
+    Raises:
+        BadRecordError: one is missing or not a positive integer.
+    """
     for key in ("height", "width"):
         if not is_id(entry.get(key)) or entry[key] < 1:
-            raise BadRecordError(file, f"needs {key!r} in pixels, has {entry.get(key)!r}", where)
+            raise BadRecordError(file, f"needs a positive integer {key!r} in pixels, has {entry.get(key)!r}", where)
 
 
 def check_class_and_crowd(
     file: str, annotation: dict[str, Any], where: str, declared: Container[int]
 ) -> tuple[int, bool]:
-    """The category id of an annotation, one of `declared`, and whether it is a crowd."""
+    """Check and return the category id of an annotation, one of `declared`, and whether it is a crowd.
+
+    Raises:
+        BadRecordError: another category, or "iscrowd" is neither 0 nor 1.
+    """
     category: Any = annotation.get("category_id")
     crowd = annotation.get("iscrowd", 0)
     if not is_id(category) or category not in declared:
         raise BadRecordError(file, f"category {category!r} is not declared in 'categories'", where)
     if crowd not in (0, 1):
-        raise BadRecordError(file, f"'iscrowd' is 0 or 1, not {crowd!r}", where)
+        raise BadRecordError(file, f"'iscrowd' must be 0 or 1, not {crowd!r}", where)
     return category, bool(crowd)
 
 
 def _image_ids(entry: Any, key: str) -> set[int]:
-    """The image that a broken entry belongs to, where that can be told."""
+    """Return the id of the image that a malformed entry belongs to, if it has one."""
     return {entry[key]} if isinstance(entry, dict) and is_id(entry.get(key)) else set()
 
 
 def read_categories(file: str, content: dict[str, Any], keep: Sequence[int] | None) -> list[tuple[int, str]]:
-    """Id and name of every category in the order of ids, of those to keep."""
+    """Return id and name of every category to keep, in the order of the ids; None keeps all.
+
+    Raises:
+        BadRecordError: the categories are malformed.
+        ValueError: a category to keep is not in the file.
+    """
     names: dict[int, str] = {}
     for position, category in enumerate(content["categories"]):
         where = f"categories[{position}]"
@@ -179,7 +196,7 @@ def read_categories(file: str, content: dict[str, Any], keep: Sequence[int] | No
     if keep is not None:
         unknown = sorted(set(keep) - names.keys())
         if unknown or not keep:
-            raise ValueError(f"{file}: categories to keep are {list(keep)}, the file has {sorted(names)}")
+            raise ValueError(f"{file}: categories to keep are {list(keep)}, but the file has {sorted(names)}")
         names = {key: names[key] for key in keep}
     return sorted(names.items())
 
@@ -209,7 +226,7 @@ def _add_annotation(
     declared: set[int],
     classes: dict[int, int],
 ) -> bool:
-    """Check one annotation and add it to the record of its image; False if its polygons enclose nothing."""
+    """Check one annotation and add it to the record of its image; False if its polygons are degenerate."""
     where = check_id(file, annotation, f"annotations[{position}]", "annotation", seen)
     seen.add(annotation["id"])
     image_id = annotation.get("image_id")
@@ -222,7 +239,7 @@ def _add_annotation(
     if segmentation == []:
         return False
     entry = {"id": annotation["id"], "category_id": classes[category], "iscrowd": int(crowd)}
-    # "ignore" marks objects that an evaluation leaves out; training must not learn from them either.
+    # Evaluation leaves out objects with "ignore"; training must not learn from them either.
     if annotation.get("ignore"):
         entry["iscrowd"] = 1
     if segmentation is not None:
@@ -236,15 +253,19 @@ def _add_annotation(
 def check_segmentation(
     file: str, segmentation: Any, record: dict[str, Any], where: str
 ) -> list[list[float]] | dict[str, Any] | None:
-    """The segmentation, without polygons that enclose nothing."""
+    """Check a segmentation and return it without degenerate polygons.
+
+    Raises:
+        BadRecordError: it is malformed.
+    """
     if segmentation is None:
         return None
     if not isinstance(segmentation, (list, dict)):
-        raise BadRecordError(file, "'segmentation' is neither a list of polygons nor an RLE", where)
+        raise BadRecordError(file, "'segmentation' must be a list of polygons or an RLE", where)
     size = record["height"], record["width"]
     try:
         if isinstance(segmentation, dict):
-            rle_runs(segmentation, size)  # also for evaluations: pycocotools never returns from some broken ones
+            rle_runs(segmentation, size)  # also for the evaluation: pycocotools never returns from some malformed RLE
         else:
             segmentation = without_degenerate_polygons(segmentation)
             if segmentation:
@@ -257,26 +278,26 @@ def check_segmentation(
 def _check_box(file: str, box: Any, where: str) -> list[float]:
     numbers = isinstance(box, list) and len(box) == 4
     if not numbers or not all(type(x) in (int, float) and math.isfinite(x) for x in box):
-        raise BadRecordError(file, "'bbox' is not [x, y, width, height]", where)
+        raise BadRecordError(file, "'bbox' must be [x, y, width, height]", where)
     return box
 
 
 def _report_degenerate(file: str, degenerate: list[str]) -> None:
     if degenerate:
-        text = "%s: %d objects have no polygon of three points or more and are left out: %s"
+        text = "%s: %d objects have only degenerate polygons (less than three points) and are dropped: %s"
         logger.warning(text, file, len(degenerate), first_few(degenerate))
 
 
 def load_instances(name: str, layout: str, json_file: str, image_root: str) -> Records:
-    """Load a COCO instance JSON with detectron2, image ids as the file has them (numbers, or names in ADE20K).
+    """Load a COCO instance JSON file with detectron2; image ids stay as they are (numbers, or names in ADE20K).
 
     Raises:
-        FileNotFoundError: the JSON or the directory of images is missing; shows the expected directories.
-        BadRecordError: the JSON is not in COCO's format, or has categories that the dataset does not have.
+        FileNotFoundError: the JSON file or the directory of images is missing; shows the expected directories.
+        BadRecordError: the JSON file is not in COCO's format, or has categories that the dataset does not have.
     """
     require_files(name, [json_file, image_root], layout)
     try:
-        # Without the name: detectron2 would take the class list from the file and refuse one that is not the whole.
+        # Without the name: detectron2 would take the class list from the file and reject an incomplete one.
         records = load_with_detectron2(json_file, image_root)
     except (KeyError, TypeError, ValueError, AssertionError) as error:
         reason = f"is not in COCO's instance format: {type(error).__name__}: {error}"

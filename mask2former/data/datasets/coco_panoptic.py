@@ -1,4 +1,4 @@
-"""The COCO panoptic format: one JSON file, and a PNG with segment ids for each image; also of a custom dataset."""
+"""The COCO panoptic format, also for custom datasets: a JSON file, and a PNG with segment ids for each image."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from ...errors import BadRecordError, report_bad_records
 from ...structures.colors import color_of
 from ...structures.rle import encode_label_map
 from ...utils.file_io import read_json_object
-from .catalog import Records, file_state, locate, register_own, require_files, require_some
+from .catalog import Records, file_state, locate, register_custom, require_files, require_some
 from .categories import Category, panoptic_classes, panoptic_metadata
 
 
 class Object(NamedTuple):
-    """What an id of a map stands for: its category, and whether it is a crowd region."""
+    """Category of an id in an id map, and whether it is a crowd region."""
 
     category_id: int
     iscrowd: bool
 
 
 def annotations_from_ids(ids: np.ndarray, objects: Mapping[int, Object]) -> list[dict[str, Any]]:
-    """Annotations in detectron2's format, in the order of the ids.
+    """Build annotations in detectron2's format from an id map, in the order of the ids.
 
     Args:
         ids: int (H, W).
-        objects: by id, which is not 0; other ids of the map are left out, and ids that do not occur have no annotation.
+        objects: objects by id, which is not 0; other ids of the map are ignored.
 
     Returns:
-        For each object category_id, iscrowd, segmentation (compressed RLE), area, and bbox as XYWH.
+        category_id, iscrowd, segmentation (compressed RLE), area and bbox (XYWH) of each object.
     """
     present = [segment for segment in np.unique(ids).tolist() if segment in objects]
     codes = encode_label_map(np.where(np.isin(ids, present), ids, 0))
@@ -58,15 +58,15 @@ Locate = Callable[[dict[str, Any], dict[str, Any]], str]
 
 @dataclass(frozen=True)
 class PanopticLayout:
-    """What tells one panoptic dataset from another.
+    """Files and classes of a panoptic dataset.
 
     Args:
         classes: dataset id -> class index and whether it is a thing.
-        tree: the expected directories, for messages.
-        image: path of the image below the directory of images; None: the file name in "images", else the name of
-            the PNG with the extension .jpg.
-        labels: path of the semantic label map below its directory; None: the name of the PNG.
-        image_id: turns the id of the file into that of the record.
+        tree: expected directories, for messages.
+        image: returns the path of the image in the image directory; None for the file name in "images", or else the
+            name of the PNG with the extension .jpg.
+        labels: returns the path of the semantic label map in its directory; None for the name of the PNG.
+        image_id: converts an id of the file to that of the record.
     """
 
     classes: Mapping[int, tuple[int, bool]]
@@ -77,13 +77,13 @@ class PanopticLayout:
 
 
 def text_id(value: Any) -> str:
-    """Image id of datasets whose ids are names.
+    """Convert the image id of a dataset whose ids are names.
 
     Raises:
-        TypeError: neither text nor an integer.
+        TypeError: it is neither text nor an integer.
     """
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise TypeError(f"image_id {value!r} is no name")
+        raise TypeError(f"image_id {value!r} is neither text nor an integer")
     return str(value)
 
 
@@ -101,11 +101,11 @@ def load_panoptic(
 
     Returns:
         Records with file_name, image_id, pan_seg_file_name, segments_info (category_id contiguous, isthing,
-        iscrowd), sem_seg_file_name where a root is given, and height and width where the file has them.
+        iscrowd), sem_seg_file_name if `sem_seg_root` is given, and height and width if the file has them.
 
     Raises:
         FileNotFoundError: files are missing; shows the expected directories.
-        BadRecordError: the JSON file is malformed, or, without `skip_bad_records`, one of its annotations.
+        BadRecordError: the JSON file is malformed or, without `skip_bad_records`, one of its annotations.
     """
     require_files(name, [panoptic_json], layout.tree)
     content = read_json_object(panoptic_json, lists=("annotations",))
@@ -120,7 +120,9 @@ def load_panoptic(
             records[record["image_id"]] = record
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             missing = isinstance(error, KeyError)
-            reason = f"{error.args[0]!r} is missing or undeclared" if missing else f"malformed: {error}"
+            reason = (
+                f"{error.args[0]!r} is missing, or not declared in 'categories'" if missing else f"malformed: {error}"
+            )
             problems.append(BadRecordError(panoptic_json, reason, f"annotations[{position}]"))
             if not skip_bad_records:
                 raise problems[-1] from error
@@ -134,7 +136,7 @@ def load_panoptic(
 
 
 def _by_id(images: Any) -> dict[Any, dict[str, Any]]:
-    """Entries of "images" by their id; what is malformed is left out, for sizes and names are optional."""
+    """Return the entries of "images" by id, without malformed ones: sizes and names are optional."""
     if not isinstance(images, list):
         return {}
     entries = [entry for entry in images if isinstance(entry, dict)]
@@ -177,8 +179,8 @@ LAYOUT = """\
 panoptic.json   {"categories": [{"id", "name", "isthing"}, ...],
                  "images": [{"id", "file_name", "height", "width"}, ...],
                  "annotations": [{"image_id", "file_name", "segments_info": [{"id", "category_id"}, ...]}, ...]}
-image directory/   the file_name of each of "images" (or the name of the PNG file with .jpg)
-PNG directory/     the file_name of each of "annotations": RGB, segment id = R + 256 G + 65536 B, 0 = no segment"""
+image directory/   file_name of each entry of "images" (or the name of the PNG file with .jpg)
+PNG directory/     file_name of each entry of "annotations": RGB, segment id = R + 256 G + 65536 B, 0 = no segment"""
 
 Path = str | os.PathLike[str]
 
@@ -194,10 +196,10 @@ def register_panoptic(
     ignore_value: int = 255,
     skip_bad_records: bool = False,
 ) -> None:
-    """Register a dataset in the COCO panoptic format under a name of your choice.
+    """Register a custom dataset in the COCO panoptic format.
 
-    The categories are read now (classes in the order of their ids, which need not be contiguous; "isthing" says which
-    have countable objects), everything else when the dataset is loaded. Relative paths are looked up in the working
+    The categories are read now (classes in the order of their ids, which need not be contiguous; "isthing" marks those
+    with countable objects), everything else when the dataset is loaded. Relative paths are looked up in the working
     directory, then below the dataset root. A second call with the same name replaces the first.
 
     Args:
@@ -205,16 +207,16 @@ def register_panoptic(
         json_file: see `LAYOUT`.
         image_root: directory of the images.
         png_root: directory of the PNG files with segment ids.
-        sem_seg_root: directory of label maps named as the PNG files; without it, semantic results are
-            evaluated on labels made from the segments.
-        instances_json: COCO instance JSON of the things, with the same ids; needed to evaluate instance AP.
-        ignore_value: "no class" in the label maps.
-        skip_bad_records: leave out and report images with bad records instead of raising on the first.
+        sem_seg_root: directory of label maps named as the PNG files; without it, semantic results are evaluated on
+            labels made from the segments.
+        instances_json: COCO instance JSON file of the things, with the same ids; needed to evaluate instance AP.
+        ignore_value: value of pixels without a class in the label maps.
+        skip_bad_records: leave out and report images with bad records instead of raising an error.
 
     Raises:
         FileNotFoundError: a file or directory does not exist.
         BadRecordError: the JSON file or its categories are malformed.
-        ValueError: the name is taken by other code.
+        ValueError: the name is already used by other code.
     """
     json_path = locate(json_file)
     paths = {"image_root": locate(image_root), "panoptic_root": locate(png_root), "panoptic_json": json_path}
@@ -235,18 +237,18 @@ def register_panoptic(
         return load, metadata
 
     settings = (*paths.values(), *labels.items(), *instances.items(), ignore_value, skip_bad_records)
-    register_own(name, (*file_state(json_path), *settings), describe)
+    register_custom(name, (*file_state(json_path), *settings), describe)
 
 
 def _same_id(value: Any) -> int | str:
     if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise TypeError(f"image_id {value!r} is neither a number nor a name")
+        raise TypeError(f"image_id {value!r} is neither an integer nor text")
     return value
 
 
 def _read_categories(file: str) -> list[Category]:
-    """Categories in the order of their ids, with colors where the file has none."""
-    found: dict[int, Category] = {}
+    """Read the categories in the order of their ids, with default colors if the file has none."""
+    categories: dict[int, Category] = {}
     for position, entry in enumerate(read_json_object(file, lists=("categories",))["categories"]):
         where = f"categories[{position}]"
         if not isinstance(entry, dict) or type(entry.get("id")) is not int or entry["id"] < 0:
@@ -254,11 +256,11 @@ def _read_categories(file: str) -> list[Category]:
         if not isinstance(entry.get("name"), str) or not entry["name"]:
             raise BadRecordError(file, "needs a 'name'", where)
         if entry.get("isthing") not in (0, 1):
-            raise BadRecordError(file, "needs 'isthing': 1 where objects are told apart, 0 for stuff", where)
-        if entry["id"] in found:
+            raise BadRecordError(file, "needs 'isthing': 1 for things (countable objects), 0 for stuff", where)
+        if entry["id"] in categories:
             raise BadRecordError(file, f"id {entry['id']} is used twice", where)
-        found[entry["id"]] = entry
-    if not found:
+        categories[entry["id"]] = entry
+    if not categories:
         raise BadRecordError(file, "declares no categories")
     return [
         {
@@ -267,5 +269,5 @@ def _read_categories(file: str) -> list[Category]:
             "isthing": int(entry["isthing"]),
             "color": [int(value) for value in entry.get("color") or color_of(index)],
         }
-        for index, (key, entry) in enumerate(sorted(found.items()))
+        for index, (key, entry) in enumerate(sorted(categories.items()))
     ]

@@ -1,4 +1,4 @@
-"""Your own datasets by keys of the configuration: DATASETS.COCO_JSON, COCO_PANOPTIC, SEMANTIC_FOLDER, YTVIS_JSON."""
+"""Custom datasets by config keys: DATASETS.COCO_JSON, COCO_PANOPTIC, SEMANTIC_FOLDER, YTVIS_JSON."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .semantic_folder import register_semantic_folder
 from .ytvis_json import register_ytvis_json
 
 
-class _Kind(NamedTuple):
-    form: str  # of an entry, for the message
-    counts: tuple[int, ...]  # entries may have so many parts
-    register: Callable[[Sequence[Any], bool], None]  # from the parts, and whether bad records are skipped
+class _Format(NamedTuple):
+    entry: str  # form of an entry, for the message
+    counts: tuple[int, ...]  # allowed numbers of items in an entry
+    register: Callable[[Sequence[Any], bool], None]  # takes an entry, and whether bad records are skipped
 
 
 def _coco_json(parts: Sequence[Any], skip: bool) -> None:
@@ -35,28 +35,33 @@ def _ytvis(parts: Sequence[Any], skip: bool) -> None:
     register_ytvis_json(*parts, skip_bad_records=skip)
 
 
-_KINDS = {
-    "COCO_JSON": _Kind("[name, json_file, image_root]", (3,), _coco_json),
-    "COCO_PANOPTIC": _Kind("[name, json_file, image_root, png_root] (and instances_json)", (4, 5), _panoptic),
-    "SEMANTIC_FOLDER": _Kind("[name, image_root, label_root, classes] (and ignore_value)", (4, 5), _semantic),
-    "YTVIS_JSON": _Kind("[name, json_file, image_root]", (3,), _ytvis),
+_FORMATS = {
+    "COCO_JSON": _Format("[name, json_file, image_root]", (3,), _coco_json),
+    "COCO_PANOPTIC": _Format("[name, json_file, image_root, png_root] (and instances_json)", (4, 5), _panoptic),
+    "SEMANTIC_FOLDER": _Format("[name, image_root, label_root, classes] (and ignore_value)", (4, 5), _semantic),
+    "YTVIS_JSON": _Format("[name, json_file, image_root]", (3,), _ytvis),
 }
 
 
 def register_from_config(cfg: CfgNode, names: Iterable[str] | None = None) -> None:
-    """Register the user's own datasets that a config describes.
+    """Register the custom datasets of a config.
 
     Args:
+        cfg: DATASETS and DATALOADER.SKIP_BAD_RECORDS are read.
         names: register only these; the files of other entries need not exist. None registers all.
 
     Raises:
-        ValueError: an entry has another form; see also the functions that register one dataset.
+        ValueError: an entry does not have the form that its key needs; see also the functions that register a dataset.
     """
-    wanted = None if names is None else set(names)
-    for key, kind in _KINDS.items():
+    requested = None if names is None else set(names)
+    for key, dataset_format in _FORMATS.items():
         for entry in cfg.DATASETS[key]:
             sequence = isinstance(entry, (list, tuple))
-            if not sequence or len(entry) not in kind.counts or not all(isinstance(x, str) for x in entry[:3]):
-                raise ValueError(f"DATASETS.{key} holds entries {kind.form}, not {entry!r}")
-            if wanted is None or entry[0] in wanted:
-                kind.register(entry, cfg.DATALOADER.SKIP_BAD_RECORDS)
+            if (
+                not sequence
+                or len(entry) not in dataset_format.counts
+                or not all(isinstance(x, str) for x in entry[:3])
+            ):
+                raise ValueError(f"DATASETS.{key} holds entries {dataset_format.entry}, not {entry!r}")
+            if requested is None or entry[0] in requested:
+                dataset_format.register(entry, cfg.DATALOADER.SKIP_BAD_RECORDS)

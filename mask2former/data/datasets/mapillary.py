@@ -16,7 +16,7 @@ from .coco_panoptic import PanopticLayout, load_panoptic, text_id
 from .semantic_folder import load_semantic
 
 SPLITS = {"train": "training", "val": "validation"}
-VOID = 65  # "Unlabeled" in the label maps
+VOID = 65  # value of "Unlabeled" in the label maps
 
 LAYOUT = """\
 <root>/mapillary_vistas/
@@ -24,11 +24,11 @@ LAYOUT = """\
     images/      images, *.jpg
     labels/      label PNG files of v1.2 (in the archive of v2.0: v1.2/labels)
     panoptic/    PNG files with segment ids, and panoptic_2018.json (in the archive of v2.0: v1.2/panoptic)
-  mapillary_vistas_instance_{train,val}.json   made by datasets/prepare_mapillary.py, which also links v1.2/"""
+  mapillary_vistas_instance_{train,val}.json   written by datasets/prepare_mapillary.py, which also links v1.2/"""
 
 
 def register_mapillary(root: str) -> None:
-    """Register the names of Mapillary Vistas v1.2 below `root`/mapillary_vistas; no file is touched."""
+    """Register the names of Mapillary Vistas v1.2 below `root`/mapillary_vistas without reading any file."""
     classes = class_table("mapillary_vistas")
     for split in SPLITS:
         semantic, panoptic = _semantic_paths(root, split), _panoptic_paths(root, split)
@@ -74,7 +74,7 @@ def _panoptic_paths(root: str, split: str) -> dict[str, Any]:
 
 
 def instance_json(root: str, name: str) -> str:
-    """Where datasets/prepare_mapillary.py puts the instances of a dataset."""
+    """Return the path of the instance annotations that datasets/prepare_mapillary.py writes."""
     return os.path.join(root, "mapillary_vistas", f"{name}.json")
 
 
@@ -87,7 +87,7 @@ V2_LAYOUT = """\
     images/                 images, *.jpg
     v2.0/labels/            label PNG files
     v2.0/panoptic/          PNG files with segment ids, and panoptic_2020.json
-  mapillary_vistas_v2_instance_{train,val}.json   made by datasets/prepare_mapillary.py"""
+  mapillary_vistas_v2_instance_{train,val}.json   written by datasets/prepare_mapillary.py"""
 
 _SEMANTIC_KEYS = ("stuff_classes", "stuff_colors", "ignore_label")
 _INSTANCE_KEYS = ("thing_classes", "thing_colors", "thing_dataset_id_to_contiguous_id")
@@ -95,7 +95,7 @@ _PANOPTIC_KEYS = (*_SEMANTIC_KEYS, *_INSTANCE_KEYS, "stuff_dataset_id_to_contigu
 
 
 def register_mapillary_v2(root: str) -> None:
-    """Register the names of Mapillary Vistas v2.0 below `root`/mapillary_vistas; no file is touched."""
+    """Register the names of Mapillary Vistas v2.0 below `root`/mapillary_vistas without reading any file."""
     base = os.path.join(root, "mapillary_vistas")
     config = os.path.join(base, "config_v2.0.json")
     for split, directory in SPLITS.items():
@@ -127,10 +127,10 @@ def register_mapillary_v2(root: str) -> None:
 
 
 def read_classes(name: str, config: str) -> list[Category]:
-    """The classes of config_v2.0.json in the order of the values of the label maps: key, name, color.
+    """Read the classes (key, name, color) of config_v2.0.json in the order of the values of the label maps.
 
     Args:
-        name: of the dataset, for messages.
+        name: name of the dataset, for messages.
         config: path of the file.
 
     Raises:
@@ -149,7 +149,7 @@ def read_classes(name: str, config: str) -> list[Category]:
 
 
 def _panoptic_classes(name: str, config: str, panoptic_json: str) -> list[Category]:
-    """Classes with the id and isthing of the panoptic JSON; classes that it lacks are stuff without id."""
+    """Read the classes with id and isthing of the panoptic JSON; those that it lacks are stuff with a negative id."""
     classes = read_classes(name, config)
     require_files(name, [panoptic_json], V2_LAYOUT)
     declared = {}
@@ -162,7 +162,7 @@ def _panoptic_classes(name: str, config: str, panoptic_json: str) -> list[Catego
     unknown = sorted(declared.keys() - set(column(classes, "key")))
     if unknown:
         raise BadRecordError(panoptic_json, f"categories {unknown[:5]} are not among the labels of {config}")
-    # Without an entry: an id that no segment has, and that is left out of the id maps.
+    # Negative ids occur in no segment and are left out of the id maps.
     missing = [{"id": -1 - index, "isthing": 0} for index in range(len(classes))]
     return [{**entry, **declared.get(entry["key"], default)} for entry, default in zip(classes, missing, strict=True)]
 
@@ -188,7 +188,7 @@ def _instance_metadata(name: str, config: str, panoptic_json: str) -> dict[str, 
 
 
 def _void(classes: Sequence[Category]) -> int:
-    """Unlabeled pixels are neither learned nor counted: the class stays in the list, so that there are 124."""
+    """Return the label of unlabeled pixels, which are ignored; their class stays in the list of 124."""
     keys = column(classes, "key")
     return keys.index(_UNLABELED) if _UNLABELED in keys else 255
 

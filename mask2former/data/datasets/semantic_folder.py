@@ -1,4 +1,4 @@
-"""Semantic datasets: a directory of images and a directory of label maps with the same names; also custom ones."""
+"""Semantic datasets, also custom ones: a directory of images, and a directory of label maps with the same names."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from typing import Any, NamedTuple
 from ...errors import BadRecordError, first_few
 from ...structures.colors import color_of
 from ..image_io import IMAGE_SUFFIXES, LABEL_MAP_SUFFIXES
-from .catalog import Records, locate, register_own, require_files
+from .catalog import Records, locate, register_custom, require_files
 
 logger = logging.getLogger(__name__)
 
 
 class Pairs(NamedTuple):
-    """Images and label maps by name; names are paths below their directory without extension."""
+    """Images and label maps, matched by their relative path without extension."""
 
     pairs: list[tuple[str, str]]  # (image, label map), in the order of the names
-    without_labels: list[str]  # images
-    without_image: list[str]  # label maps
+    without_labels: list[str]  # images without a label map
+    without_image: list[str]  # label maps without an image
 
 
 def pair_files(image_root: str, label_root: str) -> Pairs:
-    """Find the label map of every image: same directory and name below the two roots, whatever the extension.
+    """Find the label map of every image: the same relative path in both directories, with any extension.
 
     Raises:
-        ValueError: two images or two label maps have one name.
+        ValueError: two images or two label maps have the same name.
     """
     images, labels = _by_name(image_root, IMAGE_SUFFIXES), _by_name(label_root, LABEL_MAP_SUFFIXES)
     return Pairs(
@@ -43,28 +43,29 @@ def load_semantic(name: str, image_root: str, sem_seg_root: str, layout: str) ->
     """Load a semantic dataset.
 
     Returns:
-        Records with file_name and sem_seg_file_name, in the order of the names. Files without a partner are left
-        out and counted in the log.
+        Records with file_name and sem_seg_file_name, in the order of the names. Files without a counterpart are
+        left out and counted in the log.
 
     Raises:
-        FileNotFoundError: a directory is missing, or holds no pair; shows the expected directories.
+        FileNotFoundError: a directory is missing, or no image has a label map; shows the expected directories.
         ValueError: two files of one directory have the same name.
     """
     require_files(name, [image_root, sem_seg_root], layout)
-    found = pair_files(image_root, sem_seg_root)
-    if not found.pairs:
+    files = pair_files(image_root, sem_seg_root)
+    if not files.pairs:
         raise FileNotFoundError(
-            f"dataset {name!r}: none of the {len(found.without_labels)} images below {image_root} has a label map of "
-            f"its name among the {len(found.without_image)} below {sem_seg_root}. Expected:\n\n{layout}"
+            f"dataset {name!r}: none of the {len(files.without_labels)} images in {image_root} has a label map of the "
+            f"same name among the {len(files.without_image)} in {sem_seg_root}. Expected:\n\n{layout}"
         )
-    for what, paths in (("images without labels", found.without_labels), ("label maps alone", found.without_image)):
+    groups = {"images without a label map": files.without_labels, "label maps without an image": files.without_image}
+    for group, paths in groups.items():
         if paths:
-            logger.warning("dataset %s: %d %s are left out: %s", name, len(paths), what, first_few(paths))
-    return [{"file_name": image, "sem_seg_file_name": labels} for image, labels in found.pairs]
+            logger.warning("dataset %s: %d %s are left out: %s", name, len(paths), group, first_few(paths))
+    return [{"file_name": image, "sem_seg_file_name": labels} for image, labels in files.pairs]
 
 
 def _by_name(root: str, suffixes: Collection[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    by_name: dict[str, str] = {}
     for directory, _, files in os.walk(root, followlinks=True):
         for file in files:
             stem, suffix = os.path.splitext(file)
@@ -72,10 +73,12 @@ def _by_name(root: str, suffixes: Collection[str]) -> dict[str, str]:
                 continue
             path = os.path.join(directory, file)
             key = os.path.relpath(os.path.join(directory, stem), root)
-            if key in found:
-                raise ValueError(f"{path} and {found[key]} have one name; their partner cannot be told")
-            found[key] = path
-    return found
+            if key in by_name:
+                raise ValueError(
+                    f"{path} and {by_name[key]} have the same name, so their match is ambiguous; rename one"
+                )
+            by_name[key] = path
+    return by_name
 
 
 LAYOUT = """\
@@ -93,27 +96,29 @@ def register_semantic_folder(
     *,
     ignore_value: int = 255,
 ) -> None:
-    """Register a directory of images and a directory of label maps under a name of your choice.
+    """Register a custom dataset: a directory of images and a directory of label maps.
 
-    The value of a pixel is its class: 0 is the first of `classes`, which may be called "background" but is a class
-    like any other. Pixels of `ignore_value` belong to no class and are not counted. Relative paths are looked up
-    in the working directory, then below the dataset root. A second call with the same name replaces the first.
+    The value of a pixel is its class index: 0 is the first of `classes`, which may be called "background" but is like
+    any other class. Pixels of `ignore_value` belong to no class and are ignored. Relative paths are looked up in the
+    working directory, then below the dataset root. A second call with the same name replaces the first.
 
     Args:
         name: for DATASETS.TRAIN and DATASETS.TEST.
-        image_root: directory of the images; directories inside it are searched too.
-        label_root: directory of the label maps, named as the images but for the extension.
-        classes: names, or a file: one name in a line, or a JSON list of names.
-        ignore_value: "no class" in the label maps.
+        image_root: directory of the images, searched recursively.
+        label_root: directory of the label maps, with the same names as the images except for the extension.
+        classes: class names, or a file with one name per line or a JSON list of names.
+        ignore_value: value of pixels without a class in the label maps.
 
     Raises:
         FileNotFoundError: a file or directory does not exist.
-        ValueError: no classes, a name twice, or the dataset's name is taken by other code.
+        ValueError: no classes, a duplicate class name, or the dataset's name is already used by other code.
     """
     images, labels = locate(image_root), locate(label_root)
     names = _class_names(classes)
     if not isinstance(ignore_value, int) or isinstance(ignore_value, bool):
-        raise ValueError(f"dataset {name!r}: ignore_value is the value of a pixel, not {ignore_value!r}")
+        raise ValueError(
+            f"dataset {name!r}: ignore_value must be an integer, the value of a pixel, not {ignore_value!r}"
+        )
 
     def describe() -> tuple[Callable[[], Records], dict[str, Any]]:
         metadata = {
@@ -126,7 +131,7 @@ def register_semantic_folder(
         }
         return functools.partial(load_semantic, name, images, labels, LAYOUT), metadata
 
-    register_own(name, (images, labels, *names, ignore_value), describe)
+    register_custom(name, (images, labels, *names, ignore_value), describe)
 
 
 def _class_names(classes: Sequence[str] | Path) -> list[str]:
@@ -137,9 +142,9 @@ def _class_names(classes: Sequence[str] | Path) -> list[str]:
     names = list(classes)
     if not names or not all(isinstance(entry, str) and entry for entry in names):
         raise ValueError(f"{source}: needs a list of class names, has {names[:5]!r}")
-    twice = sorted({entry for entry in names if names.count(entry) > 1})
-    if twice:
-        raise ValueError(f"{source}: the class names {twice[:5]} occur twice")
+    duplicates = sorted({entry for entry in names if names.count(entry) > 1})
+    if duplicates:
+        raise ValueError(f"{source}: the class names {duplicates[:5]} occur twice; names must be unique")
     return names
 
 
@@ -151,7 +156,7 @@ def _read_names(path: str) -> list[str]:
             return [line.strip() for line in text.splitlines() if line.strip()]
         content = json.loads(text)
     except (OSError, ValueError) as error:
-        raise BadRecordError(path, f"is no list of class names: {error}") from error
+        raise BadRecordError(path, f"is not a list of class names: {error}") from error
     if not isinstance(content, list):
-        raise BadRecordError(path, 'a JSON of class names is a list: ["road", "sky"]')
+        raise BadRecordError(path, 'a JSON file of class names must be a list: ["road", "sky"]')
     return content

@@ -1,4 +1,4 @@
-"""YouTube-VIS 2019 and 2021, and OVIS; the ground truth of val and test lies on servers, which score results.json."""
+"""YouTube-VIS 2019 and 2021, and OVIS; the ground truth of val and test is on evaluation servers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .catalog import FileMetadata, Records, require_files, set_dataset
 from .categories import class_table, instance_metadata
 from .ytvis_json import category_metadata, load_ytvis_json
 
-_SPLITS = {"train": "train", "val": "valid", "test": "test"}  # end of the name -> directory
+_SPLITS = {"train": "train", "val": "valid", "test": "test"}  # suffix of the name -> directory
 
 YTVIS_LAYOUT = """\
 <root>/{family}/
-  train.json, valid.json, test.json     copies or links, where the download has train/instances.json and so on
+  train.json, valid.json, test.json     copies of or links to train/instances.json and so on of the download
   {{train,valid,test}}/JPEGImages/<video>/00000.jpg"""
 
 OVIS_LAYOUT = """\
@@ -26,7 +26,7 @@ OVIS_LAYOUT = """\
 
 
 def register_ytvis(root: str) -> None:
-    """Register the names of YouTube-VIS and OVIS below `root`; no file is touched."""
+    """Register the names of YouTube-VIS and OVIS below `root` without reading any file."""
     for family in ("ytvis_2019", "ytvis_2021"):
         layout = YTVIS_LAYOUT.format(family=family)
         for split, directory in _SPLITS.items():
@@ -42,7 +42,7 @@ def register_ytvis(root: str) -> None:
 
 
 def _register_ovis(root: str, name: str, directory: str) -> None:
-    """OVIS: the classes are read from its JSON when they are first needed."""
+    """Register OVIS, whose classes are read from its JSON file when they are first needed."""
     paths = {
         "json_file": os.path.join(root, "ovis", f"annotations_{directory}.json"),
         "image_root": os.path.join(root, "ovis", directory),
@@ -58,11 +58,11 @@ def _register_ovis(root: str, name: str, directory: str) -> None:
 
 
 def _load(name: str, layout: str, json_file: str, image_root: str) -> Records:
-    """Records of a registered name.
+    """Load the records of a registered name.
 
     Raises:
-        FileNotFoundError: the JSON or the directory of frames is missing; shows the expected directories.
-        BadRecordError: the JSON is malformed or has categories that the dataset does not have.
+        FileNotFoundError: the JSON file or the directory of frames is missing; shows the expected directories.
+        BadRecordError: the JSON file is malformed or has categories that the dataset does not have.
     """
     require_files(name, [json_file, image_root], layout)
     return load_ytvis_json(json_file, image_root, MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id)

@@ -1,8 +1,8 @@
-"""Video instances in the format of YouTube-VIS, which OVIS has too: a typed reader, and your own files by name.
+"""Video instances in the format of YouTube-VIS and OVIS: a typed reader, and registration of custom datasets.
 
-The format (Yang et al., "Video Instance Segmentation", ICCV 2019) is COCO's with "videos" in the place of "images":
-a video lists the files of its frames, and an annotation is one object with a segmentation for each frame, null where
-it is not seen. Segmentations are polygons or run-length codes.
+The format (Yang et al., "Video Instance Segmentation", ICCV 2019) is COCO's with "videos" instead of "images": a video
+lists the files of its frames, and an annotation is one object with a segmentation for each frame, null where it is not
+visible. Segmentations are polygons or RLE.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from ...errors import BadRecordError, report_bad_records
 from ...utils.file_io import read_json_object
-from .catalog import Records, file_state, locate, register_own
+from .catalog import Records, file_state, locate, register_custom
 from .coco_json import check_class_and_crowd, check_id, check_segmentation, check_sides, is_id, read_categories
 
 Segmentation = list[list[float]] | dict[str, Any]
@@ -26,11 +26,11 @@ class Track:
     """One object of a video.
 
     Attributes:
-        id: of the annotation.
-        category_id: as the file has it.
-        crowd: a region of many objects, which training and evaluation leave out.
-        segmentations: T, None where the object is not seen.
-        areas: T pixel counts, None or 0 where it is not seen; None where the file has no areas.
+        id: id of the annotation.
+        category_id: category id of the file.
+        crowd: whether it is a region of many objects, which training and evaluation leave out.
+        segmentations: T segmentations, None where the object is not visible.
+        areas: T pixel counts, None or 0 where it is not visible; None if the file has no areas.
     """
 
     id: int
@@ -45,9 +45,9 @@ class Video:
     """A clip of T frames of one size.
 
     Attributes:
-        id: of the video.
-        height, width: of its frames in pixels.
-        file_names: T, relative to the directory of the frames.
+        id: id of the video.
+        height, width: size of its frames in pixels.
+        file_names: T file names, relative to the directory of the frames.
         tracks: its objects.
     """
 
@@ -59,19 +59,19 @@ class Video:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width."""
+        """Return height and width in pixels."""
         return self.height, self.width
 
 
 @dataclass(frozen=True)
 class VideoAnnotations:
-    """A file of the YouTube-VIS format.
+    """Content of an annotation file in the YouTube-VIS format.
 
     Attributes:
-        file: its name.
-        categories: id -> name, by rising id.
-        videos: id -> video, by rising id.
-        has_truth: False for the files of a test server, whose annotations are null or absent.
+        file: name of the file.
+        categories: id -> name, by ascending id.
+        videos: id -> video, by ascending id.
+        has_truth: whether there is ground truth; annotations of a test server are null or missing.
         left_out: ids of videos with bad records, which are not in `videos`.
     """
 
@@ -83,26 +83,28 @@ class VideoAnnotations:
 
 
 def read_ytvis_json(json_file: str, *, skip_bad_records: bool = False) -> VideoAnnotations:
-    """Read and check a YouTube-VIS or OVIS JSON; every mask is looked at, so that no mistake stops a training late.
+    """Read and check a YouTube-VIS or OVIS JSON file.
+
+    All masks are checked here, so that a bad one does not stop a training later.
 
     Args:
         json_file: file name.
-        skip_bad_records: leave out and report videos with bad records instead of raising on the first.
+        skip_bad_records: leave out and report videos with bad records instead of raising an error.
 
     Raises:
         FileNotFoundError: no such file.
-        BadRecordError: malformed file, or, without `skip_bad_records`, malformed record.
+        BadRecordError: the file is malformed or, without `skip_bad_records`, one of its records.
     """
     content = read_json_object(json_file, lists=("videos", "categories"))
     categories = dict(read_categories(json_file, content, None))
     annotations = content.get("annotations")
     if not isinstance(annotations, (list, type(None))):
-        raise BadRecordError(json_file, "has no list under 'annotations'")
+        raise BadRecordError(json_file, "needs a list 'annotations', or null")
     videos: dict[int, Video] = {}
     seen: set[int] = set()
     problems: list[BadRecordError] = []
     bad: set[int] = set()
-    steps: list[tuple[str, Callable[[int, Any], None], list[Any]]] = [
+    passes: list[tuple[str, Callable[[int, Any], None], list[Any]]] = [
         ("id", lambda position, entry: _add_video(json_file, entry, position, videos), content["videos"]),
         (
             "video_id",
@@ -110,7 +112,7 @@ def read_ytvis_json(json_file: str, *, skip_bad_records: bool = False) -> VideoA
             annotations or [],
         ),
     ]
-    for key, add, entries in steps:
+    for key, add, entries in passes:
         for position, entry in enumerate(entries):
             try:
                 add(position, entry)
@@ -132,7 +134,9 @@ def _add_video(file: str, entry: Any, position: int, videos: dict[int, Video]) -
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise BadRecordError(file, "needs 'file_names', a list with the file of each frame", where)
     if entry.get("length", len(names)) != len(names):
-        raise BadRecordError(file, f"'length' is {entry['length']!r}, but there are {len(names)} 'file_names'", where)
+        raise BadRecordError(
+            file, f"'length' is {entry['length']!r}, but the video has {len(names)} 'file_names'", where
+        )
     videos[entry["id"]] = Video(entry["id"], entry["height"], entry["width"], names)
 
 
@@ -150,7 +154,7 @@ def _add_track(
     length = len(video.file_names)
     if not isinstance(given, list) or len(given) != length:
         count = f"{len(given)} entries" if isinstance(given, list) else "no list"
-        raise BadRecordError(file, f"'segmentations' has {count}, video {number} has {length} frames", where)
+        raise BadRecordError(file, f"'segmentations' has {count}, but video {number} has {length} frames", where)
     segmentations = [
         check_segmentation(file, one, {"height": video.height, "width": video.width}, f"{where}, frame {frame}") or None
         for frame, one in enumerate(given)
@@ -159,24 +163,24 @@ def _add_track(
     if not isinstance(areas, list) or len(areas) != length:
         areas = None
     elif not all(area is None or (type(area) in (int, float) and area >= 0) for area in areas):
-        raise BadRecordError(file, "'areas' are numbers of pixels, or null", where)
+        raise BadRecordError(file, "'areas' must be pixel counts or null", where)
     video.tracks.append(Track(entry["id"], category, crowd, segmentations, areas))
 
 
 def video_records(content: VideoAnnotations, image_root: str, classes: Mapping[int, int]) -> Records:
-    """Records of all videos, for the mappers of clips.
+    """Build the records of all videos, for the mappers of clips.
 
     Args:
-        content: what was read.
+        content: annotations of `read_ytvis_json`.
         image_root: directory of the frames.
         classes: category id -> class index.
 
     Returns:
-        {"file_names" (T paths), "height", "width", "length" (T), "video_id"} each and, where the file has ground truth,
+        {"file_names" (T paths), "height", "width", "length" (T), "video_id"} each and, if the file has ground truth,
         "annotations": for each object {"id", "category_id" (class index), "iscrowd", "segmentations" (T, or None)}.
 
     Raises:
-        BadRecordError: an object of a category that is not in `classes`.
+        BadRecordError: an object has a category that is not in `classes`.
     """
     records = []
     for video in content.videos.values():
@@ -209,7 +213,7 @@ def _class_of(file: str, track: Track, classes: Mapping[int, int]) -> int:
 
 
 def frame_records(record: dict[str, Any]) -> Records:
-    """The frames of a video as records of images; any other record alone, as it is."""
+    """Return the frames of a video as image records; the record of an image is returned alone."""
     if "file_names" not in record:
         return [record]
     frames = []
@@ -226,7 +230,7 @@ def frame_records(record: dict[str, Any]) -> Records:
 
 
 def category_metadata(json_file: str) -> dict[str, Any]:
-    """Class list and id map from the categories of a file, classes in the order of the ids.
+    """Return class list and id map from the categories of a file, classes in the order of the ids.
 
     Raises:
         FileNotFoundError, BadRecordError: as `read_ytvis_json`.
@@ -245,7 +249,7 @@ def register_ytvis_json(
     *,
     skip_bad_records: bool = False,
 ) -> None:
-    """Register a JSON in the format of YouTube-VIS under a name of your choice.
+    """Register a custom dataset of videos, with a JSON file in the format of YouTube-VIS.
 
     The categories are read now (classes in the order of their ids), everything else when the dataset is loaded. A
     second call with the same name replaces the first.
@@ -254,13 +258,13 @@ def register_ytvis_json(
         name: for DATASETS.TRAIN and DATASETS.TEST.
         json_file: relative paths are looked up in the working directory, then below the dataset root.
         image_root: directory of the frames, looked up the same way.
-        skip_bad_records: leave out and report videos with bad records instead of raising on the first; so does the
+        skip_bad_records: leave out and report videos with bad records instead of raising an error; so does the
             evaluation.
 
     Raises:
         FileNotFoundError: the JSON file or the directory does not exist.
         BadRecordError: the JSON file or its categories are malformed.
-        ValueError: the name is taken by other code.
+        ValueError: the name is already used by other code.
     """
     json_path, image_path = locate(json_file), locate(image_root)
 
@@ -271,11 +275,11 @@ def register_ytvis_json(
         paths = {"json_file": json_path, "image_root": image_path}
         return load, {**metadata, **paths, "evaluator_type": "ytvis", "skip_bad_records": skip_bad_records}
 
-    register_own(name, (*file_state(json_path), "ytvis", image_path, skip_bad_records), describe)
+    register_custom(name, (*file_state(json_path), "ytvis", image_path, skip_bad_records), describe)
 
 
 def load_ytvis_json(
     json_file: str, image_root: str, classes: Mapping[int, int], *, skip_bad_records: bool = False
 ) -> Records:
-    """`read_ytvis_json` and `video_records` in one."""
+    """Load the records of a YouTube-VIS JSON file; see `read_ytvis_json` and `video_records`."""
     return video_records(read_ytvis_json(json_file, skip_bad_records=skip_bad_records), image_root, classes)

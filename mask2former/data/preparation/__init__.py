@@ -1,1 +1,1 @@
-"""What the scripts in datasets/ share: command line, parallel work on complete files, segments and their records."""
+"""Shared code of the scripts in datasets/: command line, parallel work on files, segments and their records."""

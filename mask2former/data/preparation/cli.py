@@ -1,4 +1,4 @@
-"""Command line of a preparation script: common arguments, the search for its source files, errors and summary."""
+"""Command line of a preparation script: common arguments, lookup of its source files, errors and summary."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...utils.parallel import default_workers
 from ..datasets import dataset_root
 from .work import Report
 
-AGAIN = "Run the same command again: files that are complete are not made again."
+AGAIN = "Run the same command again: complete files are kept."
 SHOWN_FAILURES = 20
 
 
@@ -21,8 +21,8 @@ def argument_parser(description: str, splits: Sequence[str] = ()) -> argparse.Ar
     """Build a parser with --root, --workers, --overwrite and, where there are several, --splits.
 
     Args:
-        description: docstring of the script, shown by --help as it stands.
-        splits: the parts of the dataset; all are prepared unless --splits names some.
+        description: docstring of the script, shown by --help without reformatting.
+        splits: splits of the dataset; all are prepared unless --splits names some.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -37,10 +37,10 @@ def argument_parser(description: str, splits: Sequence[str] = ()) -> argparse.Ar
         "--workers",
         type=_positive,
         default=default_workers(),
-        help="processes (default: %(default)s, one per core and at most 16); fewer need less memory",
+        help="worker processes (default: %(default)s, one per core and at most 16); fewer need less memory",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="make all files again, also those that are there and complete"
+        "--overwrite", action="store_true", help="write all files again, also those that exist and are complete"
     )
     return parser
 
@@ -50,15 +50,15 @@ def run(
     prepare: Callable[[argparse.Namespace], Iterable[Report]],
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Run a script: parse, prepare, print what was done.
+    """Run a script: parse its arguments, prepare the files, print a summary.
 
     Args:
-        parser: of `argument_parser`, perhaps with more arguments.
-        prepare: gives one report after the other.
+        parser: parser of `argument_parser`, possibly with more arguments.
+        prepare: yields one report after the other.
         argv: arguments; None takes those of the process.
 
     Returns:
-        The exit status: 0, or 1 when something could not be made, or 130 after Ctrl-C.
+        The exit status: 0, or 1 if a file could not be written, or 130 after Ctrl-C.
     """
     args = parser.parse_args(argv)
     failed = 0
@@ -70,7 +70,7 @@ def run(
     except (BadRecordError, OSError) as error:
         return _stopped(parser.prog, str(error))
     except BrokenProcessPool:
-        return _stopped(parser.prog, f"a process died, perhaps for want of memory. Try fewer --workers. {AGAIN}")
+        return _stopped(parser.prog, f"a worker process died, perhaps out of memory. Try fewer --workers. {AGAIN}")
     except KeyboardInterrupt:
         return _stopped(parser.prog, f"interrupted. {AGAIN}", status=130)
     return 1 if failed else 0
@@ -94,41 +94,41 @@ def _show_failures(report: Report) -> None:
 
 
 def find_directory(candidates: Iterable[Path], layout: str) -> Path:
-    """Return the first of the directories that exists.
+    """Return the first directory that exists.
 
     Raises:
-        FileNotFoundError: none does; names the first and shows the expected layout.
+        FileNotFoundError: none exists; names the first and shows the expected layout.
     """
     directories = list(candidates)
     for directory in directories:
         if directory.is_dir():
             return directory
-    raise FileNotFoundError(_missing(f"{directories[0]} is not there", layout))
+    raise FileNotFoundError(_missing(f"{directories[0]} does not exist", layout))
 
 
 def source_files(directory: Path, pattern: str, layout: str) -> list[Path]:
-    """List the files of a directory, in the order of their names.
+    """Return the files of a directory, sorted by path.
 
     Args:
-        directory: to look in.
-        pattern: for `Path.glob`.
+        directory: directory to search.
+        pattern: pattern for `Path.glob`.
         layout: the expected directories, shown in the message.
 
     Raises:
-        FileNotFoundError: there is no such directory, or no such file in it.
+        FileNotFoundError: the directory does not exist, or has no such file.
     """
     if not directory.is_dir():
-        raise FileNotFoundError(_missing(f"{directory} is not there", layout))
+        raise FileNotFoundError(_missing(f"{directory} does not exist", layout))
     files = sorted(path for path in directory.glob(pattern) if not path.name.startswith("."))
     if not files:
-        raise FileNotFoundError(_missing(f"{directory} holds no {pattern}", layout))
+        raise FileNotFoundError(_missing(f"{directory} has no files {pattern}", layout))
     return files
 
 
-def _missing(what: str, layout: str) -> str:
+def _missing(problem: str, layout: str) -> str:
     return (
-        f"{what}. Expected:\n\n{layout}\n\n<root> is the variable DETECTRON2_DATASETS (default ./datasets), or the "
-        "argument --root. datasets/README.md says where to download what."
+        f"{problem}. Expected:\n\n{layout}\n\n<root> is the variable DETECTRON2_DATASETS (default ./datasets), or the "
+        "argument --root. datasets/README.md has the download links."
     )
 
 
@@ -139,5 +139,5 @@ def _directory(text: str) -> Path:
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not a number of processes, use 1 or more")
+        raise argparse.ArgumentTypeError(f"{number} is not a number of worker processes, use 1 or more")
     return number

@@ -14,19 +14,22 @@ from ..datasets.categories import class_table
 from ..datasets.coco_panoptic import Object, annotations_from_ids
 from ..image_io import read_panoptic_png
 
-SPREAD = 30  # how far the color of a further segment may lie from that of its class
-_DIVISOR = 256  # of class and number in the ids of ADE20K's objects
+SPREAD = 30  # largest difference of a channel between the color of a segment and that of its class
+_DIVISOR = 256  # an id of an ADE20K object is class + 256 x number
 
 
 # ------------------------------------------------------------------ label maps and ids
 def relabel(values: np.ndarray, table: Mapping[int, int], void: int, dtype: type[np.integer] = np.uint8) -> np.ndarray:
-    """Replace every value by what the table says, or by `void` where it says nothing.
+    """Replace every value by its entry in a table, or by `void` if it has none.
 
     Args:
         values: int (H, W), not negative.
         table: old value -> new value.
         void: new value of all others.
-        dtype: of the result, (H, W).
+        dtype: type of the result.
+
+    Returns:
+        The new values (H, W).
     """
     lookup = np.full(int(values.max(initial=0)) + 1, void, dtype)
     for old, new in table.items():
@@ -42,11 +45,11 @@ def read_ade20k_objects(path: Path) -> tuple[np.ndarray, dict[int, int]]:
         path: PNG with the class, 1-100, in the red channel and the number of the object, from 1, in the green one.
 
     Returns:
-        int32 (H, W) with a key for each object, which grows with its number; and for each key the class index among
-        the 150 of SceneParse150. Other values of the map are no objects.
+        int32 (H, W) with a key for each object, which increases with its number; and the class index of each key among
+        the 150 of SceneParse150. Other values of the map are not objects.
 
     Raises:
-        BadRecordError: missing, broken, no RGB image, or a class is unknown.
+        BadRecordError: the file is missing, broken or not an RGB image, or a class is unknown.
     """
     keys = read_panoptic_png(str(path)) % _DIVISOR**2  # class + 256 x number
     classes = {entry["instance_id"]: entry["id"] for entry in class_table("ade20k_instance")}
@@ -54,7 +57,7 @@ def read_ade20k_objects(path: Path) -> tuple[np.ndarray, dict[int, int]]:
     for key in np.unique(keys[keys >= _DIVISOR]).tolist():
         number, value = divmod(key, _DIVISOR)
         if value not in classes:
-            raise BadRecordError(path, f"class {value} of object {number} is none of 1-{len(classes)}")
+            raise BadRecordError(path, f"class {value} of object {number} is not in [1, {len(classes)}]")
         objects[key] = classes[value]
     return keys, objects
 
@@ -62,11 +65,11 @@ def read_ade20k_objects(path: Path) -> tuple[np.ndarray, dict[int, int]]:
 class SegmentIds:
     """Ids of the segments of one image, whose colors are close to those of their classes.
 
-    The first segment of a class takes the class's color, and further ones colors near it that are free. The same
-    sequence of classes gives the same ids in every run.
+    The first segment of a class has the class's color, further ones an unused color near it. The same sequence of
+    classes results in the same ids in every run.
 
     Args:
-        colors: of each category, 0-255.
+        colors: RGB color of each category, in [0, 255].
     """
 
     def __init__(self, colors: Mapping[int, Sequence[int]]) -> None:
@@ -75,7 +78,7 @@ class SegmentIds:
         self._random = np.random.default_rng(0)
 
     def take(self, category: int) -> int:
-        """Return an id that no segment has yet."""
+        """Return an unused id for a segment of a category."""
         color = np.array(self._colors[category], np.int64)
         candidate = color
         while (segment := int(rgb_to_id(candidate.astype(np.uint8)))) in self._taken:
@@ -93,7 +96,7 @@ def box_of(mask: np.ndarray) -> list[int]:
 
 
 def image_record(image_id: str | int, file_name: str, size: tuple[int, int]) -> dict[str, Any]:
-    """Build an entry of `images`; size is height and width."""
+    """Build an entry of `images`; size is height and width in pixels."""
     return {"id": image_id, "file_name": file_name, "width": int(size[1]), "height": int(size[0])}
 
 
@@ -107,9 +110,9 @@ def instance_records(image_id: str | int, ids: np.ndarray, objects: Mapping[int,
     """Build the entries of `annotations` of one image, still without their ids.
 
     Args:
-        image_id: of the image.
+        image_id: id of the image.
         ids: int (H, W).
-        objects: dataset id and whether it is a crowd, by id, which is not 0; other ids of the map are left out.
+        objects: category and crowd flag by id, which is not 0; other ids of the map are ignored.
 
     Returns:
         category_id, iscrowd, segmentation (compressed RLE), area and bbox (XYWH), in the order of the ids.
@@ -118,12 +121,12 @@ def instance_records(image_id: str | int, ids: np.ndarray, objects: Mapping[int,
     return [{"image_id": image_id, **{k: v for k, v in record.items() if k != "bbox_mode"}} for record in records]
 
 
-def instance_document(
+def instance_annotation_file(
     categories: Sequence[Mapping[str, Any]], entries: Iterable[tuple[dict[str, Any], list[dict[str, Any]]]]
 ) -> dict[str, Any]:
-    """Build a COCO instance file of images with their annotations.
+    """Build the content of a COCO instance JSON file from images with their annotations.
 
-    Annotations are numbered from 1: pycocotools takes a matched object with id 0 for unmatched.
+    Annotation ids start from 1: pycocotools treats a matched object with id 0 as unmatched.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -133,9 +136,9 @@ def instance_document(
     return {"images": images, "annotations": annotations, "categories": list(categories)}
 
 
-def panoptic_document(
+def panoptic_annotation_file(
     categories: Sequence[Mapping[str, Any]], entries: Iterable[tuple[dict[str, Any], dict[str, Any]]]
 ) -> dict[str, Any]:
-    """Build a COCO panoptic file of images, each with its entry of `annotations`."""
+    """Build the content of a COCO panoptic JSON file from images, each with its entry of `annotations`."""
     images, annotations = zip(*entries)
     return {"images": list(images), "annotations": list(annotations), "categories": list(categories)}

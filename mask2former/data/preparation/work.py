@@ -1,8 +1,8 @@
-"""Run over many files in parallel: keep what is complete, write the rest atomically, report what failed.
+"""Process many files in parallel: keep complete ones, write the others atomically, report failures.
 
-No state is kept between runs. A file takes its name only when all of it is written, and it is checked before it is
-kept: an image for damage and pixels, an annotation file for its list of images. An interrupted script is therefore run
-again, and writes only the images that are missing, and the annotation file that it was at.
+There is no state between runs. A file is renamed to its final name when it is completely written, and it is checked
+before it is kept: an image for damage and pixels, an annotation file for its list of images. An interrupted script can
+therefore be run again; it writes only missing images, and the annotation file at which it was interrupted.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _FORMATS = {".png": ("PNG", {}), ".tif": ("TIFF", {"compression": "tiff_adobe_de
 
 # ------------------------------------------------------------------ results of tasks
 class Stage(Enum):
-    """What became of one file."""
+    """Status of one file after a task."""
 
     WRITTEN = "written"
     KEPT = "already there"
-    REPAIRED = "repaired"  # was there, but damaged or with other content
+    REPAIRED = "repaired"  # existed, but was damaged or had other content
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of one task: stage, entry of the annotation file, and what the user should know."""
+    """Result of one task: stage, entry of the annotation file, and a note for the user."""
 
     stage: Stage
     entry: Any = None
@@ -60,7 +60,7 @@ class Report:
     started: float = field(default_factory=time.monotonic)
 
     def add(self, outcome: Outcome | str) -> None:
-        """Count a result; text is the reason of a failure."""
+        """Count a result; a string is the reason of a failure."""
         if isinstance(outcome, str):
             self.failures.append(outcome)
             return
@@ -69,7 +69,7 @@ class Report:
             self.notes.append(outcome.note)
 
     def summary(self) -> str:
-        """Return one line, and a second one where there are notes."""
+        """Return the counts in one line, and a second line if there are notes."""
         parts = [f"{number} {stage.value}" for stage, number in self.counts.items()]
         parts.append(f"{len(self.failures)} failed")
         text = f"{self.title}: {', '.join(parts)}, {time.monotonic() - self.started:.1f} s -> {self.target}"
@@ -82,13 +82,13 @@ class Report:
 def convert_all(
     convert: Callable[[Task], Outcome], tasks: Sequence[Task], workers: int, title: str, target: object
 ) -> Report:
-    """Run `convert` on all tasks, with a progress bar, where each task makes files of its own.
+    """Run `convert` on all tasks, with a progress bar; each task writes its own files.
 
     Args:
-        convert: function of a module (processes find it by name); a `BadRecordError` or `FileNotFoundError` that
-            it raises fails this task only, anything else ends the work.
-        tasks: what it is called with.
-        workers: processes; 1 works in this one.
+        convert: function of a module (worker processes import it by name); a `BadRecordError` or `FileNotFoundError`
+            fails only its task, any other error ends the run.
+        tasks: arguments of `convert`.
+        workers: worker processes; 1 runs in this process.
         title: for the progress bar and the summary.
         target: output directory, for the summary.
     """
@@ -98,7 +98,7 @@ def convert_all(
     return report
 
 
-def build_document(
+def build_annotation_file(
     target: Path,
     tasks: Mapping[str, Any],
     convert: Callable[[Any], Outcome],
@@ -108,27 +108,28 @@ def build_document(
     overwrite: bool,
     is_finished: Callable[[Any], bool] | None = None,
 ) -> Report:
-    """Make an annotation file with an entry per image, and let `convert` make the files that belong to the image.
+    """Write an annotation file with an entry per image; `convert` returns the entry and writes the files of the image.
 
-    The file is kept where it lists exactly the images of `tasks`; then `convert` is called only for images whose own
-    files are not finished. Otherwise all entries are made, and the file is written unless an image failed.
+    The annotation file is kept if it lists exactly the images of `tasks`; `convert` is then called only for images
+    whose files are not finished. Otherwise all entries are built, and the file is written unless an image failed.
 
     Args:
         target: the JSON file, an object with `images`.
-        tasks: per image its id in `images` and what `convert` is called with.
-        convert: function of a module that gives the entry of an image; failures as in `convert_all`.
-        assemble: gives the document of all entries, which are in the order of `tasks`.
-        workers: processes; 1 works in this one.
-        overwrite: make everything again.
-        is_finished: function of a module that says whether the files of an image are complete; None: it has none.
+        tasks: image id in `images` -> argument of `convert`.
+        convert: function of a module that returns the entry of an image; failures as in `convert_all`.
+        assemble: builds the content of the file from all entries, which are in the order of `tasks`.
+        workers: worker processes; 1 runs in this process.
+        overwrite: write all files again.
+        is_finished: function of a module that returns whether the files of an image are complete; None if images have
+            no files.
     """
     report = Report(target.stem, str(target))
     if overwrite:
-        target.unlink(missing_ok=True)  # an interrupted run must not leave it beside new files of its images
+        target.unlink(missing_ok=True)  # an interrupted run must not leave an old file with new images
     kept = _image_ids(target) == set(tasks)
-    step = partial(_unless_finished, is_finished, convert) if kept else convert
+    run_task = partial(_unless_finished, is_finished, convert) if kept else convert
     entries = []
-    for outcome in _run_tasks(step, list(tasks.values()), workers, report.title):
+    for outcome in _run_tasks(run_task, list(tasks.values()), workers, report.title):
         report.add(outcome)
         if isinstance(outcome, Outcome):
             entries.append(outcome.entry)
@@ -172,23 +173,26 @@ def is_complete(path: Path, mode: str, size: tuple[int, int]) -> bool:
     try:
         with Image.open(path) as image:
             if image.format == "PNG":
-                image.verify()  # the checksums of all parts up to the last; decoding forgives a lost end
+                image.verify()  # checks the checksums of all chunks; decoding accepts a truncated file
             else:
                 image.load()
             return image.mode == mode and image.size == (size[1], size[0])
     except MemoryError:
         raise
-    except Exception:  # Pillow's plug-ins raise many kinds on a broken file, and all mean the same here
+    except Exception:  # Pillow's plug-ins raise many types on a broken file
         return False
 
 
 def ensure_image(path: Path, pixels: np.ndarray, overwrite: bool) -> Stage:
-    """Write an image unless it is there, complete and with the same pixels.
+    """Write an image unless it exists, complete and with the same pixels.
 
     Args:
-        path: ends with .png or .tif (compressed without loss).
+        path: file name with the extension .png or .tif (lossless compression).
         pixels: uint8 or uint16 (H, W), or uint8 (H, W, 3).
         overwrite: write it in any case.
+
+    Returns:
+        Whether it was written, kept or repaired.
     """
     image = Image.fromarray(pixels)
     present = path.exists()
@@ -207,7 +211,7 @@ def _holds(path: Path, pixels: np.ndarray) -> bool:
 
 
 def place_image(source: Path, target: Path, overwrite: bool) -> None:
-    """Put an image under another name: a hard link where the file system allows, else a copy."""
+    """Link an image to another path, or copy it if the file system has no hard links."""
     if target.exists() and not overwrite and target.stat().st_size == source.stat().st_size:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
