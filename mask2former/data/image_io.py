@@ -202,5 +202,5 @@ def _from_array(array: np.ndarray) -> np.ndarray:
 
 def _not_empty(array: np.ndarray) -> np.ndarray:
     if not array.size:
-        raise ValueError(f"the image is empty: its shape (H, W, 3) is {array.shape}")
+        raise ValueError(f"the image has no pixels: its shape (H, W, 3) is {array.shape}")
     return array

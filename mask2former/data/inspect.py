@@ -20,14 +20,14 @@ from .datasets.ytvis_json import frame_records
 from .image_io import check_image_size, read_image, read_label_map, read_panoptic_png
 
 # Type of a dataset -> key of its records; the first match decides.
-KINDS = {"panoptic": "pan_seg_file_name", "instance": "annotations", "semantic": "sem_seg_file_name"}
+DATASET_TYPES = {"panoptic": "pan_seg_file_name", "instance": "annotations", "semantic": "sem_seg_file_name"}
 
 
 @dataclass(frozen=True)
 class Rules:
     """Constraints on the records of a dataset."""
 
-    kind: str  # a key of KINDS, or "unlabeled"
+    dataset_type: str  # a key of DATASET_TYPES, or "unlabeled"
     names: tuple[str, ...]  # class names
     num_labels: int  # number of classes in the label maps
     ignore_label: int
@@ -95,10 +95,10 @@ def check_dataset(name: str, limit: int | None = None, workers: int | None = Non
 def dataset_rules(name: str, record: dict[str, Any]) -> Rules:
     """Return the constraints on a dataset from its metadata and one of its records."""
     metadata = MetadataCatalog.get(name)
-    kind = next((kind for kind, key in KINDS.items() if key in record), "unlabeled")
+    dataset_type = next((name for name, key in DATASET_TYPES.items() if key in record), "unlabeled")
     things, stuff = metadata.get("thing_classes") or [], metadata.get("stuff_classes") or []
-    names = things if kind == "instance" else stuff or things
-    return Rules(kind, tuple(names), len(stuff), metadata.get("ignore_label", 255))
+    names = things if dataset_type == "instance" else stuff or things
+    return Rules(dataset_type, tuple(names), len(stuff), metadata.get("ignore_label", 255))
 
 
 def _unpaired(name: str, rules: Rules) -> tuple[list[str], list[str]]:
@@ -106,7 +106,7 @@ def _unpaired(name: str, rules: Rules) -> tuple[list[str], list[str]]:
     metadata = MetadataCatalog.get(name)
     problems, notes = [], []
     images, labels = metadata.get("image_root"), metadata.get("sem_seg_root")
-    if rules.kind == "semantic" and images and labels:
+    if rules.dataset_type == "semantic" and images and labels:
         files = pair_files(images, labels)
         problems += [f"{path}: has no label map of the same name in {labels}" for path in files.without_labels]
         problems += [f"{path}: has no image of the same name in {images}" for path in files.without_image]
@@ -221,7 +221,7 @@ def _inspect_labels(inspection: Inspection, rules: Rules, record: dict[str, Any]
             f"{first_few([str(label) for label in unknown])}, which are neither a class index in "
             f"[0, {rules.num_labels - 1}] nor the ignore label {rules.ignore_label}"
         )
-    if rules.kind == "semantic":
+    if rules.dataset_type == "semantic":
         inspection.void += void
         inspection.pixels.update({label: count for label, count in area.items() if label not in unknown})
 

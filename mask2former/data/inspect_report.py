@@ -28,9 +28,9 @@ def format_report(report: DatasetReport) -> str:
     """Return the report as text for a terminal: counts, sizes, classes, notes and problems."""
     checked = len(report.records)
     part = f"{checked} of {report.total} records" if checked < report.total else f"{checked} records"
-    lines = [f"{report.name}: {report.rules.kind} dataset, {len(report.rules.names)} classes, {part}"]
+    lines = [f"{report.name}: {report.rules.dataset_type} dataset, {len(report.rules.names)} classes, {part}"]
     lines += _size_lines([inspection.size for inspection in report.inspections if inspection.size is not None])
-    if report.rules.kind != "unlabeled":
+    if report.rules.dataset_type != "unlabeled":
         lines += _class_lines(report)
     lines += _listed("notes", report.notes, _SHOWN_NOTES)
     broken = sum(bool(inspection.problems) for inspection in report.inspections)
@@ -67,7 +67,7 @@ def _class_lines(report: DatasetReport) -> list[str]:
         objects.update(inspection.objects)
     records = presence(report.inspections)
     counted = sum(pixels.values())
-    semantic = report.rules.kind == "semantic"
+    semantic = report.rules.dataset_type == "semantic"
     headers = ["class", "records", *([] if semantic else ["objects"]), "% of pixels"]
     rows = []
     for label, name in enumerate(report.rules.names):
@@ -87,7 +87,7 @@ def _class_lines(report: DatasetReport) -> list[str]:
         if not semantic
         else f"{empty} records without any class"
     )
-    if report.rules.kind != "instance":
+    if report.rules.dataset_type != "instance":
         lines.append(f"{100 * void / max(area, 1):.2f} % of the pixels have no class")
     return lines
 
@@ -150,11 +150,11 @@ def select_records(classes: Sequence[frozenset[int]], usable: Sequence[int], cou
 def _tile(report: DatasetReport, record: dict[str, Any]) -> Image.Image:
     image = read_image(record["file_name"])
     colors = _class_colors(report)
-    if report.rules.kind == "panoptic":
+    if report.rules.dataset_type == "panoptic":
         regions = _segment_regions(report, record, colors)
-    elif report.rules.kind == "instance":
+    elif report.rules.dataset_type == "instance":
         regions = _annotation_regions(report, record, image.shape[:2], colors)
-    elif report.rules.kind == "semantic":
+    elif report.rules.dataset_type == "semantic":
         names = dict(enumerate(report.rules.names))
         painted = {label: colors[label] for label in names if label != report.rules.ignore_label}
         regions = regions_from_map(read_label_map(record["sem_seg_file_name"]), painted, names)
@@ -165,7 +165,7 @@ def _tile(report: DatasetReport, record: dict[str, Any]) -> Image.Image:
 
 
 def _class_colors(report: DatasetReport) -> list[Color]:
-    prefix = "thing" if report.rules.kind == "instance" else "stuff"
+    prefix = "thing" if report.rules.dataset_type == "instance" else "stuff"
     given = MetadataCatalog.get(report.name).get(f"{prefix}_colors") or []
     if len(given) != len(report.rules.names):
         return [color_of(label) for label in range(len(report.rules.names))]

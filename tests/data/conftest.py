@@ -1,4 +1,4 @@
-"""A tiny COCO dataset on disk, made anew for each test."""
+"""A tiny COCO dataset on disk, recreated for each test."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def tiny_content(tmp_path: Path) -> Dataset:
 
 @pytest.fixture
 def write(tiny_content: Dataset) -> Callable[[], tuple[Path, Path]]:
-    """Writes the (perhaps changed) content; gives JSON file and directory."""
+    """Return a function that writes the (perhaps changed) content and returns JSON file and directory."""
 
     def save() -> tuple[Path, Path]:
         path, directory, content = tiny_content
@@ -77,7 +77,7 @@ def write(tiny_content: Dataset) -> Callable[[], tuple[Path, Path]]:
 
 @pytest.fixture(autouse=True)
 def _forget_names(forget_own_names: None) -> None:
-    """For every test of this directory."""
+    """Unregister custom datasets after every test of this directory."""
 
 
 @pytest.fixture

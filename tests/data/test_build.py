@@ -46,11 +46,11 @@ def test_resumed_loader_continues_with_the_same_samples(cfg: CfgNode, grouping: 
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = grouping
     cfg.SOLVER.IMS_PER_BATCH = 4
     cfg.SOLVER.ACCUMULATION_STEPS = 2
-    whole = _fingerprint(build_train_loader(cfg), 12)
-    assert len(set(whole)) == len(whole) == 24  # never the same augmentation twice
+    complete = _fingerprint(build_train_loader(cfg), 12)
+    assert len(set(complete)) == len(complete) == 24  # never the same augmentation twice
     cfg.DATALOADER.NUM_WORKERS = workers
     resumed = _fingerprint(build_train_loader(cfg, start_iteration=3), 6)
-    assert resumed == whole[12:]
+    assert resumed == complete[12:]
 
 
 def test_seed_decides(cfg: CfgNode) -> None:

@@ -172,8 +172,8 @@ def test_videos_and_images_together(records: Records, video_cfg: CfgNode) -> Non
     image = {"file_name": records[2]["file_names"][0], "image_id": 5, "annotations": _as_image(records[2])}
     video_cfg.INPUT.DATASET_MAPPER_NAME = "mixed_clips"
     mapper = build_mapper(video_cfg, True)
-    for record, kind in ((records[1], YTVISDatasetMapper), (image, CocoClipDatasetMapper)):
-        ours, theirs = draw(mapper, record, 3), draw(kind(video_cfg, True), record, 3)
+    for record, mapper_class in ((records[1], YTVISDatasetMapper), (image, CocoClipDatasetMapper)):
+        ours, theirs = draw(mapper, record, 3), draw(mapper_class(video_cfg, True), record, 3)
         assert len(ours["image"]) == video_cfg.INPUT.SAMPLING_FRAME_NUM
         assert all(torch.equal(a, b) for a, b in zip(ours["image"], theirs["image"], strict=True))
         for a, b in zip(ours["instances"], theirs["instances"], strict=True):
@@ -186,8 +186,8 @@ def test_crowds_and_unseen_objects_are_left_out(records: Records, video_cfg: Cfg
     for seed in range(10):
         sample = draw(mapper, records[0], seed)  # object 4 is seen in frame 1 only, 5 is a crowd
         expected = [[0] if frame == 1 else [-1] for frame in frame_numbers(sample)]
-        found = [instances.gt_ids.tolist() for instances in sample["instances"]]
-        assert found == (expected if 1 in frame_numbers(sample) else [[], []])
+        ids = [instances.gt_ids.tolist() for instances in sample["instances"]]
+        assert ids == (expected if 1 in frame_numbers(sample) else [[], []])
 
 
 def test_annotations_listed_by_frame(records: Records, video_cfg: CfgNode) -> None:

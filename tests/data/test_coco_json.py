@@ -202,9 +202,7 @@ def test_broken_masks_are_found_before_training(
     assert len(load_coco_json(str(path), str(directory), skip_bad_records=True)) == 5
 
 
-def test_polygons_that_enclose_nothing_are_left_out(
-    tiny_content: Any, write: Write, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_degenerate_polygons_are_left_out(tiny_content: Any, write: Write, caplog: pytest.LogCaptureFixture) -> None:
     """Points and lines, which annotation tools leave behind: as in detectron2, the other objects are used."""
     annotations = tiny_content[2]["annotations"]
     annotations[0]["segmentation"].append([1, 2, 3, 4])

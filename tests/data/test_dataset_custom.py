@@ -1,4 +1,4 @@
-"""Datasets of the user's own: COCO panoptic JSON, and directories of images and label maps."""
+"""Custom datasets: COCO panoptic JSON, and directories of images and label maps."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def _write(directory: Path, content: Content) -> tuple[str, str, str]:
 
 
 def test_panoptic_in_one_call(tmp_path: Path, content: Content) -> None:
-    register_panoptic("own", *_write(tmp_path, content))
-    metadata = MetadataCatalog.get("own")
+    register_panoptic("custom", *_write(tmp_path, content))
+    metadata = MetadataCatalog.get("custom")
     assert metadata.stuff_classes == metadata.thing_classes == ["cell", "bar", "sky"]
     assert metadata.thing_dataset_id_to_contiguous_id == {4: 0, 11: 1}
     assert metadata.stuff_dataset_id_to_contiguous_id == {4: 0, 11: 1, 30: 2}
     assert metadata.stuff_colors[2] == [1, 2, 3] and len(set(map(tuple, metadata.stuff_colors))) == 3
     assert (metadata.evaluator_type, metadata.ignore_label, metadata.label_divisor) == ("coco_panoptic_seg", 255, 1000)
     assert metadata.get("json_file") is None and metadata.get("sem_seg_root") is None
-    assert DatasetCatalog.get("own")[1] == {
+    assert DatasetCatalog.get("custom")[1] == {
         "file_name": str(tmp_path / "images/sub/b.png"),
         "image_id": "b",
         "pan_seg_file_name": str(tmp_path / "ids/b_ids.png"),
@@ -69,25 +69,25 @@ def test_panoptic_in_one_call(tmp_path: Path, content: Content) -> None:
 
 def test_panoptic_with_label_maps_and_instances(tmp_path: Path, content: Content) -> None:
     paths = _write(tmp_path, content)
-    register_panoptic("own", *paths, sem_seg_root=paths[2], instances_json=paths[0], ignore_value=9)
-    metadata = MetadataCatalog.get("own")
+    register_panoptic("custom", *paths, sem_seg_root=paths[2], instances_json=paths[0], ignore_value=9)
+    metadata = MetadataCatalog.get("custom")
     assert (metadata.json_file, metadata.sem_seg_root, metadata.ignore_label) == (paths[0], paths[2], 9)
-    assert DatasetCatalog.get("own")[0]["sem_seg_file_name"] == str(tmp_path / "ids/a_ids.png")
+    assert DatasetCatalog.get("custom")[0]["sem_seg_file_name"] == str(tmp_path / "ids/a_ids.png")
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path, content: Content) -> None:
     paths = _write(tmp_path, content)
-    register_panoptic("own", *paths)
-    first = MetadataCatalog.get("own")
-    register_panoptic("own", *paths)
-    assert MetadataCatalog.get("own") is first
+    register_panoptic("custom", *paths)
+    first = MetadataCatalog.get("custom")
+    register_panoptic("custom", *paths)
+    assert MetadataCatalog.get("custom") is first
     content["categories"] = [*CATEGORIES, {"id": 1, "name": "new", "isthing": 1}]
-    register_panoptic("own", *_write(tmp_path, content))
-    assert MetadataCatalog.get("own").stuff_classes == ["new", "cell", "bar", "sky"]
+    register_panoptic("custom", *_write(tmp_path, content))
+    assert MetadataCatalog.get("custom").stuff_classes == ["new", "cell", "bar", "sky"]
     with pytest.raises(ValueError, match=r"'coco_2017_val' is already in use, use another name for .*panoptic\.json"):
         register_panoptic("coco_2017_val", *paths)
-    unregister("own")
-    assert "own" not in DatasetCatalog
+    unregister("custom")
+    assert "custom" not in DatasetCatalog
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_changed_file_is_read_again(tmp_path: Path, content: Content) -> None:
 def test_malformed_categories(tmp_path: Path, content: Content, category: Content, message: str) -> None:
     content["categories"] = [category, *CATEGORIES]
     with pytest.raises(BadRecordError, match=rf"panoptic\.json: .*{message}"):
-        register_panoptic("own", *_write(tmp_path, content))
+        register_panoptic("custom", *_write(tmp_path, content))
 
 
 def test_bad_annotations_raise_or_are_left_out(
@@ -111,11 +111,11 @@ def test_bad_annotations_raise_or_are_left_out(
     content["annotations"].insert(0, {**content["annotations"][0], "image_id": 1.5})
     content["annotations"].append(content["annotations"][1])
     paths = _write(tmp_path, content)
-    register_panoptic("own", *paths)
+    register_panoptic("custom", *paths)
     with pytest.raises(BadRecordError, match=r"annotations\[0\]: malformed: image_id 1\.5 is neither"):
-        DatasetCatalog.get("own")
-    register_panoptic("own", *paths, skip_bad_records=True)
-    assert [record["image_id"] for record in DatasetCatalog.get("own")] == ["a", "b"]
+        DatasetCatalog.get("custom")
+    register_panoptic("custom", *paths, skip_bad_records=True)
+    assert [record["image_id"] for record in DatasetCatalog.get("custom")] == ["a", "b"]
     assert "annotations[3]: malformed: image 'a' has two annotations" in caplog.text
 
 
@@ -136,11 +136,11 @@ def directories(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_directories_in_one_call(directories: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
     images, labels = directories
-    register_semantic_folder("own", images, labels, ["background", "cell"], ignore_value=7)
-    metadata = MetadataCatalog.get("own")
+    register_semantic_folder("custom", images, labels, ["background", "cell"], ignore_value=7)
+    metadata = MetadataCatalog.get("custom")
     assert metadata.stuff_classes == ["background", "cell"] and len(metadata.stuff_colors) == 2
     assert (metadata.evaluator_type, metadata.ignore_label) == ("sem_seg", 7)
-    assert DatasetCatalog.get("own") == [
+    assert DatasetCatalog.get("custom") == [
         {"file_name": str(images / "2.JPEG"), "sem_seg_file_name": str(labels / "2.tif")},
         {"file_name": str(images / "x/1.jpg"), "sem_seg_file_name": str(labels / "x/1.png")},
     ]
@@ -152,31 +152,31 @@ def test_class_names_from_files(directories: tuple[Path, Path], tmp_path: Path) 
     (tmp_path / "classes.txt").write_text("background\n\n  blood cell \n")
     (tmp_path / "classes.json").write_text('["background", "blood cell"]')
     for file in ("classes.txt", "classes.json"):
-        register_semantic_folder("own", *directories, tmp_path / file)
-        assert MetadataCatalog.get("own").stuff_classes == ["background", "blood cell"]
+        register_semantic_folder("custom", *directories, tmp_path / file)
+        assert MetadataCatalog.get("custom").stuff_classes == ["background", "blood cell"]
     (tmp_path / "classes.json").write_text('{"a": 1}')
     with pytest.raises(BadRecordError, match=r"classes\.json: a JSON file of class names must be a list"):
-        register_semantic_folder("own", *directories, tmp_path / "classes.json")
+        register_semantic_folder("custom", *directories, tmp_path / "classes.json")
     (tmp_path / "classes.txt").write_text("\n")
     with pytest.raises(ValueError, match=r"classes\.txt: needs a list of class names"):
-        register_semantic_folder("own", *directories, tmp_path / "classes.txt")
+        register_semantic_folder("custom", *directories, tmp_path / "classes.txt")
 
 
 def test_mistakes_in_directories(directories: tuple[Path, Path], tmp_path: Path) -> None:
     images, labels = directories
     with pytest.raises(ValueError, match=r"the class names \['a'\] occur twice"):
-        register_semantic_folder("own", images, labels, ["a", "b", "a"])
+        register_semantic_folder("custom", images, labels, ["a", "b", "a"])
     with pytest.raises(ValueError, match="ignore_value must be an integer, the value of a pixel, not '255'"):
-        register_semantic_folder("own", images, labels, ["a"], ignore_value="255")  # type: ignore[arg-type]
+        register_semantic_folder("custom", images, labels, ["a"], ignore_value="255")  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        register_semantic_folder("own", images, tmp_path / "nowhere", ["a"])
-    register_semantic_folder("own", images / "x", labels, ["a"])
+        register_semantic_folder("custom", images, tmp_path / "nowhere", ["a"])
+    register_semantic_folder("custom", images / "x", labels, ["a"])
     with pytest.raises(FileNotFoundError, match=r"(?s)none of the 1 images in .*among the 3 in .*Expected"):
-        DatasetCatalog.get("own")
+        DatasetCatalog.get("custom")
     Image.new("L", (5, 4)).save(labels / "2.png")
-    register_semantic_folder("own", images, labels, ["a"])
+    register_semantic_folder("custom", images, labels, ["a"])
     with pytest.raises(ValueError, match=r"2\.(png|tif) and .*2\.(png|tif) have the same name"):
-        DatasetCatalog.get("own")
+        DatasetCatalog.get("custom")
 
 
 def test_by_configuration(
@@ -185,16 +185,16 @@ def test_by_configuration(
     _write(tmp_path, content)
     monkeypatch.chdir(tmp_path)
     files = ["panoptic.json", "images", "ids"]
-    entries = [["own", *files], ["own_ap", *files, "panoptic.json"]]
+    entries = [["custom", *files], ["custom_ap", *files, "panoptic.json"]]
     labels = [["masks", "images", "labels", ["a", "b"]], ["masks_9", "images", "labels", ["a", "b"], 9]]
     options = ["DATASETS.COCO_PANOPTIC", [*entries, ["gone", "x.json", "x", "x"]], "DATASETS.SEMANTIC_FOLDER", labels]
     data_cfg.merge_from_list(options)
-    register_from_config(data_cfg, ["own", "own_ap", "masks", "masks_9"])
+    register_from_config(data_cfg, ["custom", "custom_ap", "masks", "masks_9"])
     assert [MetadataCatalog.get(name).ignore_label for name in ("masks", "masks_9")] == [255, 9]
-    assert MetadataCatalog.get("own_ap").json_file == str(tmp_path / "panoptic.json")
-    assert len(DatasetCatalog.get("own")) == len(DatasetCatalog.get("masks")) == 2
+    assert MetadataCatalog.get("custom_ap").json_file == str(tmp_path / "panoptic.json")
+    assert len(DatasetCatalog.get("custom")) == len(DatasetCatalog.get("masks")) == 2
     with pytest.raises(FileNotFoundError, match=r"x\.json"):
         register_from_config(data_cfg)
-    data_cfg.DATASETS.COCO_PANOPTIC = [["own", "panoptic.json", "images"]]
+    data_cfg.DATASETS.COCO_PANOPTIC = [["custom", "panoptic.json", "images"]]
     with pytest.raises(ValueError, match=r"COCO_PANOPTIC holds entries \[name, json_file, image_root, png_root\]"):
         register_from_config(data_cfg)

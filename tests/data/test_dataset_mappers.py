@@ -231,13 +231,13 @@ def test_mapper_names(data_cfg: CfgNode) -> None:
     with pytest.raises(ValueError, match="Did you mean 'coco_instance_lsj'"):
         build_mapper(data_cfg, True)
     assert not build_mapper(data_cfg, False).is_train
-    for kind in (
+    for mapper_class in (
         COCOInstanceNewBaselineDatasetMapper,
         COCOPanopticNewBaselineDatasetMapper,
         MaskFormerInstanceDatasetMapper,
     ):
-        assert kind(data_cfg).is_train
-        assert not kind(data_cfg, is_train=False).is_train
+        assert mapper_class(data_cfg).is_train
+        assert not mapper_class(data_cfg, is_train=False).is_train
 
 
 def test_lsj_distribution(data_cfg: CfgNode) -> None:
@@ -255,8 +255,8 @@ def test_lsj_distribution(data_cfg: CfgNode) -> None:
 
 
 @pytest.mark.parametrize("name", ["coco_instance_lsj", "mask_former_instance"])
-def test_all_kinds_of_annotations_at_once(data_cfg: CfgNode, panoptic_sample: PanopticSample, name: str) -> None:
-    """COCO's three kinds in one image: polygons of several rings, uncompressed RLE of a crowd, compressed RLE."""
+def test_all_types_of_annotations_at_once(data_cfg: CfgNode, panoptic_sample: PanopticSample, name: str) -> None:
+    """COCO's three types in one image: polygons of several rings, uncompressed RLE of a crowd, compressed RLE."""
     truths = [row for row in panoptic_sample.truths() if row[0] == "000000000017.png"]
     rings = [[2.0, 2.0, 9.0, 2.0, 9.0, 9.0], [20.0, 20.0, 30.0, 20.0, 30.0, 31.5, 20.0, 31.5]]
     annotations: list[dict[str, Any]] = [{"segmentation": rings, "iscrowd": 0, "category_id": 0}]

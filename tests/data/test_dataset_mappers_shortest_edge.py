@@ -89,8 +89,8 @@ def test_the_five_mappers_have_their_public_names() -> None:
         "mask_former_semantic": "MaskFormerSemanticDatasetMapper",
     }
     assert sorted(names) == mask2former.data.mapper_names()
-    for name, kind in names.items():
-        assert mask2former.data.dataset_mappers.MAPPERS[name] is getattr(mask2former, kind)
+    for name, class_name in names.items():
+        assert mask2former.data.dataset_mappers.MAPPERS[name] is getattr(mask2former, class_name)
 
 
 def test_a_semantic_sample(cfg: CfgNode, tmp_path: Path, labels: np.ndarray) -> None:

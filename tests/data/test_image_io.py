@@ -59,9 +59,9 @@ def test_exif_orientation_as_in_detectron2(tmp_path: Path, rgb: np.ndarray, orie
 
 
 def test_unusable_files_are_named(tmp_path: Path, rgb: np.ndarray) -> None:
-    whole = tmp_path / "whole.png"
-    Image.fromarray(rgb).save(whole)
-    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:200])
+    complete = tmp_path / "complete.png"
+    Image.fromarray(rgb).save(complete)
+    (tmp_path / "cut.png").write_bytes(complete.read_bytes()[:200])
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "empty.jpg").write_bytes(b"")
     Image.fromarray(np.full((3, 3), 70000, np.int32)).save(tmp_path / "int.tif")
@@ -71,7 +71,7 @@ def test_unusable_files_are_named(tmp_path: Path, rgb: np.ndarray) -> None:
             read_image(str(tmp_path / name))
         assert str(caught.value).startswith(str(tmp_path))
     with pytest.raises(ValueError, match=r"INPUT\.FORMAT"):
-        read_image(str(whole), "YUV-BT.601")
+        read_image(str(complete), "YUV-BT.601")
 
 
 def test_every_image_suffix_is_read(tmp_path: Path) -> None:

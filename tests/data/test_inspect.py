@@ -41,9 +41,9 @@ def masks(tmp_path: Path) -> Path:
 
 def test_semantic_counts(masks: Path) -> None:
     report = check_dataset("masks", workers=1)
-    assert (report.rules.kind, report.total, report.problems, report.notes) == ("semantic", 4, [], [])
-    for found in report.inspections:
-        assert found.size == (6, 8) and found.pixels == Counter({0: 24, 1: 12}) and found.void == 12
+    assert (report.rules.dataset_type, report.total, report.problems, report.notes) == ("semantic", 4, [], [])
+    for inspection in report.inspections:
+        assert inspection.size == (6, 8) and inspection.pixels == Counter({0: 24, 1: 12}) and inspection.void == 12
     text = format_report(report)
     assert "masks: semantic dataset, 3 classes, 4 records" in text and "most frequent: 8x6 (4)" in text
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
@@ -61,7 +61,7 @@ def test_semantic_problems_are_named(masks: Path) -> None:
     Image.new("L", (6, 8)).save(masks / "labels/c.png")
     (masks / "images/e.jpg").write_bytes(b"")
     report = check_dataset("masks", workers=2)
-    assert [bool(found.problems) for found in report.inspections] == [True, True, True, False]
+    assert [bool(inspection.problems) for inspection in report.inspections] == [True, True, True, False]
     lone, *problems = report.problems
     assert "images/e.jpg: has no label map of the same name" in lone
     assert "images/a.jpg: cannot be read as an image" in problems[0]
@@ -104,10 +104,10 @@ def _register(directory: Path, content: dict[str, Any]) -> None:
 def test_panoptic_counts(tmp_path: Path, panoptic: dict[str, Any]) -> None:
     _register(tmp_path, panoptic)
     report = check_dataset("segments", workers=1)
-    assert report.rules.kind == "panoptic" and report.problems == report.notes == []
-    found = report.inspections[1]
-    assert found.pixels == Counter({1: 6, 0: 4}) and found.objects == Counter({0: 2, 1: 1})
-    assert (found.crowds, found.void) == (1, 8)
+    assert report.rules.dataset_type == "panoptic" and report.problems == report.notes == []
+    inspection = report.inspections[1]
+    assert inspection.pixels == Counter({1: 6, 0: 4}) and inspection.objects == Counter({0: 2, 1: 1})
+    assert (inspection.crowds, inspection.void) == (1, 8)
     assert "6 objects or segments, 2 crowd regions, 0 records without any class" in format_report(report)
 
 
@@ -124,7 +124,7 @@ def test_panoptic_problems_are_named(tmp_path: Path, panoptic: dict[str, Any]) -
     text = [problem.split("images/", 1)[1] for problem in report.problems]
     assert text[:2] == ["1.jpg: the file does not exist", "1.png: ids 5 have 6 pixels but are not in segments_info"]
     assert text[2].startswith("2.jpg: the image is 6x4 pixels (width x height), its record says 7x4")
-    assert text[3] == "2.png: the id of a segment is an integer above 0, not '256'"
+    assert text[3] == "2.png: segment id '256' is not an integer above 0"
     assert text[4] == "2.png: ids 256 have 2 pixels but are not in segments_info"
     assert text[5:] == ["3.jpg: the file does not exist", "3.png: the file does not exist"]
 
@@ -132,10 +132,10 @@ def test_panoptic_problems_are_named(tmp_path: Path, panoptic: dict[str, Any]) -
 def test_instances(tiny_content: Any, write: Any) -> None:
     register_coco_json("tiny", *write())
     report = check_dataset("tiny", workers=1)
-    assert report.rules.kind == "instance" and report.problems == []
-    assert sum((found.objects for found in report.inspections), Counter()) == Counter({0: 5, 1: 5})
+    assert report.rules.dataset_type == "instance" and report.problems == []
+    assert sum((inspection.objects for inspection in report.inspections), Counter()) == Counter({0: 5, 1: 5})
     assert report.inspections[0].pixels == Counter({0: 8 * 6, 1: 81})  # classes by rising id: bar, cell
-    assert sum(found.crowds for found in report.inspections) == 5
+    assert sum(inspection.crowds for inspection in report.inspections) == 5
     assert "1 records without any class" in format_report(report)
     (tiny_content[1] / "3.png").unlink()
     assert "3.png: the file does not exist" in check_dataset("tiny", workers=1).problems[0]
@@ -152,13 +152,15 @@ def test_instances_of_other_code(tmp_path: Path) -> None:
     ]
     record = {"file_name": str(tmp_path / "a.png"), "annotations": annotations}
     DatasetCatalog["other"] = lambda: [record]
-    MetadataCatalog.get("other").set(thing_classes=["square"], json_file=str(tmp_path / "truth.json"))
+    MetadataCatalog.get("other").set(thing_classes=["square"], json_file=str(tmp_path / "ground_truth.json"))
     try:
         report = check_dataset("other")
         assert report.inspections[0].pixels == Counter({0: 6})
         assert "annotation number 1 of the image: category_id 1 is not a class index in [0, 0]" in report.problems[0]
         assert "annotation number 2 of the image: polygon 0 has 3 numbers" in report.problems[1]
-        assert "truth.json: does not exist" in report.notes[0] and "no pixels inside the image" in report.notes[1]
+        assert (
+            "ground_truth.json: does not exist" in report.notes[0] and "no pixels inside the image" in report.notes[1]
+        )
     finally:
         DatasetCatalog.pop("other")
         MetadataCatalog.pop("other")
@@ -232,5 +234,5 @@ def test_areas_of_a_panoptic_dataset(panoptic_sample: PanopticSample) -> None:
     for _, segment, mask in sample.truths():
         if not segment["iscrowd"]:
             areas[names[segment["category_id"]]] += int(mask.sum())
-    found = sum((entry.pixels for entry in report.inspections), Counter())
-    assert {report.rules.names[label]: pixels for label, pixels in found.items()} == dict(areas)
+    inspection = sum((entry.pixels for entry in report.inspections), Counter())
+    assert {report.rules.names[label]: pixels for label, pixels in inspection.items()} == dict(areas)

@@ -1,4 +1,4 @@
-"""Mappers put together from parts, derived from the five public classes, and found where programs look for them."""
+"""Mappers composed of parts, derived from the five public classes, and imported from where programs expect them."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ def record(tmp_path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("module", "name"), PATHS.items())
 def test_the_five_mappers_are_where_programs_import_them(module: str, name: str) -> None:
-    kind = getattr(importlib.import_module(f"mask2former.data.dataset_mappers.{module}"), name)
-    assert kind.__module__.endswith(module), "defined there, not only imported"
-    assert kind is getattr(mask2former, name) and kind in MAPPERS.values()
+    mapper_class = getattr(importlib.import_module(f"mask2former.data.dataset_mappers.{module}"), name)
+    assert mapper_class.__module__.endswith(module), "defined there, not only imported"
+    assert mapper_class is getattr(mask2former, name) and mapper_class in MAPPERS.values()
 
 
 @pytest.mark.parametrize("kind", ["instance", "panoptic"])

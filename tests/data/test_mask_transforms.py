@@ -67,9 +67,9 @@ def test_cropped_polygon_is_the_crop_of_the_whole() -> None:
         polygon = rng.uniform(0, 60, (6, 2))
         resize = T.ResizeTransform(60, 60, 90, 120)
         crop = T.CropTransform(20, 10, 40, 30)
-        whole = move_polygons([[polygon]], T.TransformList([resize]), (60, 60), (90, 120))
+        uncropped = move_polygons([[polygon]], T.TransformList([resize]), (60, 60), (90, 120))
         part = move_polygons([[polygon]], T.TransformList([resize, crop]), (60, 60), (30, 40))
-        expected = paste(whole, (90, 120))[0][10:40, 20:60]
+        expected = paste(uncropped, (90, 120))[0][10:40, 20:60]
         np.testing.assert_array_equal(paste(part, (30, 40))[0], expected)
 
 
@@ -88,7 +88,7 @@ def test_no_objects_and_vanished_objects() -> None:
 
 
 @pytest.mark.parametrize("turns", range(4))
-def test_quarter_turns_move_points_like_pixels_and_back(turns: int) -> None:
+def test_rotations_move_points_like_pixels_and_back(turns: int) -> None:
     transform = Rot90Transform(8, 12, turns)
     mask = np.zeros((8, 12), np.uint8)
     mask[1:3, 2:7] = 1

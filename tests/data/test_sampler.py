@@ -21,12 +21,12 @@ def _take(batches: TrainingBatches, count: int) -> list[list[Draw]]:
 def test_starting_late_continues(repeats: np.ndarray, grouped: bool) -> None:
     groups = np.arange(len(repeats)) % 2 if grouped else None
     stream = IndexStream(repeats, 5)
-    whole = _take(TrainingBatches(stream, 3, rank=1, world_size=2, groups=groups), 60)
+    complete = _take(TrainingBatches(stream, 3, rank=1, world_size=2, groups=groups), 60)
     for start in (0, 1, 17, 43):
         late = TrainingBatches(stream, 3, rank=1, world_size=2, start_batch=start, groups=groups)
-        assert _take(late, 10) == whole[start : start + 10]
+        assert _take(late, 10) == complete[start : start + 10]
     if grouped:
-        assert all(len({draw.record % 2 for draw in batch}) == 1 for batch in whole)
+        assert all(len({draw.record % 2 for draw in batch}) == 1 for batch in complete)
 
 
 def test_processes_share_each_step_without_overlap() -> None:

@@ -33,10 +33,10 @@ def test_reading(write_videos: Write, video_masks: dict[int, list[np.ndarray | N
         (5, 7, True),
     ]
     for key, masks in video_masks.items():
-        for mask, found in zip(masks, tracks[key].segmentations, strict=True):
-            assert (mask is None) == (found is None)
+        for mask, segmentation in zip(masks, tracks[key].segmentations, strict=True):
+            assert (mask is None) == (segmentation is None)
             if mask is not None:
-                np.testing.assert_array_equal(segmentation_to_mask(found, (32, 40)), mask)
+                np.testing.assert_array_equal(segmentation_to_mask(segmentation, (32, 40)), mask)
 
 
 def test_records(write_videos: Write) -> None:
@@ -156,5 +156,7 @@ def test_looking_through_videos(write_videos: Write) -> None:
     Path(directory, "clip4", "00003.png").unlink()
     report = check_dataset("clips", workers=1)
     assert report.total == 10 and len(report.problems) == 1 and "clip4/00003.png" in report.problems[0]
-    objects = sum((found.objects for found in report.inspections), start=type(report.inspections[0].objects)())
+    objects = sum(
+        (inspection.objects for inspection in report.inspections), start=type(report.inspections[0].objects)()
+    )
     assert objects == {0: 4 + 1, 1: 4 + 1}

@@ -23,7 +23,7 @@ Run = Callable[..., int]
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """Function that imports a script of datasets/ by its name."""
+    """Return a function that imports a script of datasets/ by its name."""
 
     def load_script(name: str) -> ModuleType:
         monkeypatch.setattr(sys, "path", list(sys.path))
@@ -39,7 +39,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
 
 @pytest.fixture
 def prepare(load: Callable[[str], ModuleType], tmp_path: Path) -> Run:
-    """Function that runs a script on `tmp_path`, in this process; gives its exit status."""
+    """Return a function that runs a script on `tmp_path`, in this process, and returns its exit status."""
 
     def run(name: str, *arguments: str) -> int:
         return load(name).main(["--root", str(tmp_path), "--workers", "1", *arguments])
@@ -49,7 +49,7 @@ def prepare(load: Callable[[str], ModuleType], tmp_path: Path) -> Run:
 
 @pytest.fixture
 def registered(tmp_path: Path) -> Iterator[Path]:
-    """`tmp_path` as the root of all dataset names."""
+    """Register all dataset names with `tmp_path` as their root."""
     register_all(tmp_path)
     yield tmp_path
     register_all()
@@ -57,7 +57,7 @@ def registered(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def save() -> Callable[[Path, Any], Path]:
-    """Function that saves an image (array of Pillow's kinds) or a JSON document, with the directories it needs."""
+    """Return a function that saves an image (array) or JSON content, with the directories it needs."""
 
     def save_file(path: Path, content: Any) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def save() -> Callable[[Path, Any], Path]:
 
 @pytest.fixture
 def pixels() -> Callable[[Path], np.ndarray]:
-    """Function that reads an image as it is stored."""
+    """Return a function that reads an image as it is stored."""
 
     def read(path: Path) -> np.ndarray:
         return np.asarray(Image.open(path))

@@ -50,7 +50,7 @@ def test_semantic_goes_on(root: Path, prepare: Run, pixels: Callable, save: Call
     assert prepare("prepare_ade20k_sem_seg", "--splits", "val") == 1
     shown = capsys.readouterr()
     assert "1 written, 0 already there, 0 repaired, 1 failed" in shown.out
-    assert "ADE_val_00000003.png: holds label 151; SceneParse150 has 0-150" in shown.err
+    assert "ADE_val_00000003.png: label 151 is not in [0, 150]; use the annotations of SceneParse150" in shown.err
 
     done = root / "annotations_detectron2/validation/ADE_val_00000002.png"
     done.write_bytes(done.read_bytes()[:-20])  # truncated
@@ -195,7 +195,7 @@ def test_instances_go_on(root: Path, prepare: Run, save: Callable, document: Cal
 def test_panoptic_images_and_their_annotation_file_agree(
     root: Path, prepare: Run, pixels: Callable, save: Callable, document: Callable, capsys: Any
 ) -> None:
-    """Source files change after a run that did not come to its end; sizes and names stay."""
+    """Source files change after an interrupted run; sizes and names stay."""
     broken = root / "annotations/validation/ADE_val_00000004.png"
     save(broken, np.full((2, 2), 151, np.uint8))
     assert prepare("prepare_ade20k_pan_seg", "--splits", "val") == 1

@@ -147,7 +147,7 @@ ROWS = {
 def test_label_maps_of_all_splits(
     tmp_path: Path, registered: Path, prepare: Run, save: Callable, pixels: Callable
 ) -> None:
-    """Label maps that are there already are made anew, and all names of the dataset find all files."""
+    """Existing label maps are recreated, and all names of the dataset find all files."""
     base = tmp_path / "cityscapes"
     for name, (ids, _) in ROWS.items():
         save(base / f"leftImg8bit/{name}_leftImg8bit.png", np.zeros((1, 5, 3), np.uint8))

@@ -164,8 +164,8 @@ def test_zips_that_lead_out_of_the_directory(coco: Path, prepare: Run, capsys: A
 
 def test_damaged_and_missing(coco: Path, prepare: Run, capsys: Any) -> None:
     path = coco / "panoptic_annotations_trainval2017.zip"
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
     assert prepare(ZIPS) == 1
     assert "the download is incomplete, download it again" in capsys.readouterr().err
     path.unlink()

@@ -43,10 +43,10 @@ def test_labels_and_images(base: Path, registered: Path, prepare: Run, pixels: C
 @pytest.mark.parametrize(
     "content, message",
     [
-        ({"S": np.array([[0, 1, 12], [1, 1, 1]], np.uint16)}, "S holds labels [12]"),
-        ({"S": np.zeros((2, 3))}, "S holds float64 of shape (2, 3)"),
+        ({"S": np.array([[0, 1, 12], [1, 1, 1]], np.uint16)}, "S has labels [12]"),
+        ({"S": np.zeros((2, 3))}, "S is float64 of shape (2, 3)"),
         ({"T": np.zeros((2, 3), np.uint8)}, "cannot be read as a Matlab file with a label map S"),
-        ({"S": np.zeros((3, 2), np.uint8)}, "its label map (3, 2)"),
+        ({"S": np.zeros((3, 2), np.uint8)}, "its label map is (3, 2)"),
     ],
 )
 def test_bad_annotations(base: Path, prepare: Run, capsys: Any, content: dict[str, Any], message: str) -> None:

@@ -79,7 +79,7 @@ def test_from_anywhere_on_two_processes(many: Path) -> None:
     assert values == [255, *range(39)]
 
 
-def test_interrupt_leaves_whole_files_only(many: Path, prepare: Callable[..., int], capsys: Any) -> None:
+def test_interrupt_leaves_complete_files_only(many: Path, prepare: Callable[..., int], capsys: Any) -> None:
     """Ctrl-C in the middle; then the same command finishes the work."""
     directory = many / "ADEChallengeData2016/annotations/validation"
     for number in range(40, 120):

@@ -93,7 +93,7 @@ NAMES_OF_V2 = {1: "animal--bird", 10: "construction--barrier--separator", 100: "
 
 
 def make_v2(base: Path, save: Callable) -> None:
-    """The whole layout of v2.0, as its archive has it."""
+    """Create the complete layout of v2.0, as its archive has it."""
     labels = [{"name": n, "readable": n.split("--")[-1].title(), "color": [1, 2, 3]} for n in NAMES_OF_V2.values()]
     save(base / "config_v2.0.json", {"labels": labels})
     classes = list(NAMES_OF_V2)

@@ -125,7 +125,7 @@ def is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def check_id(file: str, entry: Any, where: str, kind: str, known: Container[int]) -> str:
+def check_id(file: str, entry: Any, where: str, entry_type: str, known: Container[int]) -> str:
     """Check that an entry of a list is an object with a unique id, and return its name for messages.
 
     Raises:
@@ -135,7 +135,7 @@ def check_id(file: str, entry: Any, where: str, kind: str, known: Container[int]
         raise BadRecordError(file, "is not an object", where)
     if not is_id(entry.get("id")):
         raise BadRecordError(file, f"needs an integer 'id', has {entry.get('id')!r}", where)
-    where = f"{kind} {entry['id']}"
+    where = f"{entry_type} {entry['id']}"
     if entry["id"] in known:
         raise BadRecordError(file, "the id is used twice", where)
     return where

@@ -78,7 +78,7 @@ class Report:
         return text
 
 
-# ------------------------------------------------------------------ tasks in processes
+# ------------------------------------------------------------------ tasks in worker processes
 def convert_all(
     convert: Callable[[Task], Outcome], tasks: Sequence[Task], workers: int, title: str, target: object
 ) -> Report:
