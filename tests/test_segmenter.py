@@ -114,7 +114,7 @@ def test_missing_and_unreadable_files_are_named(tmp_path: Path) -> None:
     segment = segmenter()
     with pytest.raises(FileNotFoundError, match=r"nix\.png"):
         segment(tmp_path / "nix.png")
-    with pytest.raises(FileNotFoundError, match="directory"):
+    with pytest.raises(FileNotFoundError, match="is a directory"):
         segment(tmp_path)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     with pytest.raises(ValueError, match=r"broken\.png"):
