@@ -1,4 +1,4 @@
-"""Evaluation: instance AP, panoptic quality and semantic IoU, and the table that picks them for a dataset."""
+"""Evaluation: instance AP, panoptic quality and semantic IoU, and the registry that selects evaluators of a dataset."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def boundary_ap(
     dilation_ratio: float = DILATION_RATIO,
     iou_type: str = "boundary",
 ) -> dict[str, float]:
-    """AP of written results.
+    """Compute AP of a result file.
 
     Args:
         truth_json: COCO instance annotations.
@@ -32,14 +32,15 @@ def boundary_ap(
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is malformed or has no annotations, or the two do not fit; names file and record.
+        ValueError: a file is malformed or has no annotations, or the two do not match; names file
+            and record.
     """
     truth = load_coco_truth(truth_json)
     if "annotations" not in truth.dataset:
         raise ValueError(f"{truth_json} has no annotations: AP needs ground truth, not a test set")
     results = read_json(results_json, "instance results")
     if not isinstance(results, list):
-        raise ValueError(f"{results_json}: COCO results are a list of records, this is a {type(results).__name__}")
+        raise ValueError(f"{results_json}: COCO results are a list of records, got {type(results).__name__}")
     for position, record in enumerate(results):
         _check_record(record, "bbox" if iou_type == "bbox" else "segmentation", f"{results_json}: record {position}")
     try:
@@ -56,4 +57,4 @@ def _check_record(record: Any, field: str, where: str) -> None:
     if missing:
         raise ValueError(f"{where} has no {' and no '.join(missing)}")
     if field == "segmentation" and not isinstance(record[field], Mapping):
-        raise ValueError(f"{where}: a mask in COCO results is an RLE (size and counts)")
+        raise ValueError(f"{where}: segmentation is not an RLE with size and counts")

@@ -1,8 +1,8 @@
 """Boundaries of masks (Cheng et al., "Boundary IoU", CVPR 2021).
 
-The boundary of a mask are its pixels that are nearer than d to a pixel outside, or to the rim of the image, in
-steps to any of the eight neighbors; d is a share of the image's diagonal. IoU of boundaries judges large objects
-by their contour, which mask IoU hardly sees.
+The boundary of a mask is the set of its pixels within distance d (8-connected) of a pixel outside the mask or of the
+image border; d is a fraction of the image diagonal. Boundary IoU is sensitive to the contours of large objects, mask
+IoU hardly is.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DILATION_RATIO = 0.02  # the paper's, for COCO and others
 
 
 def boundary_width(size: tuple[int, int], dilation_ratio: float = DILATION_RATIO) -> int:
-    """Pixels d for an image of size (h, w): dilation_ratio of its diagonal, at least 1.
+    """Return the boundary width in pixels for an image of size (h, w): dilation_ratio of its diagonal, at least 1.
 
     Raises ValueError if the ratio is not in (0, 1].
     """
@@ -29,7 +29,7 @@ def boundary_width(size: tuple[int, int], dilation_ratio: float = DILATION_RATIO
 
 
 def boundary(mask: np.ndarray, width: int) -> np.ndarray:
-    """The boundary of `width` pixels of mask (h, w) bool, as (h, w) bool; outside the array nothing is inside."""
+    """Return the boundary of mask (h, w) bool, `width` pixels wide, as (h, w) bool; outside the image is background."""
     if not mask.size:
         return mask
     square = np.ones((2 * width + 1, 2 * width + 1), dtype=np.uint8)
@@ -38,7 +38,7 @@ def boundary(mask: np.ndarray, width: int) -> np.ndarray:
 
 
 def boundary_rles(rles: list[Rle], dilation_ratio: float = DILATION_RATIO) -> list[Rle]:
-    """Boundaries of masks in COCO's run-length code, all of one image."""
+    """Return the boundaries of masks as RLEs; all masks belong to one image."""
     if not rles:
         return []
     size = (int(rles[0]["size"][0]), int(rles[0]["size"][1]))
@@ -55,9 +55,9 @@ def boundary_overlap(
     least: float = 0.0,
     dilation_ratio: float = DILATION_RATIO,
 ) -> np.ndarray:
-    """The smaller of mask IoU and boundary IoU, (D, G), as the paper's boundary AP takes it.
+    """Return the smaller of mask IoU and boundary IoU, (D, G), as the paper's boundary AP uses it.
 
-    Where mask IoU is below `least`, or 0, the mask IoU stands: it bounds the result, and no boundary is made for it.
+    Where mask IoU is 0 or below `least`, the mask IoU is returned: it bounds the result, so no boundary is computed.
     """
     ious: np.ndarray = mask_util.iou(detections, truths, crowd)
     relevant = ious >= max(least, np.finfo(float).tiny)
@@ -69,18 +69,18 @@ def boundary_overlap(
         boundary_rles([truths[i] for i in columns], dilation_ratio),
         [crowd[i] for i in columns],
     )
-    place = np.ix_(rows, columns)
-    ious[place] = np.minimum(ious[place], narrow)
+    pairs = np.ix_(rows, columns)
+    ious[pairs] = np.minimum(ious[pairs], narrow)
     return ious
 
 
 def boundary_areas(
     truth: np.ndarray, prediction: np.ndarray, num_classes: int, ignore_label: int, dilation_ratio: float
 ) -> np.ndarray:
-    """Boundary pixels of each class of two label maps.
+    """Count the boundary pixels of each class of two label maps.
 
     Args:
-        truth: (h, w) classes 0 to K - 1 or `ignore_label`, whose pixels are counted nowhere.
+        truth: (h, w) classes 0 to K - 1 or `ignore_label`, whose pixels are not counted.
         prediction: (h, w) classes 0 to K - 1.
 
     Returns:
@@ -91,7 +91,7 @@ def boundary_areas(
     counted = truth != ignore_label
     present = np.union1d(np.unique(truth[counted]), np.unique(prediction[counted]))
     for label in present.tolist():
-        one = boundary(truth == label, width)
-        other = boundary(prediction == label, width) & counted
-        result[label] = np.count_nonzero(one & other), np.count_nonzero(one | other)
+        true = boundary(truth == label, width)
+        predicted = boundary(prediction == label, width) & counted
+        result[label] = np.count_nonzero(true & predicted), np.count_nonzero(true | predicted)
     return result

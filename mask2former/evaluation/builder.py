@@ -1,6 +1,6 @@
-"""Which evaluators a dataset gets: its `evaluator_type` and what the model is asked to predict.
+"""Evaluators of a dataset, selected by its `evaluator_type` and the enabled prediction tasks.
 
-A new dataset type is one `register_evaluator` call per kind of prediction.
+A new dataset type needs one `register_evaluator` call per task.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .ytvis_evaluation import YTVISEvaluator
 
 @dataclass(frozen=True)
 class EvaluatorRequest:
-    """What a factory gets: the configuration, the dataset, and where results are written (None: nowhere)."""
+    """Arguments of a factory: the config, the dataset, and the directory for results (None: not written)."""
 
     cfg: CfgNode
     dataset_name: str
@@ -38,7 +38,7 @@ _FACTORIES: dict[str, dict[Task, Factory]] = {}  # by evaluator_type
 
 
 def register_evaluator(evaluator_type: str, switch: str, factory: Factory) -> None:
-    """Evaluate datasets of `evaluator_type` with `factory` when MODEL.MASK_FORMER.TEST.`switch` is on.
+    """Register `factory` for datasets of `evaluator_type`, used when MODEL.MASK_FORMER.TEST.`switch` is on.
 
     `switch` may also be the task itself. A later call for the same pair replaces the earlier one. Raises ValueError
     for an unknown switch.
@@ -55,7 +55,7 @@ def _option(node: CfgNode, key: str, default: Any) -> Any:
 
 
 def instance_ap(request: EvaluatorRequest) -> DatasetEvaluator:
-    """COCO AP with as many detections as the model returns, and at least COCO's 100."""
+    """Build the COCO AP evaluator, with as many detections as the model returns and at least COCO's 100."""
     return InstanceSegEvaluator(
         request.dataset_name,
         tasks=_option(request.cfg.TEST, "INSTANCE_TASKS", None),
@@ -65,7 +65,7 @@ def instance_ap(request: EvaluatorRequest) -> DatasetEvaluator:
 
 
 def panoptic_quality(request: EvaluatorRequest) -> DatasetEvaluator:
-    """PQ computed in memory."""
+    """Build the PQ evaluator, which works in memory."""
     return PanopticEvaluator(
         request.dataset_name,
         request.output_dir,
@@ -74,7 +74,7 @@ def panoptic_quality(request: EvaluatorRequest) -> DatasetEvaluator:
 
 
 def semantic_iou(request: EvaluatorRequest) -> DatasetEvaluator:
-    """mIoU on label maps, or on labels made from panoptic annotations."""
+    """Build the mIoU evaluator, on label maps or on labels made from panoptic annotations."""
     return SemanticEvaluator(
         request.dataset_name,
         output_dir=request.output_dir,
@@ -84,22 +84,25 @@ def semantic_iou(request: EvaluatorRequest) -> DatasetEvaluator:
 
 
 def cityscapes_iou(request: EvaluatorRequest) -> DatasetEvaluator:
-    """IoU of the official Cityscapes script."""
+    """Build the evaluator of IoU by the official Cityscapes script."""
     return CityscapesSemSegEvaluator(request.dataset_name)
 
 
 def cityscapes_ap(request: EvaluatorRequest) -> DatasetEvaluator:
-    """AP of the official Cityscapes script."""
+    """Build the evaluator of AP by the official Cityscapes script."""
     return CityscapesInstanceEvaluator(request.dataset_name)
 
 
 def lvis_ap(request: EvaluatorRequest) -> DatasetEvaluator:
-    """detectron2's LVISEvaluator: AP as the package lvis computes it, with at least 300 detections per image."""
+    """Build detectron2's LVISEvaluator: AP by the lvis package, with at least 300 detections per image.
+
+    Raises ValueError when lvis is not installed.
+    """
     try:
         import lvis.eval
     except ImportError as error:
         raise ValueError(
-            f"dataset {request.dataset_name!r} is evaluated by the package lvis ({error}): pip install lvis"
+            f"evaluating dataset {request.dataset_name!r} requires lvis ({error}): pip install lvis"
         ) from error
     give_old_numpy(lvis.eval)
     tasks = [task for task in _option(request.cfg.TEST, "INSTANCE_TASKS", ["segm"]) if task != "boundary"]
@@ -112,7 +115,7 @@ def lvis_ap(request: EvaluatorRequest) -> DatasetEvaluator:
 
 
 def video_ap(request: EvaluatorRequest) -> DatasetEvaluator:
-    """AP of YouTube-VIS, or where the ground truth lies on a server its results.json alone."""
+    """Build the YouTube-VIS evaluator: AP, or results.json alone where only a server has the ground truth."""
     return YTVISEvaluator(request.dataset_name, output_dir=request.output_dir)
 
 
@@ -125,24 +128,23 @@ register_evaluator("cityscapes_sem_seg", Task.SEMANTIC, cityscapes_iou)
 register_evaluator("cityscapes_panoptic_seg", Task.PANOPTIC, panoptic_quality)
 register_evaluator("cityscapes_panoptic_seg", Task.INSTANCE, cityscapes_ap)
 register_evaluator("cityscapes_panoptic_seg", Task.SEMANTIC, cityscapes_iou)
-for _kind in ("coco_panoptic_seg", "ade20k_panoptic_seg", "mapillary_vistas_panoptic_seg"):
-    register_evaluator(_kind, Task.PANOPTIC, panoptic_quality)
-    register_evaluator(_kind, Task.INSTANCE, instance_ap)
-    register_evaluator(_kind, Task.SEMANTIC, semantic_iou)
+for _type in ("coco_panoptic_seg", "ade20k_panoptic_seg", "mapillary_vistas_panoptic_seg"):
+    register_evaluator(_type, Task.PANOPTIC, panoptic_quality)
+    register_evaluator(_type, Task.INSTANCE, instance_ap)
+    register_evaluator(_type, Task.SEMANTIC, semantic_iou)
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
-    """The evaluator, or several as one, for a registered dataset.
+    """Build the evaluator of a registered dataset; several are combined into one.
 
     Args:
-        cfg: configuration with the keys of `add_maskformer2_config`.
+        cfg: config with the keys of `add_maskformer2_config`.
         dataset_name: registered dataset with `evaluator_type` in its metadata.
         output_folder: where results are written. None: `inference` in cfg.OUTPUT_DIR, with a directory per
             dataset when DATASETS.TEST names several; nothing is written when OUTPUT_DIR is empty.
 
     Raises:
-        ValueError: the dataset has no evaluator_type, an unknown one, or one that evaluates none of the
-            predictions that are switched on.
+        ValueError: the dataset has no evaluator_type, an unknown one, or one that evaluates none of the enabled tasks.
     """
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
     known = ", ".join(sorted(_FACTORIES))
@@ -153,12 +155,11 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
         raise ValueError(f"dataset {dataset_name!r} has {problem}; known types: {known}")
     factories = _FACTORIES[evaluator_type]
     tasks = tasks_of(cfg)
-    chosen = [factories[task] for task in IMAGE_TASKS if task in factories and task in tasks]
-    if not chosen:
+    selected = [factories[task] for task in IMAGE_TASKS if task in factories and task in tasks]
+    if not selected:
         needed = " or ".join(f"MODEL.MASK_FORMER.TEST.{task.switch}" for task in factories)
         raise ValueError(
-            f"dataset {dataset_name!r} (evaluator_type {evaluator_type!r}) cannot evaluate what the "
-            "model predicts; "
+            f"dataset {dataset_name!r} (evaluator_type {evaluator_type!r}) has no evaluator for the enabled tasks; "
             f"set {needed} True"
         )
     if output_folder is None and cfg.OUTPUT_DIR:
@@ -166,5 +167,5 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
         if len(cfg.DATASETS.TEST) > 1:
             output_folder = os.path.join(output_folder, dataset_name)
     request = EvaluatorRequest(cfg, dataset_name, output_folder)
-    evaluators = [factory(request) for factory in chosen]
+    evaluators = [factory(request) for factory in selected]
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)

@@ -1,7 +1,7 @@
 """Cityscapes metrics by the official scripts: IoU of classes and categories, and instance AP.
 
-COCO's AP of the same predictions is another number (sizes, crowds and the curve are treated differently), so papers
-report the one computed here.
+COCO AP of the same predictions differs (object sizes, crowds and the curve are treated differently); papers report the
+AP computed here.
 """
 
 from __future__ import annotations
@@ -34,32 +34,36 @@ IMAGE_END = "_leftImg8bit"
 
 
 def truth_file(record: Mapping[str, Any], gt_dir: str | None, kind: str) -> str:
-    """The annotation file of an image: `gtFine/<split>/<city>/<name>_gtFine_<kind>.png`.
+    """Return the annotation file of an image: `gtFine/<split>/<city>/<name>_gtFine_<kind>.png`.
 
     Args:
-        record: with `sem_seg_file_name`, beside which it is, or with `file_name` below a directory of the city's name.
+        record: with `sem_seg_file_name` in the same directory, or with `file_name` in a directory named after the city.
         gt_dir: directory of the cities, for records without `sem_seg_file_name`.
         kind: "labelIds" or "instanceIds".
+
+    Raises:
+        ValueError: neither `sem_seg_file_name` nor `gt_dir` is given.
     """
     labels = record.get("sem_seg_file_name")
     if labels:
         return os.path.join(os.path.dirname(labels), f"{os.path.basename(labels).rsplit('_', 1)[0]}_{kind}.png")
     city, name = os.path.split(record["file_name"])
     if not gt_dir:
-        raise ValueError(f"{record['file_name']}: the dataset's metadata has no gt_dir, where its annotations are")
+        raise ValueError(
+            f"{record['file_name']}: the dataset's metadata has no gt_dir; set it to the annotation directory"
+        )
     return os.path.join(gt_dir, os.path.basename(city), f"{core_name(name)}_gtFine_{kind}.png")
 
 
 def core_name(file_name: str) -> str:
-    """`<city>_<sequence>_<frame>` of the path of an image."""
+    """Return `<city>_<sequence>_<frame>` from the path of an image."""
     return os.path.splitext(os.path.basename(file_name))[0].removesuffix(IMAGE_END)
 
 
 class _CityscapesEvaluator(DatasetEvaluator):
-    """What both evaluators share: each process writes and compares its own images; the main one sums up.
+    """Base of both evaluators: each rank writes and compares its own images; the main rank accumulates.
 
-    Predictions go through files, which the scripts read, in a directory of each process's own: no file system needs to
-    be shared.
+    The scripts read predictions from files. Each rank has its own directory, so no shared file system is needed.
     """
 
     kind = ""  # of the annotation files
@@ -67,14 +71,14 @@ class _CityscapesEvaluator(DatasetEvaluator):
     def __init__(self, dataset_name: str, result_dir: str | None = None, *, distributed: bool = True) -> None:
         """
         Args:
-            dataset_name: registered dataset. Its records tell where the annotation files are: `sem_seg_file_name`,
-                or `file_name` and the metadata's `gt_dir`.
-            result_dir: where the files for the scripts, which the Cityscapes server reads too, are kept, in one
-                directory a process; a directory that is removed afterwards if None.
-            distributed: collect results from all processes.
+            dataset_name: registered dataset. Its records locate the annotation files by `sem_seg_file_name`, or
+                by `file_name` and the metadata's `gt_dir`.
+            result_dir: directory for the prediction files, which the Cityscapes server accepts too; each rank has a
+                subdirectory. A temporary directory if None.
+            distributed: collect results from all ranks.
 
         Raises:
-            ValueError: cityscapesScripts is not installed, or records do not tell the annotation file.
+            ValueError: cityscapesScripts is not installed, or the annotation file of a record is unknown.
         """
         self._labels = load_script("labels")
         self._dataset_name = dataset_name
@@ -100,13 +104,13 @@ class _CityscapesEvaluator(DatasetEvaluator):
         os.makedirs(self._directory, exist_ok=True)
 
     def _truth(self, image: Mapping[str, Any], size: tuple[int, int]) -> str:
-        """The annotation file of an image, after a look at its size: the scripts end the process if it differs."""
+        """Return the annotation file of an image after checking its size: on a mismatch the scripts exit."""
         path = self._truth_files.get(image["file_name"])
         if path is None:
             raise ValueError(f"{image['file_name']} is not an image of dataset {self._dataset_name!r}")
-        for needed in (path, path.replace("labelIds", "instanceIds")):
-            if not os.path.isfile(needed):
-                raise FileNotFoundError(f"Cityscapes annotations: no file {needed} for image {image['file_name']}")
+        for required in (path, path.replace("labelIds", "instanceIds")):
+            if not os.path.isfile(required):
+                raise FileNotFoundError(f"Cityscapes annotations: no file {required} for image {image['file_name']}")
         with Image.open(path) as label_map:
             if label_map.size[::-1] != size:
                 raise ValueError(f"{path}: prediction is (h, w) = {size}, ground truth is {label_map.size[::-1]}")
@@ -116,16 +120,16 @@ class _CityscapesEvaluator(DatasetEvaluator):
         return os.path.join(self._directory, core_name(image["file_name"]) + end)
 
     def _merged(self, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Results by image, in the order of the dataset; an image that several processes report counts once."""
-        found: dict[str, Any] = {}
+        """Merge results by image, in the order of the dataset; an image that several ranks report counts once."""
+        entries: dict[str, Any] = {}
         for part in parts:
             for name, entry in part.items():
-                found.setdefault(name, entry)
-        merged = {name: found[name] for name in self._truth_files if name in found}
+                entries.setdefault(name, entry)
+        merged = {name: entries[name] for name in self._truth_files if name in entries}
         unseen = len(self._truth_files) - len(merged)
         if unseen:
             logger.warning(
-                "dataset %s: %d of %d images were not predicted and are left out",
+                "dataset %s: %d of %d images have no prediction and are left out",
                 self._dataset_name,
                 unseen,
                 len(self._truth_files),
@@ -135,7 +139,7 @@ class _CityscapesEvaluator(DatasetEvaluator):
 
 @dataclass
 class _PairCounts:
-    """One image's counts as the script makes them."""
+    """Counts of one image as the script computes them."""
 
     confusion: np.ndarray
     instances: dict[str, dict[str, dict[str, Any]]]
@@ -145,7 +149,7 @@ class CityscapesSemSegEvaluator(_CityscapesEvaluator):
     """IoU of the 19 classes and 7 categories, and the instance-weighted iIoU, by cityscapesScripts.
 
     Results: `{"sem_seg": {"IoU", "iIoU", "IoU_sup", "iIoU_sup", "mIoU", "IoU-<class>" ..., "iIoU-<class>" ...}}` in
-    percent, mIoU the same as IoU, NaN where there is nothing to compare.
+    percent; mIoU equals IoU; NaN where there is no ground truth.
     """
 
     kind = "labelIds"
@@ -163,12 +167,12 @@ class CityscapesSemSegEvaluator(_CityscapesEvaluator):
         """
         for image, output in zip(inputs, outputs, strict=True):
             if "sem_seg" not in output:
-                raise ValueError("the model returns no 'sem_seg'; MODEL.MASK_FORMER.TEST.SEMANTIC_ON True is needed")
+                raise ValueError("the model output has no 'sem_seg'; set MODEL.MASK_FORMER.TEST.SEMANTIC_ON True")
             scores = output["sem_seg"]
             if scores.dim() != 3 or len(scores) != len(self._ids):
                 raise ValueError(
                     f"Cityscapes has {len(self._ids)} classes, the model predicts {tuple(scores.shape)}; "
-                    "set MODEL.SEM_SEG_HEAD.NUM_CLASSES"
+                    f"set MODEL.SEM_SEG_HEAD.NUM_CLASSES {len(self._ids)}"
                 )
             classes = first_highest(scores).cpu().numpy()
             self._truth(image, classes.shape)
@@ -177,7 +181,7 @@ class CityscapesSemSegEvaluator(_CityscapesEvaluator):
             self._predictions[image["file_name"]] = path
 
     def evaluate(self) -> dict[str, Any] | None:
-        """Metrics over all predicted images; None on all but the main process."""
+        """Return metrics over all predicted images; None on all ranks but the main one."""
         counts = {name: self._compare(path, self._truth_files[name]) for name, path in self._predictions.items()}
         parts = gather_parts(counts, self._distributed)
         return None if parts is None else self.evaluate_parts(parts)
@@ -198,7 +202,7 @@ class CityscapesSemSegEvaluator(_CityscapesEvaluator):
         return _PairCounts(confusion, stats)
 
     def evaluate_parts(self, parts: Sequence[Mapping[str, _PairCounts]]) -> dict[str, Any]:
-        """Metrics of the counts of all processes."""
+        """Return metrics of the counts of all ranks."""
         script, settings = self._script, self._settings()
         confusion, stats = script.generateMatrix(settings), script.generateInstanceStats(settings)
         for counts in self._merged(parts).values():
@@ -224,7 +228,7 @@ class CityscapesSemSegEvaluator(_CityscapesEvaluator):
         logger.info("IoU per class:\n%s", side_by_side(("class", "IoU", "iIoU"), rows, width=9))
         per_class = {f"IoU-{n}": value for n, value, _ in rows}
         per_class.update({f"iIoU-{n}": value for n, _, value in rows if self._labels.name2label[n].hasInstances})
-        # The usual name as well: by it the best checkpoint is chosen.
+        # Under the usual name too: the best checkpoint is selected by it.
         return OrderedDict(sem_seg={**summary, "mIoU": summary["IoU"], **per_class})
 
 
@@ -254,34 +258,35 @@ class CityscapesInstanceEvaluator(_CityscapesEvaluator):
         """
         for image, output in zip(inputs, outputs, strict=True):
             if "instances" not in output:
-                raise ValueError("the model returns no 'instances'; MODEL.MASK_FORMER.TEST.INSTANCE_ON True is needed")
+                raise ValueError("the model output has no 'instances'; set MODEL.MASK_FORMER.TEST.INSTANCE_ON True")
             self._truth(image, output["instances"].image_size)
             self._predictions[image["file_name"]] = self._write(image, output["instances"])
 
     def _write(self, image: Mapping[str, Any], instances: Instances) -> str:
-        """One PNG a mask, and the text file that lists them with label and score."""
+        """Write one PNG per mask, and the text file that lists them with label and score; return the text file."""
         lines = []
         scores, classes = instances.scores.tolist(), instances.pred_classes.tolist()
         for number, (score, label) in enumerate(zip(scores, classes, strict=True)):
             if not 0 <= label < len(self._class_labels):
                 raise ValueError(
-                    f"{image['file_name']}: class {label} is not one of dataset {self._dataset_name!r} "
-                    f"({len(self._class_labels)} classes); set MODEL.SEM_SEG_HEAD.NUM_CLASSES"
+                    f"{image['file_name']}: predicted class {label} is not a class index in "
+                    f"[0, {len(self._class_labels) - 1}] of dataset {self._dataset_name!r}; set "
+                    f"MODEL.SEM_SEG_HEAD.NUM_CLASSES {len(self._class_labels)}"
                 )
-            known = self._class_labels[label]
-            if not known.hasInstances or known.ignoreInEval or not np.isfinite(score):
+            class_label = self._class_labels[label]
+            if not class_label.hasInstances or class_label.ignoreInEval or not np.isfinite(score):
                 continue
             mask = instances.pred_masks[number].cpu().numpy() > 0.5
             path = self._path(image, f"_{number}.png")
             Image.fromarray(mask.astype(np.uint8) * 255).save(path, compress_level=1)
-            lines.append(f"{os.path.basename(path)} {known.id} {score}\n")
+            lines.append(f"{os.path.basename(path)} {class_label.id} {score}\n")
         path = self._path(image, "_pred.txt")
         with open(path, "w", encoding="ascii") as file:
             file.writelines(lines)
         return path
 
     def evaluate(self) -> dict[str, Any] | None:
-        """AP over all predicted images; None on all but the main process."""
+        """Return AP over all predicted images; None on all ranks but the main one."""
         matches = {name: self._compare(path, self._truth_files[name]) for name, path in self._predictions.items()}
         parts = gather_parts(matches, self._distributed)
         return None if parts is None else self.evaluate_parts(parts)
@@ -293,17 +298,17 @@ class CityscapesInstanceEvaluator(_CityscapesEvaluator):
         return settings
 
     def _compare(self, prediction: str, truth: str) -> Any:
-        """The script's matches of one image."""
+        """Return the script's matches of one image."""
         with script_errors(truth):
             objects = load_script("instances2dict").instances2dict([truth])
             matches = self._script.matchGtWithPreds([prediction], [truth], objects, self._settings())
         return matches[os.path.abspath(truth)]
 
     def evaluate_parts(self, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """AP of the matches of all processes."""
+        """Return AP of the matches of all ranks."""
         settings = self._settings()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # a mean over no class at all is NaN, as it should be
+            warnings.simplefilter("ignore", RuntimeWarning)  # the mean over no class is NaN, as intended
             scores = self._script.evaluateMatches(self._merged(parts), settings)
             averages = self._script.computeAverages(scores, settings)
         metrics = {"AP": 100.0 * float(averages["allAp"]), "AP50": 100.0 * float(averages["allAp50%"])}

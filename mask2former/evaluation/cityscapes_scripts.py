@@ -1,4 +1,4 @@
-"""The official Cityscapes scripts: loading them, their settings, and what they need of an older NumPy."""
+"""The official Cityscapes scripts: loading, settings, and compatibility with current NumPy."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import numpy as np
 
 
 def give_old_numpy(module: ModuleType) -> None:
-    """Let `module`, which says `import numpy as np`, find names there that NumPy has dropped; only in that module."""
+    """Provide names removed from NumPy to `module`, which does `import numpy as np`; no other module is affected."""
     if not isinstance(getattr(module, "np", None), _OldNumpy):
         module.np = _OldNumpy()  # type: ignore[attr-defined]
 
 
-def _in1d(values: Any, wanted: Any, invert: bool = False) -> np.ndarray:
-    return np.isin(np.ravel(values), wanted, invert=invert)
+def _in1d(values: Any, test_values: Any, invert: bool = False) -> np.ndarray:
+    return np.isin(np.ravel(values), test_values, invert=invert)
 
 
 class _OldNumpy:
@@ -30,20 +30,20 @@ class _OldNumpy:
         return self.dropped[name] if name in self.dropped else getattr(np, name)
 
 
-_FOLDER = "cityscapesscripts.evaluation"
+_PACKAGE = "cityscapesscripts.evaluation"
 
 
 def load_script(name: str) -> ModuleType:
-    """The evaluation script `name`, or the table of labels for "labels".
+    """Import the evaluation script `name`, or the table of labels for "labels".
 
     Raises ValueError when cityscapesScripts is not installed.
     """
-    path = "cityscapesscripts.helpers.labels" if name == "labels" else f"{_FOLDER}.{name}"
+    path = "cityscapesscripts.helpers.labels" if name == "labels" else f"{_PACKAGE}.{name}"
     try:
         module = importlib.import_module(path)
     except ImportError as error:
         raise ValueError(
-            f"the Cityscapes evaluation needs cityscapesScripts ({error}): "
+            f"Cityscapes evaluation requires cityscapesScripts ({error}): "
             "pip install cityscapesscripts (or pip install 'mask2former[cityscapes]')"
         ) from error
     if hasattr(module, "np"):
@@ -52,7 +52,7 @@ def load_script(name: str) -> ModuleType:
 
 
 def script_settings(script: ModuleType) -> Any:
-    """A copy of a script's settings that neither prints nor writes."""
+    """Return a copy of a script's settings that disables printing and writing."""
     settings = copy.copy(script.args)
     settings.quiet, settings.JSONOutput, settings.colorized = True, False, False
     return settings
@@ -60,20 +60,20 @@ def script_settings(script: ModuleType) -> Any:
 
 @contextlib.contextmanager
 def script_errors(path: str) -> Iterator[None]:
-    """Turn what ends the process in a script, after a printed message, into a ValueError about the file `path`."""
+    """Convert the exit of a script, which prints its message first, to a ValueError about the file `path`."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
             yield
     except SystemExit as error:
-        raise ValueError(f"{path}: cityscapesScripts says: {printed.getvalue().strip()}") from error
+        raise ValueError(f"{path}: cityscapesScripts failed: {printed.getvalue().strip()}") from error
 
 
 class Additions:
-    """A number that remembers what is added to it.
+    """A number that records what is added to it.
 
-    The scripts add floats image after image. Remembering them, instead of adding up per process, gives the same
-    last digit however the images are spread over processes.
+    The scripts add floats image by image. Recording the summands, instead of one sum per rank, makes the result
+    independent of how images are distributed over ranks, to the last digit.
     """
 
     def __init__(self) -> None:

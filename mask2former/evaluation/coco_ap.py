@@ -1,7 +1,7 @@
-"""COCO average precision: pycocotools' numbers to the last digit, without its loops in Python.
+"""COCO average precision, equal to pycocotools to the last digit, without its Python loops.
 
 pycocotools supplies run-length IoU and the thresholds. Matching and curves are in `coco_matching`. Boundary AP is the
-same with boundary IoU in the place of mask IoU.
+same with boundary IoU instead of mask IoU.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class CocoScores:
     max_dets: tuple[int, ...]
 
     def ap(self, iou: float | None = None, area: str = "all", category: int | None = None) -> float:
-        """Average precision in percent, NaN without ground truth; over all thresholds if `iou` is None."""
+        """Return average precision in percent, NaN without ground truth; over all thresholds if `iou` is None."""
         values = self.precision[..., AREAS.index(area), -1]
         if iou is not None:
             values = values[np.isclose(self.iou_thresholds, iou)]
@@ -52,11 +52,11 @@ class CocoScores:
         return _percent(values)
 
     def ar(self, area: str = "all") -> float:
-        """Average recall in percent at the largest detection limit, NaN without ground truth."""
+        """Return average recall in percent at the largest detection limit, NaN without ground truth."""
         return _percent(self.recall[..., AREAS.index(area), -1])
 
     def summary(self) -> dict[str, float]:
-        """The numbers of a COCO table."""
+        """Return the metrics of a COCO table, in percent."""
         return {
             "AP": self.ap(),
             "AP50": self.ap(iou=0.5),
@@ -68,7 +68,7 @@ class CocoScores:
         }
 
     def per_class(self, names: Sequence[str]) -> dict[str, float]:
-        """`"AP-<name>"` for each category, in their order; empty where there is only one."""
+        """Return `"AP-<name>"` in percent for each category, in their order; empty where there is only one."""
         if len(names) < 2:
             return {}
         return {f"AP-{n}": self.ap(category=i) for n, i in zip(names, self.category_ids, strict=True)}
@@ -96,9 +96,9 @@ def evaluate_coco(
             RLE or `bbox` as XYWH). Not changed. May be empty: precision is then 0 wherever there is ground
             truth.
         task: "segm", "bbox", or "boundary": masks compared by the smaller of mask IoU and boundary IoU.
-        max_dets: detections per image and category that count, best first.
-        image_ids: evaluate only these images; all of the ground truth if None.
-        category_ids: evaluate only these categories; all of the ground truth if None.
+        max_dets: detections per image and category that are counted, best first.
+        image_ids: evaluate only these images; all images of the ground truth if None.
+        category_ids: evaluate only these categories; all categories of the ground truth if None.
         dilation_ratio: width of a boundary as a share of the image's diagonal.
 
     Raises:
@@ -108,13 +108,13 @@ def evaluate_coco(
     check_task(task)
     if max_dets < 1:
         raise ValueError(f"max_dets must be at least 1, got {max_dets}")
-    boundary_width((1, 1), dilation_ratio)  # a wrong ratio is an error here, whatever the data
+    boundary_width((1, 1), dilation_ratio)  # check the ratio for every task
     check_truth(truth, task)
     _check_results(truth, results, task)
     parameters = Params("bbox" if task == "bbox" else "segm")
     images = {i: n for n, i in enumerate(sorted(set(truth.imgs if image_ids is None else image_ids)))}
-    chosen = sorted({int(c) for c in (truth.cats if category_ids is None else category_ids)})
-    categories = {c: n for n, c in enumerate(chosen)}
+    selected = sorted({int(c) for c in (truth.cats if category_ids is None else category_ids)})
+    categories = {c: n for n, c in enumerate(selected)}
 
     def truth_shape(record: Mapping[str, Any]) -> tuple[Any, float]:
         return (record["bbox"] if task == "bbox" else _rle(record, truth)), record["area"]
@@ -140,14 +140,14 @@ def _overlap(task: str, dilation_ratio: float) -> Overlap:
 
 
 def _rle(record: Mapping[str, Any], truth: COCO) -> Any:
-    code = record["segmentation"]
-    if isinstance(code, dict) and not isinstance(code["counts"], list):
-        return code
-    return truth.annToRLE(record)  # polygons, or runs as numbers
+    rle = record["segmentation"]
+    if isinstance(rle, dict) and not isinstance(rle["counts"], list):
+        return rle
+    return truth.annToRLE(record)  # polygons or uncompressed RLE
 
 
 def check_task(task: str) -> None:
-    """Raise ValueError unless it is one of TASKS."""
+    """Raise ValueError unless `task` is one of TASKS."""
     if task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(map(repr, TASKS))}, got {task!r}")
 
@@ -169,9 +169,9 @@ def _check_results(truth: COCO, results: Sequence[Mapping[str, Any]], task: str)
             raise ValueError(f"prediction for image {result['image_id']!r}, which the ground truth does not list")
         if task != "bbox":
             expected = [image["height"], image["width"]]
-            found = list(result["segmentation"]["size"])
-            if found != expected:
+            size = list(result["segmentation"]["size"])
+            if size != expected:
                 raise ValueError(
                     f"image {result['image_id']!r} ({image.get('file_name')}): predicted masks are "
-                    f"(h, w) = {found}, the annotation file says {expected}; correct its height and width"
+                    f"(h, w) = {size}, the annotation file says {expected}; correct its height and width"
                 )

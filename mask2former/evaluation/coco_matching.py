@@ -1,9 +1,9 @@
 """Matching of detections and ground truth as COCO does it, for all images, classes, sizes and thresholds at once.
 
-COCO's rule is greedy: by falling score, each detection takes the free ground truth of highest IoU above the
-threshold. The COCO API visits every (threshold, size, detection, ground truth) in Python. Here only pairs above the
-lowest threshold are looked at, and where no detection has a choice of two objects, which is almost everywhere, sizes
-cannot change who gets what and arrays do the rest. The results are the same.
+COCO's rule is greedy: in descending order of score, each detection takes the unmatched ground truth of highest IoU
+above the threshold. The COCO API visits every (threshold, size, detection, ground truth) in Python. Here only pairs
+above the lowest threshold are visited. Where every detection has at most one candidate, which is the usual case, the
+size range cannot change a match, and matching is vectorized. The results are the same.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Overlap = Callable[[list[Any], list[Any], list[int]], np.ndarray]  # detections,
 
 @dataclass(frozen=True)
 class Objects:
-    """Truths or detections, sorted by class, then image, then falling score (detections) or as they came.
+    """Ground truth or detections, sorted by class, then image, then descending score (detections) or input order.
 
     Attributes:
         category, image: (N,) int64, positions in the lists of evaluated classes and images.
         rank: (N,) int64, position among those of the same class and image.
         area: (N,) float64, pixels.
-        score: (N,) float64; 0 for truths.
+        score: (N,) float64; 0 for ground truth.
         crowd: (N,) bool; False for detections.
         shapes: N masks or boxes, whatever the overlap function takes.
     """
@@ -47,16 +47,16 @@ class Objects:
         categories: Mapping[int, int],
         limit: int | None = None,
     ) -> Objects:
-        """Of COCO records; those of other images and classes, and beyond `limit` per pair, are left out.
+        """Build from COCO records; other images and classes, and records beyond `limit` per pair, are left out.
 
-        `describe` gives shape and area of a record.
+        `describe` returns the shape and area of a record.
         """
         used = [i for i, r in enumerate(records) if r["image_id"] in images and r["category_id"] in categories]
         category = np.array([categories[records[i]["category_id"]] for i in used], dtype=np.int64)
         image = np.array([images[records[i]["image_id"]] for i in used], dtype=np.int64)
         score = np.array([records[i].get("score", 0) for i in used], dtype=np.float64)
         crowd = np.array([bool(records[i].get("iscrowd", 0)) for i in used], dtype=bool)
-        order = np.lexsort((-score, image, category))  # stable: equals stay as they came
+        order = np.lexsort((-score, image, category))  # stable: equal scores keep their input order
         category, image = category[order], image[order]
         rank = np.arange(len(order)) - _starts(category * max(1, len(images)) + image)
         kept = np.ones(len(order), dtype=bool) if limit is None else rank < limit
@@ -72,12 +72,12 @@ class Objects:
         )
 
     def outside(self, ranges: np.ndarray) -> np.ndarray:
-        """(A, N) bool: not of that size; ranges (A, 2) of areas, both ends included."""
+        """Return (A, N) bool: the area is outside the range; ranges (A, 2) of areas in pixels, both ends inclusive."""
         return (self.area < ranges[:, :1]) | (self.area > ranges[:, 1:])
 
 
 def _starts(keys: np.ndarray) -> np.ndarray:
-    """For each element of sorted keys (N,), the position of the first that equals it."""
+    """Return, for each element of sorted keys (N,), the position of the first element equal to it."""
     first = np.ones(len(keys), dtype=bool)
     first[1:] = keys[1:] != keys[:-1]
     return np.maximum.accumulate(np.where(first, np.arange(len(keys)), 0))
@@ -85,10 +85,10 @@ def _starts(keys: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Matches:
-    """What COCO's curves are made of.
+    """Matches from which the precision-recall curves are computed.
 
     Attributes:
-        right: (A, T, D) bool, matched to a ground truth that counts.
+        right: (A, T, D) bool, matched to a ground truth that is evaluated.
         ignored: (A, T, D) bool, matched to a crowd or a ground truth of another size, or unmatched and of another size.
     """
 
@@ -99,30 +99,31 @@ class Matches:
 def match(
     truths: Objects, detections: Objects, overlap: Overlap, thresholds: np.ndarray, ranges: np.ndarray
 ) -> Matches:
-    """Match all detections.
+    """Match detections to ground truth.
 
     Args:
         truths, detections: of the same images and classes.
-        overlap: IoU of the detections and truths of one image and class.
-        thresholds: (T,) lowest IoU of a match, rising.
-        ranges: (A, 2) areas of truths that count.
+        overlap: returns IoU of the detections and ground truth of one image and class.
+        thresholds: (T,) minimum IoU of a match, ascending.
+        ranges: (A, 2) areas, in pixels, of ground truth that is evaluated.
     """
     thresholds = np.minimum(thresholds, 1 - 1e-10)
     ignored_truths = truths.crowd | truths.outside(ranges)
     shape = (len(ranges), len(thresholds), len(detections.area))
     matched, ignored = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
     easy: list[np.ndarray] = []  # columns: detection, ground truth, IoU
-    for found, true in _common_pairs(truths, detections):
-        ious = overlap(detections.shapes[found], truths.shapes[true], truths.crowd[true].astype(np.uint8).tolist())
+    for detection_range, truth_range in _common_pairs(truths, detections):
+        crowd = truths.crowd[truth_range]
+        ious = overlap(detections.shapes[detection_range], truths.shapes[truth_range], crowd.astype(np.uint8).tolist())
         rows, columns = np.nonzero(ious >= thresholds[0])
         if not len(rows):
             continue
         if (rows[1:] != rows[:-1]).all():
-            easy.append(np.stack([rows + found.start, columns + true.start, ious[rows, columns]]))
+            easy.append(np.stack([rows + detection_range.start, columns + truth_range.start, ious[rows, columns]]))
             continue
         for a in range(len(ranges)):
-            matched[a, :, found], ignored[a, :, found] = _greedy(
-                ious, truths.crowd[true], ignored_truths[a, true], thresholds
+            matched[a, :, detection_range], ignored[a, :, detection_range] = _greedy(
+                ious, crowd, ignored_truths[a, truth_range], thresholds
             )
     if easy:
         _match_without_choice(np.concatenate(easy, axis=1), truths, ignored_truths, thresholds, matched, ignored)
@@ -131,7 +132,7 @@ def match(
 
 
 def _common_pairs(truths: Objects, detections: Objects) -> list[tuple[slice, slice]]:
-    """(detections, truths) of each image and class that has both."""
+    """Return (detections, ground truth) slices of each image and class that has both."""
     width = 1 + max(truths.image.max(initial=0), detections.image.max(initial=0))
     keys = detections.category * width + detections.image
     pairs, begin = np.unique(truths.category * width + truths.image, return_index=True)
@@ -149,25 +150,28 @@ def _match_without_choice(
     matched: np.ndarray,
     ignored: np.ndarray,
 ) -> None:
-    """Match detections with one candidate each, (3, M): a ground truth goes to the best of them, a crowd takes all."""
-    found, true, ious = candidates[0].astype(np.int64), candidates[1].astype(np.int64), candidates[2]
-    order = np.lexsort((found, true))
-    found, true, ious = found[order], true[order], ious[order]
-    crowd = truths.crowd[true]
+    """Match detections that have one candidate, (3, M): a ground truth takes the best of them, a crowd takes all."""
+    detection_ids, truth_ids, ious = candidates[0].astype(np.int64), candidates[1].astype(np.int64), candidates[2]
+    order = np.lexsort((detection_ids, truth_ids))
+    detection_ids, truth_ids, ious = detection_ids[order], truth_ids[order], ious[order]
+    crowd = truths.crowd[truth_ids]
     for t, threshold in enumerate(thresholds):
         good = np.flatnonzero(ious >= threshold)
         first = np.ones(len(good), dtype=bool)
-        first[1:] = true[good[1:]] != true[good[:-1]]
+        first[1:] = truth_ids[good[1:]] != truth_ids[good[:-1]]
         taken = good[first | crowd[good]]
-        matched[:, t, found[taken]] = True
-        ignored[:, t, found[taken]] = ignored_truths[:, true[taken]]
+        matched[:, t, detection_ids[taken]] = True
+        ignored[:, t, detection_ids[taken]] = ignored_truths[:, truth_ids[taken]]
 
 
 def _greedy(
     ious: np.ndarray, crowd: np.ndarray, ignored: np.ndarray, thresholds: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """COCO's rule for the ious (D, G) of one image and class: (T, D) matched, (T, D) matched to an ignored truth."""
-    order = np.argsort(ignored, kind="stable")  # those that count come first
+    """Apply COCO's rule to the IoUs (D, G) of one image and class.
+
+    Returns (T, D) matched, and (T, D) matched to an ignored ground truth.
+    """
+    order = np.argsort(ignored, kind="stable")  # evaluated ground truth comes first
     ious, crowds, skip = ious[:, order], crowd[order].tolist(), ignored[order].tolist()
     matched = np.zeros((len(thresholds), len(ious)), dtype=bool)
     matched_ignored = np.zeros_like(matched)
@@ -192,13 +196,13 @@ def _best_truth(
     crowd: Sequence[bool],
     ignored: Sequence[bool],
 ) -> int | None:
-    """COCO's rule: the free ground truth of highest IoU (last of equals); an ignored one only when no other fits."""
+    """Return the unmatched ground truth of highest IoU (last of equals); an ignored one only if no other matches."""
     best, best_overlap = None, threshold
     for column, overlap in pairs:
         if taken[column] and not crowd[column]:
             continue
         if best is not None and ignored[column] and not ignored[best]:
-            break  # the rest is ignored too: counted truths come first
+            break  # the rest is ignored too: evaluated ground truth comes first
         if overlap >= best_overlap:
             best, best_overlap = column, overlap
     return best
@@ -213,32 +217,33 @@ def curves(
     max_dets: Sequence[int],
     recall_points: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Precision (T, R, K, A, M) at the recall points (R,), and largest recall (T, K, A, M); -1 without truths.
+    """Return precision (T, R, K, A, M) at the recall points (R,), and maximum recall (T, K, A, M).
 
-    The detections of a class from all images are put in one order by score; precision is made to fall only.
+    Both are -1 where there is no ground truth. The detections of a class from all images are sorted by score; precision
+    is made monotonically decreasing.
     """
-    steps = matches.right.shape[1]
-    shape = (steps, categories, len(ranges), len(max_dets))
-    precision, recall = -np.ones((steps, len(recall_points), *shape[1:])), -np.ones(shape)
+    num_thresholds = matches.right.shape[1]
+    shape = (num_thresholds, categories, len(ranges), len(max_dets))
+    precision, recall = -np.ones((num_thresholds, len(recall_points), *shape[1:])), -np.ones(shape)
     counted = ~(truths.crowd | truths.outside(ranges))
     bounds = np.searchsorted(detections.category, np.arange(categories + 1))
     for k in range(categories):
-        wanted = (counted & (truths.category == k)).sum(axis=1)
-        own = np.arange(bounds[k], bounds[k + 1])
-        own = own[np.argsort(-detections.score[own], kind="stable")]
+        positives = (counted & (truths.category == k)).sum(axis=1)
+        order = np.arange(bounds[k], bounds[k + 1])
+        order = order[np.argsort(-detections.score[order], kind="stable")]
         for m, limit in enumerate(max_dets):
-            used = own[detections.rank[own] < limit]
-            for a in np.flatnonzero(wanted):
+            used = order[detections.rank[order] < limit]
+            for a in np.flatnonzero(positives):
                 right = matches.right[a][:, used]
                 wrong = ~right & ~matches.ignored[a][:, used]
                 tp, fp = right.cumsum(axis=1, dtype=np.float64), wrong.cumsum(axis=1, dtype=np.float64)
-                rates = tp / wanted[a]
+                rates = tp / positives[a]
                 values = tp / (fp + tp + np.spacing(1))
                 values = np.maximum.accumulate(values[:, ::-1], axis=1)[:, ::-1]
                 recall[:, k, a, m] = rates[:, -1] if len(used) else 0
-                for t in range(steps):
-                    places = np.searchsorted(rates[t], recall_points)
-                    reached = places < len(used)
+                for t in range(num_thresholds):
+                    indices = np.searchsorted(rates[t], recall_points)
+                    reached = indices < len(used)
                     precision[t, :, k, a, m] = 0
-                    precision[t, reached, k, a, m] = values[t, places[reached]]
+                    precision[t, reached, k, a, m] = values[t, indices[reached]]
     return precision, recall

@@ -1,4 +1,4 @@
-"""What each process has evaluated, brought to the main one."""
+"""Gathering of the results of all ranks on the main rank."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ Part = TypeVar("Part")
 
 
 def gather_parts(part: Part, distributed: bool) -> list[Part] | None:
-    """The parts of all processes, in the order of their ranks; None on all but the main one.
+    """Gather the parts of all ranks, in rank order; None on all ranks but the main one.
 
     Args:
-        part: of this process; pickled.
-        distributed: False: this process is alone, whatever others there are.
+        part: result of this rank; must be picklable.
+        distributed: if False, return the part of this rank only, even in a distributed job.
     """
     if not distributed:
         return [part]

@@ -24,7 +24,7 @@ from ..utils.file_io import read_json
 
 
 class PanopticTruth:
-    """Annotations by image id; id maps are read when asked for."""
+    """Panoptic annotations by image id; id maps are read on demand."""
 
     def __init__(self, json_file: str, root: str) -> None:
         """
@@ -33,8 +33,8 @@ class PanopticTruth:
             root: directory of the annotation PNGs.
 
         Raises:
-            FileNotFoundError: JSON or directory is missing.
-            ValueError: the JSON is not a panoptic annotation file with ground truth.
+            FileNotFoundError: the annotation file or the directory is missing.
+            ValueError: the file is not a panoptic annotation file with ground truth.
         """
         self.json_file = json_file
         self.root = root
@@ -46,34 +46,40 @@ class PanopticTruth:
             if "segments_info" not in annotation or "file_name" not in annotation:
                 raise ValueError(
                     f"{json_file}: image {annotation.get('image_id')!r} has no segments_info or file_name; "
-                    f"is this the instance annotation file?"
+                    f"use the panoptic annotation file, not the instance annotation file"
                 )
         if not PathManager.isdir(root):
             raise FileNotFoundError(f"panoptic annotations: no directory {root} with the PNGs that {json_file} names")
         self.categories: dict[int, dict[str, Any]] = {c["id"]: c for c in self.content["categories"]}
-        # File readers turn numeric ids into int, the JSON may hold text: compare as text.
+        # Dataset loaders convert numeric ids to int, the JSON may hold strings: compare as strings.
         self._by_image = {str(a["image_id"]): a for a in self.content["annotations"]}
 
     @property
     def annotations(self) -> list[dict[str, Any]]:
-        """One dict per image: `image_id`, `file_name`, `segments_info`."""
+        """Return one dict per image: `image_id`, `file_name`, `segments_info`."""
         return list(self._by_image.values())
 
     def annotation(self, image_id: Any) -> dict[str, Any]:
-        """Raises ValueError when the file does not list the image."""
+        """Return the annotation of an image.
+
+        Raises ValueError if the file does not list the image.
+        """
         try:
             return self._by_image[str(image_id)]
         except KeyError:
             raise ValueError(f"{self.json_file} has no annotation for image {image_id!r}") from None
 
     def id_map(self, annotation: dict[str, Any]) -> np.ndarray:
-        """(h, w) int32 segment ids of one annotation."""
+        """Read the (h, w) int32 segment ids of one annotation.
+
+        Raises FileNotFoundError if the PNG is missing, ValueError if it is not an RGB image.
+        """
         path = os.path.join(self.root, annotation["file_name"])
         if not PathManager.isfile(path):
             raise FileNotFoundError(f"panoptic annotations: no file {path}, which {self.json_file} names")
         with PathManager.open(path, "rb") as stream, Image.open(stream) as image:
             if image.mode not in ("RGB", "RGBA"):
-                raise ValueError(f"{path}: a panoptic annotation is an RGB PNG, this one has mode {image.mode}")
+                raise ValueError(f"{path}: a panoptic annotation must be an RGB PNG, got mode {image.mode}")
             return rgb_to_id(np.asarray(image)[..., :3])
 
 
@@ -83,7 +89,7 @@ _READERS = 8  # threads
 
 
 def index_coco(dataset: dict[str, Any]) -> COCO:
-    """A pycocotools index over an annotation dict (shared, not copied), without pycocotools' printing."""
+    """Build a pycocotools index of an annotation dict (shared, not copied), without the output of pycocotools."""
     coco = COCO()
     coco.dataset = dataset
     with contextlib.redirect_stdout(io.StringIO()):
@@ -92,14 +98,14 @@ def index_coco(dataset: dict[str, Any]) -> COCO:
 
 
 def load_coco_truth(path: str | os.PathLike[str]) -> COCO:
-    """Read a COCO JSON and repair what pycocotools trips over.
+    """Load a COCO annotation file and repair what pycocotools does not handle.
 
-    - Annotations are renumbered from 1. pycocotools takes the id 0 for "unmatched", which silently lowers AP,
-      and keeps only the last of several annotations that share an id.
+    - Annotations are renumbered from 1: pycocotools takes the id 0 for "unmatched", which silently lowers AP, and
+      keeps only the last of several annotations that share an id.
     - A missing `iscrowd` is 0. A missing `area` is the area of the mask, or of the box where there is none.
-    - Annotations with an empty segmentation are left out and counted in the log: there is nothing to find.
+    - Annotations with an empty segmentation are left out, and their number is logged.
 
-    A file without `annotations` (a test set) is returned as it is.
+    A file without `annotations` (a test set) is returned unchanged.
 
     Raises:
         FileNotFoundError: no such file.
@@ -132,7 +138,7 @@ def load_coco_truth(path: str | os.PathLike[str]) -> COCO:
     if len(kept) < len(ids):
         logger.warning("%s: %d annotations with an empty segmentation are left out", path, len(ids) - len(kept))
     if len(set(ids)) < len(ids) or 0 in ids:
-        logger.info("%s: annotation ids repeat or hold 0; they are renumbered for the evaluation", path)
+        logger.info("%s: annotation ids are not unique or contain 0; they are renumbered for evaluation", path)
     dataset["annotations"] = kept
     coco = index_coco(dataset)
     for ann in kept:
@@ -141,7 +147,7 @@ def load_coco_truth(path: str | os.PathLike[str]) -> COCO:
 
 
 def truth_from_panoptic(panoptic: PanopticTruth, thing_ids: Collection[int] | None = None) -> COCO:
-    """The things of panoptic annotations as ground truth of instances; crowd regions stay crowds.
+    """Convert the things of panoptic annotations to instance ground truth; crowd regions stay crowds.
 
     Args:
         panoptic: annotations.
@@ -152,48 +158,48 @@ def truth_from_panoptic(panoptic: PanopticTruth, thing_ids: Collection[int] | No
     }
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    # Threads, not processes: decoding and comparing release the interpreter, and a GPU may be in use by now.
+    # Threads, not processes: decoding and comparing release the GIL, and CUDA may already be initialized.
     with ThreadPoolExecutor(_READERS) as pool:
-        for image, found in pool.map(functools.partial(_things_of, panoptic, things), panoptic.annotations):
+        for image, records in pool.map(functools.partial(_things_of, panoptic, things), panoptic.annotations):
             images.append(image)
-            annotations.extend({"id": n, **ann} for n, ann in enumerate(found, start=len(annotations) + 1))
+            annotations.extend({"id": n, **ann} for n, ann in enumerate(records, start=len(annotations) + 1))
     return index_coco({"images": images, "categories": list(things.values()), "annotations": annotations})
 
 
 def _things_of(
     panoptic: PanopticTruth, things: Collection[int], annotation: dict[str, Any]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """One image: its COCO image record and annotations without `id`."""
+    """Return the COCO image record and the annotations, without `id`, of one image."""
     ids = panoptic.id_map(annotation)
-    codes = encode_label_map(ids)
-    found = [
+    rles = encode_label_map(ids)
+    records = [
         {
             "image_id": annotation["image_id"],
             "category_id": segment["category_id"],
             "iscrowd": int(segment.get("iscrowd", 0)),
-            "segmentation": codes[segment["id"]],
-            "area": float(mask_util.area(codes[segment["id"]])),
-            "bbox": mask_util.toBbox(codes[segment["id"]]).tolist(),
+            "segmentation": rles[segment["id"]],
+            "area": float(mask_util.area(rles[segment["id"]])),
+            "bbox": mask_util.toBbox(rles[segment["id"]]).tolist(),
         }
         for segment in annotation["segments_info"]
-        if segment["category_id"] in things and segment["id"] in codes
+        if segment["category_id"] in things and segment["id"] in rles
     ]
-    return {"id": annotation["image_id"], "height": ids.shape[0], "width": ids.shape[1]}, found
+    return {"id": annotation["image_id"], "height": ids.shape[0], "width": ids.shape[1]}, records
 
 
 def _complete(ann: dict[str, Any], coco: COCO, path: str | os.PathLike[str]) -> None:
-    """Fill in the area and turn the mask into RLE: a broken one is found before inference, not after."""
-    where = f"{path}: annotation {ann['id']} (counted from 1) of image {ann['image_id']!r}"
+    """Fill in the area and encode the mask as RLE, so that a malformed mask is reported before inference, not after."""
+    where = f"{path}: annotation {ann['id']} (counting from 1) of image {ann['image_id']!r}"
     if "segmentation" in ann and ann["image_id"] in coco.imgs:
         image = coco.imgs[ann["image_id"]]
         try:
             if isinstance(ann["segmentation"], dict):
-                # pycocotools never returns from some codes whose runs do not add up.
+                # pycocotools does not return from some RLEs whose runs do not sum to the image size.
                 rle_runs(ann["segmentation"], (image["height"], image["width"]))
             rle = coco.annToRLE(ann)
             area = float(mask_util.area(rle))
         except (ValueError, TypeError, KeyError, IndexError) as error:
-            raise ValueError(f"{where} has a broken segmentation: {error!r}") from error
+            raise ValueError(f"{where} has a malformed segmentation: {error!r}") from error
         if list(rle["size"]) != [image["height"], image["width"]]:
             raise ValueError(
                 f"{where}: its mask is (h, w) = {list(rle['size'])}, the image is {[image['height'], image['width']]}"

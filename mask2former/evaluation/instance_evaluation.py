@@ -33,16 +33,19 @@ Prediction = tuple[Any, list[dict[str, Any]]]  # image id, COCO result records
 
 
 def instances_to_records(instances: Instances, image_id: Any, tasks: Sequence[str]) -> list[dict[str, Any]]:
-    """COCO result records of one image, in the order of `instances`.
+    """Return COCO result records of one image, in the order of `instances`.
 
     Args:
         instances: with `scores` (N,), `pred_classes` (N,) and `pred_masks` (N, h, w), or, for box models,
             `pred_boxes`.
         image_id: written into each record.
         tasks: "segm" and "boundary" add `segmentation`, "bbox" adds `bbox` (XYWH; from the masks where there are any,
-            because mask models carry no boxes of their own).
+            because mask models predict no boxes).
 
-    Records with a score that is not finite are left out and reported in the log.
+    Records with a score that is not finite are left out and logged.
+
+    Raises:
+        ValueError: a mask task is requested, but `instances` has no `pred_masks`.
     """
     count = len(instances)
     if count == 0:
@@ -58,7 +61,7 @@ def instances_to_records(instances: Instances, image_id: Any, tasks: Sequence[st
         rles = encode_masks(masks if isinstance(masks, torch.Tensor) else masks.tensor)
     if "segm" in tasks or "boundary" in tasks:
         if rles is None:
-            raise ValueError(f"image {image_id!r}: predicted instances have no pred_masks, mask AP needs them")
+            raise ValueError(f"image {image_id!r}: predicted instances have no pred_masks, which mask AP requires")
         for record, rle in zip(records, rles, strict=True):
             record["segmentation"] = rle
     if "bbox" in tasks:
@@ -76,7 +79,7 @@ def instances_to_records(instances: Instances, image_id: Any, tasks: Sequence[st
 
 
 def merge_predictions(parts: Sequence[Sequence[Prediction]]) -> list[dict[str, Any]]:
-    """Records of all processes in one list; an image that several processes report counts once."""
+    """Merge the records of all ranks into one list; an image that several ranks report counts once."""
     seen: set[Any] = set()
     merged: list[dict[str, Any]] = []
     repeated = 0
@@ -95,12 +98,12 @@ def merge_predictions(parts: Sequence[Sequence[Prediction]]) -> list[dict[str, A
 class InstanceSegEvaluator(DatasetEvaluator):
     """COCO AP with any number of detections per image, equal to pycocotools.
 
-    With the task "boundary" also boundary AP (Cheng et al., "Boundary IoU", CVPR 2021), where a match needs the
-    boundaries to agree as well.
+    With the task "boundary" also boundary AP (Cheng et al., "Boundary IoU", CVPR 2021), where a match
+    requires the boundaries to overlap as well.
 
-    Differences from detectron2's COCOEvaluator: mask AP only, unless boxes are asked for (they are then
-    computed from the masks); no prediction at all is AP 0, not an error; thing ids need not be contiguous;
-    masks are encoded in one call per image; the result file appears only complete.
+    Differences from detectron2's COCOEvaluator: mask AP only, unless boxes are requested (they are then computed from
+    the masks); AP without any prediction is 0, not an error; thing ids need not be contiguous; masks are encoded in one
+    call per image; the result file is written atomically.
 
     Results, by task: `{"segm": {"AP", "AP50", "AP75", "APs", "APm", "APl", "AR@<max>", "AP-<class>" ...}}` in percent,
     NaN where there is no ground truth. Written to `output_dir`: `coco_instances_results.json`.
@@ -117,13 +120,13 @@ class InstanceSegEvaluator(DatasetEvaluator):
     ) -> None:
         """
         Args:
-            dataset_name: registered dataset. Its metadata gives `json_file` (else the things of
-                `panoptic_json` and `panoptic_root`, else the annotations of the catalog, are taken),
-                `thing_dataset_id_to_contiguous_id` and `thing_classes`.
+            dataset_name: registered dataset. Its metadata has `thing_dataset_id_to_contiguous_id`, `thing_classes` and
+                `json_file`; without `json_file` the things of `panoptic_json` and `panoptic_root` are ground truth,
+                else the annotations of the catalog.
             tasks: any of "segm", "bbox", "boundary"; ("segm",) if None.
-            distributed: collect predictions from all processes; the main one evaluates.
+            distributed: collect predictions from all ranks; the main rank evaluates.
             output_dir: where results are written; nothing is written if None.
-            max_dets_per_image: detections per image and category that count; 100 if None.
+            max_dets_per_image: detections per image and category that are counted; 100 if None.
 
         Raises:
             FileNotFoundError: the annotation file does not exist.
@@ -170,19 +173,19 @@ class InstanceSegEvaluator(DatasetEvaluator):
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
         """Keep the predictions of a batch: inputs with `image_id`, outputs with `instances`.
 
-        Raises ValueError when there are no instances, masks, or when a class is not one of the dataset.
+        Raises ValueError for missing instances or masks, or a class that is not in the dataset.
         """
         for image, output in zip(inputs, outputs, strict=True):
             if "instances" not in output:
-                raise ValueError("the model returns no 'instances'; MODEL.MASK_FORMER.TEST.INSTANCE_ON True is needed")
+                raise ValueError("the model output has no 'instances'; set MODEL.MASK_FORMER.TEST.INSTANCE_ON True")
             records = instances_to_records(output["instances"], image["image_id"], self._tasks)
             self._predictions.append((image["image_id"], self._to_dataset_ids(records)))
 
     def evaluate(self, img_ids: Sequence[Any] | None = None) -> dict[str, Any]:
-        """AP over the dataset, or over `img_ids`. Empty on all but the main process.
+        """Return AP over the dataset, or over `img_ids`; empty on all ranks but the main one.
 
         Raises:
-            ValueError: a predicted image or mask size is not the dataset's.
+            ValueError: a predicted image or mask size differs from the dataset.
         """
         parts = gather_parts(self._predictions, self._distributed)
         if parts is None:
@@ -218,19 +221,19 @@ class InstanceSegEvaluator(DatasetEvaluator):
         return [{**r, "category_id": self._dataset_ids[r["category_id"]]} for r in records]
 
     def _known_categories(self) -> list[int] | None:
-        """Categories of the file that are classes of the dataset: a dataset may keep some of them only."""
+        """Return the categories of the annotation file that are classes of the dataset, which may use a subset."""
         if self._dataset_ids is None or self._truth is None:
             return None
         return sorted(set(self._dataset_ids.values()) & set(self._truth.cats))
 
     def _class_names(self, category_ids: Sequence[int]) -> list[str]:
-        """Names by dataset id: from the metadata, else from the annotation file."""
+        """Return the names of categories, from the metadata, else from the annotation file."""
         assert self._truth is not None
         names = {i: str(self._truth.cats[i].get("name", i)) for i in category_ids}
         classes = self._metadata.get("thing_classes")
         mapping = self._metadata.get("thing_dataset_id_to_contiguous_id")
         if classes is not None and mapping is not None:
-            # Ids may have gaps (ADE20K's things keep their place among 150 classes) while names have none.
+            # Ids may have gaps (ADE20K's things keep their indices among 150 classes), names have none.
             by_rank = len(mapping) == len(classes)
             for rank, (dataset_id, contiguous) in enumerate(sorted(mapping.items(), key=lambda item: item[1])):
                 position = rank if by_rank else contiguous

@@ -1,4 +1,4 @@
-"""Two label maps as runs of equal pairs: segments are smooth, so a hundredth of the pixels tells everything."""
+"""Two label maps as runs of equal pairs: segments are smooth, so there are far fewer runs than pixels."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import numpy as np
 
 
 def joint_runs(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Runs, along the rows, of pixels that agree in both maps.
+    """Return the runs of pixels, in row-major order, that are constant in both maps.
 
     Args:
         first, second: (h, w) integers, of the same shape.
 
     Returns:
-        (M,) int64 values of `first`, of `second`, and numbers of pixels, which add up to h * w.
+        (M,) int64 values of `first`, values of `second`, and numbers of pixels, which sum to h * w.
     """
-    one, other = np.ascontiguousarray(first).ravel(), np.ascontiguousarray(second).ravel()
-    changed = one[1:] != one[:-1]
-    changed |= other[1:] != other[:-1]
-    starts = np.concatenate([np.arange(min(1, one.size)), np.flatnonzero(changed) + 1])
-    lengths = np.diff(starts, append=one.size)
-    return one[starts].astype(np.int64), other[starts].astype(np.int64), lengths
+    labels_a, labels_b = np.ascontiguousarray(first).ravel(), np.ascontiguousarray(second).ravel()
+    changed = labels_a[1:] != labels_a[:-1]
+    changed |= labels_b[1:] != labels_b[:-1]
+    starts = np.concatenate([np.arange(min(1, labels_a.size)), np.flatnonzero(changed) + 1])
+    lengths = np.diff(starts, append=labels_a.size)
+    return labels_a[starts].astype(np.int64), labels_b[starts].astype(np.int64), lengths
 
 
 def count_pairs(rows: np.ndarray, columns: np.ndarray, lengths: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Pixels of each pair of labels, `shape` int64: rows and columns (M,) are labels of runs, from 0."""
+    """Count the pixels of each pair of labels, int64 of `shape`; rows and columns (M,) are labels of runs, from 0."""
     height, width = shape
     counts = np.bincount(rows * width + columns, weights=lengths, minlength=height * width)
-    return counts.astype(np.int64).reshape(shape)  # sums of whole numbers are exact below 2^53
+    return counts.astype(np.int64).reshape(shape)  # float64 sums of integers are exact below 2^53

@@ -32,11 +32,11 @@ from .panoptic_quality import (
 logger = logging.getLogger(__name__)
 
 Segments = list[dict[str, Any]]
-Part = dict[str, tuple[ImageMatches, dict[str, Any]]]  # image id as text -> matches, prediction record
+Part = dict[str, tuple[ImageMatches, dict[str, Any]]]  # image id as string -> matches, prediction record
 
 
 def merge_parts(parts: Iterable[Part]) -> Part:
-    """Results of all processes; an image that several processes report counts once."""
+    """Merge the results of all ranks; an image that several ranks report counts once."""
     merged: Part = {}
     for part in parts:
         for image_id, entry in part.items():
@@ -47,15 +47,13 @@ def merge_parts(parts: Iterable[Part]) -> Part:
 class PanopticEvaluator(DatasetEvaluator):
     """PQ, SQ and RQ, equal to panopticapi.
 
-    Each image is compared as it comes, on the process that predicted it; nothing goes through files. IoU
-    sums run over the images in the order of the annotation file, so the result does not depend on the
-    number of processes (panopticapi's last digit depends on the number of cores; this is its single-core
-    result).
+    Each image is compared in memory, on the rank that predicted it. IoU is summed in the order of the annotation file,
+    so the result does not depend on the number of ranks (panopticapi's last digit depends on the number of cores; this
+    is its single-core result).
 
-    Results: `{"panoptic_seg": {"PQ", "SQ", "RQ", "PQ_th" ... "RQ_st"}}` in percent, NaN for a group without
-    any category present. Images of the annotation file that were not predicted count as missed, with a
-    warning. Written to `output_dir`: `predictions.json`, and with `save_predictions` its PNGs in
-    `predictions/`.
+    Results: `{"panoptic_seg": {"PQ", "SQ", "RQ", "PQ_th" ... "RQ_st"}}` in percent, NaN for a group without any
+    category present. Images of the annotation file without a prediction count as missed, with a warning. Written to
+    `output_dir`: `predictions.json`, and with `save_predictions` its PNGs in `predictions/`.
     """
 
     def __init__(
@@ -69,23 +67,23 @@ class PanopticEvaluator(DatasetEvaluator):
     ) -> None:
         """
         Args:
-            dataset_name: registered dataset; its metadata gives `panoptic_json`, `panoptic_root`,
+            dataset_name: registered dataset; its metadata has `panoptic_json`, `panoptic_root`,
                 `thing_dataset_id_to_contiguous_id`, `stuff_dataset_id_to_contiguous_id`, and `label_divisor`
                 for models that return no segments_info.
             output_dir: where predictions.json is written; nothing is written if None.
             save_predictions: also write one PNG per image, so that panopticapi can read predictions.json.
-            per_class: add `"PQ-<class>"` to the results (the log always has the table).
-            distributed: collect results from all processes.
+            per_class: add `"PQ-<class>"` to the results (they are always logged).
+            distributed: collect results from all ranks.
 
         Raises:
-            FileNotFoundError: annotation JSON or PNG directory is missing.
+            FileNotFoundError: the annotation file or the directory of PNGs is missing.
             ValueError: the dataset has no panoptic annotations.
         """
         metadata = MetadataCatalog.get(dataset_name)
         for key in ("panoptic_json", "panoptic_root", "thing_dataset_id_to_contiguous_id"):
             if metadata.get(key) is None:
                 raise ValueError(
-                    f"dataset {dataset_name!r} has no {key} in its metadata, which panoptic quality needs; "
+                    f"dataset {dataset_name!r} has no {key} in its metadata, which panoptic quality requires; "
                     f"set MODEL.MASK_FORMER.TEST.PANOPTIC_ON False or use a panoptic dataset"
                 )
         self._dataset_name = dataset_name
@@ -104,23 +102,20 @@ class PanopticEvaluator(DatasetEvaluator):
         self._part = {}
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
-        """Compare a batch with its truth.
+        """Compare a batch with its ground truth.
 
         Args:
             inputs: dicts with `image_id`, and `file_name` if predictions are written.
             outputs: dicts with `panoptic_seg`: (id map (h, w) int, segments_info). Each segment has `id`,
-                `category_id` and `isthing`; category ids are contiguous, or the dataset's own where
-                `isthing` is absent. segments_info may be None: the map then holds category * label_divisor +
-                instance, -1 void.
+                `category_id` and `isthing`; category ids are contiguous, or those of the dataset where `isthing` is
+                absent. segments_info may be None: the map then holds category * label_divisor + instance, -1 void.
 
         Raises:
-            ValueError: the image is not annotated, sizes differ, or map and segments do not agree.
+            ValueError: the image is not annotated, sizes differ, or map and segments are inconsistent.
         """
         for image, output in zip(inputs, outputs, strict=True):
             if "panoptic_seg" not in output:
-                raise ValueError(
-                    "the model returns no 'panoptic_seg'; MODEL.MASK_FORMER.TEST.PANOPTIC_ON True is needed"
-                )
+                raise ValueError("the model output has no 'panoptic_seg'; set MODEL.MASK_FORMER.TEST.PANOPTIC_ON True")
             id_tensor, segments = output["panoptic_seg"]
             id_map = id_tensor.cpu().numpy()
             annotation = self._truth.annotation(image["image_id"])
@@ -160,7 +155,7 @@ class PanopticEvaluator(DatasetEvaluator):
     def _record(
         self, image: Mapping[str, Any], annotation: Mapping[str, Any], id_map: np.ndarray, segments: Segments
     ) -> dict[str, Any]:
-        """The image's entry of predictions.json; writes its PNG if asked."""
+        """Return the entry of an image in predictions.json; writes its PNG if enabled."""
         if not self._output_dir:
             return {}
         source = image.get("file_name", annotation["file_name"])
@@ -171,7 +166,7 @@ class PanopticEvaluator(DatasetEvaluator):
         return {"image_id": annotation["image_id"], "file_name": name, "segments_info": segments}
 
     def evaluate(self) -> dict[str, Any] | None:
-        """PQ over the dataset; None on all but the main process."""
+        """Return PQ over the dataset; None on all ranks but the main one."""
         parts = gather_parts(self._part, self._distributed)
         if parts is None:
             return None
@@ -199,7 +194,7 @@ class PanopticEvaluator(DatasetEvaluator):
         return OrderedDict(panoptic_seg=metrics)
 
     def _in_order(self, merged: Part) -> list[ImageMatches]:
-        """Matches of every annotated image in the order of the annotation file."""
+        """Return the matches of every annotated image, in the order of the annotation file."""
         images = []
         unseen = 0
         for annotation in self._truth.annotations:
@@ -208,7 +203,7 @@ class PanopticEvaluator(DatasetEvaluator):
             images.append(all_missed(annotation["segments_info"]) if entry is None else entry[0])
         if unseen:
             logger.warning(
-                "dataset %s: %d of %d annotated images were not predicted; their segments count as missed",
+                "dataset %s: %d of %d annotated images have no prediction; their segments count as missed",
                 self._dataset_name,
                 unseen,
                 len(images),

@@ -1,8 +1,8 @@
 """Panoptic quality as pure functions (Kirillov et al., "Panoptic Segmentation", CVPR 2019).
 
-Follows the definitions of the COCO panoptic API: void pixels and crowd regions excuse false positives, a
-match is an IoU above 0.5, categories that appear neither in ground truth nor in predictions are left out of the
-mean.
+Follows the definitions of the COCO panoptic API: a match is an IoU above 0.5, unmatched predictions mostly on void
+pixels or crowd regions are not false positives, and categories that appear neither in ground truth nor in predictions
+are left out of the mean.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ VOID = 0  # segment id of unlabeled pixels
 
 @dataclass(frozen=True)
 class ImageMatches:
-    """What one image adds to the counts; category ids are the dataset's."""
+    """Matches of one image; category ids are those of the dataset."""
 
-    matched: tuple[tuple[int, float], ...] = ()  # (category, IoU), by rising ground truth id
+    matched: tuple[tuple[int, float], ...] = ()  # (category, IoU), in ascending order of ground truth id
     missed: tuple[int, ...] = ()  # category of each false negative
     spurious: tuple[int, ...] = ()  # category of each false positive
 
@@ -43,12 +43,12 @@ class CategoryCounts:
 
     @property
     def sq(self) -> float:
-        """Segmentation quality, mean IoU of the matches."""
+        """Return segmentation quality, the mean IoU of the matches."""
         return self.iou / self.tp if self.tp else 0.0
 
     @property
     def rq(self) -> float:
-        """Recognition quality, an F1 score."""
+        """Return recognition quality, an F1 score."""
         return self.tp / (self.tp + 0.5 * self.fp + 0.5 * self.fn) if self.present else 0.0
 
     @property
@@ -67,17 +67,17 @@ class Quality:
 
 
 def _index_of_ids(values: np.ndarray, ids: Sequence[int]) -> np.ndarray:
-    """Ids (M,) -> (M,) int64: 0 an id not in `ids`, 1 void, 2 + i the id `ids[i]`; `ids` rise."""
+    """Map ids (M,) to (M,) int64: 0 for an id not in `ids`, 1 for void, 2 + i for `ids[i]`; `ids` are ascending."""
     known = np.array(ids, dtype=np.int64)
-    places = np.searchsorted(known, values)
-    found = places < len(known)
-    found[found] = known[places[found]] == values[found]
-    return np.where(values == VOID, 1, np.where(found, places + 2, 0))
+    indices = np.searchsorted(known, values)
+    is_known = indices < len(known)
+    is_known[is_known] = known[indices[is_known]] == values[is_known]
+    return np.where(values == VOID, 1, np.where(is_known, indices + 2, 0))
 
 
 def _check_prediction(id_map: np.ndarray, ids: Sequence[int], overlap: np.ndarray) -> None:
     if len(set(ids)) < len(ids) or any(not VOID < i <= MAX_ID for i in ids):
-        raise ValueError(f"segment ids must differ and lie in [1, {MAX_ID}] (0 is void), got {list(ids)[:20]}")
+        raise ValueError(f"segment ids must be unique and in [1, {MAX_ID}] (0 is void), got {list(ids)[:20]}")
     area = overlap.sum(axis=0)
     if area[0]:
         unknown = sorted(set(np.unique(id_map).tolist()) - set(ids) - {VOID})
@@ -93,27 +93,26 @@ def match_segments(
     pred_map: np.ndarray,
     pred_segments: Sequence[Mapping[str, Any]],
 ) -> ImageMatches:
-    """Compare one predicted panoptic segmentation with its truth.
+    """Compare one predicted panoptic segmentation with its ground truth.
 
     Args:
         truth_map: (h, w) integer segment ids, 0 void.
-        truth_segments: dicts `id`, `category_id`, and optionally `iscrowd` (0) and `area` (counted in the
-            map).
+        truth_segments: dicts `id`, `category_id`, and optionally `iscrowd` (0) and `area` (counted in the map).
         pred_map: (h, w) integer segment ids, 0 void.
         pred_segments: dicts `id`, `category_id`; exactly the ids of the map.
 
     Raises:
-        ValueError: the maps differ in size, or map and segments of the prediction do not agree.
+        ValueError: the maps differ in size, or map and segments of the prediction are inconsistent.
     """
     if truth_map.shape != pred_map.shape:
         raise ValueError(f"predicted map is (h, w) = {pred_map.shape}, ground truth is {truth_map.shape}")
     truth_ids, predicted_ids, pixels = joint_runs(truth_map, pred_map)
     if predicted_ids.min(initial=0) < 0:
-        raise ValueError("the predicted map holds negative ids; void is 0")
+        raise ValueError("the predicted map has negative ids; use 0 for void")
     truth = sorted({s["id"]: s for s in truth_segments}.values(), key=lambda s: s["id"])
     pred = sorted(pred_segments, key=lambda s: s["id"])
     pred_ids = [s["id"] for s in pred]
-    # (2 + truths, 2 + predictions) pixels: rows and columns 0 are ids that no segment declares, 1 void.
+    # (2 + ground truth, 2 + predictions) pixels: row and column 0 are ids without a segment, 1 is void.
     overlap = count_pairs(
         _index_of_ids(truth_ids, [s["id"] for s in truth]),
         _index_of_ids(predicted_ids, pred_ids),
@@ -135,15 +134,15 @@ def match_segments(
     iou = np.divide(common, union, out=np.zeros(common.shape), where=comparable & (union != 0))
     rows, columns = np.nonzero(iou > 0.5)  # row-major: by ground truth id, then by predicted id
 
-    excused = pred_void.copy()
-    # Of several crowd regions of a category, the API counts the last.
+    ignored = pred_void.copy()
+    # Of several crowd regions of a category, the API uses the last.
     last_crowd = {s["category_id"]: s["id"] for s in truth_segments if s.get("iscrowd", 0)}
     row_of = {s["id"]: row for row, s in enumerate(truth)}
     for category, segment_id in last_crowd.items():
-        excused += np.where(pred_category == category, common[row_of[segment_id]], 0)
+        ignored += np.where(pred_category == category, common[row_of[segment_id]], 0)
     is_spurious = np.ones(len(pred), dtype=bool)
     is_spurious[columns] = False
-    is_spurious &= ~(excused / np.maximum(pred_area, 1) > 0.5)
+    is_spurious &= ~(ignored / np.maximum(pred_area, 1) > 0.5)
     is_missed = ~crowd
     is_missed[rows] = False
     return ImageMatches(
@@ -154,12 +153,12 @@ def match_segments(
 
 
 def all_missed(truth_segments: Sequence[Mapping[str, Any]]) -> ImageMatches:
-    """The matches of an image for which there is no prediction."""
+    """Return the matches of an image without a prediction."""
     return ImageMatches(missed=tuple(s["category_id"] for s in truth_segments if not s.get("iscrowd", 0)))
 
 
 def sum_counts(images: Iterable[ImageMatches]) -> dict[int, CategoryCounts]:
-    """Add up images, in the order given (which fixes the last digit of the sums)."""
+    """Sum the matches of images, in the given order, which determines the last digit of the sums."""
     counts: dict[int, CategoryCounts] = {}
     for image in images:
         for category, iou in image.matched:
@@ -174,7 +173,7 @@ def sum_counts(images: Iterable[ImageMatches]) -> dict[int, CategoryCounts]:
 
 
 def mean_quality(counts: Mapping[int, CategoryCounts], categories: Iterable[int]) -> Quality:
-    """Mean over those of `categories` that are present."""
+    """Return the mean over those of `categories` that are present."""
     present = [counts[c] for c in categories if c in counts and counts[c].present]
     n = len(present)
     if n == 0:

@@ -29,14 +29,14 @@ from .semantic_pq import class_matches, quality_metrics
 
 logger = logging.getLogger(__name__)
 
-_PIECE = 1 << 15  # pixels: their scores of one class, 128 KiB, are in the cache
+_PIECE = 1 << 15  # pixels: their scores for one class, 128 KiB, fit in the cache
 
 
 def first_highest(scores: Tensor) -> Tensor:
-    """The class of each pixel: scores (K, h, w) -> (h, w), as `scores.argmax(dim=0)`.
+    """Return the class of each pixel, (K, h, w) scores -> (h, w), equal to `scores.argmax(dim=0)`.
 
-    On a CPU `argmax` is the slowest step of a semantic evaluation, so there classes are compared one by one in
-    pieces that stay in the cache.
+    On a CPU `argmax` dominates the time of semantic evaluation, so classes are compared there one by one, in pieces
+    that stay in the cache.
     """
     simple = scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64) and len(scores) <= 256
     if not simple:
@@ -44,17 +44,17 @@ def first_highest(scores: Tensor) -> Tensor:
     values = scores.detach().numpy().reshape(len(scores), -1)
     classes = np.zeros(values.shape[1], dtype=np.uint8)
     for start in range(0, values.shape[1], _PIECE):
-        piece, chosen = values[:, start : start + _PIECE], classes[start : start + _PIECE]
+        piece, selected = values[:, start : start + _PIECE], classes[start : start + _PIECE]
         best = piece[0].copy()
         higher = np.empty(len(best), dtype=bool)
         marks = higher.view(np.uint8)
         for label in range(1, len(piece)):
             np.greater(piece[label], best, out=higher)
             np.multiply(marks, np.uint8(label), out=marks)
-            np.maximum(chosen, marks, out=chosen)
+            np.maximum(selected, marks, out=selected)
             np.maximum(best, piece[label], out=best)
         if np.isnan(best).any():  # argmax takes the first NaN
-            chosen[:] = piece.argmax(axis=0)
+            selected[:] = piece.argmax(axis=0)
     return torch.from_numpy(classes.reshape(scores.shape[1:]))
 
 
@@ -84,7 +84,7 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int
 
 
 def semantic_metrics(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
-    """IoU and accuracy in percent from a confusion matrix (K, K), rows truth.
+    """Compute IoU and accuracy in percent from a confusion matrix (K, K), rows ground truth.
 
     mIoU, mACC: means over the classes with ground truth pixels. fwIoU: IoU weighted by ground truth pixels. pACC: pixel
     accuracy. `IoU-<class>`, `ACC-<class>`: NaN where the class has no ground truth pixel. Everything is NaN without
@@ -112,7 +112,7 @@ def semantic_metrics(confusion: np.ndarray, class_names: Sequence[str]) -> dict[
 
 
 def boundary_metrics(areas: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
-    """Boundary IoU in percent from pixels in both and in at least one boundary, (K, 2).
+    """Compute boundary IoU in percent from pixels in both boundaries and in at least one, (K, 2).
 
     mBIoU: mean over the classes that appear in ground truth or predictions. `BIoU-<class>`: NaN where it appears in
     neither.
@@ -128,7 +128,7 @@ def boundary_metrics(areas: np.ndarray, class_names: Sequence[str]) -> dict[str,
 
 @dataclass
 class SemanticPart:
-    """What a process counts: pixels by class (K, K), boundary pixels (K, 2), matches by image, records."""
+    """Counts of one rank: pixels by class (K, K), boundary pixels (K, 2), matches by image, records."""
 
     confusion: np.ndarray
     boundary: np.ndarray
@@ -137,15 +137,14 @@ class SemanticPart:
 
 
 class SemanticEvaluator(DatasetEvaluator):
-    """mIoU and friends, equal to detectron2's SemSegEvaluator (which numpy 2 breaks).
+    """mIoU, fwIoU and accuracy, equal to detectron2's SemSegEvaluator, which fails with NumPy 2.
 
-    Ground truth are the label maps of the dataset (`sem_seg_file_name`). A panoptic dataset without them
-    is evaluated on labels made from its panoptic annotations, which is how COCO's label maps are
-    prepared.
+    Ground truth is read from the label maps of the dataset (`sem_seg_file_name`). A panoptic dataset without them is
+    evaluated on labels made from its panoptic annotations, as COCO's label maps are prepared.
 
-    Results: `{"sem_seg": {"mIoU", "fwIoU", "IoU-<class>" ..., "mACC", "pACC", "ACC-<class>" ...}}` in
-    percent; with `boundary` also "mBIoU" and `"BIoU-<class>"`, with `panoptic_quality` also "PQ", "SQ", "RQ" and
-    `"PQ-<class>"`. Written to `output_dir`: `sem_seg_predictions.json`, one RLE per image and class.
+    Results: `{"sem_seg": {"mIoU", "fwIoU", "IoU-<class>" ..., "mACC", "pACC", "ACC-<class>" ...}}` in percent; with
+    `boundary` also "mBIoU" and `"BIoU-<class>"`, with `panoptic_quality` also "PQ", "SQ", "RQ" and `"PQ-<class>"`.
+    Written to `output_dir`: `sem_seg_predictions.json`, one RLE per image and class.
     """
 
     def __init__(
@@ -160,12 +159,12 @@ class SemanticEvaluator(DatasetEvaluator):
     ) -> None:
         """
         Args:
-            dataset_name: registered dataset; its metadata gives `stuff_classes`, `ignore_label` (255) and
+            dataset_name: registered dataset; its metadata has `stuff_classes`, `ignore_label` (255) and
                 `stuff_dataset_id_to_contiguous_id`.
-            distributed: collect results from all processes.
+            distributed: collect results from all ranks.
             output_dir: where predictions are written; nothing is written if None.
-            boundary: also the IoU of the boundaries of each class (Cheng et al., "Boundary IoU", CVPR 2021).
-            panoptic_quality: also PQ with each class of an image as one segment.
+            boundary: also compute the boundary IoU of each class (Cheng et al., "Boundary IoU", CVPR 2021).
+            panoptic_quality: also compute PQ with each class of an image as one segment.
             dilation_ratio: width of a boundary as a share of the image's diagonal.
 
         Raises:
@@ -174,7 +173,7 @@ class SemanticEvaluator(DatasetEvaluator):
         metadata = MetadataCatalog.get(dataset_name)
         classes = metadata.get("stuff_classes")
         if not classes:
-            raise ValueError(f"dataset {dataset_name!r} has no stuff_classes in its metadata: no semantic evaluation")
+            raise ValueError(f"dataset {dataset_name!r} has no stuff_classes in its metadata; semantic IoU needs them")
         self._dataset_name = dataset_name
         self._class_names = distinct(classes)
         self._num_classes = len(classes)
@@ -217,7 +216,7 @@ class SemanticEvaluator(DatasetEvaluator):
         )
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
-        """Count a batch.
+        """Accumulate the counts of a batch.
 
         Args:
             inputs: dicts with `file_name` (and `image_id` for labels made from panoptic annotations).
@@ -228,7 +227,7 @@ class SemanticEvaluator(DatasetEvaluator):
         """
         for image, output in zip(inputs, outputs, strict=True):
             if "sem_seg" not in output:
-                raise ValueError("the model returns no 'sem_seg'; MODEL.MASK_FORMER.TEST.SEMANTIC_ON True is needed")
+                raise ValueError("the model output has no 'sem_seg'; set MODEL.MASK_FORMER.TEST.SEMANTIC_ON True")
             prediction = self._classes(output["sem_seg"])
             source, truth = self._read_truth(image)
             try:
@@ -247,7 +246,7 @@ class SemanticEvaluator(DatasetEvaluator):
             part.matches[file_name] = class_matches(truth, prediction, ignore)
 
     def _classes(self, scores: Tensor) -> np.ndarray:
-        """(K, h, w) scores or (h, w) classes -> (h, w) classes on the host, copied in the smallest type."""
+        """Convert (K, h, w) scores or (h, w) classes to (h, w) classes on the CPU, copied in the smallest type."""
         if scores.dim() == 3:
             if scores.shape[0] != self._num_classes:
                 raise ValueError(
@@ -261,7 +260,7 @@ class SemanticEvaluator(DatasetEvaluator):
         if self._panoptic is None:
             path = self._truth_files.get(image["file_name"], image.get("sem_seg_file_name"))
             if path is None:
-                raise ValueError(f"{image['file_name']}: dataset {self._dataset_name!r} has no semantic labels for it")
+                raise ValueError(f"{image['file_name']}: dataset {self._dataset_name!r} has no label map for it")
             return path, read_label_map(path)
         annotation = self._panoptic.annotation(image["image_id"])
         ids = self._panoptic.id_map(annotation)
@@ -278,12 +277,12 @@ class SemanticEvaluator(DatasetEvaluator):
         ]
 
     def evaluate(self) -> dict[str, Any] | None:
-        """Metrics over all images; None on all but the main process."""
+        """Return metrics over all images; None on all ranks but the main one."""
         parts = gather_parts(self._part, self._distributed)
         return None if parts is None else self.evaluate_parts(parts)
 
     def evaluate_parts(self, parts: Sequence[SemanticPart]) -> dict[str, Any]:
-        """Metrics of the counts of all processes."""
+        """Return metrics of the counts of all ranks."""
         if self._output_dir:
             path = os.path.join(self._output_dir, "sem_seg_predictions.json")
             write_json(path, [record for part in parts for record in part.predictions])
@@ -292,7 +291,7 @@ class SemanticEvaluator(DatasetEvaluator):
             metrics.update(boundary_metrics(np.sum([part.boundary for part in parts], axis=0), self._class_names))
         if self._panoptic_quality:
             matches = {name: match for part in parts for name, match in part.matches.items()}
-            # In one order, whichever process saw them: the last digit of sums depends on it.
+            # In a fixed order, whichever rank saw the images: the last digit of sums depends on it.
             metrics.update(quality_metrics((matches[name] for name in sorted(matches)), self._class_names))
         shown = ("mIoU", "fwIoU", "mACC", "pACC", "mBIoU", "PQ")
         summary = {key: metrics[key] for key in shown if key in metrics}
@@ -301,7 +300,7 @@ class SemanticEvaluator(DatasetEvaluator):
         logger.info("IoU per class:\n%s", side_by_side(("class", "IoU", "ACC"), rows, width=9))
         if self._num_classes == 1:
             logger.warning(
-                "dataset %s has one class, which every pixel gets: IoU is 100 whatever the model does",
+                "dataset %s has one class, so every pixel is assigned to it: IoU is 100 whatever the model predicts",
                 self._dataset_name,
             )
         return OrderedDict(sem_seg=metrics)

@@ -1,7 +1,7 @@
 """Panoptic quality of semantic predictions: each class of an image is one segment, things as well.
 
-This is how the MaskFormer papers compare semantic models beyond mIoU (PQ^St): a class that is found in an image
-where it is not costs a false positive, however few its pixels.
+The MaskFormer papers compare semantic models by this metric beside mIoU (PQ^St): a class predicted in an image without
+it is a false positive, however few its pixels.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def class_matches(truth: np.ndarray, prediction: np.ndarray, ignore_label: int) 
     """Compare the classes of one image as segments; categories are classes.
 
     Args:
-        truth: (h, w) classes, or `ignore_label`, which excuses what is predicted there as void does.
+        truth: (h, w) classes, or `ignore_label`, which is treated as void.
         prediction: (h, w) classes; negative where nothing is predicted.
 
     Raises ValueError if the sizes differ.
     """
     wide = truth.astype(np.int64)
-    # Segment ids from 1 on, 0 is void.
+    # Segment ids start at 1, 0 is void.
     truth_map = np.where(wide == ignore_label, VOID, wide + 1)
     pred_map = np.maximum(prediction.astype(np.int64) + 1, VOID)
     return match_segments(truth_map, _segments(truth_map), pred_map, _segments(pred_map))
@@ -44,7 +44,7 @@ def _segments(ids: np.ndarray) -> list[dict[str, int]]:
 
 
 def quality_metrics(images: Iterable[ImageMatches], class_names: Sequence[str]) -> dict[str, float]:
-    """PQ, SQ, RQ and `PQ-<class>` in percent over images; NaN for what does not appear, and logs the classes."""
+    """Compute and log PQ, SQ, RQ and `PQ-<class>` in percent over images; NaN for classes that do not appear."""
     counts = sum_counts(images)
     quality = mean_quality(counts, range(len(class_names)))
     absent = CategoryCounts()
@@ -58,18 +58,18 @@ def quality_metrics(images: Iterable[ImageMatches], class_names: Sequence[str]) 
 
 
 def evaluate_semantic_pq(dataset_name: str, json_file: str | os.PathLike[str]) -> dict[str, float]:
-    """PQ of the predictions that a semantic evaluation has written.
+    """Compute PQ of the predictions that a semantic evaluation has written.
 
     Args:
         dataset_name: registered dataset with `sem_seg_file_name` in its records and `stuff_classes`.
-        json_file: `sem_seg_predictions.json`: records `file_name`, `category_id`, `segmentation` (RLE). Of records
-            that overlap the later one counts. Images without a record count as missed, with a warning.
+        json_file: `sem_seg_predictions.json`: records `file_name`, `category_id`, `segmentation` (RLE). Of
+            overlapping records the last one counts. Images without a record count as missed, with a warning.
 
     Returns:
         "PQ", "SQ", "RQ" and `"PQ-<class>"` in percent.
 
     Raises:
-        FileNotFoundError: the JSON is missing.
+        FileNotFoundError: the file is missing.
         ValueError: the dataset has no semantic ground truth, or a record or label map is missing or malformed.
     """
     metadata = MetadataCatalog.get(dataset_name)
@@ -77,7 +77,7 @@ def evaluate_semantic_pq(dataset_name: str, json_file: str | os.PathLike[str]) -
     files = {r["file_name"]: r.get("sem_seg_file_name") for r in DatasetCatalog.get(dataset_name)}
     if not names or not all(files.values()):
         raise ValueError(
-            f"dataset {dataset_name!r} has no stuff_classes or no sem_seg_file_name: no semantic ground truth"
+            f"dataset {dataset_name!r} has no semantic ground truth; set stuff_classes and sem_seg_file_name"
         )
     predictions = _read_predictions(json_file, metadata.get("stuff_dataset_id_to_contiguous_id"), len(names))
     unknown = sorted(set(predictions) - set(files))
@@ -96,18 +96,18 @@ def evaluate_semantic_pq(dataset_name: str, json_file: str | os.PathLike[str]) -
         except ValueError as error:
             raise ValueError(f"{json_file}: prediction of {file_name}: {error}") from error
     if unseen:
-        logger.warning("%s: %d of %d images are not in it; they count as missed", json_file, unseen, len(files))
+        logger.warning("%s: %d of %d images have no prediction; they count as missed", json_file, unseen, len(files))
     return quality_metrics(images, distinct(names))
 
 
 def _read_predictions(
     json_file: str | os.PathLike[str], mapping: Mapping[int, int] | None, num_classes: int
 ) -> dict[str, list[tuple[int, Any]]]:
-    """(class, RLE) by image."""
+    """Read (class, RLE) pairs by image."""
     predictions: dict[str, list[tuple[int, Any]]] = {}
     content = read_json(json_file, "semantic predictions")
     if not isinstance(content, list):
-        raise ValueError(f"{json_file}: semantic predictions are a list of records, this is a {type(content).__name__}")
+        raise ValueError(f"{json_file}: semantic predictions are a list of records, got {type(content).__name__}")
     for position, record in enumerate(content):
         try:
             label = record["category_id"]
@@ -117,13 +117,13 @@ def _read_predictions(
             predictions.setdefault(record["file_name"], []).append((label, record["segmentation"]))
         except (KeyError, TypeError) as error:
             raise ValueError(
-                f"{json_file}: record {position} lacks a field or has an unknown category: {error!r}"
+                f"{json_file}: record {position} has a missing field or an unknown category: {error!r}"
             ) from error
     return predictions
 
 
 def _paint(records: Sequence[tuple[int, Any]], size: tuple[int, ...]) -> np.ndarray:
-    """(h, w) classes, -1 where no record is."""
+    """Return (h, w) classes, -1 where there is no record."""
     classes = np.full(size, -1, dtype=np.int64)
     for label, rle in records:
         if tuple(rle["size"]) != size:

@@ -1,11 +1,11 @@
 """Video AP as YouTube-VIS defines it (Yang et al., "Video Instance Segmentation", ICCV 2019, section 4).
 
-It is COCO's AP with whole clips in the place of images: the IoU of two objects is the sum of their intersections over
-the sum of their unions, both over all frames. pycocotools gives the IoU of all pairs in a frame at once, and with the
-areas it gives back the intersections, which are whole numbers. Matching and curves are those of images.
+It is COCO AP with clips instead of images: the IoU of two objects is the sum of their intersections over the sum of
+their unions, both over all frames. pycocotools computes the IoU of all pairs in a frame at once; intersections, which
+are integers, follow from IoU and areas. Matching and curves are those of images.
 
-Three things differ from COCO: the size of an object is its mean area over the frames that show it, the size classes
-end at 128 x 128 and 256 x 256 pixels, and regions of many objects (crowd) are compared by plain IoU.
+Three things differ from COCO: the size of an object is its mean area over the frames in which it is visible, the size
+ranges end at 128 x 128 and 256 x 256 pixels, and crowd regions are compared by plain IoU.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _AREAS = np.array([[0, 1e10], [0, 128**2], [128**2, 256**2], [256**2, 1e10]])  #
 
 @dataclasses.dataclass(frozen=True)
 class VideoScores(CocoScores):
-    """As CocoScores, with recall at each limit of detections per video."""
+    """CocoScores with recall at each limit of detections per video."""
 
     def summary(self) -> dict[str, float]:
-        """The numbers of a YouTube-VIS table, in percent; NaN without ground truth."""
+        """Return the metrics of a YouTube-VIS table, in percent; NaN without ground truth."""
         return {
             "AP": self.ap(),
             "AP50": self.ap(iou=0.5),
@@ -42,13 +42,13 @@ class VideoScores(CocoScores):
         }
 
     def ar_at(self, limit: int) -> float:
-        """Average recall with at most `limit` detections per video and class, one of `max_dets`."""
+        """Return average recall in percent with at most `limit` detections per video and class, one of `max_dets`."""
         number = self.max_dets.index(limit)
         return dataclasses.replace(self, recall=self.recall[..., number : number + 1], max_dets=(limit,)).ar()
 
 
 class ClipShape(NamedTuple):
-    """An object in T frames: `codes` (None where it is not seen) and `areas`, pixels, float64 (T,)."""
+    """Masks of an object in T frames: RLEs `codes` (None where it is not visible) and `areas`, pixels, float64 (T,)."""
 
     codes: list[Any]
     areas: np.ndarray
@@ -64,17 +64,17 @@ def evaluate_videos(
     """Compare results in the submission format with ground truth.
 
     Args:
-        truth: annotations with truth. Objects that no frame shows are left out.
-        results: {"video_id", "category_id", "score", "segmentations" (T codes, None where it is not seen)} each. May
-            be empty: AP is then 0 wherever there is ground truth.
-        category_ids: evaluate only these categories; all of the ground truth if None.
-        checked: the codes of the results come from `encode_masks`; saves the check of each one.
+        truth: annotations with ground truth. Objects that are visible in no frame are left out.
+        results: {"video_id", "category_id", "score", "segmentations" (T RLEs, None where it is not
+            visible)} each. May be empty: AP is then 0 wherever there is ground truth.
+        category_ids: evaluate only these categories; all categories of the ground truth if None.
+        checked: the RLEs of the results come from `encode_masks` and are not validated again.
 
     Raises:
-        ValueError: no ground truth, an unknown video, another number of frames than the video has, or a broken code.
+        ValueError: no ground truth, an unknown video, a wrong number of frames, or a malformed RLE.
     """
     if not truth.has_truth:
-        raise ValueError(f"{truth.file} has no annotations to compare with; a server scores its results.json")
+        raise ValueError(f"{truth.file} has no annotations; submit results.json to the evaluation server")
     parameters = Params("segm")
     videos = {number: position for position, number in enumerate(truth.videos)}
     categories = {c: n for n, c in enumerate(sorted(truth.categories if category_ids is None else category_ids))}
@@ -97,11 +97,11 @@ def _truth_records(truth: VideoAnnotations) -> list[dict[str, Any]]:
     records = []
     for video in truth.videos.values():
         for track in video.tracks:
-            shape = clip_shape(track.segmentations, video.size, checked=True)  # when the file was read
+            shape = clip_shape(track.segmentations, video.size, checked=True)  # validated when the file was read
             if not shape.areas.any():
                 continue
-            given = None if track.areas is None else np.array([a or 0 for a in track.areas], dtype=np.float64)
-            area = _mean_area(shape.areas if given is None else given)
+            annotated = None if track.areas is None else np.array([a or 0 for a in track.areas], dtype=np.float64)
+            area = _mean_area(shape.areas if annotated is None else annotated)
             record = {"image_id": video.id, "category_id": track.category_id, "iscrowd": track.crowd}
             records.append({**record, "shape": shape, "area": area})
     return records
@@ -129,54 +129,54 @@ def _result_records(
 
 
 def clip_shape(segmentations: Sequence[Segmentation | None], size: tuple[int, int], checked: bool = False) -> ClipShape:
-    """The codes and areas of T polygons or codes; None or empty where nothing is seen.
+    """Convert the segmentations of an object to RLEs and areas.
 
     Args:
-        segmentations: T.
+        segmentations: T polygons or RLEs; None or empty where the object is not visible.
         size: height and width of a frame.
-        checked: the codes are known to be whole, so that pycocotools may be trusted with them.
+        checked: the RLEs are known to be valid and are not checked for runs that pycocotools cannot handle.
 
     Raises:
         SegmentationError: a segmentation is malformed or has another size.
     """
     codes: list[Any] = []
-    for one in segmentations:
-        if one and not checked and isinstance(one, dict):
-            rle_runs(one, size)
-        codes.append(_code(one, size) if one else None)
-    # One by one: with numpy 2, pycocotools cannot take the areas of a list of more than 255 masks.
+    for segmentation in segmentations:
+        if segmentation and not checked and isinstance(segmentation, dict):
+            rle_runs(segmentation, size)
+        codes.append(_rle(segmentation, size) if segmentation else None)
+    # One by one: with NumPy 2, pycocotools fails to compute the areas of more than 255 masks at once.
     areas = [int(mask_util.area(code)) if code else 0 for code in codes]
     return ClipShape(codes, np.array(areas, dtype=np.float64))
 
 
-def _code(segmentation: Segmentation, size: tuple[int, int]) -> Any:
+def _rle(segmentation: Segmentation, size: tuple[int, int]) -> Any:
     if isinstance(segmentation, list):
         polygons = [polygon.reshape(-1) for polygon in check_polygons(segmentation, size)]
         return mask_util.merge(mask_util.frPyObjects(polygons, *size))
     if isinstance(segmentation["counts"], list):
         return mask_util.frPyObjects(segmentation, *size)
     if list(segmentation["size"]) != list(size):
-        raise SegmentationError(f"the code is for size {segmentation['size']}, the video has {list(size)}")
+        raise SegmentationError(f"the RLE has size {segmentation['size']}, the video has {list(size)}")
     return segmentation
 
 
 def clip_iou(detections: Sequence[ClipShape], truths: Sequence[ClipShape]) -> np.ndarray:
-    """IoU (D, G) of clips of the same T frames; one of the two must show something."""
-    found = np.stack([shape.areas for shape in detections])
+    """Compute IoU (D, G) of clips of the same T frames; one of each pair must be visible in some frame."""
+    predicted = np.stack([shape.areas for shape in detections])
     true = np.stack([shape.areas for shape in truths])
-    shared = np.zeros((len(found), len(true)))
-    for frame in range(found.shape[1]):
-        rows, columns = np.flatnonzero(found[:, frame]), np.flatnonzero(true[:, frame])
+    shared = np.zeros((len(predicted), len(true)))
+    for frame in range(predicted.shape[1]):
+        rows, columns = np.flatnonzero(predicted[:, frame]), np.flatnonzero(true[:, frame])
         if not len(rows) or not len(columns):
             continue
         first = [detections[row].codes[frame] for row in rows.tolist()]
         second = [truths[column].codes[frame] for column in columns.tolist()]
         ious = np.asarray(mask_util.iou(first, second, [0] * len(second)))
-        both = found[rows, frame][:, None] + true[columns, frame]
+        both = predicted[rows, frame][:, None] + true[columns, frame]
         shared[np.ix_(rows, columns)] += np.rint(ious * both / (1 + ious))  # i = iou (a + b - i)
-    return shared / (found.sum(axis=1)[:, None] + true.sum(axis=1) - shared)
+    return shared / (predicted.sum(axis=1)[:, None] + true.sum(axis=1) - shared)
 
 
 def _mean_area(areas: np.ndarray) -> float:
-    shown = areas[areas > 0]
-    return float(shown.mean()) if shown.size else 0.0
+    visible = areas[areas > 0]
+    return float(visible.mean()) if visible.size else 0.0

@@ -30,22 +30,22 @@ RESULTS_FILE = "results.json"
 
 
 def clip_to_records(output: Mapping[str, Any], video_id: Any) -> list[dict[str, Any]]:
-    """Result records of one clip, in the order of the predictions.
+    """Return result records of one clip, in the order of the predictions.
 
     Args:
         output: "pred_scores" (N,), "pred_labels" (N,), and "pred_masks", N bool tensors (T, h, w), or "pred_rles", N
-            lists of T codes.
+            lists of T RLEs.
         video_id: written into each record.
 
     Returns:
-        {"video_id", "category_id" (the label), "score", "segmentations"} each; the last are T codes, None in frames
-        whose mask is empty. Records with a score that is not finite are left out and reported in the log.
+        {"video_id", "category_id" (the label), "score", "segmentations"} each; the last are T RLEs, None in frames
+        whose mask is empty. Records with a score that is not finite are left out and logged.
     """
     records = []
-    found = output["pred_rles"] if "pred_rles" in output else output["pred_masks"]
-    for score, label, masks in zip(output["pred_scores"], output["pred_labels"], found, strict=True):
+    predicted = output["pred_rles"] if "pred_rles" in output else output["pred_masks"]
+    for score, label, masks in zip(output["pred_scores"], output["pred_labels"], predicted, strict=True):
         if not math.isfinite(score):
-            logger.warning("video %r: an instance whose score is %s is left out", video_id, score)
+            logger.warning("video %r: an instance with score %s is left out", video_id, score)
             continue
         segmentations = masks if "pred_rles" in output else _encoded(torch.as_tensor(masks))
         record = {"video_id": video_id, "category_id": int(label), "score": float(score)}
@@ -54,14 +54,14 @@ def clip_to_records(output: Mapping[str, Any], video_id: Any) -> list[dict[str, 
 
 
 def _encoded(masks: Tensor) -> list[dict[str, Any] | None]:
-    """Masks (T, h, w) as T codes."""
-    shown = masks.flatten(1).any(dim=1)
-    codes = iter(encode_masks(masks[shown]))
-    return [next(codes) if there else None for there in shown.tolist()]
+    """Encode masks (T, h, w) as T RLEs, None for an empty mask."""
+    visible = masks.flatten(1).any(dim=1)
+    rles = iter(encode_masks(masks[visible]))
+    return [next(rles) if is_visible else None for is_visible in visible.tolist()]
 
 
 class YTVISEvaluator(DatasetEvaluator):
-    """Video AP of YouTube-VIS, and results.json for its servers.
+    """Video AP of YouTube-VIS, and results.json for its evaluation server.
 
     Results: `{"segm": {"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AP-<class>" ...}}` in percent, NaN
     where there is no ground truth of that size or class; empty for files without annotations (validation and test of
@@ -73,10 +73,10 @@ class YTVISEvaluator(DatasetEvaluator):
     ) -> None:
         """
         Args:
-            dataset_name: registered dataset. Its metadata gives `json_file`, `thing_dataset_id_to_contiguous_id`,
-                `thing_classes` and, if videos with bad records are to be left out, `skip_bad_records`.
-            tasks: not used; it keeps the place of the arguments that users of the reference write after it.
-            distributed: collect predictions from all processes; the main one evaluates.
+            dataset_name: registered dataset. Its metadata has `json_file`, `thing_dataset_id_to_contiguous_id`,
+                `thing_classes` and, to leave out videos with bad records, `skip_bad_records`.
+            tasks: unused; keeps the position of the next arguments compatible with the reference.
+            distributed: collect predictions from all ranks; the main rank evaluates.
             output_dir: where results.json is written; nothing is written if None.
 
         Raises:
@@ -111,30 +111,30 @@ class YTVISEvaluator(DatasetEvaluator):
 
         Args:
             inputs: clips with "video_id".
-            outputs: of VideoMaskFormer, see `clip_to_records`; one dict stands for a batch of one clip.
+            outputs: outputs of VideoMaskFormer, see `clip_to_records`; one dict is a batch of one clip.
 
         Raises:
-            ValueError: no video results, or a class that is not one of the dataset.
+            ValueError: no video results, or a class that is not in the dataset.
         """
         for clip, output in zip(inputs, [outputs] if isinstance(outputs, Mapping) else outputs, strict=True):
             if "pred_masks" not in output and "pred_rles" not in output:
-                raise ValueError("the model returns no tracks; set MODEL.META_ARCHITECTURE 'VideoMaskFormer'")
+                raise ValueError("the model output has no tracks; set MODEL.META_ARCHITECTURE 'VideoMaskFormer'")
             records = clip_to_records(output, clip["video_id"])
             for record in records:
                 if record["category_id"] not in self._dataset_ids:
                     raise ValueError(
                         f"video {clip['video_id']!r}: predicted class {record['category_id']} is not one of the "
-                        f"{len(self._names)} of {self._dataset_name!r}; MODEL.SEM_SEG_HEAD.NUM_CLASSES must match the "
-                        "dataset"
+                        f"{len(self._names)} classes of dataset {self._dataset_name!r}; MODEL.SEM_SEG_HEAD.NUM_CLASSES "
+                        "must match the dataset"
                     )
                 record["category_id"] = self._dataset_ids[record["category_id"]]
             self._predictions.append((clip["video_id"], records))
 
     def evaluate(self) -> dict[str, Any]:
-        """Write results.json, and give AP where there is ground truth. Empty on all but the main process.
+        """Write results.json and return AP where there is ground truth; empty on all ranks but the main one.
 
         Raises:
-            ValueError: a predicted video, number of frames or mask size is not the dataset's.
+            ValueError: a predicted video, number of frames or mask size differs from the dataset.
         """
         parts = gather_parts(self._predictions, self._distributed)
         if parts is None:
@@ -148,8 +148,8 @@ class YTVISEvaluator(DatasetEvaluator):
             write_json(path, records)
             logger.info("%d tracks written to %s", len(records), path)
         if not self._truth.has_truth:
-            remedy = f"zip {path} for the dataset's server" if path else "set OUTPUT_DIR to keep the tracks"
-            logger.warning("%s has no annotations, so there is no AP: %s", self._truth.file, remedy)
+            remedy = f"zip {path} for the evaluation server" if path else "set OUTPUT_DIR to keep the tracks"
+            logger.warning("%s has no annotations, so no AP is computed: %s", self._truth.file, remedy)
             return OrderedDict()
         return OrderedDict(segm=self._score(records))
 

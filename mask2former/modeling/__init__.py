@@ -1,4 +1,4 @@
-"""The parts of the network; importing this registers them with detectron2."""
+"""Components of the network; importing this package registers them with detectron2."""
 
 from .backbone import D2SwinTransformer, TimmBackbone
 from .meta_arch.mask_former_head import MaskFormerHead

@@ -1,6 +1,6 @@
 """Losses of Mask2Former (arXiv 2112.01527, sections 3.3 and 4.1): classes of all queries, masks of matched queries.
 
-Mask logits are made for matched queries only, and compared with the ground truth at sampled points.
+Mask logits are computed for matched queries only, and compared with the ground truth at sampled points.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from .matcher import Assignment, HungarianMatcher
 from .point_sampling import MaskBank, Predictions, sample_maps, uncertain_points
 
 LOSSES = ("labels", "masks")
-# Rows of mask logits that are worked on together hold about this many values.
+# Mask logits that are processed together have about this many values.
 _CHUNK = 2**28
 
 
 class SetCriterion(nn.Module):
-    """Matching, then cross-entropy of classes and point-wise cross-entropy and dice of masks.
+    """Matching, then cross-entropy of classes and point-wise cross-entropy and dice loss of masks.
 
     Args:
         num_classes: K.
-        matcher: finds the pairs.
+        matcher: matches queries to ground truth.
         weight_dict: loss name -> weight; the caller multiplies (see `MaskFormer`).
         eos_coef: weight of the no-object class in the cross-entropy.
         losses: any of "labels", "masks".
@@ -53,7 +53,7 @@ class SetCriterion(nn.Module):
         super().__init__()
         unknown = set(losses) - set(LOSSES)
         if unknown:
-            raise ValueError(f"losses {sorted(unknown)} do not exist; known: {LOSSES}")
+            raise ValueError(f"unknown losses {sorted(unknown)}; choose from {LOSSES}")
         self.num_classes = num_classes
         self.matcher = matcher
         self.weight_dict = dict(weight_dict)
@@ -67,10 +67,10 @@ class SetCriterion(nn.Module):
         self.register_buffer("empty_weight", empty_weight)
 
     def forward(self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Losses, not yet weighted.
+        """Compute the unweighted losses.
 
         Args:
-            outputs: of a decoder in training (see `Predictions.of`).
+            outputs: outputs of a decoder in training (see `Predictions.of`).
             targets: per image {"labels": (N,) int64 in [0, K), "masks": bool (N, H, W) or (N, T, H, W);
                 optional "size": (H, W) of the padded batch (default: that of the masks), "name": for messages}.
 
@@ -97,13 +97,13 @@ class SetCriterion(nn.Module):
     def _class_loss(
         self, logits: Tensor, targets: Sequence[Mapping[str, Any]], assignments: Sequence[Assignment]
     ) -> Tensor:
-        """(L,) weighted cross-entropy; queries without a partner are to say no-object."""
+        """Return the (L,) weighted cross-entropy; the target of unmatched queries is no-object."""
         layers, _, queries, _ = logits.shape
-        wanted = torch.full(logits.shape[:3], self.num_classes, dtype=torch.int64, device=logits.device)
-        flat = wanted.view(-1)
+        class_targets = torch.full(logits.shape[:3], self.num_classes, dtype=torch.int64, device=logits.device)
+        flat = class_targets.view(-1)
         for image, (target, pairs) in enumerate(zip(targets, assignments, strict=True)):
-            place = (pairs.layer * len(targets) + image) * queries + pairs.query
-            index = to_device(torch.from_numpy(np.stack((place, pairs.target))), logits.device)
+            positions = (pairs.layer * len(targets) + image) * queries + pairs.query
+            index = to_device(torch.from_numpy(np.stack((positions, pairs.target))), logits.device)
             flat[index[0]] = target["labels"][index[1]]
         nll = F.cross_entropy(logits.flatten(0, 2), flat, reduction="none").view(layers, -1)
         weight = self.empty_weight[flat].view(layers, -1)
@@ -117,7 +117,7 @@ class SetCriterion(nn.Module):
         bank: MaskBank,
         size: tuple[int, int],
     ) -> tuple[Tensor, Tensor]:
-        """(L,) sums over matched masks (and frames) of cross-entropy and dice."""
+        """Return (L,) sums over matched masks (and frames) of cross-entropy and dice loss."""
         device = predictions.logits.device
         cross_entropy = predictions.logits.new_zeros(len(predictions.logits))
         dice = torch.zeros_like(cross_entropy)
@@ -140,7 +140,7 @@ class SetCriterion(nn.Module):
     def _pairs(
         targets: Sequence[Mapping[str, Any]], assignments: Sequence[Assignment]
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Per image its number, and (3, M) layer, query and first row in the bank of each matched pair."""
+        """Yield the index of each image, and (3, M) layer, query and first row in the bank of its matched pairs."""
         first = 0
         for image, (target, pairs) in enumerate(zip(targets, assignments, strict=True)):
             count, frames = target["masks"].shape[:2]
@@ -150,33 +150,33 @@ class SetCriterion(nn.Module):
     def _groups(
         self, pairs: Iterator[tuple[int, np.ndarray]], predictions: Predictions
     ) -> Iterator[list[tuple[int, np.ndarray]]]:
-        """Pairs of one or more images that are worked on together: few kernels, bounded memory.
+        """Yield groups of pairs of one or more images that are processed together: few kernels, bounded memory.
 
-        An image without pairs is part of a group, too: its (zero) losses stay attached to the graph.
+        An image without pairs is part of a group too, so that its zero losses stay attached to the graph.
         """
         maps = predictions.features if predictions.features is not None else predictions.masks
         assert maps is not None
         values = maps.shape[-2] * maps.shape[-1] + int(4 * self.num_points * self.oversample_ratio)
         limit = max(1, _CHUNK // values)
         group: list[tuple[int, np.ndarray]] = []
-        room = limit
+        remaining = limit
         for image, table in pairs:
             for part in np.split(table, range(limit, table.shape[1], limit), axis=1):
-                if part.shape[1] > room:
+                if part.shape[1] > remaining:
                     yield group
-                    group, room = [], limit
+                    group, remaining = [], limit
                 group.append((image, part))
-                room -= part.shape[1]
+                remaining -= part.shape[1]
         yield group
 
     def _compare(self, logits: Tensor, bank: MaskBank, rows: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """(M,) cross-entropy and dice of mask logits (M, H, W) against masks `rows` of the bank, at sampled points."""
+        """Return (M,) cross-entropy and dice loss of mask logits (M, H, W) and masks `rows` of the bank, at points."""
         points = uncertain_points(logits.detach(), self.num_points, self.oversample_ratio, self.importance_sample_ratio)
-        wanted = bank.sample(rows, points, size)
+        expected = bank.sample(rows, points, size)
         predicted = sample_maps(logits[:, None], points)[:, 0]
-        cross_entropy = F.binary_cross_entropy_with_logits(predicted, wanted, reduction="none").mean(1)
+        cross_entropy = F.binary_cross_entropy_with_logits(predicted, expected, reduction="none").mean(1)
         sigmoid = predicted.sigmoid()
-        dice = 1 - (2 * (sigmoid * wanted).sum(1) + 1) / (sigmoid.sum(1) + wanted.sum(1) + 1)
+        dice = 1 - (2 * (sigmoid * expected).sum(1) + 1) / (sigmoid.sum(1) + expected.sum(1) + 1)
         return cross_entropy, dice
 
 
@@ -190,7 +190,7 @@ def _largest(targets: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
 
 
 def _global_mean(count: int, device: torch.device) -> Tensor:
-    """Mean of `count` over all ranks, at least 1. Every rank must call this, also one without objects."""
+    """Return the mean of `count` over all ranks, at least 1; every rank must call this, even without objects."""
     total = torch.full((), float(count), device=device)
     if comm.get_world_size() > 1:
         torch.distributed.all_reduce(total)

@@ -1,4 +1,4 @@
-"""The deliberate copies from device to host, in one place."""
+"""Explicit copies between device and host."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def to_cpu(tensor: Tensor) -> Tensor:
-    """Copy `tensor` to the CPU and wait for it: the only way this package waits for a device while it works."""
+    """Copy `tensor` to the CPU and wait for it; no other function of this package synchronizes in forward and loss."""
     if tensor.device.type != "cuda":
         return tensor.cpu()
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
@@ -19,7 +19,7 @@ def to_cpu(tensor: Tensor) -> Tensor:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a small CPU tensor to `device` without waiting."""
+    """Copy a small CPU tensor to `device` without synchronization."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

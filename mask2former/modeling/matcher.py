@@ -1,6 +1,6 @@
 """Bipartite matching of queries and ground-truth objects (DETR, arXiv 2005.12872), on sampled points.
 
-All predictions of a step are matched together: the masks are read once, and the costs reach the CPU in one copy.
+All predictions of an iteration are matched together: masks are read once, and costs are copied to the CPU once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .point_sampling import MaskBank, Predictions
 
 logger = logging.getLogger(__name__)
 
-# Stands for a cost that is not a number: worse than any real one, so that such a pair is chosen last.
+# Replaces non-finite costs: larger than any finite cost, so that such a pair is matched last.
 _WORST = 1e8
 
 
@@ -35,12 +35,12 @@ class Assignment:
 
 
 class HungarianMatcher(nn.Module):
-    """Assignment of least cost: class probability, sigmoid cross-entropy and dice of the masks, weighted.
+    """Minimum-cost assignment by a weighted sum of class probability, mask cross-entropy and mask dice.
 
     Args:
-        cost_class, cost_mask, cost_dice: the weights.
+        cost_class, cost_mask, cost_dice: weights of the terms.
         num_points: random points per image at which masks are compared; all predictions of an image share them.
-        max_nonfinite: raise after this many steps with a cost that is not finite (0: never).
+        max_nonfinite: raise after this many iterations with a non-finite cost (0: never).
     """
 
     def __init__(
@@ -73,10 +73,10 @@ class HungarianMatcher(nn.Module):
             size: (H, W) of the padded images.
 
         Returns:
-            one `Assignment` per image with min(Q, N) pairs for each of the L predictions.
+            One `Assignment` per image with min(Q, N) pairs for each of the L predictions.
 
         Raises:
-            FloatingPointError: costs were not finite in `max_nonfinite` steps.
+            FloatingPointError: costs were not finite in `max_nonfinite` iterations.
         """
         with torch.autocast(predictions.logits.device.type, enabled=False):
             costs = self._costs(predictions, targets, bank, size)
@@ -90,7 +90,7 @@ class HungarianMatcher(nn.Module):
     def _costs(
         self, predictions: Predictions, targets: Sequence[Mapping[str, Any]], bank: MaskBank, size: tuple[int, int]
     ) -> list[Tensor]:
-        """(L, Q, N) cost of each pair, per image."""
+        """Return the (L, Q, N) cost of each pair, per image."""
         device = predictions.logits.device
         rows = [t["masks"].shape[0] * t["masks"].shape[1] for t in targets]
         image = torch.arange(len(targets)).repeat_interleave(torch.tensor(rows))
@@ -103,7 +103,7 @@ class HungarianMatcher(nn.Module):
         return costs
 
     def _cost(self, class_logits: Tensor, logits: Tensor, labels: Tensor, target: Tensor) -> Tensor:
-        """Cost of each pair of one image.
+        """Return the cost of each pair of one image.
 
         Args:
             class_logits: (L, Q, K + 1).
@@ -130,15 +130,15 @@ class HungarianMatcher(nn.Module):
         if not bad:
             return
         self.nonfinite_steps += 1
-        places = []
+        sources = []
         for image, cost in bad:
             layers = np.flatnonzero(~np.isfinite(cost).all(axis=(1, 2)))
             name = targets[image].get("name") or f"number {image} of the batch"
-            places.append(f"image {name}, predictions {layers.tolist()}")
+            sources.append(f"image {name}, predictions {layers.tolist()}")
             np.nan_to_num(cost, copy=False, nan=_WORST, posinf=_WORST, neginf=-_WORST)
         message = (
-            f"Matching costs are not finite (step {self.nonfinite_steps} of this kind): {'; '.join(places)}. "
-            "Prediction 0 is the last layer's, n > 0 is that of layer n - 1. Usual causes: a learning rate that is too "
+            f"Matching costs are not finite ({self.nonfinite_steps} iterations so far): {'; '.join(sources)}. "
+            "Prediction 0 is of the last layer, n > 0 of layer n - 1. Usual causes: a learning rate that is too "
             "high, fp16 overflow."
         )
         logger.warning(message)
@@ -150,7 +150,7 @@ class HungarianMatcher(nn.Module):
         if count > queries and not self._warned_crowd:
             self._warned_crowd = True
             logger.warning(
-                "An image has %d objects but the model only %d queries; the rest stay unmatched. "
+                "An image has %d objects but the model only %d queries; the rest are not matched. "
                 "Raise MODEL.MASK_FORMER.NUM_OBJECT_QUERIES.",
                 count,
                 queries,

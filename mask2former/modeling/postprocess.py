@@ -1,7 +1,7 @@
-"""From class and mask logits of one image to semantic, instance and panoptic results, as in Mask2Former and MaskFormer.
+"""Semantic, instance and panoptic results from the class and mask logits of one image (Mask2Former, MaskFormer).
 
-Masks are big, so few are touched: the queries that a result needs are chosen first, by their class scores on the
-host; each chosen mask is then resized once, a few at a time, for all results together.
+Masks are large: queries are selected first, by their class scores on the CPU; each selected mask is then resized once,
+a few at a time, for all results together.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from ..structures.task import Task
 from .device_transfer import to_cpu, to_device
 
 Size = tuple[int, int]
-# Masks that are resized together hold about this many pixels.
+# Masks that are resized together have about this many pixels.
 _CHUNK = 2**25
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Which results are wanted, and their thresholds (MODEL.MASK_FORMER.TEST).
+    """Requested results and their thresholds (MODEL.MASK_FORMER.TEST).
 
     Attributes:
-        tasks: the results.
+        tasks: the requested results.
         topk: number of instances (TEST.DETECTIONS_PER_IMAGE).
-        score_threshold: instances whose score is lower are left out (TEST.SCORE_THRESHOLD).
-        object_mask_threshold: panoptic keeps queries whose class score is higher.
-        overlap_threshold: panoptic drops a segment of which less than this share remains visible.
+        score_threshold: instances with a lower score are left out (TEST.SCORE_THRESHOLD).
+        object_mask_threshold: panoptic segmentation keeps queries with a higher class score.
+        overlap_threshold: panoptic segmentation drops segments with a lower visible fraction.
         semantic_at_output_size: resize masks, not semantic scores, to the output size; implied by the other results.
         things: contiguous ids of thing classes; None: all classes are things.
     """
@@ -48,21 +48,21 @@ class Settings:
 
     @property
     def objects(self) -> bool:
-        """Whether there are results of chosen queries, which need the class scores on the CPU."""
+        """Return whether results of selected queries are requested, which need the class scores on the CPU."""
         return bool(self.tasks - {Task.SEMANTIC})
 
     @property
     def at_output_size(self) -> bool:
-        """Whether masks are resized to the output size before results are made of them."""
+        """Return whether masks are resized to the output size before results are computed."""
         return self.semantic_at_output_size or self.objects
 
     def is_thing(self, label: int) -> bool:
-        """Whether contiguous class `label` is a thing."""
+        """Return whether contiguous class `label` is a thing."""
         return self.things is None or label in self.things
 
 
 def resize_masks(logits: Tensor, padded: Size, image: Size, output: Size | None) -> Tensor:
-    """Bilinear to the padded size, cut to the image, bilinear to the output: mask logits (N, H4, W4) -> (N, h, w)."""
+    """Resize mask logits (N, H4, W4) to the padded size, crop to the image, resize to the output (N, h, w)."""
     masks = F.interpolate(logits[None], padded, mode="bilinear", align_corners=False)[0, :, : image[0], : image[1]]
     if output is None or output == image:
         return masks
@@ -70,7 +70,7 @@ def resize_masks(logits: Tensor, padded: Size, image: Size, output: Size | None)
 
 
 def best_pairs(scores: Tensor, topk: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The best pairs of query and class, from scores (Q, K + 1): their scores, classes and queries, best first."""
+    """Select the best (query, class) pairs of scores (Q, K + 1); returns scores, classes and queries, best first."""
     classes = scores.shape[1] - 1
     flat = scores[:, :-1].flatten()
     best, index = flat.topk(min(topk, len(flat)))
@@ -80,7 +80,7 @@ def best_pairs(scores: Tensor, topk: int) -> tuple[Tensor, Tensor, Tensor]:
 def postprocess(
     class_scores: Tensor, host_scores: Tensor, mask_logits: Tensor, padded: Size, image: Size, output: Size, s: Settings
 ) -> dict[str, Any]:
-    """All wanted results of one image.
+    """Compute all requested results of one image.
 
     Args:
         class_scores: (Q, K + 1), after the softmax, on the device; `host_scores` the same on the CPU.
@@ -89,14 +89,14 @@ def postprocess(
         s: settings.
 
     Returns:
-        of "sem_seg" (K, h, w), "panoptic_seg" (int32 (h, w), segments) and "instances" those that are wanted.
+        The requested ones of "sem_seg" (K, h, w), "panoptic_seg" (int32 (h, w), segments) and "instances".
     """
     parts = {task: part(class_scores, host_scores, s) for task, part in _PARTS.items() if task in s.tasks}
     size = output if s.at_output_size else image
-    needed = sorted(set().union(*(part.queries for part in parts.values())))
+    selected = sorted(set().union(*(part.queries for part in parts.values())))
     for part in parts.values():
         part.start(size)
-    for queries, masks in _chunks(mask_logits, needed, padded, image, size):
+    for queries, masks in _chunks(mask_logits, selected, padded, image, size):
         for part in parts.values():
             part.add(queries, masks)
     results: dict[str, Any] = {task.output: part.finish() for task, part in parts.items()}
@@ -109,9 +109,9 @@ def postprocess(
 def postprocess_clip(
     host_scores: Tensor, mask_logits: Tensor, padded: Size, image: Size, output: Size, topk: int, threshold: float
 ) -> dict[str, Any]:
-    """Instances of one clip (arXiv 2112.10764): the best pairs of query and class, whose score is the class score.
+    """Compute the instances of a clip (arXiv 2112.10764): the best (query, class) pairs, scored by the class score.
 
-    Only chosen masks are resized, frame by frame, and each frame's go to the CPU: the device holds one frame of them.
+    Only selected masks are resized, frame by frame, and copied to the CPU: the device holds the masks of one frame.
 
     Args:
         host_scores: (Q, K + 1), after the softmax, on the CPU.
@@ -121,39 +121,39 @@ def postprocess_clip(
 
     Returns:
         {"image_size": output, "pred_scores", "pred_labels", "pred_masks": list of bool (T, h, w)}; instances of one
-        query share their mask's memory.
+        query share the memory of their mask.
     """
     scores, labels, rows = best_pairs(host_scores, topk)
     keep = scores >= threshold
     queries = sorted(set(rows[keep].tolist()))
     masks = torch.zeros(len(queries), mask_logits.shape[1], *output, dtype=torch.bool)
-    place = {q: i for i, q in enumerate(queries)}
+    index_of = {q: i for i, q in enumerate(queries)}
     for t in range(mask_logits.shape[1]):
         for run, resized in _chunks(mask_logits[:, t], queries, padded, image, output):
-            masks[place[run[0]] : place[run[-1]] + 1, t] = to_cpu(resized > 0)
+            masks[index_of[run[0]] : index_of[run[-1]] + 1, t] = to_cpu(resized > 0)
     return {
         "image_size": output,
         "pred_scores": scores[keep].tolist(),
         "pred_labels": labels[keep].tolist(),
-        "pred_masks": [masks[place[q]] for q in rows[keep].tolist()],
+        "pred_masks": [masks[index_of[q]] for q in rows[keep].tolist()],
     }
 
 
 def _chunks(
-    logits: Tensor, needed: Sequence[int], padded: Size, image: Size, size: Size
+    logits: Tensor, selected: Sequence[int], padded: Size, image: Size, size: Size
 ) -> Iterator[tuple[Sequence[int], Tensor]]:
-    step = max(1, _CHUNK // max(padded[0] * padded[1], size[0] * size[1]))
-    for start in range(0, len(needed), step):
-        queries = needed[start : start + step]
+    chunk = max(1, _CHUNK // max(padded[0] * padded[1], size[0] * size[1]))
+    for start in range(0, len(selected), chunk):
+        queries = selected[start : start + chunk]
         index = to_device(torch.tensor(queries), logits.device)
         yield queries, resize_masks(logits[index].float(), padded, image, size)
 
 
-def _rows(queries: Sequence[int], wanted: Sequence[int], device: torch.device) -> tuple[list[int], Tensor]:
-    """Which of `wanted` are among `queries`: positions in `wanted`, and (on the device) positions in `queries`."""
-    place = {q: i for i, q in enumerate(queries)}
-    found = [i for i, q in enumerate(wanted) if q in place]
-    return found, to_device(torch.tensor([place[wanted[i]] for i in found], dtype=torch.int64), device)
+def _rows(queries: Sequence[int], selected: Sequence[int], device: torch.device) -> tuple[list[int], Tensor]:
+    """Return positions, in both lists, of `selected` queries that are in `queries`; the latter are on the device."""
+    index_of = {q: i for i, q in enumerate(queries)}
+    positions = [i for i, q in enumerate(selected) if q in index_of]
+    return positions, to_device(torch.tensor([index_of[selected[i]] for i in positions], dtype=torch.int64), device)
 
 
 class _Semantic:
@@ -167,7 +167,7 @@ class _Semantic:
         self.result = self.scores.new_zeros(self.scores.shape[1], *size)
 
     def add(self, queries: Sequence[int], masks: Tensor) -> None:
-        # Semantic segmentation needs every query, so chunks are runs of all queries.
+        # Semantic segmentation uses every query, so a chunk is a contiguous range of queries.
         scores = self.scores[queries[0] : queries[-1] + 1]
         self.result.flatten(1).addmm_(scores.T, masks.sigmoid().flatten(1))
 
@@ -176,14 +176,14 @@ class _Semantic:
 
 
 class _Instance:
-    """The `topk` best pairs of query and class; a pair's score is class score x mean probability inside its mask."""
+    """The `topk` best (query, class) pairs, scored by class score x mean mask probability inside the mask."""
 
     def __init__(self, class_scores: Tensor, host_scores: Tensor, s: Settings) -> None:
         self.device, self.threshold = class_scores.device, s.score_threshold
         best, labels, rows = best_pairs(host_scores, s.topk)
-        # With panoptic results the classes that are stuff are dropped, after the top-k as in the reference.
+        # With panoptic results, stuff classes are dropped after the top-k, as in the reference.
         keep = torch.tensor([Task.PANOPTIC not in s.tasks or s.is_thing(c) for c in labels.tolist()], dtype=torch.bool)
-        keep &= best >= self.threshold  # the mask's factor is at most 1
+        keep &= best >= self.threshold  # the mask score is at most 1
         self.scores, self.labels, self.rows = best[keep], labels[keep], rows[keep]
         self.queries: Sequence[int] = sorted(set(self.rows.tolist()))
 
@@ -194,20 +194,20 @@ class _Instance:
         self.mask_scores = torch.zeros(count, device=self.device)
 
     def add(self, queries: Sequence[int], masks: Tensor) -> None:
-        mine, rows = _rows(queries, self.queries, self.device)
-        if not mine:
+        positions, rows = _rows(queries, self.queries, self.device)
+        if not positions:
             return
-        chosen = masks if len(mine) == len(queries) else masks[rows]
-        binary = chosen > 0
+        selected = masks if len(positions) == len(queries) else masks[rows]
+        binary = selected > 0
         area = binary.flatten(1).sum(1)
-        inside = (chosen.sigmoid() * binary).flatten(1).sum(1)
-        # `mine` is a run: both lists are sorted, and chunks come in order.
-        self.masks[mine[0] : mine[-1] + 1] = binary
-        self.mask_scores[mine[0] : mine[-1] + 1] = inside / (area + 1e-6)
+        inside = (selected.sigmoid() * binary).flatten(1).sum(1)
+        # `positions` are contiguous: both lists are sorted, and chunks come in order.
+        self.masks[positions[0] : positions[-1] + 1] = binary
+        self.mask_scores[positions[0] : positions[-1] + 1] = inside / (area + 1e-6)
 
     def finish(self) -> Instances:
-        place = {q: i for i, q in enumerate(self.queries)}
-        index = torch.tensor([place[q] for q in self.rows.tolist()], dtype=torch.int64)
+        index_of = {q: i for i, q in enumerate(self.queries)}
+        index = torch.tensor([index_of[q] for q in self.rows.tolist()], dtype=torch.int64)
         scores, labels = self.scores, self.labels
         if self.threshold > 0:
             keep = scores * to_cpu(self.mask_scores)[index] >= self.threshold
@@ -222,7 +222,7 @@ class _Instance:
 
 
 class _Panoptic:
-    """Each pixel goes to the query with the largest class score x mask probability (MaskFormer, section 3.4)."""
+    """Each pixel is assigned to the query with the largest class score x mask probability (MaskFormer, section 3.4)."""
 
     def __init__(self, class_scores: Tensor, host_scores: Tensor, s: Settings) -> None:
         self.device, self.settings = class_scores.device, s
@@ -239,16 +239,16 @@ class _Panoptic:
         self.area = torch.zeros(len(self.queries), dtype=torch.int64, device=self.device)
 
     def add(self, queries: Sequence[int], masks: Tensor) -> None:
-        mine, rows = _rows(queries, self.queries, self.device)
-        if not mine:
+        positions, rows = _rows(queries, self.queries, self.device)
+        if not positions:
             return
-        run = slice(mine[0], mine[-1] + 1)
-        probability = (masks if len(mine) == len(queries) else masks[rows]).sigmoid()
+        run = slice(positions[0], positions[-1] + 1)
+        probability = (masks if len(positions) == len(queries) else masks[rows]).sigmoid()
         self.area[run] = (probability >= 0.5).flatten(1).sum(1)
         score, winner = (probability * self.weight[run, None, None]).max(0)
         better = score > self.best
         self.best = torch.where(better, score, self.best)
-        self.winner = torch.where(better, winner + mine[0], self.winner)
+        self.winner = torch.where(better, winner + positions[0], self.winner)
         self.inside = torch.where(better, probability.gather(0, winner[None])[0] >= 0.5, self.inside)
 
     def finish(self) -> tuple[Tensor, list[dict[str, Any]]]:
@@ -261,18 +261,18 @@ class _Panoptic:
         return lookup[self.winner] * self.inside, segments
 
     def _areas(self) -> tuple[Tensor, Tensor]:
-        """Per kept query: pixels that it won, and those of them inside its own mask."""
+        """Return, per kept query, the number of pixels assigned to it, and of those inside its mask."""
         won, visible = [], []
-        step = max(1, _CHUNK // self.winner.numel())
-        for start in range(0, len(self.queries), step):
-            ids = torch.arange(start, min(start + step, len(self.queries)), device=self.device)
+        chunk = max(1, _CHUNK // self.winner.numel())
+        for start in range(0, len(self.queries), chunk):
+            ids = torch.arange(start, min(start + chunk, len(self.queries)), device=self.device)
             hit = self.winner[None] == ids[:, None, None]
             won.append(hit.flatten(1).sum(1))
             visible.append((hit & self.inside).flatten(1).sum(1))
         return torch.cat(won), torch.cat(visible)
 
     def _segments(self, areas: list[int], won: list[int], visible: list[int]) -> tuple[list[int], list[dict[str, Any]]]:
-        """The segment id of each kept query (0: dropped), and the segments; stuff of one class is one segment."""
+        """Return the segment id of each kept query (0: dropped), and the segments; one segment per stuff class."""
         ids = [0] * len(areas)
         segments: list[dict[str, Any]] = []
         stuff: dict[int, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""Tensors that depend on nothing but a shape, kept for the next image of that shape."""
+"""Cache of tensors that depend only on a shape."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ V = TypeVar("V")
 
 
 class ShapeCache(Generic[V]):
-    """The values of the last few keys; older ones are forgotten, so that many image sizes do not fill the memory.
+    """Least-recently-used cache, bounded so that many image sizes do not fill the memory.
 
-    Threads may share it: two of them may make the same value, and each gets its own.
+    It is thread-safe; two threads may compute the same value at the same time.
     """
 
     def __init__(self, entries: int = 8) -> None:
@@ -24,14 +24,14 @@ class ShapeCache(Generic[V]):
         self._lock = threading.Lock()
 
     def __call__(self, key: Hashable, make: Callable[[], V]) -> V:
-        """The value for `key`, made by `make()` if it is new. Nothing is kept while a graph is compiled or exported."""
+        """Return the value of `key`, computed by `make()` on a miss; compiling or exporting a graph caches nothing."""
         if torch.compiler.is_compiling():
             return make()
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
                 return self._values[key]
-        # Outside inference mode and autocast: a training step may use what an evaluation has made.
+        # Outside inference mode and autocast: training may use values computed in evaluation.
         with torch.inference_mode(False), torch.no_grad():
             value = make()
         with self._lock:

@@ -5,4 +5,4 @@ from .ms_deform_attn import backend, ms_deform_attn, pytorch_backend
 
 __all__ = ["backend", "ms_deform_attn", "pytorch_backend"]
 
-extension.load_all()  # once, at import: `torch.ops.mask2former` is then complete
+extension.load_all()  # at import, so that `torch.ops.mask2former` is complete

@@ -1,4 +1,4 @@
-"""`python -m mask2former.ops`: which back ends of deformable attention are there, and why one is not."""
+"""`python -m mask2former.ops`: list the available back ends of deformable attention, and why one is missing."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from .extension import EXTENSIONS, loaded
 
 
 def main() -> int:
-    """Print one line per back end; returns 0."""
+    """Print one line per back end; return the exit code 0."""
     lines = [f"torch {torch.__version__}, Python {sys.version.split()[0]}", "pytorch  everywhere  yes"]
-    for kind, found in EXTENSIONS.items():
-        state = f"yes, {found.path}" if loaded(kind) else f"no: {found.problem}"
-        if loaded(kind) and kind == "cuda" and not torch.cuda.is_available():
+    for device_type, extension in EXTENSIONS.items():
+        state = f"yes, {extension.path}" if loaded(device_type) else f"no: {extension.problem}"
+        if loaded(device_type) and device_type == "cuda" and not torch.cuda.is_available():
             state += " (loaded, but torch sees no CUDA device)"
-        lines.append(f"compiled {kind:10s} {state}")
+        lines.append(f"compiled {device_type:10s} {state}")
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 

@@ -1,4 +1,4 @@
-"""The one entry to multi-scale deformable attention: checks its arguments, then runs the back end of the device."""
+"""Entry point of multi-scale deformable attention: checks arguments, then runs the back end of the device."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ _VARIABLE = "MASK2FORMER_OPS_BACKEND"
 
 
 def _forced_by_environment() -> bool:
-    chosen = os.environ.get(_VARIABLE) or "auto"
-    if chosen not in ("auto", "pytorch"):
-        raise ValueError(f"environment variable {_VARIABLE} must be auto or pytorch, got {chosen!r}")
-    return chosen == "pytorch"
+    requested = os.environ.get(_VARIABLE) or "auto"
+    if requested not in ("auto", "pytorch"):
+        raise ValueError(f"environment variable {_VARIABLE} must be auto or pytorch, got {requested!r}")
+    return requested == "pytorch"
 
 
 _forced_pytorch = _forced_by_environment()
 
 
 def backend(device_type: str) -> str:
-    """Name of the back end that serves `device_type` ("cpu", "cuda"): "compiled" or "pytorch"."""
+    """Return the back end that is used for `device_type` ("cpu", "cuda"): "compiled" or "pytorch"."""
     return "compiled" if not _forced_pytorch and extension.loaded(device_type) else "pytorch"
 
 
 @contextmanager
 def pytorch_backend() -> Iterator[None]:
-    """Within this context the PyTorch code runs, also where a compiled op is there (ONNX export, comparisons)."""
+    """Use the PyTorch code in this context, even if a compiled op is available (ONNX export, comparisons)."""
     global _forced_pytorch
     before, _forced_pytorch = _forced_pytorch, True
     try:
@@ -82,7 +82,7 @@ def ms_deform_attn(
         reference points never are.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit together; the message names the argument.
+        ValueError: inconsistent shapes, dtypes or devices; the message names the argument.
     """
     shapes = [(h, w) for h, w in spatial_shapes]
     reference_points = _check(value, shapes, sampling, attention, reference_points)
@@ -90,7 +90,7 @@ def ms_deform_attn(
     if torch.is_autocast_enabled(device) and value.dtype != torch.float64:
         value = value.to(torch.get_autocast_dtype(device))
     name = backend(device)
-    if not torch.compiler.is_compiling():  # a graph does not log
+    if not torch.compiler.is_compiling():  # no logging in a graph
         _announce(device, name)
     if name == "pytorch":
         return ms_deform_attn_reference(value, shapes, sampling, attention, reference_points)
@@ -105,7 +105,7 @@ def _check(
     attention: Tensor,
     reference: Tensor | None,
 ) -> Tensor | None:
-    """Raise ValueError for what does not fit; return the reference points as (B or 1, N, L or 1, 2), contiguous."""
+    """Raise ValueError for inconsistent arguments; return contiguous reference points (B or 1, N, L or 1, 2)."""
     if value.dim() != 4:
         raise ValueError(f"value must be (B, S, heads, D), got {tuple(value.shape)}")
     batch, length, heads, _ = value.shape
@@ -128,25 +128,25 @@ def _check(
         raise ValueError(f"attention must be {tuple(sampling.shape[:-1])}, got {tuple(attention.shape)}")
     if reference is not None:
         reference = _aligned(reference, batch, sampling.shape[1], len(shapes))
-    _check_kinds(value, sampling, attention, reference)
+    _check_dtypes(value, sampling, attention, reference)
     return reference
 
 
 def _aligned(reference: Tensor, batch: int, queries: int, levels: int) -> Tensor:
-    """(N, 2), (B or 1, N, 2) or (B or 1, N, L or 1, 2) -> the last of them."""
+    """Expand (N, 2), (B or 1, N, 2) or (B or 1, N, L or 1, 2) to the last form."""
     given = tuple(reference.shape)
     if reference.dim() == 2:
         reference = reference[None, :, None]
     elif reference.dim() == 3:
         reference = reference[:, :, None]
-    fits = (
+    is_valid = (
         reference.dim() == 4
         and reference.shape[0] in (1, batch)
         and reference.shape[1] == queries
         and reference.shape[2] in (1, levels)
         and reference.shape[3] == 2
     )
-    if not fits:
+    if not is_valid:
         raise ValueError(
             f"reference_points must be (N, 2), (B or 1, N, 2) or (B or 1, N, L or 1, 2) with B {batch}, N {queries}, "
             f"L {levels}; got {given}"
@@ -154,8 +154,8 @@ def _aligned(reference: Tensor, batch: int, queries: int, levels: int) -> Tensor
     return reference.contiguous()
 
 
-def _check_kinds(value: Tensor, sampling: Tensor, attention: Tensor, reference: Tensor | None) -> None:
-    """Dtypes and devices."""
+def _check_dtypes(value: Tensor, sampling: Tensor, attention: Tensor, reference: Tensor | None) -> None:
+    """Raise ValueError for unsupported or inconsistent dtypes and devices."""
     named = {"value": value, "sampling": sampling, "attention": attention, "reference_points": reference}
     double = value.dtype == torch.float64
     for name, tensor in named.items():
@@ -164,7 +164,9 @@ def _check_kinds(value: Tensor, sampling: Tensor, attention: Tensor, reference: 
         if tensor.dtype not in _FLOATS:
             raise ValueError(f"{name} must be fp32, bf16, fp16 or fp64, got {tensor.dtype}")
         if (tensor.dtype == torch.float64) != double:
-            raise ValueError(f"{name} is {tensor.dtype} with a value of {value.dtype}; fp64 goes with fp64 only")
+            raise ValueError(
+                f"{name} is {tensor.dtype}, value is {value.dtype}; fp64 requires that all inputs are fp64"
+            )
         if tensor.device != value.device:
             raise ValueError(f"{name} is on {tensor.device}, value on {value.device}")
     coordinates = "sampling" if reference is None else "reference_points"

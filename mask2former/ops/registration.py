@@ -1,4 +1,4 @@
-"""The op in `torch.library`: schema, shapes for tracing, autograd, autocast, and PyTorch code as its default kernel.
+"""Registration in `torch.library`: schema, fake kernels, autograd, autocast, and PyTorch code as default kernel.
 
 `torch.ops.mask2former.ms_deform_attn` exists with or without the compiled extension, so that an exported program runs
 wherever this package is imported. The extension adds kernels for CPU and CUDA, which take precedence.
@@ -46,7 +46,7 @@ def _backward(
     deterministic: bool,
 ) -> Gradients:
     inputs = [t.detach().requires_grad_() for t in (value, sampling, attention)]
-    # The dispatcher runs kernels with autograd out of the way. This one needs it.
+    # The dispatcher excludes autograd in kernels, but this one needs it.
     included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
     autograd = torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradFunctionality)
     with torch.enable_grad(), torch._C._ForceDispatchKeyGuard(included, excluded - autograd):
@@ -104,13 +104,13 @@ def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _reference_gradient(grad_offsets: Tensor, reference_points: Tensor, spatial_shapes: Sequence[int]) -> Tensor:
-    """A reference point moves all its samples: by 1 / (W, H) of a map as much as an offset of one pixel does."""
-    kind, device = reference_points.dtype, grad_offsets.device
-    # From scalars: a tensor from a Python list would be a copy that waits, which a CUDA graph cannot hold.
+    """Return the gradient of the reference points, each of which shifts all its samples; offsets are in pixels."""
+    dtype, device = reference_points.dtype, grad_offsets.device
+    # From scalars: a tensor from a Python list would be a synchronizing copy, which a CUDA graph cannot capture.
     sizes = torch.stack(
-        [torch.full((), n, dtype=kind, device=device) for h, w in _pairs(spatial_shapes) for n in (w, h)]
+        [torch.full((), n, dtype=dtype, device=device) for h, w in _pairs(spatial_shapes) for n in (w, h)]
     )
-    grad = (grad_offsets.to(kind).sum(4) * sizes.view(-1, 2)).sum(2)  # (B, N, L, 2)
+    grad = (grad_offsets.to(dtype).sum(4) * sizes.view(-1, 2)).sum(2)  # (B, N, L, 2)
     return grad.sum_to_size(reference_points.shape)
 
 
@@ -118,7 +118,7 @@ torch.library.register_autograd("mask2former::ms_deform_attn", _autograd, setup_
 
 
 def _autograd_twice(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError("ms_deform_attn has no second derivative, as PyTorch's grid_sample has none")
+    raise RuntimeError("ms_deform_attn does not support double backward, as PyTorch's grid_sample does not")
 
 
 torch.library.register_autograd("mask2former::ms_deform_attn_backward", _autograd_twice, lib=_library)

@@ -43,7 +43,7 @@ def _truth_of(rng: np.random.Generator, mask: np.ndarray, polygons: bool) -> dic
 
 @pytest.fixture
 def random_coco() -> Callable[..., tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """(seed, images, classes, truths, detections) -> annotation dict and result records; many ties."""
+    """Return a function (seed, images, classes, truths, detections) -> annotations and results with many ties."""
 
     def make(
         seed: int,
@@ -97,7 +97,7 @@ def register() -> Iterator[Callable[..., str]]:
 
 
 def _label_blobs(rng: np.random.Generator, h: int, w: int, count: int) -> np.ndarray:
-    """(h, w) labels 0..count: overlapping rectangles."""
+    """Draw (h, w) labels 0..count: overlapping rectangles."""
     labels = np.zeros((h, w), np.int64)
     for label in range(1, count + 1):
         y, x = rng.integers(0, h - 2), rng.integers(0, w - 2)
@@ -116,7 +116,7 @@ CATEGORIES = [{"id": 10 * i + 7, "name": f"c{i}", "isthing": int(i < 3)} for i i
 
 @pytest.fixture
 def random_panoptic(tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """(seed, images) -> JSON path, PNG directory, content, predictions [(ids (h, w), segments)]."""
+    """Return a function (seed, images) -> annotation file, PNG directory, content, [(ids (h, w), segments)]."""
 
     def make(seed: int, images: int = 4, h: int = 24, w: int = 31, segments: int = 8) -> dict[str, Any]:
         rng = np.random.default_rng(seed)
@@ -154,7 +154,7 @@ def random_panoptic(tmp_path: Path) -> Callable[..., dict[str, Any]]:
 def _perturbed(
     rng: np.random.Generator, labels: np.ndarray, ids: np.ndarray, infos: list[dict], categories: list[dict]
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """A prediction that resembles the truth: shifted, with wrong classes and extra segments."""
+    """Derive a prediction from the ground truth: shifted, with wrong classes and extra segments."""
     moved = np.roll(labels, int(rng.integers(0, 3)), axis=int(rng.integers(0, 2)))
     extra = _label_blobs(rng, *labels.shape, 3) + 100
     moved = np.where(rng.random(labels.shape) < 0.05, extra, moved)

@@ -34,7 +34,7 @@ from mask2former.evaluation.ground_truth import index_coco
 
 
 def by_definition(mask: np.ndarray, width: int) -> np.ndarray:
-    """Pixels of the mask with a pixel outside, or beyond the rim, at most `width` steps away, diagonals allowed."""
+    """Return mask pixels at most `width` steps (8-connected) from a pixel outside the mask or the image."""
     height, length = mask.shape
     padded = np.pad(mask, width)
     result = np.zeros_like(mask)
@@ -75,7 +75,7 @@ def test_boundaries_of_run_length_codes() -> None:
 
 
 class FullBoundaryEval(COCOeval):
-    """pycocotools with the paper's overlap for every pair, from masks."""
+    """Run pycocotools with the paper's overlap for every pair, from masks."""
 
     def __init__(self, *arguments: Any, width: int) -> None:
         super().__init__(*arguments)
@@ -214,7 +214,7 @@ def test_semantic_boundary_iou(tmp_path: Path, register: Callable[..., str]) -> 
     evaluator = SemanticEvaluator(name, boundary=True)
     evaluator.process([record], [{"sem_seg": moved}])
     metrics = evaluator.evaluate()["sem_seg"]
-    # a rim of 1: left 10 x 20 has 56 pixels, 12 x 20 has 60; common the outer side and 9 of top and bottom each
+    # a boundary of 1: left 10 x 20 has 56 pixels, 12 x 20 has 60; common the outer side and 9 of top and bottom each
     assert metrics["BIoU-left"] == pytest.approx(100 * (20 + 2 * 9) / (56 + 60 - 38))
     assert math.isnan(metrics["BIoU-never"])
     assert metrics["mBIoU"] == pytest.approx((metrics["BIoU-left"] + metrics["BIoU-right"]) / 2)

@@ -85,7 +85,7 @@ def coco(tmp_path: Path, register: Callable[..., str]) -> str:
 
 
 class Guess(torch.nn.Module):
-    """A model that draws the border between grass and cow `shift` columns too far left in image 1."""
+    """Return a model that draws the border between grass and cow `shift` columns too far left in image 1."""
 
     def __init__(self, shift: int) -> None:
         super().__init__()

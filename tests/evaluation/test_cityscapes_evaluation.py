@@ -1,4 +1,4 @@
-"""Cityscapes metrics against the official scripts, as detectron2 calls them, on a dataset in the true layout."""
+"""Cityscapes metrics against the official scripts, as detectron2 calls them, on a dataset in the original layout."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NAMES = ["aachen_000000_000019", "aachen_000001_000019", "bochum_000000_000313",
 
 
 def instance_ids(rng: np.random.Generator) -> np.ndarray:
-    """(h, w): road and sky, cars and persons in front, a group of cars, a caravan (ignored), unlabeled pixels."""
+    """Draw (h, w): road and sky, cars and persons in front, a group of cars, a caravan (ignored), unlabeled pixels."""
     ids = np.full((HEIGHT, WIDTH), 7)
     ids[: HEIGHT // 3] = 23
     for value in (26000, 26001, 24000, 24001, 26002, 29000, 26, 0):
@@ -104,7 +104,7 @@ def instance(root: Path, register: Callable[..., str]) -> str:
 
 
 def scores_like(ids: np.ndarray, seed: int) -> torch.Tensor:
-    """(19, h, w) scores that agree with the labels in most places."""
+    """Return (19, h, w) scores that agree with the labels in most places."""
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand(19, *ids.shape, generator=generator)
     labels = np.where(ids >= 1000, ids // 1000, ids)
@@ -114,7 +114,7 @@ def scores_like(ids: np.ndarray, seed: int) -> torch.Tensor:
 
 
 def instances_like(ids: np.ndarray, seed: int, offset: int = 0) -> Instances:
-    """Every object of the ground truth moved by a pixel or two, some classes wrong, and rectangles at random."""
+    """Return every object of the ground truth moved by a pixel or two, some classes wrong, and rectangles at random."""
     rng = np.random.default_rng(seed)
     masks, classes = [], []
     for value in np.unique(ids[ids >= 24]).tolist():
@@ -137,7 +137,7 @@ def instances_like(ids: np.ndarray, seed: int, offset: int = 0) -> Instances:
 
 
 class Guess(torch.nn.Module):
-    """Predictions by image."""
+    """Return predictions by image."""
 
     def __init__(self, outputs: dict[str, dict[str, Any]]) -> None:
         super().__init__()
@@ -252,7 +252,7 @@ def test_nothing_predicted(semantic: str, instance: str, root: Path) -> None:
 
 
 def panoptic_dataset(root: Path, register: Callable[..., str]) -> str:
-    """Panoptic files as createPanopticImgs makes them; classes are label ids in the json."""
+    """Panoptic files as createPanopticImgs makes them; classes are label ids in the JSON."""
     from cityscapesscripts.preparation.createPanopticImgs import convert2panoptic
 
     with contextlib.redirect_stdout(io.StringIO()):
@@ -321,7 +321,7 @@ def test_user_errors(semantic: str, instance: str, root: Path, register: Callabl
     path = truth_file(first, str(root / "gtFine/val"), "instanceIds")
     Path(path).write_bytes(b"broken")
     sem.process([first], [outputs[first["file_name"]]])
-    with pytest.raises(ValueError, match=r"cityscapesScripts says: .*Unable to load"):
+    with pytest.raises(ValueError, match=r"cityscapesScripts failed: .*Unable to load"):
         sem.evaluate()
     Path(path).unlink()
     with pytest.raises(FileNotFoundError, match="instanceIds"):

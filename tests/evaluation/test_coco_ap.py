@@ -98,7 +98,7 @@ def _square(x: int, y: int, size: int = 4, side: int = 128) -> dict[str, Any]:
 
 def _crowded(count: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """One image with `count` squares, all found; the score falls with the number."""
-    places = [(6 * (i % 20), 6 * (i // 20)) for i in range(count)]
+    positions = [(6 * (i % 20), 6 * (i // 20)) for i in range(count)]
     annotations = [
         {
             "id": i + 1,
@@ -108,7 +108,7 @@ def _crowded(count: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             "area": 16,
             "segmentation": _square(x, y),
         }
-        for i, (x, y) in enumerate(places)
+        for i, (x, y) in enumerate(positions)
     ]
     results = [
         {"image_id": 1, "category_id": 1, "score": 1 - i / 1000, "segmentation": a["segmentation"]}
@@ -162,12 +162,12 @@ def test_both_ways_of_matching_are_reached(
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), crowded=st.booleans(), max_dets=st.sampled_from([15, 100]))
 def test_overlapping_truths_equal_pycocotools(seed: int, crowded: bool, max_dets: int) -> None:
-    """Boxes of a few places only, so that every detection fits several truths, crowds and truths of other sizes."""
+    """Boxes at a few positions only, so that each detection overlaps several objects, crowds and other sizes."""
     rng = np.random.default_rng(seed)
-    places = [[10 + 2 * i, 10, 40 + 30 * (i % 2), 40] for i in range(4)]
+    positions = [[10 + 2 * i, 10, 40 + 30 * (i % 2), 40] for i in range(4)]
 
     def box() -> list[float]:
-        return [float(v) for v in places[rng.integers(4)]]
+        return [float(v) for v in positions[rng.integers(4)]]
 
     annotations = [
         {"id": n + 1, "image_id": int(rng.integers(2)), "category_id": 1, "bbox": box()}

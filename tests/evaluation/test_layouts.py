@@ -1,4 +1,4 @@
-"""build_evaluator end to end on tiny datasets in the true layouts of ADE20K, Mapillary Vistas and LVIS."""
+"""build_evaluator end to end on tiny datasets in the original layouts of ADE20K, Mapillary Vistas and LVIS."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def id_map() -> np.ndarray:
 
 
 def panoptic_files(directory: Path, images: list[Any], dataset_ids: list[int], extension: str) -> tuple[Path, Path]:
-    """json and PNGs; `dataset_ids` by class index."""
+    """Write the JSON and PNGs; `dataset_ids` by class index."""
     (directory / "panoptic").mkdir(parents=True)
     annotations = []
     for image in images:
@@ -78,7 +78,7 @@ def label_files(directory: Path, images: list[Any], ignore: int) -> None:
 
 
 class Guess(torch.nn.Module):
-    """The ground truth; in the second image everything is two columns further right."""
+    """Return the ground truth as predictions, in the second image shifted by two columns."""
 
     def __init__(self, classes: tuple[int, int, int]) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ def run(cfg: CfgNode, name: str, model: Guess, records: list[dict[str, Any]]) ->
 
 
 def test_ade20k_panoptic(cfg: CfgNode, register: Callable[..., str], tmp_path: Path) -> None:
-    """Things keep their place among all classes (7 and 14 of 150); the instance JSON names images by file name."""
+    """Things keep their indices among all classes (7 and 14 of 150); the instance JSON names images by file name."""
     root = tmp_path / "ADEChallengeData2016"
     images = ["ADE_val_00000001", "ADE_val_00000002"]
     panoptic_json, panoptic_root = panoptic_files(root / "ade20k_panoptic_val", images, [0, 7, 14], ".jpg")

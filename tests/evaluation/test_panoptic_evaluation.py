@@ -207,9 +207,9 @@ def test_crowd_excuses_only_its_category() -> None:
             r"ids \[4\] .* not in the predicted",
         ),
         ("00 11", [{"id": 0, "category_id": 7}, {"id": 1, "category_id": 7}], "0 is void"),
-        ("11 11", [{"id": 1, "category_id": 7}, {"id": 1, "category_id": 8}], "must differ"),
-        ("11 11", [{"id": 1, "category_id": 7}, {"id": 256**3, "category_id": 8}], "must differ and lie in"),
-        ("11 11", [{"id": 1, "category_id": 7}, {"id": -1, "category_id": 8}], "must differ and lie in"),
+        ("11 11", [{"id": 1, "category_id": 7}, {"id": 1, "category_id": 8}], "must be unique"),
+        ("11 11", [{"id": 1, "category_id": 7}, {"id": 256**3, "category_id": 8}], "must be unique and in"),
+        ("11 11", [{"id": 1, "category_id": 7}, {"id": -1, "category_id": 8}], "must be unique and in"),
         ("111 111", [{"id": 1, "category_id": 7}], r"\(2, 3\), ground truth is \(2, 2\)"),
     ],
 )
@@ -219,7 +219,7 @@ def test_inconsistent_predictions(predicted: str, segments: list[dict], message:
 
 
 def test_negative_ids_of_a_prediction() -> None:
-    with pytest.raises(ValueError, match="holds negative ids"):
+    with pytest.raises(ValueError, match="has negative ids"):
         match_segments(_map("11 11"), [{"id": 1, "category_id": 7}], _map("11 11") - 2, [])
 
 
@@ -287,7 +287,7 @@ def test_image_without_prediction() -> None:
 
 
 def test_quality_by_hand() -> None:
-    """Of category 1: IoU 0.8 and 0.6, one more prediction, two truths missed; category 2 has only a false positive."""
+    """Of category 1: IoU 0.8 and 0.6, one more prediction, two missed objects; category 2 has only a false positive."""
     images = [ImageMatches(matched=((1, 0.8),), missed=(1,)), ImageMatches(((1, 0.6),), (1,), (1, 2))]
     counts = sum_counts(images)
     entry = counts[1]
@@ -329,7 +329,7 @@ def dataset(random_panoptic: Callable[..., Any], register: Callable[..., str]) -
 
 
 def batch(truth: dict[str, Any], dtype: torch.dtype = torch.int32) -> tuple[list[dict], list[dict]]:
-    """Inputs and outputs as the model gives them: contiguous ids, isthing, score and area."""
+    """Return inputs and outputs as of a model: contiguous ids, isthing, score and area."""
     categories = truth["content"]["categories"]
     contiguous = {c["id"]: (i, bool(c["isthing"])) for i, c in enumerate(categories)}
     inputs, outputs = [], []
@@ -442,7 +442,7 @@ def test_no_image_seen(dataset: tuple[str, dict[str, Any]], caplog: pytest.LogCa
         results = evaluator.evaluate()
     assert results is not None
     assert results["panoptic_seg"]["PQ"] == 0
-    assert "5 of 5 annotated images were not predicted" in caplog.text
+    assert "5 of 5 annotated images have no prediction" in caplog.text
 
 
 def test_group_without_categories_is_nan(

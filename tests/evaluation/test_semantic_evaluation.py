@@ -22,7 +22,7 @@ from mask2former.evaluation.semantic_evaluation import confusion_matrix, first_h
 
 
 def oracle(truth: np.ndarray, predicted: np.ndarray, classes: int, ignore: int) -> dict[str, float]:
-    """One pixel at a time."""
+    """Count one pixel at a time."""
     both, in_truth, in_prediction = [0] * classes, [0] * classes, [0] * classes
     for t, p in zip(truth.ravel().tolist(), predicted.ravel().tolist(), strict=True):
         if t == ignore:
@@ -110,7 +110,7 @@ def dataset(tmp_path: Path, register: Callable[..., str]) -> tuple[str, list[dic
 
 
 def scores_for(truths: list[np.ndarray]) -> list[dict[str, torch.Tensor]]:
-    """Scores (4, h, w) that often agree with the truth."""
+    """Scores (4, h, w) that often agree with the ground truth."""
     generator = torch.Generator().manual_seed(1)
     outputs = []
     for truth in truths:

@@ -114,7 +114,7 @@ def test_images_without_prediction_are_missed(dataset: Any, tmp_path: Path, capl
     with caplog.at_level("WARNING"):
         metrics = evaluate_semantic_pq(dataset[0], path)
     assert (metrics["PQ"], metrics["RQ"]) == (0, 0)
-    assert "12 of 12 images are not in it" in caplog.text
+    assert "12 of 12 images have no prediction" in caplog.text
 
 
 def test_user_errors(dataset: Any, tmp_path: Path, register: Callable[..., str]) -> None:

@@ -34,7 +34,7 @@ def rle(mask: np.ndarray) -> dict[str, Any]:
 
 
 def codes(masks: np.ndarray) -> list[Any]:
-    """(T, h, w) -> T codes, None where empty."""
+    """Encode (T, h, w) as T RLEs, None where empty."""
     return [rle(mask) if mask.any() else None for mask in masks]
 
 
@@ -48,7 +48,7 @@ NONE = np.zeros(SIZE, bool)
 
 
 def truth_of(*videos: list[tuple[int, np.ndarray, bool]]) -> VideoAnnotations:
-    """Videos of (category, masks (T, h, w), crowd)."""
+    """Build videos of (category, masks (T, h, w), crowd)."""
     made = {}
     for number, objects in enumerate(videos, start=1):
         tracks = [Track(n, category, crowd, codes(masks)) for n, (category, masks, crowd) in enumerate(objects)]
@@ -159,7 +159,7 @@ def test_wrong_results_are_named(change: dict[str, Any], message: str) -> None:
         evaluate_videos(truth_of([(1, masks, False)]), [{**found(1, 1, 0.9, masks), **change}])
 
 
-def test_codes_that_are_known_to_be_whole_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rles_that_are_known_to_be_valid_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Any] = []
     monkeypatch.setattr(video_ap, "rle_runs", lambda code, size: read.append(code))
     masks = np.stack([box(0, 4)] * 2)
@@ -168,7 +168,7 @@ def test_codes_that_are_known_to_be_whole_are_not_read(monkeypatch: pytest.Monke
     evaluate_videos(truth, results)
     assert len(read) == 2
     results[0]["segmentations"][1] = rle(np.ones((4, 4)))
-    with pytest.raises(ValueError, match=r"the code is for size \[4, 4\], the video has \[6, 7\]"):
+    with pytest.raises(ValueError, match=r"the RLE has size \[4, 4\], the video has \[6, 7\]"):
         evaluate_videos(truth, results, checked=True)
 
 
@@ -213,7 +213,7 @@ def test_polygons_of_several_rings() -> None:
 
 
 class _ByDefinition(COCOeval):
-    """pycocotools' loops, with the IoU of clips summed frame by frame over dense masks."""
+    """Compute AP by pycocotools' loops, with the IoU of clips summed frame by frame over dense masks."""
 
     clips: dict[int, np.ndarray]
 
@@ -293,7 +293,7 @@ def test_definition(seed: int) -> None:
 
 
 def outputs_of(masks: dict[int, list[np.ndarray | None]], chosen: dict[int, int]) -> dict[str, Any]:
-    """What VideoMaskFormer gives for a clip: annotation id -> label."""
+    """Return outputs of VideoMaskFormer for a clip: annotation id -> label."""
     tensors = [
         torch.from_numpy(np.stack([np.zeros((32, 40), bool) if m is None else m for m in masks[key]])) for key in chosen
     ]
@@ -370,9 +370,9 @@ def test_files_of_a_server_get_results_and_no_ap(
     evaluator = YTVISEvaluator("clips", None, True, str(tmp_path / "out"))
     evaluator.process([{"video_id": 9}], [outputs_of(video_masks, {3: 0})])
     assert evaluator.evaluate() == {}
-    assert "videos.json has no annotations, so there is no AP: zip" in caplog.text
+    assert "videos.json has no annotations, so no AP is computed: zip" in caplog.text
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())) == 1
-    with pytest.raises(ValueError, match="has no annotations to compare with"):
+    with pytest.raises(ValueError, match="has no annotations; submit results.json"):
         evaluate_videos(read_ytvis_json(str(tmp_path / "videos.json")), [])
 
 
@@ -383,14 +383,14 @@ def test_wrong_outputs(
 ) -> None:
     register_ytvis_json("clips", *write_videos())
     evaluator = YTVISEvaluator("clips")
-    with pytest.raises(ValueError, match="video 9: predicted class 2 is not one of the 2 of 'clips'"):
+    with pytest.raises(ValueError, match="video 9: predicted class 2 is not one of the 2 classes of dataset 'clips'"):
         evaluator.process([{"video_id": 9}], [outputs_of(video_masks, {3: 2})])
     with pytest.raises(ValueError, match="META_ARCHITECTURE 'VideoMaskFormer'"):
         evaluator.process([{"video_id": 9}], [{"instances": []}])
     output = outputs_of(video_masks, {3: 0})
     output["pred_scores"] = [float("nan")]
     evaluator.process([{"video_id": 9}], [output])
-    assert evaluator.evaluate()["segm"]["AP"] == 0 and "whose score is nan is left out" in caplog.text
+    assert evaluator.evaluate()["segm"]["AP"] == 0 and "with score nan is left out" in caplog.text
 
 
 def test_truth_as_results_is_perfect(write_videos: Callable[[], tuple[str, str]]) -> None:

@@ -35,7 +35,7 @@ def make_outputs(seed: int = 0, frames: int = T) -> dict[str, Any]:
 
 
 def dense(outputs: dict[str, Any]) -> dict[str, Any]:
-    """The same predictions as a decoder that makes all mask logits."""
+    """Return the same predictions as a decoder that computes all mask logits."""
 
     def step(s: dict[str, Any]) -> dict[str, Any]:
         return {"pred_logits": s["pred_logits"], "pred_masks": mask_logits(s["pred_embeds"], outputs["mask_features"])}
@@ -87,7 +87,7 @@ def test_assignment_is_the_cheapest_of_all() -> None:
 
 
 def test_cost_by_hand() -> None:
-    """One query that is right everywhere and one that is wrong everywhere."""
+    """Build one query that is right everywhere and one that is wrong everywhere."""
     masks = torch.full((1, 2, 1, 8, 10), 20.0)
     masks[0, 1] = -20
     outputs = {"pred_logits": torch.tensor([[[9.0, 0.0], [0.0, 9.0]]]), "pred_masks": masks}
@@ -210,7 +210,7 @@ def test_class_loss_by_hand() -> None:
 
 
 def read(maps: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Bilinear reads of maps (T, H, W) at points (P, 2): (T, P)."""
+    """Sample maps (T, H, W) bilinearly at points (P, 2); returns (T, P)."""
     grid = (2 * points - 1).expand(len(maps), 1, -1, -1)
     return F.grid_sample(maps[:, None], grid, align_corners=False)[:, 0, 0]
 
@@ -347,7 +347,7 @@ def test_groups_hold_a_bounded_number_of_pairs(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_unknown_losses() -> None:
-    with pytest.raises(ValueError, match=r"losses \['boxes'\] do not exist"):
+    with pytest.raises(ValueError, match=r"unknown losses \['boxes'\]"):
         SetCriterion(K, HungarianMatcher(), {}, 0.1, losses=["labels", "boxes"])
 
 

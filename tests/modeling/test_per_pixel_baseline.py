@@ -36,7 +36,7 @@ def make(**changes: Any) -> PerPixelBaselineHead:
 
 
 def maps(head: nn.Module) -> dict[str, torch.Tensor]:
-    """What a ResNet-50 gives for an image of 64 x 64."""
+    """Return maps of a ResNet-50 for an image of 64 x 64."""
     return {name: torch.randn(1, 2**i * 256, 16 // 2**i, 16 // 2**i) for i, name in enumerate(head.in_features)}
 
 
@@ -66,7 +66,7 @@ def test_without_labeled_pixels_the_loss_is_zero_and_stays_in_the_graph() -> Non
 
 
 def test_labels_whose_size_is_no_multiple_of_the_stride() -> None:
-    """The enlarged scores reach beyond the image there; they are cut, not squeezed."""
+    """The upsampled scores are larger than the image there; they are cropped, not resized."""
     scores, labels = torch.randn(1, 3, 4, 4), torch.randint(0, 3, (1, 13, 14))
     padded = F.pad(labels, (0, 2, 0, 3), value=255)
     torch.testing.assert_close(make().loss(scores, labels), make().loss(scores, padded))

@@ -41,7 +41,7 @@ def test_shapes(kind: type[BasePixelDecoder], size: tuple[int, int]) -> None:
 
 
 def test_pyramid_by_hand() -> None:
-    """One channel, convolutions that copy: each level is its backbone map plus the coarser level, enlarged."""
+    """One channel, convolutions that copy: each level is its backbone map plus the coarser level, upsampled."""
     shapes = {k: ShapeSpec(channels=1, stride=s.stride) for k, s in SHAPES.items()}
     decoder = BasePixelDecoder(shapes, conv_dim=1, mask_dim=1, norm="")
     with torch.no_grad():

@@ -260,7 +260,7 @@ def test_instances_of_stuff_are_dropped_with_panoptic_results_only() -> None:
 
 
 def test_resizing_by_steps() -> None:
-    """To the padded size, cut, to the output; no second step where the image has the output's size in both sides."""
+    """Resize to the padded size, crop, resize to the output; no second resize where the image has the output size."""
     logits = torch.randn(2, 4, 6)
     padded = F.interpolate(logits[None], (16, 24), mode="bilinear", align_corners=False)[0]
     assert torch.equal(resize_masks(logits, (16, 24), (13, 20), None), padded[:, :13, :20])

@@ -22,12 +22,12 @@ TINY = [
 
 
 def tiny(config: str, *overrides: Any) -> torch.nn.Module:
-    """The model of a config file, made small; `overrides` come last."""
+    """Build the model of a config file, made small; `overrides` come last."""
     return build_model(load_config(config, [*TINY, *overrides]))
 
 
 def record(height: int, width: int, objects: int, classes: int = 1, seed: int = 0) -> dict[str, Any]:
-    """A training sample with random masks and labels, whose results are wanted in another size."""
+    """Return a training sample with random masks and labels; its output size differs from the image."""
     g = torch.Generator().manual_seed(seed)
     instances = Instances((height, width))
     instances.gt_classes = torch.randint(0, classes, (objects,), generator=g)
@@ -44,7 +44,7 @@ def record(height: int, width: int, objects: int, classes: int = 1, seed: int = 
 
 
 def clip(height: int, width: int, frames: int, objects: int, classes: int = 1, seed: int = 0) -> dict[str, Any]:
-    """A training sample of T frames. Object i keeps its row and label; it is not seen in frame i."""
+    """Return a training sample of T frames; object i keeps its row and label and is not visible in frame i."""
     records = [record(height, width, objects, classes, 10 * seed + t) for t in range(frames)]
     instances = [r["instances"] for r in records]
     for t, found in enumerate(instances):
@@ -63,7 +63,7 @@ def clip(height: int, width: int, frames: int, objects: int, classes: int = 1, s
 
 
 class NoHostReads(TorchDispatchMode):
-    """Inside it, an operation that would let the CPU wait for a value from the device is an error."""
+    """Raise an error in this context if an operation makes the CPU wait for the device."""
 
     WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "is_nonzero", "equal")
 
@@ -74,7 +74,7 @@ class NoHostReads(TorchDispatchMode):
 
 
 def step_and_predict_without_syncs(model: torch.nn.Module, batch: list[dict[str, Any]]) -> None:
-    """Losses, gradients and results on CUDA; a hidden wait of the host for the device is a RuntimeError."""
+    """Compute losses, gradients and results on CUDA; a hidden synchronization is a RuntimeError."""
     model.train()(batch)  # caches and workspaces
     model.eval()(batch)
     torch.cuda.set_sync_debug_mode("error")
@@ -87,5 +87,5 @@ def step_and_predict_without_syncs(model: torch.nn.Module, batch: list[dict[str,
 
 
 def without_gradient(model: torch.nn.Module) -> list[str]:
-    """Names of trained parameters that a backward pass did not reach."""
+    """Return names of trained parameters that a backward pass did not reach."""
     return [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]

@@ -59,26 +59,26 @@ class Inputs:
         return replace(self, **{name: change(tensor) for name, tensor in self.tensors().items()})
 
     def leaves(self) -> Inputs:
-        """The same memory as tensors that want gradients."""
+        """Return the same memory as tensors that require gradients."""
         return self.map(lambda x: x.detach().requires_grad_())
 
     def call(self, op: Callable[..., Tensor] = ms_deform_attn) -> Tensor:
         return op(self.value, self.shapes, self.sampling, self.attention, self.reference)
 
     def flat(self) -> tuple[Tensor, list[int], Tensor | None, Tensor, Tensor]:
-        """The arguments of `torch.ops.mask2former.ms_deform_attn`."""
+        """Return the arguments of `torch.ops.mask2former.ms_deform_attn`."""
         reference = None if self.reference is None else four_dimensions(self.reference)
         return self.value, [n for shape in self.shapes for n in shape], reference, self.sampling, self.attention
 
 
 def four_dimensions(reference: Tensor) -> Tensor:
-    """Reference points of any accepted shape -> (B or 1, N, L or 1, 2)."""
+    """Expand reference points of any accepted shape to (B or 1, N, L or 1, 2)."""
     reference = reference[None] if reference.dim() == 2 else reference
     return reference[:, :, None] if reference.dim() == 3 else reference
 
 
 def make(case: Case, device: str = "cpu", seed: int = 0) -> Inputs:
-    """Random inputs, of which a few samples are outside their map.
+    """Return random inputs, of which a few samples are outside their map.
 
     None is so near to the center line of a pixel that rounding could move it to the next pixel: the gradient of its
     position would jump.
@@ -114,12 +114,12 @@ def make(case: Case, device: str = "cpu", seed: int = 0) -> Inputs:
 
 
 def pixels_per_unit(shapes: tuple[tuple[int, int], ...]) -> Tensor:
-    """(L, 1, 2), (width, height) of each level."""
+    """Return (L, 1, 2), (width, height) of each level."""
     return torch.tensor([(w, h) for h, w in shapes], dtype=F64).view(-1, 1, 2)
 
 
 def pixel_centers(shapes: tuple[tuple[int, int], ...]) -> Tensor:
-    """(S, 2), the centers of all pixels, level after level."""
+    """Return (S, 2), the centers of all pixels, level after level."""
     centers = []
     for h, w in shapes:
         y, x = torch.meshgrid((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w, indexing="ij")
@@ -146,7 +146,7 @@ def off_the_edges(
 
 
 def gradient_for(inputs: Inputs, seed: int = 1) -> Tensor:
-    """A random gradient of the output, (B, N, heads * D)."""
+    """Return a random gradient of the output, (B, N, heads * D)."""
     batch, _, heads, dim = inputs.value.shape
     shape = batch, inputs.sampling.shape[1], heads * dim
     generator = torch.Generator().manual_seed(seed)
@@ -154,16 +154,16 @@ def gradient_for(inputs: Inputs, seed: int = 1) -> Tensor:
 
 
 def run(inputs: Inputs, grad: Tensor | None = None, op: Callable[..., Tensor] = ms_deform_attn) -> dict[str, Tensor]:
-    """Output under "out", and the gradient of each input under its name."""
+    """Return the output under "out", and the gradient of each input under its name."""
     leaves = inputs.leaves()
     out = leaves.call(op)
-    wanted = leaves.tensors()
-    grads = torch.autograd.grad(out, list(wanted.values()), gradient_for(inputs) if grad is None else grad)
-    return {"out": out.detach(), **dict(zip(wanted, grads))}
+    tensors = leaves.tensors()
+    grads = torch.autograd.grad(out, list(tensors.values()), gradient_for(inputs) if grad is None else grad)
+    return {"out": out.detach(), **dict(zip(tensors, grads))}
 
 
 def reference_op(value: Tensor, shapes: list[tuple[int, int]], *others: Tensor | None) -> Tensor:
-    """The PyTorch code, with reference points of any accepted shape."""
+    """Run the PyTorch code, with reference points of any accepted shape."""
     sampling, attention, reference = others
     return ms_deform_attn_reference(
         value, shapes, sampling, attention, None if reference is None else four_dimensions(reference)
@@ -171,19 +171,19 @@ def reference_op(value: Tensor, shapes: list[tuple[int, int]], *others: Tensor |
 
 
 def run_reference(inputs: Inputs, grad: Tensor | None = None) -> dict[str, Tensor]:
-    """As `run`, by the PyTorch code in fp64, on the same numbers."""
+    """Do as `run`, by the PyTorch code in fp64, on the same numbers."""
     grad = gradient_for(inputs) if grad is None else grad
     return run(inputs.map(lambda x: x.detach().double()), grad.double(), reference_op)
 
 
 def error(found: Tensor, expected: Tensor) -> float:
-    """Norm of the difference relative to the norm of what is expected."""
+    """Return the norm of the difference relative to the norm of what is expected."""
     difference = (found.double() - expected.double()).norm().item()
     return difference / max(expected.double().norm().item(), 1e-30) if difference else 0.0
 
 
 def check(inputs: Inputs, grad: Tensor | None = None) -> None:
-    """Output and gradients of the op are those of the fp64 reference, in the dtypes of the inputs."""
+    """Assert that output and gradients of the op equal the fp64 reference, in the dtypes of the inputs."""
     found, expected = run(inputs, grad), run_reference(inputs, grad)
     tolerance = max(TOLERANCE[x.dtype] for x in inputs.tensors().values())
     for name, tensor in found.items():

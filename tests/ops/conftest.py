@@ -9,7 +9,7 @@ from mask2former.ops import backend, extension
 
 @pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> str:
-    """The CPU, and a GPU where there is one."""
+    """Return the CPU, and a GPU where there is one."""
     return compiled(request.param)
 
 

@@ -16,7 +16,7 @@ VARIABLE = "MASK2FORMER_CPU_ISA"
 
 @pytest.fixture
 def isa(request: pytest.FixtureRequest, cpu: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Has the kernels for this instruction set run; skips where the machine has none."""
+    """Run the kernels for this instruction set; skip where the machine does not support it."""
     monkeypatch.setenv(VARIABLE, "none")
     with pytest.raises(RuntimeError) as caught:
         make(Case()).call()

@@ -1,4 +1,4 @@
-"""What only CUDA has: several kernels for one op, streams, graphs, devices, tensors of many gigabytes."""
+"""Features of CUDA only: several kernels for one op, streams, graphs, devices, tensors of many gigabytes."""
 
 from __future__ import annotations
 

@@ -23,14 +23,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where libraries are looked for, empty."""
-    monkeypatch.setattr(extension, "_FOLDER", tmp_path)
+    """Return the directory of libraries, empty."""
+    monkeypatch.setattr(extension, "_DIRECTORY", tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def garbage(directory: Path) -> Path:
-    """Files with the names of libraries that are none."""
+    """Write files that have names of libraries but are none."""
     for kind in ("cpu", "cuda"):
         (directory / f"_{kind}.abi3.so").write_bytes(b"not a library\n" * 100)
     return directory
@@ -187,7 +187,7 @@ runpy.run_module("mask2former.ops", run_name="__main__")
 
 @pytest.mark.slow
 def test_import_survives_a_broken_library(tmp_path: Path) -> None:
-    """In a process of its own: the package without its libraries, but with a file that looks like one."""
+    """In a separate process: the package without its libraries, but with a file that looks like one."""
     package = tmp_path / "mask2former"
     shutil.copytree(OPS, package / "ops", ignore=shutil.ignore_patterns("*.so", "*.pyd", "csrc", "__pycache__"))
     (package / "__init__.py").write_text("")

@@ -149,7 +149,7 @@ KINDS["grid"] = replace(KINDS["fast"], queries=None)
 
 
 def at_pixels(inputs: Inputs, pixel: Tensor) -> Inputs:
-    """With sampling points at these positions in pixels; the center of the first pixel is 0."""
+    """Return inputs with sampling points at these positions in pixels; the center of the first pixel is 0."""
     if inputs.reference is None:
         return replace(inputs, sampling=((pixel + 0.5) / sizes_of(inputs)).to(inputs.sampling.dtype))
     center = torch.full_like(inputs.reference, 0.5)
@@ -157,7 +157,7 @@ def at_pixels(inputs: Inputs, pixel: Tensor) -> Inputs:
 
 
 def sizes_of(inputs: Inputs) -> Tensor:
-    """(L, 1, 2), (width, height) of each level."""
+    """Return (L, 1, 2), (width, height) of each level."""
     return torch.tensor([(w, h) for h, w in inputs.shapes], device=inputs.value.device).view(-1, 1, 2)
 
 

@@ -17,7 +17,7 @@ TINY = Case(shapes=((3, 4), (1, 3), (2, 1)), queries=4, dim=3, points=2, dtype=F
 
 
 def read(level_map: Tensor, x: float, y: float) -> Tensor:
-    """Bilinear value of (H, W, D) at (x, y) in pixels, the center of the first at 0; zero outside."""
+    """Return the bilinear value of (H, W, D) at (x, y) in pixels, the center of the first at 0; zero outside."""
     total = torch.zeros(level_map.shape[2], dtype=level_map.dtype)
     for row in (math.floor(y), math.floor(y) + 1):
         for column in (math.floor(x), math.floor(x) + 1):
@@ -27,7 +27,7 @@ def read(level_map: Tensor, x: float, y: float) -> Tensor:
 
 
 def written_out(inputs: Inputs) -> Tensor:
-    """The op, sample by sample."""
+    """Compute the op sample by sample."""
     batch, queries, heads, levels, points = inputs.attention.shape
     dim = inputs.value.shape[3]
     out = torch.zeros(batch, queries, heads, dim, dtype=F64)

@@ -21,7 +21,7 @@ GAIN = {
 
 
 def fill(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """New values for every tensor of a model's state dict, each drawn from a generator seeded by its key.
+    """Return new values for every tensor of a model's state dict, each drawn from a generator seeded by its key.
 
     Norm statistics stay positive, matrices keep unit gain, and class scores are sharpened so that the
     panoptic and instance thresholds really decide something. Integer buffers keep their value.
@@ -46,7 +46,7 @@ def fill(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def image(height: int, width: int, seed: int = 0) -> Tensor:
-    """A smooth colored image with edges: uint8 (3, height, width), RGB."""
+    """Return a smooth colored image with edges: uint8 (3, height, width), RGB."""
     g = torch.Generator().manual_seed(1000 + seed)
     low = torch.rand(1, 3, 6, 8, generator=g, dtype=torch.float64)
     smooth = torch.nn.functional.interpolate(low, (height, width), mode="bicubic", align_corners=False)[0]

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class _Float64Mode(TorchFunctionMode):
-    """See every call into torch; where it asks for float32, ask for float64."""
+    """Intercept every torch function; replace float32 by float64 in its arguments."""
 
     def __torch_function__(
         self,

@@ -24,7 +24,7 @@ SAME = {
 
 
 def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys with their values as JSON gives them."""
+    """Return dotted keys with their values as JSON gives them."""
     for key, value in node.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{key}.")

@@ -55,7 +55,7 @@ def theirs(**changes: Any) -> Any:
 
 
 def randomize(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """New values that keep activations of order one and let every weight matter."""
+    """Return new values that keep activations of order one and let every weight matter."""
     out = {}
     for key, value in state.items():
         if not value.is_floating_point() or "empty_weight" in key:
@@ -72,7 +72,7 @@ def randomize(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def ours_like(model: Any) -> torch.nn.Module:
-    """This project's model, built from the settings of theirs."""
+    """Build this project's model from the settings of theirs."""
     keys = config_from_huggingface(model.config.to_dict())
     cfg = load_config(None, [*(item for pair in keys.items() for item in pair), "MODEL.DEVICE", "cpu"])
     return build_model(cfg).eval()

@@ -39,7 +39,7 @@ SATURATED = 1e-13
 
 @dataclass(frozen=True)
 class Computed:
-    """What our model gives for a vector, reduced to what is recorded: the model and its masks are not kept.
+    """Results of our model for a vector, reduced to what is recorded: the model and its masks are not kept.
 
     Attributes:
         vector: what the reference gave.

@@ -1,4 +1,4 @@
-"""The recorded vectors in `data/`: what the reference gave, and models with the same weights and inputs.
+"""The recorded vectors in `data/`: results of the reference, and models with the same weights and inputs.
 
 `NAME.json` holds the config, the sizes, the keys and shapes of the state dict, and results that are lists; `NAME.npz`
 the network's outputs (float64) and results that are arrays. Weights and images come from `deterministic.py`.
@@ -25,7 +25,7 @@ FRAMES = 3  # of the clip that video models see
 
 @dataclass(frozen=True)
 class Vector:
-    """What the reference gave for one model.
+    """Recorded results of the reference for one model.
 
     Attributes:
         meta: the content of its JSON file.

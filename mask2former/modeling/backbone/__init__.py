@@ -1,4 +1,4 @@
-"""Backbones beside detectron2's own; importing this registers them."""
+"""Backbones in addition to those of detectron2; importing this package registers them."""
 
 from .swin import D2SwinTransformer
 from .timm import TimmBackbone

@@ -47,7 +47,7 @@ class _Mlp(nn.Module):
 
 
 def _relative_position_index(window: int) -> Tensor:
-    """(window^2, window^2) row of the bias table for each pair of positions: section 3.2 of the paper."""
+    """Return the (window^2, window^2) row of the bias table for each pair of positions: section 3.2 of the paper."""
     position = torch.stack(torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")).flatten(1)
     offset = position[:, :, None] - position[:, None, :] + window - 1  # (2, N, N), each in [0, 2 window - 2]
     return offset[0] * (2 * window - 1) + offset[1]
@@ -75,11 +75,11 @@ class WindowAttention(nn.Module):
         self._bias_cache: tuple[int, Tensor] | None = None
 
     def _bias(self) -> Tensor:
-        """(heads, N, N) bias; gathered once while the table does not change and no gradient is wanted."""
+        """Return the (heads, N, N) bias; cached while the table does not change and gradients are disabled."""
         table = self.relative_position_bias_table
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._gather(table)
-        # In inference mode tensors have no version counter; the data pointer then tells a replaced table.
+        # Inference tensors have no version counter; a new data pointer then reveals a replaced table.
         version = -1 if table.is_inference() else table._version
         key = hash((version, table.data_ptr(), table.device, table.dtype))
         if self._bias_cache is None or self._bias_cache[0] != key:
@@ -111,14 +111,14 @@ class WindowAttention(nn.Module):
 
 
 def _to_windows(x: Tensor, window: int) -> Tensor:
-    """(B, H, W, C) with H, W multiples of `window` -> (B * windows, window^2, C)."""
+    """Partition (B, H, W, C), H and W multiples of `window`, into (B * windows, window^2, C)."""
     batch, height, width, channels = x.shape
     x = x.view(batch, height // window, window, width // window, window, channels)
     return x.transpose(2, 3).reshape(-1, window * window, channels)
 
 
 def _from_windows(x: Tensor, window: int, height: int, width: int) -> Tensor:
-    """Inverse of `_to_windows`."""
+    """Invert `_to_windows`."""
     x = x.view(-1, height // window, width // window, window, window, x.shape[-1])
     return x.transpose(2, 3).reshape(x.shape[0], height, width, -1)
 
@@ -137,7 +137,7 @@ class SwinBlock(nn.Module):
         self.mlp = _Mlp(dim, int(dim * mlp_ratio), drop)
 
     def forward(self, x: Tensor, shift_mask: Tensor | None) -> Tensor:
-        """`x` is (B, H, W, C); `shift_mask` (windows, N, N) is used by shifted blocks."""
+        """Apply the block to `x` (B, H, W, C); shifted blocks use `shift_mask` (windows, N, N)."""
         x = x + self.drop_path(self._attend(self.norm1(x), shift_mask))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -155,7 +155,7 @@ class SwinBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Halve the resolution: 2 x 2 neighbors side by side in the channels, projected from 4 C to 2 C."""
+    """Downsampling by 2: the channels of 2 x 2 neighbors are concatenated and projected from 4 C to 2 C."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -163,14 +163,14 @@ class PatchMerging(nn.Module):
         self.norm = nn.LayerNorm(4 * dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), 2 C)."""
+        """Merge (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), 2 C)."""
         x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
         corners = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         return self.reduction(self.norm(torch.cat(corners, dim=-1)))
 
 
 def _shift_mask(height: int, width: int, window: int, device: torch.device) -> Tensor:
-    """(windows, N, N): 0 where two tokens of a shifted window were neighbors in the image, -100 elsewhere."""
+    """Return (windows, N, N): 0 where two tokens of a shifted window were neighbors in the image, -100 elsewhere."""
 
     def regions(size: int) -> Tensor:
         padded = size + -size % window
@@ -191,10 +191,10 @@ class SwinStage(nn.Module):
         self.downsample = downsample
         self.use_checkpoint = use_checkpoint
         self.window = blocks[0].window
-        self._masks: ShapeCache[Tensor] = ShapeCache(entries=2)  # (windows, N, N) floats: big at high resolution
+        self._masks: ShapeCache[Tensor] = ShapeCache(entries=2)  # (windows, N, N) floats: large at high resolution
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, H, W, C) -> the stage's features (B, H, W, C), and the input of the next stage."""
+        """Return the features of the stage, (B, H, W, C) as its input, and the input of the next stage."""
         height, width, device = x.shape[1], x.shape[2], x.device
         mask = self._masks((height, width, device), lambda: _shift_mask(height, width, self.window, device))
         for block in self.blocks:
@@ -215,7 +215,7 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim) if norm else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, ceil(H / patch), ceil(W / patch), C)."""
+        """Embed (B, 3, H, W) -> (B, ceil(H / patch), ceil(W / patch), C)."""
         x = F.pad(x, (0, -x.shape[3] % self.patch_size, 0, -x.shape[2] % self.patch_size))
         x = self.proj(x).permute(0, 2, 3, 1)
         return x if self.norm is None else self.norm(x)
@@ -250,7 +250,7 @@ class D2SwinTransformer(Backbone):
         known = [f"res{i + 2}" for i in range(len(depths))]
         unknown = [name for name in out_features if name not in known]
         if unknown:
-            raise ValueError(f"MODEL.SWIN.OUT_FEATURES {unknown} do not exist; this network has {known}")
+            raise ValueError(f"MODEL.SWIN.OUT_FEATURES {unknown} do not exist; choose from {known}")
         self.patch_embed = PatchEmbed(patch_size, embed_dim, patch_norm)
         self.absolute_pos_embed = None
         if ape:
@@ -280,16 +280,16 @@ class D2SwinTransformer(Backbone):
 
     @classmethod
     def from_config(cls, cfg: Any, input_shape: ShapeSpec | None = None) -> dict[str, Any]:
-        """Every key of MODEL.SWIN is the argument of the same name, in lower case."""
+        """Read the arguments from the keys of MODEL.SWIN, which have the same names in upper case."""
         return {key.lower(): value for key, value in cfg.MODEL.SWIN.items()}
 
     @property
     def size_divisibility(self) -> int:
-        """The padding that the meta-architecture must provide: inputs of any size are fine below this stride."""
+        """Return the multiple to which the meta-architecture must pad inputs."""
         return 32
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) normalized image -> feature maps by name, NCHW."""
+        """Return the feature maps (B, C, H', W') by name of normalized images (B, 3, H, W)."""
         x = self.patch_embed(x)
         if self.absolute_pos_embed is not None:
             position = F.interpolate(self.absolute_pos_embed, x.shape[1:3], mode="bicubic", align_corners=False)

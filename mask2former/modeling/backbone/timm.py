@@ -26,10 +26,10 @@ class TimmBackbone(Backbone):
 
     Args:
         name: a timm model name, for example "tf_efficientnet_lite0" or "convnext_tiny".
-        weights: local file (.safetensors, .pth) with timm's own key names; empty: random weights.
+        weights: local file (.safetensors, .pth) with timm's key names; empty for random weights.
         out_features: which maps to return.
-        drop_path_rate: stochastic depth, for models that have it.
-        freeze_norm: replace batch norms by frozen ones (small batches).
+        drop_path_rate: stochastic depth rate, for models that support it.
+        freeze_norm: replace batch norms by frozen ones, for small batches.
     """
 
     @configurable
@@ -44,18 +44,18 @@ class TimmBackbone(Backbone):
     ) -> None:
         super().__init__()
         info: Any = _create(name, drop_path_rate).feature_info
-        wanted = {2 ** int(f.removeprefix("res")): f for f in out_features}
+        requested = {2 ** int(f.removeprefix("res")): f for f in out_features}
         strides, channels = info.reduction(), info.channels()
         # Where two maps share a stride, the later one is deeper.
-        index = {wanted[s]: i for i, s in enumerate(strides) if s in wanted}
+        index = {requested[s]: i for i, s in enumerate(strides) if s in requested}
         missing = [f for f in out_features if f not in index]
         if missing:
             raise ValueError(f"MODEL.TIMM.NAME '{name}' has no features {missing}; its strides are {strides}")
-        # Only what is used is built: parameters without gradients would stop distributed training.
-        chosen = sorted(index.values())
-        self.network = _create(name, drop_path_rate, chosen)
-        self._index = {feature: chosen.index(i) for feature, i in index.items()}
-        # Some timm transformers give (B, H, W, C).
+        # Build only what is used: parameters without gradients make distributed training fail.
+        selected = sorted(index.values())
+        self.network = _create(name, drop_path_rate, selected)
+        self._index = {feature: selected.index(i) for feature, i in index.items()}
+        # Some timm transformers return (B, H, W, C).
         self._channels_last = str(getattr(self.network, "output_fmt", "NCHW")).endswith("NHWC")
         self._out_features = list(out_features)
         self._out_feature_channels = {f: channels[index[f]] for f in out_features}
@@ -67,41 +67,41 @@ class TimmBackbone(Backbone):
 
     @classmethod
     def from_config(cls, cfg: Any, input_shape: ShapeSpec | None = None) -> dict[str, Any]:
-        """Every key of MODEL.TIMM is the argument of the same name, in lower case."""
+        """Read the arguments from the keys of MODEL.TIMM, which have the same names in upper case."""
         return {key.lower(): value for key, value in cfg.MODEL.TIMM.items()}
 
     @property
     def size_divisibility(self) -> int:
-        """Inputs are padded to a multiple of the coarsest stride."""
+        """Return the coarsest stride; inputs must be padded to a multiple of it."""
         return max(self._out_feature_strides.values())
 
     def _load(self, weights: str) -> None:
-        """Load timm-named weights; the classifier and later stages that `features_only` drops may be left over."""
+        """Load timm-named weights; keys of the classifier and of stages that are not used are ignored."""
         if not Path(weights).is_file():
-            raise FileNotFoundError(f"MODEL.TIMM.WEIGHTS: no file '{weights}'. Leave it empty for random weights.")
+            raise FileNotFoundError(f"MODEL.TIMM.WEIGHTS: no file '{weights}'; leave it empty for random weights")
         state = load_weights(weights)
         for key in self.network.state_dict():
-            # `features_only` takes sequences apart: "stages.0.x" is called "stages_0.x" in it.
-            whole = re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", key)
-            if key not in state and whole in state:
-                state[key] = state.pop(whole)
+            # `features_only` flattens sequences: "stages.0.x" becomes "stages_0.x".
+            nested_key = re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", key)
+            if key not in state and nested_key in state:
+                state[key] = state.pop(nested_key)
         missing, unexpected = self.network.load_state_dict(state, strict=False)
         missing = [key for key in missing if not key.endswith("num_batches_tracked")]
         if missing:
             raise ValueError(
-                f"MODEL.TIMM.WEIGHTS: '{weights}' lacks {len(missing)} tensors of this network, e.g. {missing[:3]}; "
+                f"MODEL.TIMM.WEIGHTS: '{weights}' has no weights for {len(missing)} tensors, e.g. {missing[:3]}; "
                 "it must use timm's key names for MODEL.TIMM.NAME"
             )
-        logger.info("Backbone weights from %s (%d tensors not needed)", weights, len(unexpected))
+        logger.info("Loaded backbone weights from %s (%d tensors ignored)", weights, len(unexpected))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) normalized image -> {"res2": (B, C, H / 4, W / 4), ...}."""
+        """Return {"res2": (B, C, H / 4, W / 4), ...} of normalized images (B, 3, H, W)."""
         try:
             maps = self.network(x)
-        except AssertionError as error:  # models with windows of a fixed size
+        except AssertionError as error:  # models with a fixed window size
             raise ValueError(
-                f"the timm model cannot take an input of {tuple(x.shape[-2:])}: {error}. "
-                "Set MODEL.MASK_FORMER.SIZE_DIVISIBILITY so that it divides every input."
+                f"the timm model does not support inputs of size {tuple(x.shape[-2:])}: {error}. "
+                "Set MODEL.MASK_FORMER.SIZE_DIVISIBILITY to a multiple that the model supports."
             ) from error
         if self._channels_last:
             maps = [m.permute(0, 3, 1, 2).contiguous() for m in maps]
@@ -118,10 +118,10 @@ def _create(name: str, drop_path_rate: float, out_indices: Sequence[int] | None 
     if drop_path_rate:
         options["drop_path_rate"] = drop_path_rate
     try:
-        return timm.create_model(name, strict_img_size=False, **options)  # window transformers: inputs of any size
+        return timm.create_model(name, strict_img_size=False, **options)  # window transformers: any input size
     except TypeError:
-        logger.debug("timm model %s has no strict_img_size", name)
+        logger.debug("timm model %s does not support strict_img_size", name)
     try:
         return timm.create_model(name, **options)
     except (RuntimeError, AttributeError, TypeError) as error:
-        raise ValueError(f"MODEL.TIMM.NAME '{name}' does not offer features_only: {error}") from error
+        raise ValueError(f"MODEL.TIMM.NAME '{name}' does not support features_only: {error}") from error

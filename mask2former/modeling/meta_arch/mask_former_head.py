@@ -17,15 +17,15 @@ from ..transformer_decoder import build_transformer_decoder
 
 @register(SEM_SEG_HEADS_REGISTRY)
 class MaskFormerHead(nn.Module):
-    """Backbone maps -> predictions of the transformer decoder.
+    """Pixel decoder and transformer decoder on the feature maps of a backbone.
 
     Args:
         pixel_decoder: module with `forward_features` (contract: ADVANCED_USAGE.md).
         transformer_predictor: the decoder; checkpoints call it `predictor`.
-        transformer_in_feature: what the decoder reads: "multi_scale_pixel_decoder" (three levels),
+        transformer_in_feature: input of the decoder: "multi_scale_pixel_decoder" (three levels),
             "transformer_encoder" (the coarsest encoded map), "pixel_embedding" (the mask features), or a
             backbone map by name.
-        loss_weight, ignore_value: attributes as other heads have them; the criterion weights the losses of masks.
+        loss_weight, ignore_value: attributes for compatibility with other heads; the criterion weights the mask losses.
     """
 
     @configurable
@@ -43,7 +43,7 @@ class MaskFormerHead(nn.Module):
         super().__init__()
         self.in_features = sorted(input_shape, key=lambda name: input_shape[name].stride)
         self.num_classes = num_classes
-        # Not read here: meta-architectures around heads of detectron2 read them from any head.
+        # Not used here: meta-architectures of detectron2 read them from any head.
         self.ignore_value, self.loss_weight, self.common_stride = ignore_value, loss_weight, 4
         self.pixel_decoder = pixel_decoder
         self.predictor = transformer_predictor
@@ -58,29 +58,27 @@ class MaskFormerHead(nn.Module):
         }
 
     def forward(self, features: Mapping[str, Tensor], mask: Tensor | None = None, *, frames: int = 1) -> dict[str, Any]:
-        """Predictions of the decoder, for maps (B * T, C, H, W) by name; see the decoder for their shapes."""
+        """Return the outputs of the decoder for maps (B * T, C, H, W) by name; see the decoder for their shapes."""
         return self.predict(*self.pixel_maps(features), mask, frames=frames)
 
     def pixel_maps(self, features: Mapping[str, Tensor]) -> tuple[Tensor | list[Tensor], Tensor]:
-        """What the decoder reads, and the mask features (B * T, mask_dim, H4, W4); each frame for itself."""
+        """Return the input of the decoder and the mask features (B * T, mask_dim, H4, W4), frame by frame."""
         return decoder_inputs(self.pixel_decoder, self.transformer_in_feature, features)
 
     def predict(
         self, source: Tensor | list[Tensor], mask_features: Tensor, mask: Tensor | None = None, *, frames: int = 1
     ) -> dict[str, Any]:
-        """Predictions of the decoder from `pixel_maps`."""
+        """Return the outputs of the decoder for the result of `pixel_maps`."""
         options = {"frames": frames} if frames > 1 else {}
         return self.predictor(source, mask_features, mask, **options)
 
 
 def common_settings(cfg: Any, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
-    """What every segmentation head of this package takes from the config."""
+    """Read the arguments that all segmentation heads of this package share from the config."""
     head = cfg.MODEL.SEM_SEG_HEAD
     missing = [name for name in head.IN_FEATURES if name not in input_shape]
     if missing:
-        raise ValueError(
-            f"MODEL.SEM_SEG_HEAD.IN_FEATURES names {missing}, but the backbone gives {sorted(input_shape)}"
-        )
+        raise ValueError(f"MODEL.SEM_SEG_HEAD.IN_FEATURES names {missing}, but the backbone has {sorted(input_shape)}")
     return {
         "input_shape": {k: v for k, v in input_shape.items() if k in head.IN_FEATURES},
         "num_classes": head.NUM_CLASSES,
@@ -91,7 +89,7 @@ def common_settings(cfg: Any, input_shape: Mapping[str, ShapeSpec]) -> dict[str,
 
 
 def decoder_channels(cfg: Any, input_shape: Mapping[str, ShapeSpec]) -> int:
-    """Channels of what the transformer decoder reads, as TRANSFORMER_IN_FEATURE says."""
+    """Return the channels of the decoder input that TRANSFORMER_IN_FEATURE selects."""
     head, source = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE
     in_channels = {
         "multi_scale_pixel_decoder": head.CONVS_DIM,
@@ -109,7 +107,7 @@ def decoder_channels(cfg: Any, input_shape: Mapping[str, ShapeSpec]) -> int:
 def decoder_inputs(
     pixel_decoder: nn.Module, in_feature: str, features: Mapping[str, Tensor]
 ) -> tuple[Tensor | list[Tensor], Tensor]:
-    """Run the pixel decoder: what the transformer decoder reads, and the mask features (B, mask_dim, H4, W4)."""
+    """Run the pixel decoder; return the transformer decoder input and the mask features (B, mask_dim, H4, W4)."""
     decode: Callable[..., Any] = pixel_decoder.forward_features  # type: ignore[assignment]
     mask_features, encoded, levels = decode(features)
     if in_feature == "transformer_encoder" and encoded is None:

@@ -1,5 +1,5 @@
-"""The per-pixel baselines of MaskFormer v1 (arXiv 2107.06278, section 4): one class score map, cross-entropy at
-each pixel. They are heads of detectron2's meta-architecture `SemanticSegmentor`."""
+"""The per-pixel baselines of MaskFormer v1 (arXiv 2107.06278, section 4): class scores per pixel, trained with
+cross-entropy. They are heads of detectron2's meta-architecture `SemanticSegmentor`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Output = tuple[Tensor | None, dict[str, Tensor]]
 
 @register(SEM_SEG_HEADS_REGISTRY)
 class PerPixelBaselineHead(nn.Module):
-    """A 1x1 convolution on the mask features.
+    """Per-pixel classifier: a 1x1 convolution on the mask features.
 
     Args:
         input_shape: name -> ShapeSpec of the backbone maps.
@@ -31,8 +31,8 @@ class PerPixelBaselineHead(nn.Module):
         pixel_decoder: module with `forward_features` (contract: ADVANCED_USAGE.md).
         mask_dim: channels of its mask features.
         loss_weight: factor of the loss.
-        ignore_value: label of pixels that do not count.
-        common_stride: stride of the mask features; the scores are enlarged by it.
+        ignore_value: label of ignored pixels.
+        common_stride: stride of the mask features; the scores are upsampled by it.
     """
 
     @configurable
@@ -70,41 +70,42 @@ class PerPixelBaselineHead(nn.Module):
             targets: in training int64 (B, H, W), classes in [0, K) or `ignore_value`.
 
         Returns:
-            in training None and {"loss_sem_seg", and with suffix _0, _1, ... those of earlier predictions};
+            In training None and {"loss_sem_seg", and with suffix _0, _1, ... those of earlier predictions};
             otherwise class logits (B, K, H, W), before the softmax, and {}.
         """
         scores = self.scores(features)
         if not self.training:
-            return self._enlarge(scores[-1]), {}
+            return self._upsample(scores[-1]), {}
         if targets is None:
             raise ValueError(
-                "samples came to training without 'sem_seg', the label map that per-pixel heads learn from; "
+                "training samples have no 'sem_seg', the label map that per-pixel heads require; "
                 "set INPUT.DATASET_MAPPER_NAME to 'mask_former_semantic'"
             )
         suffixes = [*(f"_{i}" for i in range(len(scores) - 1)), ""]
         return None, {f"loss_sem_seg{s}": self.loss(x, targets) for s, x in zip(suffixes, scores, strict=True)}
 
     def scores(self, features: Mapping[str, Tensor]) -> list[Tensor]:
-        """Class logits (B, K, H4, W4) of all supervised predictions, the last one at the end."""
+        """Return class logits (B, K, H4, W4) of all supervised predictions, the final one last."""
         mask_features, _ = decoder_inputs(self.pixel_decoder, "pixel_embedding", features)
         return [self.predictor(mask_features)]
 
-    def _enlarge(self, scores: Tensor) -> Tensor:
+    def _upsample(self, scores: Tensor) -> Tensor:
         factor = float(self.common_stride)
         return F.interpolate(scores.float(), scale_factor=factor, mode="bilinear", align_corners=False)
 
     def loss(self, scores: Tensor, targets: Tensor) -> Tensor:
-        """Weighted mean cross-entropy of logits (B, K, H4, W4) over the labeled pixels of `targets` (B, H, W).
+        """Return the mean cross-entropy of logits (B, K, H4, W4) over labeled pixels of `targets` (B, H, W), weighted.
 
-        Without labeled pixels it is zero.
+        The loss is zero without labeled pixels.
         """
         height, width = targets.shape[-2:]
-        # Where H is no multiple of the stride, the enlarged map reaches beyond the image.
-        scores = self._enlarge(scores)[..., :height, :width]
+        # Where H is not a multiple of the stride, the upsampled map is larger than the image.
+        scores = self._upsample(scores)[..., :height, :width]
         if scores.shape[-2:] != targets.shape[-2:]:
             raise ValueError(
-                f"MODEL.SEM_SEG_HEAD.COMMON_STRIDE {self.common_stride} does not bring the mask features to the "
-                f"labels' size {height} x {width}: set it to the stride of the finest of MODEL.SEM_SEG_HEAD.IN_FEATURES"
+                f"MODEL.SEM_SEG_HEAD.COMMON_STRIDE {self.common_stride} does not scale the mask features to the "
+                f"label map size {height} x {width}; set it to the stride of the finest map of "
+                "MODEL.SEM_SEG_HEAD.IN_FEATURES"
             )
         total = F.cross_entropy(scores, targets, reduction="sum", ignore_index=self.ignore_value)
         return total / (targets != self.ignore_value).sum().clamp(min=1) * self.loss_weight
@@ -116,7 +117,7 @@ class PerPixelBaselinePlusHead(PerPixelBaselineHead):
 
     Args:
         transformer_predictor: decoder without classes; checkpoints call it `predictor`.
-        transformer_in_feature: what it reads, as in `MaskFormerHead`.
+        transformer_in_feature: input of the decoder, as in `MaskFormerHead`.
         others: see `PerPixelBaselineHead`.
     """
 
@@ -138,8 +139,8 @@ class PerPixelBaselinePlusHead(PerPixelBaselineHead):
         queries, classes = cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         if queries != classes:
             raise ValueError(
-                f"MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is {queries}, but PerPixelBaselinePlusHead has one query for "
-                f"each class: set it to MODEL.SEM_SEG_HEAD.NUM_CLASSES, {classes}"
+                f"MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is {queries}, but PerPixelBaselinePlusHead has one query per "
+                f"class; set it to MODEL.SEM_SEG_HEAD.NUM_CLASSES, {classes}"
             )
         channels = decoder_channels(cfg, input_shape)
         return super().from_config(cfg, input_shape) | {
@@ -148,10 +149,10 @@ class PerPixelBaselinePlusHead(PerPixelBaselineHead):
         }
 
     def scores(self, features: Mapping[str, Tensor]) -> list[Tensor]:
-        """Class logits (B, K, H4, W4) of all supervised predictions, the last one at the end."""
+        """Return class logits (B, K, H4, W4) of all supervised predictions, the final one last."""
         source, mask_features = decoder_inputs(self.pixel_decoder, self.transformer_in_feature, features)
         outputs = self.predictor(source, mask_features)
         if not self.training:
             return [outputs["pred_masks"][:, :, 0]]
-        steps = [*outputs["aux_outputs"], outputs]
-        return [mask_logits(step["pred_embeds"], outputs["mask_features"])[:, :, 0] for step in steps]
+        predictions = [*outputs["aux_outputs"], outputs]
+        return [mask_logits(p["pred_embeds"], outputs["mask_features"])[:, :, 0] for p in predictions]

@@ -17,9 +17,11 @@ __all__ = [
 
 
 def build_pixel_decoder(cfg: Any, input_shape: Any) -> nn.Module:
-    """Build MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME; it must offer `forward_features` (see ADVANCED_USAGE.md)."""
+    """Build MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME; it must have `forward_features` (see ADVANCED_USAGE.md)."""
     name = cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME
     model = SEM_SEG_HEADS_REGISTRY.get(name)(cfg, input_shape)
     if not callable(getattr(model, "forward_features", None)):
-        raise ValueError(f"MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME '{name}' has no method forward_features")
+        raise ValueError(
+            f"MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME '{name}' has no method forward_features; see ADVANCED_USAGE.md"
+        )
     return model

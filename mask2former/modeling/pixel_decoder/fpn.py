@@ -19,14 +19,14 @@ from ..transformer_decoder.transformer import TransformerEncoder, map_tokens
 
 
 def lateral_convolution(in_channels: int, channels: int, norm: str) -> Conv2d:
-    """1x1 convolution and `norm` ("" for none): a backbone map on its way into the pyramid."""
+    """Build a lateral connection of the pyramid: 1x1 convolution and `norm` ("" for none)."""
     convolution = Conv2d(in_channels, channels, kernel_size=1, bias=norm == "", norm=get_norm(norm, channels))
     weight_init.c2_xavier_fill(convolution)
     return convolution
 
 
 def output_convolution(in_channels: int, channels: int, norm: str) -> Conv2d:
-    """3x3 convolution, `norm` ("" for none) and ReLU: a step of the pyramid."""
+    """Build an output convolution of the pyramid: 3x3 convolution, `norm` ("" for none) and ReLU."""
     convolution = Conv2d(
         in_channels,
         channels,
@@ -42,13 +42,13 @@ def output_convolution(in_channels: int, channels: int, norm: str) -> Conv2d:
 
 @register(SEM_SEG_HEADS_REGISTRY)
 class BasePixelDecoder(nn.Module):
-    """A feature pyramid: from the coarsest backbone map down to the finest, which gives the mask features.
+    """Feature pyramid from the coarsest backbone map to the finest, on which the mask features are computed.
 
     Convolutions are `layer_N`, and `adapter_N` for the lateral ones; N counts from the finest map.
 
     Args:
         input_shape: name -> ShapeSpec of the backbone maps.
-        conv_dim: channels inside.
+        conv_dim: channels of the pyramid.
         mask_dim: channels of the mask features.
         norm: norm of the pyramid's convolutions ("GN"; empty for none).
     """
@@ -60,7 +60,7 @@ class BasePixelDecoder(nn.Module):
         self, input_shape: Mapping[str, ShapeSpec], *, conv_dim: int = 256, mask_dim: int = 256, norm: str = "GN"
     ) -> None:
         super().__init__()
-        self.in_features = sorted(input_shape, key=lambda name: input_shape[name].stride)  # fine first
+        self.in_features = sorted(input_shape, key=lambda name: input_shape[name].stride)  # finest first
         *finer, coarsest = (input_shape[name].channels for name in self.in_features)
         for index, channels in enumerate(finer, start=1):
             self.add_module(f"adapter_{index}", lateral_convolution(channels, conv_dim, norm))
@@ -81,15 +81,15 @@ class BasePixelDecoder(nn.Module):
         }
 
     def encode(self, coarsest: Tensor) -> Tensor | None:
-        """What the pyramid starts from instead of the coarsest backbone map (B, C, H', W'); here nothing."""
+        """Return an encoding of the coarsest backbone map (B, C, H', W') that replaces it in the pyramid; here None."""
         return None
 
     def forward_features(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None, list[Tensor]]:
         """Decode the backbone maps.
 
         Returns:
-            mask features (B, mask_dim, H4, W4), the encoded coarsest map (B, conv_dim, H', W') or None, and three
-            levels (B, conv_dim, H', W'), coarse first.
+            Mask features (B, mask_dim, H4, W4), the encoded coarsest map (B, conv_dim, H', W') or None, and three
+            levels (B, conv_dim, H', W'), coarsest first.
         """
         *finer, coarsest = self.in_features
         encoded = self.encode(features[coarsest])
@@ -102,7 +102,7 @@ class BasePixelDecoder(nn.Module):
         return self.mask_features(levels[-1]), encoded, levels[: self.num_output_levels]
 
     def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-        """Same as `forward_features`."""
+        """Call `forward_features`."""
         return self.forward_features(features)
 
 
@@ -111,8 +111,8 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
     """A transformer encoder on the coarsest backbone map, then the pyramid.
 
     Args:
-        transformer_dropout, transformer_nheads, transformer_dim_feedforward: of the encoder's layers.
-        transformer_enc_layers: how many there are.
+        transformer_dropout, transformer_nheads, transformer_dim_feedforward: settings of the encoder layers.
+        transformer_enc_layers: number of encoder layers.
         transformer_pre_norm: layer norm before each block instead of after it.
         others: see `BasePixelDecoder`.
     """
@@ -159,7 +159,7 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
         }
 
     def encode(self, coarsest: Tensor) -> Tensor:
-        """(B, C, H', W') -> (B, conv_dim, H', W'), every position having looked at every other."""
+        """Encode (B, C, H', W') -> (B, conv_dim, H', W') by self-attention over all positions."""
         projected = self.input_proj(coarsest)
         tokens = self.transformer["encoder"](*map_tokens([projected], self.position))
         return tokens.transpose(1, 2).unflatten(2, projected.shape[-2:])

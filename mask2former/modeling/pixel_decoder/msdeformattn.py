@@ -1,4 +1,4 @@
-"""The pixel decoder of Mask2Former: a deformable-attention encoder over three levels, then one FPN step to stride 4.
+"""The pixel decoder of Mask2Former: a deformable-attention encoder over three levels, then one FPN level at stride 4.
 
 Mask2Former (arXiv 2112.01527), section 3.2.2; the encoder is that of Deformable DETR (arXiv 2010.04159).
 """
@@ -29,7 +29,7 @@ Shapes = Sequence[tuple[int, int]]
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes of the L levels, and the centers of their S tokens.
+    """Sizes of the L levels, and centers of their S tokens.
 
     Attributes:
         shapes: (H, W) of each level.
@@ -41,7 +41,7 @@ class Geometry:
 
     @classmethod
     def of(cls, shapes: Shapes, device: torch.device) -> Geometry:
-        """Made on the device from Python ints, without a copy that waits."""
+        """Build on the device from Python ints, without a synchronizing copy."""
         centers = []
         for height, width in shapes:
             y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
@@ -52,7 +52,7 @@ class Geometry:
 
 
 class MSDeformAttn(nn.Module):
-    """Self-attention of all levels' tokens, each looking at P points per level and head."""
+    """Self-attention over the tokens of all levels, each sampling P points per level and head."""
 
     def __init__(self, dim: int, levels: int, heads: int, points: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class MSDeformAttn(nn.Module):
         self._init()
 
     def _init(self) -> None:
-        """Head h starts looking in direction h, point p at distance p + 1 (Deformable DETR, appendix A.4)."""
+        """Initialize head h to sample in direction h, point p at distance p + 1 (Deformable DETR, appendix A.4)."""
         angle = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
         direction = torch.stack((angle.cos(), angle.sin()), dim=-1)
         direction = direction / direction.abs().max(-1, keepdim=True).values  # on the unit square
@@ -82,11 +82,11 @@ class MSDeformAttn(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, query: Tensor, geometry: Geometry, tokens: Tensor) -> Tensor:
-        """Look from each query at its sampled points.
+        """Attend from each query to its sampling points.
 
         Args:
             query: (B, N, C), tokens with their position encoding.
-            geometry: where the queries are, and the sizes of the levels.
+            geometry: centers of the queries, and sizes of the levels.
             tokens: (B, S, C), the levels one after another.
 
         Returns:
@@ -113,7 +113,7 @@ class EncoderLayer(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
 
     def forward(self, tokens: Tensor, position: Tensor, geometry: Geometry) -> Tensor:
-        """`tokens` (B, S, C) and their `position` (S, C); returns (B, S, C)."""
+        """Apply the layer to `tokens` (B, S, C) with position encoding `position` (S, C); returns (B, S, C)."""
         attended = self.self_attn(tokens + position, geometry, tokens)
         tokens = self.norm1(tokens + self.dropout(attended))
         expanded = self.dropout(F.relu(self.linear1(tokens)))
@@ -121,7 +121,7 @@ class EncoderLayer(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """The stack of layers; a module of its own because checkpoints name it `transformer.encoder`."""
+    """Stack of layers; a separate module because checkpoints name it `transformer.encoder`."""
 
     def __init__(self, layers: Sequence[EncoderLayer]) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class DeformableEncoder(nn.Module):
         self._geometry: ShapeCache[Geometry] = ShapeCache()
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """L maps (B, C, H, W) -> the encoded maps, in the same order and shapes."""
+        """Encode L maps (B, C, H, W); returns maps in the same order and shapes."""
         shapes = [(m.shape[2], m.shape[3]) for m in maps]
         device = maps[0].device
         tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
@@ -163,12 +163,12 @@ def _projection(in_channels: int, channels: int) -> nn.Sequential:
 
 @register(SEM_SEG_HEADS_REGISTRY)
 class MSDeformAttnPixelDecoder(nn.Module):
-    """Backbone maps -> mask features at stride 4 and three levels for the transformer decoder.
+    """Deformable encoder and FPN: mask features at stride 4 and three levels for the transformer decoder.
 
     Args:
         input_shape: name -> ShapeSpec of the backbone maps.
-        transformer_in_features: the maps that enter the encoder; the finer ones join in the FPN.
-        conv_dim: channels inside.
+        transformer_in_features: inputs of the encoder; finer maps enter the FPN.
+        conv_dim: channels of the encoder and the FPN.
         mask_dim: channels of the mask features.
         norm: norm of the FPN convolutions ("GN"; empty for none).
         common_stride: stride of the mask features.
@@ -194,11 +194,11 @@ class MSDeformAttnPixelDecoder(nn.Module):
     ) -> None:
         super().__init__()
         by_stride = sorted(input_shape, key=lambda name: input_shape[name].stride)
-        # Coarse first: the order of the encoder's levels.
+        # Coarsest first, the order of the encoder levels.
         self.encoder_features = [name for name in reversed(by_stride) if name in transformer_in_features]
         if len(self.encoder_features) != len(set(transformer_in_features)):
             raise ValueError(
-                f"DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES {list(transformer_in_features)} must be part of "
+                f"DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES {list(transformer_in_features)} must be a subset of "
                 f"MODEL.SEM_SEG_HEAD.IN_FEATURES {by_stride}"
             )
         self.input_proj = nn.ModuleList(
@@ -218,16 +218,16 @@ class MSDeformAttnPixelDecoder(nn.Module):
         ]
         self.transformer = DeformableEncoder(layers, conv_dim, levels)
         finest = input_shape[self.encoder_features[-1]].stride
-        steps = int(math.log2(finest) - math.log2(common_stride))
-        self.fpn_features = [n for n in reversed(by_stride) if input_shape[n].stride < finest][:steps]
+        num_fpn_levels = int(math.log2(finest) - math.log2(common_stride))
+        self.fpn_features = [n for n in reversed(by_stride) if input_shape[n].stride < finest][:num_fpn_levels]
         for index, name in enumerate(reversed(self.fpn_features), start=1):
-            self._add_fpn_step(index, input_shape[name].channels, conv_dim, norm)
+            self._add_fpn_level(index, input_shape[name].channels, conv_dim, norm)
         self.mask_dim = mask_dim
         self.mask_features = Conv2d(conv_dim, mask_dim, kernel_size=1)
         weight_init.c2_xavier_fill(self.mask_features)
 
-    def _add_fpn_step(self, index: int, in_channels: int, conv_dim: int, norm: str) -> None:
-        """Convolutions `adapter_N` (lateral) and `layer_N` (output); N counts from the finest map."""
+    def _add_fpn_level(self, index: int, in_channels: int, conv_dim: int, norm: str) -> None:
+        """Add convolutions `adapter_N` (lateral) and `layer_N` (output); N counts from the finest map."""
         self.add_module(f"adapter_{index}", lateral_convolution(in_channels, conv_dim, norm))
         self.add_module(f"layer_{index}", output_convolution(conv_dim, conv_dim, norm))
 
@@ -252,12 +252,13 @@ class MSDeformAttnPixelDecoder(nn.Module):
         """Decode the backbone maps.
 
         Returns:
-            mask features (B, mask_dim, H4, W4), the coarsest encoded map (B, C, H, W), and three levels, coarse first.
+            Mask features (B, mask_dim, H4, W4), the coarsest encoded map (B, C, H, W), and three levels, coarsest
+            first.
         """
-        kind = next(iter(features.values())).device.type
-        if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16:
-            # The residual stream of the encoder can overflow fp16; bf16 is fine.
-            with torch.autocast(kind, enabled=False):
+        device_type = next(iter(features.values())).device.type
+        if torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) == torch.float16:
+            # The residual stream of the encoder can overflow fp16, but not bf16.
+            with torch.autocast(device_type, enabled=False):
                 return self._decode({name: x.float() for name, x in features.items()})
         return self._decode(features)
 
@@ -271,5 +272,5 @@ class MSDeformAttnPixelDecoder(nn.Module):
         return self.mask_features(out[-1]), out[0], out[: self.num_output_levels]
 
     def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-        """Same as `forward_features`."""
+        """Call `forward_features`."""
         return self.forward_features(features)

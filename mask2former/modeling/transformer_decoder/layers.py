@@ -1,4 +1,4 @@
-"""The building blocks that pixel decoder and transformer decoders share; each exists once.
+"""Building blocks that the pixel decoders and transformer decoders share.
 
 Parameter names follow the published checkpoints (`in_proj_weight`, `linear1`, `norm`, ...).
 """
@@ -16,9 +16,9 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
-    """The function called `name` ("relu" or "gelu")."""
+    """Return the activation function `name`, "relu" or "gelu"."""
     if name not in _ACTIVATIONS:
-        raise ValueError(f"activation '{name}' is unknown; known: {', '.join(_ACTIVATIONS)}")
+        raise ValueError(f"unknown activation '{name}'; choose from {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
 
 
@@ -65,12 +65,12 @@ class Attention(nn.Module):
 
 
 def with_position(x: Tensor, position: Tensor | None) -> Tensor:
-    """`x` plus its position encoding, if there is one."""
+    """Return `x` plus its position encoding, if there is one."""
     return x if position is None else x + position
 
 
 def residual(x: Tensor, step: Callable[[Tensor], Tensor], norm: nn.Module, pre_norm: bool) -> Tensor:
-    """A residual connection around `step`, with the norm before `step` (`pre_norm`) or after the sum."""
+    """Apply `step` with a residual connection, with the norm before `step` (`pre_norm`) or after the sum."""
     return x + step(norm(x)) if pre_norm else norm(x + step(x))
 
 
@@ -88,14 +88,14 @@ class _ResidualAttention(nn.Module):
 
 
 class SelfAttentionBlock(_ResidualAttention):
-    """Queries attend to each other."""
+    """Self-attention of the queries."""
 
     def __init__(self, dim: int, heads: int, dropout: float = 0.0, pre_norm: bool = False) -> None:
         super().__init__(dim, dropout, pre_norm)
         self.self_attn = Attention(dim, heads, dropout)
 
     def forward(self, x: Tensor, position: Tensor | None = None) -> Tensor:
-        """`x` and its position encoding are (B, N, C); returns (B, N, C)."""
+        """Attend within `x` (B, N, C) with its position encoding (B, N, C); returns (B, N, C)."""
 
         def attend(y: Tensor) -> Tensor:
             q = with_position(y, position)
@@ -105,7 +105,7 @@ class SelfAttentionBlock(_ResidualAttention):
 
 
 class CrossAttentionBlock(_ResidualAttention):
-    """Queries attend to a memory, where the mask allows it."""
+    """Masked attention of the queries to a memory."""
 
     def __init__(self, dim: int, heads: int, dropout: float = 0.0, pre_norm: bool = False) -> None:
         super().__init__(dim, dropout, pre_norm)
@@ -114,7 +114,10 @@ class CrossAttentionBlock(_ResidualAttention):
     def forward(
         self, x: Tensor, keys: Tensor, memory: Tensor, mask: Tensor | None = None, position: Tensor | None = None
     ) -> Tensor:
-        """`x`, `position` (B, N, C); `keys` = memory with its position, `memory` (B, S, C); mask as in `Attention`."""
+        """Attend from `x` (B, N, C) to `memory` (B, S, C).
+
+        `position` (B, N, C) is added to queries; `keys` (B, S, C) is memory with position; mask as in `Attention`.
+        """
         return self._residual(x, lambda y: self.multihead_attn(with_position(y, position), keys, memory, mask))
 
 
@@ -133,7 +136,7 @@ class FeedForwardBlock(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, C) -> (B, N, C)."""
+        """Transform (B, N, C) -> (B, N, C)."""
         return residual(x, self._expand, self.norm, self.pre_norm)
 
     def _expand(self, x: Tensor) -> Tensor:
@@ -149,7 +152,7 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(dims))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in_dim) -> (..., out_dim)."""
+        """Transform (..., in_dim) -> (..., out_dim)."""
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)

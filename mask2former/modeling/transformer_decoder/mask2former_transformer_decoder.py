@@ -1,7 +1,7 @@
 """The transformer decoder of Mask2Former (arXiv 2112.01527, section 3.2), for images and clips alike.
 
-Queries attend only where their mask of the layer before is on, one level after another. A clip of T frames is
-attended as one long memory (arXiv 2112.10764); an image is a clip of one frame.
+Queries attend only inside the mask that the previous layer predicts, to one level after another. The memory of a clip
+is all of its T frames (arXiv 2112.10764); an image is a clip of one frame.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
     Args:
         in_channels: channels C' of the incoming levels.
-        mask_classification: must be True (per-pixel models have their own heads).
+        mask_classification: must be True (per-pixel models have separate heads).
         num_classes: K; the class head predicts K + 1, no-object last.
         hidden_dim: C.
         num_queries: Q.
-        dec_layers: number of layers (config DEC_LAYERS - 1: the query-level prediction counts there).
+        dec_layers: number of layers (config DEC_LAYERS - 1, which counts the prediction before the first layer).
         mask_dim: channels of the mask features.
         enforce_input_project: project the levels even where C' = C.
     """
@@ -58,7 +58,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
     ) -> None:
         super().__init__()
         if not mask_classification:
-            raise ValueError("the masked-attention decoder predicts masks with classes: mask_classification=True")
+            raise ValueError("the masked-attention decoder requires mask_classification=True")
         self.num_layers = dec_layers
         self.position = PositionEncoding(hidden_dim, temporal=self.temporal)
         self.transformer_self_attention_layers = nn.ModuleList(
@@ -76,9 +76,9 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         self.level_embed = nn.Embedding(self.num_levels, hidden_dim)
         self.input_proj = nn.ModuleList()
         for _ in range(self.num_levels):
-            needed = in_channels != hidden_dim or enforce_input_project
-            self.input_proj.append(Conv2d(in_channels, hidden_dim, kernel_size=1) if needed else nn.Sequential())
-            if needed:
+            project = in_channels != hidden_dim or enforce_input_project
+            self.input_proj.append(Conv2d(in_channels, hidden_dim, kernel_size=1) if project else nn.Sequential())
+            if project:
                 weight_init.c2_xavier_fill(self.input_proj[-1])
         self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
         self.mask_embed = MLP(hidden_dim, hidden_dim, mask_dim, 3)
@@ -94,20 +94,20 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         """Predict classes and masks of the queries.
 
         Args:
-            levels: three maps (B * T, C', H, W), coarse first.
+            levels: three maps (B * T, C', H, W), coarsest first.
             mask_features: (B * T, mask_dim, H4, W4).
-            mask: ignored; decoders of other projects receive it.
+            mask: ignored; part of the interface of decoders.
             frames: T.
 
         Returns:
             In training {"pred_logits" (B, Q, K + 1), "pred_embeds" (B, Q, mask_dim), "mask_features"
             (B, T, mask_dim, H4, W4), "aux_outputs": [{"pred_logits", "pred_embeds"} of each earlier prediction]}:
-            mask logits are the products pred_embeds x mask_features, made only where the loss needs them.
+            mask logits are the products pred_embeds x mask_features, computed only where the loss needs them.
             Otherwise {"pred_logits", "pred_masks" (B, Q, T, H4, W4) before the sigmoid, "query_embeds" (B, Q, C):
-            the states that both were made from, "aux_outputs": []}.
+            the states that both are computed from, "aux_outputs": []}.
         """
         if len(levels) != self.num_levels:
-            raise ValueError(f"the decoder takes {self.num_levels} feature levels, got {len(levels)}")
+            raise ValueError(f"the decoder requires {self.num_levels} feature levels, got {len(levels)}")
         features = mask_features.unflatten(0, (-1, frames))  # (B, T, C, H4, W4)
         memory, keys, small = self._memory(levels, mask_features, frames)
         batch = features.shape[0]
@@ -131,7 +131,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
     def _memory(
         self, levels: Sequence[Tensor], mask_features: Tensor, frames: int
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Per level: tokens (B, T H W, C), tokens with position, and mask features (B, T, C, H, W) at its size.
+        """Return, per level, tokens (B, T H W, C), tokens with position, and mask features (B, T, C, H, W) at its size.
 
         Mask logits are linear in the mask features, so the features are resized once per level instead of the
         logits once per layer.
@@ -156,13 +156,13 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
 @register(TRANSFORMER_DECODER_REGISTRY)
 class VideoMultiScaleMaskedTransformerDecoder(MultiScaleMaskedTransformerDecoder):
-    """The same decoder, whose position encoding also tells the frame."""
+    """Masked-attention decoder whose position encoding includes the frame."""
 
     temporal = True
 
 
 def mask_logits(embeds: Tensor, features: Tensor) -> Tensor:
-    """Mask logits (B, Q, T, H, W) in fp32 of query embeddings (B, Q, C) on mask features (B, T, C, H, W)."""
+    """Compute mask logits (B, Q, T, H, W), fp32, of query embeddings (B, Q, C) and mask features (B, T, C, H, W)."""
     with torch.autocast(embeds.device.type, enabled=False):
         batch, frames, channels, height, width = features.shape
         flat = features.float().transpose(1, 2).reshape(batch, channels, -1)
@@ -171,13 +171,13 @@ def mask_logits(embeds: Tensor, features: Tensor) -> Tensor:
 
 @torch.no_grad()
 def attention_mask(embeds: Tensor, features: Tensor) -> Tensor:
-    """Where each query may look (equation 2): True where its mask is on; a query whose mask is empty looks everywhere.
+    """Compute where each query attends (equation 2): inside its mask, or everywhere if its mask is empty.
 
     Args:
         embeds: (B, Q, C); features: (B, T, C, H, W) at the level's size.
 
     Returns:
-        bool (B, 1, Q, T * H * W), the same for all heads.
+        bool (B, 1, Q, T * H * W), True where attention is allowed, the same for all heads.
     """
     blocked = mask_logits(embeds, features).flatten(2).sigmoid() < 0.5
     allowed = ~blocked | blocked.all(dim=-1, keepdim=True)

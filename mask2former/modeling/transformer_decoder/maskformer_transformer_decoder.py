@@ -1,4 +1,4 @@
-"""The transformer decoder of MaskFormer v1 (arXiv 2107.06278, section 3.2), which is DETR's: no attention masks."""
+"""The transformer decoder of MaskFormer v1 (arXiv 2107.06278, section 3.2), that of DETR, without attention masks."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from .transformer import TransformerDecoder, TransformerEncoder, map_tokens
 
 @register(TRANSFORMER_DECODER_REGISTRY)
 class StandardTransformerDecoder(nn.Module):
-    """Queries that attend to a whole feature map in every layer.
+    """Decoder whose queries attend to the complete feature map in every layer.
 
     Args:
         in_channels: channels C' of the incoming map.
-        mask_classification: predict a class for each query. Without, query k is the mask of class k, as
-            `PerPixelBaselinePlusHead` uses it.
+        mask_classification: predict a class for each query. If False, query k is the mask of class k, for
+            `PerPixelBaselinePlusHead`.
         num_classes: K; the class head predicts K + 1, no-object last.
         hidden_dim: C.
         num_queries: Q.
-        enc_layers: encoder layers on the incoming map before the queries see it; may be 0.
-        dec_layers: decoder layers, each of which gives a prediction (config DEC_LAYERS).
+        enc_layers: encoder layers on the incoming map; may be 0.
+        dec_layers: decoder layers, each with a prediction (config DEC_LAYERS).
         pre_norm: layer norm before each block instead of after it.
         deep_supervision: return the predictions of the earlier layers in training.
         mask_dim: channels of the mask features.
@@ -93,14 +93,14 @@ class StandardTransformerDecoder(nn.Module):
         """Predict classes and masks of the queries.
 
         Args:
-            x: the map (B * T, C', H', W') to attend to, or several, which are then attended to as one sequence.
+            x: map (B * T, C', H', W') to attend to, or several maps, which form one sequence.
             mask_features: (B * T, mask_dim, H4, W4).
             mask: ignored, as in the masked-attention decoder.
             frames: T.
 
         Returns:
-            the outputs of `MultiScaleMaskedTransformerDecoder`, with DEC_LAYERS predictions in training; without
-            `mask_classification` they lack "pred_logits".
+            The outputs of `MultiScaleMaskedTransformerDecoder`, with DEC_LAYERS predictions in training; without
+            `mask_classification` they have no "pred_logits".
         """
         maps = [x] if isinstance(x, Tensor) else x
         tokens, position = map_tokens([self.input_proj(m) for m in maps], self.position, frames)
@@ -118,6 +118,6 @@ class StandardTransformerDecoder(nn.Module):
         return {**predictions[-1], "mask_features": features, "aux_outputs": predictions[:-1]}
 
     def _predict(self, state: Tensor) -> dict[str, Tensor]:
-        """Class logits (B, Q, K + 1) and query embeddings (B, Q, mask_dim) of queries (B, Q, C)."""
+        """Predict class logits (B, Q, K + 1) and query embeddings (B, Q, mask_dim) of queries (B, Q, C)."""
         logits = {"pred_logits": self.class_embed(state)} if self.mask_classification else {}
         return {**logits, "pred_embeds": self.mask_embed(state)}

@@ -14,21 +14,21 @@ class PositionEncoding(nn.Module):
     """Sine position encoding of a (T, H, W) grid, cached per shape.
 
     "Attention is all you need" extended to two axes as in DETR (arXiv 2005.12872) and to time as in the video
-    report (arXiv 2112.10764): the channels hold the row and the column, half each; with `temporal` the frame
+    report (arXiv 2112.10764): half of the channels encode the row, half the column; with `temporal` the frame
     index is encoded over all channels and added.
     """
 
     def __init__(self, dim: int, temporal: bool = False, temperature: float = 10000.0) -> None:
         super().__init__()
         if dim % 4:
-            raise ValueError(f"position encoding needs a multiple of 4 channels, got {dim}")
+            raise ValueError(f"the channels of the position encoding must be a multiple of 4, got {dim}")
         self.dim = dim
         self.temporal = temporal
         self.temperature = temperature
         self._cache: ShapeCache[Tensor] = ShapeCache()
 
     def _axis(self, size: int, channels: int, device: torch.device) -> Tensor:
-        """(size, channels): sine and cosine of the normalized position i + 1 over 2 pi."""
+        """Return (size, channels): sine and cosine of the normalized position i + 1 over 2 pi."""
         position = torch.arange(1, size + 1, dtype=torch.float32, device=device)
         position = position / (position[-1] + 1e-6) * (2 * math.pi)
         index = torch.arange(channels, dtype=torch.float32, device=device)
@@ -45,7 +45,7 @@ class PositionEncoding(nn.Module):
         return grid.flatten(0, 2)
 
     def forward(self, frames: int, height: int, width: int, device: torch.device) -> Tensor:
-        """(T * H * W, C) float32, in the order frames, rows, columns."""
+        """Return the encoding (T * H * W, C) float32, in the order frames, rows, columns."""
 
         def encode() -> Tensor:
             with torch.autocast(device.type, enabled=False):

@@ -1,4 +1,4 @@
-"""Registry of transformer decoders, under the name that configs of the reference expect, and their common settings."""
+"""Registry of transformer decoders, and the settings that they share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TRANSFORMER_DECODER_REGISTRY.__doc__ = "Transformer decoders: called as cls(cfg,
 
 
 def decoder_settings(cfg: Any, in_channels: int, mask_classification: bool) -> dict[str, Any]:
-    """The arguments that all decoders of this package have and take from the config alike."""
+    """Read the arguments that all decoders of this package share from the config."""
     node, head = cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD
     return {
         "in_channels": in_channels,
