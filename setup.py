@@ -1,4 +1,4 @@
-"""What builds the compiled op, and the list of packages; the metadata is in pyproject.toml."""
+"""Build commands for the compiled op, and the list of packages; the metadata is in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import build_ops  # noqa: E402
 
 
 class Build(build):
-    """The build, with the compiled op."""
+    """Build command that includes the compiled op."""
 
     sub_commands = [*build.sub_commands, ("build_ops", None)]
 
@@ -39,7 +39,7 @@ class BuildOps(Command):
         assert self.build_lib is not None
         directory = ROOT / ("" if self.editable_mode else self.build_lib) / build_ops.OPS
         if not self.editable_mode:
-            for old in directory.glob("_*.abi3.so"):  # of an earlier build: this one may be without
+            for old in directory.glob("_*.abi3.so"):  # left by an earlier build; this one may not include it
                 old.unlink()
         try:
             self.built = build_ops.build(directory, request=os.environ.get(build_ops.VARIABLE))
@@ -47,7 +47,7 @@ class BuildOps(Command):
             raise SystemExit(f"error: {error}") from None
 
     def get_source_files(self) -> list[str]:
-        """What a source distribution must hold for this."""
+        """Return the files that a source distribution needs for this command."""
         files = [*(ROOT / "tools").glob("build_*.py"), *(ROOT / build_ops.CSRC).rglob("*.*")]
         return sorted(str(path.relative_to(ROOT)) for path in files)
 
@@ -59,7 +59,7 @@ class BuildOps(Command):
 
 
 class Wheel(bdist_wheel):
-    """With a compiled library, the wheel is for one system and every Python; without, for every system."""
+    """Wheel for one platform and every Python if it has a compiled library, else for every platform."""
 
     def run(self) -> None:
         self.run_command("build_ops")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train or evaluate a model, of images or videos.
+"""Train or evaluate a model for images or videos.
 
     python train_net.py --config-file configs/nuclei/maskformer2_efficientnet_lite0.yaml --num-gpus 1
     python train_net.py --config-file ... --eval-only MODEL.WEIGHTS model_final.safetensors
@@ -16,7 +16,7 @@ from mask2former.engine import Trainer, argument_parser, launch, setup
 
 
 def main(args: argparse.Namespace) -> object:
-    """What each process does; returns the evaluation results, if any."""
+    """Train or evaluate on one rank; return the evaluation results, if any."""
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.load_for_test(cfg, resume=args.resume)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""train_net.py, under the name of the reference's launcher for videos: the config says what is trained.
+"""Alias of train_net.py, under the name of the reference's script for videos: the config selects the model.
 
 python train_net_video.py --config-file configs/youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml --num-gpus 8
 """

@@ -37,20 +37,20 @@ from mask2former.visualization import comfortable_scale  # noqa: E402
 
 DEFAULT_OUTPUT = Path("output/demo")
 
-# Example images of scikit-image: the size at which the network sees them, and what to expect of a model trained on
-# nuclei.
+# Example images of scikit-image: shortest edge in the network, and what to expect of a model trained on nuclei.
 EXAMPLES = {
     "ihc.png": (800, "real nuclei, but in brown-stained tissue, which the training data lacks: most are missed"),
-    "cell.png": (512, "a whole cell in phase contrast: not a nucleus, outside the training domain"),
-    "coins.png": (512, "coins are not nuclei: outside the training domain, and found all the same"),
+    "cell.png": (512, "a complete cell in phase contrast: not a nucleus, outside the training domain"),
+    "coins.png": (512, "coins are not nuclei: outside the training domain, but detected anyway"),
 }
 
 
 class UserError(ValueError):
-    """Something that the user can mend; the message says how."""
+    """An error that the user can fix; the message says how."""
 
 
 def argument_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     _model_arguments(parser.add_argument_group("model"))
     _input_arguments(parser.add_argument_group("input (default: example images of scikit-image)"))
@@ -67,11 +67,11 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def _model_arguments(group: argparse._ArgumentGroup) -> None:
-    """What computes."""
+    """Add the arguments of the model."""
     group.add_argument(
         "--model",
         metavar="NAME",
-        help=f"model of the zoo, or a training's output directory (default: {DEFAULT_MODEL})",
+        help=f"model of the zoo, or a training output directory (default: {DEFAULT_MODEL})",
     )
     group.add_argument("--config-file", metavar="FILE", help="config file instead of --model (needs weights)")
     group.add_argument("--weights", metavar="FILE", help="weights to load; same as --opts MODEL.WEIGHTS FILE")
@@ -80,7 +80,7 @@ def _model_arguments(group: argparse._ArgumentGroup) -> None:
         "--task",
         default="auto",
         choices=["auto", *map(str, Task)],
-        help="what to compute; auto: what the model was made for; video: follow objects through a video",
+        help="what to predict; auto: what the model was trained for; video: track objects through a video",
     )
     group.add_argument("--amp", action="store_true", help="lower precision (bfloat16 or float16): faster on a GPU")
     group.add_argument(
@@ -94,12 +94,13 @@ def _model_arguments(group: argparse._ArgumentGroup) -> None:
         "--min-size",
         type=int,
         metavar="N",
-        help="shortest edge of images in the network; larger finds smaller objects (default: INPUT.MIN_SIZE_TEST)",
+        help="shortest edge of images in the network; larger values find smaller objects "
+        "(default: INPUT.MIN_SIZE_TEST)",
     )
 
 
 def _input_arguments(group: argparse._ArgumentGroup) -> None:
-    """What is read."""
+    """Add the arguments of the input."""
     group.add_argument(
         "--input", nargs="+", metavar="PATH", help="images, directories, or patterns such as 'cells/*.png'"
     )
@@ -108,7 +109,7 @@ def _input_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def _output_arguments(group: argparse._ArgumentGroup) -> None:
-    """What is written."""
+    """Add the arguments of the output."""
     group.add_argument(
         "--output",
         metavar="PATH",
@@ -123,13 +124,14 @@ def _output_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--non-overlapping",
         action=argparse.BooleanOptionalAction,
-        help=f"each pixel to one object; near-duplicates are removed (default: only with the model {DEFAULT_MODEL})",
+        help="assign each pixel to at most one object and remove near-duplicates (default: only with the model "
+        f"{DEFAULT_MODEL})",
     )
     group.add_argument(
         "--labels",
         choices=["auto", "yes", "no"],
         default="auto",
-        help="class names in the image (auto: where they fit)",
+        help="draw class names (auto: where they fit)",
     )
     group.add_argument(
         "--scale",
@@ -154,52 +156,52 @@ def _scale(text: str) -> float:
     return value
 
 
-# ------------------------------------------------------------------ what to read
+# ------------------------------------------------------------------ inputs
 def example_images() -> list[Path]:
-    """The example files that come inside the scikit-image package."""
+    """Return the example files that are part of the scikit-image package."""
     spec = importlib.util.find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:
         raise UserError("the example images come with scikit-image: pip install scikit-image, or use --input FILE ...")
     directory = Path(next(iter(spec.submodule_search_locations))) / "data"
-    found = [directory / name for name in EXAMPLES if (directory / name).is_file()]
-    if not found:
-        raise UserError(f"{directory} has none of {', '.join(EXAMPLES)}; use --input FILE ...")
-    return found
+    files = [directory / name for name in EXAMPLES if (directory / name).is_file()]
+    if not files:
+        raise UserError(f"{directory} contains none of {', '.join(EXAMPLES)}; use --input FILE ...")
+    return files
 
 
 def collect(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Files named by paths, directories and patterns, each once; and a message for each that gives none."""
+    """Return the files of paths, directories and patterns, without duplicates; and messages for inputs without any."""
     files: dict[Path, None] = {}
     problems = []
     for item in inputs:
         path = Path(item).expanduser()
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-            if not found:
-                problems.append(f"{item}: no image in this directory ({', '.join(sorted(IMAGE_SUFFIXES))})")
+            matches = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            if not matches:
+                problems.append(f"{item}: no images in this directory (supported: {', '.join(sorted(IMAGE_SUFFIXES))})")
         elif path.is_file():
-            found = [path]
+            matches = [path]
         elif glob.has_magic(item):
-            found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
-            if not found:
-                problems.append(f"{item}: this pattern matches no file (looked from {Path.cwd()})")
+            matches = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
+            if not matches:
+                problems.append(f"{item}: this pattern matches no file (searched from {Path.cwd()})")
         else:
-            found = []
+            matches = []
             problems.append(f"{item}: does not exist.{_similar(path)}")
-        files.update(dict.fromkeys(found))
+        files.update(dict.fromkeys(matches))
     return list(files), problems
 
 
 def _similar(path: Path) -> str:
     if not path.parent.is_dir():
-        return f" Neither does its directory {path.parent}."
+        return f" Its directory {path.parent} does not exist either."
     return did_you_mean(path.name, (p.name for p in path.parent.iterdir()))
 
 
-# ------------------------------------------------------------------ what to write
+# ------------------------------------------------------------------ outputs
 @dataclass
 class Writer:
-    """Writes results where --output and --save say, and remembers what was written."""
+    """Writer of the results that --output and --save select; keeps a list of the files written."""
 
     target: Path
     save: frozenset[str]
@@ -212,32 +214,34 @@ class Writer:
 
     @classmethod
     def create(cls, args: argparse.Namespace, count: int) -> Writer:
+        """Build the writer for `count` inputs; UserError if --output and --save do not fit them."""
         target = Path(args.output).expanduser() if args.output else DEFAULT_OUTPUT
         labels = {"auto": None, "yes": True, "no": False}[args.labels]
         suffix = target.suffix.lower()
         if target.is_dir() or not suffix or suffix not in WRITABLE_SUFFIXES | {".json"}:
             if target.exists() and not target.is_dir():
                 raise UserError(
-                    f"--output {target} is a file of unknown kind; give a directory, .json "
+                    f"--output {target} is a file of unknown type; give a directory, .json "
                     f"or {', '.join(sorted(WRITABLE_SUFFIXES))}"
                 )
             return cls(target, frozenset(args.save or ("overlay", "json")), labels, args.scale)
         if args.save:
-            raise UserError(f"--save chooses what goes into a directory, but --output {target} is one file")
+            raise UserError(f"--save selects files of a directory, but --output {target} is a file; drop --save")
         if suffix == ".json":
             return cls(target, frozenset({"json"}), labels, args.scale, single=True)
         if count > 1:
-            raise UserError(f"--output {target} is one image, but there are {count} inputs; give a directory")
+            raise UserError(f"--output {target} is a single image, but there are {count} inputs; give a directory")
         return cls(target, frozenset({"overlay"}), labels, args.scale, single=True)
 
     def add(self, result: Result, caption: str = "") -> None:
+        """Write the files of one image; UserError if the overlay would overwrite its input."""
         assert result.path is not None
         stem = self._unique(result.path.stem)
         if "overlay" in self.save:
             scale = self.scale or comfortable_scale(*result.image.shape[:2])
             path = self.target if self.single else self.target / f"{stem}{self._suffix(result.path)}"
             if path.exists() and path.samefile(result.path):
-                raise UserError(f"{path}: the overlay would replace its own input; give another --output")
+                raise UserError(f"{path}: the overlay would overwrite its input; choose another --output")
             self.written += result.save(path, scale=scale, labels=self.labels, caption=caption)
         if "masks" in self.save:
             self.written += result.save_masks(self.target / "masks", stem)
@@ -246,11 +250,12 @@ class Writer:
             self.document.add(result.to_coco(), result.size, result.path.name if result.path else None)
 
     def finish(self) -> None:
+        """Write the JSON file."""
         if self.document is not None:
             self.written.append(self.document.save(self.target if self.single else self.target / "results.json"))
 
     def _unique(self, stem: str) -> str:
-        """The stem, with a number when an image of that name from another directory came before."""
+        """Return the stem, with a number if an image of another directory already used it."""
         name, number = stem, 2
         while name in self._names:
             name, number = f"{stem}_{number}", number + 1
@@ -262,12 +267,12 @@ class Writer:
         return ".jpg" if path.suffix.lower() in (".jpg", ".jpeg") else ".png"
 
 
-# ------------------------------------------------------------------ runs
+# ------------------------------------------------------------------ segmentation
 def segment_images(segment: Segmenter, args: argparse.Namespace) -> int:
-    """Images of --input, or the examples. Returns the exit status: 1 if any could not be segmented."""
+    """Segment the images of --input, or the examples; return the exit status, 1 if any could not be segmented."""
     files, problems = collect(args.input) if args.input else (example_images(), [])
     for problem in problems:
-        _complain(problem)
+        _print_error(problem)
     writer = Writer.create(args, len(files))
     examples = EXAMPLES if not args.input and args.model is None and args.config_file is None else {}
     sizes = {path: args.min_size or examples.get(path.name, (None, ""))[0] for path in files}
@@ -280,7 +285,7 @@ def segment_images(segment: Segmenter, args: argparse.Namespace) -> int:
             writer.add(result, caption)
         except UserError as error:
             problems.append(str(error))
-            _complain(str(error))
+            _print_error(str(error))
             continue
         rows.append(
             [
@@ -300,27 +305,27 @@ def segment_images(segment: Segmenter, args: argparse.Namespace) -> int:
         if len(writer.written) > 8:
             print(f"  ... and {len(writer.written) - 8} more in {writer.target}")
     if problems:
-        _complain(f"{len(problems)} of the inputs gave no result")
+        _print_error(f"{len(problems)} of the inputs gave no result, see above")
     return 1 if problems else 0
 
 
 def _results(segment: Segmenter, files: dict[Path, int | None], problems: list[str]) -> Iterator[Result]:
-    """A result for each file that can be read, seen at its size; a message for each other one."""
+    """Yield a result for each readable file, resized to its shortest edge; append a message for each other one."""
     with tqdm(files, unit="image", mininterval=0.5, disable=len(files) < 4) as progress:
         for path in progress:
             try:
                 result = segment(path, min_size=files[path])
             except (ValueError, OSError) as error:
-                text = str(error) if str(path) in str(error) else f"{path}: {error}"
-                problems.append(text)
+                message = str(error) if str(path) in str(error) else f"{path}: {error}"
+                problems.append(message)
                 with tqdm.external_write_mode():
-                    _complain(text)
+                    _print_error(message)
                 continue
             yield result
 
 
 def _objects(result: Result) -> str:
-    """Number and kinds, "31 nucleus" or "12: 5 person, 4 car, 3 tree"."""
+    """Format counts per class: "31 nucleus" or "12: 5 person, 4 car, 3 tree"."""
     counts = result.counts()
     if not counts:
         return "0"
@@ -342,7 +347,7 @@ def _scores(result: Result) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Aligned text; a column without content is left out."""
+    """Format rows as aligned text; empty columns are omitted."""
     columns = [i for i in range(len(head)) if any(row[i] for row in rows)]
     widths = {i: max(len(head[i]), *(len(row[i]) for row in rows)) for i in columns}
     ruler = ["-" * widths.get(i, 0) for i in range(len(head))]
@@ -354,17 +359,18 @@ def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
-def _complain(text: str) -> None:
+def _print_error(text: str) -> None:
     print(f"error: {text}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
     args = argument_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     sources = [name for name in ("input", "video_input", "webcam") if getattr(args, name) is not None]
     try:
         if len(sources) > 1:
-            raise UserError("choose one of " + ", ".join(f"--{name.replace('_', '-')}" for name in sources))
+            raise UserError("choose only one of " + ", ".join(f"--{name.replace('_', '-')}" for name in sources))
         if args.non_overlapping is None:
             args.non_overlapping = args.config_file is None and args.model in (None, DEFAULT_MODEL)
         if args.task == "video" and not sources:
@@ -389,10 +395,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError("this is a video model: give --video-input FILE, or a directory of frames")
         return segment_images(segment, args)
     except (UserError, ValueError, FileNotFoundError) as error:
-        _complain(str(error))
+        _print_error(str(error))
         return 2
     except KeyboardInterrupt:
-        _complain("interrupted")
+        _print_error("interrupted")
         return 130
 
 

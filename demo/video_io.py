@@ -1,6 +1,6 @@
-"""The demo on moving images: a video or webcam image by image, or a video whose objects are followed.
+"""The demo on videos: a video or webcam segmented image by image, or a video whose objects are tracked.
 
-A video is a file or a directory of frames; the results go into an mp4 that plays everywhere.
+A video is a file or a directory of frames; overlays are written to an mp4 that plays everywhere.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ WINDOW = "Mask2Former (q: quit)"
 
 
 def add_arguments(group: argparse._ArgumentGroup) -> None:
-    """What only videos have."""
-    group.add_argument("--online", action="store_true", help="follow objects frame by frame (image models always do)")
+    """Add the arguments that only apply to videos."""
+    group.add_argument("--online", action="store_true", help="track objects frame by frame (image models always do)")
     group.add_argument(
-        "--window", type=int, default=24, metavar="N", help="frames that the network sees together (default: 24)"
+        "--window", type=int, default=24, metavar="N", help="frames that the network processes together (default: 24)"
     )
     group.add_argument("--overlap", type=int, default=6, metavar="N", help="frames that two windows share (default: 6)")
     group.add_argument(
         "--top-k",
         type=int,
         metavar="N",
-        help="objects at a time (default: TEST.DETECTIONS_PER_VIDEO, of image models TEST.DETECTIONS_PER_IMAGE)",
+        help="objects per window (default: TEST.DETECTIONS_PER_VIDEO, for image models TEST.DETECTIONS_PER_IMAGE)",
     )
     group.add_argument(
         "--save-frames", action="store_true", help="also write each drawn frame, as frames/000000.jpg ..."
@@ -50,18 +50,18 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def run(segment: Segmenter, args: argparse.Namespace) -> int:
-    """Segment the video or camera. Returns the exit status; ValueError for what the user can mend."""
-    follow = args.task == "video" or hasattr(segment.model, "clip_outputs")
-    if args.webcam is not None and follow:
-        raise ValueError("--webcam works image by image, with an image model and without --task video")
+    """Segment the video or camera; return the exit status. ValueError for errors that the user can fix."""
+    tracking = args.task == "video" or hasattr(segment.model, "clip_outputs")
+    if args.webcam is not None and tracking:
+        raise ValueError("--webcam is segmented image by image: use an image model, and omit --task video")
     if args.webcam is not None:
         return segment_frames(segment, Camera(args.webcam), args)
     source = _source(args)
-    return follow_objects(segment, source, args) if follow else segment_frames(segment, source, args)
+    return track_objects(segment, source, args) if tracking else segment_frames(segment, source, args)
 
 
 def _source(args: argparse.Namespace) -> FrameSource:
-    """The video of --video-input, or the images of --input as its frames."""
+    """Open the video of --video-input, or the images of --input as its frames."""
     if args.video_input is not None:
         return open_frames(args.video_input, Path())
     files = [Path(name) for name in args.input]
@@ -73,8 +73,8 @@ def _source(args: argparse.Namespace) -> FrameSource:
     return FrameFolder(files[0].parent, files)
 
 
-def follow_objects(segment: Segmenter, source: FrameSource, args: argparse.Namespace) -> int:
-    """Tracks through the whole video. What a stopped run has done is kept for the next one with the same arguments."""
+def track_objects(segment: Segmenter, source: FrameSource, args: argparse.Namespace) -> int:
+    """Track objects through the video; return the exit status. The same command resumes a stopped run."""
     directory, video, document = _targets(args, source, ("overlay", "json"))
     work = directory / f".{source.name}_tracks"
     masks = directory / "masks" if args.save and "masks" in args.save else None
@@ -114,26 +114,26 @@ def _track(segment: Segmenter, source: FrameSource, work: Path, args: argparse.N
                 progress=True,
             )
         except JournalMismatch as error:
-            print(f"a stopped run with other arguments is dropped ({error})", file=sys.stderr)
+            print(f"discarding a stopped run with other arguments ({error})", file=sys.stderr)
             _drop(work)
         except KeyboardInterrupt:
-            print("interrupted: the same command goes on from here", file=sys.stderr)
+            print("interrupted: the same command resumes from here", file=sys.stderr)
             raise
-    raise AssertionError("a new journal cannot differ")
+    raise AssertionError("a new journal matches its run")
 
 
 def _drop(work: Path) -> None:
-    """Delete a journal. The files by which its windows count go first: what a stop here leaves has no results."""
+    """Delete a journal, the files that validate its windows first: what an interrupt leaves is not resumed."""
     for name in ("finished.json", "state.npz"):
         (work / name).unlink(missing_ok=True)
     shutil.rmtree(work)
 
 
 def segment_frames(segment: Segmenter, source: FrameSource | Camera, args: argparse.Namespace) -> int:
-    """Each image by itself; only the colors follow the objects."""
+    """Segment each image by itself, with matched colors from frame to frame; return the exit status."""
     directory, video, document = _targets(args, source, ("overlay",))
     if video is None and document is None and args.save is None and not _has_windows():
-        raise ValueError("this OpenCV has no windows for the camera; give --output FILE.mp4, or install opencv-python")
+        raise ValueError("this OpenCV build cannot open a window; give --output FILE.mp4, or install opencv-python")
     colors, labels = TrackColors(), {"auto": None, "yes": True, "no": False}[args.labels]
     coco = CocoDocument(segment.classes) if document else None
     masks = directory if args.save and "masks" in args.save else None
@@ -161,10 +161,10 @@ def segment_frames(segment: Segmenter, source: FrameSource | Camera, args: argpa
         keep = True
     except KeyboardInterrupt:
         keep = True
-        print("interrupted: what is done so far is kept", file=sys.stderr)
+        print("interrupted: the frames so far are kept", file=sys.stderr)
     finally:
         if writer is not None:
-            writer.close(keep=keep)  # an error leaves the video of an earlier run as it is
+            writer.close(keep=keep)  # after an error, the video of an earlier run is left unchanged
     if not count:
         raise ValueError(f"{source.name}: no frame could be read")
     written = [video] if video else []
@@ -182,7 +182,7 @@ def segment_frames(segment: Segmenter, source: FrameSource | Camera, args: argpa
 def _targets(
     args: argparse.Namespace, source: FrameSource | Camera, default: tuple[str, ...]
 ) -> tuple[Path, Path | None, Path | None]:
-    """Output directory, video file (or None) and JSON file (or None) of --output and --save."""
+    """Return the output directory, video file (or None) and JSON file (or None) of --output and --save."""
     save = set(args.save or default)
     if args.output is None:
         if isinstance(source, Camera) and args.save is None:
@@ -195,10 +195,10 @@ def _targets(
             if suffix not in (*VIDEO_SUFFIXES, ".json"):
                 raise ValueError(f"--output {target}: use a directory, .mp4, .mov or .mkv for the video, or .json")
             if args.save:
-                raise ValueError(f"--save chooses what goes into a directory, but --output {target} is one file")
+                raise ValueError(f"--save selects files of a directory, but --output {target} is a file; drop --save")
             path = None if isinstance(source, Camera) else source.path
             if path is not None and target.exists() and target.samefile(path):
-                raise ValueError(f"--output {target} is the input itself")
+                raise ValueError(f"--output {target} is the input itself; choose another path")
             return target.parent, None if suffix == ".json" else target, target if suffix == ".json" else None
         directory = target
     video = directory / f"{source.name}_segmented.mp4" if "overlay" in save else None
@@ -207,7 +207,7 @@ def _targets(
 
 # ------------------------------------------------------------------ reading
 class Camera:
-    """Frames of a webcam, with the time they came."""
+    """Frames of a webcam, with the time at which they were read."""
 
     length = None
     rate = DEFAULT_RATE
@@ -218,12 +218,13 @@ class Camera:
         if not self._capture.isOpened():
             self._capture.release()
             raise ValueError(
-                f"camera {number} cannot be opened: none is connected, it is in use, or access is denied. "
+                f"camera {number} cannot be opened: it is not connected, in use, or access is denied. "
                 "Try another number (--webcam 1), or use --video-input FILE."
             )
         self.name = f"camera{number}"
 
     def read(self) -> Iterator[Frame]:
+        """Yield frames until the camera gives no more."""
         start = time.perf_counter()
         try:
             for index in itertools.count():
@@ -237,7 +238,7 @@ class Camera:
 
 # ------------------------------------------------------------------ showing
 def _has_windows() -> bool:
-    """Whether this OpenCV can open windows (the headless build cannot)."""
+    """Return whether this OpenCV build can open windows (the headless build cannot)."""
     try:
         cv2.namedWindow(WINDOW, cv2.WINDOW_NORMAL)
         return True
@@ -246,7 +247,7 @@ def _has_windows() -> bool:
 
 
 def _shown(image: np.ndarray) -> bool:
-    """Show an image; False when the user pressed q or Escape or closed the window."""
+    """Show an image; return False after the user pressed q or Escape or closed the window."""
     cv2.imshow(WINDOW, np.ascontiguousarray(image[..., ::-1]))
     if cv2.waitKey(1) & 0xFF in (ord("q"), 27):
         with suppress(cv2.error):
@@ -256,9 +257,9 @@ def _shown(image: np.ndarray) -> bool:
 
 
 class TrackColors:
-    """Keeps an object's color from frame to frame: numbers for `draw(color_ids=...)`.
+    """Matcher that keeps the color of an object from frame to frame, by ids for `draw(color_ids=...)`.
 
-    Objects of two frames belong together when they have one class and their boxes overlap (IoU >= 0.3).
+    Objects of two frames are matched if they have the same class and their boxes overlap (IoU >= 0.3).
     """
 
     def __init__(self) -> None:
@@ -266,7 +267,7 @@ class TrackColors:
         self._next = 0
 
     def update(self, result: Result) -> np.ndarray:
-        """(N,) number of each instance of the new frame."""
+        """Match the N instances of the next frame; return their ids (N,)."""
         assert result.instances is not None
         boxes, labels = result.instances.boxes, result.instances.labels
         overlap = _box_iou(boxes, self._boxes) * (labels[:, None] == self._labels[None])
@@ -274,17 +275,17 @@ class TrackColors:
         for new, old in zip(*linear_sum_assignment(-overlap), strict=True):
             if overlap[new, old] >= 0.3:
                 ids[new] = self._ids[old]
-        fresh = np.flatnonzero(ids < 0)
-        ids[fresh] = self._next + np.arange(len(fresh))
-        self._next += len(fresh)
+        unmatched = np.flatnonzero(ids < 0)
+        ids[unmatched] = self._next + np.arange(len(unmatched))
+        self._next += len(unmatched)
         self._boxes, self._labels, self._ids = boxes, labels, ids
         return ids
 
 
 def _box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(N, M) intersection over union of XYXY boxes."""
+    """Compute the IoU (N, M) of XYXY boxes (N, 4) and (M, 4)."""
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    shared = np.prod(np.clip(high - low, 0, None), axis=2)
+    intersection = np.prod(np.clip(high - low, 0, None), axis=2)
     areas = [np.prod(x[:, 2:] - x[:, :2], axis=1) for x in (a, b)]
-    return shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-9)
+    return intersection / np.maximum(areas[0][:, None] + areas[1][None] - intersection, 1e-9)

@@ -1,8 +1,8 @@
-"""The journal of a long clip: one file of masks for each window, one of the tracks' state, and logs, on the disk.
+"""Journal of a long clip on disk: one file of masks per window, one of the tracks' state, and logs.
 
-Masks leave the memory window by window, and a run that was killed goes on after the last finished window. Every file
-is whole or absent, but for the logs, which grow at their end and of which the state says how much counts. The state is
-written last, so that a window counts only when its masks are there. What is written for a window does not grow with
+Masks are released from memory window by window, and a run that was killed resumes after the last finished window. Files
+are written atomically, except for the logs, which are appended to and whose valid length is in the state. The state is
+written last, so that a window counts only after its masks are written. The amount written per window does not grow with
 the number of windows.
 """
 
@@ -20,37 +20,39 @@ import numpy as np
 
 from ..utils.file_io import read_json, write_bytes, write_json
 
-_LOG = "log_"  # before a log's name in the state: its rows and columns
+_LOG = "log_"  # prefix of a log's name in the state, where its rows and columns are stored
 
 
 class JournalMismatch(ValueError):
-    """The directory holds the journal of another run."""
+    """The directory holds the journal of a different run."""
 
 
 class Journal:
     """Files of one run in `directory`.
 
     Args:
-        directory: is made; a journal that is there already is continued.
-        run: what the results depend on (JSON: video, model, settings); kept as an attribute.
+        directory: created if needed; an existing journal in it is resumed.
+        run: what the results depend on (JSON content: video, model, settings); kept as an attribute.
+
     Raises:
-        JournalMismatch: the journal there is that of another run; the message says what differs.
+        JournalMismatch: the existing journal is of a different run; the message lists what differs.
+        ValueError: the existing state is corrupted.
     """
 
     def __init__(self, directory: Path, run: Mapping[str, Any]) -> None:
         self.directory = directory
         head = directory / "run.json"
-        self.run: dict[str, Any] = json.loads(json.dumps(run))  # as it comes back from a file: tuples are lists
+        self.run: dict[str, Any] = json.loads(json.dumps(run))  # as read back from a file: tuples become lists
         if head.is_file():
-            before = read_json(head, "journal of a video")
-            differing = sorted(key for key in {*self.run, *before} if self.run.get(key) != before.get(key))
+            stored = read_json(head, "journal of a video")
+            differing = sorted(key for key in {*self.run, *stored} if self.run.get(key) != stored.get(key))
             if differing:
                 raise JournalMismatch(
-                    f"{directory} holds the results of another run (other {', '.join(differing)}); delete it to start "
-                    "anew, or choose another directory"
+                    f"{directory} holds the results of a run with different {', '.join(differing)}; delete it to start "
+                    "over, or choose another directory"
                 )
         else:
-            # Results whose run is not known, of a directory that was deleted in part, are nobody's.
+            # Results without run.json (a partly deleted directory) cannot be attributed to a run.
             for name in ("finished.json", "state.npz"):
                 (directory / name).unlink(missing_ok=True)
             write_json(head, self.run)
@@ -65,7 +67,7 @@ class Journal:
             with np.load(path, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} is damaged ({error}); delete {self.directory} to start anew") from error
+            raise ValueError(f"{path} is corrupted ({error}); delete {self.directory} to start over") from error
 
     def append(
         self,
@@ -73,12 +75,12 @@ class Journal:
         state: Mapping[str, np.ndarray],
         rows: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """Finish a window.
+        """Write a finished window.
 
         Args:
-            window: its masks and what else is read by `windows()`.
-            state: what the next window needs.
-            rows: for the name of a log (R, C) numbers, which `log()` gives with those of the windows before.
+            window: its masks and everything else that `windows()` returns (JSON content).
+            state: arrays that the next window needs.
+            rows: name of a log -> rows (R, C) to append to it; `log()` returns them all.
         """
         write_json(self._window(self.done), window)
         sizes = {name: value for name, value in self.state.items() if name.startswith(_LOG)}
@@ -92,41 +94,41 @@ class Journal:
         write_bytes(self.directory / "state.npz", buffer.getvalue())
 
     def finish(self, facts: Mapping[str, Any]) -> None:
-        """The video has ended; `facts` are kept for `facts()`."""
+        """Mark the video as finished; store `facts` for `facts()`."""
         write_json(self.directory / "finished.json", facts)
 
     def facts(self) -> dict[str, Any] | None:
-        """What `finish` was given; None while windows are missing."""
+        """Return the facts passed to `finish`, or None if the run has not finished."""
         path = self.directory / "finished.json"
         return read_json(path, "journal of a video") if path.is_file() else None
 
     def windows(self) -> Iterator[dict[str, Any]]:
-        """The finished windows in order, one in memory at a time."""
+        """Yield the finished windows in order, one in memory at a time."""
         for index in range(self.done):
             yield read_json(self._window(index), "journal of a video")
 
     def log(self, name: str) -> np.ndarray:
-        """All rows of a log, float64 (R, C); (0, 0) where there is none yet."""
+        """Return all rows of a log, float64 (R, C); (0, 0) if it is empty. ValueError if the file is truncated."""
         count, columns = self.state.get(_LOG + name, (0, 0))
         if not count:
             return np.zeros((0, 0))
         path = self._log(name)
         values = np.fromfile(path, dtype="<f8", count=int(count * columns)) if path.is_file() else np.zeros(0)
         if len(values) != count * columns:
-            raise ValueError(f"{path} is missing or truncated; delete {self.directory} to start anew")
+            raise ValueError(f"{path} is missing or truncated; delete {self.directory} to start over")
         return values.reshape(count, columns)
 
     def _extend(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """Write rows after those that count, over what a killed run may have left there; gives the new size."""
-        before = int(self.state.get(_LOG + name, (0, 0))[0])
+        """Append rows to the valid ones, dropping what a killed run may have left; return the new size."""
+        count = int(self.state.get(_LOG + name, (0, 0))[0])
         path = self._log(name)
-        with path.open("r+b" if before else "wb") as file:
-            file.truncate(before * rows.shape[1] * 8)
+        with path.open("r+b" if count else "wb") as file:
+            file.truncate(count * rows.shape[1] * 8)
             file.seek(0, os.SEEK_END)
             file.write(rows.astype("<f8").tobytes())
             file.flush()
             os.fsync(file.fileno())
-        return np.array([before + len(rows), rows.shape[1]])
+        return np.array([count + len(rows), rows.shape[1]])
 
     def _log(self, name: str) -> Path:
         return self.directory / f"{name}.log"

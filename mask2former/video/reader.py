@@ -1,7 +1,7 @@
-"""Frames of a video, whatever it comes as: a file, a directory of images, a list, or a stream that is read once.
+"""Readers of video frames: from a file, a directory of images, a list, or a stream that can be read only once.
 
-Every source can be read again from any frame on, so that a long clip is never held in memory: it is read once for
-the network and once more for the images of its result.
+Every source can be read again from any frame, so that a long clip is never held in memory: it is read once for the
+network and once more for the images of its result.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Video = Union[str, "os.PathLike[str]", Iterable[ImageSource]]
 
 @dataclass(frozen=True)
 class Frame:
-    """One image of a video: its number from 0, its time in seconds, and (H, W, 3) uint8 RGB."""
+    """One frame of a video: its index from 0, its time in seconds, and the image (H, W, 3) uint8 RGB."""
 
     index: int
     seconds: float
@@ -40,7 +40,7 @@ class Frame:
 
 
 class FrameSource:
-    """A video. `length` is None where it is unknown before the end; `damaged` is set when frames are missing."""
+    """A video. `length` is None if it is unknown before the end; `damaged` is set if frames could not be read."""
 
     name: str
     length: int | None
@@ -49,14 +49,18 @@ class FrameSource:
     path: Path | None = None
 
     def read(self, start: int = 0) -> Iterator[Frame]:
-        """The frames from number `start` on. Raises ValueError where a frame is unreadable or of another size."""
+        """Yield the frames from index `start` on.
+
+        Raises:
+            ValueError: a frame cannot be read, or its size differs from that of the first one.
+        """
         size: tuple[int, ...] | None = None
         for frame in self._read(start):
             size = size or frame.image.shape
             if frame.image.shape != size:
                 raise ValueError(
-                    f"{self.name}: frame {frame.index} is {frame.image.shape[1]}x{frame.image.shape[0]}, the ones "
-                    f"before are {size[1]}x{size[0]}; all frames of a video need one size"
+                    f"{self.name}: frame {frame.index} is {frame.image.shape[1]}x{frame.image.shape[0]}, but earlier "
+                    f"frames are {size[1]}x{size[0]}; resize all frames of a video to one size"
                 )
             yield frame
 
@@ -64,12 +68,12 @@ class FrameSource:
         raise NotImplementedError
 
     def identity(self) -> list[Any]:
-        """What tells this video from another one, as far as it can be known without reading it."""
+        """Return what identifies this video (JSON content), as far as known without reading all of it."""
         return [self.name]
 
 
 class VideoFile(FrameSource):
-    """A video file, upright as a player would show it; read by PyAV where that is installed, else by OpenCV."""
+    """A video file, rotated as a player would show it; read with PyAV if installed, else with OpenCV."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, path.stem
@@ -80,10 +84,10 @@ class VideoFile(FrameSource):
         with self._open() as container:
             stream = container.streams.video[0]
             self.rate = Fraction(stream.average_rate or DEFAULT_RATE)
-            known = float(stream.duration * stream.time_base * self.rate) if stream.duration else 0.0
-            self.length = stream.frames or round(known) or None
-            # Of a trimmed video the header counts hidden frames too, which the duration leaves out.
-            self._expected = min(float(stream.frames), known or stream.frames)
+            estimate = float(stream.duration * stream.time_base * self.rate) if stream.duration else 0.0
+            self.length = stream.frames or round(estimate) or None
+            # The frame count of a trimmed video includes hidden frames; its duration does not.
+            self._expected = min(float(stream.frames), estimate or stream.frames)
 
     def identity(self) -> list[Any]:
         assert self.path is not None
@@ -97,7 +101,7 @@ class VideoFile(FrameSource):
             raise ValueError(f"{self.path}: cannot be read as a video ({error})") from error
         if not container.streams.video:
             container.close()
-            raise ValueError(f"{self.path}: this file has no images, only: {container.format.long_name}")
+            raise ValueError(f"{self.path}: no video stream in this {container.format.long_name} file; give another")
         return container
 
     def _read(self, start: int) -> Iterator[Frame]:
@@ -114,13 +118,13 @@ class VideoFile(FrameSource):
                 first = seconds if first is None else first
                 if index < start:
                     continue
-                turns = round(getattr(frame, "rotation", 0) / 90) % 4
-                pixels = np.rot90(frame.to_ndarray(format="rgb24"), turns)
+                quarters = round(getattr(frame, "rotation", 0) / 90) % 4
+                pixels = np.rot90(frame.to_ndarray(format="rgb24"), quarters)
                 yield Frame(index, seconds - first, np.ascontiguousarray(pixels))
         self._compare_length(index + 1)
 
     def _decoded(self, packets: Iterator[Any]) -> Iterator[Any]:
-        """The frames of all packets that can be decoded. The others are skipped; one warning says so at the end."""
+        """Yield the frames of all packets that can be decoded; log one warning about skipped packets at the end."""
         skipped = 0
         try:
             for packet in packets:
@@ -130,17 +134,17 @@ class VideoFile(FrameSource):
                     skipped, self.damaged = skipped + 1, True
                     continue
                 yield from frames
-        except self._av.error.FFmpegError as error:  # there is no way to the packets behind
+        except self._av.error.FFmpegError as error:  # demuxing failed: later packets cannot be reached
             self.damaged = True
-            logger.warning("%s: the video is damaged here, the rest is left out (%s)", self.path, error)
+            logger.warning("%s: the video is damaged, its remaining frames are skipped (%s)", self.path, error)
         if skipped:
-            logger.warning("%s: the video is damaged; packets skipped, with their frames: %d", self.path, skipped)
+            logger.warning("%s: the video is damaged; %d packets and their frames are skipped", self.path, skipped)
 
     def _open_with_opencv(self) -> Any:
         capture = cv2.VideoCapture(str(self.path))
         if not capture.isOpened():
             capture.release()
-            raise ValueError(f"{self.path}: cannot be read as a video by OpenCV; pip install av reads more formats")
+            raise ValueError(f"{self.path}: cannot be read as a video by OpenCV; 'pip install av' adds formats")
         self.rate = Fraction(capture.get(cv2.CAP_PROP_FPS) or DEFAULT_RATE).limit_denominator(1001)
         self._expected = capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.length = int(self._expected) or None
@@ -162,24 +166,24 @@ class VideoFile(FrameSource):
         self._compare_length(count)
 
     def _compare_length(self, count: int) -> None:
-        """Notice what neither reader reports: a file that is cut off and, with OpenCV, one that is damaged."""
+        """Detect what the readers do not report: a truncated file and, with OpenCV, a damaged one."""
         if not self.damaged and count < 0.9 * self._expected - 1:  # lengths are estimates in some files
             self.damaged = True
-            text = "%s: only %d of about %d frames could be read; the video is damaged, cut off or trimmed"
-            logger.warning(text, self.path, count, self._expected)
+            message = "%s: only %d of about %d frames could be read; the video is damaged, truncated or trimmed"
+            logger.warning(message, self.path, count, self._expected)
 
 
 class FrameFolder(FrameSource):
-    """The images of a directory, or any list of image files, in the order of the numbers in their names."""
+    """A directory of images, sorted by the numbers in their names, or a list of image files in the given order."""
 
     def __init__(self, path: Path, files: Sequence[Path] | None = None) -> None:
         self.path, self.name = path, path.name or "clip"
-        found = path.iterdir() if files is None else files
-        self.files = [p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+        paths = path.iterdir() if files is None else files
+        self.files = [p for p in paths if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
         if files is None:
             self.files.sort(key=natural_order)
         if not self.files:
-            raise ValueError(f"{path}: no frame in this directory ({', '.join(sorted(IMAGE_SUFFIXES))})")
+            raise ValueError(f"{path}: no frames in this directory (supported: {', '.join(sorted(IMAGE_SUFFIXES))})")
         self.length = len(self.files)
 
     def identity(self) -> list[Any]:
@@ -191,11 +195,11 @@ class FrameFolder(FrameSource):
 
 
 class FrameList(FrameSource):
-    """Images in memory: a list, or an array or tensor whose first axis is time."""
+    """Images in memory: a list, or an array or tensor whose first dimension is time."""
 
     def __init__(self, images: Sequence[ImageSource], name: str = "clip") -> None:
         if not len(images):
-            raise ValueError("the video has no frames: the list is empty")
+            raise ValueError("the video is an empty list; give at least one frame")
         self._images, self.name, self.length = images, name, len(images)
 
     def identity(self) -> list[Any]:
@@ -208,21 +212,21 @@ class FrameList(FrameSource):
 
 
 class FrameStream(FrameSource):
-    """Images that come once, such as those of a generator. They are kept as PNG files for the second reading.
+    """Images that can be read only once, such as those of a generator; they are stored as PNG files to be read again.
 
-    A stream may be given anew to a directory that has its first images already; these are compared, so that the results
-    of two videos are never mixed.
+    `directory` may already hold the first images of the same stream, from an earlier run. They are compared, so that
+    the results of two videos are never mixed.
     """
 
     length = None
 
     def __init__(self, images: Iterable[ImageSource], directory: Path, name: str = "clip") -> None:
         self._rest, self._directory, self.name = iter(images), directory, name
-        self._taken = 0  # images of this stream that are in the directory
+        self._taken = 0  # number of images of this stream that are in the directory
         self._error: BaseException | None = None
 
     def identity(self) -> list[Any]:
-        """The name and the first image, which is taken from the stream for that."""
+        """Return the name, and size and hash of the first image, which is read from the stream."""
         first = next(self._read(0), None)
         return [self.name] if first is None else [self.name, *first.image.shape[:2], _digest([first.image])]
 
@@ -236,14 +240,14 @@ class FrameStream(FrameSource):
                 yield Frame(index, float(index / self.rate), image)
 
     def _take(self) -> np.ndarray | None:
-        """The next image, which is in the directory then; None at the end.
+        """Read the next image and store it in the directory; return None at the end.
 
         Raises:
-            ValueError: the directory has another image of this number, or the stream has broken off before.
+            ValueError: the directory holds a different image with this index, or the stream raised an error before.
         """
-        if self._error is not None:  # a generator that raised seems to be at its end
-            where = f"{self.name}: this stream broke off at frame {self._taken}"
-            raise ValueError(f"{where}; give a new one") from self._error
+        if self._error is not None:  # a generator that raised an error looks exhausted
+            message = f"{self.name}: this stream failed at frame {self._taken}; pass a new one"
+            raise ValueError(message) from self._error
         try:
             image = next((load_image(source) for source in self._rest), None)
             self._keep(image)
@@ -257,15 +261,15 @@ class FrameStream(FrameSource):
         return image
 
     def _keep(self, image: np.ndarray | None) -> None:
-        """Write the next image, or compare it with the one that is there; None: there must be none."""
+        """Write the next image, or compare it with the stored one; None: there must be no stored one."""
         path = self._file(self._taken)
-        before = _image_in(path)
-        if before is None and image is not None:
+        stored = _image_in(path)
+        if stored is None and image is not None:
             _write_png(path, image)
-        elif before is not None and (image is None or not np.array_equal(image, before)):
+        elif stored is not None and (image is None or not np.array_equal(image, stored)):
             raise ValueError(
-                f"{path.parent}: frame {self._taken} there is not that of this video, so the results beside it are "
-                f"those of another one; delete the directory {path.parent.parent} or choose another work_dir"
+                f"{path.parent}: stored frame {self._taken} differs from this video, so the results belong to another "
+                f"video; delete the directory {path.parent.parent} or choose another work_dir"
             )
 
     def _file(self, index: int) -> Path:
@@ -273,14 +277,16 @@ class FrameStream(FrameSource):
 
 
 def open_frames(video: Video | FrameSource, spool: Path) -> FrameSource:
-    """A source for whatever a user gives as a video.
+    """Open a video in any of the supported forms.
 
     Args:
         video: a video file, a directory of frames, a list of images or image files, an array or tensor whose first
-            axis is time, or any iterable of images.
+            dimension is time, or any iterable of images.
         spool: directory for the frames of an iterable that can be read only once.
+
     Raises:
-        FileNotFoundError, ValueError: nothing there, or nothing that is a video.
+        FileNotFoundError: the path does not exist.
+        ValueError: the input is not a video.
     """
     if isinstance(video, FrameSource):
         return video
@@ -293,17 +299,17 @@ def open_frames(video: Video | FrameSource, spool: Path) -> FrameSource:
         return VideoFile(path)
     if isinstance(video, np.ndarray | torch.Tensor):
         if video.ndim != 4:
-            raise ValueError(f"a video as an array has 4 axes, the first one time, not shape {tuple(video.shape)}")
+            raise ValueError(f"a video array must have 4 dimensions, time first, not shape {tuple(video.shape)}")
         return FrameList(video)  # type: ignore[arg-type]
     if isinstance(video, Sequence):
         return FrameList(video)
     if isinstance(video, Iterable):
         return FrameStream(video, spool)
-    raise ValueError(f"a video is a path, a directory or frames, not {type(video).__name__}")
+    raise ValueError(f"video must be a path or an iterable of images, not {type(video).__name__}")
 
 
 def _digest(images: Iterable[ImageSource]) -> str:
-    """A number that differs for other images: of their pixels, or of name, size and time of files."""
+    """Return a hash of images: of their pixels, or of name, size and modification time of files."""
     digest = hashlib.blake2b(digest_size=16)
     for source in images:
         if isinstance(source, str | os.PathLike) and os.path.isfile(source):
@@ -317,7 +323,7 @@ def _digest(images: Iterable[ImageSource]) -> str:
 
 
 def _image_in(path: Path) -> np.ndarray | None:
-    """The image of a file; None where there is none, or one that is truncated."""
+    """Load an image; return None if the file is missing or truncated."""
     try:
         return load_image(path)
     except (OSError, ValueError):
@@ -325,7 +331,7 @@ def _image_in(path: Path) -> np.ndarray | None:
 
 
 def _write_png(path: Path, image: np.ndarray) -> None:
-    """Write (H, W, 3) RGB. The file has its name when it is whole; it is not forced to the disk, to be quick."""
+    """Write an image (H, W, 3) RGB atomically, but without fsync, for speed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part.png")
     if not cv2.imwrite(str(part), image[..., ::-1], (cv2.IMWRITE_PNG_COMPRESSION, 1)):
@@ -334,7 +340,7 @@ def _write_png(path: Path, image: np.ndarray) -> None:
 
 
 def natural_order(path: Path) -> list[Any]:
-    """Sorting key that puts frame9 before frame10."""
+    """Return a sort key that puts frame9 before frame10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
 
 

@@ -1,4 +1,4 @@
-"""The tracks of a video: read frame by frame, filtered, drawn and saved, with one window of masks in memory."""
+"""Tracks of a video: iterated frame by frame, filtered, drawn and saved, with one window of masks in memory."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from .reader import FrameSource
 from .windows import tracks_of
 from .writer import VIDEO_SUFFIXES, VideoWriter
 
-_LARGEST = 65_535  # value of a 16-bit pixel
+_LARGEST = 65_535  # largest value of a 16-bit pixel
 
 
 @dataclass(frozen=True)
 class Track:
-    """One object of a video: its number (from 1), class, score, and the frames [first, last) it was followed in."""
+    """One object of a video: its number (from 1), class, score, and the frames [first, last) of the track."""
 
     id: int
     label: int
@@ -44,7 +44,7 @@ class Track:
 
 @dataclass(frozen=True)
 class TrackedFrame:
-    """What one frame shows: `result` holds its N objects, `ids` (N,) the numbers of their tracks."""
+    """One frame of a result: `result` holds its N objects, `ids` (N,) their track numbers."""
 
     index: int
     seconds: float
@@ -53,42 +53,43 @@ class TrackedFrame:
 
     @property
     def instances(self) -> InstanceResult:
-        """The objects; scores and labels are those of the tracks."""
+        """Return the objects; scores and labels are those of the tracks."""
         assert self.result.instances is not None
         return self.result.instances
 
     def label_map(self) -> np.ndarray:
-        """(H, W): 0 background, otherwise the number of the track; the highest score wins.
+        """Return the label map (H, W): 0 background, otherwise the track number; the highest score wins.
 
-        uint16, but uint32 where the frame shows a track above 65,535: numbers count all tracks ever begun. 16-bit PNGs
-        of any video come from `VideoResult.save`.
+        uint16, or uint32 if the frame shows a track number above 65,535: numbers count all tracks of the video.
+        `VideoResult.save` writes 16-bit PNGs of any video.
         """
-        kind = np.uint16 if self.ids.max(initial=0) <= _LARGEST else np.uint32
-        return np.concatenate([[0], self.ids]).astype(kind)[self.instances.label_map()]
+        dtype = np.uint16 if self.ids.max(initial=0) <= _LARGEST else np.uint32
+        return np.concatenate([[0], self.ids]).astype(dtype)[self.instances.label_map()]
 
     def draw(self, *, alpha: float = 0.35, labels: bool | None = None, scale: float = 1.0) -> Image.Image:
-        """The frame with its objects over it, in the colors of their tracks; see `Result.draw`."""
-        found = self.instances
-        rows = zip(found.names, self.ids, found.scores, strict=True)
+        """Draw the objects over the frame, in the colors of their tracks; see `Result.draw`."""
+        instances = self.instances
+        rows = zip(instances.names, self.ids, instances.scores, strict=True)
         texts = [f"{name} {number} {score:.2f}" for name, number, score in rows]
         colors = [color_of(int(i)) for i in self.ids]
-        regions = visualization.regions_from_masks(found.masks, colors, texts, found.boxes)
+        regions = visualization.regions_from_masks(instances.masks, colors, texts, instances.boxes)
         return visualization.draw_regions(self.result.image, regions, alpha=alpha, labels=labels, scale=scale)
 
 
 def choose_tracks(
     scores: np.ndarray, present: np.ndarray, *, top_k: int, score_threshold: float, one_class: bool
 ) -> list[tuple[int, int, float]]:
-    """The pairs of track and class that make up a result.
+    """Select the pairs of track and class that make up a result.
 
     Args:
-        scores: (N, K) of tracks 1 ... N.
+        scores: (N, K) class scores of tracks 1 ... N.
         present: (M, 2) window and track number of each appearance.
-        top_k: a pair is kept when it is among so many best ones in at least one window.
-        one_class: only each track's best class counts.
+        top_k: a pair is kept if it is among the `top_k` best of at least one window.
+        score_threshold: pairs with a lower score are dropped.
+        one_class: consider only the best class of each track.
 
     Returns:
-        (track number, class, score), best first.
+        Tuples (track number, class, score), best first.
     """
     kept: dict[tuple[int, int], float] = {}
     classes = scores.shape[1] if scores.ndim == 2 else 0
@@ -110,10 +111,10 @@ def choose_tracks(
 
 
 class VideoResult:
-    """The tracks of a video. Iterate over it for the frames; masks come from the disk, window by window.
+    """Tracks of a video. Iterate over it for the frames; masks are read from disk, window by window.
 
-    Made by `Segmenter.track`. `tracks` lists the objects, best first. Without a directory of its own the result lives
-    in a temporary one, which goes when the result does.
+    Returned by `Segmenter.track`. `tracks` lists the objects, best first. Without a `work_dir` the masks are in a
+    temporary directory, which is deleted with the result.
     """
 
     def __init__(
@@ -131,12 +132,12 @@ class VideoResult:
         assert facts is not None, "the run through the video has not finished"
         self.source, self.journal, self.classes = source, journal, classes
         self.size: tuple[int, int] = (facts["height"], facts["width"])
-        self.damaged: bool = facts["damaged"]  # the video could be read in part only
+        self.damaged: bool = facts["damaged"]  # parts of the video could not be read
         self._length: int = facts["frames"]
         self._keep_alive = keep_alive
-        self._chosen = {"top_k": top_k, "score_threshold": score_threshold, "one_class": one_class}
+        self._selection = {"top_k": top_k, "score_threshold": score_threshold, "one_class": one_class}
         scores, spans, present = tracks_of(journal)
-        chosen = choose_tracks(
+        selected = choose_tracks(
             scores,
             present,
             top_k=top_k,
@@ -145,11 +146,11 @@ class VideoResult:
         )
         self.tracks = tuple(
             Track(number, label, classes.names[label], score, int(spans[number - 1][1]), int(spans[number - 1][2]))
-            for number, label, score in chosen
+            for number, label, score in selected
         )
 
     def __len__(self) -> int:
-        """Number of frames."""
+        """Return the number of frames."""
         return self._length
 
     def __repr__(self) -> str:
@@ -159,33 +160,34 @@ class VideoResult:
     def filter(
         self, score_threshold: float | None = None, *, top_k: int | None = None, one_class: bool | None = None
     ) -> VideoResult:
-        """The same run with other limits; nothing is computed again.
+        """Return the tracks of the same run with other limits; nothing is computed again.
 
         Args:
             score_threshold: tracks with a lower score are left out.
-            top_k: number of tracks at a time (in one window).
-            one_class: one class for each track; False: a track stands there once for each class whose score is
-                among the best, as in the evaluation of YouTube-VIS.
+            top_k: number of tracks per window.
+            one_class: one class per track; False: a track is listed once for each class whose score is among the
+                best, as in the evaluation of YouTube-VIS.
+
         Raises:
             ValueError: `top_k` is larger than the number of objects that the run kept of each window.
         """
         kept = self.journal.run.get("candidates")
         if top_k is not None and kept is not None and top_k > kept:
             raise ValueError(
-                f"top_k={top_k}: this run kept the masks of the {kept} best objects of each window only; track the "
+                f"top_k={top_k}: this run kept only the masks of the {kept} best objects of each window; track the "
                 f"video again with top_k={top_k}"
             )
         changed = {"score_threshold": score_threshold, "top_k": top_k, "one_class": one_class}
-        options: dict[str, Any] = self._chosen | {k: v for k, v in changed.items() if v is not None}
+        options: dict[str, Any] = self._selection | {k: v for k, v in changed.items() if v is not None}
         return VideoResult(self.source, self.journal, self.classes, **options, keep_alive=self._keep_alive)
 
     # ---- reading
     def masks(self) -> Iterator[tuple[int, float, dict[int, dict[str, Any]]]]:
-        """For each frame its number, its time in seconds, and the RLE of each chosen track that it shows."""
-        wanted = {track.id for track in self.tracks}
+        """Yield for each frame its number, its time in seconds, and the RLE of each selected track that it shows."""
+        selected = {track.id for track in self.tracks}
         size = list(self.size)
         for window in self.journal.windows():
-            rles = {int(i): counts for i, counts in window["tracks"].items() if int(i) in wanted}
+            rles = {int(i): counts for i, counts in window["tracks"].items() if int(i) in selected}
             for t, seconds in enumerate(window["seconds"]):
                 shown = {i: {"size": size, "counts": counts[t]} for i, counts in rles.items() if counts[t]}
                 yield window["start"] + t, seconds, shown
@@ -203,27 +205,32 @@ class VideoResult:
         scores = np.array([track.score for track in shown], dtype=np.float32)
         labels = np.array([track.label for track in shown], dtype=np.int64)
         names = tuple(track.name for track in shown)
-        found = InstanceResult(masks, scores, labels, boxes_of(masks), names)
+        instances = InstanceResult(masks, scores, labels, boxes_of(masks), names)
         ids = np.array([track.id for track in shown], dtype=np.int64)
-        return ids, Result(image, self.classes, found)
+        return ids, Result(image, self.classes, instances)
 
     # ---- saving
     def save(self, path: str | os.PathLike[str], *, video_id: int = 1, **drawing: Any) -> list[Path]:
-        """Write the result; the path's ending says how. Files appear whole or not at all.
+        """Write the result in the format that the suffix of `path` selects. Files are written atomically.
 
         - `.json`: the result format of YouTube-VIS (`video_id`);
         - `.mp4`, `.mov`, `.mkv`: the video with its tracks drawn in (`drawing`: arguments of `TrackedFrame.draw`);
-        - a directory: for each frame a 16-bit PNG, 0 background, otherwise the number of the track; and `tracks.json`
-          with "id", the value in the PNGs, and "track", the number of the track, which differ only where a track has
-          a number above 65,535. PNGs there that are numbered as frames behind the last one are deleted.
-        Returns the files written. Raises ValueError for another ending, or when `path` is the video itself.
+        - a directory: for each frame a 16-bit PNG, 0 background, otherwise the track number; and `tracks.json` with
+          "id", the value in the PNGs, and "track", the track number, which differ only if a track has a number above
+          65,535. Numbered PNGs of frames beyond the last one, left by a longer video, are deleted.
+
+        Returns:
+            The files written.
+
+        Raises:
+            ValueError: the suffix is unknown, or `path` is the video itself.
         """
         path = Path(path)
         suffix = path.suffix.lower()
         if path.is_dir() or not suffix:
             return self.save_all(masks=path)
         if suffix != ".json" and suffix not in VIDEO_SUFFIXES:
-            raise ValueError(f"{path}: cannot tell what to write; use {' '.join(VIDEO_SUFFIXES)}, .json or a directory")
+            raise ValueError(f"{path}: unknown output format; use {' '.join(VIDEO_SUFFIXES)}, .json or a directory")
         if suffix == ".json":
             return [self._save_json(path, video_id)]
         return self.save_all(video=path, drawing=drawing)
@@ -239,8 +246,10 @@ class VideoResult:
     ) -> list[Path]:
         """Write a drawn video, a directory of drawn frames, and a directory of label maps, in one pass over the frames.
 
-        See `save`. Raises ValueError when a target is the video itself, or when more than 65,535 tracks are chosen
-        for label maps.
+        See `save` for the formats.
+
+        Raises:
+            ValueError: a target is the video itself, or label maps are requested of more than 65,535 tracks.
         """
         refuse_input(self.source, video, images, masks)
         values = self._pixel_values() if masks is not None else {}
@@ -271,20 +280,22 @@ class VideoResult:
         return [path for path in (video, images, masks) if path is not None]
 
     def _pixel_values(self) -> dict[int, int]:
-        """For the number of each track its value in 16-bit label maps: the number itself where all of them fit."""
+        """Return track number -> value in 16-bit label maps: the number itself if all of them fit."""
         numbers = list(dict.fromkeys(track.id for track in self.tracks))
         if max(numbers, default=0) <= _LARGEST:
             return {number: number for number in numbers}
         if len(numbers) > _LARGEST:
             raise ValueError(
-                f"{self.source.name}: {len(numbers)} tracks are more than a 16-bit PNG can number; leave some out with "
-                "filter(score_threshold=...)"
+                f"{self.source.name}: {len(numbers)} tracks exceed the {_LARGEST} values of a 16-bit PNG; drop some "
+                "with filter(score_threshold=...)"
             )
         return {number: value for value, number in enumerate(numbers, start=1)}
 
     def to_ytvis(self, video_id: int = 1) -> list[dict[str, Any]]:
-        """All records of the YouTube-VIS result format: video_id, category_id, score and, for each frame, an RLE or
-        None. In memory: for long videos `save("result.json")` writes the same piece by piece."""
+        """Return the records of the YouTube-VIS result format: video_id, category_id, score, an RLE or None per frame.
+
+        All masks are held in memory; for long videos `save("result.json")` writes the same content incrementally.
+        """
         segmentations: dict[int, list[Any]] = {track.id: [None] * len(self) for track in self.tracks}
         for index, _, rles in self.masks():
             for number, rle in rles.items():
@@ -295,7 +306,7 @@ class VideoResult:
         return {"video_id": video_id, "category_id": self.classes.dataset_ids[track.label], "score": track.score}
 
     def _save_json(self, path: Path, video_id: int) -> Path:
-        """As `to_ytvis`: one pass writes each track's masks to a temporary file, then these are joined."""
+        """Write the records of `to_ytvis`: the masks of each track go to a temporary file, then all are joined."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as directory:
             parts = {track.id: Path(directory) / str(track.id) for track in self.tracks}
@@ -313,7 +324,7 @@ class VideoResult:
         return path
 
     def _write_parts(self, parts: Mapping[int, Path]) -> None:
-        """Write each track's entries of all frames, each behind a comma. A track costs time where it is shown."""
+        """Write each track's entries for all frames, each after a comma. Only frames that show a track cost time."""
         written = dict.fromkeys(parts, 0)  # entries in each file
         for block in _blocks(self.masks(), 64):
             shown: dict[int, list[tuple[int, Mapping[str, Any]]]] = {}
@@ -331,14 +342,14 @@ class VideoResult:
 
 
 def refuse_input(source: FrameSource, *targets: Path | None) -> None:
-    """Raise ValueError when a file or directory to be written is the video itself."""
+    """Raise ValueError if a file or directory to be written is the video itself."""
     for target in targets:
         if target is not None and source.path is not None and target.exists() and target.samefile(source.path):
-            raise ValueError(f"{target} is the input itself; give another name")
+            raise ValueError(f"{target} is the input itself; choose another output path")
 
 
 def _remove_frames(directory: Path, suffix: str, length: int) -> None:
-    """Delete the frames of a longer video that was written there before: those with numbers from `length` on."""
+    """Delete frames of a longer video that was written there before: those numbered `length` or higher."""
     for path in directory.glob(f"*{suffix}"):
         name = path.stem
         if not (name.isascii() and name.isdigit() and path.is_file()):

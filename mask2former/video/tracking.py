@@ -1,4 +1,4 @@
-"""From a video to its tracks: what `Segmenter.track` does."""
+"""Tracking of the objects of a video, the implementation of `Segmenter.track`."""
 
 from __future__ import annotations
 
@@ -22,18 +22,22 @@ from .windows import ClipModel, ImageClips, LongClip, WindowSettings, run_facts
 
 
 def clip_model(model: nn.Module, settings: WindowSettings) -> ClipModel:
-    """The model as one that takes clips; ValueError when it cannot, or not with windows of this length."""
+    """Return the model, or an adapter for it, with the interface `ClipModel`.
+
+    Raises:
+        ValueError: the model cannot track objects, or not with windows of this length.
+    """
     if hasattr(model, "clip_outputs"):
         return model  # type: ignore[return-value]
     if not isinstance(model, MaskFormer):
         raise ValueError(
-            f"{type(model).__name__} cannot follow objects through a video; use a video model, for example "
+            f"{type(model).__name__} cannot track objects through a video; use a video model, for example "
             "config youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml"
         )
     if settings.window > 1:
         raise ValueError(
-            "an image model sees one frame at a time: use online=True (windows of one frame), or a video model, for "
-            "example config youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml"
+            "an image model processes one frame at a time: use online=True (windows of one frame), or a video model, "
+            "for example config youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml"
         )
     return ImageClips(model)
 
@@ -51,15 +55,20 @@ def track_video(
     facts: dict[str, Any],
     **choice: Any,
 ) -> VideoResult:
-    """Run through a video (`LongClip`), in `work_dir` or a temporary directory; `choice` goes to `VideoResult`.
+    """Track the objects of a video (see `LongClip`), with the journal in `work_dir` or a temporary directory.
 
-    `facts` are what the results depend on beside video, model and settings: a journal with others is refused.
+    Args:
+        facts: what the results depend on besides video, model and settings (JSON content).
+        choice: keyword arguments of `VideoResult`.
+
+    Raises:
+        JournalMismatch: `work_dir` holds the journal of a run with another video, model, settings or `facts`.
     """
     clips = clip_model(model, settings)
     temporary = None if work_dir else tempfile.TemporaryDirectory(prefix="mask2former_tracks_")
     directory = work_dir or Path(temporary.name if temporary else ".")
     source = open_frames(video, directory / "frames")
-    # A temporary journal is not continued, so that nobody asks what its results depend on.
+    # A temporary journal is never resumed, so the weights need no fingerprint.
     run = run_facts(source, model, settings, **facts) if work_dir else asdict(settings)
     journal = Journal(directory, run)
     with tqdm(total=source.length, unit="frame", desc="tracking", disable=not progress) as bar:

@@ -20,11 +20,11 @@ from .windows import LongClip, WindowSettings, tracks_of
 
 
 class WindowedClips(nn.Module):
-    """A video model in inference that sees longer clips in windows, as `Segmenter.track` does.
+    """A video model that runs inference on long clips window by window, as `Segmenter.track` does.
 
     Args:
-        model: runs as it is for clips that fit one window.
-        settings: of the windows.
+        model: the video model; clips that fit one window are passed to it unchanged.
+        settings: length, overlap and matching of the windows.
     """
 
     def __init__(self, model: VideoMaskFormer, settings: WindowSettings) -> None:
@@ -33,10 +33,10 @@ class WindowedClips(nn.Module):
         self.train(model.training)
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Results of clips, as `VideoMaskFormer.forward` takes and gives them.
+        """Return one result per clip, with the inputs and outputs of `VideoMaskFormer.forward`.
 
-        A clip longer than a window has "pred_rles" instead of "pred_masks": for each instance T of COCO's run lengths,
-        None in frames that do not show it. Kept are the best TEST.DETECTIONS_PER_VIDEO instances of every window.
+        A clip longer than a window has "pred_rles" instead of "pred_masks": for each instance T COCO RLEs, None in
+        frames that do not show it. The best TEST.DETECTIONS_PER_VIDEO instances of every window are kept.
         """
         fits = [len(clip["image"]) <= self.settings.window for clip in batched_inputs]
         return [
@@ -51,24 +51,24 @@ class WindowedClips(nn.Module):
             journal = Journal(Path(directory), {})
             LongClip(self.model, source, journal, self.settings, _as_tensor, output=size).run()
             scores, _, present = tracks_of(journal)
-            chosen = choose_tracks(
+            selected = choose_tracks(
                 scores,
                 present,
                 top_k=self.model.test_topk_per_video,
                 score_threshold=self.model.score_threshold,
                 one_class=False,
             )
-            masks = _masks(journal, {number for number, _, _ in chosen}, len(frames), size)
+            masks = _masks(journal, {number for number, _, _ in selected}, len(frames), size)
         return {
             "image_size": size,
-            "pred_scores": [score for _, _, score in chosen],
-            "pred_labels": [label for _, label, _ in chosen],
-            "pred_rles": [masks[number] for number, _, _ in chosen],
+            "pred_scores": [score for _, _, score in selected],
+            "pred_labels": [label for _, label, _ in selected],
+            "pred_rles": [masks[number] for number, _, _ in selected],
         }
 
 
 def windowed(cfg: Any, model: nn.Module) -> nn.Module:
-    """The model as TEST.WINDOW_FRAMES wants it evaluated: itself where that is 0, or where it takes no clips."""
+    """Wrap a video model for windowed evaluation; return it unchanged if TEST.WINDOW_FRAMES is 0 or it takes images."""
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     if not cfg.TEST.WINDOW_FRAMES or not isinstance(inner, VideoMaskFormer):
         return model
@@ -81,7 +81,7 @@ def _as_tensor(image: np.ndarray) -> Tensor:
 
 
 def _masks(journal: Journal, tracks: set[int], length: int, size: tuple[int, int]) -> dict[int, list[Any]]:
-    """For each track the run lengths of its masks in all frames."""
+    """Return for each track the RLEs of its masks in all frames, None where it is not visible."""
     masks: dict[int, list[Any]] = {number: [None] * length for number in tracks}
     for window in journal.windows():
         for number in tracks & {int(name) for name in window["tracks"]}:

@@ -1,8 +1,8 @@
 """Video instance segmentation of clips of any length, in memory that does not depend on it.
 
-The network sees overlapping windows. Each window's queries are matched to the tracks before them (`tracks.py`), and
-its masks go to a journal on the disk (`journal.py`). Nothing is retrained. A clip that fits one window gives exactly
-what `VideoMaskFormer` gives for the whole clip. With windows of one frame this is online tracking, frame by frame.
+The network processes overlapping windows. The queries of each window are matched to the existing tracks (`tracks.py`),
+and its masks are written to a journal on disk (`journal.py`). No retraining is needed. A clip that fits one window
+gives exactly the results of `VideoMaskFormer` on the complete clip. Windows of one frame give online tracking.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _CHUNK = 2**23
 
 
 class ClipModel(Protocol):
-    """What is asked of a model; `VideoMaskFormer` has it, `ImageClips` gives it to image models."""
+    """The interface that a model needs: `VideoMaskFormer` has it, `ImageClips` adapts image models to it."""
 
     def preprocess(self, frames: list[Tensor], /) -> tuple[Tensor, Size]:
-        """T frames uint8 (3, H', W') -> (T, 3, H, W) on the device, and (H', W')."""
+        """Convert T uint8 frames (3, H', W') to (T, 3, H, W) on the device; also return (H', W')."""
 
     def clip_outputs(self, images: Tensor, /) -> dict[str, Tensor]:
-        """ "pred_logits" (Q, K + 1), "pred_masks" (Q, T, H4, W4), before softmax and sigmoid, "pred_embeds" (Q, C)."""
+        """Return logits: "pred_logits" (Q, K + 1) and "pred_masks" (Q, T, H4, W4); and "pred_embeds" (Q, C)."""
 
 
 class ImageClips:
-    """An image model as a model of clips of one frame."""
+    """Adapter that runs an image model on clips of one frame."""
 
     def __init__(self, model: MaskFormer) -> None:
         self.model = model
@@ -57,7 +57,8 @@ class ImageClips:
         outputs = self.model.sem_seg_head(self.model.backbone(images))
         if "query_embeds" not in outputs:
             raise ValueError(
-                f"{type(self.model.sem_seg_head).__name__} gives no query embeddings, by which objects are followed"
+                f"{type(self.model.sem_seg_head).__name__} returns no 'query_embeds', which tracking needs; "
+                "set MODEL.SEM_SEG_HEAD.NAME to a head that does, such as MaskFormerHead"
             )
         masks = outputs["pred_masks"][0]
         return {
@@ -69,17 +70,17 @@ class ImageClips:
 
 @dataclass(frozen=True)
 class WindowSettings:
-    """How a long clip is cut and put together.
+    """How a long clip is split into windows and how their results are merged.
 
     Attributes:
-        window: frames that the network sees together. Memory grows with it; 1: online, frame by frame.
-        overlap: frames that two neighboring windows share. Each half of them comes from the window that has it
-            farther from its border.
-        candidates: objects of a window, best first, whose masks are kept.
-        match_threshold: similarity (see `tracks.similarity`) above which two objects are the same.
-        embed_threshold: the same where no masks can be compared, and embeddings alone decide.
-        min_score: after the first window, objects whose best class score is lower are not used.
-        patience: a track that was not found for more than so many frames ends.
+        window: frames that the network processes together. Memory grows with it; 1: online, frame by frame.
+        overlap: frames that two neighboring windows share. Each half is taken from the window in which it lies farther
+            from the border.
+        candidates: number of objects per window, by score, whose masks are kept.
+        match_threshold: similarity (see `tracks.similarity`) above which two objects are considered the same.
+        embed_threshold: the same threshold where there are no masks to compare and only embeddings are used.
+        min_score: after the first window, objects whose best class score is lower are ignored.
+        patience: a track that is not matched for more than this number of frames ends.
     """
 
     window: int = 24
@@ -92,7 +93,7 @@ class WindowSettings:
 
     def __post_init__(self) -> None:
         if self.window < 1:
-            raise ValueError(f"window is a number of frames, at least 1, not {self.window}")
+            raise ValueError(f"window must be at least 1 frame, not {self.window}")
         if not 0 <= self.overlap < self.window:
             raise ValueError(f"overlap must lie between 0 and window - 1 = {self.window - 1}, not {self.overlap}")
         if self.candidates < 1:
@@ -100,18 +101,18 @@ class WindowSettings:
 
     @staticmethod
     def candidates_for(top_k: int) -> int:
-        """Candidates of a window, so that its best `top_k` are among them with room for objects that grow better."""
+        """Return the number of candidates for the best `top_k`, with a margin for objects whose score rises later."""
         return max(20, 2 * top_k)
 
     @classmethod
     def online(cls, **options: Any) -> WindowSettings:
-        """Frame by frame: each frame's result depends on the frames before it only."""
+        """Build settings for windows of one frame: the result of a frame depends on earlier frames only."""
         return cls(**{"window": 1, "overlap": 0, **options})
 
 
 @dataclass(frozen=True)
 class Window:
-    """Frames of one run of the network. The first `shared` are also in the window before; `last`: none follows."""
+    """Frames of one forward pass. The first `shared` are also in the previous window; `last`: this is the final one."""
 
     frames: list[Frame]
     shared: int
@@ -119,41 +120,47 @@ class Window:
 
     @property
     def span(self) -> tuple[int, int]:
-        """Number of the first frame, and the end."""
+        """Return the first frame index and the end index (exclusive)."""
         return self.frames[0].index, self.frames[-1].index + 1
 
     def own(self, overlap: int) -> range:
-        """Positions in the window of the frames whose masks come from it."""
+        """Return the positions in this window of the frames whose masks are taken from it."""
         return range(self.shared // 2, len(self.frames) - (0 if self.last else overlap - overlap // 2))
 
 
 def windows(frames: Iterator[Frame], window: int, overlap: int, shared: int = 0) -> Iterator[Window]:
-    """Cut a stream into overlapping windows, with one window and one frame in memory.
+    """Split a stream into overlapping windows, with one window and one frame in memory.
 
     Args:
-        shared: number of frames at the beginning of the stream that an earlier window has seen.
+        frames: the stream.
+        window: number of frames per window.
+        overlap: number of frames that consecutive windows share.
+        shared: number of frames at the start of the stream that an earlier window already contained.
+
+    Yields:
+        The windows in order; only the last one may be shorter.
     """
-    held: list[Frame] = []
+    buffer: list[Frame] = []
     ahead = next(frames, None)
     while ahead is not None:
-        held += [ahead, *islice(frames, window - len(held) - 1)]
+        buffer += [ahead, *islice(frames, window - len(buffer) - 1)]
         ahead = next(frames, None)
-        if len(held) > shared:
-            yield Window(held, shared, ahead is None)
-        held = held[len(held) - overlap :]
+        if len(buffer) > shared:
+            yield Window(buffer, shared, ahead is None)
+        buffer = buffer[len(buffer) - overlap :]
         shared = overlap
 
 
 class LongClip:
-    """One run through a video.
+    """Tracking of one video, window by window.
 
     Args:
-        model: in evaluation mode.
+        model: the model, in evaluation mode.
         source: the video.
-        journal: where results go; what it has already is not computed again.
-        settings: of the windows.
-        prepare: (H, W, 3) uint8 RGB -> uint8 (3, H', W') as the network wants it.
-        autocast: makes the context in which the network runs.
+        journal: where results are written; windows that it already holds are not computed again.
+        settings: length, overlap and matching of the windows.
+        prepare: converts (H, W, 3) uint8 RGB to (3, H', W') uint8 in the size and channel order of the network.
+        autocast: returns the context in which the network runs.
         output: height and width of the masks; default: those of the frames.
     """
 
@@ -172,12 +179,13 @@ class LongClip:
         self.table = TrackTable(settings.match_threshold, settings.patience, settings.embed_threshold)
 
     def run(self, progress: Callable[[int], Any] = lambda frames: None) -> None:
-        """Go through the video to its end, from where the journal stands.
+        """Process the video to its end, resuming from the journal.
 
         Args:
-            progress: called after each window with the number of frames that are done.
+            progress: called after each window with the number of frames that are finished.
+
         Raises:
-            ValueError: the video has no frames, or an unreadable one.
+            ValueError: the video has no frames, or a frame cannot be read.
         """
         if self.journal.facts() is not None:
             return
@@ -202,17 +210,17 @@ class LongClip:
         self.journal.finish(facts)
 
     def _window(self, window: Window, output: Size) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray]:
-        """The journal's entry of a window, the state after it, and its rows (window, track)."""
+        """Process a window; return its journal entry, the state after it, and its rows (window, track)."""
         with torch.inference_mode():
             with self.autocast():
                 images, size = self.model.preprocess([self.prepare(frame.image) for frame in window.frames])
                 outputs = self.model.clip_outputs(images)
             scores, logits, embeds = self._candidates(outputs)
-            sure = scores.max(axis=1) >= self.settings.min_score
+            confident = scores.max(axis=1) >= self.settings.min_score
             iou = self._shared_iou(logits, window.shared)
-            # The first window may be the only one, whose result keeps objects of any score, as the whole clip's does.
-            found = sure | (self.journal.done == 0)
-            numbers = self.table.update(scores, embeds, window.span, iou, found, lasting=sure)
+            # The first window may be the only one; then objects of any score are kept, as for a complete clip.
+            used = confident | (self.journal.done == 0)
+            numbers = self.table.update(scores, embeds, window.span, iou, used, lasting=confident)
             padded = (images.shape[-2], images.shape[-1])
             masks = self._encoded(logits, numbers, window, padded, size, output)
         own = window.own(self.settings.overlap)
@@ -222,12 +230,12 @@ class LongClip:
             "seconds": [window.frames[t].seconds for t in own],
             "tracks": masks,
         }
-        used = numbers[numbers > 0]
-        present = np.stack([np.full(len(used), self.journal.done), used], axis=1)
+        tracks = numbers[numbers > 0]
+        present = np.stack([np.full(len(tracks), self.journal.done), tracks], axis=1)
         return entry, self._state(window, numbers, logits, output), present
 
     def _candidates(self, outputs: Mapping[str, Tensor]) -> tuple[np.ndarray, Tensor, np.ndarray]:
-        """Class scores (N, K), mask logits (N, T, H4, W4) on the device and unit embeddings (N, C) of the best."""
+        """Return class scores (N, K), mask logits (N, T, H4, W4) on the device, and unit embeddings (N, C)."""
         scores = to_cpu(F.softmax(outputs["pred_logits"].float(), dim=-1))[:, :-1]
         rows = scores.amax(dim=1).topk(min(self.settings.candidates, len(scores))).indices.sort().values
         index = to_device(rows, outputs["pred_masks"].device)
@@ -235,32 +243,32 @@ class LongClip:
         return scores[rows].numpy(), outputs["pred_masks"][index], embeds.numpy()
 
     def _shared_iou(self, logits: Tensor, shared: int) -> dict[int, np.ndarray]:
-        """For each track of the window before, the IoU of its masks with the new ones on the shared frames.
+        """Return for each track of the previous window the IoU of its masks with the new ones on the shared frames.
 
-        At stride 4; NaN where both are empty.
+        Computed at stride 4; NaN where both masks are empty.
         """
         state = self.journal.state
         if not shared or not len(state["shared_ids"]):
             return {}
         bits = np.unpackbits(state["shared_bits"], axis=1, count=logits[0, :shared].numel())
-        before = to_device(torch.from_numpy(bits), logits.device).float()
-        now = (logits[:, :shared].flatten(1) > 0).float()
-        both = before @ now.T
-        either = before.sum(1)[:, None] + now.sum(1)[None] - both
-        iou = to_cpu(torch.where(either > 0, both / either.clamp(min=1), torch.nan)).numpy()
+        previous = to_device(torch.from_numpy(bits), logits.device).float()
+        current = (logits[:, :shared].flatten(1) > 0).float()
+        intersection = previous @ current.T
+        union = previous.sum(1)[:, None] + current.sum(1)[None] - intersection
+        iou = to_cpu(torch.where(union > 0, intersection / union.clamp(min=1), torch.nan)).numpy()
         return dict(zip(state["shared_ids"].tolist(), iou, strict=True))
 
     def _encoded(
         self, logits: Tensor, numbers: np.ndarray, window: Window, padded: Size, image: Size, output: Size
     ) -> dict[str, list[str]]:
-        """For each track its masks in the window's own frames: COCO's run lengths, "" for an empty mask."""
+        """Return for each track the COCO RLE counts of its masks in the window's own frames, "" for an empty mask."""
         rows = np.flatnonzero(numbers)
         masks_of: list[list[str]] = [[] for _ in rows]
         index = to_device(torch.from_numpy(rows), logits.device)
-        step = max(1, _CHUNK // max(padded[0] * padded[1], output[0] * output[1]))
+        chunk = max(1, _CHUNK // max(padded[0] * padded[1], output[0] * output[1]))
         for t in window.own(self.settings.overlap):
-            for begin in range(0, len(rows), step):
-                masks = resize_masks(logits[index[begin : begin + step], t].float(), padded, image, output) > 0
+            for begin in range(0, len(rows), chunk):
+                masks = resize_masks(logits[index[begin : begin + chunk], t].float(), padded, image, output) > 0
                 filled = to_cpu(masks.flatten(1).any(1)).tolist()
                 for i, rle in enumerate(encode_masks(masks)):
                     masks_of[begin + i].append(rle["counts"] if filled[i] else "")
@@ -280,13 +288,13 @@ class LongClip:
 
 
 def tracks_of(journal: Journal) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All tracks of a run: scores (N, K), spans (N, 3), as from `all_tracks`; and rows (M, 2) of window and track."""
+    """Return scores (N, K) and spans (N, 3) of all tracks (see `all_tracks`), and rows (M, 2) of window and track."""
     present = journal.log("present").astype(np.int64).reshape(-1, 2)
     return *all_tracks(journal.state, journal.log("closed")), present
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A number that differs for other parameters or buffers, saved ones or not. Takes up to a second."""
+    """Return a hash of all parameters and buffers, persistent or not. Takes up to a second."""
     digest = hashlib.blake2b(digest_size=8)
     for name, value in sorted([*model.named_parameters(), *model.named_buffers()]):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -295,7 +303,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def config_digest(cfg: CfgNode | None) -> str:
-    """A number that differs for other settings of the model, but not for another device or place of the weights."""
+    """Return a hash of the model's config; the device and the location of the weights do not change it."""
     if cfg is None:
         return ""
     model = cfg.MODEL.clone()
@@ -304,5 +312,5 @@ def config_digest(cfg: CfgNode | None) -> str:
 
 
 def run_facts(source: FrameSource, model: nn.Module, settings: WindowSettings, **more: Any) -> dict[str, Any]:
-    """What a journal's results depend on, to be kept for a later run."""
+    """Return what the results of a journal depend on (JSON content), to be compared with a later run."""
     return {"video": source.identity(), "weights": fingerprint(model), **asdict(settings), **more}

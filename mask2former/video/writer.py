@@ -1,4 +1,4 @@
-"""Writing a video that plays everywhere: H.264 with 4:2:0 colors in an mp4."""
+"""Writing of videos that play everywhere: H.264 with 4:2:0 chroma subsampling in an mp4."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import numpy as np
 logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv")
-_TICKS = 90_000  # time units a second in the written file: divides all usual frame rates
+_TICKS = 90_000  # time units per second in the file: divisible by all common frame rates
 
 
 class VideoWriter:
-    """Frames to a file that takes its name only when it is whole. Odd sizes lose a row or a column.
+    """Writer of a video file, which gets its name only when it is complete. Odd sizes lose a row or a column.
 
-    PyAV writes H.264 with 4:2:0 colors, the form that browsers and phones play. Without PyAV, or where it has no
+    PyAV writes H.264 with 4:2:0 chroma subsampling, which browsers and phones play. Without PyAV, or where it has no
     H.264 encoder, OpenCV writes MPEG-4 part 2 and a warning says so.
     """
 
@@ -31,7 +31,7 @@ class VideoWriter:
         self._file: _H264 | _Mpeg4 = _H264(self._part, rate) if _has_h264() else _Mpeg4(self._part, rate)
 
     def add(self, image: np.ndarray, seconds: float) -> None:
-        """Append (H, W, 3) uint8 RGB, to be shown from this time on. Later images take the size of the first."""
+        """Append an image (H, W, 3) uint8 RGB, shown from `seconds` on. Later images are resized to the first."""
         if self._size is None:
             self._size = (max(image.shape[0] // 2 * 2, 2), max(image.shape[1] // 2 * 2, 2))
         height, width = self._size
@@ -40,7 +40,7 @@ class VideoWriter:
         self._file.add(np.ascontiguousarray(image[:height, :width]), seconds)
 
     def close(self, keep: bool = True) -> None:
-        """Finish the file; without `keep`, or when it holds no frame, nothing remains."""
+        """Finish the file; delete it if `keep` is False or it has no frames."""
         self._file.close()
         if self._size is None or not keep:
             self._part.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ SCRIPT = Path(__file__).parents[2] / "demo" / "demo.py"
 
 @pytest.fixture
 def demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    """The script in an empty working directory, with a stub for the model; `loaded` gets load's arguments."""
+    """Load the script in an empty working directory, with a stub model; `loaded` lists the arguments of `load`."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     spec = importlib.util.spec_from_file_location("demo_script", SCRIPT)
@@ -79,18 +79,18 @@ def test_missing_scikit_image_is_explained(
 def test_files_directories_and_patterns(demo: ModuleType) -> None:
     for name in (
         "one.png",
-        "folder/a.png",
-        "folder/b.JPG",
-        "folder/notes.png.txt",
+        "cells/a.png",
+        "cells/b.JPG",
+        "cells/notes.png.txt",
         "more/c1.png",
         "more/c2.png",
     ):
         image(Path(name).with_suffix(".png")).rename(name)
-    files, problems = demo.collect(["one.png", "folder", "more/c*.png", "one.png"])
+    files, problems = demo.collect(["one.png", "cells", "more/c*.png", "one.png"])
     assert [p.name for p in files] == ["one.png", "a.png", "b.JPG", "c1.png", "c2.png"] and not problems
 
 
-def test_bad_inputs_are_named_and_the_others_go_on(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_inputs_are_named_and_others_are_segmented(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     image(Path("good.png"))
     Path("broken.png").write_bytes(b"no image")
     Path("empty").mkdir()
@@ -101,10 +101,10 @@ def test_bad_inputs_are_named_and_the_others_go_on(demo: ModuleType, capsys: pyt
         "goood.png: does not exist. Did you mean 'good.png'?",
         "broken.png",
         "x*.png: this pattern",
-        "empty: no",
+        "empty: no images",
     ):
         assert part in errors
-    assert "directory nowhere" in errors and "5 of the inputs" in errors
+    assert "directory nowhere does not exist" in errors and "5 of the inputs" in errors
     assert names(Path("out")) == {"good.png", "results.json"}
 
 
@@ -141,7 +141,7 @@ def test_same_names_from_two_directories_do_not_collide(demo: ModuleType) -> Non
 def test_an_input_is_never_overwritten(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     before = image(Path("p.png")).read_bytes()
     assert demo.main(["--input", "p.png", "--output", "."]) == 1
-    assert Path("p.png").read_bytes() == before and "replace its own input" in capsys.readouterr().err
+    assert Path("p.png").read_bytes() == before and "overwrite its input" in capsys.readouterr().err
 
 
 def test_non_overlapping(demo: ModuleType) -> None:
@@ -157,8 +157,8 @@ def test_non_overlapping(demo: ModuleType) -> None:
     ("arguments", "message"),
     [
         (["--input", "p.png", "q.png", "--output", "one.png"], "give a directory"),
-        (["--input", "p.png", "--output", "one.png", "--save", "json"], "one file"),
-        (["--input", "p.png", "--webcam"], "choose one of --input, --webcam"),
+        (["--input", "p.png", "--output", "one.png", "--save", "json"], "is a file; drop --save"),
+        (["--input", "p.png", "--webcam"], "choose only one of --input, --webcam"),
         (["--video-input", "nix.mp4"], "nix.mp4 does not exist"),
     ],
 )
@@ -187,14 +187,14 @@ def test_model_arguments_reach_the_loader(demo: ModuleType) -> None:
         ]
         + ["--opts", "MODEL.WEIGHTS", "x.pkl", "TEST.DETECTIONS_PER_IMAGE", "5"]
     )
-    got = demo.loaded[0]
-    assert (got["config"], got["weights"], got["device"], got["task"]) == (
+    options = demo.loaded[0]
+    assert (options["config"], options["weights"], options["device"], options["task"]) == (
         "c.yaml",
         "w.pth",
         "cpu",
         "panoptic",
     )
-    assert got["overrides"] == ["MODEL.WEIGHTS", "x.pkl", "TEST.DETECTIONS_PER_IMAGE", "5"]
+    assert options["overrides"] == ["MODEL.WEIGHTS", "x.pkl", "TEST.DETECTIONS_PER_IMAGE", "5"]
 
 
 def test_loading_errors_have_no_traceback(
@@ -208,7 +208,7 @@ def test_loading_errors_have_no_traceback(
     assert capsys.readouterr().err == "error: get it at URL\n"
 
 
-def test_table_names_what_was_found(demo: ModuleType) -> None:
+def test_table_lists_the_objects(demo: ModuleType) -> None:
     segment = Segmenter(StubModel(ALL_PARTS), classes=["cell", "sky"], score_threshold=0.0)
     result = segment(torch.zeros(3, 4, 4, dtype=torch.uint8))
     assert demo._objects(result) == "2: 1 cell, 1 sky" and demo._scores(result) == "0.80 0.30"
@@ -222,9 +222,9 @@ def test_table_names_what_was_found(demo: ModuleType) -> None:
     ]
 
 
-# ------------------------------------------------------------------ moving images
+# ------------------------------------------------------------------ videos
 def make_video(path: Path, frames: int = 6, size: tuple[int, int] = (31, 46)) -> Path:
-    """A short clip of odd height whose frames get brighter."""
+    """Write a short clip whose frames get brighter."""
     av = pytest.importorskip("av")
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=10)
@@ -246,8 +246,8 @@ def test_video_becomes_a_video_of_the_same_length(demo: ModuleType, capsys: pyte
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
         times = [frame.time for frame in container.decode(stream)]
     assert np.allclose(times, np.arange(6) / 10, atol=1e-3)
-    document = json.loads(Path("out/results.json").read_text())
-    assert [i["file_name"] for i in document["images"]][:2] == ["clip#000000", "clip#000001"]
+    content = json.loads(Path("out/results.json").read_text())
+    assert [i["file_name"] for i in content["images"]][:2] == ["clip#000000", "clip#000001"]
     assert len(names(Path("out/masks"))) == 6 and not [n for n in names(Path("out")) if "part" in n]
 
 
@@ -270,8 +270,8 @@ def test_unreadable_video_is_named(demo: ModuleType, capsys: pytest.CaptureFixtu
 
 def test_damaged_video_keeps_what_was_read(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("av")
-    whole = make_video(Path("clip.mpg"), frames=60, size=(240, 320)).read_bytes()
-    Path("clip.mpg").write_bytes(whole[: len(whole) // 2])
+    video = make_video(Path("clip.mpg"), frames=60, size=(240, 320)).read_bytes()
+    Path("clip.mpg").write_bytes(video[: len(video) // 2])
     assert demo.main(["--video-input", "clip.mpg", "--output", "o.mp4"]) in (0, 1)
     frames = int(capsys.readouterr().out.split(" frames of clip")[0].split()[-1])
     assert 0 < frames < 60 and Path("o.mp4").stat().st_size > 0
@@ -329,8 +329,8 @@ def test_colors_follow_objects_through_frames(demo: ModuleType) -> None:
         for mask, (y, x) in zip(masks, boxes):
             mask[y : y + 10, x : x + 10] = True
         n = len(boxes)
-        found = InstanceResult(masks, np.ones(n, np.float32), np.zeros(n, np.int64), boxes_of(masks), ("a",) * n)
-        return Result(np.zeros((40, 40, 3), np.uint8), ClassTable(("a",)), found)
+        instances = InstanceResult(masks, np.ones(n, np.float32), np.zeros(n, np.int64), boxes_of(masks), ("a",) * n)
+        return Result(np.zeros((40, 40, 3), np.uint8), ClassTable(("a",)), instances)
 
     colors = video_io.TrackColors()
     assert colors.update(frame([(0, 0), (20, 20)])).tolist() == [0, 1]

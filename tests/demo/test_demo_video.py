@@ -1,4 +1,4 @@
-"""demo.py on videos whose objects are followed: arguments, files, messages, and going on after a stop."""
+"""demo.py on videos whose objects are tracked: arguments, files, messages, and resuming after a stop."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Run = Callable[..., int]
 
 @pytest.fixture
 def run(demo: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Run:  # noqa: F811
-    """The script with the model of moving squares; `model` replaces it."""
+    """Return a function that runs the script with the model of moving squares, or with `model`."""
 
     def call(*arguments: str, model: Any = None) -> int:
         def load(*_: Any, score_threshold: float, **__: Any) -> Segmenter:
-            chosen = model or ShapeModel()
-            return Segmenter(chosen, classes=["a", "b", "c"], min_size=0, score_threshold=score_threshold)
+            network = model or ShapeModel()
+            return Segmenter(network, classes=["a", "b", "c"], min_size=0, score_threshold=score_threshold)
 
         monkeypatch.setattr(demo.Segmenter, "load", load)
         return demo.main(list(arguments))
@@ -40,7 +40,7 @@ def run(demo: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Run:  # noqa: F811
 
 @pytest.fixture
 def clip(demo: ModuleType) -> str:  # noqa: F811
-    """A directory of frames in the working directory, whose numbers are not padded."""
+    """Write a directory of frames, whose numbers are not zero-padded."""
     for i, image in enumerate(images(30)):
         path = Path("clip") / f"frame{i}.png"
         path.parent.mkdir(exist_ok=True)
@@ -120,34 +120,34 @@ def test_online_is_one_frame_at_a_time(run: Run, clip: str) -> None:
     assert model.lengths == [1] * 30
 
 
-def test_nothing_found_is_said(run: Run, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_result_without_objects_is_reported(run: Run, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--video-input", clip, "--output", "r.json", "--confidence-threshold", "0.95") == 0
     assert "0 tracks" in (out := capsys.readouterr().out) and "no object has a score of at least 0.95" in out
     assert json.loads(Path("r.json").read_text()) == []
 
 
-def test_a_stopped_run_goes_on(run: Run, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stopped_run_resumes(run: Run, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--video-input", clip, "--window", "8", "--overlap", "3", "--output"]
     run(*arguments, "whole/r.json")
-    assert run(*arguments, "cut/r.json", model=ShapeModel(stop_at=4)) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert run(*arguments, "stopped/r.json", model=ShapeModel(stop_at=4)) == 130
+    assert "the same command resumes" in capsys.readouterr().err
     model = ShapeModel()
-    assert run(*arguments, "cut/r.json", model=model) == 0
+    assert run(*arguments, "stopped/r.json", model=model) == 0
     assert len(model.lengths) == 2
-    assert Path("cut/r.json").read_bytes() == Path("whole/r.json").read_bytes()
+    assert Path("stopped/r.json").read_bytes() == Path("complete/r.json").read_bytes()
 
 
-def test_a_stopped_run_with_other_arguments_is_dropped(run: Run, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stopped_run_of_other_arguments_is_discarded(run: Run, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--video-input", clip, "--output", "r.json", "--overlap", "3", "--window"]
     run(*arguments, "8", model=ShapeModel(stop_at=2))
     model = ShapeModel()
     assert run(*arguments, "9", model=model) == 0
     assert sum(model.lengths) == 30 + 3 * (len(model.lengths) - 1)
-    assert "other window" in capsys.readouterr().err and Path("r.json").is_file()
+    assert "different window" in capsys.readouterr().err and Path("r.json").is_file()
 
 
 def test_dropping_a_journal_may_be_stopped(run: Run, clip: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is left has no results that a later run could take for its own."""
+    """What is left has no results that a later run could resume."""
     arguments = ["--video-input", clip, "--output", "r.json", "--overlap", "3", "--window"]
     run(*arguments, "8", model=ShapeModel(stop_at=2))
     work = Path(".clip_tracks")
@@ -164,14 +164,14 @@ def test_dropping_a_journal_may_be_stopped(run: Run, clip: str, monkeypatch: pyt
         patched.setattr(shutil, "rmtree", stopped)
         assert run(*arguments, "9") == 130
         assert not {"run.json", "finished.json", "state.npz"} & names(work)
-        assert run(*arguments, "9") == 130  # the last step of a whole run
+        assert run(*arguments, "9") == 130  # the last step of a complete run
         assert not {"run.json", "finished.json", "state.npz"} & names(work)
     model = ShapeModel()
     assert run(*arguments, "10", model=model) == 0
     assert sum(model.lengths) == 30 + 3 * (len(model.lengths) - 1) and not work.exists()
 
 
-def test_frames_of_a_longer_video_go(run: Run, clip: str) -> None:
+def test_frames_of_a_longer_video_are_deleted(run: Run, clip: str) -> None:
     every = ["--task", "video", "--output", "out", "--save", "masks", "json", "overlay", "--save-frames"]
     assert run("--video-input", clip, *every) == 0
     assert run("--input", *(f"clip/frame{i}.png" for i in range(5)), *every) == 0
@@ -182,7 +182,7 @@ def test_frames_of_a_longer_video_go(run: Run, clip: str) -> None:
 def test_the_directory_of_the_frames_is_not_overwritten(
     run: Run, clip: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Said before the network runs."""
+    """Report the error before the network runs."""
     model = ShapeModel()
     Path(clip).rename("frames")
     assert run("--video-input", "frames", "--output", ".", "--save-frames", model=model) == 2
@@ -221,14 +221,14 @@ def test_a_stopped_run_of_single_images_keeps_its_part(
         (["--task", "video"], "--task video needs --video-input"),
         ([], "this is a video model: give --video-input"),
         (["--video-input", "clip.mpp"], "clip.mpp does not exist"),
-        (["--video-input", "empty"], "no frame in this directory"),
-        (["--video-input", "clip", "--window", "0"], "window is a number of frames"),
+        (["--video-input", "empty"], "no frames in this directory"),
+        (["--video-input", "clip", "--window", "0"], "window must be at least 1 frame"),
         (["--video-input", "clip", "--overlap", "24"], "overlap must lie between 0 and window - 1 = 23"),
         (["--video-input", "clip", "--top-k", "0"], "top_k must be at least 1"),
         (["--video-input", "clip", "--output", "x.avi"], "use a directory, .mp4"),
         (["--webcam", "--task", "video"], "image by image"),
         (["--input", "clip/frame1.png", "nothing.png"], "nothing.png does not exist"),
-        (["--video-input", "mixed"], "frame 1 is 96x48, the ones before are 10x8"),
+        (["--video-input", "mixed"], "frame 1 is 96x48, but earlier frames are 10x8"),
     ],
 )
 def test_errors_name_the_remedy(
@@ -243,12 +243,12 @@ def test_errors_name_the_remedy(
 
 
 def test_image_models_segment_each_image_of_a_directory(demo: ModuleType, clip: str) -> None:  # noqa: F811
-    """The stub of the image demo cannot follow objects, and says which models can."""
+    """The stub of the image demo cannot track objects: each image is segmented by itself."""
     assert demo.main(["--video-input", clip, "--output", "o.mp4"]) == 0
     assert len(video("o.mp4")) == 30
 
 
-def test_a_model_that_cannot_follow_objects(
+def test_a_model_that_cannot_track_objects(
     demo: ModuleType,  # noqa: F811
     clip: str,
     capsys: pytest.CaptureFixture[str],
@@ -258,7 +258,7 @@ def test_a_model_that_cannot_follow_objects(
 
 
 def test_a_real_model_in_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole way with a small network of random weights, the config found in the directory of a training."""
+    """The complete demo with a small network of random weights and the config of a training output directory."""
     import importlib.util
     import sys
 

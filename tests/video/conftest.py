@@ -1,4 +1,4 @@
-"""Dataset names that tests of this directory register are forgotten after each."""
+"""Dataset names that tests of this directory register are removed after each test."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _forget_names(forget_own_names: None) -> None:
-    """For every test of this directory."""
+    """Remove registered names after every test of this directory."""

@@ -1,4 +1,4 @@
-"""A video of squares that move, and a model of clips that finds them by their brightness."""
+"""A video of moving squares, and a clip model that finds them by their brightness."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OBJECTS = ((100, 0, 1000, 0, 2), (150, 0, 14, 16, 1), (200, 11, 1000, 32, 2))
 
 
 def position(number: int, frame: int) -> tuple[int, int] | None:
-    """Top left corner of an object (from 0) in a frame; None where it is not there."""
+    """Return the top left corner of an object (from 0) in a frame, or None if it is not visible."""
     _, first, stop, row, speed = OBJECTS[number]
     if not first <= frame < stop:
         return None
@@ -23,7 +23,7 @@ def position(number: int, frame: int) -> tuple[int, int] | None:
 
 
 def truth(number: int, frame: int) -> np.ndarray:
-    """(H, W) bool mask of an object."""
+    """Return the ground-truth mask (H, W), bool, of an object."""
     mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
     corner = position(number, frame)
     if corner is not None:
@@ -32,7 +32,7 @@ def truth(number: int, frame: int) -> np.ndarray:
 
 
 def image(frame: int) -> np.ndarray:
-    """(H, W, 3) uint8."""
+    """Draw a frame (H, W, 3), uint8."""
     pixels = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
     for number, row in enumerate(OBJECTS):
         pixels[truth(number, frame)] = row[0]
@@ -44,9 +44,9 @@ def images(count: int) -> list[np.ndarray]:
 
 
 class ShapeModel(nn.Module):
-    """Finds the squares. Its queries change places from window to window; `windows` counts runs of the network.
+    """Finds the squares. Its queries change their order from window to window; `lengths` lists the frames of each run.
 
-    `alike` makes all embeddings the same, so that only masks tell the objects apart. Object i has class i with score
+    `alike` makes all embeddings the same, so that only masks distinguish the objects. Object i has class i with score
     0.9 - 0.1 i. Stops with KeyboardInterrupt instead of window number `stop_at`.
     """
 

@@ -1,4 +1,4 @@
-"""The files of a long clip's run: what they cost, and whose they are."""
+"""Files of a long clip's run: their size, and which run they belong to."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_what_is_written_for_a_window_does_not_grow(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_logs_hold_every_track_after_a_stop_at_any_place(tmp_path: Path) -> None:
-    whole = track(Flickering(), 90, tmp_path / "whole", online=True)
+    complete = track(Flickering(), 90, tmp_path / "complete", online=True)
     for stop_at in (1, 40, 77):
         directory = tmp_path / str(stop_at)
         with pytest.raises(KeyboardInterrupt):
@@ -56,10 +56,10 @@ def test_logs_hold_every_track_after_a_stop_at_any_place(tmp_path: Path) -> None
             with log.open("ab") as file:
                 file.write(np.full(7, -1.0).tobytes() + b"cut")
         model = Flickering()
-        model.lengths = [1] * stop_at  # so that it goes on with the same random numbers
+        model.lengths = [1] * stop_at  # so that it resumes with the same random numbers
         result = track(model, 90, directory, online=True)
-        assert result.tracks == whole.tracks and result.to_ytvis() == whole.to_ytvis()
-        for ours, theirs in zip(tracks_of(result.journal), tracks_of(whole.journal), strict=True):
+        assert result.tracks == complete.tracks and result.to_ytvis() == complete.to_ytvis()
+        for ours, theirs in zip(tracks_of(result.journal), tracks_of(complete.journal), strict=True):
             assert np.array_equal(ours, theirs)
 
 
@@ -73,7 +73,7 @@ def test_rows_of_a_log(tmp_path: Path) -> None:
     assert again.log("rows").tolist() == [[1.5, 2], [3, 4], [5, 6]] and again.log("none").shape == (0, 0)
 
 
-def test_results_without_their_run_are_nobodys(tmp_path: Path) -> None:
+def test_results_without_their_run_are_discarded(tmp_path: Path) -> None:
     track(ShapeModel(), 12, tmp_path, window=8, overlap=3)
     (tmp_path / "run.json").unlink()  # a directory that was deleted in part
     model = ShapeModel()
@@ -85,7 +85,7 @@ def test_damaged_files_are_named(tmp_path: Path, name: str) -> None:
     track(ShapeModel(), 12, tmp_path, window=8, overlap=3)
     path = tmp_path / name
     path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(ValueError, match=rf"{name} is .* delete .* to start anew"):
+    with pytest.raises(ValueError, match=rf"{name} is .* delete .* to start over"):
         track(ShapeModel(), 12, tmp_path, window=8, overlap=3)
 
 
@@ -111,5 +111,5 @@ def test_settings_of_the_model_belong_to_a_run(tmp_path: Path, override: tuple[s
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", "elsewhere.pth"
     Segmenter(model, cfg, classes=classes).track(images(5), **options)
     cfg.merge_from_list(override)
-    with pytest.raises(JournalMismatch, match="other (config|bgr)"):
+    with pytest.raises(JournalMismatch, match="different (config|bgr)"):
         Segmenter(model, cfg, classes=classes).track(images(5), **options)

@@ -1,4 +1,4 @@
-"""Reading of videos of all kinds, and the files that results become."""
+"""Reading of all types of videos, and the result files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def gray(value: int, size: tuple[int, int] = (16, 32)) -> np.ndarray:
 
 
 def levels(source: FrameSource, start: int = 0) -> list[tuple[int, int]]:
-    """Number and rounded brightness of each frame."""
+    """Return index and rounded brightness of each frame."""
     return [(f.index, round(float(f.image.mean()))) for f in source.read(start)]
 
 
@@ -52,10 +52,10 @@ def test_video_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: str
     source = open_frames(path, tmp_path)
     assert isinstance(source, VideoFile)
     assert (source.name, source.length, source.rate) == ("a", 8, Fraction(10))
-    found = levels(source)
-    assert [i for i, _ in found] == list(range(8))
-    assert np.abs(np.array([v for _, v in found]) - 20 * np.arange(8)).max() <= 2
-    assert levels(source, 5) == found[5:] and levels(source) == found  # it can be read again
+    frames = levels(source)
+    assert [i for i, _ in frames] == list(range(8))
+    assert np.abs(np.array([v for _, v in frames]) - 20 * np.arange(8)).max() <= 2
+    assert levels(source, 5) == frames[5:] and levels(source) == frames  # it can be read again
     assert np.allclose([f.seconds for f in source.read()], np.arange(8) / 10)
     path.write_bytes(b"no video")
     with pytest.raises(ValueError, match=r"a\.mp4: cannot be read as a video"):
@@ -96,7 +96,7 @@ def test_a_stream_is_taken_frame_by_frame_and_can_be_read_again(tmp_path: Path) 
     assert levels(source, 3) == [(3, 3), (4, 4)]
 
 
-def test_a_stream_that_was_left_early_goes_on(tmp_path: Path) -> None:
+def test_a_stream_that_was_left_early_resumes(tmp_path: Path) -> None:
     source = FrameStream((gray(i) for i in range(6)), tmp_path)
     for frame in source.read():
         if frame.index == 2:
@@ -108,11 +108,11 @@ def test_a_stream_that_was_left_early_goes_on(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"{i:08d}.png" for i in range(6)]
 
 
-def test_a_stream_that_broke_off_is_not_taken_for_a_short_one(tmp_path: Path) -> None:
+def test_a_stream_that_failed_is_not_taken_for_a_short_one(tmp_path: Path) -> None:
     source = FrameStream((gray(100 // (2 - i)) for i in range(4)), tmp_path)
     with pytest.raises(ZeroDivisionError):
         list(source.read())
-    with pytest.raises(ValueError, match="broke off at frame 2; give a new one"):
+    with pytest.raises(ValueError, match="failed at frame 2; pass a new one"):
         list(source.read())
 
 
@@ -153,12 +153,12 @@ def test_results_of_other_images_are_not_taken_for_those_of_these(tmp_path: Path
     segment = Segmenter(ShapeModel(), classes=["a", "b", "c"], min_size=0)
     segment.track(images(9), window=8, overlap=3, work_dir=tmp_path)
     segment.track(images(9), window=8, overlap=3, work_dir=tmp_path)
-    with pytest.raises(JournalMismatch, match="other video"):
+    with pytest.raises(JournalMismatch, match="different video"):
         segment.track(images(14)[5:], window=8, overlap=3, work_dir=tmp_path)
 
 
 @pytest.mark.parametrize("change", ["other", "shorter"])
-def test_another_stream_does_not_go_on_with_the_results_there(tmp_path: Path, change: str) -> None:
+def test_another_stream_does_not_resume_the_stored_results(tmp_path: Path, change: str) -> None:
     options = {"window": 8, "overlap": 3, "work_dir": tmp_path}
     with pytest.raises(KeyboardInterrupt):
         Segmenter(ShapeModel(stop_at=2), classes=["a", "b", "c"], min_size=0).track(iter(images(20)), **options)
@@ -166,19 +166,19 @@ def test_another_stream_does_not_go_on_with_the_results_there(tmp_path: Path, ch
     if change == "other":
         other += images(11)
     segment = Segmenter(ShapeModel(), classes=["a", "b", "c"], min_size=0)
-    message = rf"frames: frame 9 there is not that of this video.* delete the directory {tmp_path} or choose"
+    message = rf"frames: stored frame 9 differs from this video.* delete the directory {tmp_path} or choose"
     with pytest.raises(ValueError, match=message):
         segment.track(iter(other), **options)
     result = segment.track(iter(images(20)), **options)
     assert len(list(result)) == 20
     finished = segment.track(iter(other), **options)  # its first image is the same: seen when images are read
-    with pytest.raises(ValueError, match="frame 9 there"):
+    with pytest.raises(ValueError, match="stored frame 9"):
         list(finished)
-    with pytest.raises(ValueError, match="frame 0 there"):
+    with pytest.raises(ValueError, match="stored frame 0"):
         segment.track(iter(images(20)[5:]), **options)
 
 
-def test_a_image_that_was_cut_short_is_written_again(tmp_path: Path) -> None:
+def test_a_truncated_image_is_written_again(tmp_path: Path) -> None:
     list(FrameStream((gray(i) for i in range(3)), tmp_path).read())
     (tmp_path / "00000001.png").write_bytes(b"")
     source = FrameStream((gray(i) for i in range(3)), tmp_path)
@@ -187,7 +187,7 @@ def test_a_image_that_was_cut_short_is_written_again(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------ damage
 def damaged_video(path: Path, packet: int) -> Path:
-    """40 frames of noise, with rubbish from the given packet on for 300 bytes."""
+    """Write 40 frames of noise, with 300 bytes overwritten from the given packet on."""
     av = pytest.importorskip("av")
     rng = np.random.default_rng(0)
     writer = VideoWriter(path, Fraction(10))
@@ -208,11 +208,11 @@ def test_a_damaged_packet_is_skipped(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert source.damaged and 36 <= len(frames) < 40
     assert [i for i, _ in frames] == list(range(len(frames)))
     assert frames[-1][1] == 39 and len({t for _, t in frames}) == len(frames)  # times are those of the file
-    assert caplog.text.count("a.mp4: the video is damaged; packets skipped") == 1
+    assert caplog.text.count("packets and their frames are skipped") == 1
     assert [(f.index, round(10 * f.seconds)) for f in source.read(20)] == frames[20:] and source.damaged
 
 
-def test_without_a_good_packet_reading_ends(tmp_path: Path) -> None:
+def test_without_a_valid_packet_reading_ends(tmp_path: Path) -> None:
     path = damaged_video(tmp_path / "a.mp4", 0)
     content = path.read_bytes()
     start = content.index(b"mdat") + 4
@@ -222,7 +222,7 @@ def test_without_a_good_packet_reading_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reader", ["pyav", "opencv"])
-def test_a_video_that_is_cut_off_is_noticed(
+def test_a_truncated_video_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, reader: str
 ) -> None:
     pytest.importorskip("av")
@@ -241,24 +241,24 @@ def test_a_video_that_is_cut_off_is_noticed(
     ("video", "message"),
     [
         ("nothing.mp4", "does not exist"),
-        ([], "no frames"),
-        (np.zeros((4, 8, 3), np.uint8), "4 axes"),
+        ([], "empty list"),
+        (np.zeros((4, 8, 3), np.uint8), "4 dimensions"),
         (5, "not int"),
     ],
 )
-def test_what_is_no_video_is_explained(tmp_path: Path, video: Any, message: str) -> None:
+def test_invalid_videos_are_explained(tmp_path: Path, video: Any, message: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         open_frames(video, tmp_path)
 
 
 def test_frames_of_two_sizes_are_refused(tmp_path: Path) -> None:
     source = open_frames([gray(0), gray(1, (16, 30))], tmp_path)
-    with pytest.raises(ValueError, match="frame 1 is 30x16, the ones before are 32x16"):
+    with pytest.raises(ValueError, match="frame 1 is 30x16, but earlier frames are 32x16"):
         list(source.read())
 
 
 # ------------------------------------------------------------------ writing
-def test_a_video_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_video_has_its_name_only_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     writer = VideoWriter(path, Fraction(10))
     writer.add(gray(50, (17, 33)), 0.0)
@@ -276,9 +276,9 @@ def test_without_pyav_opencv_writes_and_says_so(
     path = write_video(tmp_path / "a.mp4", 5, (17, 33))
     assert "pip install av" in caplog.text
     monkeypatch.setattr(frames_module, "_pyav", lambda: None)
-    found = list(VideoFile(path).read())
-    assert len(found) == 5 and found[0].image.shape == (16, 32, 3)
-    assert abs(float(found[4].image.mean()) - 80) < 4
+    frames = list(VideoFile(path).read())
+    assert len(frames) == 5 and frames[0].image.shape == (16, 32, 3)
+    assert abs(float(frames[4].image.mean()) - 80) < 4
 
 
 # ------------------------------------------------------------------ results
@@ -302,7 +302,7 @@ def test_frames_of_a_result(result: VideoResult) -> None:
     assert seen == 30
 
 
-def test_filter_computes_nothing_anew(result: VideoResult) -> None:
+def test_filter_computes_nothing_again(result: VideoResult) -> None:
     assert [t.name for t in result.filter(0.75).tracks] == ["a", "b"]
     assert [t.name for t in result.filter(0.75).filter(0.0).tracks][:3] == ["a", "b", "c"]
     assert [t.name for t in result.filter(top_k=1).tracks] == ["a"]
@@ -322,7 +322,7 @@ def test_directory_and_video(result: VideoResult, tmp_path: Path) -> None:
     with av.open(str(tmp_path / "o.mp4")) as container:
         shapes = [frame.to_ndarray(format="rgb24").shape for frame in container.decode(video=0)]
     assert shapes == [(96, 192, 3)] * 30
-    with pytest.raises(ValueError, match="cannot tell what to write"):
+    with pytest.raises(ValueError, match="unknown output format"):
         result.save(tmp_path / "o.gif")
 
 
@@ -340,7 +340,7 @@ def test_journal(tmp_path: Path) -> None:
     journal = Journal(tmp_path, run)
     assert (journal.done, journal.state, journal.facts()) == (0, {}, None)
     journal.append({"start": 0}, {"x": np.arange(3)})
-    (tmp_path / "window_000001.json").write_text("cut sh")  # a window without its state does not count
+    (tmp_path / "window_000001.json").write_text("trunca")  # a window without its state does not count
     again = Journal(tmp_path, run)
     assert again.done == 1 and again.state["x"].tolist() == [0, 1, 2]
     assert list(again.windows()) == [{"start": 0}]
@@ -348,5 +348,5 @@ def test_journal(tmp_path: Path) -> None:
     again.finish({"frames": 6})
     assert [w["start"] for w in Journal(tmp_path, run).windows()] == [0, 3]
     assert Journal(tmp_path, run).facts() == {"frames": 6}
-    with pytest.raises(JournalMismatch, match=r"other top, window\)"):
+    with pytest.raises(JournalMismatch, match="different top, window;"):
         Journal(tmp_path, {"video": ["a", 1], "window": 4, "top": 1})

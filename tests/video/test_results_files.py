@@ -1,4 +1,4 @@
-"""Files of a video's tracks: numbers in label maps, the json's cost, leftovers of longer videos, and limits."""
+"""Files of a video's tracks: numbers in label maps, cost of the JSON file, leftovers of longer videos, limits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def tracked(count: int = 15) -> VideoResult:
 
 
 def late(result: VideoResult, shift: int) -> VideoResult:
-    """The result as if `shift` other tracks had begun before its own."""
+    """Return the result as if `shift` other tracks had started before its own."""
     windows = [
         window | {"tracks": {str(int(number) + shift): masks for number, masks in window["tracks"].items()}}
         for window in result.journal.windows()
@@ -63,7 +63,7 @@ def test_label_map_of_late_tracks_does_not_wrap() -> None:
     assert not nothing.label_map().any()
 
 
-def test_pngs_number_late_tracks_anew_and_say_so(tmp_path: Path) -> None:
+def test_pngs_renumber_late_tracks_and_list_them(tmp_path: Path) -> None:
     early = tracked()
     early.save(tmp_path / "early")
     late(early, 65_535).save(tmp_path / "late")
@@ -94,9 +94,9 @@ def test_more_tracks_than_pixel_values(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-# ------------------------------------------------------------------ the JSON
+# ------------------------------------------------------------------ the JSON file
 def test_json_writes_only_what_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of frames without a track are neither encoded one by one, nor is its file opened for them."""
+    """Frames without a track are not encoded one by one, and its file is not opened for them."""
     result = track(images(200))
     expected = result.to_ytvis(3)
     shown = sum(rle is not None for record in expected for rle in record["segmentations"])
@@ -125,7 +125,7 @@ def test_json_of_tracks_with_gaps(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------ old files
-def test_frames_of_a_longer_video_go(tmp_path: Path) -> None:
+def test_frames_of_a_longer_video_are_deleted(tmp_path: Path) -> None:
     kept = ["notes.png", "00005.png", "0000012.png", "000012.txt", "000012.jpg", "x000012.png", "000013_a.png"]
     (tmp_path / "masks").mkdir()
     for name in kept:
@@ -168,5 +168,5 @@ def test_filter_says_when_objects_were_not_kept() -> None:
         result.filter(top_k=21)
     larger = track(images(4), top_k=30)
     assert larger.filter(top_k=60).tracks == larger.tracks
-    del result.journal.run["candidates"]  # of a run by hand
+    del result.journal.run["candidates"]  # as of a run without Segmenter
     assert result.filter(top_k=21).tracks == result.tracks

@@ -1,4 +1,4 @@
-"""Matching of the objects of a window to tracks, and what tracks remember."""
+"""Matching of the objects of a window to tracks, and the state of tracks."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def scores(*values: float) -> np.ndarray:
     return np.array([[v, 1 - v] for v in values], dtype=np.float32)
 
 
-def test_similarity_takes_the_masks_where_they_tell_something() -> None:
+def test_similarity_uses_the_masks_where_there_are_any() -> None:
     a, b = unit((1, 0)), unit((1, 0), (0, 1))
-    nothing = np.full((1, 2), np.nan)
-    assert np.allclose(similarity(a, b, nothing), [[1, 0]])
+    no_masks = np.full((1, 2), np.nan)
+    assert np.allclose(similarity(a, b, no_masks), [[1, 0]])
     assert np.allclose(similarity(a, b, np.array([[0.2, np.nan]])), [[0.6, 0]])
 
 
@@ -59,7 +59,7 @@ def test_scores_are_averaged_by_frames_and_one_window_stays_exact() -> None:
     assert np.allclose(table.tracks[1].scores, [(24 * 0.1 + 8 * 0.7) / 32, (24 * 0.3 + 8 * 0.6) / 32])
 
 
-def test_a_track_ends_when_it_is_not_found_for_too_long() -> None:
+def test_a_track_ends_when_it_is_not_matched_for_too_long() -> None:
     embed, other = unit((1, 0)), unit((0, 1))
     for pause, number in ((10, 1), (11, 3)):
         table = TrackTable(0.5, 10)
@@ -69,7 +69,7 @@ def test_a_track_ends_when_it_is_not_found_for_too_long() -> None:
         assert (1 in table.active()) == (number == 1)
 
 
-def test_objects_that_are_not_found_are_ignored() -> None:
+def test_objects_that_are_not_used_are_ignored() -> None:
     table = TrackTable(0.5, 10)
     found = np.array([False, True])
     assert table.update(scores(0.01, 0.9), unit((1, 0), (0, 1)), (0, 5), found=found).tolist() == [0, 1]
@@ -84,11 +84,11 @@ def test_a_lost_track_comes_back() -> None:
     assert table.update(scores(0.9, 0.9), unit((1, 0.2), (0, 1)), (8, 12)).tolist() == [1, 2]
 
 
-def test_the_newest_tracks_choose_first() -> None:
+def test_the_newest_tracks_are_matched_first() -> None:
     table = TrackTable(0.5, 20, 0.5)
     table.update(scores(0.9), unit((1, 0)), (0, 4))
     table.update(scores(0.9), unit((0, 1)), (4, 8))
-    # More like track 1, but track 2 was there just now.
+    # More similar to track 1, but track 2 was in the previous window.
     assert table.update(scores(0.9), unit((1, 0.9)), (8, 12)).tolist() == [2]
 
 
@@ -99,14 +99,14 @@ def test_tracks_that_must_not_last_are_not_continued() -> None:
     assert table.active() == [] and table.update(scores(0.9), embed, (4, 8)).tolist() == [2]
 
 
-def test_a_restored_table_goes_on_alike() -> None:
+def test_a_restored_table_continues_identically() -> None:
     rng = np.random.default_rng(0)
     table, copy = TrackTable(0.2, 5), TrackTable(0.2, 5)
-    for step in range(6):
+    for window in range(6):
         p, e = rng.random((4, 3), dtype=np.float32), unit(*rng.normal(size=(4, 5)))
         copy.restore(table.as_arrays())
         assert copy.active() == table.active()
-        span = (step * 4, step * 4 + 6)
+        span = (window * 4, window * 4 + 6)
         assert copy.update(p, e, span).tolist() == table.update(p, e, span).tolist()
     assert table.count > len(table.active()) > 0
     again = copy.as_arrays()
@@ -114,7 +114,7 @@ def test_a_restored_table_goes_on_alike() -> None:
         assert (again[name] == array).all(), name
 
 
-def test_embeddings_alone_must_be_more_alike_than_with_masks() -> None:
+def test_embeddings_alone_must_be_more_similar_than_with_masks() -> None:
     for cosine, iou, number in ((0.65, np.nan, 2), (0.75, np.nan, 1), (0.65, 0.5, 1), (0.75, 0.2, 2)):
         table = TrackTable(0.5, 10, 0.7)
         table.update(scores(0.9), unit((1, 0)), (0, 4))

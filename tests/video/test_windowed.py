@@ -62,16 +62,16 @@ def test_a_clip_that_fits_is_left_to_the_model() -> None:
     assert "pred_masks" in short and len(long["pred_rles"][0]) == 5
 
 
-def test_one_window_gives_the_records_of_the_whole_clip() -> None:
+def test_one_window_gives_the_records_of_the_complete_clip() -> None:
     model = tiny(R50).eval()
     record = clip(4, height=HEIGHT, width=WIDTH)
     with torch.no_grad():
-        whole = clip_to_records(model([record])[0], 1)
+        complete = clip_to_records(model([record])[0], 1)
         wrapped = WindowedClips(model, WindowSettings(window=4, overlap=0, candidates=100))
         parts = clip_to_records(wrapped._long(record), 1)
     key = ("score", "category_id")
-    assert [[r[k] for k in key] for r in parts] == [[pytest.approx(r[k]) for k in key] for r in whole]
-    assert [r["segmentations"] for r in parts] == [r["segmentations"] for r in whole]
+    assert [[r[k] for k in key] for r in parts] == [[pytest.approx(r[k]) for k in key] for r in complete]
+    assert [r["segmentations"] for r in parts] == [r["segmentations"] for r in complete]
 
 
 def test_image_models_and_no_window_leave_the_model_as_it_is() -> None:

@@ -1,4 +1,4 @@
-"""Long clips: windows, tracks through them, equality with the whole clip, and going on after a stop."""
+"""Long clips: windows, tracks across them, equality with the complete clip, and resuming after a stop."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def frames(count: int) -> Any:
 
 
 def check_tracks(result: VideoResult, count: int) -> None:
-    """Each object has one track with its true masks."""
+    """Check that each object has one track with its ground-truth masks."""
     by_class = {track.label: track for track in result.tracks}
     assert sorted(by_class) == [0, 1, 2] and len(result.tracks) == 3
     seen = 0
@@ -105,7 +105,7 @@ def test_masks_on_shared_frames_tell_objects_of_one_look_apart() -> None:
     check_tracks(segmenter(ShapeModel(alike=True)).track(images(30), window=8, overlap=3), 30)
 
 
-# ------------------------------------------------------------------ one window is the whole clip
+# ------------------------------------------------------------------ one window is the complete clip
 @pytest.mark.parametrize("online", [False, True])
 def test_one_window_equals_the_model_itself(online: bool) -> None:
     model: Any = tiny(R50, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3).eval()
@@ -134,23 +134,23 @@ def test_image_models_follow_objects_frame_by_frame() -> None:
     assert len(result.tracks) == 5 and all((t.first, t.last) == (0, 3) for t in result.tracks)
 
 
-# ------------------------------------------------------------------ stop and go on
+# ------------------------------------------------------------------ stop and resume
 @pytest.mark.parametrize("stop_at", [0, 1, 3, 5])
-def test_a_killed_run_goes_on_after_its_last_window(tmp_path: Path, stop_at: int) -> None:
+def test_a_killed_run_resumes_after_its_last_window(tmp_path: Path, stop_at: int) -> None:
     options = {"window": 8, "overlap": 3}
-    whole = segmenter().track(images(30), work_dir=tmp_path / "whole", **options)
+    complete = segmenter().track(images(30), work_dir=tmp_path / "complete", **options)
     with pytest.raises(KeyboardInterrupt):
-        segmenter(ShapeModel(stop_at=stop_at)).track(images(30), work_dir=tmp_path / "cut", **options)
+        segmenter(ShapeModel(stop_at=stop_at)).track(images(30), work_dir=tmp_path / "stopped", **options)
     model = ShapeModel()
-    result = segmenter(model).track(images(30), work_dir=tmp_path / "cut", **options)
-    total = len(list((tmp_path / "whole").glob("window_*")))
+    result = segmenter(model).track(images(30), work_dir=tmp_path / "stopped", **options)
+    total = len(list((tmp_path / "complete").glob("window_*")))
     assert total == 6 and len(model.lengths) == total - stop_at
-    assert result.tracks == whole.tracks and result.to_ytvis() == whole.to_ytvis()
+    assert result.tracks == complete.tracks and result.to_ytvis() == complete.to_ytvis()
     for name in ("state.npz", "finished.json", "window_000005.json"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "complete" / name).read_bytes(), name
 
 
-# A process that stands still in its third window, and says so.
+# A process that hangs in its third window and reports it by a file.
 HANGING = """
 import sys, time
 from pathlib import Path
@@ -171,7 +171,7 @@ segment.track(images(30), window=8, overlap=3, work_dir=sys.argv[1])
 
 @pytest.mark.slow
 def test_kill_minus_9(tmp_path: Path) -> None:
-    directory, reached = tmp_path / "cut", tmp_path / "reached"
+    directory, reached = tmp_path / "stopped", tmp_path / "reached"
     arguments = [sys.executable, "-c", HANGING, str(directory), str(reached)]
     with subprocess.Popen(arguments, cwd=Path(__file__).parents[2]) as process:
         try:
@@ -187,13 +187,13 @@ def test_kill_minus_9(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lost", ["finished.json", "state.npz"])
-def test_a_stop_between_two_files_is_no_harm(tmp_path: Path, lost: str) -> None:
+def test_a_stop_between_two_files_is_harmless(tmp_path: Path, lost: str) -> None:
     options = {"window": 8, "overlap": 3, "work_dir": tmp_path}
-    whole = segmenter().track(images(30), **options).to_ytvis()
+    complete = segmenter().track(images(30), **options).to_ytvis()
     (tmp_path / lost).unlink()
     (tmp_path / "finished.json").unlink(missing_ok=True)
     model = ShapeModel()
-    assert segmenter(model).track(images(30), **options).to_ytvis() == whole
+    assert segmenter(model).track(images(30), **options).to_ytvis() == complete
     assert len(model.lengths) == (0 if lost == "finished.json" else 6)
 
 
@@ -209,11 +209,11 @@ def test_a_finished_run_is_read_and_another_one_refused(tmp_path: Path) -> None:
     model = ShapeModel()
     segmenter(model).track(images(9), window=8, overlap=3, work_dir=tmp_path)
     assert model.lengths == []
-    with pytest.raises(ValueError, match="other overlap, window"):
+    with pytest.raises(ValueError, match="different overlap, window"):
         segmenter().track(images(9), window=7, overlap=2, work_dir=tmp_path)
     with torch.no_grad():
         model.weight += 1
-    with pytest.raises(ValueError, match="other weights"):
+    with pytest.raises(ValueError, match="different weights"):
         segmenter(model).track(images(9), window=8, overlap=3, work_dir=tmp_path)
 
 

@@ -28,7 +28,7 @@ TINY = [
 
 @pytest.fixture
 def command(write_videos: Callable[[], tuple[str, str]], tmp_path: Path) -> Iterator[list[str]]:
-    """Arguments for a tiny VideoMaskFormer on the three videos."""
+    """Return arguments for a tiny VideoMaskFormer on the three videos."""
     entry = ["clips", *write_videos()]
     options = [*TINY, "DATASETS.YTVIS_JSON", repr([entry]), "OUTPUT_DIR", str(tmp_path / "run")]
     yield ["--config-file", "youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml", "--debug", *options]
@@ -36,7 +36,7 @@ def command(write_videos: Callable[[], tuple[str, str]], tmp_path: Path) -> Iter
         logging.getLogger(name).handlers.clear()
 
 
-def test_two_steps_and_an_evaluation(command: list[str], tmp_path: Path) -> None:
+def test_two_iterations_and_an_evaluation(command: list[str], tmp_path: Path) -> None:
     assert launch(train_net.main, argument_parser().parse_args(command)) == 0
     run = tmp_path / "run"
     assert torch.load(run / "model_final.pth", weights_only=True)["iteration"] == 1
@@ -56,9 +56,9 @@ def test_videos_and_images_in_one_training(command: list[str], video_content: di
     entry |= {"bbox": [6, 6, 20, 18], "area": 360}
     photos = {"images": [image], "annotations": [entry], "categories": video_content["categories"]}
     (tmp_path / "photos.json").write_text(json.dumps(photos))
-    own = ["DATASETS.COCO_JSON", repr([["photos", str(tmp_path / "photos.json"), str(tmp_path / "frames")]])]
-    own += ["DATASETS.TRAIN", "('clips', 'clips', 'photos')", "INPUT.DATASET_MAPPER_NAME", "mixed_clips"]
-    arguments = argument_parser().parse_args([*command, *own, "SOLVER.MAX_ITER", "4"])
+    overrides = ["DATASETS.COCO_JSON", repr([["photos", str(tmp_path / "photos.json"), str(tmp_path / "frames")]])]
+    overrides += ["DATASETS.TRAIN", "('clips', 'clips', 'photos')", "INPUT.DATASET_MAPPER_NAME", "mixed_clips"]
+    arguments = argument_parser().parse_args([*command, *overrides, "SOLVER.MAX_ITER", "4"])
     assert launch(train_net.main, arguments) == 0
     assert "training on 7 records of clips, clips, photos" in (tmp_path / "run" / "log.txt").read_text()
 
