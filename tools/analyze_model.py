@@ -1,20 +1,20 @@
 #!/usr/bin/env python
-"""Count what a model costs: multiplications, activations, parameters; or print its structure. Runs on the CPU.
+"""Count flops, activations and parameters of a model, or print its structure. Runs on the CPU.
 
     python tools/analyze_model.py --tasks parameter structure --config-file CONFIG
     python tools/analyze_model.py --tasks flop --use-fixed-input-size --config-file CONFIG     # needs no dataset
     python tools/analyze_model.py --tasks flop activation -n 100 --config-file CONFIG [KEY VALUE ...]
 
-One flop is one multiplication with its addition, as in papers and in fvcore, which does the counting. Counted are
-convolutions, matrix products, attention (both of its products), norms and interpolation; deformable attention counts
-five flops per sample and channel: four for the bilinear interpolation, one for the weighted sum (Deformable DETR,
-appendix A.1). Of the post-processing, the product of class scores and masks counts where semantic results are on
-(`semantic_scores`), as in published numbers. Element by element arithmetic (activation functions, additions, softmax)
-is not counted. Weights do not matter and are not loaded.
+One flop is one multiply-add, as in papers and in fvcore, which does the counting. Convolutions, matrix products,
+attention (both of its products), norms and interpolation are counted; deformable attention counts five flops per sample
+and channel: four for the bilinear interpolation, one for the weighted sum (Deformable DETR, appendix A.1). Of the
+post-processing, the product of class scores and masks is counted if semantic results are on (`semantic_scores`), as in
+published numbers. Elementwise operations (activation functions, additions, softmax) are not counted. Weights do not
+matter and are not loaded.
 
 Without --use-fixed-input-size, flop and activation are averaged over the first images of DATASETS.TEST, resized as in
 evaluation, because images of different sizes cost differently. One input of a video model is a clip: all frames of a
-video of DATASETS.TEST, or --num-frames made-up ones.
+video of DATASETS.TEST, or --num-frames synthetic ones.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ SAMPLE_FLOPS = 5  # per point and channel: bilinear interpolation, and the weigh
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line; return the exit status."""
     args = _parser().parse_args(argv)
     try:
         cfg = load_config(args.config_file or None, args.opts)
@@ -76,11 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _build(cfg: CfgNode) -> nn.Module:
-    """The model, in eval; its config need not fit a dataset."""
+    """Build the model in evaluation mode; its config need not match a dataset."""
     name = cfg.MODEL.META_ARCHITECTURE
     if name not in META_ARCH_REGISTRY:
         known = ", ".join(key for key, _ in META_ARCH_REGISTRY)
-        raise ValueError(f"MODEL.META_ARCHITECTURE '{name}' is unknown; there are {known}")
+        raise ValueError(f"MODEL.META_ARCHITECTURE '{name}' is not registered; choose one of {known}")
     return build_model(cfg).eval()
 
 
@@ -93,8 +93,8 @@ def _parser() -> argparse.ArgumentParser:
         choices=TASKS,
         required=True,
         nargs="+",
-        help="flop: multiplications by module and operator; activation: numbers written by convolutions, matrix "
-        "products and attention; parameter: learnable numbers by module; structure: the modules",
+        help="flop: multiply-adds by module and operator; activation: outputs of convolutions, matrix products and "
+        "attention; parameter: learnable parameters by module; structure: the modules",
     )
     parser.add_argument(
         "-n", "--num-inputs", type=int, default=100, help="images of DATASETS.TEST to average over (default 100)"
@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--use-fixed-input-size",
         action="store_true",
-        help="one made-up image instead of the dataset: a square of INPUT.CROP.SIZE where training crops to a fixed "
+        help="one synthetic image instead of the dataset: a square of INPUT.CROP.SIZE where training crops to a fixed "
         "size, else INPUT.MIN_SIZE_TEST x INPUT.MAX_SIZE_TEST",
     )
     parser.add_argument(
@@ -110,19 +110,19 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="one made-up image of this size instead of the dataset",
+        help="one synthetic image of this size instead of the dataset",
     )
     parser.add_argument(
         "--num-frames",
         type=int,
-        help="frames of a made-up clip, for video models (default: INPUT.SAMPLING_FRAME_NUM, as in training)",
+        help="frames of a synthetic clip, for video models (default: INPUT.SAMPLING_FRAME_NUM, as in training)",
     )
     return parser
 
 
 # ---- inputs
 class Input(NamedTuple):
-    """Sizes of one image or clip: as the network gets it, padded, and those of the results; number of frames."""
+    """Sizes (H, W) of one image or clip, padded for the network and of the results; and its number of frames."""
 
     padded: Size
     results: Size
@@ -134,8 +134,8 @@ def _inputs(args: argparse.Namespace, cfg: CfgNode, model: nn.Module) -> list[In
     if args.input_size or args.use_fixed_input_size:
         size = (args.input_size[0], args.input_size[1]) if args.input_size else fixed_size(cfg)
         if min(size) < 1:
-            raise ValueError("--input-size must be positive")
-        return [Input(padded(size, divisor), size, _made_up_frames(args, cfg, model))]
+            raise ValueError("--input-size must be positive, such as 800 1333")
+        return [Input(padded(size, divisor), size, _synthetic_frames(args, cfg, model))]
     settings = getattr(model, "settings", None)
     at_output = settings is not None and settings.at_output_size
     return [
@@ -144,11 +144,11 @@ def _inputs(args: argparse.Namespace, cfg: CfgNode, model: nn.Module) -> list[In
     ]
 
 
-def _made_up_frames(args: argparse.Namespace, cfg: CfgNode, model: nn.Module) -> int:
-    """T of the made-up input: 1 for models of images."""
+def _synthetic_frames(args: argparse.Namespace, cfg: CfgNode, model: nn.Module) -> int:
+    """Return the number of frames T of the synthetic input: 1 for image models."""
     if not isinstance(model, VideoMaskFormer):
         if args.num_frames is not None:
-            raise ValueError(f"--num-frames is for video models; MODEL.META_ARCHITECTURE is {type(model).__name__}")
+            raise ValueError(f"--num-frames is for video models, but MODEL.META_ARCHITECTURE is {type(model).__name__}")
         return 1
     frames = cfg.INPUT.SAMPLING_FRAME_NUM if args.num_frames is None else args.num_frames
     if frames < 1:
@@ -157,7 +157,7 @@ def _made_up_frames(args: argparse.Namespace, cfg: CfgNode, model: nn.Module) ->
 
 
 def fixed_size(cfg: CfgNode) -> Size:
-    """(H, W) of the made-up image of --use-fixed-input-size."""
+    """Return (H, W) of the synthetic image of --use-fixed-input-size."""
     if cfg.INPUT.CROP.ENABLED and cfg.INPUT.CROP.TYPE == "absolute":
         side = int(cfg.INPUT.CROP.SIZE[0])
         return side, side
@@ -165,25 +165,25 @@ def fixed_size(cfg: CfgNode) -> Size:
 
 
 def padded(size: Size, divisor: int) -> Size:
-    """The size after padding to multiples of `divisor` (0 or 1: none)."""
-    step = max(divisor, 1)
-    return -(-size[0] // step) * step, -(-size[1] // step) * step
+    """Return the size after padding to multiples of `divisor` (0 or 1: none)."""
+    divisor = max(divisor, 1)
+    return -(-size[0] // divisor) * divisor, -(-size[1] // divisor) * divisor
 
 
 def _dataset_sizes(cfg: CfgNode, count: int) -> list[tuple[Size, Size, int]]:
-    """(H, W) of the first images of DATASETS.TEST, resized for the network, and as they are; and their frames."""
+    """Return for the first images of DATASETS.TEST (H, W) in the network and of the results, and the frames."""
     from mask2former.data import build_test_loader
 
     if count < 1:
         raise ValueError(f"--num-inputs must be at least 1, not {count}")
     if not cfg.DATASETS.TEST:
-        raise ValueError("DATASETS.TEST is empty: name a dataset, or use --use-fixed-input-size")
+        raise ValueError("DATASETS.TEST is empty: set it to a dataset, or use --use-fixed-input-size")
     cfg.DATALOADER.NUM_WORKERS = 0
     try:
         loader = build_test_loader(cfg, cfg.DATASETS.TEST[0])
         samples = [batch[0] for batch in islice(loader, count)]
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}\n--use-fixed-input-size counts without a dataset.") from error
+        raise FileNotFoundError(f"{error}\nUse --use-fixed-input-size to count without a dataset.") from error
     sizes = []
     for sample in samples:
         frames = [sample["image"]] if isinstance(sample["image"], Tensor) else sample["image"]
@@ -195,7 +195,7 @@ def _dataset_sizes(cfg: CfgNode, count: int) -> list[tuple[Size, Size, int]]:
 
 # ---- counting
 class Network(nn.Module):
-    """From the normalized image, or the frames of one clip, to the last prediction: backbone and segmentation head."""
+    """Backbone and segmentation head: from the normalized image, or the frames of one clip, to the predictions."""
 
     def __init__(self, model: nn.Module, frames: int = 1) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ class Network(nn.Module):
         self.sem_seg_head = _part(model, "sem_seg_head")
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(T, 3, H, W) -> the predictions as a flat tuple of tensors."""
+        """Return the predictions for (T, 3, H, W) as a flat tuple of tensors."""
         return tuple(_tensors(self.sem_seg_head(self.backbone(image), **self.options)))
 
 
@@ -212,7 +212,8 @@ def _part(model: nn.Module, name: str) -> Any:
     part = getattr(model, name, None)
     if part is None:
         raise ValueError(
-            f"{type(model).__name__} has no {name}: flop and activation are for models of backbone and sem_seg_head"
+            f"{type(model).__name__} has no {name}: flop and activation need a model of backbone and sem_seg_head; use "
+            "the tasks parameter and structure"
         )
     return part
 
@@ -225,18 +226,18 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def attention_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """Query times key, and weights times value; shapes (..., N, D), (..., S, D), (..., S, D)."""
+    """Count query times key, and weights times value; shapes (..., N, D), (..., S, D), (..., S, D)."""
     query, key, value = (get_shape(x) for x in inputs[:3])
     return Counter(attention=prod(query[:-1]) * key[-2] * (query[-1] + value[-1]))
 
 
 def deformable_attention_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """Of the op: value (B, S, heads, D), attention (B, N, heads, L, P)."""
+    """Count flops of the compiled op: value (B, S, heads, D), attention (B, N, heads, L, P)."""
     return Counter(deformable_attention=SAMPLE_FLOPS * prod(get_shape(inputs[4])) * get_shape(inputs[0])[-1])
 
 
 def sampling_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """Of its PyTorch code, which samples one level with `grid_sample`: (B heads, D, N, P)."""
+    """Count flops of the PyTorch implementation, which samples one level with `grid_sample`: (B heads, D, N, P)."""
     return Counter(deformable_attention=SAMPLE_FLOPS * prod(get_shape(outputs[0])))
 
 
@@ -249,21 +250,27 @@ _ACTIVATIONS = {"aten::scaled_dot_product_attention": generic_activation_jit("at
 
 
 def analyze(model: nn.Module, size: Size, kind: type = FlopCountAnalysis, frames: int = 1) -> Any:
-    """fvcore's analysis of backbone and head for one image or clip (T, 3, H, W); `kind` chooses what is counted."""
+    """Run fvcore's analysis of backbone and head for one image or clip (T, 3, H, W).
+
+    Args:
+        size: (H, W), padded.
+        kind: fvcore's class, which determines what is counted.
+        frames: number of frames T.
+    """
     network = Network(model, frames)
     parameter = next(network.parameters())
     analysis = kind(network, (torch.zeros(frames, 3, *size, device=parameter.device),))
     analysis.set_op_handle(**(_FLOPS if kind is FlopCountAnalysis else _ACTIVATIONS))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-    # Traced shapes are tensors, which the compiled op does not take; its PyTorch code has the same handle.
+    # Traced shapes are tensors, which the compiled op does not accept; the PyTorch implementation has its own handle.
     with torch.no_grad(), pytorch_backend(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer's, about Python numbers
-        analysis.total()  # traces now; later questions are answered from the cache
+        warnings.simplefilter("ignore")  # of the tracer, about Python numbers
+        analysis.total()  # traces now; later calls use the cache
     return analysis
 
 
 def semantic_flops(model: nn.Module, size: Size) -> int:
-    """Class scores (Q, K) times masks (Q, h, w), where the model makes semantic results of them."""
+    """Count class scores (Q, K) times masks (Q, h, w) if the model predicts semantic results, else 0."""
     settings = getattr(model, "settings", None)
     if settings is None or Task.SEMANTIC not in settings.tasks:
         return 0
@@ -272,29 +279,29 @@ def semantic_flops(model: nn.Module, size: Size) -> int:
 
 # ---- reports
 def _flop_report(model: nn.Module, inputs: Sequence[Input]) -> str:
-    analyzes = _analyzes(model, inputs, FlopCountAnalysis)
+    by_shape = _analyze_shapes(model, inputs, FlopCountAnalysis)
     counts = []
     for x in inputs:
         scores = semantic_flops(model, x.results)
-        counts.append(Counter(analyzes[_shape(x)].by_operator()) + Counter(semantic_scores=scores))
+        counts.append(Counter(by_shape[_shape(x)].by_operator()) + Counter(semantic_scores=scores))
     first = inputs[0]
     frames = f"{first.frames} frames of " if first.frames > 1 else ""
     return "\n".join(
         [
             f"Flops of one input of {frames}{first.padded[0]} x {first.padded[1]} (padded), by module:",
-            flop_count_table(analyzes[_shape(first)], max_depth=TABLE_DEPTH, activations=None),
+            flop_count_table(by_shape[_shape(first)], max_depth=TABLE_DEPTH, activations=None),
             *_average("flops", counts, ("G", 1e9), _unit(inputs)),
         ]
     )
 
 
 def _shape(x: Input) -> tuple[int, Size]:
-    """What decides the network's count."""
+    """Return what the count of the network depends on."""
     return x.frames, x.padded
 
 
-def _analyzes(model: nn.Module, inputs: Sequence[Input], kind: type) -> dict[tuple[int, Size], Any]:
-    """The analysis for each shape that occurs."""
+def _analyze_shapes(model: nn.Module, inputs: Sequence[Input], kind: type) -> dict[tuple[int, Size], Any]:
+    """Analyze the network once for each shape of the inputs."""
     return {(t, size): analyze(model, size, kind, t) for t, size in dict.fromkeys(map(_shape, inputs))}
 
 
@@ -303,22 +310,22 @@ def _unit(inputs: Sequence[Input]) -> str:
 
 
 def _activation_report(model: nn.Module, inputs: Sequence[Input]) -> str:
-    analyzes = _analyzes(model, inputs, ActivationCountAnalysis)
-    counts = [analyzes[_shape(x)].by_operator() for x in inputs]
+    by_shape = _analyze_shapes(model, inputs, ActivationCountAnalysis)
+    counts = [by_shape[_shape(x)].by_operator() for x in inputs]
     return "\n".join(_average("activations", counts, ("M", 1e6), _unit(inputs)))
 
 
-def _average(what: str, counts: Sequence[Mapping[str, int]], unit: tuple[str, float], one: str) -> list[str]:
-    """Lines with the mean over inputs by operator, and mean and spread of the totals."""
+def _average(quantity: str, counts: Sequence[Mapping[str, int]], unit: tuple[str, float], one: str) -> list[str]:
+    """Format the mean over inputs by operator, and mean and standard deviation of the totals."""
     name, scale = unit
     operators: Counter[str] = Counter()
     for count in counts:
         operators.update(count)
-    lines = [f"{what.capitalize()} by operator, mean of {len(counts)} inputs:"]
+    lines = [f"{quantity.capitalize()} by operator, mean of {len(counts)} inputs:"]
     for operator, total in operators.most_common():
         lines.append(f"  {operator:<22}{total / len(counts) / scale:12.3f} {name}")
     totals = np.array([sum(count.values()) for count in counts]) / scale
-    lines.append(f"Total {what}: {totals.mean():.1f} {name} (standard deviation {totals.std():.1f}) of one {one}")
+    lines.append(f"Total {quantity}: {totals.mean():.1f} {name} (standard deviation {totals.std():.1f}) of one {one}")
     return lines
 
 

@@ -40,7 +40,7 @@ CONFIG = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
 
 
 def hardware(device: torch.device) -> str:
-    """One line: device, threads and versions."""
+    """Return one line with device, threads and versions."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
@@ -56,7 +56,7 @@ def _cpu_name() -> str:
 
 
 def timed(work: Callable[[], Any], repeats: int, device: torch.device) -> list[float]:
-    """Seconds of each of `repeats` runs, after two that warm caches up."""
+    """Time `repeats` runs in seconds, after two warm-up runs."""
     seconds = []
     for run in range(repeats + 2):
         _wait(device)
@@ -74,7 +74,7 @@ def _wait(device: torch.device) -> None:
 
 
 def record(args: argparse.Namespace, classes: int, seed: int) -> dict[str, Any]:
-    """A random image with `args.objects` rectangles."""
+    """Build a random training sample with `args.objects` rectangles."""
     height, width = args.size
     generator = torch.Generator().manual_seed(seed)
     corner = torch.rand(args.objects, 2, generator=generator)
@@ -88,6 +88,7 @@ def record(args: argparse.Namespace, classes: int, seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Run the command line."""
     args = parser().parse_args()
     if args.what == "op":
         benchmark_op.run(args, hardware(torch.device(args.device)))
@@ -113,13 +114,13 @@ def main() -> None:
         with torch.inference_mode(), autocast:
             model.sem_seg_head(model.backbone(model.preprocess(batch).tensor))
 
-    def step() -> None:
+    def train_iteration() -> None:
         with autocast:
             total = sum(model(batch).values())
         model.zero_grad(set_to_none=True)
         total.backward()
 
-    rows: dict[str, Callable[[], None]] = {"forward, losses, backward": step}
+    rows: dict[str, Callable[[], None]] = {"forward, losses, backward": train_iteration}
     if args.what == "model":
         rows = {"network": network, "network and post-processing": predict}
     model.train(args.what == "train")
@@ -137,22 +138,23 @@ def main() -> None:
 
 
 def parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument(
         "what",
         nargs="?",
         choices=("model", "train", "op", "eval", "video"),
         default="model",
-        help="inference, a training step, deformable attention alone, the evaluators, or a long video",
+        help="inference, a training iteration, deformable attention alone, the evaluators, or a long video",
     )
     p.add_argument("--config-file", help=f"default: {CONFIG}, for video {benchmark_video.CONFIG}")
     p.add_argument("--size", type=int, nargs=2, default=(480, 640), metavar=("HEIGHT", "WIDTH"))
     p.add_argument("--batch", type=int, default=1)
-    p.add_argument("--images", type=int, default=500, help="images of the made-up validation set of `eval`")
+    p.add_argument("--images", type=int, default=500, help="images of the synthetic validation set of `eval`")
     p.add_argument(
-        "--boundary", action="store_true", help="`eval`: leave detectron2's boundary IoU on, which it always computes"
+        "--boundary", action="store_true", help="`eval`: keep detectron2's boundary IoU, which it computes by default"
     )
-    p.add_argument("--objects", type=int, default=20, help="ground-truth objects per image in a training step")
+    p.add_argument("--objects", type=int, default=20, help="ground-truth objects per image in a training iteration")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--bf16", action="store_true", help="bf16 autocast")
     benchmark_video.add_arguments(p.add_argument_group("video"))

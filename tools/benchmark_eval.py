@@ -1,9 +1,9 @@
-"""`tools/benchmark.py eval`: a made-up COCO panoptic validation, scored here and by detectron2's evaluators.
+"""`tools/benchmark.py eval`: a synthetic COCO panoptic validation, scored here and by detectron2's evaluators.
 
-Both get the same outputs in the same order, image by image, as `inference_on_dataset` hands them over, and write
-the same result files. Only the evaluators' own time counts, not the making of outputs. Every number that both report
-must be the same, or the run fails. detectron2's panoptic evaluator needs panopticapi:
-`pip install --no-deps panopticapi-lite==0.2.0`.
+Both get the same outputs in the same order, image by image, as from `inference_on_dataset`, and write the same result
+files. Only the time of the evaluators is counted, not that of generating outputs. Every number that both report must be
+the same, or the run fails.
+detectron2's panoptic evaluator needs panopticapi: `pip install --no-deps panopticapi-lite==0.2.0`.
 """
 
 from __future__ import annotations
@@ -46,20 +46,21 @@ Makers = dict[str, Callable[[], DatasetEvaluator]]
 
 @dataclass
 class Scene:
-    """Bands of stuff with discs in front of them."""
+    """Synthetic ground truth: bands of stuff with discs in front of them."""
 
     ids: np.ndarray  # (h, w) int32 segment ids, from 1
     segments: list[Segment]  # id, category_id (contiguous), isthing
 
     @classmethod
     def make(cls, size: tuple[int, int], rng: np.random.Generator) -> Scene:
+        """Generate a random scene of `size` (height, width)."""
         height, width = size
         wave = (height / 30 * np.sin(np.arange(width) / rng.uniform(8, 60))).astype(np.int64)
         borders = np.sort(rng.integers(0, height, BANDS - 1))
         rows = np.arange(height)[:, None] + wave
         ids = 1 + np.searchsorted(borders, rows.ravel()).reshape(size).astype(np.int32)
-        kinds = rng.choice(np.arange(THINGS, CLASSES), BANDS, replace=False).tolist()
-        segments = [{"id": i + 1, "category_id": k, "isthing": False} for i, k in enumerate(kinds)]
+        stuff = rng.choice(np.arange(THINGS, CLASSES), BANDS, replace=False).tolist()
+        segments = [{"id": i + 1, "category_id": k, "isthing": False} for i, k in enumerate(stuff)]
         for number in range(BANDS + 1, BANDS + 1 + OBJECTS):
             ids[disc(size, rng)] = number
             segments.append({"id": number, "category_id": int(rng.integers(THINGS)), "isthing": True})
@@ -68,13 +69,13 @@ class Scene:
 
 
 def present(ids: np.ndarray, segments: list[Segment]) -> list[Segment]:
-    """The segments that have pixels."""
+    """Return the segments that have pixels."""
     pixels = np.bincount(ids.ravel(), minlength=len(segments) + 1)
     return [s for s in segments if pixels[s["id"]]]
 
 
 def disc(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """(h, w) bool: an ellipse of any size from a dot to half the image, with a bumpy rim."""
+    """Draw an ellipse of random size, from a dot to half the image, with an uneven contour; (h, w) bool."""
     height, width = size
     radius = np.exp(rng.uniform(np.log(4), np.log(height / 3)))
     y = (np.arange(height)[:, None] - rng.uniform(0, height)) / radius
@@ -82,10 +83,11 @@ def disc(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     return y * y + x * x < 1 + 0.1 * np.sin(np.arange(width) / 2)
 
 
-def guess(scene: Scene, rng: np.random.Generator) -> tuple[dict[str, Any], Tensor]:
-    """What a fair model would say: the scene moved a little, some classes wrong, and many weak extra instances.
+def predict(scene: Scene, rng: np.random.Generator) -> tuple[dict[str, Any], Tensor]:
+    """Generate predictions: the scene shifted, some classes wrong, and many extra instances with low scores.
 
-    Returns the outputs without the semantic scores, and the classes (h, w) that win there.
+    Returns:
+        The outputs without the semantic scores, and the class (h, w) with the highest score.
     """
     shift = (int(rng.integers(-6, 7)), int(rng.integers(-6, 7)))
     ids = np.roll(scene.ids, shift, (0, 1))
@@ -98,25 +100,26 @@ def guess(scene: Scene, rng: np.random.Generator) -> tuple[dict[str, Any], Tenso
     masks = [ids == s["id"] for s in things]
     classes = [s["category_id"] for s in things]
     while len(masks) < DETECTIONS:
-        if masks and rng.random() < 0.5:  # a query often appears again with another class
+        if masks and rng.random() < 0.5:  # one query is often predicted with several classes
             masks.append(masks[rng.integers(len(masks))])
         else:
             masks.append(disc(scene.ids.shape, rng))
         classes.append(int(rng.integers(THINGS)))
-    found = Instances(scene.ids.shape)
-    found.pred_masks = torch.from_numpy(np.stack(masks))
-    found.pred_boxes = Boxes(torch.zeros(DETECTIONS, 4))
-    weak = rng.random(DETECTIONS).astype(np.float32)
-    weak[len(things) :] *= 0.4
-    found.scores, found.pred_classes = torch.from_numpy(weak), torch.tensor(classes)
-    kinds = np.zeros(CLASSES + 1, dtype=np.int64)
+    instances = Instances(scene.ids.shape)
+    instances.pred_masks = torch.from_numpy(np.stack(masks))
+    instances.pred_boxes = Boxes(torch.zeros(DETECTIONS, 4))
+    scores = rng.random(DETECTIONS).astype(np.float32)
+    scores[len(things) :] *= 0.4
+    instances.scores, instances.pred_classes = torch.from_numpy(scores), torch.tensor(classes)
+    class_of = np.zeros(CLASSES + 1, dtype=np.int64)
     for s in segments:
-        kinds[s["id"]] = s["category_id"]
-    return {"panoptic_seg": (torch.from_numpy(ids), segments), "instances": found}, torch.from_numpy(kinds[ids])
+        class_of[s["id"]] = s["category_id"]
+    outputs = {"panoptic_seg": (torch.from_numpy(ids), segments), "instances": instances}
+    return outputs, torch.from_numpy(class_of[ids])
 
 
-def write_truth(directory: Path, images: int, size: tuple[int, int]) -> None:
-    """COCO's files below `directory`, registered as NAME."""
+def write_ground_truth(directory: Path, images: int, size: tuple[int, int]) -> None:
+    """Write COCO's files below `directory`, and register them as NAME."""
     height, width = size
     categories = [{"id": i + 1, "name": f"class {i}", "isthing": int(i < THINGS)} for i in range(CLASSES)]
     content: dict[str, list[Any]] = {"images": [], "panoptic": [], "instances": []}
@@ -132,21 +135,22 @@ def write_truth(directory: Path, images: int, size: tuple[int, int]) -> None:
             area = int((scene.ids == s["id"]).sum())
             infos.append({"id": s["id"], "category_id": s["category_id"] + 1, "area": area, "iscrowd": 0})
             if s["isthing"]:
-                own = {"id": len(content["instances"]) + 1, "image_id": number, "bbox": [0, 0, 1, 1]}
-                content["instances"].append({**infos[-1], **own, "segmentation": codes[s["id"]]})
+                entry = {"id": len(content["instances"]) + 1, "image_id": number, "bbox": [0, 0, 1, 1]}
+                content["instances"].append({**infos[-1], **entry, "segmentation": codes[s["id"]]})
         Image.fromarray(id_to_rgb(scene.ids)).save(directory / "panoptic" / f"{name}.png")
         Image.fromarray(label[scene.ids]).save(directory / "semantic" / f"{name}.png")
         content["images"].append({"id": number, "file_name": f"{name}.jpg", "height": height, "width": width})
         content["panoptic"].append({"image_id": number, "file_name": f"{name}.png", "segments_info": infos})
-        truth_file = str(directory / "semantic" / f"{name}.png")
-        records.append({"file_name": f"{name}.jpg", "image_id": number, "sem_seg_file_name": truth_file})
-    for kind, used in (("panoptic", categories), ("instances", categories[:THINGS])):
-        document = {"images": content["images"], "categories": used, "annotations": content[kind]}
-        (directory / f"{kind}.json").write_text(json.dumps(document))
+        label_file = str(directory / "semantic" / f"{name}.png")
+        records.append({"file_name": f"{name}.jpg", "image_id": number, "sem_seg_file_name": label_file})
+    for task, used in (("panoptic", categories), ("instances", categories[:THINGS])):
+        annotations = {"images": content["images"], "categories": used, "annotations": content[task]}
+        (directory / f"{task}.json").write_text(json.dumps(annotations))
     register(directory, records, [c["name"] for c in categories])
 
 
 def register(directory: Path, records: list[dict[str, Any]], names: list[str]) -> None:
+    """Register the files in `directory` with detectron2 as NAME."""
     DatasetCatalog.register(NAME, lambda: records)
     MetadataCatalog.get(NAME).set(
         json_file=str(directory / "instances.json"),
@@ -162,6 +166,7 @@ def register(directory: Path, records: list[dict[str, Any]], names: list[str]) -
 
 
 def ours(directory: str) -> Makers:
+    """Return a factory for each evaluator of this project."""
     return {
         "panoptic": lambda: PanopticEvaluator(NAME, directory),
         "instance": lambda: InstanceSegEvaluator(NAME, output_dir=directory),
@@ -170,7 +175,10 @@ def ours(directory: str) -> Makers:
 
 
 def detectron2s(directory: str, boundary: bool) -> Makers:
-    """With NumPy 2 the semantic evaluator cannot read files itself; without `boundary` it does no extra work."""
+    """Return a factory for each evaluator of detectron2.
+
+    Its semantic evaluator cannot read files with NumPy 2, hence `load`; without `boundary` it skips boundary IoU.
+    """
 
     def load(path: str, dtype: Any = None) -> np.ndarray:
         return np.array(Image.open(path), dtype=dtype)
@@ -182,7 +190,7 @@ def detectron2s(directory: str, boundary: bool) -> Makers:
 
     return {
         "panoptic": lambda: COCOPanopticEvaluator(NAME, directory),
-        # detectron2's faster AP needs its compiled part, which is not in the build that tools/install.py installs.
+        # detectron2's faster AP needs its compiled extension, which the build of tools/install.py does not include.
         "instance": lambda: COCOEvaluator(NAME, ("segm",), output_dir=directory, use_fast_impl=False),
         "semantic": semantic,
     }
@@ -190,7 +198,7 @@ def detectron2s(directory: str, boundary: bool) -> Makers:
 
 @dataclass
 class Validation:
-    """The evaluators of one side, their results and their seconds by task, the reading of ground truth included."""
+    """The evaluators of one project, their results, and their seconds per task, including loading of ground truth."""
 
     makers: Makers
     evaluators: dict[str, DatasetEvaluator] = field(default_factory=dict)
@@ -198,17 +206,20 @@ class Validation:
     results: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def start(self) -> None:
+        """Build and reset the evaluators."""
         for task, make in self.makers.items():
             with self._clock(task):
                 self.evaluators[task] = make()
                 self.evaluators[task].reset()
 
     def process(self, image: dict[str, Any], output: dict[str, Any]) -> None:
+        """Pass one image to all evaluators."""
         for task, evaluator in self.evaluators.items():
             with self._clock(task):
                 evaluator.process([image], [output])
 
     def evaluate(self) -> None:
+        """Compute the metrics of all evaluators."""
         for task, evaluator in self.evaluators.items():
             with self._clock(task):
                 self.results.update(evaluator.evaluate())
@@ -221,34 +232,34 @@ class Validation:
 
 
 def validate(sides: Sequence[Validation], images: int, size: tuple[int, int], device: torch.device) -> None:
-    """A whole validation. The sides take turns at each image, so that both meet the same load of the machine."""
+    """Run a complete validation. Both sides alternate per image, so that both see the same load of the machine."""
     for side in sides:
         side.start()
     scores = torch.rand(CLASSES, *size, device=device)
     for number in range(images):
         scene = Scene.make(size, np.random.default_rng(number))
-        output, labels = guess(scene, np.random.default_rng(images + number))
+        output, labels = predict(scene, np.random.default_rng(images + number))
         ids, segments = output["panoptic_seg"]
         winners = labels.to(device)[None]
         noise = scores.gather(0, winners)
         scores.scatter_(0, winners, 1.5)
         image = {"image_id": number, "file_name": f"{number:012d}.jpg"}
         for side in sides if number % 2 else reversed(sides):
-            given = {
-                "panoptic_seg": (ids.to(device, copy=True), copy.deepcopy(segments)),  # detectron2 changes them
+            outputs = {
+                "panoptic_seg": (ids.to(device, copy=True), copy.deepcopy(segments)),  # detectron2 modifies them
                 "instances": output["instances"].to(device),
                 "sem_seg": scores,
             }
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            side.process(image, given)
+            side.process(image, outputs)
         scores.scatter_(0, winners, noise)
     for side in sides:
         side.evaluate()
 
 
 def compare(mine: dict[str, dict[str, float]], theirs: dict[str, dict[str, float]]) -> str:
-    """Check every number that both report; "N numbers, largest difference D"."""
+    """Compare all numbers that both report; return a summary. SystemExit if any differs by more than 1e-9."""
     count, largest = 0, 0.0
     for task, numbers in mine.items():
         for key in numbers.keys() & theirs[task].keys():
@@ -262,15 +273,16 @@ def compare(mine: dict[str, dict[str, float]], theirs: dict[str, dict[str, float
 
 
 def libraries() -> str:
-    found = []
+    """Return one line with the versions of the libraries and the number of CPU cores."""
+    versions = []
     for name in ("detectron2", "sal-detectron2", "pycocotools", "panopticapi", "panopticapi-lite", "numpy"):
         with contextlib.suppress(PackageNotFoundError):
-            found.append(f"{name} {version(name)}")
-    return f"{', '.join(found)}; {os.cpu_count()} CPU cores"
+            versions.append(f"{name} {version(name)}")
+    return f"{', '.join(versions)}; {os.cpu_count()} CPU cores"
 
 
 def run(args: argparse.Namespace, describe: str) -> None:
-    """Validate with both and print times, ratios and what was compared."""
+    """Validate with both projects; print times, ratios and the compared numbers."""
     logging.disable(logging.INFO)
     warnings.simplefilter("ignore")  # of NumPy about old libraries
     size = (args.size[0], args.size[1])
@@ -278,7 +290,7 @@ def run(args: argparse.Namespace, describe: str) -> None:
     print(f"{args.images} images of {size[0]} x {size[1]}, {DETECTIONS} instances each, {CLASSES} classes")
     with tempfile.TemporaryDirectory(prefix="benchmark_eval_") as name:
         directory = Path(name)
-        write_truth(directory, args.images, size)
+        write_ground_truth(directory, args.images, size)
         for sub in ("ours", "theirs"):
             (directory / sub).mkdir()
         here = Validation(ours(str(directory / "ours")))
@@ -289,6 +301,6 @@ def run(args: argparse.Namespace, describe: str) -> None:
     main = (("PQ", "panoptic_seg", "PQ"), ("AP", "segm", "AP"), ("mIoU", "sem_seg", "mIoU"))
     print(", ".join(f"{name} {here.results[task][key]:.3f}" for name, task, key in main))
     rows = [(task, here.seconds[task], there.seconds[task]) for task in TASKS]
-    rows.append(("whole", sum(here.seconds.values()), sum(there.seconds.values())))
+    rows.append(("total", sum(here.seconds.values()), sum(there.seconds.values())))
     for task, mine, theirs in rows:
         print(f"{task:10s} {mine:8.2f} s here {theirs:8.2f} s detectron2 {theirs / mine:6.2f} x")

@@ -1,7 +1,7 @@
 """`tools/benchmark.py op`: deformable attention, checked against fp64 and then timed against other implementations.
 
 The inputs are those of the pixel decoder: every pixel of a three-level pyramid is a query, with 8 heads of 32 channels
-and 4 points a level, offsets normal with a standard deviation of 3 pixels around the query's own position.
+and 4 points a level, offsets normal with a standard deviation of 3 pixels around the position of the query.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from mask2former.ops.reference import from_projections, ms_deform_attn_reference
 
 HEADS, DIM, POINTS, SIGMA = 8, 32, 4, 3.0
 STRIDES = (32, 16, 8)
-SETS = 3  # inputs in turn, so that one call does not find its data in the cache of the last
+SETS = 3  # different inputs in rotation, so that a call does not find its data in the cache
 
 Run = Callable[["Inputs"], Tensor]
 
 
 @dataclass
 class Inputs:
-    """One set: raw projections and what the eager chain makes of them."""
+    """One set of inputs: raw projections, and the locations and weights that the eager chain computes from them."""
 
     value: Tensor
     shapes: list[tuple[int, int]]
@@ -41,6 +41,7 @@ class Inputs:
 
     @classmethod
     def make(cls, size: int, batch: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
+        """Generate random inputs of a square pyramid of `size` pixels."""
         shapes = [(size // s, size // s) for s in STRIDES]
         generator = torch.Generator(device).manual_seed(seed)
         count = sum(h * w for h, w in shapes)
@@ -61,33 +62,37 @@ class Inputs:
         return cls(value, shapes, points, offsets, logits, locations, weights, grad)
 
     def leaves(self, fused: bool) -> list[Tensor]:
-        """The tensors that get gradients."""
+        """Return the tensors that need gradients."""
         return [self.value, self.offsets, self.logits] if fused else [self.value, self.locations, self.weights]
 
 
 def ours(x: Inputs) -> Tensor:
+    """Run the op on locations and weights."""
     return ms_deform_attn(x.value, x.shapes, x.locations, x.weights)
 
 
 def ours_fused(x: Inputs) -> Tensor:
+    """Run the op on raw projections, with offset arithmetic and softmax fused."""
     return ms_deform_attn(x.value, x.shapes, x.offsets, x.logits, x.points)
 
 
 def pytorch(x: Inputs) -> Tensor:
+    """Run the PyTorch implementation on locations and weights."""
     return ms_deform_attn_reference(x.value, x.shapes, x.locations, x.weights)
 
 
 def pytorch_chain(x: Inputs) -> Tensor:
+    """Run the PyTorch implementation on raw projections."""
     return ms_deform_attn_reference(x.value, x.shapes, x.offsets, x.logits, x.points)
 
 
 def ours_chain(x: Inputs) -> Tensor:
-    """Our op after eager offset arithmetic and softmax."""
+    """Run the op after eager offset arithmetic and softmax."""
     return ms_deform_attn(x.value, x.shapes, *from_projections(x.shapes, x.offsets, x.logits, x.points))
 
 
 def deformops(device: torch.device) -> dict[str, Run]:
-    """The back ends of PyPI's deformops, where it is installed."""
+    """Return the implementations of PyPI's deformops, if it is installed."""
     if device.type != "cuda":
         return {}
     try:
@@ -108,7 +113,7 @@ def deformops(device: torch.device) -> dict[str, Run]:
 
 
 def forward_and_backward(run: Run, fused: bool) -> Callable[[Inputs], Any]:
-    """Output and gradients of one input set."""
+    """Return a function that computes output and gradients of one input set."""
 
     def work(x: Inputs) -> Any:
         leaves = x.leaves(fused)
@@ -119,7 +124,7 @@ def forward_and_backward(run: Run, fused: bool) -> Callable[[Inputs], Any]:
 
 
 def time_on_gpu(work: Callable[[Inputs], Any], inputs: list[Inputs], repeats: int) -> float:
-    """Median milliseconds of a call: the replay of a CUDA graph over all input sets, divided by their number."""
+    """Return the median milliseconds of a call, from replays of a CUDA graph over all input sets."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for x in inputs:
@@ -142,37 +147,38 @@ def time_on_gpu(work: Callable[[Inputs], Any], inputs: list[Inputs], repeats: in
 
 
 def time_on_cpu(work: Callable[[Inputs], Any], inputs: list[Inputs], repeats: int) -> float:
-    """Median milliseconds of a call."""
+    """Return the median milliseconds of a call."""
     milliseconds = []
-    for turn in range(repeats + 1):
+    for call in range(repeats + 1):
         start = time.perf_counter()
-        work(inputs[turn % len(inputs)])
-        if turn:
+        work(inputs[call % len(inputs)])
+        if call:
             milliseconds.append((time.perf_counter() - start) * 1e3)
     return statistics.median(milliseconds)
 
 
-def relative_error(ours: Tensor, wanted: Tensor) -> float:
-    return ((ours.double() - wanted).norm() / wanted.norm()).item()
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Compute the norm of the difference, relative to that of `expected` (fp64)."""
+    return ((actual.double() - expected).norm() / expected.norm()).item()
 
 
 def check(run: Run, fused: bool, size: int, dtype: torch.dtype, device: torch.device) -> list[float]:
-    """Relative errors of output and gradients against the PyTorch code in fp64, on one image."""
+    """Return relative errors of output and gradients against the PyTorch implementation in fp64, on one image."""
     x = Inputs.make(size, 1, dtype, device, seed=99)
     if fused:
-        x.offsets[:, ::7] *= 50  # far outside
+        x.offsets[:, ::7] *= 50  # far outside the image
     leaves = [t.requires_grad_() for t in x.leaves(fused)]
     out = run(x)
     results = [out, *torch.autograd.grad(out, leaves, x.grad)]
     doubles = [t.detach().double().requires_grad_() for t in leaves]
     reference = x.points.double() if fused else None
-    wanted = ms_deform_attn_reference(doubles[0], x.shapes, doubles[1], doubles[2], reference)
-    expected = [wanted, *torch.autograd.grad(wanted, doubles, x.grad.double())]
+    output = ms_deform_attn_reference(doubles[0], x.shapes, doubles[1], doubles[2], reference)
+    expected = [output, *torch.autograd.grad(output, doubles, x.grad.double())]
     return [relative_error(a, b) for a, b in zip(results, expected, strict=True)]
 
 
 def bytes_moved(x: Inputs, backward: bool) -> int:
-    """The least bytes through memory: each input read once and each result written once."""
+    """Return the minimum memory traffic in bytes: each input read once and each result written once."""
 
     def size(*tensors: Tensor) -> int:
         return sum(t.numel() * t.element_size() for t in tensors)
@@ -183,7 +189,7 @@ def bytes_moved(x: Inputs, backward: bool) -> int:
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes per second of a large copy, read and write counted."""
+    """Measure the bytes per second of a large copy, counting reads and writes."""
     source = torch.empty(2**28 if device.type == "cuda" else 2**25, device=device)
     target = torch.empty_like(source)
     if device.type == "cuda":
@@ -201,10 +207,10 @@ def copy_bandwidth(device: torch.device) -> float:
 
 
 def run(args: argparse.Namespace, describe: str) -> None:
-    """Check, then print the table."""
+    """Check the implementations against fp64, then time them and print a table."""
     device = torch.device(args.device)
     size, batch = args.size[0], args.batch
-    kinds = [torch.float32, torch.bfloat16] if device.type == "cuda" else [torch.float32]
+    dtypes = [torch.float32, torch.bfloat16] if device.type == "cuda" else [torch.float32]
     timer = time_on_gpu if device.type == "cuda" else time_on_cpu
     print(f"{describe}\npyramid of {size} x {size}, batch {batch}, medians of {args.repeats}")
     others = deformops(device)
@@ -218,17 +224,17 @@ def run(args: argparse.Namespace, describe: str) -> None:
     }
     print(f"\nback end {backend(device.type)}; relative errors against fp64:")
     print("output, gradients of value, sampling, attention")
-    for kind in [*kinds, torch.float16] if device.type == "cuda" else kinds:
+    for dtype in [*dtypes, torch.float16] if device.type == "cuda" else dtypes:
         for name in ("this op", "this op, fused"):
             function, fused = implementations[name]
-            errors = check(function, fused, min(size, 512), kind, device)
-            print(f"{name:22s} {str(kind)[6:]:9s} " + "  ".join(f"{e:.1e}" for e in errors))
+            errors = check(function, fused, min(size, 512), dtype, device)
+            print(f"{name:22s} {str(dtype)[6:]:9s} " + "  ".join(f"{e:.1e}" for e in errors))
     bandwidth = copy_bandwidth(device)
-    print(f"\ncopy {bandwidth / 1e12:.2f} TB/s; last columns: least bytes, and the share of the time they need")
-    for kind in kinds:
-        inputs = [Inputs.make(size, batch, kind, device, seed) for seed in range(SETS)]
+    print(f"\ncopy {bandwidth / 1e12:.2f} TB/s; last columns: minimum traffic, and the share of the time it needs")
+    for dtype in dtypes:
+        inputs = [Inputs.make(size, batch, dtype, device, seed) for seed in range(SETS)]
         for backward in (False, True):
-            title = ("forward + backward" if backward else "forward") + f", {str(kind)[6:]}"
+            title = ("forward + backward" if backward else "forward") + f", {str(dtype)[6:]}"
             base: dict[bool, float] = {}
             for name, (function, fused) in implementations.items():
                 for x in inputs:

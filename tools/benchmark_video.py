@@ -1,8 +1,8 @@
 """Time and memory of video instance segmentation on a long synthetic clip; run by `tools/benchmark.py video`.
 
-Frames are made on the fly (colored discs that move over noise), so that nothing but the program itself fills memory.
-Weights are random. So that no work is saved by finding nothing, every window keeps all its candidates, and mask logits
-are shifted until about a sixth of the pixels are inside.
+Frames are generated on the fly (colored discs that move over noise), so that only the program itself uses memory.
+Weights are random. To have the work of a real video, every window keeps all its candidates, and mask logits are shifted
+until about a sixth of the pixels are foreground.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ GIB = 2**30
 
 
 class MovingDiscs(FrameSource):
-    """`length` frames (H, W, 3) with eight discs."""
+    """A video of `length` frames (H, W, 3) with eight moving discs."""
 
     name = "discs"
 
@@ -58,12 +58,13 @@ class MovingDiscs(FrameSource):
 
 
 class Busy:
-    """A model whose masks are not empty."""
+    """Wrapper of a model that makes its masks non-empty."""
 
     def __init__(self, model: ClipModel) -> None:
         self.preprocess, self._outputs = model.preprocess, model.clip_outputs
 
     def clip_outputs(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the outputs of the model with shifted mask logits."""
         outputs = self._outputs(images)
         deviation, mean = torch.std_mean(outputs["pred_masks"], dim=(1, 2, 3), keepdim=True)
         outputs["pred_masks"].sub_(mean + deviation)
@@ -71,31 +72,31 @@ class Busy:
 
 
 def resident() -> float:
-    """GiB of this process in memory now; NaN where /proc does not tell."""
+    """Return the resident memory of this process in GiB; NaN without /proc."""
     path = Path("/proc/self/statm")
     return int(path.read_text().split()[1]) * resource.getpagesize() / GIB if path.is_file() else float("nan")
 
 
 def peak_resident() -> float:
-    """GiB, the most so far."""
+    """Return the peak resident memory of this process in GiB."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
 
 
 def network(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The model in evaluation mode, and its config."""
+    """Build the model in evaluation mode; also return its config."""
     cfg = load_config(args.config_file or CONFIG, ["MODEL.DEVICE", args.device, "MODEL.WEIGHTS", "", *args.opts])
     return build_model(cfg).eval(), cfg
 
 
 def run(args: argparse.Namespace, hardware: str) -> None:
-    """Print the figures of one run."""
+    """Run the benchmark and print its numbers."""
     model, cfg = network(args)
-    cut = (1, 0) if args.online else (args.window, args.overlap)
-    s = WindowSettings(*cut, min_score=0.0)
+    length, overlap = (1, 0) if args.online else (args.window, args.overlap)
+    s = WindowSettings(length, overlap, min_score=0.0)
     resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")
     source = MovingDiscs(args.frames, tuple(args.size))
-    seen = resize.get_transform(source.noise).apply_image(source.noise).shape
+    resized = resize.get_transform(source.noise).apply_image(source.noise).shape
 
     def prepare(image: np.ndarray) -> torch.Tensor:
         pixels = resize.get_transform(image).apply_image(image)
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace, hardware: str) -> None:
 
     print(hardware)
     print(
-        f"{args.frames} frames {args.size[1]}x{args.size[0]}, {seen[1]}x{seen[0]} in the network; "
+        f"{args.frames} frames {args.size[1]}x{args.size[0]}, {resized[1]}x{resized[0]} in the network; "
         f"windows of {s.window}, {s.overlap} shared; {'bf16' if args.bf16 else 'fp32'}; {args.config_file or CONFIG}"
     )
     marks: list[tuple[int, float, float]] = [(0, time.perf_counter(), resident())]
@@ -128,7 +129,7 @@ def run(args: argparse.Namespace, hardware: str) -> None:
 
 
 def report(marks: list[tuple[int, float, float]], device: torch.device) -> None:
-    """Speed, and what memory held after the windows: it does not grow with their number."""
+    """Print speed, and memory after the windows, which does not grow with their number."""
     total = marks[-1][1] - marks[0][1]
     print(f"{len(marks) - 1} windows, {total:.1f} s, {marks[-1][0] / total:.2f} frames/s")
     rows = marks[1:]
@@ -143,8 +144,8 @@ def report(marks: list[tuple[int, float, float]], device: torch.device) -> None:
 
 
 def add_arguments(group: argparse._ArgumentGroup) -> None:
-    """What only the benchmark of videos has."""
+    """Add the arguments that only apply to videos."""
     group.add_argument("--frames", type=int, default=60, help="length of the clip")
-    group.add_argument("--window", type=int, default=24, help="frames that the network sees together")
+    group.add_argument("--window", type=int, default=24, help="frames that the network processes together")
     group.add_argument("--overlap", type=int, default=6, help="frames that two windows share")
     group.add_argument("--online", action="store_true", help="windows of one frame")

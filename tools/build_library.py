@@ -1,6 +1,6 @@
-"""A small make for one shared library: compiles in parallel, and only what changed. Standard library only.
+"""Incremental, parallel build of one shared library. Standard library only.
 
-``tools/build_ops.py`` says what to compile and how; this runs the compilers.
+``tools/build_ops.py`` decides what to compile and how; this module runs the compilers.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ Say = Callable[[str], None]
 
 
 class CompileError(Exception):
-    """A compiler ended with an error, which was shown. The message says which file it was."""
+    """A compiler failed; its output was printed. The message names the source file."""
 
 
 @dataclass(frozen=True)
 class Library:
-    """How to make the shared library ``path``. All paths are relative to the directory in which the commands run.
+    """Build rules of the shared library ``path``. All paths are relative to the directory in which the commands run.
 
     ``commands`` maps each object file to its (source file, command); ``headers`` are the files that any source may
-    include; ``link`` is the command that makes the library from the objects.
+    include; ``link`` is the command that links the library.
     """
 
     path: Path
@@ -37,23 +37,23 @@ class Library:
 
 
 def jobs() -> int:
-    """How many compilers run at a time: MAX_JOBS, or the cores that this process may use."""
-    given = os.environ.get("MAX_JOBS", "")
+    """Return the number of parallel compilers: MAX_JOBS, or the number of cores available to this process."""
+    max_jobs = os.environ.get("MAX_JOBS", "")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, int(given)) if given.isdigit() else cores
+    return max(1, int(max_jobs)) if max_jobs.isdigit() else cores
 
 
 def bring_up_to_date(library: Library, root: Path, name: str, say: Say) -> bool:
-    """Compile and link what is older than its sources or was made by another command.
+    """Compile and link targets that are older than their sources or were built by a different command.
 
     Args:
-        library: what to make.
+        library: the build rules.
         root: the directory in which the commands run.
-        name: how messages call the library.
+        name: name of the library in messages.
         say: prints a line.
 
     Returns:
-        False when there was nothing to do.
+        False if everything was up to date.
 
     Raises:
         CompileError: a compiler failed.
@@ -82,7 +82,7 @@ def bring_up_to_date(library: Library, root: Path, name: str, say: Say) -> bool:
 
 
 def put(library: Path, directory: Path) -> Path:
-    """Copy to ``directory``, by renaming: a process that has the old file loaded keeps it."""
+    """Copy a library to ``directory`` by an atomic rename, so that processes that loaded the old file keep it."""
     target = directory / library.name
     if not target.is_file() or target.stat().st_mtime != library.stat().st_mtime:
         directory.mkdir(parents=True, exist_ok=True)
@@ -97,12 +97,12 @@ def _note(target: Path) -> Path:
 
 
 def _signature(command: Sequence[str]) -> str:
-    """What the result depends on: not on how many threads made it."""
+    """Return the part of the command that affects the result, without the number of threads."""
     return shlex.join(word for word in command if not word.startswith("--threads="))
 
 
 def _is_current(target: Path, command: Sequence[str], inputs: Iterable[Path]) -> bool:
-    """True when this command made ``target`` from ``inputs`` that have not changed since."""
+    """Return whether this command built ``target`` from ``inputs`` that have not changed since."""
     note = _note(target)
     if not target.is_file() or not note.is_file() or note.read_text("utf-8") != _signature(command):
         return False
@@ -110,7 +110,7 @@ def _is_current(target: Path, command: Sequence[str], inputs: Iterable[Path]) ->
 
 
 def _execute(target: Path, command: Sequence[str], root: Path, what: str, say: Say) -> None:
-    """Run one compiler; the note of its command comes last, so that an interrupted run counts for nothing."""
+    """Run one compiler; its command is recorded last, so that an interrupted run is repeated."""
     target.parent.mkdir(parents=True, exist_ok=True)
     _note(target).unlink(missing_ok=True)
     start = time.time()
@@ -121,5 +121,5 @@ def _execute(target: Path, command: Sequence[str], root: Path, what: str, say: S
         raise CompileError(f"{what} failed, see above")
     if output:
         say("\n".join(output))
-    os.utime(target, (start, start))  # so that a file edited meanwhile is newer
+    os.utime(target, (start, start))  # so that a file edited during the compilation is newer
     _note(target).write_text(_signature(command), "utf-8")

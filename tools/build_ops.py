@@ -3,10 +3,10 @@
 
     python tools/build_ops.py        into this checkout, for the torch of the Python that runs the script
 
-Both use LibTorch's stable ABI and no symbol of Python: a library runs with every torch >= 2.10 and every Python. So
-torch is only looked at for its headers, never imported. setup.py calls this for wheels, tools/install.py for
-environments. ``MASK2FORMER_BUILD_OPS`` says what is compiled, see ``parse_request``; ``CXX``, ``CUDA_HOME``,
-``TORCH_CUDA_ARCH_LIST`` and ``MAX_JOBS`` mean what they mean elsewhere. Standard library only, Python 3.10 to 3.13.
+Both use LibTorch's stable ABI and no Python symbols: a library works with every torch >= 2.10 and every Python. Only
+the headers of torch are used; it is never imported. setup.py calls this for wheels, tools/install.py for
+environments. ``MASK2FORMER_BUILD_OPS`` selects what is compiled, see ``parse_request``; ``CXX``, ``CUDA_HOME``,
+``TORCH_CUDA_ARCH_LIST`` and ``MAX_JOBS`` have their usual meaning. Standard library only, Python 3.10 to 3.13.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ VARIABLE = "MASK2FORMER_BUILD_OPS"
 PARTS = ("cpu", "cuda")
 MINIMUM_TORCH = (2, 10)
 COMMON_FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-DTORCH_TARGET_VERSION=0x020a000000000000ULL", f"-I{CSRC}")
-# Chosen at run time by what the processor can do.
+# Selected at run time by the instruction sets of the processor.
 X86_FLAGS = {
     "kernel_avx2.cpp": ("-mavx2", "-mfma", "-mf16c"),
     "kernel_avx512.cpp": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),
 }
-CUDA_TARGETS = (80, 90, 100, 120)  # A100, H100, B200, RTX 50; relatives such as 8.6 and 8.9 run code for 8.0
-OLDEST_CUDA_TARGET = 80  # the kernels use instructions that came with it
+CUDA_TARGETS = (80, 90, 100, 120)  # A100, H100, B200, RTX 50; 8.6 and 8.9 run code for 8.0
+OLDEST_CUDA_TARGET = 80  # the kernels use instructions introduced with it
 
-WITHOUT = "PyTorch code takes the op's place."
+WITHOUT = "The PyTorch implementation is used instead."
 
 
 class Unavailable(Exception):
@@ -56,11 +56,11 @@ class Unavailable(Exception):
 
 
 class NoCuda(Unavailable):
-    """This machine or its torch has no CUDA, which nobody needs to repair."""
+    """This machine or its torch has no CUDA, which is not an error."""
 
 
 class BuildError(Exception):
-    """A part that ``MASK2FORMER_BUILD_OPS`` demands cannot be compiled."""
+    """A part that ``MASK2FORMER_BUILD_OPS`` requires cannot be compiled."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,10 @@ class Torch:
 
 
 def parse_request(text: str | None) -> tuple[tuple[str, ...], tuple[type[Unavailable], ...]]:
-    """``MASK2FORMER_BUILD_OPS`` -> (parts to compile, the reasons for which one may be left out).
+    """Parse ``MASK2FORMER_BUILD_OPS`` into the parts to compile, and the reasons for which one may be left out.
 
     Unset: what can be compiled. "0": nothing. "cpu", "cuda" or "cpu,cuda": exactly these, or an error. "1": both, or an
-    error; only a machine or a torch without CUDA excuses the CUDA part.
+    error, except that the CUDA part is left out on a machine or with a torch without CUDA.
     """
     text = (text or "").strip().lower()
     plain = {"": (PARTS, (Unavailable,)), "0": ((), ()), "1": (PARTS, (NoCuda,))}
@@ -88,72 +88,72 @@ def parse_request(text: str | None) -> tuple[tuple[str, ...], tuple[type[Unavail
     return tuple(name for name in PARTS if name in names), ()
 
 
-# --- what is there ---
+# --- environment ---
 
 
 def package_directories() -> list[Path]:
-    """Where the packages of this Python are; in a build that pip isolates, those of the Python that runs pip."""
+    """Return the package directories of this Python, or in pip's isolated builds those of the Python that runs pip."""
     base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
     installed = [sysconfig.get_path(name, vars=v) for v in ({}, base) for name in ("platlib", "purelib")]
     return [Path(path) for path in [*sys.path, *installed, site.getusersitepackages()] if path]
 
 
 def find_torch(directories: Iterable[Path]) -> Torch:
-    """The first torch in ``directories``; Unavailable where there is none that the op can be compiled for."""
+    """Return the first torch in ``directories``; Unavailable if the op cannot be compiled for it, or there is none."""
     directory = next((path / "torch" for path in directories if (path / "torch/version.py").is_file()), None)
     if directory is None:
         raise Unavailable(
-            "no torch is installed where this is built",
+            "no torch is installed in the build environment",
             "Install torch first and use: pip install --no-build-isolation .",
         )
     text = (directory / "version.py").read_text("utf-8")
     version, cuda = (
         re.search(rf"^{name}\b[^=\n]*=\s*['\"]([^'\"]+)", text, re.MULTILINE) for name in ("__version__", "cuda")
     )
-    found = Torch(directory, version[1] if version else "0", cuda[1] if cuda else None)
-    if tuple(map(int, re.findall(r"\d+", found.version)[:2])) < MINIMUM_TORCH:
+    torch = Torch(directory, version[1] if version else "0", cuda[1] if cuda else None)
+    if tuple(map(int, re.findall(r"\d+", torch.version)[:2])) < MINIMUM_TORCH:
         minimum = ".".join(map(str, MINIMUM_TORCH))
-        raise Unavailable(f"torch {found.version} is older than {minimum}", f"Update torch, or stay without: {WITHOUT}")
+        raise Unavailable(f"torch {torch.version} is older than {minimum}", f"Update torch, or do without: {WITHOUT}")
     if not (directory / "include/torch/csrc/stable/library.h").is_file():
-        raise Unavailable(f"torch {found.version} in {directory} has no C++ headers", "Install torch from PyPI.")
-    return found
+        raise Unavailable(f"torch {torch.version} in {directory} has no C++ headers", "Install torch from PyPI.")
+    return torch
 
 
 def find_compiler() -> list[str]:
-    """The C++ compiler, as the start of a command."""
+    """Return the command of the C++ compiler."""
     if os.environ.get("CXX"):
         return shlex.split(os.environ["CXX"])
-    found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    if found is None:
+    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    if compiler is None:
         raise Unavailable(
             "no C++ compiler found (CXX, c++, g++, clang++)", "Install one (Debian, Ubuntu: sudo apt install g++)."
         )
-    return [found]
+    return [compiler]
 
 
 def find_nvcc(torch: Torch) -> str:
-    """nvcc of CUDA_HOME, of PATH, of /usr/local/cuda, or of the pip package nvidia-cuda-nvcc beside torch."""
+    """Return nvcc from CUDA_HOME, PATH, /usr/local/cuda, or the pip package nvidia-cuda-nvcc beside torch."""
     homes = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     on_path = shutil.which("nvcc")
-    places = [home / "bin/nvcc" for home in homes]
-    places += [Path(on_path)] if on_path else []
-    places += [Path("/usr/local/cuda/bin/nvcc"), *torch.directory.parent.glob("nvidia/cu[0-9]*/bin/nvcc")]
-    found = next((str(path) for path in places if os.access(path, os.X_OK)), None)
-    if found is None:
+    candidates = [home / "bin/nvcc" for home in homes]
+    candidates += [Path(on_path)] if on_path else []
+    candidates += [Path("/usr/local/cuda/bin/nvcc"), *torch.directory.parent.glob("nvidia/cu[0-9]*/bin/nvcc")]
+    nvcc = next((str(path) for path in candidates if os.access(path, os.X_OK)), None)
+    if nvcc is None:
         raise NoCuda(
             "nvcc not found (CUDA_HOME, PATH, /usr/local/cuda)",
             f"Install the CUDA toolkit {torch.cuda} to compile it.",
         )
-    return found
+    return nvcc
 
 
 def cuda_flags(requested: str, known: Sequence[int]) -> list[str]:
-    """nvcc's -gencode flags.
+    """Return the -gencode flags of nvcc.
 
     Args:
         requested: ``TORCH_CUDA_ARCH_LIST``, such as "8.6;9.0a;12.0+PTX"; "" for ``CUDA_TARGETS`` and PTX of the newest.
-        known: what this nvcc compiles for, such as 80 for compute_80. What else is requested is left out, and so is
-            what is too old for the kernels: containers set a list that is meant for every compiler and project.
+        known: architectures that this nvcc supports, such as 80 for compute_80. Other requested ones are skipped, and
+            so are those too old for the kernels, because containers set a list for all compilers and projects.
     """
     known = [number for number in known if number >= OLDEST_CUDA_TARGET]
     names = re.split(r"[;,\s]+", requested.strip(" ;,")) if requested.strip(" ;,") else []
@@ -162,26 +162,26 @@ def cuda_flags(requested: str, known: Sequence[int]) -> list[str]:
         names[-1:] = [f"{name}+PTX" for name in names[-1:]]
     flags = []
     for name in names:
-        found = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", name)
-        if found is None:
-            raise Unavailable(f"TORCH_CUDA_ARCH_LIST names {name!r}", "Write numbers, for example 9.0 or 8.6+PTX.")
-        if int(found[1] + found[2]) not in known:
+        match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", name)
+        if match is None:
+            raise Unavailable(f"TORCH_CUDA_ARCH_LIST contains {name!r}", "Use numbers, for example 9.0 or 8.6+PTX.")
+        if int(match[1] + match[2]) not in known:
             continue
-        number = found[1] + found[2] + found[3]
+        number = match[1] + match[2] + match[3]
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
-        if found[4]:
+        if match[4]:
             flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
     if not flags:
-        possible = ", ".join(map(dotted, known)) or "nothing new enough"
+        possible = ", ".join(map(dotted, known)) or "no supported one"
         raise Unavailable(
-            f"TORCH_CUDA_ARCH_LIST is {requested!r}, and this nvcc can compile the op for {possible}",
+            f"TORCH_CUDA_ARCH_LIST is {requested!r}, but this nvcc can compile the op only for {possible}",
             "Change the variable, or point CUDA_HOME to another CUDA toolkit.",
         )
     return flags
 
 
 def dotted(number: int) -> str:
-    """120 -> "12.0"."""
+    """Format an architecture: 120 -> "12.0"."""
     return f"{number // 10}.{number % 10}"
 
 
@@ -189,34 +189,34 @@ def dotted(number: int) -> str:
 
 
 def sources(part: str) -> list[Path]:
-    """The source files of one part, relative to ROOT."""
-    found = [path for suffix in ("cpp", "cu") for path in sorted((ROOT / CSRC / part).glob(f"*.{suffix}"))]
-    if not found:
-        raise Unavailable(f"{CSRC / part} holds no source files", "Restore the checkout.")
-    return [path.relative_to(ROOT) for path in found]
+    """Return the source files of one part, relative to ROOT."""
+    files = [path for suffix in ("cpp", "cu") for path in sorted((ROOT / CSRC / part).glob(f"*.{suffix}"))]
+    if not files:
+        raise Unavailable(f"{CSRC / part} contains no source files", "Restore the checkout.")
+    return [path.relative_to(ROOT) for path in files]
 
 
 def headers() -> list[Path]:
-    """What any source file may include."""
-    found = [path for path in (ROOT / CSRC).rglob("*.*") if path.suffix in (".h", ".inl", ".cuh")]
-    return [path.relative_to(ROOT) for path in found]
+    """Return the header files, relative to ROOT."""
+    files = [path for path in (ROOT / CSRC).rglob("*.*") if path.suffix in (".h", ".inl", ".cuh")]
+    return [path.relative_to(ROOT) for path in files]
 
 
 def library(
     part: str, commands: Mapping[Path, tuple[str, ...]], linker: Sequence[str], flags: Sequence[str]
 ) -> Library:
-    """Complete the commands, source file -> compiler and flags, by their output files."""
-    steps = {}
+    """Build the rules of a library from its commands, source file -> compiler and flags."""
+    rules = {}
     for source, command in commands.items():
         target = OBJECTS / part / f"{source.name}.o"
-        steps[target] = source, (*command, "-c", str(source), "-o", str(target))
+        rules[target] = source, (*command, "-c", str(source), "-o", str(target))
     path = OBJECTS / f"_{part}.abi3.so"
-    link = (*linker, "-shared", "-o", str(path), *map(str, steps), *flags)
-    return Library(path, steps, tuple(headers()), link)
+    link = (*linker, "-shared", "-o", str(path), *map(str, rules), *flags)
+    return Library(path, rules, tuple(headers()), link)
 
 
 def plan_cpu(torch: Torch) -> Library:
-    """Commands for the CPU library; the files for x86 are left out on other processors."""
+    """Return the rules of the CPU library; the files for x86 are skipped on other processors."""
     compiler = find_compiler()
     files = sources("cpu")
     flags = [*COMMON_FLAGS, "-isystem", str(torch.directory / "include"), "-Wall", "-fPIC", "-fvisibility=hidden"]
@@ -231,7 +231,7 @@ def plan_cpu(torch: Torch) -> Library:
 
 
 def plan_cuda(torch: Torch) -> Library:
-    """Commands for the CUDA library; NoCuda where nvcc or CUDA in torch is missing."""
+    """Return the rules of the CUDA library; NoCuda if nvcc is missing or torch has no CUDA."""
     if torch.cuda is None:
         raise NoCuda(f"torch {torch.version} has no CUDA", "For a GPU, install another torch (INSTALL.md, 'GPU').")
     nvcc = find_nvcc(torch)
@@ -239,51 +239,51 @@ def plan_cuda(torch: Torch) -> Library:
     if version.split(".")[0] != torch.cuda.split(".")[0]:
         raise Unavailable(
             f"{nvcc} is CUDA {version}, torch {torch.version} is built for CUDA {torch.cuda}",
-            "Install a CUDA toolkit with the same first number and point CUDA_HOME to it.",
+            "Install a CUDA toolkit with the same major version and point CUDA_HOME to it.",
         )
     flags = [*COMMON_FLAGS, "-DUSE_CUDA", "-isystem", str(torch.directory / "include"), "--expt-relaxed-constexpr"]
-    # Code for many GPUs: compile it in parallel (one file takes as long as all others) and pack it, to a sixth.
+    # Code for many GPUs: compile it in parallel (one file dominates the time) and compress it to a sixth.
     flags += ["-Xcompiler=-fPIC,-fvisibility=hidden", f"--threads={jobs()}", "-Xfatbin=-compress-all"]
     flags += cuda_flags(os.environ.get("TORCH_CUDA_ARCH_LIST", ""), known)
     link = ["--no-device-link", "--cudart=static", f"-L{torch.directory / 'lib'}"]
-    beside = Path(nvcc).resolve().parent.parent / "lib"
-    if (beside / "libcudart_static.a").is_file():  # the pip package's nvcc does not look there by itself
-        link.append(f"-L{beside}")
-    # The static CUDA runtime must stay private: other libraries of the process have their own.
+    pip_lib = Path(nvcc).resolve().parent.parent / "lib"
+    if (pip_lib / "libcudart_static.a").is_file():  # the pip package's nvcc does not look there by itself
+        link.append(f"-L{pip_lib}")
+    # Hide the symbols of the static CUDA runtime: other libraries of the process have their own copy.
     link += ["-ltorch_cuda", "-ltorch_cpu", "-Xlinker=--exclude-libs,ALL", "-Xlinker=-z,defs", "-Xlinker=-s"]
     return library("cuda", {source: (nvcc, *flags) for source in sources("cuda")}, [nvcc], link)
 
 
 def ask_nvcc(nvcc: str) -> tuple[str, list[int]]:
-    """(version, such as "13.0"; the numbers of the architectures that it knows)."""
-    told = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+    """Return the version of nvcc, such as "13.0", and the numbers of the architectures that it supports."""
+    version_text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
     listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False).stdout
-    version = re.search(r"release (\d+\.\d+)", told)
+    version = re.search(r"release (\d+\.\d+)", version_text)
     known = sorted({int(number) for number in re.findall(r"compute_(\d+)", listed)})
     if version is None or not known:
-        raise Unavailable(f"{nvcc} does not work", "Repair the CUDA toolkit, or point CUDA_HOME to another.")
+        raise Unavailable(f"{nvcc} does not work", "Reinstall the CUDA toolkit, or point CUDA_HOME to another.")
     return version[1], known
 
 
 PLANS = {"cpu": plan_cpu, "cuda": plan_cuda}
 
 
-# --- carrying it out ---
+# --- build ---
 
 
 def build_part(part: str, directory: Path, torch_directories: Iterable[Path], say: Say) -> Path:
-    """Compile one part into ``directory``; Unavailable where that is not possible."""
+    """Compile one part into ``directory``; Unavailable if that is not possible."""
     if sys.platform == "win32":
         raise Unavailable("there is no build for Windows", WITHOUT)
     start = time.monotonic()
     try:
-        wanted = PLANS[part](find_torch(torch_directories))
-        changed = bring_up_to_date(wanted, ROOT, f"compiled op, {part}", say)
-        path = put(ROOT / wanted.path, directory)
+        rules = PLANS[part](find_torch(torch_directories))
+        changed = bring_up_to_date(rules, ROOT, f"compiled op, {part}", say)
+        path = put(ROOT / rules.path, directory)
     except CompileError as error:
-        raise Unavailable(str(error), f"Please report these lines; {VARIABLE}=0 avoids the attempt.") from error
+        raise Unavailable(str(error), f"Please report these lines; {VARIABLE}=0 skips the compilation.") from error
     except OSError as error:
-        raise Unavailable(str(error), f"Repair it, or stay without: {WITHOUT}") from error
+        raise Unavailable(str(error), f"Fix it, or do without: {WITHOUT}") from error
     state = f"compiled in {time.monotonic() - start:.1f} s" if changed else "up to date"
     say(f"compiled op, {part}: {state}, {path.stat().st_size / 1e6:.2f} MB, {path}")
     return path
@@ -296,31 +296,31 @@ def build(
     request: str | None = None,
     say: Say = print,
 ) -> list[Path]:
-    """Compile what is wanted and possible here.
+    """Compile the requested parts that can be compiled here.
 
     Args:
-        directory: where the libraries go.
-        torch_folders: where to look for torch; None: the packages of this Python.
-        parts: what to compile, before ``request`` narrows it.
-        request: as ``MASK2FORMER_BUILD_OPS``, see ``parse_request``.
+        directory: where the libraries are written.
+        torch_directories: where to search for torch; None: the packages of this Python.
+        parts: the parts to consider; ``request`` may exclude some.
+        request: a value of ``MASK2FORMER_BUILD_OPS``, see ``parse_request``.
         say: prints a line; one for every part that is compiled or left out.
 
     Returns:
-        The libraries that are in ``directory`` now.
+        The libraries that were built or are up to date.
 
     Raises:
-        BuildError: a part that ``request`` demands cannot be compiled.
+        BuildError: a part that ``request`` requires cannot be compiled.
     """
-    wanted, excuses = parse_request(request)
-    places = list(package_directories() if torch_directories is None else torch_directories)
+    requested, excused = parse_request(request)
+    search_path = list(package_directories() if torch_directories is None else torch_directories)
     built: list[Path] = []
     left_out: dict[str, list[str]] = {}
-    for part in (part for part in wanted if part in parts):
+    for part in (part for part in requested if part in parts):
         try:
-            built.append(build_part(part, directory, places, say))
+            built.append(build_part(part, directory, search_path, say))
         except Unavailable as reason:
-            if not isinstance(reason, excuses):
-                raise BuildError(f"compiled op, {part}: {VARIABLE}={request} demands it. {reason}") from reason
+            if not isinstance(reason, excused):
+                raise BuildError(f"compiled op, {part}: {VARIABLE}={request} requires it. {reason}") from reason
             left_out.setdefault(str(reason), []).append(part)
             drop_outdated(directory / f"_{part}.abi3.so", part)
     for text, names in left_out.items():
@@ -329,7 +329,7 @@ def build(
 
 
 def drop_outdated(file: Path, part: str) -> None:
-    """Remove a library that older sources made: its arguments may differ from those of today."""
+    """Delete a library that was built from older sources: its signatures may differ from the current ones."""
     if file.is_file():
         inputs = [*(ROOT / path for path in headers()), *(ROOT / CSRC / part).glob("*.c*")]
         if any(path.stat().st_mtime > file.stat().st_mtime for path in inputs):
@@ -337,11 +337,11 @@ def drop_outdated(file: Path, part: str) -> None:
 
 
 def main() -> int:
-    """``make ops``: an explicit wish, so a failure is an error unless the variable says otherwise."""
+    """Run the command line (``make ops``): by default both parts are required, as with the value 1."""
     request = os.environ.get(VARIABLE) or "1"
     try:
         if not parse_request(request)[0]:
-            print(f"{VARIABLE}={request}: nothing is compiled")
+            print(f"{VARIABLE}={request}: nothing to compile")
         build(ROOT / OPS, request=request)
     except BuildError as error:
         print(error, file=sys.stderr)

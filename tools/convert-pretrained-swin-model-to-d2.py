@@ -5,9 +5,9 @@
     wget https://github.com/SwinTransformer/storage/releases/download/v1.0.0/$NAME.pth
     python tools/convert-pretrained-swin-model-to-d2.py $NAME.pth $NAME.pkl
 
-The classifier and the norm before it are left out. Not needed for training with this project, which reads the .pth
-as it is (MODEL.WEIGHTS swin_tiny_patch4_window7_224.pth) and finds it by the name in the configs; for other detectron2
-projects. timm's names are understood, too. MODEL_ZOO.md lists the addresses of all five sizes.
+The classifier and the norm before it are dropped. Training with this project does not need the conversion, because it
+reads the .pth directly (MODEL.WEIGHTS swin_tiny_patch4_window7_224.pth) and finds it by the name in the configs; other
+detectron2 projects do. Weights with timm's names can be converted, too. MODEL_ZOO.md lists the URLs of all five sizes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mask2former.checkpoint.key_mapping import swin_names
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line; return the exit status."""
     return backbone_conversion.main(argv, __doc__, swin_names, "third_party", "a Swin Transformer (version 1)")
 
 

@@ -5,8 +5,8 @@
     python tools/convert-torchvision-to-d2.py resnet101-63fe2227.pth R-101.pkl
 
 Layers get detectron2's names: conv1 and bn1 become stem.conv1 and stem.conv1.norm, layer1 to layer4 res2 to res5,
-downsample shortcut. The classifier is left out. Not needed for training with this project, which reads the .pth as it
-is; for other detectron2 projects. The weights want, as all ResNet configs here say:
+downsample shortcut. The classifier is dropped. Training with this project does not need it, because it reads
+the .pth directly; other detectron2 projects do. The weights need the following settings, which all ResNet configs have:
 
     MODEL.RESNETS.STRIDE_IN_1X1 False
     INPUT.FORMAT RGB
@@ -25,7 +25,7 @@ from mask2former.checkpoint.key_mapping import torchvision_resnet_names
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line; return the exit status."""
     return backbone_conversion.main(argv, __doc__, torchvision_resnet_names, "torchvision", "a torchvision ResNet")
 
 

@@ -13,8 +13,8 @@ to-hf reads any weights of this project or of the reference implementation (.pkl
 model-zoo name such as coco-panoptic-swin-t) and writes a directory for
 `Mask2FormerForUniversalSegmentation.from_pretrained(OUT)`.
 
-Weights are only renamed and regrouped, never changed. Each conversion is checked: it is turned back, and the
-result must equal the input bit for bit, with no weight left over on either side.
+Weights are only renamed and regrouped, never changed. Each conversion is verified: it is reversed, and the result must
+equal the input bit for bit, with no weight left over on either side.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ from mask2former.utils.file_io import atomic_write, write_json  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line; return the exit status."""
     args = _parser().parse_args(argv)
     try:
         count = _from_hf(args) if args.command == "from-hf" else _to_hf(args)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{count} weights converted and checked; written to {args.output}")
+    print(f"{count} weights converted and verified, written to {args.output}")
     return 0
 
 
@@ -74,16 +74,16 @@ def _parser() -> argparse.ArgumentParser:
     to_ours = commands.add_parser("from-hf", help="Hugging Face directory -> this project")
     to_ours.add_argument("input", metavar="IN", help="directory with config.json and the weights")
     to_ours.add_argument("output", metavar="OUT", type=Path, help="directory to write")
-    to_ours.add_argument("--task", choices=list(map(str, IMAGE_TASKS)), help="what the model is for")
+    to_ours.add_argument("--task", choices=list(map(str, IMAGE_TASKS)), help="task of the model")
     to_ours.add_argument("--dtype", **dtype)
 
     to_theirs = commands.add_parser("to-hf", help="this project or the reference -> Hugging Face directory")
     to_theirs.add_argument("input", metavar="IN", help="weights file, or the name of a published model")
     to_theirs.add_argument("output", metavar="OUT", type=Path, help="directory to write")
-    to_theirs.add_argument("--config-file", help="configuration of the model (default: that of the zoo name)")
+    to_theirs.add_argument("--config-file", help="config of the model (default: that of the model-zoo name)")
     to_theirs.add_argument("--dataset", help="registered dataset for the class names (default: DATASETS.TEST[0])")
     to_theirs.add_argument("--dtype", **dtype)
-    to_theirs.add_argument("--opts", nargs="...", default=[], help="more settings: KEY VALUE ...")
+    to_theirs.add_argument("--opts", nargs="...", default=[], help="config overrides: KEY VALUE ...")
     return parser
 
 
@@ -91,13 +91,13 @@ def _from_hf(args: argparse.Namespace) -> int:
     settings = config_from_huggingface(args.input, args.task)
     theirs = read_checkpoint(args.input)["model"]
     if not huggingface.is_huggingface(theirs):
-        raise CheckpointError(f"{args.input}: these are no weights of Hugging Face's Mask2Former")
+        raise CheckpointError(f"{args.input} does not hold the weights of a Mask2Former of Hugging Face transformers")
     ours = huggingface.from_huggingface(theirs)
-    left = [key for key in ours if not key.startswith(("backbone.", "sem_seg_head.", "criterion."))]
-    if left:
-        raise CheckpointError(f"{args.input}: no translation for {len(left)} weights: {', '.join(left[:5])}")
-    again = huggingface.from_huggingface(huggingface.to_huggingface(ours))
-    _check_equal(ours, again)
+    unknown = [key for key in ours if not key.startswith(("backbone.", "sem_seg_head.", "criterion."))]
+    if unknown:
+        raise CheckpointError(f"{args.input}: {len(unknown)} unknown weights: {', '.join(unknown[:5])}")
+    restored = huggingface.from_huggingface(huggingface.to_huggingface(ours))
+    _check_equal(ours, restored)
     _check_coverage(theirs, ours)
     save_safetensors(ours, args.output / "model.safetensors", _dtype(args), {"source": args.input})
     with atomic_write(args.output / "config.yaml") as file:
@@ -112,7 +112,7 @@ def _to_hf(args: argparse.Namespace) -> int:
         entry = zoo.lookup(source)
         source, config_file = str(zoo.resolve_weights(entry)), config_file or entry.config_file
     if config_file is None:
-        raise ValueError("to-hf needs --config-file, because weights do not say how the model is built")
+        raise ValueError("to-hf needs --config-file, because a weights file does not describe the model")
     cfg = load_config(config_file, args.opts)
     ours = load_weights(source)
     settings = config_to_huggingface(cfg, _class_names(cfg, args.dataset))
@@ -125,18 +125,18 @@ def _to_hf(args: argparse.Namespace) -> int:
 
 
 def _check_equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
-    skipped = ("relative_position_index", "pixel_mean", "pixel_std")  # follow from the configuration
+    skipped = ("relative_position_index", "pixel_mean", "pixel_std")  # computed from the config
     first = {key: value for key, value in first.items() if not key.endswith(skipped)}
     second = {key: value for key, value in second.items() if not key.endswith(skipped)}
     if first.keys() != second.keys():
-        raise CheckpointError(f"conversion lost or invented weights: {sorted(first.keys() ^ second.keys())[:5]}")
+        raise CheckpointError(f"conversion lost or added weights: {sorted(first.keys() ^ second.keys())[:5]}")
     for key, value in first.items():
         if not torch.equal(value, second[key]):
             raise CheckpointError(f"conversion changed {key}")
 
 
 def _check_coverage(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
-    """The number of values must be the same on both sides; a wrong merge would lose some."""
+    """Check that both sides have the same number of values; a wrong merge would lose some."""
     unused = (".relative_position_index", ".layernorm.weight", ".layernorm.bias")
     encoder = "pixel_level_module.encoder."
     before = sum(v.numel() for k, v in theirs.items() if not (encoder in k and k.endswith(unused)))
@@ -146,7 +146,7 @@ def _check_coverage(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) ->
 
 
 def _class_names(cfg: Any, dataset: str | None) -> list[str] | None:
-    """Names of the dataset's classes, in the order of the model's classes, if the dataset knows them."""
+    """Return the class names of the dataset, in the order of the model's classes, or None if it has none."""
     from detectron2.data import MetadataCatalog
 
     import mask2former.data  # noqa: F401  (registers the names)
@@ -161,7 +161,9 @@ def _class_names(cfg: Any, dataset: str | None) -> list[str] | None:
         if names is not None and len(names) == count:
             return list(names)
     if dataset is not None:
-        raise ValueError(f"dataset {dataset!r} has no list of {count} class names (MODEL.SEM_SEG_HEAD.NUM_CLASSES)")
+        raise ValueError(
+            f"dataset {dataset!r} has no list of {count} class names (NUM_CLASSES); choose another --dataset"
+        )
     return None
 
 

@@ -4,10 +4,10 @@
     python tools/evaluate_coco_boundary_ap.py --gt-json-file datasets/coco/annotations/instances_val2017.json \\
         --dt-json-file output/inference/coco_instances_results.json
 
-Boundary IoU (Cheng et al., "Boundary IoU", CVPR 2021) compares only what lies near the contours, so it sees errors at
-the edges of large objects, which mask IoU hardly notices. "Near" is --dilation-ratio times the image's diagonal. AP is
-the mean over IoU thresholds 0.50 to 0.95; the smaller of boundary and mask IoU counts, as in the paper. Numbers are in
-percent; nan where there is no ground truth. The package boundary-iou-api is not needed.
+Boundary IoU (Cheng et al., "Boundary IoU", CVPR 2021) compares only pixels near the contours, so it is sensitive to
+errors at the edges of large objects, which hardly change mask IoU. "Near" is --dilation-ratio times the image
+diagonal. AP is the mean over IoU thresholds 0.50 to 0.95, of the smaller of boundary and mask IoU, as in the paper.
+Numbers are in percent; nan where there is no ground truth. The package boundary-iou-api is not needed.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ IOU_TYPES = ("boundary", "segm", "bbox")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gt-json-file", required=True, metavar="FILE", help="ground truth, a COCO instance json")
+    parser.add_argument("--gt-json-file", required=True, metavar="FILE", help="ground truth, a COCO annotation file")
     parser.add_argument(
         "--dt-json-file",
         required=True,
         metavar="FILE",
-        help="predictions, a COCO results json: coco_instances_results.json of an evaluation",
+        help="predictions, a COCO results file: coco_instances_results.json of an evaluation",
     )
-    parser.add_argument("--iou-type", default="boundary", choices=IOU_TYPES, help="what is compared (default boundary)")
+    parser.add_argument("--iou-type", default="boundary", choices=IOU_TYPES, help="type of IoU (default boundary)")
     parser.add_argument(
         "--dilation-ratio",
         type=float,
         default=0.020,
         metavar="R",
-        help="width of the boundary as a part of the image's diagonal (default 0.020); only for boundary",
+        help="width of the boundary as a fraction of the image diagonal (default 0.020); only for boundary",
     )
     args = parser.parse_args(argv)
     return exit_status(lambda: _evaluate(args))

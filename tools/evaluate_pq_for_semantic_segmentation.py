@@ -4,9 +4,9 @@
     python tools/evaluate_pq_for_semantic_segmentation.py --dataset-name ade20k_sem_seg_val \\
         --json-file output/inference/sem_seg_predictions.json
 
-Unlike mIoU, PQ looks at each image by itself: a class that an image does not hold costs a false positive, however few
-its pixels. A segment counts as found where its IoU is above 0.5; pixels without a label in the ground truth count
-nowhere. Numbers are in percent; nan for classes that neither ground truth nor prediction holds.
+Unlike mIoU, PQ evaluates each image by itself: a predicted class that is not in the image is a false positive, however
+few pixels it has. A segment is matched if its IoU is above 0.5; pixels without a label in the ground truth are ignored.
+Numbers are in percent; nan for classes that are in neither ground truth nor predictions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SUMMARY = ("PQ", "SQ", "RQ")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--dataset-name",
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"(default {REFERENCE_DATASETS[0]})",
     )
     parser.add_argument(
-        "--json-file", required=True, metavar="FILE", help="sem_seg_predictions.json, which every evaluation writes"
+        "--json-file", required=True, metavar="FILE", help="sem_seg_predictions.json of a semantic evaluation"
     )
     parser.add_argument(
         "--config-file", metavar="FILE", help="only for datasets that a config registers: that config (DATASETS)"

@@ -2,9 +2,9 @@
 """Write MODEL_ZOO.md from the table mask2former/zoo.json.
 
     python tools/make_model_zoo.py            # after a change of the table or of configs/
-    python tools/make_model_zoo.py --check    # exit status 1 if the page is out of date
+    python tools/make_model_zoo.py --check    # exit with status 1 if the page is out of date
 
-Needs nothing but Python. The same table gives the same page, byte for byte.
+Needs only the standard library. The page is reproducible byte for byte.
 """
 
 from __future__ import annotations
@@ -91,9 +91,9 @@ These are published, too; no configuration uses them:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing, only compare")
+    parser.add_argument("--check", action="store_true", help="do not write, only compare")
     args = parser.parse_args(argv)
     text = page(json.loads(TABLE.read_text(encoding="utf-8")))
     current = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def page(table: dict[str, Any]) -> str:
-    """The whole page for the table."""
+    """Build the complete page from the table."""
     rows = table["models"]
     bundled = [row for row in rows if "://" not in row["weights"]]
     published = [row for row in rows if "://" in row["weights"]]

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Pack a finished training into a small directory that `Segmenter.load(directory)` and the demo understand.
+"""Pack a training output directory into a small one for `Segmenter.load(directory)` and the demo.
 
     python tools/pack_model.py output/nuclei models/nuclei --classes nucleus
 
-Writes model.safetensors (half precision, the weights that were evaluated), config.yaml without paths of this machine,
+Writes model.safetensors (half precision, the weights that were evaluated), config.yaml without machine-specific paths,
 and classes.json.
 """
 
@@ -30,34 +30,34 @@ CANDIDATES = ("model_best.safetensors", "model_final.safetensors", "model_final.
 
 
 def find_weights(directory: Path) -> Path:
-    """The best weights of a training's output directory.
+    """Return the best weights of a training output directory.
 
     Raises:
-        FileNotFoundError: there are none.
+        FileNotFoundError: the directory has no weights.
     """
     for name in CANDIDATES:
         if (directory / name).is_file():
             return directory / name
-    raise FileNotFoundError(f"{directory} holds none of {', '.join(CANDIDATES)}; name a file with --weights")
+    raise FileNotFoundError(f"{directory} contains none of {', '.join(CANDIDATES)}; give a file with --weights")
 
 
 def classes(cfg: CfgNode, source: Path) -> ClassTable:
-    """The classes that the training noted, else those of its datasets.
+    """Return the classes that the training stored, or else those of its datasets.
 
     Raises:
-        ValueError: they are unknown.
+        ValueError: the classes are unknown.
     """
     table = stored_classes(source / "config.yaml", source / "model_best.safetensors")
     if table is None:
         register_from_config(cfg)
         table = dataset_classes(cfg)
     if table is None:
-        raise ValueError(f"dataset {cfg.DATASETS.TEST[0]} does not tell its classes; name them with --classes")
+        raise ValueError(f"dataset {cfg.DATASETS.TEST[0]} has no class names; give them with --classes")
     return table
 
 
 def portable(cfg: CfgNode) -> CfgNode:
-    """The config without what belongs to the training machine."""
+    """Return the config without machine-specific settings."""
     cfg = cfg.clone()
     cfg.MODEL.WEIGHTS = ""
     cfg.MODEL.TIMM.WEIGHTS = ""
@@ -67,7 +67,7 @@ def portable(cfg: CfgNode) -> CfgNode:
 
 
 def main() -> None:
-    """Command line; errors that the user can mend are told without a traceback."""
+    """Run the command line; errors that the user can fix are printed without a traceback."""
     try:
         pack(argument_parser().parse_args())
     except (FileNotFoundError, ValueError) as error:
@@ -75,6 +75,7 @@ def main() -> None:
 
 
 def argument_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="output directory of train_net.py (config.yaml and weights)")
     parser.add_argument("target", type=Path, help="directory to write")
@@ -85,10 +86,10 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def pack(args: argparse.Namespace) -> None:
-    """Read the training's directory and write the packed one."""
+    """Read a training output directory and write the packed one."""
     cfg = load_config(args.source / "config.yaml")
     state = load_weights(str(args.weights or find_weights(args.source)))
-    # What any model makes anew is not worth storing.
+    # Buffers that every model recreates are not stored.
     state = {k: v for k, v in state.items() if not k.endswith(("num_batches_tracked", "criterion.empty_weight"))}
     table = ClassTable(tuple(args.classes)) if args.classes else classes(cfg, args.source)
     file = save_safetensors(state, args.target / "model.safetensors", None if args.fp32 else torch.float16)

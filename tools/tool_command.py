@@ -1,4 +1,4 @@
-"""How the tools tell the user's mistakes."""
+"""Error reporting of the tools."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def exit_status(work: Callable[[], None]) -> int:
-    """Run `work`; an error that a user can cause becomes one line and status 1, otherwise the status is 0."""
+    """Run `work` and return 0; print an error that a user can cause in one line and return 1."""
     try:
         work()
     except (ValueError, FileNotFoundError) as error:

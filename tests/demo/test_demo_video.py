@@ -128,7 +128,7 @@ def test_a_result_without_objects_is_reported(run: Run, clip: str, capsys: pytes
 
 def test_a_stopped_run_resumes(run: Run, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--video-input", clip, "--window", "8", "--overlap", "3", "--output"]
-    run(*arguments, "whole/r.json")
+    run(*arguments, "complete/r.json")
     assert run(*arguments, "stopped/r.json", model=ShapeModel(stop_at=4)) == 130
     assert "the same command resumes" in capsys.readouterr().err
     model = ShapeModel()

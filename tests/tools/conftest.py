@@ -1,4 +1,4 @@
-"""The scripts of tools/ are no package: they import each other by name, and so do their tests."""
+"""Put tools/ on sys.path: its scripts are not a package and import each other by name, and so do their tests."""
 
 import sys
 from pathlib import Path

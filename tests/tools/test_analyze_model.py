@@ -1,4 +1,4 @@
-"""The counts of tools/analyze_model.py against formulas written down by hand."""
+"""Counts of tools/analyze_model.py against formulas written by hand."""
 
 from __future__ import annotations
 
@@ -57,15 +57,15 @@ def test_decoder_layers(by_module: Any) -> None:
     for i, tokens in enumerate(LEVELS):
         cross = 2 * QUERIES * C * C + 2 * tokens * C * C + 2 * QUERIES * tokens * C + NORM * QUERIES * C
         assert by_module[f"{layers}cross_attention_layers.{i}"] == cross
-        own = 4 * QUERIES * C * C + 2 * QUERIES * QUERIES * C + NORM * QUERIES * C
-        assert by_module[f"{layers}self_attention_layers.{i}"] == own
+        self_attention = 4 * QUERIES * C * C + 2 * QUERIES * QUERIES * C + NORM * QUERIES * C
+        assert by_module[f"{layers}self_attention_layers.{i}"] == self_attention
         assert by_module[f"{layers}ffn_layers.{i}"] == 2 * QUERIES * C * FFN + NORM * QUERIES * C
 
 
 def test_operators(model: nn.Module, by_module: Any) -> None:
-    assert by_module["backbone.stem.conv1"] == (32 * 48) * 64 * (3 * 7 * 7 + 2)  # and the frozen norm's factor and term
+    assert by_module["backbone.stem.conv1"] == (32 * 48) * 64 * (3 * 7 * 7 + 2)  # + scale and shift of the frozen norm
     operators = analyze_model.analyze(model, (64, 96)).by_operator()
-    # The masks of three layers at the next layer's level, the first of all and the last at stride 4.
+    # Masks at the levels of the three layers' attention, and the last ones at stride 4.
     levels = [LEVELS[0], LEVELS[1], LEVELS[2], 16 * 24]
     assert operators["bmm"] == QUERIES * C * sum(levels)
     assert operators["deformable_attention"] == 2 * sum(LEVELS) * 3 * POINTS * C * 5
@@ -122,14 +122,14 @@ def test_activations(model: nn.Module) -> None:
 
 
 def flops_at(model: nn.Module, size: tuple[int, int]) -> float:
-    """Of a large image, from two small ones: what queries do among themselves does not grow, the rest with the area."""
+    """Extrapolate to a large image from two small ones: attention among queries is constant, the rest linear."""
     first, second = (analyze_model.analyze(model, (128, width)).total() for width in (160, 320))
     per_pixel = (second - first) / (128 * 160)
     return first + per_pixel * (size[0] * size[1] - 128 * 160)
 
 
 def masks_at_every_layer(size: tuple[int, int]) -> float:
-    """What the reference does more: it makes the masks of all 10 predictions of 100 queries at stride 4.
+    """Return the extra flops of the reference: it computes all 10 mask predictions of 100 queries at stride 4.
 
     Here 9 of them have the resolution of the next layer's attention: strides 32, 16 and 8, three times each.
     """
@@ -138,7 +138,7 @@ def masks_at_every_layer(size: tuple[int, int]) -> float:
 
 
 def test_published_numbers() -> None:
-    """71 G of Mask2Former R50 on ADE20K's crops, 44 M and 226 G on COCO's images of some 800 x 1050 (the paper)."""
+    """Compare with the paper: 71 G for R50 on ADE20K's crops, 44 M and 226 G on COCO's images of about 800 x 1050."""
     crop, image = (512, 512), (800, 1050)
     model = build_model(load_config(ADE20K, ["MODEL.DEVICE", "cpu"])).eval()
     total = flops_at(model, crop) + analyze_model.semantic_flops(model, crop) + masks_at_every_layer(crop)
@@ -171,12 +171,12 @@ def test_command_line_without_dataset(capsys: pytest.CaptureFixture[str]) -> Non
     assert "(pixel_decoder): MSDeformAttnPixelDecoder" in out
 
 
-def test_average_weighs_sizes_by_their_number(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_average_weights_sizes_by_their_number(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     large, small = analyze_model.Input((64, 96), (10, 20)), analyze_model.Input((64, 64), (10, 10))
-    analyzes = {x.padded: analyze_model.analyze(model, x.padded) for x in (large, small)}
-    monkeypatch.setattr(analyze_model, "analyze", lambda model, size, kind, frames: analyzes[size])
+    by_size = {x.padded: analyze_model.analyze(model, x.padded) for x in (large, small)}
+    monkeypatch.setattr(analyze_model, "analyze", lambda model, size, kind, frames: by_size[size])
     report = analyze_model._flop_report(model, [large, small, large, large]).splitlines()
-    totals = [analyzes[x.padded].total() + QUERIES * 5 * x.results[0] * x.results[1] for x in (large, small)]
+    totals = [by_size[x.padded].total() + QUERIES * 5 * x.results[0] * x.results[1] for x in (large, small)]
     mean, spread = (3 * totals[0] + totals[1]) / 4, (totals[0] - totals[1]) * 3**0.5 / 4
     assert report[-1] == f"Total flops: {mean / 1e9:.1f} G (standard deviation {spread / 1e9:.1f}) of one image"
     scores = QUERIES * 5 * (3 * 200 + 100) / 4
@@ -184,15 +184,15 @@ def test_average_weighs_sizes_by_their_number(model: nn.Module, monkeypatch: pyt
 
 
 def test_clips_of_video_models(model: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
-    """Backbone and pixel decoder count once per frame; the queries attend to T times as many tokens."""
+    """Count backbone and pixel decoder once per frame; the queries attend to T times as many tokens."""
     clips = build_model(load_config(VIDEO, TINY)).eval()
     one, three = (analyze_model.analyze(clips, (64, 96), frames=t).by_module() for t in (1, 3))
     for part in ("backbone", "sem_seg_head.pixel_decoder"):
         assert three[part] == 3 * one[part] > 0
     cross = 2 * QUERIES * C * C + 3 * (2 * LEVELS[0] * C * C + 2 * QUERIES * LEVELS[0] * C) + NORM * QUERIES * C
     assert three["sem_seg_head.predictor.transformer_cross_attention_layers.0"] == cross
-    own = "sem_seg_head.predictor.transformer_self_attention_layers.0"
-    assert three[own] == one[own]
+    self_attention = "sem_seg_head.predictor.transformer_self_attention_layers.0"
+    assert three[self_attention] == one[self_attention]
 
     args = ["--tasks", "flop", "activation", "--input-size", "64", "90", "--config-file"]
     assert analyze_model.main([*args, VIDEO, *map(str, TINY)]) == 0
@@ -213,7 +213,7 @@ def test_semantic_scores_only_where_semantic_results_are_on(model: nn.Module) ->
     assert analyze_model.semantic_flops(nn.Identity(), (10, 20)) == 0
 
 
-def test_missing_dataset_names_the_way_out(
+def test_missing_dataset_names_the_remedy(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
@@ -240,10 +240,10 @@ def test_images_of_a_dataset_are_averaged(tmp_path: Any, capsys: pytest.CaptureF
     for i, (height, width) in enumerate(sizes):
         Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(tmp_path / f"{i}.jpg")
     images = [{"id": i, "file_name": f"{i}.jpg", "height": h, "width": w} for i, (h, w) in enumerate(sizes)]
-    truth = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "thing"}]}
-    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    annotations = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "thing"}]}
+    (tmp_path / "annotations.json").write_text(json.dumps(annotations))
     name = f"analyzed_{tmp_path.name}"
-    entry = repr(((name, str(tmp_path / "truth.json"), str(tmp_path)),))
+    entry = repr(((name, str(tmp_path / "annotations.json"), str(tmp_path)),))
     overrides = ["DATASETS.COCO_JSON", entry, "DATASETS.TEST", f"('{name}',)", "DATASETS.TRAIN", "()"]
     overrides += ["INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "96"]
     args = ["--tasks", "flop", "-n", "2", "--config-file", R50]

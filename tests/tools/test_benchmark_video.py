@@ -10,7 +10,7 @@ import pytest
 from ..modeling.tiny_models import TINY
 
 
-def test_figures_of_a_short_video(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_of_a_short_video(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = ["--frames", "14", "--window", "6", "--overlap", "2", "--size", "48", "64", "--device", "cpu"]
     config = ["--config-file", "youtubevis_2019/swin/video_maskformer2_swin_tiny_bs16_8ep.yaml"]
     options = [*TINY, "INPUT.MIN_SIZE_TEST", 32]

@@ -1,4 +1,4 @@
-"""tools/build_ops.py: what is compiled, what is left out and why; and the wheel that comes of it."""
+"""tools/build_ops.py: what is compiled, what is left out and why; and the wheel built from it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 def make_torch(directory: Path, version: str = "2.11.0+cu130", cuda: str | None = "13.0") -> build_ops.Torch:
-    """The parts of an installed torch that a build looks at."""
+    """Write the parts of an installed torch that a build reads."""
     (directory / "torch/include/torch/csrc/stable").mkdir(parents=True)
     (directory / "torch/lib").mkdir()
     (directory / "torch/include/torch/csrc/stable/library.h").write_text("")
@@ -35,7 +35,7 @@ def make_torch(directory: Path, version: str = "2.11.0+cu130", cuda: str | None 
 
 
 def make_nvcc(path: Path, release: str = "13.0") -> Path:
-    """An nvcc that answers questions and compiles nothing."""
+    """Write an nvcc that answers queries and compiles nothing."""
     path.parent.mkdir(parents=True)
     listed = "\\n".join(f"compute_{number}" for number in NVCC_13)
     path.write_text(f'#!/bin/sh\n[ $1 = --version ] && echo "tools, release {release}, V" || printf "{listed}"\n')
@@ -45,7 +45,7 @@ def make_nvcc(path: Path, release: str = "13.0") -> Path:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout with one small source file per part, a torch in site/, and no compiler but those of PATH."""
+    """Write a checkout with one small source file per part; no variables of the environment select a compiler."""
     root = tmp_path / "project"
     (root / build_ops.CSRC / "cpu").mkdir(parents=True)
     (root / build_ops.CSRC / "cuda").mkdir()
@@ -69,27 +69,27 @@ def site(tmp_path: Path) -> Path:
 
 
 def build(directory: Path, site: Path, request: str | None = None, parts: tuple[str, ...] = ("cpu",)) -> list[str]:
-    """Build in the made-up project; returns what was said."""
-    said: list[str] = []
-    build_ops.build(directory, [site], parts, request, said.append)
-    return said
+    """Build in the small project; return the printed lines."""
+    lines: list[str] = []
+    build_ops.build(directory, [site], parts, request, lines.append)
+    return lines
 
 
-# --- what is there ---
+# --- environment ---
 
 
 @pytest.mark.parametrize(
     ("requested", "known", "code", "ptx"),
     [
         ("", NVCC_13, ["80", "90", "100", "120"], ["120"]),
-        ("", NVCC_12_4, ["80", "90"], ["90"]),  # an older nvcc gets what it knows
+        ("", NVCC_12_4, ["80", "90"], ["90"]),  # an older nvcc gets what it supports
         ("9.0", NVCC_13, ["90"], []),
         ("8.6+PTX;9.0a", NVCC_13, ["86", "90a"], ["86"]),
         ("5.0 7.5 8.0 12.0+PTX", NVCC_13, ["80", "120"], ["120"]),  # a container's list, older ones left out
         ("8.0,10.0", NVCC_12_4, ["80"], []),
     ],
 )
-def test_cuda_code_is_what_was_asked_for_and_nvcc_knows(
+def test_cuda_code_is_what_was_requested_and_nvcc_supports(
     requested: str, known: tuple[int, ...], code: list[str], ptx: list[str]
 ) -> None:
     flags = build_ops.cuda_flags(requested, known)
@@ -98,7 +98,7 @@ def test_cuda_code_is_what_was_asked_for_and_nvcc_knows(
 
 
 def test_unusable_list_of_architectures_is_explained() -> None:
-    with pytest.raises(build_ops.Unavailable, match="names 'Hopper'.*9.0 or 8.6"):
+    with pytest.raises(build_ops.Unavailable, match="contains 'Hopper'.*9.0 or 8.6"):
         build_ops.cuda_flags("8.0;Hopper", NVCC_13)
     with pytest.raises(build_ops.Unavailable, match=r"is '7\.5'.* 8\.0, 8\.6, "):
         build_ops.cuda_flags("7.5", NVCC_13)
@@ -106,11 +106,11 @@ def test_unusable_list_of_architectures_is_explained() -> None:
 
 @pytest.mark.parametrize(("version", "cuda"), [("2.10.0", "12.8"), ("2.11.0+cpu", None), ("3.0.0a0+git1", "13.0")])
 def test_torch_is_read_without_importing_it(version: str, cuda: str | None, tmp_path: Path) -> None:
-    made = make_torch(tmp_path, version, cuda)
-    assert build_ops.find_torch([tmp_path / "empty", tmp_path]) == made
+    expected = make_torch(tmp_path, version, cuda)
+    assert build_ops.find_torch([tmp_path / "empty", tmp_path]) == expected
 
 
-def test_torch_that_does_not_serve_is_explained(tmp_path: Path) -> None:
+def test_unusable_torch_is_explained(tmp_path: Path) -> None:
     with pytest.raises(build_ops.Unavailable, match="no torch is installed.*--no-build-isolation"):
         build_ops.find_torch([tmp_path])
     make_torch(tmp_path / "old", "2.9.1")
@@ -123,17 +123,17 @@ def test_torch_that_does_not_serve_is_explained(tmp_path: Path) -> None:
 
 
 def test_torch_of_the_surrounding_environment_is_found() -> None:
-    """As in a build that pip isolates: torch is not on sys.path, but installed where pip runs."""
+    """Find torch as in a build that pip isolates: it is not on sys.path, but installed where pip runs."""
     script = "import sys; sys.path[:] = [path for path in sys.path if 'site-packages' not in path]\n"
     script += f"sys.path.insert(0, {str(ROOT / 'tools')!r}); import build_ops\n"
-    script += "print(build_ops.find_torch(build_ops.package_folders()).directory)"
+    script += "print(build_ops.find_torch(build_ops.package_directories()).directory)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     spec = importlib.util.find_spec("torch")
     assert spec is not None and spec.origin is not None
     assert Path(done.stdout.strip()).samefile(Path(spec.origin).parent)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands for nvcc")
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script replaces nvcc")
 def test_nvcc_is_found_and_must_fit_torch(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = make_torch(tmp_path / "site")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
@@ -148,7 +148,7 @@ def test_nvcc_is_found_and_must_fit_torch(project: Path, tmp_path: Path, monkeyp
         build_ops.plan_cuda(build_ops.Torch(torch.directory, "2.11.0+cpu", None))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands for nvcc")
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script replaces nvcc")
 def test_nvcc_of_pip_is_found_beside_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = make_torch(tmp_path)
     monkeypatch.setenv("PATH", "")
@@ -175,12 +175,12 @@ def test_other_processors_get_the_baseline_only(project: Path, tmp_path: Path, m
     assert intel["op.cpp"][:2] == ("ccache", "g++")
 
 
-# --- what is left out, and what is demanded ---
+# --- what is left out, and what is required ---
 
 
 @pytest.fixture
 def bare(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The project on a machine without compilers."""
+    """Return the project on a machine without compilers."""
     monkeypatch.setattr(build_ops.shutil, "which", lambda name: None)
     monkeypatch.setattr(build_ops.os, "access", lambda path, mode: False)
     return project
@@ -188,10 +188,10 @@ def bare(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_each_part_that_is_left_out_gets_one_line(bare: Path, tmp_path: Path) -> None:
     make_torch(tmp_path / "site")
-    said = build(bare, tmp_path / "site", parts=build_ops.PARTS)
-    assert len(said) == 2
-    assert said[0].startswith("compiled op, cpu: left out, no C++ compiler found") and "apt install g++" in said[0]
-    assert said[1].startswith("compiled op, cuda: left out, nvcc not found")
+    lines = build(bare, tmp_path / "site", parts=build_ops.PARTS)
+    assert len(lines) == 2
+    assert lines[0].startswith("compiled op, cpu: left out, no C++ compiler found") and "apt install g++" in lines[0]
+    assert lines[1].startswith("compiled op, cuda: left out, nvcc not found")
 
 
 def test_one_reason_for_both_parts_is_one_line(bare: Path, tmp_path: Path) -> None:
@@ -203,20 +203,20 @@ def test_zero_compiles_nothing(bare: Path, tmp_path: Path) -> None:
     assert build(bare, tmp_path, "0", build_ops.PARTS) == []
 
 
-def test_demands(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_required_parts(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_torch(tmp_path / "site")
     for request in ("1", "cpu", "cpu,cuda"):
-        with pytest.raises(build_ops.BuildError, match=f"cpu: MASK2FORMER_BUILD_OPS={request} demands it. no C"):
+        with pytest.raises(build_ops.BuildError, match=f"cpu: MASK2FORMER_BUILD_OPS={request} requires it. no C"):
             build(bare, tmp_path / "site", request, build_ops.PARTS)
-    with pytest.raises(build_ops.BuildError, match="cuda: .*demands it. nvcc not found"):
+    with pytest.raises(build_ops.BuildError, match="cuda: .*requires it. nvcc not found"):
         build(bare, tmp_path / "site", "cuda", build_ops.PARTS)
-    (line,) = build(bare, tmp_path / "site", "1", ("cuda",))  # no nvcc: nothing that a user must repair
+    (line,) = build(bare, tmp_path / "site", "1", ("cuda",))  # no nvcc: nothing that a user must fix
     assert line.startswith("compiled op, cuda: left out")
     with pytest.raises(build_ops.BuildError, match="BUILD_OPS=gpu: must be 0, 1, cpu, cuda"):
         build(bare, tmp_path / "site", "gpu")
 
 
-def test_library_of_older_sources_goes_when_it_cannot_be_made_anew(bare: Path, tmp_path: Path) -> None:
+def test_library_of_older_sources_is_deleted_if_it_cannot_be_rebuilt(bare: Path, tmp_path: Path) -> None:
     library = bare / "_cpu.abi3.so"
     library.write_text("")
     build(bare, tmp_path / "nowhere")
@@ -232,8 +232,8 @@ def test_library_of_older_sources_goes_when_it_cannot_be_made_anew(bare: Path, t
 @needs_compiler
 def test_library_is_compiled_once_and_again_after_a_change(project: Path, site: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    said = build(out, site, "cpu")
-    assert said[0] == "compiled op, cpu: compiling op.cpp" and "compiled in" in said[1]
+    lines = build(out, site, "cpu")
+    assert lines[0] == "compiled op, cpu: compiling op.cpp" and "compiled in" in lines[1]
     assert ctypes.CDLL(str(out / "_cpu.abi3.so")).answer() == 42
     assert ["up to date" in line for line in build(out, site, "cpu")] == [True]
     header = project / build_ops.CSRC / "answer.h"
@@ -241,22 +241,22 @@ def test_library_is_compiled_once_and_again_after_a_change(project: Path, site: 
     later = (project / "build/ops/_cpu.abi3.so").stat().st_mtime + 1
     os.utime(header, (later, later))
     assert build(out, site, "cpu")[0] == "compiled op, cpu: compiling op.cpp"
-    fresh = shutil.copy(out / "_cpu.abi3.so", tmp_path / "fresh.so")  # the loader knows the first by its path
-    assert ctypes.CDLL(str(fresh)).answer() == 43
+    copy = shutil.copy(out / "_cpu.abi3.so", tmp_path / "copy.so")  # the loader caches the first by its path
+    assert ctypes.CDLL(str(copy)).answer() == 43
 
 
 @needs_compiler
-def test_failing_compiler_shows_its_error_and_the_rest_goes_on(project: Path, site: Path, tmp_path: Path) -> None:
+def test_failing_compiler_shows_its_error_and_the_build_continues(project: Path, site: Path, tmp_path: Path) -> None:
     (project / build_ops.CSRC / "cpu/op.cpp").write_text("#error no such luck\n")
-    said = build(tmp_path / "out", site)
-    assert "no such luck" in said[1] and "-std=c++17" in said[1]
-    assert said[2].startswith("compiled op, cpu: left out, compiling mask2former/ops/csrc/cpu/op.cpp failed")
-    with pytest.raises(build_ops.BuildError, match=r"cpu: MASK2FORMER_BUILD_OPS=1 demands it\. compiling .* failed"):
+    lines = build(tmp_path / "out", site)
+    assert "no such luck" in lines[1] and "-std=c++17" in lines[1]
+    assert lines[2].startswith("compiled op, cpu: left out, compiling mask2former/ops/csrc/cpu/op.cpp failed")
+    with pytest.raises(build_ops.BuildError, match=r"cpu: MASK2FORMER_BUILD_OPS=1 requires it\. compiling .* failed"):
         build(tmp_path / "out", site, "1")
 
 
 @needs_compiler
-def test_wheel_with_a_library_is_for_this_system_and_every_python(
+def test_wheel_with_a_library_is_for_this_platform_and_every_python(
     project: Path, site: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("setuptools", minversion="77", reason="older ones cannot build a wheel by themselves")

@@ -1,4 +1,4 @@
-"""Converted ImageNet backbones compute in detectron2 and in this project what they computed before."""
+"""Converted ImageNet backbones give the same outputs in detectron2 and in this project as before."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOOLS = Path(__file__).parents[2] / "tools"
 
 
 def tool(name: str) -> ModuleType:
-    """The script, whose name is none that `import` takes."""
+    """Load a script whose name is not a valid module name."""
     spec = importlib.util.spec_from_file_location(name.replace("-", "_"), TOOLS / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -38,7 +38,7 @@ TORCHVISION, SWIN = tool("convert-torchvision-to-d2"), tool("convert-pretrained-
 
 
 class Model(nn.Module):
-    """A backbone where the meta-architectures have theirs."""
+    """A backbone under the attribute that meta-architectures use."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Model(nn.Module):
 
 
 def resnet(depth: int = 50) -> nn.Module:
-    """A torchvision ResNet with norms that differ from each other."""
+    """Build a torchvision ResNet whose norms differ from each other."""
     network = getattr(torchvision.models, f"resnet{depth}")(weights=None)
     for name, value in network.state_dict().items():
         if re.search(r"(bn\d|downsample\.1)\.", name) and value.is_floating_point():
@@ -55,7 +55,7 @@ def resnet(depth: int = 50) -> nn.Module:
 
 
 def maps_of(network: nn.Module, image: Tensor) -> dict[str, Tensor]:
-    """res2 ... res5 of a torchvision ResNet."""
+    """Return res2 ... res5 of a torchvision ResNet."""
     x = network.maxpool(network.relu(network.bn1(network.conv1(image))))
     maps = {}
     for stage in range(1, 5):
@@ -88,9 +88,9 @@ def test_resnet_computes_the_same(tmp_path: Path, loader: str) -> None:
         assert load_into(model, target).complete
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        found, expected = model.backbone(image), maps_of(network, image)
+        actual, expected = model.backbone(image), maps_of(network, image)
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4 * float(value.abs().max()))
+        torch.testing.assert_close(actual[name], value, rtol=1e-4, atol=1e-4 * float(value.abs().max()))
 
 
 def test_resnet_file_is_what_detectron2_publishes(tmp_path: Path) -> None:
@@ -98,11 +98,11 @@ def test_resnet_file_is_what_detectron2_publishes(tmp_path: Path) -> None:
     network = resnet(18)
     torch.save(network.state_dict(), source)
     assert TORCHVISION.main([str(source), str(target)]) == 0
-    document = pickle.loads(target.read_bytes())
-    assert set(document) == {"model", "__author__", "matching_heuristics"}
-    assert document["__author__"] == "torchvision" and document["matching_heuristics"] is True
-    assert all(type(value) is np.ndarray for value in document["model"].values())
-    expected = {f"backbone.{key}" for key in document["model"]}
+    checkpoint = pickle.loads(target.read_bytes())
+    assert set(checkpoint) == {"model", "__author__", "matching_heuristics"}
+    assert checkpoint["__author__"] == "torchvision" and checkpoint["matching_heuristics"] is True
+    assert all(type(value) is np.ndarray for value in checkpoint["model"].values())
+    expected = {f"backbone.{key}" for key in checkpoint["model"]}
     assert expected == set(Model(detectron2_resnet(18)).state_dict())
     for ours, theirs in {
         "stem.conv1.weight": "conv1.weight",
@@ -111,11 +111,11 @@ def test_resnet_file_is_what_detectron2_publishes(tmp_path: Path) -> None:
         "res3.0.shortcut.norm.bias": "layer2.0.downsample.1.bias",
         "res5.1.conv2.norm.weight": "layer4.1.bn2.weight",
     }.items():
-        assert np.array_equal(document["model"][ours], network.state_dict()[theirs].numpy()), ours
+        assert np.array_equal(checkpoint["model"][ours], network.state_dict()[theirs].numpy()), ours
 
 
 def swin_pair() -> tuple[SwinTransformer, D2SwinTransformer]:
-    """The same architecture in timm and here, with other weights."""
+    """Build the same architecture in timm and here, with different weights."""
     settings = {"embed_dim": 12, "depths": (2, 2, 2), "num_heads": (2, 2, 4), "window_size": 4}
     theirs = SwinTransformer(img_size=128, num_classes=5, drop_path_rate=0.0, **settings)
     for parameter in theirs.parameters():
@@ -124,7 +124,7 @@ def swin_pair() -> tuple[SwinTransformer, D2SwinTransformer]:
 
 
 def official_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm's state dict as Swin Transformer's authors publish theirs."""
+    """Rename timm's state dict as in the files that Swin Transformer's authors publish."""
 
     def name(key: str) -> str:
         key = re.sub(r"layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", key)
@@ -148,23 +148,23 @@ def test_swin_computes_the_same(tmp_path: Path, names: str) -> None:
     torch.save({"model": official_names(state)} if names == "official" else state, source)
     assert SWIN.main([str(source), str(target)]) == 0
 
-    document = pickle.loads(target.read_bytes())
-    assert document["__author__"] == "third_party" and document["matching_heuristics"] is True
-    assert not [key for key in document["model"] if key.startswith(("head", "norm")) or "attn_mask" in key]
+    checkpoint = pickle.loads(target.read_bytes())
+    assert checkpoint["__author__"] == "third_party" and checkpoint["matching_heuristics"] is True
+    assert not [key for key in checkpoint["model"] if key.startswith(("head", "norm")) or "attn_mask" in key]
     report = load_into(Model(ours), target)
-    # The norms of the outputs belong to segmentation and come with no ImageNet file.
-    assert sorted(report.missing) == [f"backbone.norm{i}.{kind}" for i in range(3) for kind in ("bias", "weight")]
+    # The norms of the outputs belong to segmentation; ImageNet files do not have them.
+    assert sorted(report.missing) == [f"backbone.norm{i}.{name}" for i in range(3) for name in ("bias", "weight")]
     assert not report.unexpected and not report.reinitialized
 
     image = torch.randn(1, 3, 128, 128)
     with torch.no_grad():
-        found, expected = ours(image), stage_outputs(theirs, image)
+        actual, expected = ours(image), stage_outputs(theirs, image)
     for i, value in enumerate(expected):
         normalized = nn.functional.layer_norm(value, value.shape[-1:]).permute(0, 3, 1, 2)
-        torch.testing.assert_close(found[f"res{i + 2}"], normalized, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(actual[f"res{i + 2}"], normalized, rtol=1e-3, atol=1e-4)
 
 
-def test_swin_of_real_size_has_a_place_for_every_weight(tmp_path: Path) -> None:
+def test_swin_of_real_size_has_a_parameter_for_every_weight(tmp_path: Path) -> None:
     state = official_names(timm.create_model("swin_tiny_patch4_window7_224", pretrained=False).state_dict())
     torch.save({"model": state}, tmp_path / "swin.pth")
     assert SWIN.main([str(tmp_path / "swin.pth"), str(tmp_path / "swin.pkl")]) == 0
@@ -192,11 +192,11 @@ def test_mistakes_are_explained(module: ModuleType, tmp_path: Path, capsys: pyte
     assert "checkpoint not found" in message(tmp_path / "nowhere.pth", "out.pkl")
     other = tmp_path / "other.pth"
     torch.save({"encoder.weight": torch.zeros(1)}, other)
-    assert "not the weights of" in (text := message(other, "out.pkl")) and "encoder.weight" in text
+    assert "does not hold the weights of" in (text := message(other, "out.pkl")) and "encoder.weight" in text
     assert "must end with .pkl" in message(other, "out.pth")
-    cut = tmp_path / "cut.pth"
-    cut.write_bytes(other.read_bytes()[:200])
-    assert "truncated" in message(cut, "out.pkl")
+    partial = tmp_path / "partial.pth"
+    partial.write_bytes(other.read_bytes()[:200])
+    assert "truncated" in message(partial, "out.pkl")
 
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:

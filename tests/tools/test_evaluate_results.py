@@ -1,4 +1,4 @@
-"""evaluate_coco_boundary_ap.py and evaluate_pq_for_semantic_segmentation.py on files whose numbers follow by hand."""
+"""evaluate_coco_boundary_ap.py and evaluate_pq_for_semantic_segmentation.py against metrics computed by hand."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def iou(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def ring(mask: np.ndarray, width: int) -> np.ndarray:
-    """Pixels of the mask within `width` steps of one outside (the mask does not touch the rim)."""
+    """Return the pixels of the mask within `width` pixels of the background (the mask does not touch the border)."""
     inner = mask.copy()
     for _ in range(width):
         grown = ~inner
@@ -47,7 +47,7 @@ def ring(mask: np.ndarray, width: int) -> np.ndarray:
 
 
 def percent_of_thresholds(overlap: float) -> float:
-    """AP of one object found once with this IoU."""
+    """Compute the AP of one object with one detection of this IoU."""
     return 100 * float(np.mean([overlap >= 0.5 + 0.05 * i for i in range(10)]))
 
 
@@ -92,12 +92,12 @@ def test_boundary_ap_by_hand(
     assert numbers["AP50"] == (100 if overlap >= 0.5 else 0)
 
 
-@pytest.mark.parametrize("kind", ["segm", "bbox"])
-def test_other_kinds_of_overlap(
-    coco_files: tuple[Path, Path, np.ndarray, np.ndarray], kind: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("iou_type", ["segm", "bbox"])
+def test_other_iou_types(
+    coco_files: tuple[Path, Path, np.ndarray, np.ndarray], iou_type: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gt, dt, truth, found = coco_files
-    numbers = boundary_numbers(capsys, "--gt-json-file", gt, "--dt-json-file", dt, "--iou-type", kind)
+    numbers = boundary_numbers(capsys, "--gt-json-file", gt, "--dt-json-file", dt, "--iou-type", iou_type)
     assert numbers["AP"] == pytest.approx(percent_of_thresholds(iou(truth, found)), abs=1e-3)
     assert numbers["AP"] == 80  # IoU 94 / 106 = 0.887
 
@@ -129,17 +129,17 @@ def test_boundary_mistakes_are_explained(
     wrong = message("--gt-json-file", gt, "--dt-json-file", gt)
     assert str(gt) in wrong and "list" in wrong
     dt.write_text(json.dumps([{"image_id": 7, "category_id": 3}]))
-    assert str(dt) in (lacking := message(*both)) and "score" in lacking
+    assert str(dt) in (missing := message(*both)) and "score" in missing
 
 
 @pytest.fixture
 def semantic_dataset(tmp_path: Path) -> Iterator[str]:
-    """Two images of 4 x 10 with the classes sky, road, car; label 255 is void; dataset ids 11, 12, 13."""
-    truths = {"a": np.zeros((4, 10), np.uint8), "b": np.ones((4, 10), np.uint8)}
-    truths["a"][2:] = 1  # half sky, half road
-    truths["b"][:, 8:] = 255  # road and void
+    """Register two images of 4 x 10 with the classes sky, road, car; label 255 is void; dataset ids 11, 12, 13."""
+    label_maps = {"a": np.zeros((4, 10), np.uint8), "b": np.ones((4, 10), np.uint8)}
+    label_maps["a"][2:] = 1  # half sky, half road
+    label_maps["b"][:, 8:] = 255  # road and void
     records = []
-    for name, labels in truths.items():
+    for name, labels in label_maps.items():
         Image.fromarray(labels).save(tmp_path / f"{name}.png")
         record = {"file_name": f"{name}.jpg", "sem_seg_file_name": str(tmp_path / f"{name}.png")}
         records.append({**record, "height": 4, "width": 10})
@@ -164,7 +164,7 @@ def predictions(**images: np.ndarray) -> list[dict[str, object]]:
 
 def test_semantic_pq_by_hand(semantic_dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = np.full((4, 10), 11), np.full((4, 10), 12)
-    a[1:] = 12  # sky: 10 of 20 pixels, IoU 0.5, not above: missed, and spurious; road: 20 / 30
+    a[1:] = 12  # sky: 10 of 20 pixels, IoU 0.5, not above: a false negative and a false positive; road: 20 / 30
     b[0, :8] = 13  # a car that is not there; road: 24 of 32 pixels, void does not count
     file = tmp_path / "predictions.json"
     file.write_text(json.dumps(predictions(a=a, b=b)))

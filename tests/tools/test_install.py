@@ -416,7 +416,7 @@ def test_op_is_compiled_for_the_torch_of_the_environment(monkeypatch: pytest.Mon
 
 def test_demanded_op_that_fails_ends_the_installation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASK2FORMER_BUILD_OPS", "1")
-    with pytest.raises(install.InstallError, match="MASK2FORMER_BUILD_OPS=1 demands it. no torch"):
+    with pytest.raises(install.InstallError, match="MASK2FORMER_BUILD_OPS=1 requires it. no torch"):
         install.compile_op(environment(), "cpu")
 
 

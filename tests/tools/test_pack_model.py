@@ -1,4 +1,4 @@
-"""A packed training loads by its directory, in half the size, and gives the same image."""
+"""A packed model loads from its directory, has half the size, and gives the same predictions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TINY = [
 
 @pytest.fixture
 def training(tmp_path: Path) -> Path:
-    """What train_net.py leaves behind, of a model with random weights."""
+    """Write a training output directory of train_net.py, with random weights."""
     directory = tmp_path / "training"
     cfg = load_config("nuclei/maskformer2_efficientnet_lite0.yaml", TINY)
     save_safetensors(build_model(cfg), directory / "model_final.safetensors")
@@ -57,11 +57,11 @@ def test_packed_model_predicts_the_same(training: Path, tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     with torch.inference_mode():
         expected = original([{"image": torch.from_numpy(image.transpose(2, 0, 1).copy())}])[0]["instances"]
-    found = segment(image).instances
-    assert np.allclose(np.sort(found.scores), np.sort(expected.scores.numpy()), atol=5e-3)
+    instances = segment(image).instances
+    assert np.allclose(np.sort(instances.scores), np.sort(expected.scores.numpy()), atol=5e-3)
 
 
-def test_classes_that_the_training_noted(training: Path, tmp_path: Path) -> None:
+def test_classes_that_the_training_stored(training: Path, tmp_path: Path) -> None:
     table = ClassTable(("cell",), (True,), ((10, 20, 30),), (7,))
     store_classes(table, training)
     done = run(training, tmp_path / "packed")
