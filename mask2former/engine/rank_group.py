@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
-import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -182,6 +182,8 @@ def end_process(status: int, exit_functions: bool = False) -> NoReturn:
     if exit_functions:
         atexit._run_exitfuncs()
     end_workers()
+    # Semaphores that nobody gives back are told to the user by Python's resource tracker, in a process of its own.
+    multiprocessing.util._run_finalizers(0)  # type: ignore[attr-defined]
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
