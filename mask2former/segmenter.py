@@ -1,11 +1,13 @@
 """The Python API: load a model, call it on images, and draw, save or read the results.
 
+```python
 from mask2former import Segmenter
 
 segment = Segmenter.load("nuclei")
 result = segment("cells.png")
 print(result, result.instances.boxes)
 result.save("overlay.png")
+```
 
 A video model (or, frame by frame, an image model) tracks objects: `Segmenter.load(...).track("clip.mp4")`.
 """
@@ -174,7 +176,7 @@ class Segmenter:
         table = _class_table(cfg, classes)
         model = _build(cfg, table)
         _load_weights(model, weights)
-        return cls(model, cfg, classes=table, device=selected, task=task, **options)
+        return cls(model.eval(), cfg, classes=table, device=selected, task=task, **options)
 
     # ---- calling
     def __call__(
@@ -354,11 +356,19 @@ class Segmenter:
 def _ready(model: nn.Module, device: torch.device) -> nn.Module:
     """Return the model if it is on the device in evaluation mode, else a copy that is; it shares weights there."""
     tensors = [*model.parameters(), *model.buffers()]
-    there = [t for t in tensors if t.device.type == device.type and device.index in (None, t.device.index)]
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    there = [t for t in tensors if t.device.type == device.type and t.device.index in (None, device.index)]
     if len(there) == len(tensors) and not any(part.training for part in model.modules()):
         return model
-    # deepcopy takes over what its memo holds.
-    return copy.deepcopy(model, {id(t): t for t in there}).to(device).eval()
+    try:
+        # deepcopy takes over what its memo holds.
+        return copy.deepcopy(model, {id(t): t for t in there}).to(device).eval()
+    except (RuntimeError, TypeError) as error:  # of tensors inside a graph, locks, process groups
+        raise ValueError(
+            f"this {type(model).__name__} cannot be copied ({error}). Call model.to({str(device)!r}).eval() first: "
+            "a model that is on the device and in evaluation mode is used as it is."
+        ) from error
 
 
 def _checked_threshold(value: float) -> float:

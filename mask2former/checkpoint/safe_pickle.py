@@ -71,6 +71,8 @@ def _load(file: IO[bytes], size: int, name: str) -> Any:
             f"{name}: refused, because it contains {error}. A checkpoint may contain only arrays and plain "
             "containers. If you made this file yourself, save its state dict as .safetensors instead."
         ) from None
+    except MemoryError:
+        raise
     # A corrupt file can fail at any instruction, with any exception.
     except Exception as error:
         raise CorruptCheckpointError(

@@ -139,7 +139,10 @@ class _Loader(DataLoader):
     """Raises the errors that records returned, and leaves out the records that were skipped."""
 
     def __iter__(self) -> Iterator[list[Sample]]:  # type: ignore[override]
-        for batch in super().__iter__():
+        batches = (
+            super().__iter__()
+        )  # a local variable: an error keeps it, and with it the workers, until it is handled
+        for batch in batches:
             for sample in batch:
                 if isinstance(sample, BadRecordError):
                     raise sample

@@ -9,7 +9,6 @@ import logging
 import multiprocessing
 import multiprocessing.connection
 import os
-import re
 import signal
 import sys
 import threading
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 import torch.distributed as dist
@@ -33,13 +33,22 @@ from torch.utils.data import DataLoader
 from ..config import find_config, load_config
 from ..config_validation import validate_config
 from ..data import register_from_config
-from .rank_group import Place, RankGroup, announce_failure, end_process, end_workers, failures_in, torchrun_place
+from .rank_group import (
+    Place,
+    RankGroup,
+    announce_failure,
+    end_process,
+    end_workers,
+    failures_in,
+    torchrun_place,
+    write_to_log_files,
+)
 
 logger = logging.getLogger(__name__)
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """detectron2's training arguments, and `--debug` (or the environment variable MASK2FORMER_DEBUG=1)."""
+    """Return a parser of detectron2's training arguments, and of `--debug` (or the variable MASK2FORMER_DEBUG=1)."""
     parser = default_argument_parser()
     parser.set_defaults(dist_url="auto")  # detectron2's is one port for each user, which a second training would need
     parser.add_argument(
@@ -75,7 +84,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def _choose_device(cfg: CfgNode, num_gpus: int) -> str:
-    """Fall back to the CPU where there is no GPU or none is wanted; returns a line for the log, or ''."""
+    """Fall back to the CPU where there is no GPU or none is requested; return a line for the log, or ''."""
     if not cfg.MODEL.DEVICE.startswith("cuda"):
         return ""
     if num_gpus == 0:
@@ -84,12 +93,13 @@ def _choose_device(cfg: CfgNode, num_gpus: int) -> str:
         reason = "no GPU is available"
     else:
         return ""
-    wanted, cfg.MODEL.DEVICE = cfg.MODEL.DEVICE, "cpu"
-    return f"MODEL.DEVICE is set from {wanted} to cpu: {reason}."
+    requested, cfg.MODEL.DEVICE = cfg.MODEL.DEVICE, "cpu"
+    return f"MODEL.DEVICE is set from {requested} to cpu: {reason}."
 
 
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 _SAME_STOP = 2.0  # seconds
+_WORKER_GRACE = 0.5  # seconds that daemonic children have at the end of the program
 
 
 @contextlib.contextmanager
@@ -151,7 +161,7 @@ def keep_workers(loader: Any) -> Any:
         loader.worker_init_fn = _ignore_stop_signals
         # At its end Python asks workers by SIGTERM to end, and waits for them.
         atexit.unregister(end_workers)
-        atexit.register(end_workers)
+        atexit.register(end_workers, _WORKER_GRACE)
     return loader
 
 
@@ -230,8 +240,12 @@ def _run_rank(main: Callable[[argparse.Namespace], object], args: argparse.Names
         main(args)
     except BaseException as error:
         status = _status(error, args.debug)
-        if group is None and not isinstance(error, SystemExit):
-            raise
+        if not isinstance(error, SystemExit):
+            write_to_log_files(logging.ERROR, _message(error, debug=True).strip())
+        if group is None:
+            if not isinstance(error, SystemExit):
+                raise
+            sys.stderr.write(_message(error, args.debug))
         # All ranks stop together on a signal. Any other error is one rank's, which the others may wait for.
         if group is not None and status and not isinstance(error, TrainingInterrupted):
             group.fail(status, _message(error, args.debug))
@@ -303,6 +317,10 @@ def _wait_for(ranks: Sequence[BaseProcess], failures: dist.Store) -> int:
             rank.join()
             if rank.exitcode and not status:
                 status = rank.exitcode if rank.exitcode > 0 else 128 - rank.exitcode
+                if rank.exitcode < 0:
+                    name = signal.Signals(-rank.exitcode).name
+                    hint = " (the system does so when memory runs out)" if name == "SIGKILL" else ""
+                    sys.stderr.write(f"\nError: process {rank.pid}, a rank, was ended by {name}{hint}.\n")
                 # A rank that was killed could not tell the others.
                 with contextlib.suppress(RuntimeError):  # served by another machine that has ended
                     announce_failure(failures, -1, status)
@@ -315,9 +333,9 @@ def _meeting_place(args: argparse.Namespace) -> tuple[str, int]:
     Raises:
         ValueError: it is not tcp://HOST:PORT, which several machines need.
     """
-    found = re.fullmatch(r"tcp://(.+):(\d+)", args.dist_url)
-    if found:
-        return found[1], int(found[2])
+    url = urlparse(args.dist_url)
+    if url.scheme == "tcp" and url.hostname and url.port is not None:
+        return url.hostname, url.port
     if args.dist_url != "auto" or args.num_machines > 1:
         raise ValueError(
             f"--dist-url {args.dist_url} with --num-machines {args.num_machines}: give tcp://HOST:PORT, an address of "

@@ -5,12 +5,14 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import logging
 import multiprocessing.util
 import os
 import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn
@@ -19,6 +21,8 @@ import torch
 import torch.distributed as dist
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
+
+logger = logging.getLogger(__name__)
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _FAILURE = "failure"  # key of "RANK STATUS" of the rank that failed first
@@ -78,9 +82,9 @@ def announce_failure(store: dist.Store, rank: int, status: int) -> tuple[int, in
     return int(first[0]), int(first[1])
 
 
-def failures_in(store: dist.Store) -> dist.Store:
-    """Return the part of a store where failures are announced, in this start of the ranks (torchrun may repeat it)."""
-    return dist.PrefixStore(f"mask2former/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+def failures_in(store: dist.Store, start: str = "") -> dist.Store:
+    """Return the part of a store where the failures of one start of the ranks are announced."""
+    return dist.PrefixStore(f"mask2former/{start}", store)
 
 
 class RankGroup:
@@ -108,8 +112,10 @@ class RankGroup:
         else:
             dist.init_process_group(backend, init_method="env://", timeout=DEFAULT_TIMEOUT)
         comm.create_local_process_group(place.local_world_size)
+        # Ranks that torchrun starts again find the failures of before in the store: each start has its own names there.
+        start = "" if place.served else str(comm.all_gather(uuid.uuid4().hex)[0])
         # A connection of its own: that of the group serves one request at a time, which may wait for a failed rank.
-        self._store = failures_in(_connect(place))
+        self._store = failures_in(_connect(place), start)
         self._left = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="failure-watcher", daemon=True)
         self._watcher.start()
@@ -124,32 +130,39 @@ class RankGroup:
             return
         ranks, gpus = self.place.local_world_size, torch.cuda.device_count()
         if ranks > gpus:
-            raise ValueError(f"{ranks} processes were started here, but there are {gpus} GPUs. Start one for each GPU.")
+            raise ValueError(
+                f"{ranks} ranks were started here, but there are {gpus} GPUs. Start one rank for each GPU."
+            )
         torch.cuda.set_device(self.place.local_rank)
 
     def leave(self) -> None:
         """Leave the group in order; all ranks do so together, after their last collective operation."""
         gc.collect()  # DistributedDataParallel holds the group in reference cycles
-        dist.destroy_process_group()
-        self._left.set()
-        # A thread that comes back from torch while the interpreter ends would abort the process.
-        self._watcher.join()
+        try:
+            if dist.is_initialized():  # `main` may have destroyed it
+                dist.destroy_process_group()
+        finally:
+            self._left.set()
+            # A thread that comes back from torch while the interpreter ends would abort the process. Not for ever: it
+            # may wait for a machine that vanished.
+            self._watcher.join(timeout=_FAREWELL)
 
     def fail(self, status: int, message: str) -> NoReturn:
         """End all ranks with `status`. The rank that fails first writes `message` to stderr, the others nothing."""
         try:
             rank, status = announce_failure(self._store, self.place.rank, status)
-        except RuntimeError:  # the store went with the process that served it, which has told why
+        except RuntimeError:  # the store went with the process that served it: nobody else can tell
+            sys.stderr.write(message)
             end_process(status)
         if rank != self.place.rank:
-            self._end_quietly(status)
+            self._end_quietly(rank, status)
         sys.stderr.write(message)
         # The others end before this rank's connections break: a broken connection is another error to them.
         deadline = time.monotonic() + _FAREWELL
         with contextlib.suppress(RuntimeError):
             while self._store.add(_ENDED, 0) < self.place.world_size - 1 and time.monotonic() < deadline:
                 time.sleep(_LOOK / 4)
-        end_process(status)
+        end_process(status, exit_functions=True)
 
     def _watch(self) -> None:
         """End this process when another rank has failed."""
@@ -161,10 +174,13 @@ class RankGroup:
             except RuntimeError:
                 return  # as in `fail`
             if rank != self.place.rank:
-                self._end_quietly(status)
+                self._end_quietly(rank, status)
             return
 
-    def _end_quietly(self, status: int) -> NoReturn:
+    def _end_quietly(self, failed: int, status: int) -> NoReturn:
+        """End this rank without a word on the console, because rank `failed` (-1: killed) ended with `status`."""
+        culprit = f"rank {failed}" if failed >= 0 else "another rank"
+        write_to_log_files(logging.ERROR, f"Rank {self.place.rank} ends because {culprit} ended with status {status}.")
         with contextlib.suppress(RuntimeError):
             self._store.add(_ENDED, 1)
         end_process(status)
@@ -179,9 +195,9 @@ def end_process(status: int, exit_functions: bool = False) -> NoReturn:
     Args:
         exit_functions: run what was registered with `atexit` before.
     """
+    end_workers()
     if exit_functions:
         atexit._run_exitfuncs()
-    end_workers()
     # Semaphores that nobody gives back are told to the user by Python's resource tracker, in a process of its own.
     multiprocessing.util._run_finalizers(0)  # type: ignore[attr-defined]
     for stream in (sys.stdout, sys.stderr):
@@ -190,13 +206,31 @@ def end_process(status: int, exit_functions: bool = False) -> NoReturn:
     os._exit(status)
 
 
-def end_workers() -> None:
-    """Kill the data workers and other daemonic children of this process, which is about to end."""
+def end_workers(grace: float = 0.0) -> None:
+    """End the data workers and other daemonic children of this process, which is about to end.
+
+    Args:
+        grace: seconds between SIGTERM, which data workers ignore, and SIGKILL; 0 kills at once.
+    """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the handler of DataLoader raises when a worker is killed
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
+    children = [child for child in multiprocessing.active_children() if child.daemon]
+    if grace:
+        for child in children:
+            child.terminate()
+        deadline = time.monotonic() + grace
+        for child in children:
+            child.join(max(0.0, deadline - time.monotonic()))
+    for child in children:
+        child.kill()
+
+
+def write_to_log_files(level: int, message: str) -> None:
+    """Write to the log files of OUTPUT_DIR and not to the console, where one rank tells the message once."""
+    record = logger.makeRecord(logger.name, level, "", 0, message, (), None)
+    for handler in logging.getLogger("mask2former").handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream not in (sys.stdout, sys.stderr):
+            handler.handle(record)
 
 
 def _connect(place: Place) -> dist.Store:

@@ -50,9 +50,11 @@ logger = logging.getLogger(__name__)
 class Trainer(TrainerBase):
     """Builds everything from a config and trains.
 
+    ```python
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.train()
+    ```
 
     A run that is stopped and resumed does the same as one that never stopped: model, optimizer, schedule,
     loss scaler, EMA weights, place in the data and random states of every rank are restored. (Bit for bit
@@ -236,9 +238,12 @@ class Trainer(TrainerBase):
                     self.after_step()
                 self.iter = self.max_iter  # tells hooks that the training came to its end
             finally:
-                self.after_train()
-                self._tell_skipped_records()
-                self.batches = iter(())  # ends the data workers
+                try:
+                    self.after_train()
+                finally:
+                    self._tell_skipped_records()
+                    # Without an error, whose traceback holds the iterator, this ends the data workers.
+                    self.batches = iter(())
         return self._expected_results()
 
     def run_step(self) -> None:

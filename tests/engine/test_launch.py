@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import re
@@ -113,6 +114,26 @@ def test_exit_status() -> None:
     assert launch(stopped, parse()) == 143
 
 
+def test_sys_exit_with_a_text_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch(lambda args: sys.exit("no such mode"), parse()) == 1
+    assert capsys.readouterr().err == "no such mode\n"
+
+
+@pytest.mark.parametrize("main", [failing, broken])
+def test_log_file_tells_why_the_training_ended(main: Any, tmp_path: Path) -> None:
+    log = logging.getLogger("mask2former")
+    with (tmp_path / "log.txt").open("w") as file:
+        handler = logging.StreamHandler(file)
+        log.addHandler(handler)
+        try:
+            with contextlib.suppress(KeyError):
+                launch(main, parse())
+        finally:
+            log.removeHandler(handler)
+    text = (tmp_path / "log.txt").read_text()
+    assert "Traceback" in text and "Error" in text
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -204,6 +225,8 @@ def test_kept_workers_do_not_keep_a_process_that_fails() -> None:
 class FakeRank:
     """A child process that has ended."""
 
+    pid = 4242
+
     def __init__(self, exitcode: int) -> None:
         self.exitcode = exitcode
         self.sentinel, writer = os.pipe()
@@ -214,12 +237,14 @@ class FakeRank:
 
 
 @pytest.mark.parametrize(("code", "status"), [(0, 0), (3, 3), (-9, 137), (-15, 143)])
-def test_status_of_child_processes(code: int, status: int) -> None:
+def test_status_of_child_processes(code: int, status: int, capsys: pytest.CaptureFixture[str]) -> None:
     store = dist.HashStore()
     assert module._wait_for([FakeRank(0), FakeRank(code)], store) == status  # type: ignore[list-item]
     assert store.check(["failure"]) == bool(status)  # a rank that was killed could not tell it
     if status:
         assert announce_failure(store, 0, 99) == (-1, status)
+    told = {-9: "ended by SIGKILL (the system does so when memory runs out)", -15: "ended by SIGTERM."}.get(code, "")
+    assert told in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_named() -> None:

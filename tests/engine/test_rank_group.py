@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import threading
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -19,11 +22,12 @@ class Ended(Exception):
 
 @pytest.fixture(autouse=True)
 def _end(monkeypatch: pytest.MonkeyPatch) -> None:
-    def end(status: int) -> NoReturn:
+    def end(status: int, exit_functions: bool = False) -> NoReturn:
         raise Ended(status)
 
     monkeypatch.setattr(rank_group, "end_process", end)
     monkeypatch.setattr(rank_group, "_LOOK", 0.001)
+    monkeypatch.setattr(rank_group, "_FAREWELL", 1e6)
 
 
 def member(store: dist.Store, rank: int) -> RankGroup:
@@ -78,15 +82,54 @@ def test_a_rank_that_has_left_is_not_ended() -> None:
     group._watch()
 
 
-def test_torchruns_next_start_knows_nothing_of_the_failure_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_start_knows_nothing_of_the_failure_before() -> None:
     store = dist.HashStore()
-    announce_failure(failures_in(store), 1, 7)
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert announce_failure(failures_in(store), 0, 2) == (0, 2)
+    announce_failure(failures_in(store, "first"), 1, 7)
+    assert announce_failure(failures_in(store, "second"), 0, 2) == (0, 2)
+
+
+class GoneStore:
+    """A store whose process has ended."""
+
+    def compare_set(self, key: str, expected: str, desired: str) -> bytes:
+        raise RuntimeError("connection reset")
+
+
+def test_the_message_is_told_when_the_store_is_gone(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Ended, match="1"):
+        member(GoneStore(), 0).fail(1, "the reason\n")  # type: ignore[arg-type]
+    assert capsys.readouterr().err == "the reason\n"
+
+
+def test_a_group_that_main_has_destroyed_is_left_all_the_same() -> None:
+    group = member(dist.HashStore(), 0)
+    group._watcher = threading.Thread(target=group._watch)
+    group._watcher.start()
+    assert not dist.is_initialized()
+    group.leave()
+    assert not group._watcher.is_alive()
+
+
+def test_log_files_tell_why_a_rank_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = dist.HashStore()
+    announce_failure(store, 1, 7)
+    log = logging.getLogger("mask2former")
+    with (tmp_path / "log.txt.rank0").open("w") as file:
+        handlers = [logging.StreamHandler(file), logging.StreamHandler(sys.stdout)]
+        for handler in handlers:
+            log.addHandler(handler)
+        try:
+            with pytest.raises(Ended, match="7"):
+                member(store, 0)._watch()
+        finally:
+            for handler in handlers:
+                log.removeHandler(handler)
+    assert (tmp_path / "log.txt.rank0").read_text() == "Rank 0 ends because rank 1 ended with status 7.\n"
+    assert capsys.readouterr().out == ""
 
 
 def test_more_ranks_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ValueError, match="2 processes were started here, but there are 1 GPUs"):
+    with pytest.raises(ValueError, match="2 ranks were started here, but there are 1 GPUs"):
         member(dist.HashStore(), 0).use_device()
