@@ -1,4 +1,4 @@
-"""Evaluation of the datasets of a config: a table to read, a file to keep, and the best model so far."""
+"""Evaluation on the datasets of a config: table of results, metrics file, and the best model so far."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from ..utils.file_io import write_json
 logger = logging.getLogger(__name__)
 
 MAIN_METRICS = (("panoptic_seg", "PQ"), ("segm", "AP"), ("sem_seg", "mIoU"))
-"""What a model is judged by, the first that an evaluation yields."""
+"""(task, metric) that models are compared by: the first of these that an evaluation returns."""
 
 
 def by_dataset(results: Mapping[str, Any], names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-    """Undo detectron2's short form, which leaves out the dataset's name when there is one only."""
+    """Return {dataset: results} of results in detectron2's short form, which omits the name of a single dataset."""
     return {names[0]: results} if len(names) == 1 else {name: results.get(name, {}) for name in names}
 
 
 class Builders(Protocol):
-    """What builds the parts of an evaluation: a class such as `Trainer`."""
+    """Interface that builds the loader and the evaluator of a dataset: a class such as `Trainer`."""
 
     def build_test_loader(self, cfg: CfgNode, dataset_name: str) -> Any: ...
     def build_evaluator(self, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator: ...
@@ -45,13 +45,13 @@ def evaluate_datasets(
     """Evaluate `model` on each dataset of DATASETS.TEST.
 
     Args:
-        evaluators: one for each dataset, by default those that `builders` makes.
+        evaluators: one for each dataset, by default those that `builders` builds.
 
     Returns:
         {dataset: {task: {metric: value}}}, with {} for a dataset that has no evaluator, and on all ranks but the first.
 
     Raises:
-        ValueError: the number of evaluators is not that of the datasets.
+        ValueError: the number of evaluators differs from that of the datasets.
     """
     names: Sequence[str] = cfg.DATASETS.TEST
     if isinstance(evaluators, DatasetEvaluator):
@@ -86,7 +86,7 @@ def report_results(cfg: CfgNode, named: Mapping[str, Mapping[str, Any]], directo
 
 
 def main_metric(results: Mapping[str, Mapping[str, Any]]) -> tuple[str, float] | None:
-    """Name and value of the metric that {task: {metric: value}} is judged by, None if it has none."""
+    """Return name and value of the first of `MAIN_METRICS` in {task: {metric: value}}, None if there is none."""
     for task, metric in MAIN_METRICS:
         value = results.get(task, {}).get(metric)
         if value is not None:
@@ -95,7 +95,7 @@ def main_metric(results: Mapping[str, Mapping[str, Any]]) -> tuple[str, float] |
 
 
 def format_results(named: Mapping[str, Mapping[str, Mapping[str, float]]], columns: int = 8) -> str:
-    """A table of the first metrics of each task of each dataset (per-class values are left to the file)."""
+    """Return a table of the first `columns` metrics of each task and dataset, without the per-class values."""
     lines = []
     for dataset, tasks in named.items():
         for task, metrics in tasks.items():
@@ -109,26 +109,29 @@ def format_results(named: Mapping[str, Mapping[str, Mapping[str, float]]], colum
 
 
 class BestModel:
-    """Keeps `model_best.safetensors` and, beside it, `model_best.json` with its metric."""
+    """Keeps `model_best.safetensors` and, next to it, `model_best.json` with its metric."""
 
     def __init__(self, directory: Path) -> None:
         self._weights, self._note = directory / "model_best.safetensors", directory / "model_best.json"
         self.value = -math.inf
 
     def restore(self) -> None:
-        """Take over the best value of the run that is being resumed."""
+        """Read the best value of the training that is being resumed."""
         if self._note.is_file() and self._weights.is_file():
             self.value = float(json.loads(self._note.read_text(encoding="utf-8"))["value"])
 
     def offer(self, model: nn.Module, results: Mapping[str, Any], iteration: int, cfg: CfgNode) -> bool:
-        """Save `model` if its main metric on the first dataset is better than before; tells whether."""
+        """Save `model` if its main metric on the first dataset is better than before; return whether it was saved."""
         if not len(cfg.DATASETS.TEST):
             return False
         dataset = cfg.DATASETS.TEST[0]
-        found = main_metric(by_dataset(results, cfg.DATASETS.TEST)[dataset])
-        if found is None or not math.isfinite(found[1]) or found[1] <= self.value:
+        metric_and_value = main_metric(by_dataset(results, cfg.DATASETS.TEST)[dataset])
+        if metric_and_value is None:
             return False
-        metric, self.value = found
+        metric, value = metric_and_value
+        if not math.isfinite(value) or value <= self.value:
+            return False
+        self.value = value
         save_safetensors(model, self._weights)
         note = {"metric": metric, "value": self.value, "dataset": dataset, "iteration": iteration}
         write_json(self._note, note, indent=1)

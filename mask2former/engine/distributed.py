@@ -1,4 +1,4 @@
-"""What the ranks of a training have in common, and the random state that each has of its own."""
+"""State that the ranks of a training share, and the random state of each rank."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import nn
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give all ranks the batch-norm statistics of the first, whose model is the one that is saved.
+    """Broadcast the floating-point buffers (batch-norm statistics) of rank 0, whose model is the one that is saved.
 
-    Each rank collects its own; training does not use them.
+    Each rank collects its own statistics; the forward pass in training mode does not read them.
     """
     if comm.get_world_size() > 1:
         for buffer in model.buffers():
@@ -25,22 +25,26 @@ def share_buffers(model: nn.Module) -> None:
 
 
 def check_same_start(step: int, directory: str) -> None:
-    """All ranks must begin with the same step, else they would train different models or wait for ever.
+    """Check that all ranks start from the same iteration; otherwise they would train different models or hang.
+
+    Args:
+        step: number of iterations that this rank has completed.
+        directory: OUTPUT_DIR, for the message.
 
     Raises:
-        ValueError: they do not, for example because OUTPUT_DIR is a local directory of each machine.
+        ValueError: they differ, for example because OUTPUT_DIR is a local directory of each machine.
     """
-    steps = comm.all_gather(step)
-    if len(set(steps)) > 1:
-        found = ", ".join(f"rank {rank}: {each}" for rank, each in enumerate(steps))
+    iterations = comm.all_gather(step)
+    if len(set(iterations)) > 1:
+        by_rank = ", ".join(f"rank {rank}: {iteration}" for rank, iteration in enumerate(iterations))
         raise ValueError(
-            f"The processes would continue after different steps ({found}). OUTPUT_DIR {directory} must be a directory "
-            "that all machines share; or copy the checkpoint and the file last_checkpoint to each."
+            f"The ranks would start from different iterations ({by_rank}). OUTPUT_DIR {directory} must be a directory "
+            "that all machines share; otherwise copy the checkpoint and the file last_checkpoint to each machine."
         )
 
 
 def get_random_state() -> dict[str, Any]:
-    """States of Python's, NumPy's and torch's generators, and of the current GPU's if there is one."""
+    """Return the states of the generators of Python, NumPy and torch, and of the current GPU if there is one."""
     version, words, gauss = random.getstate()
     algorithm, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     state = {
@@ -60,7 +64,7 @@ def get_random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Restore what `get_random_state` returned."""
+    """Restore the states that `get_random_state` returned."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
     algorithm, keys, position, has_gauss, cached = state["numpy"]
@@ -72,7 +76,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def preserved_random_state() -> Iterator[None]:
-    """Leave the generators as they were (an evaluation must not change the training)."""
+    """Restore the random state on exit, so that an evaluation does not change the training."""
     state = get_random_state()
     try:
         yield

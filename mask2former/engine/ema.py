@@ -1,4 +1,4 @@
-"""Exponential moving average of a model's weights (Polyak averaging): often better than the last ones."""
+"""Exponential moving average (EMA) of the weights of a model, also called Polyak averaging."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """Averages the floating-point parameters and buffers of `model`.
+    """EMA of the floating-point parameters and buffers of `model`.
 
-    The decay starts low and rises to `decay`, min(decay, (1 + n) / (10 + n)) after n updates, so that short
-    runs are not dominated by the random start.
+    The decay after n updates is min(decay, (1 + n) / (10 + n)): it starts low, so that the initial weights do not
+    dominate short trainings.
 
     Args:
-        model: not wrapped in DistributedDataParallel; every rank keeps its own, equal average.
+        model: not wrapped in DistributedDataParallel; every rank keeps an equal copy of the average.
         decay: in (0, 1), for example 0.9998.
     """
 
@@ -27,7 +27,7 @@ class WeightAverage:
         self._model = model
         self._decay = decay
         self._updates = 0
-        self.restored = False  # whether a checkpoint filled this average
+        self.restored = False  # whether the average was loaded from a checkpoint
         self.reset()
 
     def _sources(self) -> dict[str, Tensor]:
@@ -35,13 +35,13 @@ class WeightAverage:
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Start again from the model's present weights."""
+        """Restart the average from the current weights of the model."""
         self._updates = 0
         self._average = {name: value.detach().clone() for name, value in self._sources().items()}
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the present weights; call once after each optimizer step."""
+        """Update the average with the current weights; call once after each optimizer step."""
         decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
         self._updates += 1
         sources = self._sources()
@@ -49,13 +49,13 @@ class WeightAverage:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """The model holds the average inside the context and its own weights again after it."""
-        own = {name: value.detach().clone() for name, value in self._sources().items()}
+        """Put the average into the model inside the context, and restore the trained weights on exit."""
+        trained = {name: value.detach().clone() for name, value in self._sources().items()}
         self._write(self._average)
         try:
             yield
         finally:
-            self._write(own)
+            self._write(trained)
 
     def apply(self) -> None:
         """Overwrite the model's weights with the average."""
@@ -67,12 +67,21 @@ class WeightAverage:
             target.copy_(values[name])
 
     def state_dict(self) -> dict[str, Any]:
+        """Return {"average": {name: tensor}, "updates": number of updates}; the tensors are not copied."""
         return {"average": self._average, "updates": self._updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Raises:
+            ValueError: a tensor of the model is missing.
+        """
         missing = sorted(set(self._average) - set(state["average"]))
         if missing:
-            raise ValueError(f"The saved EMA weights lacks {len(missing)} tensors of the model, first '{missing[0]}'")
+            raise ValueError(
+                f"The saved EMA weights lack {len(missing)} tensors of the model, the first is '{missing[0]}'. "
+                "Resume with the configuration of the first training, or start a new one without --resume."
+            )
         for name, target in self._average.items():
             target.copy_(state["average"][name])
         self._updates = int(state["updates"])

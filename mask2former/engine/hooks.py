@@ -1,4 +1,4 @@
-"""Training hooks: checkpoints, EMA of the weights, and a clean end when the machine is taken away."""
+"""Training hooks: checkpoints, learning rate, evaluation, EMA weights, and a clean stop on a signal."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _PERIODIC_NAME = re.compile(r"model_(\d{7})\.pth")
 
 
 class CheckpointHook(HookBase):
-    """Saves every `period` iterations and after the last one, and keeps the newest `keep` of the periodic files.
+    """Saves every `period` iterations and after the last one, and keeps the newest `keep` periodic checkpoints.
 
-    Must run on all ranks: a checkpoint holds the random states of every rank. Files that another run left in
-    the directory are not touched, unless this run was resumed from them.
+    Must run on all ranks: a checkpoint holds the random state of every rank. Files of another training in the
+    directory are not touched, unless this training was resumed from them.
 
     Args:
-        keep: 0 keeps all files. At least 2 otherwise, so that a file truncated has a predecessor.
+        keep: 0 keeps all files. At least 2 otherwise, so that a truncated file has a predecessor.
     """
 
     def __init__(self, period: int, keep: int) -> None:
@@ -37,14 +37,14 @@ class CheckpointHook(HookBase):
     def before_train(self) -> None:
         start, directory = self.trainer.start_iter, Path(self.trainer.cfg.OUTPUT_DIR)
         if start > 0 and directory.is_dir():
-            found = [(int(m[1]), p) for p in directory.iterdir() if (m := _PERIODIC_NAME.fullmatch(p.name))]
-            self._written = [path for iteration, path in sorted(found) if iteration < start]
+            checkpoints = [(int(m[1]), p) for p in directory.iterdir() if (m := _PERIODIC_NAME.fullmatch(p.name))]
+            self._written = [path for iteration, path in sorted(checkpoints) if iteration < start]
 
     def after_step(self) -> None:
-        step = self.trainer.iter + 1
-        if step == self.trainer.max_iter:
+        iteration = self.trainer.iter + 1
+        if iteration == self.trainer.max_iter:
             self.trainer.save_final()
-        elif self._period > 0 and step % self._period == 0:
+        elif self._period > 0 and iteration % self._period == 0:
             path = self.trainer.save_checkpoint()
             if path not in self._written:
                 self._written.append(path)
@@ -58,9 +58,9 @@ class CheckpointHook(HookBase):
 
 
 class ScheduleHook(LRScheduler):
-    """detectron2's schedule hook, but it logs the base learning rate and not that of the largest group.
+    """detectron2's schedule hook, which logs the base learning rate instead of that of the largest group.
 
-    The largest group may be the backbone, whose rate is multiplied by SOLVER.BACKBONE_MULTIPLIER.
+    The largest group may be the backbone, whose learning rate is multiplied by SOLVER.BACKBONE_MULTIPLIER.
     """
 
     def before_train(self) -> None:
@@ -70,50 +70,55 @@ class ScheduleHook(LRScheduler):
 
 
 class EvaluationHook(EvalHook):
-    """detectron2's evaluation hook, but it does not evaluate after a training that failed.
+    """detectron2's evaluation hook, without the evaluation after a failed training.
 
     A rank that fails in the last iteration would otherwise evaluate alone, and wait for the others.
     """
 
     def after_train(self) -> None:
-        if self.trainer.iter >= self.trainer.max_iter:
-            super().after_train()
+        try:
+            if self.trainer.iter >= self.trainer.max_iter:
+                super().after_train()
+        finally:
+            # A bound method of the trainer, whose reference cycle would keep the model on the GPU; detectron2 drops it
+            # only where the evaluation succeeds.
+            vars(self).pop("_func", None)
 
 
 class WeightAverageHook(HookBase):
-    """Updates the trainer's `WeightAverage` after each step; stands before the checkpoint hook."""
+    """Updates the EMA weights of the trainer after each iteration; must come before the checkpoint hook."""
 
     def after_step(self) -> None:
         self.trainer.weight_average.update()
 
 
 class StopHook(HookBase):
-    """Saves a checkpoint and ends the training when a signal came.
+    """Saves a checkpoint and ends the training after a signal.
 
-    A single rank acts after the iteration in hand. Several must stop at the same iteration, so they compare notes every
-    `period` iterations.
+    A single rank stops after the current iteration. Several ranks must stop at the same iteration, so they exchange the
+    signal every `period` iterations.
     """
 
     def __init__(self, stop_signal: StopSignal, period: int) -> None:
         self._signal, self._period = stop_signal, period
 
     def after_step(self) -> None:
-        step = self.trainer.iter + 1
-        if step == self.trainer.max_iter:
-            return  # done anyway
+        iteration = self.trainer.iter + 1
+        if iteration == self.trainer.max_iter:
+            return  # the training ends here in any case
         number = self._signal.number
         if comm.get_world_size() > 1:
-            if step % self._period:
+            if iteration % self._period:
                 return
             number = max(comm.all_gather(number))
         if not number:
             return
         path = self.trainer.save_checkpoint()
-        comm.synchronize()  # launchers kill the others when the first process ends, also one that still writes
+        comm.synchronize()  # launchers kill the other ranks when the first one ends, even while they write
         logger.info(
-            "Stopped by %s after %d steps; continue with --resume from %s.",
+            "Stopped by %s after %d iterations; continue with --resume from %s.",
             signal.Signals(number).name,
-            step,
+            iteration,
             path,
         )
         raise TrainingInterrupted(number)

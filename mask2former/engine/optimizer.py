@@ -28,9 +28,9 @@ _POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed")
 
 
 def parameter_settings(cfg: CfgNode, module_name: str, module: nn.Module, name: str) -> tuple[float, float]:
-    """Learning rate and weight decay of the parameter `name` that `module` (at path `module_name`) owns.
+    """Return learning rate and weight decay of the parameter `name` of `module`, which is at path `module_name`.
 
-    Later rules win: position tables are not decayed, then norm layers take WEIGHT_DECAY_NORM and
+    Later rules take precedence: position tables are not decayed, then norm layers take WEIGHT_DECAY_NORM and
     `nn.Embedding` WEIGHT_DECAY_EMBED. A bare `nn.Parameter` such as the encoder's `level_embed` is decayed
     like any weight, and so are biases unless SOLVER.WEIGHT_DECAY_BIAS is set.
     """
@@ -52,7 +52,7 @@ def parameter_settings(cfg: CfgNode, module_name: str, module: nn.Module, name: 
 
 
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
-    """Trainable parameters, one group for each distinct (learning rate, weight decay).
+    """Group the trainable parameters, one group for each distinct (learning rate, weight decay).
 
     Returns:
         Groups with "params" as (name, parameter) pairs, so that checkpoints also hold the names.
@@ -71,12 +71,11 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW or SGD (SOLVER.OPTIMIZER) with the rules of `parameter_settings`, in fused form.
+    """Build AdamW or SGD (SOLVER.OPTIMIZER) with the rules of `parameter_settings`, in fused form.
 
     The fused form can skip a step by a flag on the device (`optimizer.found_inf`), which `TrainStep` uses to
-    drop steps with non-finite gradients without waiting for the GPU. Full-model clipping is also applied
-    there; clipping of single parameters (SOLVER.CLIP_GRADIENTS.CLIP_TYPE "value" or "norm") is built into
-    the optimizer.
+    skip steps with non-finite gradients without waiting for the GPU. Full-model clipping is also applied there;
+    clipping of single parameters (SOLVER.CLIP_GRADIENTS.CLIP_TYPE "value" or "norm") is built into the optimizer.
 
     Raises:
         ValueError: unknown SOLVER.OPTIMIZER or CLIP_TYPE, or a model without trainable parameters.
@@ -84,7 +83,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     solver = cfg.SOLVER
     groups = parameter_groups(cfg, model)
     if not groups:
-        raise ValueError("The model has no trainable parameter; check MODEL.BACKBONE.FREEZE_AT and your own freezing.")
+        raise ValueError(
+            "The model has no trainable parameter; check MODEL.BACKBONE.FREEZE_AT and which parameters you froze."
+        )
     name = solver.OPTIMIZER.upper()
     optimizer: torch.optim.Optimizer
     if name == "ADAMW":
@@ -107,13 +108,13 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     if clip.CLIP_TYPE not in ("value", "norm"):
         raise ValueError(
             f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is '{clip.CLIP_TYPE}', which does not exist. "
-            "Use full_model (one norm over all parameters), norm or value (each parameter by itself)."
+            "Use full_model (one norm over all parameters), norm or value (per parameter)."
         )
     return maybe_add_gradient_clipping(cfg, optimizer)
 
 
 def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Begin with zero momentum: the same first step, and skipping it leaves no uninitialized buffer."""
+    """Set zero momentum: the first step is the same, and skipping it leaves no uninitialized buffer."""
     for group in optimizer.param_groups:
         if group["momentum"] != 0:
             for parameter in group["params"]:
@@ -121,7 +122,7 @@ def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 
 def full_model_clip_norm(cfg: CfgNode) -> float | None:
-    """Largest norm of all gradients together, or None when full-model clipping is off."""
+    """Return the maximum norm of all gradients together, or None when full-model clipping is off."""
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if not clip.ENABLED or clip.CLIP_TYPE != "full_model" or clip.CLIP_VALUE <= 0:
         return None
@@ -129,7 +130,7 @@ def full_model_clip_norm(cfg: CfgNode) -> float | None:
 
 
 def clip_gradients(parameters: Sequence[Tensor], max_norm: float | None, norm_type: float = 2.0) -> Tensor:
-    """Scale all gradients in place so that their common norm is at most `max_norm`; None only measures.
+    """Scale all gradients in place so that their total norm is at most `max_norm`; with None only compute it.
 
     Returns:
         The norm before clipping, a scalar on the gradients' device. Nothing here waits for the device.
@@ -142,7 +143,7 @@ def clip_gradients(parameters: Sequence[Tensor], max_norm: float | None, norm_ty
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-    """Schedule by SOLVER.LR_SCHEDULER_NAME: WarmupPolyLR or one of detectron2's (WarmupMultiStepLR, ...).
+    """Build the schedule SOLVER.LR_SCHEDULER_NAME: WarmupPolyLR or one of detectron2 (WarmupMultiStepLR, ...).
 
     Raises:
         ValueError: unknown name.
@@ -157,10 +158,10 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.
 
 
 def check_same_parameters(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Make sure that an optimizer state belongs to the same parameters in the same order.
+    """Check that an optimizer state belongs to the same parameters in the same order.
 
     Raises:
-        ValueError: naming the first difference.
+        ValueError: it does not; the message names the first parameters that differ.
     """
     saved = [name for group in state["param_groups"] for name in group.get("param_names", ())]
     if not saved:
@@ -176,5 +177,5 @@ def check_same_parameters(optimizer: torch.optim.Optimizer, state: dict[str, Any
     )
     raise ValueError(
         f"Cannot resume: the optimizer state was saved for other parameters ({detail}). "
-        "Resume with the configuration of the first run, or start anew without --resume."
+        "Resume with the configuration of the first training, or start a new one without --resume."
     )

@@ -1,4 +1,4 @@
-"""One optimizer step: micro-batches, mixed precision, clipping, and dropping steps that are not finite."""
+"""One optimizer step: micro-batches, mixed precision, gradient clipping, and skipping of non-finite steps."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ class Precision:
     dtype: torch.dtype | None
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
-        """Context for the forward pass."""
+        """Return the context manager for the forward pass."""
         if self.dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device_type, dtype=self.dtype)
 
     def grad_scaler(self) -> torch.amp.GradScaler | None:
-        """A loss scaler where the format needs one: fp16 underflows, bf16 has the range of fp32."""
+        """Return a gradient scaler for fp16, which underflows, else None: bf16 has the range of fp32."""
         return torch.amp.GradScaler(self.device_type) if self.dtype is torch.float16 else None
 
 
 def select_precision(cfg: CfgNode) -> Precision:
-    """Precision for MODEL.DEVICE.
+    """Return the precision that SOLVER.AMP selects for MODEL.DEVICE.
 
-    "auto" takes bf16 on GPUs that compute it natively and fp16 on older ones; on other devices, where mixed
-    precision is rarely faster, it stays with fp32.
+    "auto" means bf16 on GPUs that compute it natively and fp16 on older ones; on other devices, where mixed
+    precision is rarely faster, it means fp32.
 
     Raises:
         ValueError: unknown SOLVER.AMP.DTYPE.
@@ -67,18 +67,18 @@ _SMALLEST_SCALE = 2.0**-20  # GradScaler starts at 2**16 and halves at each over
 
 
 class TrainStep:
-    """One optimizer step with accumulation, AMP and a guard, none of which waits for the GPU.
+    """One optimizer step with gradient accumulation, AMP and skipping of non-finite steps, without waiting for the GPU.
 
-    A loss that is not finite is turned into gradients that are not finite, in backward. These reach all
-    ranks in DistributedDataParallel's reduction, so every rank sees the same gradient norm, and the fused
-    optimizer skips the step by a flag on the device. Weights, moments and step counts stay as they were.
+    A non-finite loss gives non-finite gradients in the backward pass. These reach all ranks in the reduction of
+    DistributedDataParallel, so every rank sees the same gradient norm, and the fused optimizer skips the step by a
+    flag on the device. Weights, moments and step counts do not change.
 
     Args:
         accumulation_steps: micro-batches in one optimizer step; gradients are averaged over them.
         precision: format of the forward pass.
-        clip_norm: largest norm of all gradients together, None for no limit.
+        clip_norm: maximum norm of all gradients together, None for no limit.
         max_bad_steps: see `LossLog`.
-        log_period: losses are fetched every so many iterations, and after iteration `max_iter`.
+        log_period: losses are fetched every `log_period` iterations, and after the last of `max_iter` iterations.
     """
 
     def __init__(
@@ -113,15 +113,17 @@ class TrainStep:
         Args:
             model: maps a list of samples to a dict of losses, already weighted.
             batches: micro-batches of this rank; `accumulation_steps` of them are taken.
-            iteration: number of this step, from 0.
-            after_backward: called when all gradients are there, before they are clipped.
+            iteration: number of this iteration, from 0.
+            after_backward: called when all gradients are computed, before they are clipped.
 
         Raises:
             RuntimeError: the model is in evaluation mode.
-            FloatingPointError: too many steps were not finite, or fp16 overflows at every scale.
+            FloatingPointError: too many non-finite steps, or fp16 overflows at every scale.
         """
         if not model.training:
-            raise RuntimeError("The model was left in evaluation mode; a hook must call model.train() when it is done.")
+            raise RuntimeError(
+                "The model is in evaluation mode; a hook that calls model.eval() must call model.train() at its end."
+            )
         optimizer.zero_grad()
         losses: list[Tensor] = []
         names: tuple[str, ...] = ()
@@ -174,15 +176,15 @@ class TrainStep:
             del optimizer.found_inf  # type: ignore[attr-defined]
 
     def _check_scale(self) -> None:
-        """Raise FloatingPointError when fp16 gradients overflow however small the loss is made."""
+        """Raise FloatingPointError when fp16 gradients overflow at the smallest loss scale."""
         if self.grad_scaler is None:
             return
         scale = self.grad_scaler.get_scale()
         get_event_storage().put_scalar("grad_scale", scale, smoothing_hint=False)
         if scale < _SMALLEST_SCALE:
             raise FloatingPointError(
-                f"The gradients overflow in float16 at every scale (now {scale:.1e}); no step has been taken "
-                "any more. Set SOLVER.AMP.DTYPE bfloat16 or SOLVER.AMP.ENABLED False or lower SOLVER.BASE_LR."
+                f"The gradients overflow in float16 at every scale (now {scale:.1e}), so the weights no longer "
+                "change. Set SOLVER.AMP.DTYPE bfloat16 or SOLVER.AMP.ENABLED False, or lower SOLVER.BASE_LR."
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -200,13 +202,13 @@ class TrainStep:
 
 
 def _gradient_sync(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
-    """Leave the reduction over the ranks to the last micro-batch."""
+    """Return a context that reduces gradients over the ranks in the last micro-batch only."""
     if not last and isinstance(model, DistributedDataParallel):
         return model.no_sync()
     return contextlib.nullcontext()
 
 
 def _file_names(batch: Any) -> list[str]:
-    """Names of the image files of a batch, as far as the samples carry them."""
+    """Return the image files of a batch, of those samples that have a "file_name"."""
     samples = batch if isinstance(batch, list) else []
     return [str(sample["file_name"]) for sample in samples if isinstance(sample, Mapping) and "file_name" in sample]

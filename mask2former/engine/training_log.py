@@ -1,4 +1,4 @@
-"""What a training reports: losses that stay on the device until they are fetched, and the line of progress."""
+"""Logging of a training: losses, which stay on the device until they are fetched, and the console line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _GRADIENT = "grad_norm"
 
 @dataclass
 class _Window:
-    """What one rank saw since the last fetch; `bad`: iteration -> what was not finite."""
+    """Means of one rank since the last fetch; `bad`: {iteration: the non-finite values}."""
 
     means: dict[str, float] = field(default_factory=dict)
     bad: dict[int, str] = field(default_factory=dict)
@@ -30,12 +30,11 @@ class _Window:
 
 
 class LossLog:
-    """Collects one row of losses per step and reports means, and counts steps whose loss was not finite.
+    """Collects one row of losses per iteration, reports their means, and counts non-finite steps.
 
     Args:
-        max_bad_steps: `flush` raises once so many steps were skipped in the whole run.
-        gradients_may_overflow: under fp16 loss scaling an overflow of gradients alone is normal and not
-            counted.
+        max_bad_steps: `flush` raises once that many steps were skipped since the training started.
+        gradients_may_overflow: under fp16 loss scaling an overflow of the gradients alone is normal and not counted.
     """
 
     def __init__(self, max_bad_steps: int, gradients_may_overflow: bool = False) -> None:
@@ -59,29 +58,33 @@ class LossLog:
         files: list[str],
         seconds: float,
     ) -> None:
-        """Remember one step.
+        """Add the losses of one iteration.
 
         Args:
             names: names of the loss terms.
-            losses: (len(names),) their values, on any device.
+            losses: (len(names),) values of the terms, on any device.
             grad_norm: scalar, norm of all gradients before clipping.
-            files: images of this step on this rank, for messages.
+            files: image files of this iteration on this rank, for messages.
             seconds: time spent waiting for data.
+
+        Raises:
+            RuntimeError: the names are not those of the iterations before.
         """
         if self._names and names != self._names:
-            raise RuntimeError(f"The model returned other losses than before: {sorted(set(names) ^ set(self._names))}")
+            changed = sorted(set(names) ^ set(self._names))
+            raise RuntimeError(f"The model must return the same losses in each iteration; changed: {changed}")
         self._names = names
         self._rows.append(torch.cat([losses.float(), grad_norm.float().reshape(1)]))
         self._steps.append((iteration, files))
         self._data_seconds += seconds
 
     def flush(self, iteration: int) -> None:
-        """Fetch all rows (the one wait of this window), write the means to the event storage of rank 0.
+        """Fetch all rows and write their means to the event storage of rank 0.
 
-        Every rank calls this in the same step.
+        This waits for the device. All ranks must call it in the same iteration.
 
         Raises:
-            FloatingPointError: more non-finite steps than allowed; names the loss terms and the images.
+            FloatingPointError: as many non-finite steps as allowed; names the loss terms and the images.
         """
         if not self._rows:
             return
@@ -111,12 +114,12 @@ class LossLog:
         window = _Window(data_time=self._data_seconds / len(rows))
         good_rows = []
         for row, (step, files) in zip(rows, self._steps, strict=True):
-            wrong = [f"{n} = {v}" for n, v in zip(self._names, row[:-1], strict=True) if not math.isfinite(v)]
-            if not wrong and self._count_gradients and not math.isfinite(row[-1]):
-                wrong = [f"{_GRADIENT} = {row[-1]}"]
-            if wrong:
+            nonfinite = [f"{n} = {v}" for n, v in zip(self._names, row[:-1], strict=True) if not math.isfinite(v)]
+            if not nonfinite and self._count_gradients and not math.isfinite(row[-1]):
+                nonfinite = [f"{_GRADIENT} = {row[-1]}"]
+            if nonfinite:
                 images = f" for the images {', '.join(files)}" if files else ""
-                window.bad[step] = f"{', '.join(wrong)}{images}"
+                window.bad[step] = f"{', '.join(nonfinite)}{images}"
             elif math.isfinite(row[-1]):
                 good_rows.append(row)
         for i, name in enumerate((*self._names, _GRADIENT)):
@@ -144,21 +147,21 @@ _LEVEL_SUFFIX = re.compile(r"_\d+$")  # loss_ce_3 is loss_ce of the fourth decod
 
 
 def condense_losses(losses: Mapping[str, float]) -> dict[str, float]:
-    """Sum each kind of loss over the decoder layers: {"loss_ce": a, "loss_ce_0": b} -> {"ce": a + b}."""
-    kinds: dict[str, float] = {}
+    """Sum each type of loss over the decoder layers: {"loss_ce": a, "loss_ce_0": b} -> {"ce": a + b}."""
+    sums: dict[str, float] = {}
     for name, value in losses.items():
-        kind = _LEVEL_SUFFIX.sub("", name).removeprefix("loss_")
-        kinds[kind] = kinds.get(kind, 0.0) + value
-    return kinds
+        loss_type = _LEVEL_SUFFIX.sub("", name).removeprefix("loss_")
+        sums[loss_type] = sums.get(loss_type, 0.0) + value
+    return sums
 
 
 class ConsoleWriter(EventWriter):
     """Logs iteration, ETA, speed, losses, learning rate, waiting for data and memory in one line.
 
     Args:
-        max_iter: length of the training.
-        images_per_step: images in one optimizer step, of all ranks together.
-        window: recent steps to average the speed over.
+        max_iter: number of iterations of the training.
+        images_per_step: number of images in one optimizer step, over all ranks.
+        window: number of recent iterations over which the speed is averaged.
     """
 
     def __init__(self, max_iter: int, images_per_step: int, window: int = 20) -> None:
@@ -173,12 +176,12 @@ class ConsoleWriter(EventWriter):
         logger.info("%s", self.line(storage))
 
     def line(self, storage: EventStorage) -> str:
-        """The text for the present state of `storage`; also stores "images_per_second" and "eta_seconds"."""
+        """Return the line for the current iteration of `storage`; put "images_per_second" and "eta_seconds" into it."""
         latest = {name: value for name, (value, _) in storage.latest().items()}
         parts = [f"iter {storage.iter + 1}/{self._max_iter}"]
         parts += self._speed(storage)
-        kinds = condense_losses({k: v for k, v in latest.items() if k.startswith("loss_")})
-        detail = f" ({', '.join(f'{name} {value:.3g}' for name, value in kinds.items())})" if len(kinds) > 1 else ""
+        sums = condense_losses({k: v for k, v in latest.items() if k.startswith("loss_")})
+        detail = f" ({', '.join(f'{name} {value:.3g}' for name, value in sums.items())})" if len(sums) > 1 else ""
         parts.append(f"loss {latest['total_loss']:.4g}{detail}")
         if "lr" in latest:
             parts.append(f"lr {latest['lr']:.3g}")
@@ -191,14 +194,14 @@ class ConsoleWriter(EventWriter):
         return " | ".join(parts)
 
     def _speed(self, storage: EventStorage) -> list[str]:
-        if "time" not in storage.latest():  # not in the first steps
+        if "time" not in storage.latest():  # not in the first iterations
             return []
         history = storage.history("time")
         count = storage.count_samples("time", self._window)
         if count == 0:
             return []
-        # Means, not medians: steps are queued on the GPU without waiting, and the step that fetches the
-        # losses waits for all of them.
+        # Means, not medians: iterations are queued on the GPU without waiting, and the one that fetches the losses
+        # waits for all of them.
         seconds = history.avg(count)
         eta = history.avg(storage.count_samples("time", 10 * self._window)) * (self._max_iter - storage.iter - 1)
         rate = self._images_per_step / seconds

@@ -104,7 +104,7 @@ def a_checkpoint_that_one_process_lacks_is_an_error(rank: int, directory: str) -
     except ValueError as error:
         assert "rank 1: 0" in str(error) and "OUTPUT_DIR" in str(error), error
     else:
-        raise AssertionError("the processes would train from different steps")
+        raise AssertionError("the ranks would train from different iterations")
 
 
 def image(objects: int) -> dict[str, Any]:

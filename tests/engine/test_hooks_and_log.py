@@ -8,6 +8,7 @@ import random
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from mask2former.checkpoint.writing import plain_data
 from mask2former.engine.best_model import by_dataset, format_results, main_metric
 from mask2former.engine.distributed import get_random_state, preserved_random_state, set_random_state
 from mask2former.engine.ema import WeightAverage
-from mask2former.engine.hooks import CheckpointHook
+from mask2former.engine.hooks import CheckpointHook, EvaluationHook
 from mask2former.engine.launch import StopSignal
 from mask2former.engine.training_log import ConsoleWriter, condense_losses
 
@@ -161,6 +162,28 @@ def test_table_of_results() -> None:
     two = by_dataset({"a": {"segm": {"AP": 1.0}}, "b": {"segm": {"AP": 2.0}}}, ["a", "b"])
     assert list(two) == ["a", "b"]
     assert "no results" in format_results({"a": {}})
+
+
+@pytest.mark.parametrize(("iteration", "error"), [(3, None), (5, None), (5, RuntimeError("broken evaluation"))])
+def test_evaluation_hook_drops_its_function(iteration: int, error: Exception | None) -> None:
+    """Of 5 iterations: after a failed training, after a good one, and after an evaluation that fails."""
+    evaluated = []
+
+    def evaluate() -> dict[str, float]:
+        evaluated.append(iteration)
+        if error is not None:
+            raise error
+        return {}
+
+    hook = EvaluationHook(0, evaluate)
+    hook.trainer = SimpleNamespace(iter=iteration, max_iter=5)
+    if error is None:
+        hook.after_train()
+    else:
+        with pytest.raises(RuntimeError, match="broken evaluation"):
+            hook.after_train()
+    assert evaluated == ([] if iteration < 5 else [5])
+    assert evaluate not in vars(hook).values()
 
 
 def test_a_single_kept_checkpoint_is_refused() -> None:

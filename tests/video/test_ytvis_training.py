@@ -66,5 +66,5 @@ def test_videos_and_images_in_one_training(command: list[str], video_content: di
 def test_training_on_a_test_split_says_so(command: list[str], video_content: dict, tmp_path: Path) -> None:
     content = {**video_content, "annotations": None}
     (tmp_path / "videos.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="training sample has no 'annotations'; .* a test server hold no ground truth"):
+    with pytest.raises(ValueError, match="training sample has no 'annotations'; .* a test server have no ground truth"):
         launch(train_net.main, argument_parser().parse_args(command))
