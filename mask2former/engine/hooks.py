@@ -82,7 +82,7 @@ class EvaluationHook(EvalHook):
         finally:
             # A bound method of the trainer, whose reference cycle would keep the model on the GPU; detectron2 drops it
             # only where the evaluation succeeds.
-            vars(self).pop("_func", None)
+            self.__dict__.pop("_func", None)
 
 
 class WeightAverageHook(HookBase):

@@ -69,7 +69,7 @@ _SMALLEST_SCALE = 2.0**-20  # GradScaler starts at 2**16 and halves at each over
 class TrainStep:
     """One optimizer step with gradient accumulation, AMP and skipping of non-finite steps, without waiting for the GPU.
 
-    A non-finite loss gives non-finite gradients in the backward pass. These reach all ranks in the reduction of
+    The backward pass of a non-finite loss starts from NaN. The gradients carry it to all ranks in the reduction of
     DistributedDataParallel, so every rank sees the same gradient norm, and the fused optimizer skips the step by a
     flag on the device. Weights, moments and step counts do not change.
 

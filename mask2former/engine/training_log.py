@@ -33,7 +33,7 @@ class LossLog:
     """Collects one row of losses per iteration, reports their means, and counts non-finite steps.
 
     Args:
-        max_bad_steps: `flush` raises once that many steps were skipped since the training started.
+        max_bad_steps: `flush` raises once that many steps were skipped, those before a resume included.
         gradients_may_overflow: under fp16 loss scaling an overflow of the gradients alone is normal and not counted.
     """
 
