@@ -194,7 +194,7 @@ class Trainer(TrainerBase):
             ValueError: the checkpoint belongs to another model or optimizer, or not all ranks see the same one.
         """
         if resume and not self.checkpointer.has_checkpoint():
-            logger.info("No checkpoint in %s to resume from, starting anew.", self.cfg.OUTPUT_DIR)
+            logger.info("No checkpoint in %s to resume from, starting from the beginning.", self.cfg.OUTPUT_DIR)
         self.iter = -1
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         self.start_iter = self.iter + 1  # `load_state_dict` sets `iter` to the iteration that was finished
@@ -291,7 +291,7 @@ class Trainer(TrainerBase):
         return results
 
     def evaluate_with_TTA(self) -> OrderedDict[str, Any]:
-        """As `evaluate`, with test-time augmentation; has no say in what the best model is."""
+        """Evaluate as `evaluate` does, with test-time augmentation; the best model is not chosen by it."""
         with self._ready_for_evaluation():
             return self.test_with_TTA(self.cfg, self.checkpointer.model)
 
@@ -328,7 +328,7 @@ class Trainer(TrainerBase):
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict[str, Any]:
-        """As `test`, with the test-time augmentation of TEST.AUG; files go to OUTPUT_DIR/inference_TTA.
+        """Evaluate as `test` does, with the test-time augmentation of TEST.AUG; files go to OUTPUT_DIR/inference_TTA.
 
         Returns:
             As `test`, but "_TTA" is added to each task.
