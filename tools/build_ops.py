@@ -11,6 +11,7 @@ environments. ``MASK2FORMER_BUILD_OPS`` selects what is compiled, see ``parse_re
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import re
@@ -336,8 +337,13 @@ def drop_outdated(file: Path, part: str) -> None:
             file.unlink()
 
 
-def main() -> int:
+def main(arguments: Sequence[str] = ()) -> int:
     """Run the command line (``make ops``): by default both parts are required, as with the value 1."""
+    parser = argparse.ArgumentParser(
+        description="Compile the deformable-attention op for CPU and, where nvcc is, for CUDA, into the checkout.",
+        epilog=f"The environment variable {VARIABLE} chooses the parts: 1 (both, the default), cpu, cuda, or 0.",
+    )
+    parser.parse_args(arguments)
     request = os.environ.get(VARIABLE) or "1"
     try:
         if not parse_request(request)[0]:
@@ -350,4 +356,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -99,6 +99,7 @@ def _choose_device(cfg: CfgNode, num_gpus: int) -> str:
 
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 _SAME_STOP = 2.0  # seconds
+_STOPPING = "a checkpoint is saved at the next line of progress; another signal ends at once, without saving"
 _WORKER_GRACE = 0.5  # seconds that daemonic children have at the end of the program
 
 
@@ -144,6 +145,9 @@ class StopSignal:
         def remember(number: int, frame: FrameType | None) -> None:
             if not self.number:
                 self.number, self._since = number, time.monotonic()
+                if comm.get_rank() == 0:
+                    # Not by logging, whose lock the interrupted code may hold.
+                    os.write(2, f"\n{signal.Signals(number).name}: {_STOPPING}\n".encode())
             elif time.monotonic() - self._since > _SAME_STOP:
                 put_back()
                 signal.raise_signal(number)

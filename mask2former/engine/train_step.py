@@ -168,6 +168,11 @@ class TrainStep:
             self.grad_scaler.step(optimizer)
             self.grad_scaler.update()
             return
+        if not all(group.get("fused") for group in optimizer.param_groups):
+            # A custom optimizer cannot be told on the device; this waits for it, once in each step.
+            if bool(torch.isfinite(grad_norm)):
+                optimizer.step()
+            return
         # The fused optimizers read this attribute, as GradScaler sets it: 1 means "change nothing".
         optimizer.found_inf = (~torch.isfinite(grad_norm)).float()  # type: ignore[attr-defined]
         try:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
 from tiny_training import TinyModel, TinyTrainer, start, tiny_config, weights
 from torch import Tensor, nn
@@ -66,6 +68,26 @@ def test_step_equals_plain_torch() -> None:
     torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.01)
     optimizer.step()
     torch.testing.assert_close(ours.weight, plain.weight)
+
+
+@pytest.mark.parametrize("build", [torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop, torch.optim.NAdam])
+def test_bad_step_of_a_custom_optimizer(tmp_path: Path, build: Callable[..., torch.optim.Optimizer]) -> None:
+    """Optimizers that are not fused take no flag on the device, and must skip the step all the same."""
+
+    class Custom(TinyTrainer):
+        bad = {2: float("nan")}
+
+        @classmethod
+        def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+            return build(model.parameters(), lr=0.01)
+
+    trainer = start(tiny_config(tmp_path, "SOLVER.MAX_NONFINITE_STEPS", "2"), trainer_class=Custom)
+    before = weights(trainer)
+    trainer.train()
+    after = weights(trainer)
+    assert all(torch.isfinite(value).all() for value in after.values())
+    assert not torch.equal(before["head.weight"], after["head.weight"])
+    assert trainer.train_step.log.bad_steps == 1
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
