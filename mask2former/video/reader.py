@@ -166,8 +166,8 @@ class VideoFile(FrameSource):
         self._compare_length(count)
 
     def _compare_length(self, count: int) -> None:
-        """Detect what the readers do not report: a truncated file and, with OpenCV, a damaged one."""
-        if not self.damaged and count < 0.9 * self._expected - 1:  # lengths are estimates in some files
+        """Detect what the readers may not report: a truncated file and, with OpenCV, a damaged one."""
+        if count < 0.9 * self._expected - 1:  # lengths are estimates in some files
             self.damaged = True
             message = "%s: only %d of about %d frames could be read; the video is damaged, truncated or trimmed"
             logger.warning(message, self.path, count, self._expected)
