@@ -1,6 +1,6 @@
 # make demo       segment the example images with the bundled model -> output/demo/
 # make test       run the tests that need no GPU
-# make test-fast  run those that take no long time: under a minute
+# make test-fast  run those that take no long time: about a minute
 # make coverage   run the tests and print which lines of the package no test reaches
 # make lint       style, format and types
 # make format     repair style and format

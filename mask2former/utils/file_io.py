@@ -101,16 +101,14 @@ def read_json(path: str | os.PathLike[str], purpose: str) -> Any:
         FileNotFoundError: no such file.
         ValueError: the file is not JSON.
     """
-    local = PathManager.get_local_path(os.fspath(path))
-    if not os.path.isfile(local):
+    try:
+        return _parse_json(os.fspath(path))
+    except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{purpose}: {path} does not exist. Dataset paths are relative to DETECTRON2_DATASETS (default ./datasets)."
-        )
-    try:
-        with open(local, encoding="utf-8") as stream:
-            return json.load(stream)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{purpose}: {path} is not valid JSON ({error}); is the download complete?") from error
+        ) from error
+    except BadRecordError as error:
+        raise ValueError(f"{purpose}: {error}; is the download complete?") from error
 
 
 def short_path(path: str | os.PathLike[str]) -> str:
@@ -130,9 +128,21 @@ def read_json_object(path: str, lists: Sequence[str] = ()) -> dict[str, Any]:
         FileNotFoundError: no such file.
         BadRecordError: not JSON, not an object, or a key is missing.
     """
+    content = _parse_json(path)
+    if not isinstance(content, dict):
+        raise BadRecordError(path, f"contains a JSON {type(content).__name__}, but must contain an object")
+    for key in lists:
+        if not isinstance(content.get(key), list):
+            state = "has no" if key not in content else "has no list under"
+            raise BadRecordError(path, f"{state} {key!r}")
+    return content
+
+
+def _parse_json(path: str) -> Any:
+    """Read a JSON file; FileNotFoundError, or BadRecordError for what cannot be read or is not JSON."""
     try:
         with PathManager.open(path, "r", encoding="utf-8") as file:
-            content = json.load(file)
+            return json.load(file)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} does not exist") from error
     except OSError as error:
@@ -141,10 +151,3 @@ def read_json_object(path: str, lists: Sequence[str] = ()) -> dict[str, Any]:
         raise BadRecordError(path, "the JSON is nested too deeply") from error
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
         raise BadRecordError(path, f"is not a JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise BadRecordError(path, f"contains a JSON {type(content).__name__}, but must contain an object")
-    for key in lists:
-        if not isinstance(content.get(key), list):
-            state = "has no" if key not in content else "has no list under"
-            raise BadRecordError(path, f"{state} {key!r}")
-    return content
