@@ -9,11 +9,14 @@ only the positions of the run starts are copied to the host, not the masks.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .masks import Patch
 
 Rle = dict[str, Any]  # {"size": [h, w], "counts": str}
 
@@ -115,6 +118,31 @@ def _compress(runs: np.ndarray, begin: np.ndarray, size: tuple[int, int]) -> lis
     text = (symbols + 48).astype(np.uint8).tobytes().decode("ascii")
     bounds = np.concatenate([[0], ends])[begin].tolist()
     return [{"size": list(size), "counts": text[a:b]} for a, b in itertools.pairwise(bounds)]
+
+
+def encode_patches(patches: Sequence[Patch], size: tuple[int, int]) -> list[Rle]:
+    """Encode masks that are stored inside their bounding boxes; time and memory are those of the boxes.
+
+    Args:
+        patches: N masks that lie inside the image.
+        size: height and width of the image.
+    """
+    height, width = size
+    if not height * width:
+        return [{"size": [height, width], "counts": ""} for _ in patches]
+    owners, positions = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for number, patch in enumerate(patches):
+        padded = np.pad(patch.bits.T.astype(np.uint8), ((0, 0), (1, 1)))
+        column, row = np.nonzero(padded[:, 1:] != padded[:, :-1])
+        starts, times = np.unique((patch.left + column) * height + patch.top + row, return_counts=True)
+        # A run that goes on from the foot of one column to the head of the next changes there twice, that is, not.
+        starts = starts[(times == 1) & (starts < height * width)]
+        positions.append(starts)
+        owners.append(np.full(len(starts), number))
+    if not patches:
+        return []
+    runs = _sorted_runs(np.concatenate(owners), np.concatenate(positions), len(patches), height * width)
+    return _compress(*runs, (height, width))
 
 
 def encode_label_map(label_map: np.ndarray) -> dict[int, Rle]:
