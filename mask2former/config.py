@@ -158,6 +158,20 @@ def _add_mask_former(node: CfgNode) -> None:
             "SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": False,
         },
     )
+    # Ours: how instances become the objects that are counted, drawn and saved. Evaluation does not use it.
+    _defaults(
+        _section(node.TEST, "INSTANCES"),
+        {
+            "SCORE_THRESHOLD": 0.5,
+            "FILL_HOLES": False,
+            "NMS_IOU": 1.0,  # 1: no suppression
+            "NON_OVERLAPPING": False,
+            "MAX_OVERLAP": 0.5,  # with NON_OVERLAPPING
+            "COMPONENTS": "all",  # all, largest or split
+            "MIN_AREA": 0,  # pixels
+        },
+    )
+    _defaults(_section(node.TEST, "TILES"), {"SIZE": 0, "OVERLAP": 0.25})  # ours; SIZE 0: tiles only on demand
 
 
 def _add_head(node: CfgNode) -> None:

@@ -19,102 +19,11 @@ from PIL import Image
 
 from . import result_files, visualization
 from .data.image_io import WRITABLE_SUFFIXES
+from .result_parts import InstanceResult, PanopticResult, Segment, instances_from_output, panoptic_from_output
 from .structures.classes import VOID, ClassTable
 from .structures.colors import Color, color_of, shade_of
-from .structures.masks import boxes_from_masks
 from .structures.rle import Rle, encode_label_map, encode_masks
 from .structures.task import IMAGE_TASKS, Task
-
-
-# ------------------------------------------------------------------ parts of a result
-@dataclass(frozen=True)
-class InstanceResult:
-    """N objects, best first as the model returns them."""
-
-    masks: np.ndarray  # (N, H, W) bool
-    scores: np.ndarray  # (N,) float32
-    labels: np.ndarray  # (N,) int64, class indices
-    boxes: np.ndarray  # (N, 4) float32, XYXY
-    names: tuple[str, ...]  # class name of each object
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def select(self, index: np.ndarray) -> InstanceResult:
-        """Return the objects at these indices ((M,) integers) or where True ((N,) bool)."""
-        index = np.flatnonzero(index) if index.dtype == bool else index
-        names = tuple(self.names[i] for i in index)
-        return InstanceResult(self.masks[index], self.scores[index], self.labels[index], self.boxes[index], names)
-
-    def without_overlap(self, max_overlap: float = 0.5) -> InstanceResult:
-        """Assign every pixel to its highest-scored object and remove objects that lose more than `max_overlap`.
-
-        `max_overlap` is a fraction of the object's area. The removed ones are near-duplicates: the same object
-        predicted twice, or once more with another class.
-        """
-        order = np.argsort(-self.scores, kind="stable")
-        owner = np.zeros(self.masks.shape[1:], dtype=np.int32)
-        kept = []
-        for i in order:
-            window = _box_window(self.boxes[i], owner.shape)
-            mask, part = self.masks[i][window], owner[window]
-            free = mask & (part == 0)
-            area, left = np.count_nonzero(mask), np.count_nonzero(free)
-            if left and area - left <= max_overlap * area:
-                kept.append(i)
-                part[free] = i + 1
-        index = np.sort(np.array(kept, dtype=np.int64))
-        selected = self.select(index)
-        masks = owner[None] == (index + 1)[:, None, None]
-        return replace(selected, masks=masks, boxes=boxes_of(masks))
-
-    def label_map(self) -> np.ndarray:
-        """Return (H, W) uint16: 0 background, i + 1 for object i; the highest score wins where objects overlap."""
-        out = np.zeros(self.masks.shape[1:], dtype=np.uint16)
-        for i in np.argsort(-self.scores, kind="stable")[::-1]:
-            window = _box_window(self.boxes[i], out.shape)
-            out[window][self.masks[i][window]] = i + 1
-        return out
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One segment of a panoptic map."""
-
-    id: int  # value in the map
-    label: int  # class index
-    name: str
-    is_thing: bool
-    area: int  # pixels
-    score: float | None = None
-
-
-@dataclass(frozen=True)
-class PanopticResult:
-    """`map` (H, W) int32: 0 where there is no segment, otherwise the id of one of the segments."""
-
-    map: np.ndarray
-    segments: tuple[Segment, ...]
-
-    def __len__(self) -> int:
-        return len(self.segments)
-
-    def select(self, keep: Iterable[Segment]) -> PanopticResult:
-        """Return only these segments; the pixels of the others become 0."""
-        keep = tuple(keep)
-        mask = np.isin(self.map, [s.id for s in keep])
-        return PanopticResult(np.where(mask, self.map, 0).astype(np.int32), keep)
-
-
-def boxes_of(masks: np.ndarray) -> np.ndarray:
-    """Return boxes float32 (N, 4), XYXY, of masks bool (N, H, W); see `structures.masks.boxes_from_masks`."""
-    return boxes_from_masks(torch.from_numpy(masks)).numpy()
-
-
-def _box_window(box: np.ndarray, shape: Sequence[int]) -> tuple[slice, slice]:
-    x0, y0 = np.floor(box[:2]).astype(int).clip(0)
-    x1, y1 = np.ceil(box[2:]).astype(int) + 1
-    return slice(y0, min(y1, shape[0])), slice(x0, min(x1, shape[1]))
 
 
 # ------------------------------------------------------------------ the result
@@ -153,10 +62,10 @@ class Result:
         """
         instances = panoptic = semantic = None
         if Task.INSTANCE.output in output:
-            instances = _instances(output[Task.INSTANCE.output], classes, score_threshold)
+            instances = instances_from_output(output[Task.INSTANCE.output], classes, score_threshold)
         if Task.PANOPTIC.output in output:
             id_map, info = output[Task.PANOPTIC.output]
-            panoptic = _panoptic(id_map, info, classes)
+            panoptic = panoptic_from_output(id_map, info, classes)
             if score_threshold > 0:
                 panoptic = panoptic.select(
                     s for s in panoptic.segments if s.score is None or s.score >= score_threshold
@@ -255,7 +164,7 @@ class Result:
         if instances is not None:
             keep = (instances.scores >= score_threshold) & np.isin(instances.labels, list(allowed))
             if min_area > 0:
-                keep &= np.array([np.count_nonzero(m) for m in instances.masks], dtype=np.int64) >= min_area
+                keep &= instances.areas >= min_area
             instances = instances.select(keep)
             if non_overlapping:
                 instances = instances.without_overlap(max_overlap)
@@ -319,7 +228,7 @@ class Result:
             raise ValueError(f"{len(colors)} color_ids for {len(instances)} instances")
         names = [f"{name} " for name in instances.names] if len(self.classes) > 1 else [""] * len(instances)
         texts = [f"{name}{score:.2f}" for name, score in zip(names, instances.scores, strict=True)]
-        return visualization.regions_from_masks(instances.masks, colors, texts, instances.boxes)
+        return visualization.regions_from_patches(instances.patches, colors, texts)
 
     def _panoptic_regions(self) -> list[visualization.Region]:
         assert self.panoptic is not None
@@ -367,7 +276,7 @@ class Result:
             instances = self.instances
             assert instances is not None
             rows = [(ids[k], float(s)) for k, s in zip(instances.labels, instances.scores, strict=True)]
-            return rows, encode_masks(torch.from_numpy(instances.masks))
+            return rows, instances.patches.encode()
         if task is Task.PANOPTIC:
             assert self.panoptic is not None
             rows = [(ids[s.label], 1.0 if s.score is None else float(s.score)) for s in self.panoptic.segments]
@@ -432,33 +341,3 @@ class Result:
             image = result_files.semantic_image(self.semantic, self.classes)
             written.append(result_files.write_image(directory / f"{stem}_semantic.png", image))
         return written
-
-
-# ------------------------------------------------------------------ from the model's tensors
-def _instances(predicted: Any, classes: ClassTable, score_threshold: float) -> InstanceResult:
-    """Convert detectron2 `Instances` (pred_masks, scores, pred_classes), best first."""
-    order = predicted.scores.argsort(descending=True, stable=True)
-    order = order[predicted.scores[order] >= score_threshold]
-    masks = predicted.pred_masks[order].to(torch.bool).cpu().numpy()
-    labels = predicted.pred_classes[order].cpu().numpy().astype(np.int64)
-    scores = predicted.scores[order].float().cpu().numpy()
-    return InstanceResult(masks, scores, labels, boxes_of(masks), tuple(classes.names[k] for k in labels))
-
-
-def _panoptic(id_map: torch.Tensor, info: Sequence[Mapping[str, Any]], classes: ClassTable) -> PanopticResult:
-    ids = id_map.to(torch.int32).cpu().numpy()
-    areas = dict(zip(*(v.tolist() for v in np.unique(ids, return_counts=True)), strict=True))
-    segments = []
-    for item in info:
-        label, score = int(item["category_id"]), item.get("score")
-        segments.append(
-            Segment(
-                id=int(item["id"]),
-                label=label,
-                name=classes.names[label],
-                is_thing=bool(item.get("isthing", classes.is_thing[label])),
-                area=int(areas.get(int(item["id"]), 0)),
-                score=None if score is None else float(score),
-            )
-        )
-    return PanopticResult(ids, tuple(segments))

@@ -14,14 +14,13 @@ A video model (or, frame by frame, an image model) tracks objects: `Segmenter.lo
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,22 +28,18 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
-from detectron2.modeling import build_model
 from torch import nn
 
-from .checkpoint import load_into
-from .config import load_config
-from .config_validation import validate_config
-from .data import register_from_config
 from .data.image_io import ImageSource, load_image
 from .maskformer_model import MaskFormer
-from .model_source import dataset_classes, locate_model, stored_classes
+from .model_loading import class_table, load_model, ready_model
 from .modeling.postprocess import Settings
+from .objects import ObjectRules
 from .results import Result
 from .structures.classes import ClassTable
-from .structures.task import IMAGE_TASKS, Task, tasks_of
+from .structures.task import IMAGE_TASKS, Task
+from .tiling import Tile, merge_instances, merge_panoptic, merge_semantic, plan_tiles
 from .utils.device import amp_dtype, select_device
 from .video.reader import FrameSource, Video
 from .video.results import VideoResult
@@ -53,7 +48,20 @@ from .video.windows import WindowSettings, config_digest
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_SCORE_THRESHOLD = 0.5
+_SHRUNK = 0.5  # tiles are chosen where the complete image would be seen at less than this fraction of their scale
+_CROWDED = 0.9  # fraction of the queries that found objects, from which on others may be missed
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The settings of one call. They are handed on, never stored: other threads may use the segmenter."""
+
+    rules: ObjectRules
+    resize: T.ResizeShortestEdge
+    batch_size: int
+    tile: int  # edge in pixels of the image
+    tile_mode: str  # never, auto or always
+    overlap: float
 
 
 class Segmenter:
@@ -71,7 +79,8 @@ class Segmenter:
         classes: ClassTable | Sequence[str] | None = None,
         device: str | torch.device | None = None,
         task: str = "auto",
-        score_threshold: float = DEFAULT_SCORE_THRESHOLD,
+        score_threshold: float | None = None,
+        rules: ObjectRules | None = None,
         batch_size: int = 1,
         amp: bool | str = False,
         min_size: int = 800,
@@ -89,7 +98,8 @@ class Segmenter:
             device: default: the device of the model's parameters.
             task: "auto" keeps all results of the model; "instance", "panoptic" or "semantic" only that one;
                 "video" is for `track`.
-            score_threshold: objects and segments with a lower score are dropped; 0 keeps all.
+            score_threshold: objects and segments with a lower score are dropped; 0 keeps all. Default: that of `rules`.
+            rules: how instances become objects. Default: MODEL.MASK_FORMER.TEST.INSTANCES, which is saved with a model.
             batch_size: images in one forward pass when a list is given. They are padded to one size, and padding
                 changes results a little; 1 reproduces the evaluation.
             amp: run in lower precision: True or "auto" (bfloat16 where the GPU supports it, else float16),
@@ -101,18 +111,20 @@ class Segmenter:
         if task not in ("auto", *Task):
             raise ValueError(f"task must be auto, {', '.join(Task)}, not {task!r}")
         self.task = task
-        self.score_threshold = _checked_threshold(score_threshold)
+        if rules is None:
+            rules = ObjectRules() if cfg is None else ObjectRules.from_config(cfg)
+        self.rules = rules.changed(score_threshold=score_threshold)
         self.batch_size = batch_size
         first = next(model.parameters(), None)
         self.device = (
             torch.device(device) if device is not None else first.device if first is not None else torch.device("cpu")
         )
-        self.model = _ready(model, self.device)
+        self.model = ready_model(model, self.device)
         # Settings are passed with each call, because other segmenters may use the same model with other settings.
         arguments = inspect.signature(model.forward).parameters
         self._takes_settings = isinstance(model, MaskFormer) and "settings" in arguments
         self.cfg = cfg
-        self.classes = _class_table(cfg, classes)
+        self.classes = class_table(cfg, classes)
         self._amp_dtype = amp_dtype(amp, self.device)
         self._bgr = cfg is not None and cfg.INPUT.FORMAT == "BGR"
         if cfg is not None:
@@ -145,48 +157,23 @@ class Segmenter:
             overrides: config keys and values, KEY VALUE KEY VALUE ...
             task: which results to compute, see `Segmenter`; "auto": those the config turns on.
             classes: class names, if neither the test dataset nor the model's directory has them.
-            options: `score_threshold`, `batch_size`, `amp` of `Segmenter`.
+            options: `score_threshold`, `rules`, `batch_size`, `amp` of `Segmenter`.
 
         Raises:
             ValueError: unknown model or config key, contradictory arguments, no weights or incomplete ones.
             FileNotFoundError: a missing file (of the zoo: the message gives the URL and where to put the file).
         """
-        if name is not None and config is not None:
-            raise ValueError(f"give a model name ({name!r}) or a config ({str(config)!r}), not both")
         selected = select_device(device)
-        overrides = [str(item) for item in overrides]
-        if weights is None:
-            weights = dict(zip(overrides[::2], overrides[1::2])).get("MODEL.WEIGHTS")
-        config, weights = locate_model(name, config, weights)
-        cfg = load_config(config, overrides)
-        if cfg.MODEL.META_ARCHITECTURE == "VideoMaskFormer" and task not in ("auto", Task.VIDEO):
-            raise ValueError(f"{config} is a video model: its task is video, not {task}")
-        if not weights:
-            raise ValueError(
-                f"no weights for {config}: without them results would be random. Pass weights=FILE "
-                "(demo: --weights FILE, or --opts MODEL.WEIGHTS FILE)."
-            )
-        cfg.MODEL.DEVICE = str(selected)
-        cfg.MODEL.WEIGHTS = str(weights)
-        _turn_on(cfg, task)
-        if classes is None:
-            classes = stored_classes(Path(config), Path(str(weights)))
-        if classes is None:
-            _register_custom_datasets(cfg)
-        table = _class_table(cfg, classes)
-        model = _build(cfg, table)
-        _load_weights(model, weights)
-        return cls(model.eval(), cfg, classes=table, device=selected, task=task, **options)
+        model, cfg, table = load_model(name, config, weights, selected, overrides, task, classes)
+        return cls(model, cfg, classes=table, device=selected, task=task, **options)
+
+    @property
+    def score_threshold(self) -> float:
+        """Return the score that objects and segments must reach."""
+        return self.rules.score_threshold
 
     # ---- calling
-    def __call__(
-        self,
-        images: ImageSource | Sequence[ImageSource],
-        *,
-        score_threshold: float | None = None,
-        batch_size: int | None = None,
-        min_size: int | None = None,
-    ) -> Any:
+    def __call__(self, images: ImageSource | Sequence[ImageSource], **options: Any) -> Any:
         """Segment one image (returns a `Result`) or a list or tuple of them (returns a list of `Result`).
 
         An image is: a path; a PIL image; a numpy array uint8 (H, W, 3) RGB, (H, W, 4) RGBA or (H, W) gray
@@ -194,40 +181,59 @@ class Segmenter:
         orientation of files and PIL images is applied.
 
         Args:
-            score_threshold, batch_size: for this call instead of those of the constructor.
-            min_size: shortest edge, in pixels, at which the network sees the images of this call; larger for
-                smaller objects.
+            options: those of `stream`, for this call only. Calls do not change the segmenter, so several threads may
+                call it at once.
 
         Raises:
-            FileNotFoundError, ValueError: an image that is missing, unreadable or of another type or shape.
+            FileNotFoundError, ValueError: an image that is missing, unreadable or of another type or shape; an invalid
+                option.
         """
         if isinstance(images, (list, tuple)):
-            options = {"score_threshold": score_threshold, "batch_size": batch_size, "min_size": min_size}
-            return list(self.stream(images, **options))  # type: ignore[arg-type]
+            return list(self.stream(images, **options))
         image: Any = images  # a str is a Sequence too, so mypy does not see that this is one image
-        return next(self.stream([image], score_threshold=score_threshold, min_size=min_size))
+        return next(self.stream([image], **options))
 
     def stream(
         self,
         images: Iterable[ImageSource],
         *,
         score_threshold: float | None = None,
+        rules: ObjectRules | None = None,
         batch_size: int | None = None,
         min_size: int | None = None,
+        tile: int | str | None = None,
+        overlap: float | None = None,
     ) -> Iterator[Result]:
-        """Yield results one by one, for more images than fit into memory (a generator is fine)."""
-        threshold = self.score_threshold if score_threshold is None else _checked_threshold(score_threshold)
+        """Yield results one by one, for more images than fit into memory (a generator is fine).
+
+        Args:
+            images: see `__call__`.
+            score_threshold, rules, batch_size: instead of those of the constructor.
+            min_size: shortest edge, in pixels, at which the network sees the images (or tiles); larger for smaller
+                objects.
+            tile: edge, in pixels of the image, of square tiles that are segmented one by one and merged: for images
+                that are large compared to their objects. "off": never; "auto": where the complete image would be
+                shrunk to less than half of the tiles' scale, or where nearly all queries find an object. Default:
+                "auto" for models with MODEL.MASK_FORMER.TEST.TILES.SIZE above 0, else "off".
+            overlap: fraction of a tile's edge that neighbors share; default MODEL.MASK_FORMER.TEST.TILES.OVERLAP.
+
+        Raises:
+            FileNotFoundError, ValueError: as `__call__`.
+        """
+        if hasattr(self.model, "clip_outputs"):
+            raise ValueError("this is a video model, which takes clips, not images: use track(video)")
         size = self.batch_size if batch_size is None else batch_size
         if size < 1:
             raise ValueError(f"batch_size must be at least 1, not {size}")
-        if hasattr(self.model, "clip_outputs"):
-            raise ValueError("this is a video model, which takes clips, not images: use track(video)")
         resize = self._resize_to(min_size)
+        rules = (self.rules if rules is None else rules).changed(score_threshold=score_threshold)
+        call = _Call(rules, resize, size, *self._tile_settings(tile, overlap, resize))
         source = iter(images)
         while batch := list(islice(source, size)):
             arrays = [load_image(image) for image in batch]
             paths = [Path(p) if isinstance(p, str | os.PathLike) else None for p in batch]
-            yield from self._run(arrays, paths, threshold, resize)
+            for result, path in zip(self._segment(arrays, call), paths, strict=True):
+                yield replace(result, path=path)
 
     def track(
         self,
@@ -264,7 +270,7 @@ class Segmenter:
             FileNotFoundError, ValueError: no video, no frames, an unreadable frame, an invalid setting, a model
                 that cannot track objects, or a `work_dir` with the results of another run.
         """
-        threshold = self.score_threshold if score_threshold is None else _checked_threshold(score_threshold)
+        threshold = self.rules.changed(score_threshold=score_threshold).score_threshold
         unit = "VIDEO" if hasattr(self.model, "clip_outputs") else "IMAGE"
         if top_k is None:
             top_k = 10 if self.cfg is None else int(self.cfg.TEST[f"DETECTIONS_PER_{unit}"])
@@ -303,16 +309,109 @@ class Segmenter:
             raise ValueError(f"min_size must be at least 1, not {min_size}")
         return T.ResizeShortestEdge(min_size, max(self._resize.max_size, 2 * min_size), "choice")
 
-    def _run(
-        self, arrays: list[np.ndarray], paths: list[Path | None], threshold: float, resize: T.ResizeShortestEdge
-    ) -> list[Result]:
+    # ---- tiles
+    def _tile_settings(
+        self, tile: int | str | None, overlap: float | None, resize: T.ResizeShortestEdge
+    ) -> tuple[int, str, float]:
+        """Return edge, mode and overlap of tiles from the arguments of a call, or those of the model."""
+        saved = None if self.cfg is None else self.cfg.MODEL.MASK_FORMER.TEST.TILES
+        edge, share = (0, 0.25) if saved is None else (int(saved.SIZE), float(saved.OVERLAP))
+        if overlap is not None:
+            share = overlap
+        if tile is None:
+            tile = "auto" if edge > 0 else "off"
+        if tile == "off":
+            mode = "never"
+        elif tile == "auto":
+            mode, edge = "auto", edge or int(np.max(resize.short_edge_length))
+        elif isinstance(tile, int) and not isinstance(tile, bool):
+            mode, edge = "always", tile
+        else:
+            raise ValueError(f"tile must be 'auto', 'off' or a number of pixels, not {tile!r}")
+        if mode != "never":
+            plan_tiles((edge, edge), edge, share)  # raises for values out of range
+        return edge, mode, share
+
+    def _segment(self, arrays: list[np.ndarray], call: _Call) -> list[Result]:
+        """Return the results of some images; those that need tiles are taken one by one."""
+        results: list[Result | None] = [None] * len(arrays)
+        complete = [i for i, array in enumerate(arrays) if not self._needs_tiles(array, call)]
+        if complete:
+            found = self._run([arrays[i] for i in complete], call)
+            for i, result in zip(complete, found, strict=True):
+                if not self._is_crowded(result):
+                    results[i] = self._finished(result, call)
+                elif call.tile_mode == "never" or max(result.size) <= call.tile:
+                    logger.warning(
+                        "%d of the %d queries found an object, so others may be missed; %s",
+                        len(result.instances or ()),
+                        self._queries,
+                        "use tiles: tile='auto' (--tile auto)"
+                        if call.tile_mode == "never"
+                        else "use smaller tiles than %d pixels" % call.tile,
+                    )
+                    results[i] = self._finished(result, call)
+        return [self._tiled(arrays[i], call) if result is None else result for i, result in enumerate(results)]
+
+    def _needs_tiles(self, array: np.ndarray, call: _Call) -> bool:
+        """Return whether the image is cut into tiles without a look at the complete one first."""
+        height, width = array.shape[:2]
+        if call.tile_mode == "never" or max(height, width) <= call.tile:
+            return False
+        if call.tile_mode == "always":
+            return True
+        new_height, _ = call.resize.get_output_shape(height, width, self._edge(call), call.resize.max_size)
+        return bool(new_height / height < _SHRUNK * self._edge(call) / call.tile)
+
+    @staticmethod
+    def _edge(call: _Call) -> int:
+        """Return the shortest edge, in pixels, at which the network sees images."""
+        return int(np.max(call.resize.short_edge_length))
+
+    @property
+    def _queries(self) -> int:
+        return 0 if self.cfg is None else int(self.cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES)
+
+    def _is_crowded(self, result: Result) -> bool:
+        return result.instances is not None and 0 < _CROWDED * self._queries <= len(result.instances)
+
+    def _tiled(self, array: np.ndarray, call: _Call) -> Result:
+        """Segment an image tile by tile; the tiles' results become one before the rules are applied."""
         start = time.perf_counter()
+        size = array.shape[:2]
+        tiles = plan_tiles(size, call.tile, call.overlap)
+        parts: list[Result] = []
+        for first in range(0, len(tiles), call.batch_size):
+            batch = tiles[first : first + call.batch_size]
+            parts += self._run([array[tile.window] for tile in batch], call, scale=self._edge(call) / call.tile)
+        crowded = sum(map(self._is_crowded, parts))
+        if crowded:
+            logger.warning(
+                "in %d of %d tiles nearly all queries found an object, so others may be missed; use tiles smaller than "
+                "%d pixels",
+                crowded,
+                len(tiles),
+                call.tile,
+            )
+        result = self._finished(_merged(array, tiles, parts), call)
+        return replace(result, seconds=time.perf_counter() - start)
+
+    def _finished(self, result: Result, call: _Call) -> Result:
+        if result.instances is None:
+            return result
+        return replace(result, instances=call.rules.apply(result.instances))
+
+    # ---- one forward pass
+    def _run(self, arrays: list[np.ndarray], call: _Call, scale: float | None = None) -> list[Result]:
+        """Return what the model says of images, resized by `scale` or else to the call's shortest edge."""
+        start = time.perf_counter()
+        threshold = call.rules.score_threshold
         options = self._options(threshold)
         with torch.inference_mode(), self._autocast():
-            outputs = self.model([self._prepare(array, resize) for array in arrays], **options)
+            outputs = self.model([self._prepare(array, call.resize, scale) for array in arrays], **options)
             results = [
-                Result.from_output(array, self._requested(output), self.classes, score_threshold=threshold, path=path)
-                for array, output, path in zip(arrays, outputs, paths, strict=True)
+                Result.from_output(array, self._requested(output), self.classes, score_threshold=threshold)
+                for array, output in zip(arrays, outputs, strict=True)
             ]
         seconds = (time.perf_counter() - start) / len(arrays)
         return [replace(result, seconds=seconds) for result in results]
@@ -324,12 +423,19 @@ class Segmenter:
         settings: Settings = self.model.settings  # type: ignore[assignment]
         return {"settings": replace(settings, score_threshold=max(threshold, settings.score_threshold))}
 
-    def _prepare(self, array: np.ndarray, resize: T.ResizeShortestEdge) -> dict[str, Any]:
+    def _prepare(
+        self, array: np.ndarray, resize: T.ResizeShortestEdge, scale: float | None = None
+    ) -> dict[str, Any]:
         """Convert (H, W, 3) uint8 RGB to detectron2's input: resized (3, h, w) uint8, and the size of the results."""
         height, width = array.shape[:2]
         if self._bgr:
             array = array[:, :, ::-1]
-        resized = resize.get_transform(array).apply_image(array)
+        if scale is None:
+            transform = resize.get_transform(array)
+        else:  # tiles: all at one scale, also those of an image that is narrower than a tile
+            new_size = max(1, round(height * scale)), max(1, round(width * scale))
+            transform = T.ResizeTransform(height, width, *new_size)
+        resized = transform.apply_image(array)
         tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         return {"image": tensor.to(self.device), "height": height, "width": width}
 
@@ -352,91 +458,15 @@ class Segmenter:
         return f"Segmenter({name}, {size:.1f} M parameters, {len(self.classes)} classes, {self.device})"
 
 
-# ------------------------------------------------------------------ helpers of load
-def _ready(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return the model if it is on the device in evaluation mode, else a copy that is; it shares weights there."""
-    tensors = [*model.parameters(), *model.buffers()]
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
-    there = [t for t in tensors if t.device.type == device.type and t.device.index in (None, device.index)]
-    if len(there) == len(tensors) and not any(part.training for part in model.modules()):
-        return model
-    try:
-        # deepcopy takes over what its memo holds.
-        return copy.deepcopy(model, {id(t): t for t in there}).to(device).eval()
-    except (RuntimeError, TypeError) as error:  # of tensors inside a graph, locks, process groups
-        raise ValueError(
-            f"this {type(model).__name__} cannot be copied ({error}). Call model.to({str(device)!r}).eval() first: "
-            "a model that is on the device and in evaluation mode is used as it is."
-        ) from error
-
-
-def _checked_threshold(value: float) -> float:
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"score_threshold must lie between 0 and 1, not {value}")
-    return float(value)
-
-
-def _class_table(cfg: CfgNode | None, classes: ClassTable | Sequence[str] | None) -> ClassTable:
-    """Return the given classes, or those of the config's datasets, or numbered ones."""
-    if classes is not None:
-        table = classes if isinstance(classes, ClassTable) else ClassTable(tuple(classes))
-        if cfg is not None and len(table) != cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
-            raise ValueError(
-                f"{len(table)} class names for a model with MODEL.SEM_SEG_HEAD.NUM_CLASSES = "
-                f"{cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}"
-            )
-        return table
-    if cfg is None:
-        raise ValueError("a model without config needs classes=[...], the names of its classes")
-    count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    known = dataset_classes(cfg)
-    if known is not None:
-        return known
-    logger.warning("the names of the %d classes are unknown and replaced by numbers; pass classes=[...]", count)
-    return ClassTable.numbered(count)
-
-
-def _turn_on(cfg: CfgNode, task: str) -> None:
-    """Make the model compute only the requested task, as far as that does not change its results."""
-    if task not in IMAGE_TASKS:
-        return
-    enabled = {Task(task)}
-    if task == Task.INSTANCE:  # with PANOPTIC_ON the instances are things only
-        enabled |= tasks_of(cfg) & {Task.PANOPTIC}
-    for each in IMAGE_TASKS:
-        cfg.MODEL.MASK_FORMER.TEST[each.switch] = each in enabled
-
-
-def _register_custom_datasets(cfg: CfgNode) -> None:
-    """Register the custom datasets of the config, for their class names, if their files are on this machine."""
-    try:
-        register_from_config(cfg)
-    except (OSError, ValueError) as error:
-        logger.info("class names are not taken from the datasets of the config: %s", error)
-
-
-def _build(cfg: CfgNode, table: ClassTable) -> nn.Module:
-    """Build the model. Inference needs no dataset; which classes are things comes from its metadata or the table."""
-    cfg.DATASETS.TEST = ()
-    known = any(name in MetadataCatalog for name in cfg.DATASETS.TRAIN[:1])
-    if not known:
-        cfg.DATASETS.TRAIN = ()
-    validate_config(cfg, training=False)
-    model = build_model(cfg)
-    if isinstance(model, MaskFormer) and not known:
-        things = frozenset(k for k, thing in enumerate(table.is_thing) if thing)
-        model.settings = replace(model.settings, things=things)
-    return model
-
-
-def _load_weights(model: nn.Module, weights: str | os.PathLike[str]) -> None:
-    """Load all weights; raise ValueError if some are missing, because results would be random."""
-    report = load_into(model, weights)
-    if report.missing or report.reinitialized:
-        first = report.missing[0] if report.missing else report.reinitialized[0][0]
-        raise ValueError(
-            f"{weights}: these weights do not fit the model, so its results would be random: {len(report.missing)} are "
-            f"missing from the file and {len(report.reinitialized)} have another shape, for example {first}. "
-            "Use the config that they were trained with, or train first."
-        )
+def _merged(array: np.ndarray, tiles: Sequence[Tile], parts: Sequence[Result]) -> Result:
+    """Join the results of tiles to that of the image."""
+    size = (array.shape[0], array.shape[1])
+    first = parts[0]
+    instances = panoptic = semantic = None
+    if first.instances is not None:
+        instances = merge_instances(tiles, [part.instances for part in parts if part.instances is not None], size)
+    if first.panoptic is not None:
+        panoptic = merge_panoptic(tiles, [part.panoptic for part in parts if part.panoptic is not None], size)
+    if first.semantic is not None:
+        semantic = merge_semantic(tiles, [part.semantic for part in parts if part.semantic is not None], size)
+    return Result(array, first.classes, instances, panoptic, semantic)

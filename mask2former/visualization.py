@@ -9,7 +9,7 @@ Images are (H, W, 3) uint8 RGB, colors (r, g, b) in 0..255, boxes XYXY in pixels
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from .structures.colors import Color, lifted
+from .structures.masks import Patch
 
 _BORDER = 3  # pixels of context around a region, for the soft edge of its contour
 _MAX_AUTO_LABELS = 40
@@ -43,27 +44,13 @@ class Region:
         self.area = int(np.count_nonzero(self.mask))
 
 
-def regions_from_masks(
-    masks: np.ndarray,
-    colors: Sequence[Color],
-    texts: Sequence[str] | None = None,
-    boxes: np.ndarray | None = None,
+def regions_from_patches(
+    patches: Iterable[Patch], colors: Sequence[Color], texts: Sequence[str] | None = None
 ) -> list[Region]:
-    """Build the regions of N masks of the image's size; empty masks give none.
-
-    Args:
-        masks: (N, H, W) bool.
-        boxes: (N, 4) XYXY of the masks; computed from the masks if None.
-    """
-    regions = []
-    for i, mask in enumerate(masks):
-        window = _window(mask, None if boxes is None else boxes[i])
-        if window is None:
-            continue
-        ys, xs = window
-        text = texts[i] if texts is not None else ""
-        regions.append(Region(mask[ys, xs], xs.start, ys.start, colors[i], text))
-    return regions
+    """Build the regions of N masks that are stored inside their bounding boxes; empty masks give none."""
+    texts = texts if texts is not None else [""] * len(colors)
+    rows = zip(patches, colors, texts, strict=True)
+    return [Region(p.bits, p.left, p.top, color, text) for p, color, text in rows if p.bits.size]
 
 
 def regions_from_map(
@@ -84,20 +71,6 @@ def regions_from_map(
         text = (texts or {}).get(key, "")
         regions.append(Region(dense[ys, xs] == i + 1, xs.start, ys.start, colors[key], text))
     return regions
-
-
-def _window(mask: np.ndarray, box: np.ndarray | None) -> tuple[slice, slice] | None:
-    """Return the rows and columns that contain the mask, None if it is empty. A box, if given, narrows the search."""
-    height, width = mask.shape
-    y0, x0, y1, x1 = 0, 0, height, width
-    if box is not None and box[2] > box[0] and box[3] > box[1]:
-        x0, y0 = max(int(box[0]), 0), max(int(box[1]), 0)
-        x1, y1 = min(int(np.ceil(box[2])) + 1, width), min(int(np.ceil(box[3])) + 1, height)
-    part = mask[y0:y1, x0:x1]
-    rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
-    if not len(rows):
-        return None
-    return slice(y0 + int(rows[0]), y0 + int(rows[-1]) + 1), slice(x0 + int(columns[0]), x0 + int(columns[-1]) + 1)
 
 
 # ------------------------------------------------------------------ painting

@@ -26,11 +26,12 @@ LAYERS = (
     ("maskformer_model", "tta_merging"),
     ("video_maskformer_model", "test_time_augmentation"),
     ("config_validation", "evaluation"),
-    ("result_files",),
-    ("results",),
+    ("result_files", "result_parts"),
+    ("objects", "results", "tiling"),
     ("video",),
     ("model_source",),
-    ("engine", "segmenter"),
+    ("engine", "model_loading"),
+    ("segmenter",),
     ("__init__",),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}

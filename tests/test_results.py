@@ -16,7 +16,7 @@ from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
 from mask2former.result_files import CocoDocument
-from mask2former.results import InstanceResult, Result, boxes_of
+from mask2former.results import InstanceResult, Result
 from mask2former.structures.classes import ClassTable
 
 from .stub_model import ALL_PARTS, StubModel
@@ -33,7 +33,7 @@ def result(parts: tuple[str, ...] = ALL_PARTS, **extra: Any) -> Result:
 def instances(masks: np.ndarray, scores: list[float]) -> InstanceResult:
     n = len(scores)
     labels = np.zeros(n, dtype=np.int64)
-    return InstanceResult(masks, np.array(scores, np.float32), labels, boxes_of(masks), ("cell",) * n)
+    return InstanceResult.from_masks(masks, np.array(scores, np.float32), labels, ("cell",) * n)
 
 
 def test_instances_come_sorted_with_names_and_boxes_of_their_masks() -> None:
@@ -117,7 +117,7 @@ def test_without_overlap_never_overlaps_nor_invents_pixels(seed: int, count: int
 
 def test_boxes_agree_with_pycocotools() -> None:
     masks = np.random.default_rng(0).random((20, 13, 17)) < 0.02
-    for mask, (x0, y0, x1, y1) in zip(masks, boxes_of(masks)):
+    for mask, (x0, y0, x1, y1) in zip(masks, instances(masks, [0.5] * 20).boxes):
         x, y, w, h = mask_util.toBbox(mask_util.encode(np.asfortranarray(mask.astype(np.uint8))))
         assert (x, y, w, h) == (x0, y0, x1 - x0, y1 - y0)
 

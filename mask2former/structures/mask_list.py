@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+from scipy import ndimage
 
 from .masks import EMPTY_PATCH, Patch, bitmap_to_patch, boxes_from_patches, paste, rle_to_patch, tighten
 from .rle import Rle, encode_patches
@@ -36,7 +37,9 @@ class MaskList:
     def from_dense(cls, masks: Sequence[np.ndarray] | np.ndarray, size: tuple[int, int] | None = None) -> MaskList:
         """Crop masks (N, H, W), bool or integers that are nonzero inside; `size` is needed for N = 0 in a list."""
         shape = tuple(size) if size is not None else np.shape(masks)[1:]
-        return cls((bitmap_to_patch(mask, shape) for mask in masks), (shape[0], shape[1]))
+        # Copies: a patch that is a view would keep all masks in memory.
+        patches = (bitmap_to_patch(mask, shape) for mask in masks)
+        return cls((patch._replace(bits=patch.bits.copy()) for patch in patches), (shape[0], shape[1]))
 
     @classmethod
     def from_rles(cls, rles: Iterable[Rle], size: tuple[int, int]) -> MaskList:
@@ -46,8 +49,6 @@ class MaskList:
     @classmethod
     def from_label_map(cls, label_map: np.ndarray, labels: Sequence[int] | np.ndarray) -> MaskList:
         """Take the region of each of these labels from a label map (H, W) of integers."""
-        from scipy import ndimage
-
         keys, inverse = np.unique(np.asarray(labels, dtype=np.int64), return_inverse=True)
         patches = [EMPTY_PATCH] * len(keys)
         if len(keys):

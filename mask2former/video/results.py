@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as mask_util
 from tqdm import tqdm
 
 from .. import visualization
 from ..result_files import write_image
-from ..results import InstanceResult, Result, boxes_of
+from ..result_parts import InstanceResult
+from ..results import Result
 from ..structures.classes import ClassTable
 from ..structures.colors import color_of
+from ..structures.mask_list import MaskList
 from ..utils.file_io import atomic_write, write_json
 from .journal import Journal
 from .reader import FrameSource
@@ -72,7 +73,7 @@ class TrackedFrame:
         rows = zip(instances.names, self.ids, instances.scores, strict=True)
         texts = [f"{name} {number} {score:.2f}" for name, number, score in rows]
         colors = [color_of(int(i)) for i in self.ids]
-        regions = visualization.regions_from_masks(instances.masks, colors, texts, instances.boxes)
+        regions = visualization.regions_from_patches(instances.patches, colors, texts)
         return visualization.draw_regions(self.result.image, regions, alpha=alpha, labels=labels, scale=scale)
 
 
@@ -199,13 +200,11 @@ class VideoResult:
 
     def _frame(self, image: np.ndarray, rles: Mapping[int, Mapping[str, Any]]) -> tuple[np.ndarray, Result]:
         shown = [track for track in self.tracks if track.id in rles]
-        masks = np.zeros((len(shown), *self.size), dtype=bool)
-        for i, track in enumerate(shown):
-            masks[i] = mask_util.decode(rles[track.id])
+        patches = MaskList.from_rles((rles[track.id] for track in shown), self.size)
         scores = np.array([track.score for track in shown], dtype=np.float32)
         labels = np.array([track.label for track in shown], dtype=np.int64)
         names = tuple(track.name for track in shown)
-        instances = InstanceResult(masks, scores, labels, boxes_of(masks), names)
+        instances = InstanceResult(patches, scores, labels, names)
         ids = np.array([track.id for track in shown], dtype=np.int64)
         return ids, Result(image, self.classes, instances)
 

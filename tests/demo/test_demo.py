@@ -321,7 +321,7 @@ def test_webcam_without_windows_asks_for_a_file(
 def test_colors_follow_objects_through_frames(demo: ModuleType) -> None:
     import video_io
 
-    from mask2former.results import InstanceResult, Result, boxes_of
+    from mask2former.results import InstanceResult, Result
     from mask2former.structures.classes import ClassTable
 
     def frame(boxes: list[tuple[int, int]]) -> Result:
@@ -329,7 +329,7 @@ def test_colors_follow_objects_through_frames(demo: ModuleType) -> None:
         for mask, (y, x) in zip(masks, boxes):
             mask[y : y + 10, x : x + 10] = True
         n = len(boxes)
-        instances = InstanceResult(masks, np.ones(n, np.float32), np.zeros(n, np.int64), boxes_of(masks), ("a",) * n)
+        instances = InstanceResult.from_masks(masks, np.ones(n, np.float32), np.zeros(n, np.int64), ("a",) * n)
         return Result(np.zeros((40, 40, 3), np.uint8), ClassTable(("a",)), instances)
 
     colors = video_io.TrackColors()
