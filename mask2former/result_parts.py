@@ -133,7 +133,9 @@ def instances_from_output(predicted: Any, classes: ClassTable, score_threshold: 
     return InstanceResult.from_masks(masks, scores, labels, [classes.names[k] for k in labels])
 
 
-def panoptic_from_output(id_map: torch.Tensor, info: Sequence[Mapping[str, Any]], classes: ClassTable) -> PanopticResult:
+def panoptic_from_output(
+    id_map: torch.Tensor, info: Sequence[Mapping[str, Any]], classes: ClassTable
+) -> PanopticResult:
     """Convert detectron2's panoptic output: ids (H, W) and a dictionary for each segment."""
     ids = id_map.to(torch.int32).cpu().numpy()
     areas = dict(zip(*(v.tolist() for v in np.unique(ids, return_counts=True)), strict=True))

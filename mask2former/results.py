@@ -19,7 +19,7 @@ from PIL import Image
 
 from . import result_files, visualization
 from .data.image_io import WRITABLE_SUFFIXES
-from .result_parts import InstanceResult, PanopticResult, Segment, instances_from_output, panoptic_from_output
+from .result_parts import InstanceResult, PanopticResult, instances_from_output, panoptic_from_output
 from .structures.classes import VOID, ClassTable
 from .structures.colors import Color, color_of, shade_of
 from .structures.rle import Rle, encode_label_map, encode_masks

@@ -323,7 +323,7 @@ class Segmenter:
         if tile == "off":
             mode = "never"
         elif tile == "auto":
-            mode, edge = "auto", edge or int(np.max(resize.short_edge_length))
+            mode, edge = "auto", edge or int(np.max(resize.short_edge_length)) or 1024
         elif isinstance(tile, int) and not isinstance(tile, bool):
             mode, edge = "always", tile
         else:
@@ -348,7 +348,7 @@ class Segmenter:
                         self._queries,
                         "use tiles: tile='auto' (--tile auto)"
                         if call.tile_mode == "never"
-                        else "use smaller tiles than %d pixels" % call.tile,
+                        else f"use tiles smaller than {call.tile} pixels",
                     )
                     results[i] = self._finished(result, call)
         return [self._tiled(arrays[i], call) if result is None else result for i, result in enumerate(results)]
@@ -360,13 +360,16 @@ class Segmenter:
             return False
         if call.tile_mode == "always":
             return True
-        new_height, _ = call.resize.get_output_shape(height, width, self._edge(call), call.resize.max_size)
-        return bool(new_height / height < _SHRUNK * self._edge(call) / call.tile)
+        edge = int(np.max(call.resize.short_edge_length))
+        if not edge:  # images keep their size
+            return False
+        new_height, _ = call.resize.get_output_shape(height, width, edge, call.resize.max_size)
+        return bool(new_height / height < _SHRUNK * self._tile_scale(call))
 
     @staticmethod
-    def _edge(call: _Call) -> int:
-        """Return the shortest edge, in pixels, at which the network sees images."""
-        return int(np.max(call.resize.short_edge_length))
+    def _tile_scale(call: _Call) -> float:
+        """Return by how much tiles are resized for the network: an edge is as long as an image's shortest edge."""
+        return int(np.max(call.resize.short_edge_length)) / call.tile or 1.0
 
     @property
     def _queries(self) -> int:
@@ -383,7 +386,7 @@ class Segmenter:
         parts: list[Result] = []
         for first in range(0, len(tiles), call.batch_size):
             batch = tiles[first : first + call.batch_size]
-            parts += self._run([array[tile.window] for tile in batch], call, scale=self._edge(call) / call.tile)
+            parts += self._run([array[tile.window] for tile in batch], call, scale=self._tile_scale(call))
         crowded = sum(map(self._is_crowded, parts))
         if crowded:
             logger.warning(
@@ -423,9 +426,7 @@ class Segmenter:
         settings: Settings = self.model.settings  # type: ignore[assignment]
         return {"settings": replace(settings, score_threshold=max(threshold, settings.score_threshold))}
 
-    def _prepare(
-        self, array: np.ndarray, resize: T.ResizeShortestEdge, scale: float | None = None
-    ) -> dict[str, Any]:
+    def _prepare(self, array: np.ndarray, resize: T.ResizeShortestEdge, scale: float | None = None) -> dict[str, Any]:
         """Convert (H, W, 3) uint8 RGB to detectron2's input: resized (3, h, w) uint8, and the size of the results."""
         height, width = array.shape[:2]
         if self._bgr:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
+from detectron2.structures import Instances
 from PIL import Image
+from scipy import ndimage
 
 from mask2former.config import load_config
 from mask2former.modeling.postprocess import postprocess
+from mask2former.objects import ObjectRules
 from mask2former.segmenter import Segmenter, select_device
 from mask2former.structures.classes import ClassTable
 
@@ -389,3 +393,93 @@ def test_size_for_one_call() -> None:
     assert shapes == [(80, 120), (40, 60)]
     with pytest.raises(ValueError, match="min_size"):
         segment(image, min_size=0)
+
+
+# ------------------------------------------------------------------ rules and tiles
+class Blobs(StubModel):
+    """Finds the connected bright regions of its input, as a perfect model would; score 0.9."""
+
+    def forward(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        self.seen += inputs
+        return [self.found(x["image"][0].numpy() > 127, x["height"], x["width"]) for x in inputs]
+
+    @staticmethod
+    def found(bright: np.ndarray, height: int, width: int) -> dict[str, Any]:
+        labels, count = ndimage.label(bright)
+        masks = torch.from_numpy(np.stack([labels == k for k in range(1, count + 1)]) if count else labels[:0] > 0)
+        masks = masks.reshape(count, *labels.shape)
+        resized = torch.nn.functional.interpolate(masks[None].float(), (height, width))[0] > 0.5 if count else masks
+        instances = Instances((height, width))
+        instances.pred_masks = resized.reshape(count, height, width)
+        instances.scores, instances.pred_classes = torch.full((count,), 0.9), torch.zeros(count, dtype=torch.int64)
+        return {"instances": instances}
+
+
+def grid_of_squares(count: int) -> np.ndarray:
+    image = np.zeros((20 * count, 20 * count, 3), np.uint8)
+    for y in range(count):
+        for x in range(count):
+            image[20 * y + 5 : 20 * y + 15, 20 * x + 5 : 20 * x + 15] = 255
+    return image
+
+
+def test_tiles_find_what_the_complete_image_shows_too_small() -> None:
+    segment = Segmenter(Blobs(), classes=["cell"], min_size=80, max_size=80, score_threshold=0.5)
+    image = grid_of_squares(12)
+    result = segment(image, tile=80, overlap=0.25)
+    assert len(result.instances) == 144 and set(result.instances.areas.tolist()) == {100}
+    assert result.image is image or (result.image == image).all()
+    assert {tuple(x["image"].shape[1:]) for x in segment.model.seen} == {(80, 80)}
+    assert result.counts() == {"cell": 144}
+
+
+def test_auto_tiles_only_where_the_image_would_shrink() -> None:
+    segment = Segmenter(Blobs(), classes=["cell"], min_size=80, max_size=1000)
+    assert len(segment(grid_of_squares(6), tile="auto").instances) == 36  # 120 pixels: shrinks by less than two
+    assert len(segment.model.seen) == 1
+    assert len(segment(grid_of_squares(9), tile="auto").instances) == 81
+    assert len(segment.model.seen) > 2
+
+
+@pytest.mark.parametrize("wrong", [{"tile": "some"}, {"tile": 3}, {"tile": True}, {"tile": 80, "overlap": 1.0}])
+def test_wrong_tiles(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="tile|overlap"):
+        segmenter()(np.zeros((9, 9, 3), np.uint8), **wrong)
+
+
+def test_a_crowded_image_is_a_warning_or_is_cut_into_tiles(caplog: pytest.LogCaptureFixture) -> None:
+    cfg = load_config(CONFIG, ["MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "40", "INPUT.MIN_SIZE_TEST", "120"])
+    segment = Segmenter(Blobs(), cfg, classes=[f"c{k}" for k in range(133)])
+    image = grid_of_squares(6)
+    assert len(segment(image).instances) == 36
+    assert "36 of the 40 queries found an object" in caplog.text and "tile='auto'" in caplog.text
+    caplog.clear()
+    cfg.MODEL.MASK_FORMER.TEST.TILES.SIZE = 60
+    assert len(segment(image).instances) == 36 and len(segment.model.seen) > 3 and not caplog.text
+
+
+def test_rules_of_model_constructor_and_call() -> None:
+    image = np.zeros((8, 12, 3), np.uint8)
+    key = "MODEL.MASK_FORMER.TEST.INSTANCES"
+    cfg = load_config(CONFIG, [f"{key}.SCORE_THRESHOLD", "0.3", f"{key}.NON_OVERLAPPING", "True"])
+    segment = Segmenter(StubModel(), cfg, classes=[f"c{k}" for k in range(133)])
+    assert segment(image).instances.areas.tolist() == [48, 6]
+    assert segment(image, score_threshold=0.6).instances.areas.tolist() == [48]
+    assert segment(image, rules=ObjectRules(score_threshold=0.3)).instances.areas.tolist() == [48, 12]
+    assert Segmenter(StubModel(), cfg, classes=segment.classes, rules=ObjectRules()).rules == ObjectRules()
+
+
+def test_calls_in_threads_give_the_results_of_single_calls(tiny: Path) -> None:
+    segment = Segmenter.load(config=tiny / "config.yaml", weights=tiny / "model.safetensors", device="cpu")
+    rng = np.random.default_rng(0)
+    jobs = [
+        (rng.integers(0, 255, (40 + 8 * i, 60, 3), dtype=np.uint8), {"score_threshold": 0.02 * i, "tile": tile})
+        for i, tile in enumerate(["off", 48] * 8)
+    ]
+    alone = [segment(image, **options) for image, options in jobs]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda job: segment(job[0], **job[1]), jobs))
+    for one, other in zip(alone, together, strict=True):
+        assert one.counts() == other.counts()
+        assert (one.panoptic.map == other.panoptic.map).all()
+        assert one.instances.patches.encode() == other.instances.patches.encode()

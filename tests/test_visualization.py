@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,6 +17,10 @@ from mask2former.structures.mask_list import MaskList
 def disc(height: int, width: int, y: float, x: float, radius: float) -> np.ndarray:
     rows, columns = np.mgrid[:height, :width]
     return (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
+
+
+def regions_of(masks: np.ndarray, *drawing: Any) -> list[v.Region]:
+    return v.regions_from_patches(MaskList.from_dense(masks), *drawing)
 
 
 def test_colors_are_stable_bright_and_apart() -> None:
@@ -34,7 +40,7 @@ def test_regions_from_patches_skip_empty_masks() -> None:
     masks = np.zeros((3, 20, 30), dtype=bool)
     masks[0, 2:5, 3:10] = True
     masks[2, 19, 29] = True
-    found = v.regions_from_patches(MaskList.from_dense(masks), [(1, 2, 3)] * 3, ["a", "b", "c"])
+    found = regions_of(masks, [(1, 2, 3)] * 3, ["a", "b", "c"])
     assert [(r.text, r.x, r.y, r.mask.shape, r.area) for r in found] == [
         ("a", 3, 2, (3, 7), 21),
         ("c", 29, 19, (1, 1), 1),
@@ -58,7 +64,7 @@ def test_fill_blends_inside_and_leaves_outside_alone() -> None:
     image = np.full((60, 80, 3), 100, dtype=np.uint8)
     before = image.copy()
     mask = disc(60, 80, 30, 40, 15)
-    region = v.regions_from_patches(MaskList.from_dense(mask[None]), [(200, 0, 100)])
+    region = regions_of(mask[None], [(200, 0, 100)])
     out = np.asarray(v.draw_regions(image, region, alpha=0.5, line_width=0))
     np.testing.assert_array_equal(out[30, 40], [150, 50, 100])
     outside = ~disc(60, 80, 30, 40, 17)
@@ -70,7 +76,7 @@ def test_contour_lies_inside_the_border_and_is_thin() -> None:
     image = np.zeros((60, 80, 3), dtype=np.uint8)
     mask = disc(60, 80, 30, 40, 20)
     color = (255, 255, 0)
-    out = np.asarray(v.draw_regions(image, v.regions_from_patches(MaskList.from_dense(mask[None]), [color]), alpha=0.0, line_width=2.0))
+    out = np.asarray(v.draw_regions(image, regions_of(mask[None], [color]), alpha=0.0, line_width=2.0))
     lit = out[..., 0] > 127
     assert lit.any() and not (lit & ~disc(60, 80, 30, 40, 20.6)).any()
     assert not (lit & disc(60, 80, 30, 40, 17)).any()
@@ -80,7 +86,7 @@ def test_contour_lies_inside_the_border_and_is_thin() -> None:
 def test_small_objects_stay_visible_over_large_ones() -> None:
     image = np.zeros((50, 50, 3), dtype=np.uint8)
     masks = np.stack([disc(50, 50, 25, 25, 3), disc(50, 50, 25, 25, 20)])
-    regions = v.regions_from_patches(MaskList.from_dense(masks), [(255, 0, 0), (0, 255, 0)])
+    regions = regions_of(masks, [(255, 0, 0), (0, 255, 0)])
     out = np.asarray(v.draw_regions(image, regions, alpha=1.0, line_width=0))
     np.testing.assert_array_equal(out[25, 25], [255, 0, 0])
 
@@ -90,7 +96,11 @@ def test_scaled_masks_keep_their_place_and_area(scale: float) -> None:
     image = np.zeros((60, 90, 3), dtype=np.uint8)
     mask = disc(60, 90, 20.0, 70.0, 12)
     drawn = v.draw_regions(
-        image, v.regions_from_patches(MaskList.from_dense(mask[None]), [(255, 255, 255)]), alpha=1.0, line_width=0, scale=scale
+        image,
+        regions_of(mask[None], [(255, 255, 255)]),
+        alpha=1.0,
+        line_width=0,
+        scale=scale,
     )
     assert drawn.size == (round(90 * scale), round(60 * scale))
     lit = np.asarray(drawn)[..., 0] > 127
@@ -103,7 +113,7 @@ def test_scaled_masks_keep_their_place_and_area(scale: float) -> None:
 @pytest.mark.parametrize("scale", [0.3, 1.0, 2.5])
 def test_tiny_images_and_masks_that_touch_all_borders(shape: tuple[int, int], scale: float) -> None:
     image = np.zeros((*shape, 3), dtype=np.uint8)
-    regions = v.regions_from_patches(MaskList.from_dense(np.ones((1, *shape), dtype=bool)), [(255, 0, 0)], ["name"])
+    regions = regions_of(np.ones((1, *shape), dtype=bool), [(255, 0, 0)], ["name"])
     out = np.asarray(v.draw_regions(image, regions, alpha=1.0, scale=scale, labels=True))
     assert out.shape == (max(round(shape[0] * scale), 1), max(round(shape[1] * scale), 1), 3)
 
@@ -113,11 +123,11 @@ def test_labels_appear_where_there_is_room_and_on_demand() -> None:
     roomy, tight = disc(200, 300, 100, 90, 70), disc(200, 300, 40, 250, 4)
     plain = {"alpha": 0.0, "line_width": 0.0}
     for mask, auto in ((roomy, True), (tight, False)):
-        regions = v.regions_from_patches(MaskList.from_dense(mask[None]), [(255, 0, 0)], ["tree"])
+        regions = regions_of(mask[None], [(255, 0, 0)], ["tree"])
         drawn = [np.asarray(v.draw_regions(image, regions, labels=x, **plain)) for x in (None, True, False)]
         written = [bool((d.max(axis=2) > 200).any()) for d in drawn]  # white letters
         assert written == [auto, True, False]
-    many = v.regions_from_patches(MaskList.from_dense(np.stack([roomy] * 60)), [(255, 0, 0)] * 60, ["tree"] * 60)
+    many = regions_of(np.stack([roomy] * 60), [(255, 0, 0)] * 60, ["tree"] * 60)
     assert not (np.asarray(v.draw_regions(image, many, **plain)).max(axis=2) > 200).any()
 
 

@@ -36,10 +36,10 @@ class MaskList:
     @classmethod
     def from_dense(cls, masks: Sequence[np.ndarray] | np.ndarray, size: tuple[int, int] | None = None) -> MaskList:
         """Crop masks (N, H, W), bool or integers that are nonzero inside; `size` is needed for N = 0 in a list."""
-        shape = tuple(size) if size is not None else np.shape(masks)[1:]
+        height, width = size if size is not None else np.shape(masks)[1:]
         # Copies: a patch that is a view would keep all masks in memory.
-        patches = (bitmap_to_patch(mask, shape) for mask in masks)
-        return cls((patch._replace(bits=patch.bits.copy()) for patch in patches), (shape[0], shape[1]))
+        patches = (bitmap_to_patch(mask, (height, width)) for mask in masks)
+        return cls((patch._replace(bits=patch.bits.copy()) for patch in patches), (height, width))
 
     @classmethod
     def from_rles(cls, rles: Iterable[Rle], size: tuple[int, int]) -> MaskList:
@@ -82,8 +82,8 @@ class MaskList:
         needed = len(self) * self.size[0] * self.size[1]
         if needed > 1 << 34:
             raise MemoryError(
-                f"{len(self)} masks of {self.size[1]}x{self.size[0]} pixels take {needed / 2**30:.0f} GiB as one array; "
-                "use the patches (result.instances.patches), the label map or the RLEs instead"
+                f"{len(self)} masks of {self.size[1]}x{self.size[0]} pixels take {needed / 2**30:.0f} GiB as one "
+                "array; use the patches (result.instances.patches), the label map or the RLEs instead"
             )
         return paste(self.patches, self.size)
 
