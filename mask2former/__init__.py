@@ -1,68 +1,26 @@
 """Mask2Former: semantic, instance and panoptic segmentation with one architecture, as a detectron2 extension.
 
 Importing it registers the components and the dataset names with detectron2, as detectron2 itself does; it reads no
-file and needs no GPU.
+file and needs no GPU. The public names are those of `mask2former.api`.
 """
 
-try:
-    import detectron2  # noqa: F401
-except ImportError as error:
-    raise ImportError(
-        "mask2former needs detectron2, which is not on PyPI. From a checkout run 'python tools/install.py'; "
-        "INSTALL.md lists the other ways."
-    ) from error
+from typing import Any
 
-from . import data, modeling
-from .config import add_maskformer2_config, add_maskformer2_video_config, load_config
-from .config_validation import validate_config
-from .data import (
-    COCOInstanceNewBaselineDatasetMapper,
-    COCOPanopticNewBaselineDatasetMapper,
-    MaskFormerInstanceDatasetMapper,
-    MaskFormerPanopticDatasetMapper,
-    MaskFormerSemanticDatasetMapper,
-    register_all,
-    register_coco_json,
-    register_panoptic,
-    register_semantic_folder,
-    register_ytvis_json,
-)
-from .evaluation import InstanceSegEvaluator
-from .maskformer_model import MaskFormer
-from .results import Result
-from .segmenter import Segmenter
-from .test_time_augmentation import MaskFormerWithTTA, SemanticSegmentorWithTTA
-from .video import CocoClipDatasetMapper, YTVISDatasetMapper, YTVISEvaluator
-from .video_maskformer_model import VideoMaskFormer
+from .utils.startup import is_command_line
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "COCOInstanceNewBaselineDatasetMapper",
-    "COCOPanopticNewBaselineDatasetMapper",
-    "CocoClipDatasetMapper",
-    "InstanceSegEvaluator",
-    "MaskFormer",
-    "MaskFormerInstanceDatasetMapper",
-    "MaskFormerPanopticDatasetMapper",
-    "MaskFormerSemanticDatasetMapper",
-    "MaskFormerWithTTA",
-    "Result",
-    "Segmenter",
-    "SemanticSegmentorWithTTA",
-    "VideoMaskFormer",
-    "YTVISDatasetMapper",
-    "YTVISEvaluator",
-    "__version__",
-    "add_maskformer2_config",
-    "add_maskformer2_video_config",
-    "data",
-    "load_config",
-    "modeling",
-    "register_all",
-    "register_coco_json",
-    "register_panoptic",
-    "register_semantic_folder",
-    "register_ytvis_json",
-    "validate_config",
-]
+if is_command_line(__name__):
+    # `mask2former --help` and `mask2former setup` need neither PyTorch nor detectron2; other commands import the rest.
+    def __getattr__(name: str) -> Any:
+        import importlib.util
+
+        if importlib.util.find_spec(f"{__name__}.{name}") is not None:  # the import system asks first, then imports
+            raise AttributeError(f"module {__name__!r} has not imported {name!r} yet")
+        return getattr(importlib.import_module(".api", __name__), name)
+
+else:
+    from . import api
+    from .api import *  # noqa: F403
+
+    __all__ = [*api.__all__, "__version__"]

@@ -32,7 +32,9 @@ LAYERS = (
     ("model_source",),
     ("engine", "model_loading"),
     ("segmenter",),
-    ("__init__",),
+    ("api",),
+    ("cli",),
+    ("__init__", "__main__"),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 

@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
+from mask2former.cli.text import describe_counts, describe_scores, table
+from mask2former.cli.track_colors import TrackColors
 from mask2former.segmenter import Segmenter
 
 from ..stub_model import ALL_PARTS, StubModel
@@ -36,7 +38,7 @@ def demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 
     def load(name: str | None = None, **options: Any) -> Segmenter:
         module.loaded.append({"name": name, **options})
-        threshold = options["score_threshold"]
+        threshold = options.get("score_threshold", 0.5)
         return Segmenter(StubModel(), classes=["cell", "sky"], min_size=0, score_threshold=threshold)
 
     monkeypatch.setattr(module.Segmenter, "load", load)
@@ -65,13 +67,13 @@ def test_without_arguments_the_example_images(demo: ModuleType, capsys: pytest.C
     out = capsys.readouterr().out
     assert "coins.png" in out and "1 cell" in out and "0.90" in out and "not nuclei" in out
     assert "output/demo/results.json" in out
-    assert demo.loaded[0]["name"] is None and demo.loaded[0]["score_threshold"] == 0.5
+    assert demo.loaded[0]["name"] is None and "score_threshold" not in demo.loaded[0]  # what the config says
 
 
 def test_missing_scikit_image_is_explained(
     demo: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert demo.main([]) == 2
     assert "pip install scikit-image" in capsys.readouterr().err
 
@@ -150,7 +152,7 @@ def test_non_overlapping(demo: ModuleType) -> None:
     for extra in (["--no-non-overlapping"], ["--non-overlapping"], []):
         demo.main(["--input", "p.png", "--output", "r.json", "--confidence-threshold", "0.3", *extra])
         areas.append(sorted(a["area"] for a in json.loads(Path("r.json").read_text())["annotations"]))
-    assert areas == [[30, 300], [15, 300], [15, 300]]  # the default, since nuclei do not overlap
+    assert areas == [[30, 300], [15, 300], [30, 300]]  # the default is what the model's config says
 
 
 @pytest.mark.parametrize(
@@ -208,13 +210,13 @@ def test_loading_errors_have_no_traceback(
     assert capsys.readouterr().err == "error: get it at URL\n"
 
 
-def test_table_lists_the_objects(demo: ModuleType) -> None:
+def test_table_lists_the_objects() -> None:
     segment = Segmenter(StubModel(ALL_PARTS), classes=["cell", "sky"], score_threshold=0.0)
     result = segment(torch.zeros(3, 4, 4, dtype=torch.uint8))
-    assert demo._objects(result) == "2: 1 cell, 1 sky" and demo._scores(result) == "0.80 0.30"
+    assert describe_counts(result) == "2: 1 cell, 1 sky" and describe_scores(result) == "0.80 0.30"
     semantic = Segmenter(StubModel(("sem_seg",)), classes=["cell", "sky"])(torch.zeros(3, 4, 4, dtype=torch.uint8))
-    assert demo._objects(semantic) == "2 classes: cell, sky" and demo._scores(semantic) == "-"
-    assert demo.table(["a", "b", "c"], [["1", "", "xyz"], ["22", "", "w"]]).splitlines() == [
+    assert describe_counts(semantic) == "2 classes: cell, sky" and describe_scores(semantic) == "-"
+    assert table(["a", "b", "c"], [["1", "", "xyz"], ["22", "", "w"]]).splitlines() == [
         "a   c",
         "--  ---",
         "1   xyz",
@@ -318,9 +320,7 @@ def test_webcam_without_windows_asks_for_a_file(
     assert "--output FILE.mp4" in capsys.readouterr().err
 
 
-def test_colors_follow_objects_through_frames(demo: ModuleType) -> None:
-    import video_io
-
+def test_colors_follow_objects_through_frames() -> None:
     from mask2former.results import InstanceResult, Result
     from mask2former.structures.classes import ClassTable
 
@@ -332,7 +332,7 @@ def test_colors_follow_objects_through_frames(demo: ModuleType) -> None:
         instances = InstanceResult.from_masks(masks, np.ones(n, np.float32), np.zeros(n, np.int64), ("a",) * n)
         return Result(np.zeros((40, 40, 3), np.uint8), ClassTable(("a",)), instances)
 
-    colors = video_io.TrackColors()
+    colors = TrackColors()
     assert colors.update(frame([(0, 0), (20, 20)])).tolist() == [0, 1]
     assert colors.update(frame([(21, 22), (1, 1)])).tolist() == [1, 0]  # other order, moved a little
     assert colors.update(frame([(0, 25), (2, 2)])).tolist() == [2, 0]  # one is new

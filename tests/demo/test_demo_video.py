@@ -28,7 +28,7 @@ def run(demo: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Run:  # noqa: F811
     """Return a function that runs the script with the model of moving squares, or with `model`."""
 
     def call(*arguments: str, model: Any = None) -> int:
-        def load(*_: Any, score_threshold: float, **__: Any) -> Segmenter:
+        def load(*_: Any, score_threshold: float = 0.5, **__: Any) -> Segmenter:
             network = model or ShapeModel()
             return Segmenter(network, classes=["a", "b", "c"], min_size=0, score_threshold=score_threshold)
 

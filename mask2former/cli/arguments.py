@@ -1,0 +1,154 @@
+"""Arguments that several commands share, and the model and settings that they select."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..model_source import DEFAULT_MODEL
+from ..segmenter import Segmenter
+from ..structures.task import IMAGE_TASKS, Task
+from .parser import fraction, not_negative, positive, scale
+
+LABELS = {"auto": None, "yes": True, "no": False}  # of --labels, as `Result.draw` takes them
+
+
+def add_model(group: argparse._ArgumentGroup, tasks: tuple[str, ...] = IMAGE_TASKS) -> None:
+    """Add the arguments that select a model: --model or --config-file and --weights, --device, --task, --amp."""
+    group.add_argument(
+        "--model", metavar="NAME", help=f"model of the zoo, or a training output directory (default: {DEFAULT_MODEL})"
+    )
+    group.add_argument("--config-file", metavar="FILE", help="config file instead of --model (needs weights)")
+    group.add_argument("--weights", metavar="FILE", help="weights to load; same as --opts MODEL.WEIGHTS FILE")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    if tasks:
+        group.add_argument(
+            "--task",
+            default="auto",
+            choices=["auto", *map(str, tasks)],
+            help="what to predict (default: auto, what the model was trained for)"
+            + ("; video: track objects through a video" if Task.VIDEO in tasks else ""),
+        )
+    group.add_argument("--amp", action="store_true", help="lower precision (bfloat16 or float16): faster on a GPU")
+    group.add_argument(
+        "--min-size",
+        type=positive,
+        metavar="N",
+        help="shortest edge of images in the network; larger values find smaller objects "
+        "(default: INPUT.MIN_SIZE_TEST)",
+    )
+
+
+def add_opts(parser: argparse.ArgumentParser) -> None:
+    """Add --opts, which takes the rest of the command line."""
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="config overrides; must come last",
+    )
+
+
+def add_rules(group: argparse._ArgumentGroup, threshold: str = "--score-threshold") -> None:
+    """Add the arguments that say how instances become objects; what is not given is what the model's config says."""
+    add_threshold(group, threshold)
+    group.add_argument(
+        "--nms", type=fraction, metavar="IOU", help="drop objects that overlap a better one of their class by more"
+    )
+    add_non_overlapping(group)
+    group.add_argument(
+        "--components",
+        choices=["all", "largest", "split"],
+        help="objects of several parts: keep all parts, the largest, or make each part an object",
+    )
+    group.add_argument(
+        "--fill-holes", action=argparse.BooleanOptionalAction, help="fill the holes inside objects", default=None
+    )
+    group.add_argument("--min-area", type=not_negative, metavar="N", help="drop objects of fewer pixels")
+
+
+def add_threshold(group: argparse._ArgumentGroup, name: str = "--score-threshold") -> None:
+    """Add the smallest score of objects."""
+    group.add_argument(
+        name,
+        dest="score_threshold",
+        type=fraction,
+        metavar="S",
+        help="drop objects and segments with a lower score (default: what the model's config says, else 0.5)",
+    )
+
+
+def add_non_overlapping(group: argparse._ArgumentGroup) -> None:
+    """Add --non-overlapping and --no-non-overlapping."""
+    group.add_argument(
+        "--non-overlapping",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="assign each pixel to at most one object and remove near-duplicates",
+    )
+
+
+def add_drawing(group: argparse._ArgumentGroup) -> None:
+    """Add the arguments of overlays."""
+    group.add_argument(
+        "--labels", choices=list(LABELS), default="auto", help="draw class names (default: auto, where they fit)"
+    )
+    group.add_argument(
+        "--scale",
+        type=scale,
+        metavar="X",
+        help="size of overlays relative to the image (default: small images are enlarged)",
+    )
+
+
+# ------------------------------------------------------------------ what they select
+def model_name(args: argparse.Namespace) -> str:
+    """Return the name of the model, for messages."""
+    return str(args.config_file or args.model or DEFAULT_MODEL)
+
+
+def load_segmenter(args: argparse.Namespace) -> Segmenter:
+    """Load the model of `add_model`, and print one line about it.
+
+    Raises:
+        FileNotFoundError, ValueError: as `Segmenter.load`.
+    """
+    options: dict[str, Any] = {} if args.score_threshold is None else {"score_threshold": args.score_threshold}
+    segment = Segmenter.load(
+        args.model,
+        config=args.config_file,
+        weights=args.weights,
+        device=args.device,
+        overrides=args.opts,
+        task=args.task,
+        amp=args.amp,
+        **options,
+    )
+    print(f"model: {model_name(args)}, {segment}")
+    return segment
+
+
+def rules_of(segment: Segmenter, args: argparse.Namespace) -> dict[str, Any]:
+    """Return {"rules": ...} with the rules of the model as the arguments change them; {} if they change nothing."""
+    names = {
+        "nms": "nms_iou",
+        "non_overlapping": "non_overlapping",
+        "components": "components",
+        "fill_holes": "fill_holes",
+        "min_area": "min_area",
+    }
+    given = {rule: getattr(args, name, None) for name, rule in names.items()}
+    given = {rule: value for rule, value in given.items() if value is not None}
+    return {"rules": segment.rules.changed(**given)} if given else {}
+
+
+def is_video_model(segment: Segmenter) -> bool:
+    """Return whether the model takes clips."""
+    return hasattr(segment.model, "clip_outputs")
+
+
+def output_directory(args: argparse.Namespace) -> Path:
+    """Return --output, or the default of the command."""
+    return Path(args.output).expanduser() if args.output else Path(args.default_output)

@@ -1,0 +1,29 @@
+"""The example images of the demo, which are part of scikit-image."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+# Shortest edge in the network, and what to expect of a model trained on nuclei.
+EXAMPLES = {
+    "ihc.png": (800, "real nuclei, but in brown-stained tissue, which the training data lacks: most are missed"),
+    "cell.png": (512, "a complete cell in phase contrast: not a nucleus, outside the training domain"),
+    "coins.png": (512, "coins are not nuclei: outside the training domain, but detected anyway"),
+}
+
+
+def example_images() -> list[Path]:
+    """Return the example files that are part of the scikit-image package.
+
+    Raises:
+        ValueError: scikit-image is not installed, or has none of the files.
+    """
+    spec = importlib.util.find_spec("skimage")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError("the example images come with scikit-image: pip install scikit-image, or give images")
+    directory = Path(next(iter(spec.submodule_search_locations))) / "data"
+    files = [directory / name for name in EXAMPLES if (directory / name).is_file()]
+    if not files:
+        raise ValueError(f"{directory} contains none of {', '.join(EXAMPLES)}; give images")
+    return files

@@ -1,0 +1,111 @@
+"""Labels that a model made, as a dataset of a labeling tool: correct them there, then train on the directory.
+
+Each format is a directory below the output, with a copy of the images:
+
+- `coco/`: images/ and annotations.json, with polygons;
+- `labelme/`: each image beside its .json;
+- `yolo/`: images/, labels/ with polygons, data.yaml.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from ..result_files import CocoDocument, write_image
+from ..results import Result
+from ..structures.classes import ClassTable
+from ..structures.task import Task
+from ..utils.file_io import write_bytes, write_json
+
+FORMATS = ("coco", "labelme", "yolo")
+_VIEWABLE = frozenset({".jpg", ".jpeg", ".png"})  # what every labeling tool opens
+_ORIENTATION = 0x0112  # of EXIF
+
+
+@dataclass
+class LabelFiles:
+    """Writer of the formats of --save-as below a directory."""
+
+    directory: Path
+    formats: Sequence[str]
+    inputs: Sequence[Path] = ()
+    written: list[Path] = field(default_factory=list)
+    _document: CocoDocument | None = None
+    _classes: ClassTable | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.formats:  # before the network runs
+            inside = [path for path in self.inputs if (self.directory / name).resolve() in path.resolve().parents]
+            if inside:
+                raise ValueError(
+                    f"--save-as {name} would write over {inside[0]}, which is an input; choose another --output"
+                )
+
+    def add(self, result: Result, task: str, name: str, stem: str) -> None:
+        """Write the labels of an image.
+
+        Raises:
+            ValueError: the result has no objects to outline, only a semantic map.
+        """
+        if task == Task.SEMANTIC:
+            raise ValueError(f"{name}: --save-as needs objects, but this model gives a semantic map; use --save masks")
+        self._classes = result.classes
+        for label_format in self.formats:
+            writers: dict[str, Callable[[Result, str, str], None]] = {
+                "coco": self._add_coco,
+                "labelme": self._add_labelme,
+                "yolo": self._add_yolo,
+            }
+            writers[label_format](result, task, stem)
+
+    def finish(self) -> list[Path]:
+        """Write the files that hold all images; return all that were written."""
+        if self._document is not None:
+            self.written.append(self._document.save(self.directory / "coco" / "annotations.json"))
+        if "yolo" in self.formats and self._classes is not None:
+            content = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(self._classes.names))}
+            text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+            self.written.append(write_bytes(self.directory / "yolo" / "data.yaml", text.encode()))
+        return self.written
+
+    def _add_coco(self, result: Result, task: str, stem: str) -> None:
+        from ..result_shapes import coco_polygons
+
+        image = _store_image(result, self.directory / "coco" / "images", stem)
+        self._document = self._document or CocoDocument(result.classes)
+        self._document.add(coco_polygons(result, task=task), result.size, f"images/{image.name}")
+
+    def _add_labelme(self, result: Result, task: str, stem: str) -> None:
+        from ..result_shapes import labelme_record
+
+        directory = self.directory / "labelme"
+        image = _store_image(result, directory, stem)
+        record: dict[str, Any] = {**labelme_record(result, task=task), "imagePath": image.name}
+        self.written.append(write_json(directory / f"{stem}.json", record))
+
+    def _add_yolo(self, result: Result, task: str, stem: str) -> None:
+        from ..result_shapes import yolo_lines
+
+        _store_image(result, self.directory / "yolo" / "images", stem)
+        text = "".join(f"{line}\n" for line in yolo_lines(result, task=task))
+        self.written.append(write_bytes(self.directory / "yolo" / "labels" / f"{stem}.txt", text.encode()))
+
+
+def _store_image(result: Result, directory: Path, stem: str) -> Path:
+    """Copy the image into a directory; as PNG where a labeling tool could not show it, or would show it turned."""
+    path = result.path
+    if path is not None and path.suffix.lower() in _VIEWABLE and _is_plain(path, result):
+        return write_bytes(directory / f"{stem}{path.suffix.lower()}", path.read_bytes())
+    return write_image(directory / f"{stem}.png", Image.fromarray(result.image))
+
+
+def _is_plain(path: Path, result: Result) -> bool:
+    with Image.open(path) as image:
+        turned = image.getexif().get(_ORIENTATION, 1) != 1
+        return image.mode in ("RGB", "RGBA", "L", "P") and not turned and image.size == result.size[::-1]

@@ -1,0 +1,142 @@
+"""Files of a run on images: overlays, one COCO file, one table of objects, label maps, labels to correct.
+
+All of one image come from one result, so that they agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.image_io import WRITABLE_SUFFIXES
+from ..result_files import CocoDocument
+from ..results import Result
+from ..structures.task import Task
+from ..utils.csv_files import write_csv
+from ..visualization import comfortable_scale
+from .arguments import LABELS, output_directory
+from .label_files import LabelFiles
+from .object_table import COLUMNS, object_rows
+
+KINDS = ("overlay", "json", "csv", "masks")  # of --save
+_FILES = {".json": "json", ".csv": "csv"}  # of one file that is neither image nor directory
+
+
+def main_task(result: Result) -> str:
+    """Return the task that is counted, drawn and listed: the first of panoptic, instance, semantic that it has."""
+    return next(str(task) for task in (Task.PANOPTIC, Task.INSTANCE, Task.SEMANTIC) if task in result.tasks)
+
+
+@dataclass
+class Writer:
+    """Writer of the results that --output, --save and --save-as select; keeps a list of the files written."""
+
+    target: Path
+    save: frozenset[str]
+    labels: bool | None = None
+    scale: float | None = None
+    single: bool = False  # target is one file
+    label_files: LabelFiles | None = None
+    written: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what a user should know about the files
+    _document: CocoDocument | None = None
+    _rows: list[tuple[Any, ...]] = field(default_factory=list)
+    _names: set[str] = field(default_factory=set)
+
+    @classmethod
+    def create(cls, args: argparse.Namespace, count: int, inputs: Iterable[Path] = ()) -> Writer:
+        """Build the writer for `count` inputs; ValueError if --output, --save and --save-as do not fit them."""
+        target = output_directory(args)
+        labels = LABELS[args.labels]
+        suffix = target.suffix.lower()
+        if target.is_dir() or not suffix or suffix not in WRITABLE_SUFFIXES | set(_FILES):
+            if target.exists() and not target.is_dir():
+                raise ValueError(
+                    f"--output {target} is a file of unknown type; give a directory, {', '.join(_FILES)} "
+                    f"or {', '.join(sorted(WRITABLE_SUFFIXES))}"
+                )
+            writer = cls(target, frozenset(args.save or args.default_save), labels, args.scale)
+            if args.save_as:
+                writer.label_files = LabelFiles(target, tuple(args.save_as), tuple(inputs))
+            return writer
+        for name, value in (("save", args.save), ("save-as", args.save_as)):
+            if value:
+                raise ValueError(
+                    f"--{name} selects files of a directory, but --output {target} is a file; drop --{name}"
+                )
+        if suffix in _FILES:
+            return cls(target, frozenset({_FILES[suffix]}), labels, args.scale, single=True)
+        if count > 1:
+            raise ValueError(f"--output {target} is a single image, but there are {count} inputs; give a directory")
+        return cls(target, frozenset({"overlay"}), labels, args.scale, single=True)
+
+    def add(self, result: Result, name: str, stem: str, caption: str = "") -> None:
+        """Write the files of one image.
+
+        Args:
+            result: the result, as it is counted.
+            name: name of the image in JSON and table.
+            stem: name of its files, without suffix.
+            caption: text below the overlay.
+
+        Raises:
+            ValueError: the overlay would overwrite its input.
+        """
+        task = main_task(result)
+        stem = self._unique(stem)
+        if "overlay" in self.save:
+            self._draw(result, task, stem, caption)
+        if "masks" in self.save:
+            self.written += result.save_masks(self.target / "masks", stem)
+            self._note_hidden(result, name)
+        if "json" in self.save:
+            self._document = self._document or CocoDocument(result.classes)
+            self._document.add(result.to_coco(task=task), result.size, name)
+        if "csv" in self.save:
+            self._rows += object_rows(result, task, name)
+        if self.label_files is not None:
+            self.label_files.add(result, task, name, stem)
+
+    def finish(self) -> None:
+        """Write the files that hold all images."""
+        if self._document is not None:
+            self.written.append(self._document.save(self.target if self.single else self.target / "results.json"))
+        if "csv" in self.save:
+            path = self.target if self.single else self.target / "objects.csv"
+            self.written.append(write_csv(path, COLUMNS, self._rows))
+        if self.label_files is not None:
+            self.written += self.label_files.finish()
+
+    def _draw(self, result: Result, task: str, stem: str, caption: str) -> None:
+        suffix = ".png"
+        if result.path is not None and result.path.suffix.lower() in (".jpg", ".jpeg"):
+            suffix = ".jpg"
+        path = self.target if self.single else self.target / f"{stem}{suffix}"
+        if result.path is not None and path.exists() and path.samefile(result.path):
+            raise ValueError(f"{path}: the overlay would overwrite its input; choose another --output")
+        scale = self.scale or comfortable_scale(*result.image.shape[:2])
+        self.written += result.save(path, task=task, scale=scale, labels=self.labels, caption=caption)
+
+    def _note_hidden(self, result: Result, name: str) -> None:
+        """Note objects that have no pixel in the label map, because others cover them."""
+        if result.instances is None:
+            return
+        hidden = len(result.instances) - np.count_nonzero(np.unique(result.instances.label_map()))
+        if hidden:
+            self.notes.append(
+                f"{name}: {hidden} of {len(result.instances)} objects are covered by others and have no pixel in the "
+                "label map; --non-overlapping drops them everywhere"
+            )
+
+    def _unique(self, stem: str) -> str:
+        """Return the stem, with a number if an image of another directory already used it."""
+        name, number = stem, 2
+        while name in self._names:
+            name, number = f"{stem}_{number}", number + 1
+        self._names.add(name)
+        return name

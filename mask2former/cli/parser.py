@@ -1,0 +1,77 @@
+"""The parser of a command, and the types of its arguments."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import shutil
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from ..utils.hints import did_you_mean
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose errors are one line with the remedy, and whose description keeps its line breaks."""
+
+    def __init__(self, program: str, description: str = "", **options: Any) -> None:
+        super().__init__(
+            prog=program,
+            description=description,
+            formatter_class=_Formatter,
+            allow_abbrev=False,  # a shortened option could change its meaning when another one is added
+            **options,
+        )
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Parse the arguments; exit with status 2 after one line about the first that is unknown."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            option = unknown[0].partition("=")[0]
+            known = itertools.chain.from_iterable(action.option_strings for action in self._actions)
+            hint = did_you_mean(option, known) if option.startswith("-") else ""
+            self.error(f"unknown argument {option!r}.{hint}")
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message in one line and exit with status 2."""
+        end = "" if message.endswith((".", "?")) else "."
+        self.exit(2, f"error: {message}{end} See {self.prog} --help\n")
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=min(120, max(60, shutil.get_terminal_size().columns)))
+
+
+# ------------------------------------------------------------------ types of arguments
+def fraction(text: str) -> float:
+    """Convert to a number between 0 and 1."""
+    value = float(text)
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"must lie between 0 and 1, not {text}")
+    return value
+
+
+def scale(text: str) -> float:
+    """Convert to a size of overlays relative to the image."""
+    value = float(text)
+    if not 0.0 < value <= 16.0:
+        raise argparse.ArgumentTypeError(f"must be more than 0 and at most 16, not {text}")
+    return value
+
+
+def positive(text: str) -> int:
+    """Convert to an integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return value
+
+
+def not_negative(text: str) -> int:
+    """Convert to an integer of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {text}")
+    return value

@@ -1,0 +1,114 @@
+"""Images through a model to files and a table of counts: the work of `predict`, and of the demo."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..results import Result
+from ..segmenter import Segmenter
+from ..structures.task import Task
+from .arguments import rules_of
+from .outputs import Writer
+from .text import describe_counts, describe_scores, format_counts, plural, print_error, print_files, table
+
+_HEAD = ("image", "objects", "top scores", "seconds", "remark")
+Hints = Mapping[str, tuple[int, str]]  # file name -> shortest edge in the network, and a remark
+
+
+def segment_images(
+    segment: Segmenter,
+    args: argparse.Namespace,
+    files: Sequence[Path],
+    problems: list[str],
+    hints: Hints | None = None,
+) -> int:
+    """Segment images, write the files and print the counts; return the exit status.
+
+    Args:
+        segment: the model.
+        args: of `arguments.add_rules`, `add_drawing`, and the outputs of `outputs.Writer.create`.
+        files: the images.
+        problems: messages about inputs that gave no image; they are printed, and those of unreadable images added.
+        hints: settings and remarks for some images.
+
+    Returns:
+        0, or 1 if any input gave no result.
+
+    Raises:
+        ValueError: --output, --save or another argument does not fit.
+    """
+    for problem in problems:
+        print_error(problem)
+    hints = hints or {}
+    writer = Writer.create(args, len(files), files)
+    rows: list[list[str]] = []
+    total: Counter[str] = Counter()
+    semantic = False
+    for result, name, stem in _results(segment, args, files, hints, problems):
+        remark = hints[name][1] if name in hints else ""
+        objects = describe_counts(result)
+        try:
+            writer.add(result, name, stem, f"{name}: {objects}; {remark}" if remark else "")
+        except ValueError as error:
+            problems.append(str(error))
+            print_error(str(error))
+            continue
+        rows.append([name, objects, describe_scores(result), f"{result.seconds:.2f}", remark])
+        total.update(result.counts())
+        semantic = result.tasks == (Task.SEMANTIC,)
+    writer.finish()
+    if rows:
+        _print_summary(writer, rows, total, semantic)
+    if problems:
+        print_error(f"{len(problems)} of the inputs gave no result, see above")
+    return 1 if problems else 0
+
+
+def _print_summary(writer: Writer, rows: list[list[str]], total: Counter[str], semantic: bool) -> None:
+    if len(rows) > 1 and not semantic:
+        rows = [*rows, ["total", format_counts(dict(total.most_common())), "", "", ""]]
+        count = len(rows) - 1
+    else:
+        count = len(rows)
+    print(table(_HEAD, rows))
+    for note in writer.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(f"\n{plural(count, 'image')}, {plural(len(writer.written), 'file')} written:")
+    print_files(writer.written, writer.target)
+
+
+def _results(
+    segment: Segmenter, args: argparse.Namespace, files: Sequence[Path], hints: Hints, problems: list[str]
+) -> Iterator[tuple[Result, str, str]]:
+    """Yield result, name and stem of each readable image, or of its pages; append a message for each other one."""
+    options = rules_of(segment, args) | image_options(args)
+    with tqdm(files, unit="image", mininterval=0.5, disable=len(files) < 4) as progress:
+        for path in progress:
+            try:
+                size = args.min_size or hints.get(path.name, (None, ""))[0]
+                results = segment(path, min_size=size, **options)
+            except (ValueError, OSError) as error:
+                message = str(error) if str(path) in str(error) else f"{path}: {error}"
+                problems.append(message)
+                with tqdm.external_write_mode():
+                    print_error(message)
+                continue
+            if isinstance(results, Result):
+                yield results, path.name, path.stem
+                continue
+            for number, result in enumerate(results):
+                yield result, f"{path.name}#{number}", f"{path.stem}_page{number:04d}"
+
+
+def image_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `Segmenter.__call__` that were given: tiles, and how files are read."""
+    names = {"tile": "tile", "tile_overlap": "overlap", "page": "page", "channels": "channels", "stretch": "stretch"}
+    given = {keyword: getattr(args, name, None) for name, keyword in names.items()}
+    return {keyword: value for keyword, value in given.items() if value is not None}

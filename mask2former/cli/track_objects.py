@@ -1,0 +1,101 @@
+"""A video through a model to tracks and their files: the work of `track`, and of the demo."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..segmenter import Segmenter
+from ..video.journal import JournalMismatch
+from ..video.reader import FrameFolder, FrameSource, open_frames
+from ..video.results import VideoResult, refuse_input
+from .arguments import LABELS, is_video_model
+from .text import plural, print_files
+from .video_files import video_targets
+
+
+def open_video(inputs: Sequence[str]) -> FrameSource:
+    """Open a video file, a directory of frames, or several images as the frames of one clip, in this order.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing or is no video.
+    """
+    files = [Path(name) for name in inputs]
+    if len(files) == 1:
+        return open_frames(files[0], Path())
+    missing = next((str(path) for path in files if not path.is_file()), None)
+    if missing:
+        raise FileNotFoundError(f"{missing} does not exist")
+    return FrameFolder(files[0].parent, files)
+
+
+def track_objects(segment: Segmenter, source: FrameSource, args: argparse.Namespace) -> int:
+    """Track objects through the video; return the exit status. The same command resumes a stopped run.
+
+    Raises:
+        FileNotFoundError, ValueError: as `Segmenter.track`, or --output or --save does not fit.
+    """
+    targets = video_targets(args, source.name, source)
+    work = targets.directory / f".{source.name}_tracks"
+    masks = targets.directory / "masks" if args.save and "masks" in args.save else None
+    images = targets.directory / "frames" if args.save_frames else None
+    refuse_input(source, targets.video, masks, images)
+    counts = Path(args.counts).expanduser() if getattr(args, "counts", None) else None
+    if counts is not None and counts.suffix.lower() != ".csv":
+        raise ValueError(f"--counts {counts} must end with .csv")
+    started = time.perf_counter()
+    result = _track(segment, source, work, args)
+    rate = len(result) / (time.perf_counter() - started)
+    written = [] if targets.document is None else result.save(targets.document)
+    if counts is not None:
+        written += result.save(counts)
+    if targets.video or masks or images:
+        drawing = {"labels": LABELS[args.labels], "scale": args.scale or 1.0}
+        written += result.save_all(video=targets.video, images=images, masks=masks, drawing=drawing, progress=True)
+    _drop(work)
+    print(f"{len(result)} frames of {source.name}, {rate:.2f} frames/s, {plural(len(result.tracks), 'track')}")
+    for track in result.tracks[:10]:
+        print(f"  {track.id}: {track.name}, score {track.score:.2f}, frames {track.first} to {track.last - 1}")
+    if len(result.tracks) > 10:
+        print(f"  ... and {len(result.tracks) - 10} more")
+    if not result.tracks:
+        print(f"  no object has a score of at least {segment.score_threshold}; a lower threshold finds more")
+    print_files(written, targets.directory)
+    return 1 if result.damaged else 0
+
+
+def _track(segment: Segmenter, source: FrameSource, work: Path, args: argparse.Namespace) -> VideoResult:
+    part: dict[str, Any] = {name: getattr(args, name, None) for name in ("start", "end", "every")}
+    part = {name: value for name, value in part.items() if value is not None}
+    for _ in range(2):
+        try:
+            return segment.track(
+                source,
+                online=args.online or not is_video_model(segment),
+                window=args.window,
+                overlap=args.overlap,
+                top_k=args.top_k,
+                min_size=args.min_size,
+                work_dir=work,
+                progress=True,
+                **part,
+            )
+        except JournalMismatch as error:
+            print(f"discarding a stopped run with other arguments ({error})", file=sys.stderr)
+            _drop(work)
+        except KeyboardInterrupt:
+            print("interrupted: the same command resumes from here", file=sys.stderr)
+            raise
+    raise AssertionError("a new journal matches its run")
+
+
+def _drop(work: Path) -> None:
+    """Delete a journal, the files that validate its windows first: what an interrupt leaves is not resumed."""
+    for name in ("finished.json", "state.npz"):
+        (work / name).unlink(missing_ok=True)
+    shutil.rmtree(work)
