@@ -241,6 +241,17 @@ def resolve_weights(entry: WeightsFile | str) -> Path:
     return cached
 
 
+def local_weights(entry: WeightsFile | str) -> Path | None:
+    """Return the file that `resolve_weights` would use if it is on this machine, else None; nothing is verified."""
+    entry = lookup(entry) if isinstance(entry, str) else entry
+    if entry.bundled:
+        candidates = [_PACKAGE / entry.weights]
+    else:
+        converted = [directory / name for directory in _user_directories() for name in entry.other_names]
+        candidates = [*_user_paths(entry), *converted, _cache_file(entry)]
+    return next((path for path in candidates if path.is_file()), None)
+
+
 def _override(entry: WeightsFile) -> Path | None:
     for path in _user_paths(entry):
         if path.is_file():

@@ -13,23 +13,14 @@ Weights are random: times do not depend on them, except where a result holds few
 from __future__ import annotations
 
 import argparse
-import platform
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from detectron2.modeling import build_model
-from detectron2.structures import Instances
 
-import mask2former
-from mask2former.config import load_config
-from mask2former.ops import backend
+from mask2former.cli.benchmark import hardware, time_model
 
 sys.path.insert(0, str(Path(__file__).parent))
 import benchmark_eval
@@ -39,102 +30,14 @@ import benchmark_video
 CONFIG = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
 
 
-def hardware(device: torch.device) -> str:
-    """Return one line with device, threads and versions."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = f"{_cpu_name()}, {torch.get_num_threads()} threads"
-    versions = f"torch {torch.__version__}, Python {platform.python_version()}, mask2former {mask2former.__version__}"
-    return f"{name}; {versions}; deformable attention: {backend(device.type)}"
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), platform.processor())
-
-
-def timed(work: Callable[[], Any], repeats: int, device: torch.device) -> list[float]:
-    """Time `repeats` runs in seconds, after two warm-up runs."""
-    seconds = []
-    for run in range(repeats + 2):
-        _wait(device)
-        start = time.perf_counter()
-        work()
-        _wait(device)
-        if run >= 2:
-            seconds.append(time.perf_counter() - start)
-    return seconds
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def record(args: argparse.Namespace, classes: int, seed: int) -> dict[str, Any]:
-    """Build a random training sample with `args.objects` rectangles."""
-    height, width = args.size
-    generator = torch.Generator().manual_seed(seed)
-    corner = torch.rand(args.objects, 2, generator=generator)
-    y, x = torch.arange(height)[None, :, None] / height, torch.arange(width)[None, None] / width
-    top, left = corner[:, :1, None], corner[:, 1:, None]
-    instances = Instances((height, width))
-    instances.gt_masks = (y >= top) & (y < top + 0.2) & (x >= left) & (x < left + 0.2)
-    instances.gt_classes = torch.randint(0, classes, (args.objects,), generator=generator)
-    image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
-    return {"image": image, "height": height, "width": width, "instances": instances, "file_name": f"{seed}"}
-
-
 def main() -> None:
     """Run the command line."""
     args = parser().parse_args()
-    if args.what == "op":
-        benchmark_op.run(args, hardware(torch.device(args.device)))
+    parts = {"op": benchmark_op.run, "eval": benchmark_eval.run, "video": benchmark_video.run}
+    if args.what in parts:
+        parts[args.what](args, hardware(torch.device(args.device)))
         return
-    if args.what == "eval":
-        benchmark_eval.run(args, hardware(torch.device(args.device)))
-        return
-    if args.what == "video":
-        benchmark_video.run(args, hardware(torch.device(args.device)))
-        return
-    overrides = ["MODEL.DEVICE", args.device, "MODEL.WEIGHTS", "", *args.opts]
-    cfg = load_config(args.config_file or CONFIG, overrides)
-    model = build_model(cfg)
-    device = model.device
-    batch = [record(args, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, seed) for seed in range(args.batch)]
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
-
-    def predict() -> None:
-        with torch.inference_mode(), autocast:
-            model(batch)
-
-    def network() -> None:
-        with torch.inference_mode(), autocast:
-            model.sem_seg_head(model.backbone(model.preprocess(batch).tensor))
-
-    def train_iteration() -> None:
-        with autocast:
-            total = sum(model(batch).values())
-        model.zero_grad(set_to_none=True)
-        total.backward()
-
-    rows: dict[str, Callable[[], None]] = {"forward, losses, backward": train_iteration}
-    if args.what == "model":
-        rows = {"network": network, "network and post-processing": predict}
-    model.train(args.what == "train")
-    print(f"{args.config_file}, {args.batch} x {args.size[0]} x {args.size[1]}, {'bf16' if args.bf16 else 'fp32'}")
-    print(hardware(device))
-    for name, work in rows.items():
-        seconds = timed(work, args.repeats, device)
-        middle = statistics.median(seconds)
-        print(
-            f"{name:28s} median {middle * 1e3:9.1f} ms, min {min(seconds) * 1e3:9.1f} ms, "
-            f"{args.batch / middle:7.2f} images/s"
-        )
-    if device.type == "cuda":
-        print(f"peak memory {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB")
+    time_model(args, args.config_file or CONFIG)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -17,12 +17,10 @@ from collections.abc import Sequence
 
 import backbone_conversion
 
-from mask2former.checkpoint.key_mapping import swin_names
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    return backbone_conversion.main(argv, __doc__, swin_names, "third_party", "a Swin Transformer (version 1)")
+    return backbone_conversion.main(argv, __doc__, backbone_conversion.SWIN)
 
 
 if __name__ == "__main__":

@@ -21,12 +21,10 @@ from collections.abc import Sequence
 
 import backbone_conversion
 
-from mask2former.checkpoint.key_mapping import torchvision_resnet_names
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    return backbone_conversion.main(argv, __doc__, torchvision_resnet_names, "torchvision", "a torchvision ResNet")
+    return backbone_conversion.main(argv, __doc__, backbone_conversion.RESNET)
 
 
 if __name__ == "__main__":

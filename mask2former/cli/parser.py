@@ -14,9 +14,9 @@ from ..utils.hints import did_you_mean
 class CommandParser(argparse.ArgumentParser):
     """A parser whose errors are one line with the remedy, and whose description keeps its line breaks."""
 
-    def __init__(self, program: str, description: str = "", **options: Any) -> None:
+    def __init__(self, prog: str, description: str = "", **options: Any) -> None:
         super().__init__(
-            prog=program,
+            prog=prog,
             description=description,
             formatter_class=_Formatter,
             allow_abbrev=False,  # a shortened option could change its meaning when another one is added

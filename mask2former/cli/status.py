@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
+_DISTRIBUTIONS = {"detectron2": ("detectron2", "sal_detectron2")}
 _SETUP = "not installed: run 'mask2former setup'"
 
 
@@ -21,10 +24,13 @@ def version_report() -> str:
 
 
 def _installed(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
+    """Return the version of a package that can be imported, "" if there is none."""
+    if importlib.util.find_spec(name) is None:
         return ""
+    for distribution in _DISTRIBUTIONS.get(name, (name,)):
+        with contextlib.suppress(PackageNotFoundError):
+            return version(distribution)
+    return "of unknown version"
 
 
 def _devices_and_op() -> list[str]:
