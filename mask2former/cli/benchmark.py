@@ -127,7 +127,8 @@ def hardware(device: torch.device) -> str:
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{_cpu_name()}, {torch.get_num_threads()} threads"
-    versions = f"torch {torch.__version__}, Python {platform.python_version()}, mask2former {sys.modules[_PACKAGE].__version__}"
+    package = f"mask2former {sys.modules[_PACKAGE].__version__}"
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}, {package}"
     return f"{name}; {versions}; deformable attention: {backend(device.type)}"
 
 

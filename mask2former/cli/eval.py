@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +96,8 @@ def _dataset(args: argparse.Namespace, config: Path, weights: Path) -> list[str]
     if path.exists():
         return _from_files(args, path, config, weights)
     cfg = load_config(find_config(config), args.opts)
-    try:
+    with contextlib.suppress(OSError, ValueError):  # the custom datasets of the training may be on another machine
         register_from_config(cfg, cfg.DATASETS.TEST)
-    except (OSError, ValueError):  # the custom datasets of the training may be on another machine
-        pass
     if args.data not in DatasetCatalog:
         hint = did_you_mean(args.data, DatasetCatalog.keys(), 3)
         raise ValueError(f"--data {args.data}: no such file or directory, and no dataset of this name.{hint}")

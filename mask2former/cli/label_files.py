@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 from PIL import Image
@@ -30,25 +29,34 @@ _ORIENTATION = 0x0112  # of EXIF
 
 @dataclass
 class LabelFiles:
-    """Writer of the formats of --save-as below a directory."""
+    """Writer of the formats of --save-as below a directory.
+
+    Raises:
+        FileExistsError: there is such a directory, in which labels may have been corrected by hand.
+    """
 
     directory: Path
     formats: Sequence[str]
-    inputs: Sequence[Path] = ()
     written: list[Path] = field(default_factory=list)
     _document: CocoDocument | None = None
     _classes: ClassTable | None = None
 
     def __post_init__(self) -> None:
-        for name in self.formats:  # before the network runs
-            inside = [path for path in self.inputs if (self.directory / name).resolve() in path.resolve().parents]
-            if inside:
-                raise ValueError(
-                    f"--save-as {name} would write over {inside[0]}, which is an input; choose another --output"
+        for path in (self.directory / name for name in self.formats):  # before the network runs
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise FileExistsError(
+                    f"{path} exists, and its labels may have been corrected by hand; delete it, or choose another "
+                    "--output"
                 )
 
     def add(self, result: Result, task: str, name: str, stem: str) -> None:
         """Write the labels of an image.
+
+        Args:
+            result: the result.
+            task: its part that is written.
+            name: name of the image, for messages.
+            stem: name of the files, without suffix.
 
         Raises:
             ValueError: the result has no objects to outline, only a semantic map.
@@ -56,12 +64,12 @@ class LabelFiles:
         if task == Task.SEMANTIC:
             raise ValueError(f"{name}: --save-as needs objects, but this model gives a semantic map; use --save masks")
         self._classes = result.classes
+        writers: dict[str, Callable[[Result, str, str], None]] = {
+            "coco": self._add_coco,
+            "labelme": self._add_labelme,
+            "yolo": self._add_yolo,
+        }
         for label_format in self.formats:
-            writers: dict[str, Callable[[Result, str, str], None]] = {
-                "coco": self._add_coco,
-                "labelme": self._add_labelme,
-                "yolo": self._add_yolo,
-            }
             writers[label_format](result, task, stem)
 
     def finish(self) -> list[Path]:
@@ -75,18 +83,16 @@ class LabelFiles:
         return self.written
 
     def _add_coco(self, result: Result, task: str, stem: str) -> None:
-        from ..result_shapes import coco_polygons
-
         image = _store_image(result, self.directory / "coco" / "images", stem)
         self._document = self._document or CocoDocument(result.classes)
-        self._document.add(coco_polygons(result, task=task), result.size, f"images/{image.name}")
+        self._document.add(result.to_coco(task=task, polygons=True), result.size, image.name)
 
     def _add_labelme(self, result: Result, task: str, stem: str) -> None:
         from ..result_shapes import labelme_record
 
         directory = self.directory / "labelme"
         image = _store_image(result, directory, stem)
-        record: dict[str, Any] = {**labelme_record(result, task=task), "imagePath": image.name}
+        record = {**labelme_record(result, task=task), "imagePath": image.name}
         self.written.append(write_json(directory / f"{stem}.json", record))
 
     def _add_yolo(self, result: Result, task: str, stem: str) -> None:

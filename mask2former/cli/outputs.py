@@ -6,7 +6,6 @@ All of one image come from one result, so that they agree.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,7 @@ class Writer:
     _names: set[str] = field(default_factory=set)
 
     @classmethod
-    def create(cls, args: argparse.Namespace, count: int, inputs: Iterable[Path] = ()) -> Writer:
+    def create(cls, args: argparse.Namespace, count: int) -> Writer:
         """Build the writer for `count` inputs; ValueError if --output, --save and --save-as do not fit them."""
         target = output_directory(args)
         labels = LABELS[args.labels]
@@ -62,7 +61,7 @@ class Writer:
                 )
             writer = cls(target, frozenset(args.save or args.default_save), labels, args.scale)
             if args.save_as:
-                writer.label_files = LabelFiles(target, tuple(args.save_as), tuple(inputs))
+                writer.label_files = LabelFiles(target, tuple(args.save_as))
             return writer
         for name, value in (("save", args.save), ("save-as", args.save_as)):
             if value:

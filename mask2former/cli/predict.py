@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from ..video.reader import open_frames
@@ -56,10 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     inputs.add_argument(
         "--stretch",
         nargs="?",
-        const=True,
+        const="percentile",
         type=_stretch,
-        metavar="LOW,HIGH",
-        help="stretch 16-bit and float values between two percentiles (without a value: the usual ones)",
+        metavar="HOW",
+        help="stretch values to 8 bits: percentile, minmax, or two values such as 100,4000 (without HOW: percentile; "
+        "default: by the type of the values)",
     )
     arguments.add_model(parser.add_argument_group("model"))
     arguments.add_rules(parser.add_argument_group("objects (default: what the model's config says)"))
@@ -168,11 +170,14 @@ def _channels(text: str) -> int | tuple[int, ...]:
     return values[0] if len(values) == 1 else values
 
 
-def _stretch(text: str) -> tuple[float, float]:
+def _stretch(text: str) -> str | tuple[float, float]:
+    if text in ("percentile", "minmax"):
+        return text
     low, comma, high = text.partition(",")
-    if not comma or not 0 <= float(low) < float(high) <= 100:
-        raise argparse.ArgumentTypeError(f"must be two percentiles such as 1,99.8, not {text}")
-    return float(low), float(high)
+    with contextlib.suppress(ValueError):
+        if comma and float(low) < float(high):
+            return float(low), float(high)
+    raise argparse.ArgumentTypeError(f"must be percentile, minmax, or two values such as 100,4000, not {text}")
 
 
 def _label_formats(text: str) -> list[str]:
