@@ -17,7 +17,8 @@ from ..structures.task import IMAGE_TASKS
 HELP = "convert weights: Hugging Face, safetensors, ImageNet backbones; pack a training"
 DESCRIPTION = """Convert weights, or pack a finished training into a small directory.
 
-Weights are renamed, never changed; files are read as data and never executed.
+Weights are renamed, never changed, and keep their precision by default (pack: half precision). Files are read as data
+and never executed.
 
 examples:
   mask2former convert pack output/cells models/cells               a small directory for --model, in half precision

@@ -85,7 +85,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str], command: Command) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "a.png", "--scor", "0.5"], "unknown argument '--scor'. See mask2former predict --help"),
+        (["predict", "a.png", "--qqq", "0.5"], "unknown argument '--qqq'. See mask2former predict --help"),
         (["predict", "a.png", "--outptu=x"], "unknown argument '--outptu'. Did you mean '--output'?"),
         (["predict", "a.png", "--score-threshold", "50"], "must lie between 0 and 1, not 50"),
         (["predict", "a.png", "--tile", "big"], "must be auto, off or a number of pixels, not big"),
