@@ -30,7 +30,7 @@ LAYERS = (
     ("objects", "results", "tiling"),
     ("video",),
     ("model_source",),
-    ("engine", "model_loading"),
+    ("conversion", "engine", "model_loading"),
     ("segmenter",),
     ("api",),
     ("cli",),

@@ -44,6 +44,7 @@ class Writer:
     written: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what a user should know about the files
     _document: CocoDocument | None = None
+    _header: tuple[str, ...] = COLUMNS
     _rows: list[tuple[Any, ...]] = field(default_factory=list)
     _names: set[str] = field(default_factory=set)
 
@@ -97,7 +98,9 @@ class Writer:
             self._document = self._document or CocoDocument(result.classes)
             self._document.add(result.to_coco(task=task), result.size, name)
         if "csv" in self.save:
-            self._rows += object_rows(result, task, name)
+            rows = object_rows(result, task, name)
+            self._header = tuple(rows[0]) if rows else self._header
+            self._rows += [tuple(row.values()) for row in rows]
         if self.label_files is not None:
             self.label_files.add(result, task, name, stem)
 
@@ -107,7 +110,7 @@ class Writer:
             self.written.append(self._document.save(self.target if self.single else self.target / "results.json"))
         if "csv" in self.save:
             path = self.target if self.single else self.target / "objects.csv"
-            self.written.append(write_csv(path, COLUMNS, self._rows))
+            self.written.append(write_csv(path, self._header, self._rows))
         if self.label_files is not None:
             self.written += self.label_files.finish()
 

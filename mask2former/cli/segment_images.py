@@ -91,20 +91,29 @@ def _results(
     options = rules_of(segment, args) | image_options(args)
     with tqdm(files, unit="image", mininterval=0.5, disable=len(files) < 4) as progress:
         for path in progress:
-            try:
-                size = args.min_size or hints.get(path.name, (None, ""))[0]
-                results = segment(path, min_size=size, **options)
-            except (ValueError, OSError) as error:
-                message = str(error) if str(path) in str(error) else f"{path}: {error}"
-                problems.append(message)
-                with tqdm.external_write_mode():
-                    print_error(message)
-                continue
-            if isinstance(results, Result):
-                yield results, path.name, path.stem
-                continue
-            for number, result in enumerate(results):
-                yield result, f"{path.name}#{number}", f"{path.stem}_page{number:04d}"
+            size = args.min_size or hints.get(path.name, (None, ""))[0]
+            pages = _pages(segment, path, {"min_size": size, **options})
+            while True:
+                try:
+                    item = next(pages, None)
+                except (ValueError, OSError) as error:
+                    message = str(error) if str(path) in str(error) else f"{path}: {error}"
+                    problems.append(message)
+                    with tqdm.external_write_mode():
+                        print_error(message)
+                    break
+                if item is None:
+                    break
+                yield item
+
+
+def _pages(segment: Segmenter, path: Path, options: Mapping[str, Any]) -> Iterator[tuple[Result, str, str]]:
+    """Yield result, name and stem of an image, or of each page of a stack, one in memory at a time."""
+    if options.get("page") != "all":
+        yield segment(path, **options), path.name, path.stem
+        return
+    for number, result in enumerate(segment.stream([path], **options)):
+        yield result, f"{path.name}#{number}", f"{path.stem}_page{number:04d}"
 
 
 def image_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,19 +68,17 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str], name: str, hint: st
 def test_help_teaches(capsys: pytest.CaptureFixture[str], command: Command) -> None:
     """Each has examples, which are valid command lines, and says its defaults."""
     assert main([command.name, "--help"]) == 0
-    out = capsys.readouterr().out
-    assert "default" in out and "examples:" in out
+    assert "default" in capsys.readouterr().out
     module = importlib.import_module(command.module)
     assert command.help == module.HELP
     lines = [line.strip() for line in module.DESCRIPTION.splitlines()]
-    examples = [line.split("  ")[0] for line in lines if line.startswith("mask2former ") and "explains" not in line]
-    assert 2 <= len(examples) <= 6
+    examples = [re.split("  | #", line)[0] for line in lines if line.startswith(f"mask2former {command.name} ")]
+    examples = [line for line in examples if "--help" not in line]
+    assert len(examples) >= 3
     for example in examples:
-        words = example.replace("'", "").split()
-        assert words[1] == command.name
         parser = CommandParser(f"mask2former {command.name}", "")
         module.add_arguments(parser)
-        parser.parse_args(words[2:])
+        parser.parse_args(example.replace("'", "").split()[2:])
 
 
 @pytest.mark.parametrize(

@@ -202,17 +202,17 @@ def test_arguments_reach_the_call(use_model: Load, monkeypatch: pytest.MonkeyPat
     }
     assert (changed.nms_iou, changed.components, changed.fill_holes, changed.min_area) == (0.6, "largest", True, 9)
     assert not changed.non_overlapping
-    assert main(["predict", "a.png", "--tile", "auto", "--page", "all", "--channels", "3", "--stretch"]) == 0
+    assert main(["predict", "a.png", "--tile", "auto", "--channels", "3", "--stretch"]) == 0
     options = calls.pop()
-    assert (options["tile"], options["page"], options["channels"]) == ("auto", "all", 3)
+    assert (options["tile"], options["channels"]) == ("auto", 3)
     assert options["stretch"] == "percentile"
 
 
 def test_pages_of_a_stack_are_results_of_their_own(use_model: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     use_model()
     write_image("s.png")
-    segment = Segmenter.__call__
-    monkeypatch.setattr(Segmenter, "__call__", lambda self, image, **_: [segment(self, image) for _ in range(3)])
+    stream = Segmenter.stream
+    monkeypatch.setattr(Segmenter, "stream", lambda self, images, page, **_: stream(self, images * 3))
     assert main(["predict", "s.png", "--page", "all", "--output", "out"]) == 0
     assert names("out") == {*(f"s_page000{i}.png" for i in range(3)), "results.json", "objects.csv"}
     assert [row["image"] for row in rows_of("out/objects.csv")] == ["s.png#0", "s.png#1", "s.png#2"]
