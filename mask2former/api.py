@@ -2,10 +2,11 @@
 
 try:
     import detectron2  # noqa: F401
+    import torch  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "mask2former needs detectron2, which is not on PyPI. From a checkout run 'python tools/install.py'; "
-        "INSTALL.md lists the other ways."
+        f"mask2former needs PyTorch and detectron2, and one of them is missing or broken ({error}). One command "
+        f"installs what is missing: mask2former setup   (or: python -m {__package__} setup)"
     ) from error
 
 from . import data, modeling
