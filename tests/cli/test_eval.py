@@ -42,7 +42,7 @@ def test_a_config_with_weights_and_a_registered_dataset(launched: list[argparse.
     data = "coco_2017_val_panoptic_with_sem_seg"
     assert main(["eval", "--config-file", name, "--weights", "w.pkl", "--data", data, "--num-gpus", "0"]) == 0
     cfg = config(launched[0])
-    assert cfg.DATASETS.TEST == (data,) and cfg.MODEL.WEIGHTS == "w.pkl" and launched[0].num_gpus == 0
+    assert (data,) == cfg.DATASETS.TEST and cfg.MODEL.WEIGHTS == "w.pkl" and launched[0].num_gpus == 0
 
 
 def formats(monkeypatch: pytest.MonkeyPatch, splits: dict[str, list[str]]) -> None:
@@ -68,7 +68,7 @@ def test_a_directory_of_data(launched: list[argparse.Namespace], monkeypatch: py
     assert main(["eval", "--model", "nuclei", "--data", "cells", "--output", "out"]) == 0
     cfg = config(launched[0])
     ((name, file, root),) = cfg.DATASETS.COCO_JSON
-    assert cfg.DATASETS.TEST == (name,) and Path(root) == Path("cells").resolve()
+    assert (name,) == cfg.DATASETS.TEST and Path(root) == Path("cells").resolve()
     assert Path(file) == Path("out/data/val.json").resolve()
     content = json.loads(Path(file).read_text())
     assert content["categories"] == [{"id": 1, "name": "nucleus"}] and content["annotations"][0]["category_id"] == 1

@@ -14,19 +14,19 @@ from mask2former.segmenter import Segmenter
 from mask2former.video.results import VideoResult
 
 from ..video.moving_shapes import ShapeModel, images
-from .conftest import Load, names
+from .conftest import names
 
 
 @pytest.fixture
-def clip(use_model: Load) -> str:
+def clip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """Use the model of moving squares, and write a directory of frames."""
-    use_model(ShapeModel())
+    monkeypatch.chdir(tmp_path)
 
     def load(*_: Any, **options: Any) -> Segmenter:
         threshold = options.get("score_threshold", 0.5)
         return Segmenter(ShapeModel(), classes=["a", "b", "c"], min_size=0, score_threshold=threshold)
 
-    pytest.MonkeyPatch().setattr(Segmenter, "load", load)  # undone by use_model's
+    monkeypatch.setattr(Segmenter, "load", load)
     for i, image in enumerate(images(12)):
         path = Path("clip") / f"{i}.png"
         path.parent.mkdir(exist_ok=True)
