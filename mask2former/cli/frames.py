@@ -87,7 +87,7 @@ class _FrameFiles:
         """Write a frame; return the drawn image (H, W, 3) uint8 RGB if it is written to the video or `draw` is set."""
         image, task = None, main_task(result)
         if self._targets.video or draw:
-            ids = self._colors.update(result) if result.instances is not None else None
+            ids = self._colors.update(result).tolist() if result.instances is not None else None
             image = np.asarray(result.draw(task, color_ids=ids, **self._drawing))
         if self._targets.video and image is not None:
             self._writer = self._writer or VideoWriter(self._targets.video, self._source.rate)
