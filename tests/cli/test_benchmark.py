@@ -10,9 +10,10 @@ from mask2former.cli import main
 
 from ..modeling.tiny_models import TINY
 
-CONFIG = "coco/instance-segmentation/maskformer2_R50_bs16_50ep.yaml"
+CONFIG = "coco/instance-segmentation/swin/maskformer2_swin_tiny_bs16_50ep.yaml"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [False, True])
 def test_times_are_printed(capsys: pytest.CaptureFixture[str], train: bool) -> None:
     size = ["--size", "64", "64", "--repeats", "1", "--objects", "2", "--device", "cpu"]

@@ -134,6 +134,7 @@ def test_how_python_was_started(arguments: list[str], expected: bool) -> None:
     assert is_command_line("vendored.mask2former", ["-m", "vendored.mask2former"])
 
 
+@pytest.mark.slow
 def test_an_import_registers_everything() -> None:
     """As before: only the command line waits."""
     code = (
