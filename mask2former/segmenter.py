@@ -43,6 +43,7 @@ from .tiling import Tile, merge_instances, merge_panoptic, merge_semantic, plan_
 from .utils.device import amp_dtype, select_device
 from .video.reader import FrameSource, Video
 from .video.results import VideoResult
+from .video.time_points import TimePoint
 from .video.tracking import track_video
 from .video.windows import WindowSettings, config_digest
 
@@ -239,6 +240,9 @@ class Segmenter:
         self,
         video: Video | FrameSource,
         *,
+        start: TimePoint | None = None,
+        end: TimePoint | None = None,
+        every: int = 1,
         online: bool = False,
         window: int = 24,
         overlap: int = 6,
@@ -255,6 +259,10 @@ class Segmenter:
 
         Args:
             video: a video file, a directory of frames, a list or array of images, or an iterable of them.
+            start, end: track only a part: from the frame at `start` to the last one before `end`. Each is a number of
+                seconds, a time "mm:ss" or "hh:mm:ss" ("1:30", "00:01:30.5"), or a frame number with an f ("120f").
+                Results keep the frame numbers and times of the complete video.
+            every: N: track in each N-th frame only.
             online: use windows of one frame, so that a frame's masks do not depend on later frames.
             window, overlap: frames that the network sees together, and how many neighboring windows share. Memory
                 grows with `window`.
@@ -287,6 +295,7 @@ class Segmenter:
             video,
             self.classes,
             settings,
+            {"start": start, "end": end, "every": every},
             prepare=lambda image: self._prepare(image, resize)["image"],
             autocast=self._autocast,
             work_dir=None if work_dir is None else Path(work_dir),

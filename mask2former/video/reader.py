@@ -12,8 +12,9 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, Union
 
@@ -22,54 +23,16 @@ import numpy as np
 import torch
 
 from ..data.image_io import IMAGE_SUFFIXES, ImageSource, load_image
+from .frame_source import DEFAULT_RATE as DEFAULT_RATE
+from .frame_source import Frame as Frame
+from .frame_source import FrameSource as FrameSource
+from .frame_source import UnreadFrame
+from .seeking import SeekTarget, find_target
+from .time_points import Point
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_RATE = Fraction(25)
-
 Video = Union[str, "os.PathLike[str]", Iterable[ImageSource]]
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One frame of a video: its index from 0, its time in seconds, and the image (H, W, 3) uint8 RGB."""
-
-    index: int
-    seconds: float
-    image: np.ndarray
-
-
-class FrameSource:
-    """A video. `length` is None if it is unknown before the end; `damaged` is set if frames could not be read."""
-
-    name: str
-    length: int | None
-    rate: Fraction = DEFAULT_RATE
-    damaged = False
-    path: Path | None = None
-
-    def read(self, start: int = 0) -> Iterator[Frame]:
-        """Yield the frames from index `start` on.
-
-        Raises:
-            ValueError: a frame cannot be read, or its size differs from that of the first one.
-        """
-        size: tuple[int, ...] | None = None
-        for frame in self._read(start):
-            size = size or frame.image.shape
-            if frame.image.shape != size:
-                raise ValueError(
-                    f"{self.name}: frame {frame.index} is {frame.image.shape[1]}x{frame.image.shape[0]}, but earlier "
-                    f"frames are {size[1]}x{size[0]}; resize all frames of a video to one size"
-                )
-            yield frame
-
-    def _read(self, start: int) -> Iterator[Frame]:
-        raise NotImplementedError
-
-    def identity(self) -> list[Any]:
-        """Return what identifies this video (JSON content), as far as known without reading all of it."""
-        return [self.name]
 
 
 class VideoFile(FrameSource):
@@ -104,41 +67,63 @@ class VideoFile(FrameSource):
             raise ValueError(f"{self.path}: no video stream in this {container.format.long_name} file; give another")
         return container
 
-    def _read(self, start: int) -> Iterator[Frame]:
-        self.damaged = False
-        yield from self._read_opencv(start) if self._av is None else self._read_pyav(start)
+    def index_of(self, point: Point) -> int | None:
+        return super().index_of(point) if point.seconds is None or self._av is None else None
 
-    def _read_pyav(self, start: int) -> Iterator[Frame]:
-        first, index = None, -1
+    def unread_from(self, begin: Point) -> Iterator[UnreadFrame]:
+        """Yield the frames from a point on, reached by a seek where that is exact; else all frames."""
+        if self._av is None:
+            yield from super().unread_from(begin)
+            return
+        target = None
+        with self._open() as container, suppress(self._av.error.FFmpegError):
+            target = find_target(container, container.streams.video[0], begin)
+        yield from self._read_pyav(target)
+
+    def _read(self, start: int) -> Iterator[UnreadFrame]:
+        frames = self._read_opencv() if self._av is None else self._read_pyav()
+        return (frame for frame in frames if frame.index >= start)
+
+    def _read_pyav(self, target: SeekTarget | None = None) -> Iterator[UnreadFrame]:
+        self._reset_damage()
+        begin, index, zero = None, -1, None
         with self._open() as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            for index, frame in enumerate(self._decoded(container.demux(stream))):
-                seconds = frame.time if frame.time is not None else float(index / self.rate)
-                first = seconds if first is None else first
-                if index < start:
-                    continue
-                quarters = round(getattr(frame, "rotation", 0) / 90) % 4
-                pixels = np.rot90(frame.to_ndarray(format="rgb24"), quarters)
-                yield Frame(index, seconds - first, np.ascontiguousarray(pixels))
+            frames = self._decoded(container.demux(stream))
+            if target is not None and (begin := target.go(container, stream, frames)) is not None:
+                self._reset_damage()  # of the frames before
+                frames, zero = itertools.chain([begin], frames), target.zero
+            if target is None or begin is not None:
+                for index, frame in enumerate(frames, start=0 if target is None else target.index):
+                    seconds = frame.time if frame.time is not None else float(index / self.rate)
+                    self.zero = zero = seconds if zero is None else zero
+                    yield UnreadFrame(index, seconds - zero, partial(_upright, frame))
+        if target is not None and begin is None:
+            yield from self._read_pyav()
+            return
         self._compare_length(index + 1)
+
+    def _reset_damage(self) -> None:
+        self.damaged, self._skipped = False, 0
 
     def _decoded(self, packets: Iterator[Any]) -> Iterator[Any]:
         """Yield the frames of all packets that can be decoded; log one warning about skipped packets at the end."""
-        skipped = 0
         try:
             for packet in packets:
                 try:
                     frames = packet.decode()
                 except self._av.error.FFmpegError:
-                    skipped, self.damaged = skipped + 1, True
+                    self._skipped, self.damaged = self._skipped + 1, True
                     continue
                 yield from frames
         except self._av.error.FFmpegError as error:  # demuxing failed: later packets cannot be reached
             self.damaged = True
             logger.warning("%s: the video is damaged, its remaining frames are skipped (%s)", self.path, error)
-        if skipped:
-            logger.warning("%s: the video is damaged; %d packets and their frames are skipped", self.path, skipped)
+        finally:  # also if the rest of the video is not requested
+            if self._skipped:
+                message = "%s: the video is damaged; %d packets and their frames are skipped"
+                logger.warning(message, self.path, self._skipped)
 
     def _open_with_opencv(self) -> Any:
         capture = cv2.VideoCapture(str(self.path))
@@ -150,16 +135,21 @@ class VideoFile(FrameSource):
         self.length = int(self._expected) or None
         return capture
 
-    def _read_opencv(self, start: int) -> Iterator[Frame]:
-        capture = self._open_with_opencv()
+    def _read_opencv(self) -> Iterator[UnreadFrame]:
+        self._reset_damage()
+        capture, good = self._open_with_opencv(), True
+
+        def load() -> np.ndarray | None:
+            nonlocal good
+            good, pixels = capture.retrieve()
+            return np.ascontiguousarray(pixels[..., ::-1]) if good else None
+
         try:
             count = 0
             while capture.grab():
-                if count >= start:
-                    good, pixels = capture.retrieve()
-                    if not good:
-                        break
-                    yield Frame(count, float(count / self.rate), np.ascontiguousarray(pixels[..., ::-1]))
+                yield UnreadFrame(count, float(count / self.rate), load)
+                if not good:
+                    break
                 count += 1
         finally:
             capture.release()
@@ -189,9 +179,9 @@ class FrameFolder(FrameSource):
     def identity(self) -> list[Any]:
         return [self.name, self.length, _digest(self.files)]
 
-    def _read(self, start: int) -> Iterator[Frame]:
+    def _read(self, start: int) -> Iterator[UnreadFrame]:
         for index in range(start, len(self.files)):
-            yield Frame(index, float(index / self.rate), load_image(self.files[index]))
+            yield UnreadFrame(index, float(index / self.rate), partial(load_image, self.files[index]))
 
 
 class FrameList(FrameSource):
@@ -206,9 +196,9 @@ class FrameList(FrameSource):
         height, width = load_image(self._images[0]).shape[:2]
         return [self.name, len(self._images), height, width, _digest(self._images)]
 
-    def _read(self, start: int) -> Iterator[Frame]:
+    def _read(self, start: int) -> Iterator[UnreadFrame]:
         for index in range(start, len(self._images)):
-            yield Frame(index, float(index / self.rate), load_image(self._images[index]))
+            yield UnreadFrame(index, float(index / self.rate), partial(load_image, self._images[index]))
 
 
 class FrameStream(FrameSource):
@@ -227,17 +217,17 @@ class FrameStream(FrameSource):
 
     def identity(self) -> list[Any]:
         """Return the name, and size and hash of the first image, which is read from the stream."""
-        first = next(self._read(0), None)
+        first = next(self.read(), None)
         return [self.name] if first is None else [self.name, *first.image.shape[:2], _digest([first.image])]
 
-    def _read(self, start: int) -> Iterator[Frame]:
+    def _read(self, start: int) -> Iterator[UnreadFrame]:
         for index in itertools.count(min(start, self._taken)):
-            if index < self._taken:
-                image = load_image(self._file(index)) if index >= start else None
-            elif (image := self._take()) is None:
+            image = None
+            if index >= self._taken and (image := self._take()) is None:
                 return
-            if image is not None and index >= start:
-                yield Frame(index, float(index / self.rate), image)
+            if index >= start:
+                source = self._file(index) if image is None else image
+                yield UnreadFrame(index, float(index / self.rate), partial(load_image, source))
 
     def _take(self) -> np.ndarray | None:
         """Read the next image and store it in the directory; return None at the end.
@@ -342,6 +332,12 @@ def _write_png(path: Path, image: np.ndarray) -> None:
 def natural_order(path: Path) -> list[Any]:
     """Return a sort key that puts frame9 before frame10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+
+
+def _upright(frame: Any) -> np.ndarray:
+    """Return the pixels of a decoded frame (H, W, 3) uint8 RGB, rotated as a player shows them."""
+    quarters = round(getattr(frame, "rotation", 0) / 90) % 4
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), quarters))
 
 
 def _pyav() -> Any:

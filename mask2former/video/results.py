@@ -22,9 +22,11 @@ from ..results import Result
 from ..structures.classes import ClassTable
 from ..structures.colors import color_of
 from ..structures.mask_list import MaskList
+from ..utils.csv_files import write_csv
 from ..utils.file_io import atomic_write, write_json
 from .journal import Journal
 from .reader import FrameSource
+from .tables import TRACK_COLUMNS, count_columns, count_rows, track_rows
 from .windows import tracks_of
 from .writer import VIDEO_SUFFIXES, VideoWriter
 
@@ -33,7 +35,10 @@ _LARGEST = 65_535  # largest value of a 16-bit pixel
 
 @dataclass(frozen=True)
 class Track:
-    """One object of a video: its number (from 1), class, score, and the frames [first, last) of the track."""
+    """One object of a video: its number (from 1), class, score, and the frames [first, last) of the track.
+
+    Frames have the numbers of the complete video, also if only a part of it was tracked.
+    """
 
     id: int
     label: int
@@ -134,7 +139,8 @@ class VideoResult:
         self.source, self.journal, self.classes = source, journal, classes
         self.size: tuple[int, int] = (facts["height"], facts["width"])
         self.damaged: bool = facts["damaged"]  # parts of the video could not be read
-        self._length: int = facts["frames"]
+        first, every = facts.get("first", 0), facts.get("every", 1)
+        self.frames = range(first, first + every * facts["frames"], every)  # numbers of the tracked frames
         self._keep_alive = keep_alive
         self._selection = {"top_k": top_k, "score_threshold": score_threshold, "one_class": one_class}
         scores, spans, present = tracks_of(journal)
@@ -146,13 +152,17 @@ class VideoResult:
             one_class=one_class,
         )
         self.tracks = tuple(
-            Track(number, label, classes.names[label], score, int(spans[number - 1][1]), int(spans[number - 1][2]))
+            Track(number, label, classes.names[label], score, *self._span(spans[number - 1]))
             for number, label, score in selected
         )
 
     def __len__(self) -> int:
-        """Return the number of frames."""
-        return self._length
+        """Return the number of tracked frames."""
+        return len(self.frames)
+
+    def _span(self, row: np.ndarray) -> tuple[int, int]:
+        """Return first frame and end of the frames of a track, of its row of `tracks_of`."""
+        return self.frames[int(row[1])], self.frames[int(row[2]) - 1] + 1
 
     def __repr__(self) -> str:
         height, width = self.size
@@ -185,6 +195,20 @@ class VideoResult:
     # ---- reading
     def masks(self) -> Iterator[tuple[int, float, dict[int, dict[str, Any]]]]:
         """Yield for each frame its number, its time in seconds, and the RLE of each selected track that it shows."""
+        for position, seconds, shown in self._masks():
+            yield self.frames[position], seconds, shown
+
+    def counts(self) -> list[dict[str, Any]]:
+        """Return for each tracked frame how many objects of each class it shows.
+
+        Keys are "frame", "seconds", the names of all classes, "total", and "tracks", the number of tracks that were
+        visible in this frame or before it. A class with one of these names gets " (2)" behind it.
+        """
+        names = count_columns(self.classes.names)
+        return [dict(zip(names, row, strict=True)) for row in count_rows(self.masks(), self.tracks, self.classes)]
+
+    def _masks(self) -> Iterator[tuple[int, float, dict[int, dict[str, Any]]]]:
+        """Yield what `masks` does, with positions (0, 1, 2 ...) in place of frame numbers."""
         selected = {track.id for track in self.tracks}
         size = list(self.size)
         for window in self.journal.windows():
@@ -209,11 +233,17 @@ class VideoResult:
         return ids, Result(image, self.classes, instances)
 
     # ---- saving
-    def save(self, path: str | os.PathLike[str], *, video_id: int = 1, **drawing: Any) -> list[Path]:
+    def save(
+        self, path: str | os.PathLike[str], *, video_id: int = 1, audio: bool = True, **drawing: Any
+    ) -> list[Path]:
         """Write the result in the format that the suffix of `path` selects. Files are written atomically.
 
-        - `.json`: the result format of YouTube-VIS (`video_id`);
-        - `.mp4`, `.mov`, `.mkv`: the video with its tracks drawn in (`drawing`: arguments of `TrackedFrame.draw`);
+        - `.json`: the result format of YouTube-VIS (`video_id`), with one entry for each tracked frame;
+        - `.mp4`, `.mov`, `.mkv`: the video with its tracks drawn in (`drawing`: arguments of `TrackedFrame.draw`), and
+          with its sound (`audio`) where PyAV can copy it and no frames were left out;
+        - `counts.csv` (or a name that ends so): a table of `counts`, one row for each tracked frame;
+        - `tracks.csv`: a table of the tracks: id, class, score, first and last frame that show it, number of these
+          frames, seconds from the first to the end of the last, and mean area in pixels;
         - a directory: for each frame a 16-bit PNG, 0 background, otherwise the track number; and `tracks.json` with
           "id", the value in the PNGs, and "track", the track number, which differ only if a track has a number above
           65,535. Numbered PNGs of frames beyond the last one, left by a longer video, are deleted.
@@ -228,11 +258,14 @@ class VideoResult:
         suffix = path.suffix.lower()
         if path.is_dir() or not suffix:
             return self.save_all(masks=path)
+        if suffix == ".csv":
+            return [self._save_table(path)]
         if suffix != ".json" and suffix not in VIDEO_SUFFIXES:
-            raise ValueError(f"{path}: unknown output format; use {' '.join(VIDEO_SUFFIXES)}, .json or a directory")
+            formats = f"{' '.join(VIDEO_SUFFIXES)}, .json, counts.csv, tracks.csv or a directory"
+            raise ValueError(f"{path}: unknown output format; use {formats}")
         if suffix == ".json":
             return [self._save_json(path, video_id)]
-        return self.save_all(video=path, drawing=drawing)
+        return self.save_all(video=path, audio=audio, drawing=drawing)
 
     def save_all(
         self,
@@ -240,6 +273,7 @@ class VideoResult:
         video: Path | None = None,
         images: Path | None = None,
         masks: Path | None = None,
+        audio: bool = True,
         drawing: Mapping[str, Any] | None = None,
         progress: bool = False,
     ) -> list[Path]:
@@ -252,7 +286,8 @@ class VideoResult:
         """
         refuse_input(self.source, video, images, masks)
         values = self._pixel_values() if masks is not None else {}
-        writer = None if video is None else VideoWriter(video, self.source.rate)
+        sound = self.source if audio else None
+        writer = None if video is None else VideoWriter(video, self.source.rate, audio=sound)
         finished = False
         try:
             for frame in tqdm(self, total=len(self), unit="frame", desc="writing", disable=not progress):
@@ -271,9 +306,9 @@ class VideoResult:
             if writer is not None:
                 writer.close(keep=finished)
         if images is not None:
-            _remove_frames(images, ".jpg", len(self))
+            _remove_frames(images, ".jpg", self.frames)
         if masks is not None:
-            _remove_frames(masks, ".png", len(self))
+            _remove_frames(masks, ".png", self.frames)
             entries = [vars(track) | {"id": values[track.id], "track": track.id} for track in self.tracks]
             write_json(masks / "tracks.json", entries)
         return [path for path in (video, images, masks) if path is not None]
@@ -296,13 +331,25 @@ class VideoResult:
         All masks are held in memory; for long videos `save("result.json")` writes the same content incrementally.
         """
         segmentations: dict[int, list[Any]] = {track.id: [None] * len(self) for track in self.tracks}
-        for index, _, rles in self.masks():
+        for index, _, rles in self._masks():
             for number, rle in rles.items():
                 segmentations[number][index] = rle
         return [self._record(track, video_id) | {"segmentations": segmentations[track.id]} for track in self.tracks]
 
     def _record(self, track: Track, video_id: int) -> dict[str, Any]:
         return {"video_id": video_id, "category_id": self.classes.dataset_ids[track.label], "score": track.score}
+
+    def _save_table(self, path: Path) -> Path:
+        """Write the table that the end of the file's name selects."""
+        if path.name.lower().endswith("counts.csv"):
+            rows = count_rows(self.masks(), self.tracks, self.classes)
+            return write_csv(path, count_columns(self.classes.names), rows)
+        if path.name.lower().endswith("tracks.csv"):
+            rows = track_rows(self.masks(), self.tracks, self.source.rate)
+            return write_csv(path, TRACK_COLUMNS, rows)
+        raise ValueError(
+            f"{path}: which table? A name that ends in counts.csv gets objects per frame, in tracks.csv the tracks"
+        )
 
     def _save_json(self, path: Path, video_id: int) -> Path:
         """Write the records of `to_ytvis`: the masks of each track go to a temporary file, then all are joined."""
@@ -325,7 +372,7 @@ class VideoResult:
     def _write_parts(self, parts: Mapping[int, Path]) -> None:
         """Write each track's entries for all frames, each after a comma. Only frames that show a track cost time."""
         written = dict.fromkeys(parts, 0)  # entries in each file
-        for block in _blocks(self.masks(), 64):
+        for block in _blocks(self._masks(), 64):
             shown: dict[int, list[tuple[int, Mapping[str, Any]]]] = {}
             for index, _, rles in block:
                 for number, rle in rles.items():
@@ -347,13 +394,13 @@ def refuse_input(source: FrameSource, *targets: Path | None) -> None:
             raise ValueError(f"{target} is the input itself; choose another output path")
 
 
-def _remove_frames(directory: Path, suffix: str, length: int) -> None:
-    """Delete frames of a longer video that was written there before: those numbered `length` or higher."""
+def _remove_frames(directory: Path, suffix: str, kept: range) -> None:
+    """Delete other frames that were written there before, of a longer video: those whose number is not in `kept`."""
     for path in directory.glob(f"*{suffix}"):
         name = path.stem
         if not (name.isascii() and name.isdigit() and path.is_file()):
             continue
-        if name == f"{int(name):06d}" and int(name) >= length:
+        if name == f"{int(name):06d}" and int(name) not in kept:
             path.unlink()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +18,7 @@ from ..structures.classes import ClassTable
 from .journal import Journal
 from .reader import FrameSource, Video, open_frames
 from .results import VideoResult
+from .selection import Selection, select_frames
 from .windows import ClipModel, ImageClips, LongClip, WindowSettings, run_facts
 
 
@@ -47,6 +48,7 @@ def track_video(
     video: Video | FrameSource,
     classes: ClassTable,
     settings: WindowSettings,
+    selection: Mapping[str, Any],
     *,
     prepare: Callable[[np.ndarray], Tensor],
     autocast: Callable[[], AbstractContextManager[Any]],
@@ -58,6 +60,7 @@ def track_video(
     """Track the objects of a video (see `LongClip`), with the journal in `work_dir` or a temporary directory.
 
     Args:
+        selection: `start`, `end` and `every` of `select_frames`.
         facts: what the results depend on besides video, model and settings (JSON content).
         choice: keyword arguments of `VideoResult`.
 
@@ -67,7 +70,8 @@ def track_video(
     clips = clip_model(model, settings)
     temporary = None if work_dir else tempfile.TemporaryDirectory(prefix="mask2former_tracks_")
     directory = work_dir or Path(temporary.name if temporary else ".")
-    source = open_frames(video, directory / "frames")
+    Selection.parse(**selection)  # before anything is read or written
+    source = select_frames(open_frames(video, directory / "frames"), **selection)
     # A temporary journal is never resumed, so the weights need no fingerprint.
     run = run_facts(source, model, settings, **facts) if work_dir else asdict(settings)
     journal = Journal(directory, run)

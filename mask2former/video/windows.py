@@ -120,8 +120,8 @@ class Window:
 
     @property
     def span(self) -> tuple[int, int]:
-        """Return the first frame index and the end index (exclusive)."""
-        return self.frames[0].index, self.frames[-1].index + 1
+        """Return the position of the first frame and the end (exclusive)."""
+        return self.frames[0].position, self.frames[-1].position + 1
 
     def own(self, overlap: int) -> range:
         """Return the positions in this window of the frames whose masks are taken from it."""
@@ -207,6 +207,7 @@ class LongClip:
             raise ValueError(f"{self.source.name}: no frame could be read")
         end = int(self.journal.state["end"])
         facts = {"frames": end, "height": size[0], "width": size[1], "damaged": self.source.damaged}
+        facts |= {"first": self.source.first, "every": self.source.every}
         self.journal.finish(facts)
 
     def _window(self, window: Window, output: Size) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray]:
@@ -225,8 +226,8 @@ class LongClip:
             masks = self._encoded(logits, numbers, window, padded, size, output)
         own = window.own(self.settings.overlap)
         entry = {
-            "start": window.frames[own.start].index,
-            "stop": window.frames[own.stop - 1].index + 1,
+            "start": window.frames[own.start].position,
+            "stop": window.frames[own.stop - 1].position + 1,
             "seconds": [window.frames[t].seconds for t in own],
             "tracks": masks,
         }
