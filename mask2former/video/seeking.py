@@ -74,16 +74,17 @@ def find_target(container: Any, stream: Any, begin: Point) -> SeekTarget | None:
     for packet in container.demux(stream):
         if not packet.size:
             break  # the end of the file
-        if packet.pts is None or packet.dts is None or packet.is_corrupt or packet.is_discard:
+        pts, dts = packet.pts, packet.dts  # Matroska has no dts for the first packets
+        if pts is None or (dts is not None and dts > pts) or packet.is_corrupt or packet.is_discard:
             return None
         index = _index(times, begin, stream.time_base)
-        if 0 <= index < len(times) and packet.dts > times[index]:
+        if 0 <= index < len(times) and dts is not None and dts > times[index]:
             break  # all later packets are shown later
-        if (at := bisect_left(times, packet.pts)) < len(times) and times[at] == packet.pts:
+        if (at := bisect_left(times, pts)) < len(times) and times[at] == pts:
             return None
-        insort(times, packet.pts)
+        insort(times, pts)
         if packet.is_keyframe:
-            keys.append((packet.pts, packet.dts))
+            keys.append((pts, pts if dts is None else dts))
     index = _index(times, begin, stream.time_base)
     if not 0 <= index < len(times):
         return None

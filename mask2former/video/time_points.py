@@ -16,7 +16,7 @@ TOLERANCE = 1e-6
 _LARGEST = 10**9  # seconds: far more than any video has, and small enough to count frames exactly
 
 _FRAME = re.compile(r"(\d{1,12})f", re.ASCII)
-_TIME = re.compile(r"(?:(?:(\d{1,6}):)?(\d{1,6}):)?(\d{1,10}(?:\.\d{0,12})?|\.\d{1,12})", re.ASCII)
+_TIME = re.compile(r"(?:(?:(\d{1,6}):)?(\d{1,6}):)?(\d{1,10}(?:\.\d{0,20})?|\.\d{1,20})", re.ASCII)
 
 
 @dataclass(frozen=True)
