@@ -89,7 +89,7 @@ def find_target(container: Any, stream: Any, begin: Point) -> SeekTarget | None:
     if not 0 <= index < len(times):
         return None
     before = [dts for pts, dts in keys if pts <= times[index]]
-    # Decoding starts one key frame early: with open groups of pictures or a gradual refresh, the frames next to a key
+    # Decoding starts one key frame early: with open GOPs or a gradual refresh, the frames next to a key
     # frame need what comes before it.
     if len(before) < 3:
         return None  # reading from the beginning decodes hardly more
