@@ -76,7 +76,7 @@ class _H264:
         self._source, self._rate = source, rate
         self._audio: AudioCopy | None = None
         options = {"movflags": "+faststart"} if path.suffix.lower() in (".mp4", ".mov") else {}
-        self._container = av.open(str(path), "w", options=options)
+        self._container: Any = av.open(str(path), "w", options=options)
         encoding = {"crf": "20", "preset": "medium"}
         self._stream: Any = self._container.add_stream("libx264", rate=rate, options=encoding)
         self._stream.pix_fmt = "yuv420p"

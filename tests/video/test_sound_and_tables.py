@@ -38,6 +38,13 @@ def rewrite(path: Path, target: Path, *, audio: bool = True, **selection: Any) -
     return target
 
 
+def first_time(path: Path) -> float:
+    """Return the time of the first frame in the file."""
+    source = VideoFile(path)
+    next(iter(source.read()))
+    return source.zero
+
+
 def frame_times(path: Path) -> list[float]:
     return [round(frame.seconds, 3) for frame in VideoFile(path).read()]
 
@@ -118,6 +125,7 @@ def test_every_second_frame_plays_at_the_same_speed(
     path = write(tmp_path / "a.mp4", 50)
     target = rewrite(path, tmp_path / "b.mp4", start="10f", every=2)
     assert frame_times(target) == [round(0.08 * i, 3) for i in range(20)]
+    assert first_time(target) == 0
     assert VideoFile(target).rate == pytest.approx(Fraction(25, 2), rel=0.06)
 
 
