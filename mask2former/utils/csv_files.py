@@ -26,7 +26,7 @@ def safe_cell(value: Any) -> str | int | float:
 
     Numbers stay numbers, also negative ones; those of NumPy and torch become Python's. None, NaN and infinity become
     empty cells, and bools 0 or 1. Spaces and control characters before the first visible character do not hide a
-    formula; NUL is removed.
+    formula; NUL is removed, and every line break becomes "\\n".
     """
     if value is None:
         return ""
@@ -37,10 +37,11 @@ def safe_cell(value: Any) -> str | int | float:
     if isinstance(value, Real):
         number = float(value)
         return number if math.isfinite(number) else ""
-    text = str(value).replace("\0", "")
+    # The csv module does not quote a lone carriage return, after which readers begin a new row.
+    text = str(value).replace("\0", "").replace("\r\n", "\n").replace("\r", "\n")
     visible = next((c for c in text if c.isprintable() and not c.isspace()), "")
     # A tab or line break in front is removed by some programs, and then the text is read anew.
-    return f"'{text}" if visible in _FORMULA_STARTS or text[:1] in ("\t", "\r", "\n") else text
+    return f"'{text}" if visible in _FORMULA_STARTS or text[:1] in ("\t", "\n") else text
 
 
 def write_csv(path: str | os.PathLike[str], header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
