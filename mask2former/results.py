@@ -40,6 +40,7 @@ class Result:
     panoptic: PanopticResult | None = None
     semantic: np.ndarray | None = None
     path: Path | None = None  # file the image came from
+    page: int | None = None  # of a file with several pages, from 0
     seconds: float | None = field(default=None, compare=False)  # inference time, without reading the file
 
     @classmethod

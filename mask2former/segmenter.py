@@ -31,7 +31,7 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from torch import nn
 
-from .data.image_io import ImageSource, load_image
+from .data.image_sources import Channels, ImageSource, iter_pages
 from .maskformer_model import MaskFormer
 from .model_loading import class_table, load_model, ready_model
 from .modeling.postprocess import Settings
@@ -177,22 +177,25 @@ class Segmenter:
     def __call__(self, images: ImageSource | Sequence[ImageSource], **options: Any) -> Any:
         """Segment one image (returns a `Result`) or a list or tuple of them (returns a list of `Result`).
 
-        An image is: a path; a PIL image; a numpy array uint8 (H, W, 3) RGB, (H, W, 4) RGBA or (H, W) gray
-        (uint16 too); a tensor uint8 (3, H, W) RGB. OpenCV gives BGR: pass `array[..., ::-1]`. The EXIF
-        orientation of files and PIL images is applied.
+        An image is: a path; bytes or a binary file object; a PIL image; a numpy array (H, W, 3) RGB, (H, W, 4) RGBA
+        or (H, W) gray; a tensor (3, H, W) RGB; uint8, uint16, or floating point in [0, 1]. OpenCV gives BGR: pass
+        `array[..., ::-1]`. The EXIF orientation of files and PIL images is applied.
 
         Args:
             options: those of `stream`, for this call only. Calls do not change the segmenter, so several threads may
-                call it at once.
+                call it at once. With `page="all"` an image gives a list of `Result`, one for each page.
 
         Raises:
             FileNotFoundError, ValueError: an image that is missing, unreadable or of another type or shape; an invalid
                 option.
         """
         if isinstance(images, (list, tuple)):
+            if options.get("page") == "all":
+                return [list(self.stream([image], **options)) for image in images]
             return list(self.stream(images, **options))
         image: Any = images  # a str is a Sequence too, so mypy does not see that this is one image
-        return next(self.stream([image], **options))
+        results = self.stream([image], **options)
+        return list(results) if options.get("page") == "all" else next(results)
 
     def stream(
         self,
@@ -204,6 +207,9 @@ class Segmenter:
         min_size: int | None = None,
         tile: int | str | None = None,
         overlap: float | None = None,
+        page: int | str | None = None,
+        channels: Channels = None,
+        stretch: Any = None,
     ) -> Iterator[Result]:
         """Yield results one by one, for more images than fit into memory (a generator is fine).
 
@@ -217,6 +223,8 @@ class Segmenter:
                 shrunk to less than half of the tiles' scale, or where nearly all queries find an object. Default:
                 "auto" for models with MODEL.MASK_FORMER.TEST.TILES.SIZE above 0, else "off".
             overlap: fraction of a tile's edge that neighbors share; default MODEL.MASK_FORMER.TEST.TILES.OVERLAP.
+            page, channels, stretch: of stacks, images with many channels, 16 bits or floating point values, see
+                `data.image_sources.load_image`. With `page="all"` there is a result for each page of each image.
 
         Raises:
             FileNotFoundError, ValueError: as `__call__`.
@@ -229,12 +237,21 @@ class Segmenter:
         resize = self._resize_to(min_size)
         rules = (self.rules if rules is None else rules).changed(score_threshold=score_threshold)
         call = _Call(rules, resize, size, *self._tile_settings(tile, overlap, resize))
-        source = iter(images)
+        source = self._pages(images, page, channels, stretch)
         while batch := list(islice(source, size)):
-            arrays = [load_image(image) for image in batch]
-            paths = [Path(p) if isinstance(p, str | os.PathLike) else None for p in batch]
-            for result, path in zip(self._segment(arrays, call), paths, strict=True):
-                yield replace(result, path=path)
+            found = self._segment([array for array, _, _ in batch], call)
+            for result, (_, path, number) in zip(found, batch, strict=True):
+                yield replace(result, path=path, page=number)
+
+    @staticmethod
+    def _pages(
+        images: Iterable[ImageSource], page: int | str | None, channels: Channels, stretch: Any
+    ) -> Iterator[tuple[np.ndarray, Path | None, int | None]]:
+        """Yield each image, or each page of it, with its file and page."""
+        for image in images:
+            path = Path(image) if isinstance(image, str | os.PathLike) else None
+            for i, array in enumerate(iter_pages(image, page=page, channels=channels, stretch=stretch)):
+                yield array, path, i if page == "all" else page if isinstance(page, int) else None
 
     def track(
         self,

@@ -100,11 +100,12 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bad", "match"),
     [
-        (np.zeros((4, 4, 3), np.float32), r"uint8.*float32.*255"),
+        (np.full((4, 4, 3), 2.0, np.float32), r"from 2 to 2.*stretch"),
+        (np.zeros((4, 4, 3), np.int64), r"uint8.*int64.*stretch"),
         (np.zeros((3, 5, 7), np.uint8), r"\(H, W, 3\)"),
         (np.zeros((2, 4, 4, 3), np.uint8), "list"),
         (np.zeros((0, 4, 3), np.uint8), "no pixels"),
-        (torch.zeros(3, 4, 4), r"uint8 \(3, H, W\)"),
+        (torch.zeros(5, 4, 4), r"uint8 \(3, H, W\)"),
         (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "list"),
         (7, "int"),
     ],
@@ -123,6 +124,27 @@ def test_missing_and_unreadable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     with pytest.raises(ValueError, match=r"broken\.png"):
         segment(str(tmp_path / "broken.png"))
+
+
+def test_pages_channels_and_stretch_of_a_call(tmp_path: Path) -> None:
+    frames = [Image.fromarray(np.full((8, 12), 1000 * i, np.uint16)) for i in (1, 2, 3)]
+    frames[0].save(tmp_path / "stack.tif", save_all=True, append_images=frames[1:])
+    segment = segmenter()
+
+    def values(results: list[Any]) -> list[int]:
+        return [int(result.image[0, 0, 0]) for result in results]
+
+    everything = segment(tmp_path / "stack.tif", page="all", stretch=(0, 4000))
+    assert values(everything) == [64, 128, 191] and everything[2].path == tmp_path / "stack.tif"
+    assert values([segment(tmp_path / "stack.tif", page=1, stretch=(0, 4000))]) == [128]
+    assert segment(tmp_path / "stack.tif", channels=(2, None, 0), stretch=(0, 4000)).image[0, 0].tolist() == [
+        191,
+        0,
+        64,
+    ]
+    assert [values(r) for r in segment([tmp_path / "stack.tif"] * 2, page="all")] == [[4, 8, 12]] * 2
+    streamed = segment.stream([tmp_path / "stack.tif"] * 2, page="all", batch_size=4)
+    assert values(list(streamed)) == [4, 8, 12] * 2
 
 
 # ------------------------------------------------------------------ calling

@@ -6,7 +6,7 @@ import glob
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data.image_io import IMAGE_SUFFIXES
+from ..data.image_io import IMAGE_SUFFIXES, image_names
 from ..utils.hints import did_you_mean
 
 
@@ -17,7 +17,7 @@ def collect(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
     for item in inputs:
         path = Path(item).expanduser()
         if path.is_dir():
-            matches = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            matches = sorted(path / name for name in image_names(p.name for p in path.iterdir() if p.is_file()))
             if not matches:
                 problems.append(f"{item}: no images in this directory (supported: {', '.join(sorted(IMAGE_SUFFIXES))})")
         elif path.is_file():

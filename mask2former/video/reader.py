@@ -22,7 +22,8 @@ import cv2
 import numpy as np
 import torch
 
-from ..data.image_io import IMAGE_SUFFIXES, ImageSource, load_image
+from ..data.image_io import IMAGE_SUFFIXES, image_names
+from ..data.image_sources import ImageSource, load_image
 from .frame_source import DEFAULT_RATE as DEFAULT_RATE
 from .frame_source import Frame as Frame
 from .frame_source import FrameSource as FrameSource
@@ -168,8 +169,10 @@ class FrameFolder(FrameSource):
 
     def __init__(self, path: Path, files: Sequence[Path] | None = None) -> None:
         self.path, self.name = path, path.name or "clip"
-        paths = path.iterdir() if files is None else files
-        self.files = [p for p in paths if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+        if files is None:
+            self.files = [path / name for name in image_names(os.listdir(path))]
+        else:
+            self.files = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
         if files is None:
             self.files.sort(key=natural_order)
         if not self.files:

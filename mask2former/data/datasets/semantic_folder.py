@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ...errors import BadRecordError, first_few
 from ...structures.colors import color_of
-from ..image_io import IMAGE_SUFFIXES, LABEL_MAP_SUFFIXES
+from ..image_io import IMAGE_SUFFIXES, LABEL_MAP_SUFFIXES, image_names
 from .catalog import Records, locate, register_custom, require_files
 
 logger = logging.getLogger(__name__)
@@ -67,10 +67,8 @@ def load_semantic(name: str, image_root: str, sem_seg_root: str, layout: str) ->
 def _by_name(root: str, suffixes: Collection[str]) -> dict[str, str]:
     by_name: dict[str, str] = {}
     for directory, _, files in os.walk(root, followlinks=True):
-        for file in files:
-            stem, suffix = os.path.splitext(file)
-            if suffix.lower() not in suffixes or file.startswith("."):
-                continue
+        for file in image_names(files, suffixes):
+            stem = os.path.splitext(file)[0]
             path = os.path.join(directory, file)
             key = os.path.relpath(os.path.join(directory, stem), root)
             if key in by_name:
