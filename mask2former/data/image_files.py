@@ -25,7 +25,7 @@ from .image_pages import (
     reading,
 )
 from .image_scaling import Stretch, warn_if_dark
-from .tiff_pages import ORIENTATION, SUBFILE, is_described_stack, open_tiff, turned
+from .tiff_pages import ORIENTATION, SUBFILE, check_page_list, is_described_stack, open_tiff, turned
 
 # What Pillow may decode, whatever the suffix: the content decides. No EPS, which would start Ghostscript, and none of
 # the many formats that nobody trains on. JPEG includes MPO.
@@ -112,6 +112,9 @@ def file_pages(name: str, file: IO[bytes], page: Any, channels: Any, stretch: St
     if start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS:
         return PillowPages(name, _open_heif(name, file))
     with reading(name):
+        if start.startswith(_TIFF_STARTS):
+            check_page_list(name, file)
+            file.seek(0)
         try:
             image = open_with_pillow(file)
         except UnidentifiedImageError as error:

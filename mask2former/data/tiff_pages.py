@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import struct
 from collections.abc import Sequence
 from math import prod
 from typing import IO, Any
@@ -30,6 +32,36 @@ DESCRIPTION, SUBFILE, ORIENTATION = 270, 254, 274
 _STACK_TAGS = (34412, 33628, 33629, 34361, 51123)
 _MOST_PLANES = 1_000_000  # in the description of a file, which may say anything
 _READABLE = (0, 1, 2, 3)  # photometric interpretations: white or black is 0, RGB, palette
+
+
+def check_page_list(name: str, file: IO[bytes]) -> None:
+    """Check that the list of pages of a TIFF ends inside the file: a truncated stack is not read as a short one.
+
+    Raises:
+        BadRecordError: it does not.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    start = file.read(16)
+    order = "<" if start.startswith(b"II") else ">"
+    big = start[2:4] in (b"+\0", b"\0+")  # BigTIFF
+    number, offsets, entry = ("Q", "Q", 20) if big else ("H", "I", 12)
+    seen: set[int] = set()
+    position = 8 if big else 4  # of the offset of the next page
+    while True:
+        file.seek(position)
+        data = file.read(struct.calcsize(offsets))
+        (page,) = struct.unpack(order + offsets, data) if len(data) == struct.calcsize(offsets) else (size,)
+        if page == 0:
+            return
+        file.seek(page if page < size else size)
+        data = file.read(struct.calcsize(number))
+        if len(data) < struct.calcsize(number):
+            raise BadRecordError(name, f"the TIFF is truncated: it goes on after its {len(seen)} complete pages")
+        if page in seen:
+            raise BadRecordError(name, f"the TIFF is damaged: after {len(seen)} pages its list of pages is a circle")
+        seen.add(page)
+        position = page + len(data) + entry * struct.unpack(order + number, data)[0]
 
 
 def is_described_stack(image: Image.Image, frames: int) -> bool:
