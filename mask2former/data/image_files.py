@@ -124,7 +124,9 @@ def file_pages(name: str, file: IO[bytes], page: Any, channels: Any, stretch: St
             known = f"it is none of {', '.join(FORMATS)}, HEIF and .npy, or damaged{hint}"
             raise BadRecordError(name, f"cannot be read as an image: {known}") from error
         check_pixels(name, *image.size)
-        if image.format == "TIFF" and (is_described_stack(image, image.n_frames) or (stretch and _is_deep(image))):
+        if image.format == "TIFF" and (
+            is_described_stack(image, image.n_frames) or (stretch and _is_deep(image)) or not _decodes(image)
+        ):
             return _stack(open_tiff(name, file), page, channels)
         if image.format == "PNG" and _is_deep(image):
             if stretch is not None:
@@ -158,6 +160,15 @@ def _stack(pages: ImagePages, page: Any, channels: Any) -> ImagePages:
     if channels is None or page is not None or pages.declared or pages.count == 1 or len(pages.page(0).names) > 1:
         return pages
     return PagesAsChannels(pages)
+
+
+def _decodes(image: Image.Image) -> bool:
+    """Return whether Pillow knows the samples of a TIFF; raises OSError if it is damaged."""
+    try:
+        image.load()
+    except ValueError:  # unknown raw mode
+        return False
+    return True
 
 
 def _is_deep(image: Image.Image) -> bool:

@@ -27,7 +27,7 @@ from .image_pages import (
 )
 from .image_scaling import warn_once
 
-DESCRIPTION, SUBFILE, ORIENTATION = 270, 254, 274
+SUBFILE, PHOTOMETRIC, DESCRIPTION, ORIENTATION, SAMPLES = 254, 262, 270, 274, 277
 # Private tags of microscopes: Zeiss LSM, MetaMorph STK (two), FluoView, Micro-Manager.
 _STACK_TAGS = (34412, 33628, 33629, 34361, 51123)
 _MOST_PLANES = 1_000_000  # in the description of a file, which may say anything
@@ -65,14 +65,19 @@ def check_page_list(name: str, file: IO[bytes]) -> None:
 
 
 def is_described_stack(image: Image.Image, frames: int) -> bool:
-    """Return whether a TIFF that Pillow has opened says how its pages form a stack (Pillow does not know it)."""
+    """Return whether a TIFF that Pillow has opened has axes that Pillow does not know.
+
+    They are in the description of the stack; or a gray image has several samples, which are channels.
+    """
     tags = getattr(image, "tag_v2", {})
+    if tags.get(PHOTOMETRIC) in (0, 1) and tags.get(SAMPLES, 1) != len(image.getbands()):
+        return True
     text = tags.get(DESCRIPTION, "")
     text = text if isinstance(text, str) else ""
     if text.startswith("ImageJ="):
         counts = re.findall(r"^images=(\d{1,9})", text, re.MULTILINE)
         return frames > 1 or any(int(count) > 1 for count in counts)
-    if text.startswith('{"shape"'):
+    if text.startswith("{") and '"shape"' in text:
         planes = _numbers_of(text) // (image.width * image.height * len(image.getbands()))
         return frames > 1 or planes > 1
     return frames > 1 and ("<OME" in text or any(tag in tags for tag in _STACK_TAGS))
