@@ -68,7 +68,8 @@ def open_regular(path: str) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def array_pages(name: str, array: np.ndarray, page: Any, channels: Any, stretch: Stretch) -> ImagePages:
+def array_pages(name: str, array: np.ndarray, page: Any, channels: Any, stretch: Stretch) -> ArrayPages:
+    """Return the pages of an array in memory or on disk; see `array_layout`."""
     layout = array_layout(name, array.shape, page, channels)
     return ArrayPages(name, checked_type(name, array, stretch), layout)
 
@@ -101,12 +102,11 @@ def file_pages(name: str, file: IO[bytes], page: Any, channels: Any, stretch: St
             array = _npy_array(name, file)
         try:
             pages = array_pages(name, array, page, channels, stretch)
-            check_pixels(
-                name, pages.layout.shape[pages.layout.axes.find("X")], pages.layout.shape[pages.layout.axes.find("Y")]
-            )
-            return pages
         except ValueError as error:
             raise BadRecordError(name, str(error).removeprefix(f"{name} ")) from error
+        width, height = (pages.layout.shape[pages.layout.axes.find(axis)] for axis in "XY")
+        check_pixels(name, width, height)
+        return pages
     if start.startswith(b"PK\3\4"):
         raise BadRecordError(name, "is a zip or .npz file; pass one array of it: numpy.load(file)['name']")
     if start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS:
@@ -124,14 +124,15 @@ def file_pages(name: str, file: IO[bytes], page: Any, channels: Any, stretch: St
             known = f"it is none of {', '.join(FORMATS)}, HEIF and .npy, or damaged{hint}"
             raise BadRecordError(name, f"cannot be read as an image: {known}") from error
         check_pixels(name, *image.size)
-        if image.format == "TIFF" and (
-            is_described_stack(image, image.n_frames) or (stretch and _is_deep(image)) or not _decodes(image)
-        ):
-            return _stack(open_tiff(name, file), page, channels)
-        if image.format == "PNG" and _is_deep(image):
-            if stretch is not None:
-                return _deep_png(name, file, image)
-            warn_if_dark(name, max(int(high) for _, high in _extrema(image)), 255)
+        deep = _is_deep(image)
+        if image.format == "TIFF":
+            described = is_described_stack(image, getattr(image, "n_frames", 1))
+            if described or (deep and stretch is not None) or not _decodes(image):
+                return _stack(open_tiff(name, file), page, channels)
+        if deep and image.format == "PNG" and stretch is not None:
+            return _deep_png(name, file, image)
+        if deep:
+            warn_if_dark(name, max(high for _, high in _extrema(image)), 255)
         return image_pages(name, image, page, channels)
 
 
@@ -142,8 +143,9 @@ def image_pages(name: str, image: Image.Image, page: Any, channels: Any, *, curr
         current: take only the frame at which the image is.
     """
     frames = None
-    if not current and getattr(image, "n_frames", 1) > 1:
-        frames = list(range(image.n_frames))  # type: ignore[attr-defined]
+    count = 1 if current else int(getattr(image, "n_frames", 1))
+    if count > 1:
+        frames = list(range(count))
         if image.format == "TIFF":
             frames = [i for i in frames if not _is_reduced(image, i)] or [0]
     return _stack(PillowPages(name, image, frames), page, channels)
@@ -171,7 +173,7 @@ def _decodes(image: Image.Image) -> bool:
     return True
 
 
-def _is_deep(image: Image.Image) -> bool:
+def _is_deep(image: Any) -> bool:
     """Return whether Pillow will reduce 16-bit color to 8 bits."""
     return image.mode in ("RGB", "RGBA", "RGBX", "LA") and ";16" in str([tile[3] for tile in image.tile])
 

@@ -225,7 +225,8 @@ def _as_file(source: Any) -> Iterator[tuple[str, IO[bytes]]]:
 
 
 def _read_all(name: str, source: Any) -> bytes:
-    parts, total = [], 0
+    parts: list[bytes] = []
+    total = 0
     while total <= _MOST_BYTES:
         try:
             part = source.read(1 << 24)

@@ -158,7 +158,7 @@ class _TiffPages(ImagePages):
 
     def _complete(self) -> np.ndarray:
         """Return the whole series, for layouts whose pages cannot be read one by one."""
-        check_pixels(self.name, *self._layout.shape[-2:], channels=prod(self._layout.shape[:-2]))
+        check_pixels(self.name, prod(self._layout.shape), 1)
         return np.asarray(self._series.asarray(maxworkers=1))
 
     def _plane(self, index: list[Any]) -> np.ndarray:
