@@ -28,7 +28,7 @@ from mask2former.data.image_files import FORMATS
 from mask2former.data.image_pages import array_layout
 from mask2former.data.image_scaling import to_uint8
 from mask2former.data.image_sources import iter_pages, load_image, load_pages
-from mask2former.data.tiff_pages import turned
+from mask2former.data.tiff_pages import _check_ome, turned
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (9, 14, 3), dtype=np.uint8)
@@ -747,3 +747,20 @@ def _sample(kind: str) -> bytes:
     else:
         Image.fromarray(RGB).save(buffer, format={"jpg": "jpeg"}.get(kind, kind))
     return buffer.getvalue()
+
+
+def test_missing_imagecodecs_is_named(tmp_path: Path, tifffile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tags = {270: "ImageJ=1.54\nimages=2\nslices=2\n"}
+    save_pages(tmp_path / "a.tif", [GRAY, GRAY], compression="tiff_lzw", tiffinfo=tags)
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    monkeypatch.setattr(tifffile.tifffile, "imagecodecs", __import__("tifffile._imagecodecs", fromlist=["x"]))
+    with pytest.raises(BadRecordError, match="pip install imagecodecs"):
+        load_image(tmp_path / "a.tif")
+
+
+def test_ranges_in_ome_are_not_expanded(tifffile: Any) -> None:
+    text = '<OME><StructuredAnnotations><ModuloAlongZ Start="0" End="1e15" Step="1"/></StructuredAnnotations></OME>'
+    with pytest.raises(BadRecordError, match=r"a\.tif: the OME description speaks of more than 1,000,000 planes"):
+        _check_ome("a.tif", text)
+    names = '<OME><Image><Pixels SizeC="2" SizeZ="3"><Channel Name="a"/><Channel/></Pixels></Image></OME>'
+    assert _check_ome("a.tif", names) == ("a", "") and _check_ome("a.tif", "<OME") == ()
