@@ -82,6 +82,22 @@ class CocoDocument:
 
 
 # ------------------------------------------------------------------ label maps
+def write_label_map(path: Path, label_map: np.ndarray) -> Path:
+    """Write a label map (H, W), nonnegative integers, with 16 bits (TIFF, PNG) or 32 bits (TIFF); return the path.
+
+    Raises:
+        ValueError: another suffix, or values above 65,535 for a PNG.
+    """
+    suffix, largest = path.suffix.lower(), int(label_map.max(initial=0))
+    if suffix not in (".png", ".tif", ".tiff"):
+        raise ValueError(f"{path}: label maps are written as .tif or .png, not {path.suffix!r}")
+    if largest < 1 << 16:
+        return write_image(path, Image.fromarray(label_map.astype(np.uint16)))
+    if suffix == ".png":
+        raise ValueError(f"{path}: {largest} is too large for the 16 bits of a PNG; use the suffix .tif")
+    return write_image(path, Image.fromarray(label_map.astype(np.int32)))  # Pillow writes no unsigned 32 bits
+
+
 def write_panoptic(
     path: Path, ids: np.ndarray, segments: Sequence[Mapping[str, Any]], image: Mapping[str, Any], classes: ClassTable
 ) -> list[Path]:
@@ -117,6 +133,8 @@ def encode_image(image: Image.Image, suffix: str = ".png") -> bytes:
     """Encode an image in the file format of `suffix`."""
     buffer = io.BytesIO()
     options: dict[str, Any] = {"quality": 92} if suffix in (".jpg", ".jpeg", ".webp") else {}
+    if suffix in (".tif", ".tiff") and image.mode.startswith("I"):  # label maps have large areas of one value
+        options["compression"] = "tiff_adobe_deflate"
     image.save(buffer, format=Image.registered_extensions()[suffix], **options)
     return buffer.getvalue()
 

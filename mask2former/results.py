@@ -18,8 +18,10 @@ import torch
 from PIL import Image
 
 from . import result_files, visualization
-from .data.image_io import WRITABLE_SUFFIXES
+from .result_exports import ResultExports
+from .result_objects import ObjectList, objects_of_map
 from .result_parts import InstanceResult, PanopticResult, instances_from_output, panoptic_from_output
+from .result_shapes import with_polygons
 from .structures.classes import VOID, ClassTable
 from .structures.colors import Color, color_of, shade_of
 from .structures.rle import Rle, encode_label_map, encode_masks
@@ -28,7 +30,7 @@ from .structures.task import IMAGE_TASKS, Task
 
 # ------------------------------------------------------------------ the result
 @dataclass(frozen=True)
-class Result:
+class Result(ResultExports):
     """The segmentation of one image. Parts that the model does not predict are None.
 
     `image` (H, W, 3) uint8 RGB, `semantic` (H, W) integer class indices (K or more, for example 255: no class).
@@ -122,6 +124,40 @@ class Result:
         """Return the class indices that occur in the semantic map."""
         assert self.semantic is not None
         return [int(k) for k in np.unique(self.semantic) if k < len(self.classes)]
+
+    def objects(self, task: str = "auto") -> ObjectList:
+        """Return the objects of a task in one form: masks, ids, class indices, names, scores.
+
+        "auto" is the first of instance, panoptic, semantic that the result has. The ids are 1, 2, ... for instances,
+        those of the panoptic map for segments, and class index + 1 for the classes that a semantic map shows.
+        """
+        task = self._task(Task.INSTANCE if task == "auto" and self.instances is not None else task)
+        if task is Task.INSTANCE:
+            found = self.instances
+            assert found is not None
+            ids = np.arange(1, len(found) + 1)
+            return ObjectList(found.patches, ids, found.labels, found.names, tuple(found.scores.tolist()))
+        if task is Task.PANOPTIC:
+            assert self.panoptic is not None
+            segments, numbers = self.panoptic.segments, [s.id for s in self.panoptic.segments]
+            return objects_of_map(
+                self.panoptic.map,
+                numbers,
+                ids=numbers,
+                labels=[s.label for s in segments],
+                names=[s.name for s in segments],
+                scores=[s.score for s in segments],
+            )
+        assert self.semantic is not None
+        present = self.present_classes()
+        return objects_of_map(
+            self.semantic,
+            present,
+            ids=[k + 1 for k in present],
+            labels=present,
+            names=[self.classes.names[k] for k in present],
+            scores=[None] * len(present),
+        )
 
     def __len__(self) -> int:
         return sum(self.counts().values())
@@ -259,16 +295,22 @@ class Result:
         return result_files.encode_image(self.draw())
 
     # ---- saving
-    def to_coco(self, image_id: int = 1, task: str = "auto") -> list[dict[str, Any]]:
+    def to_coco(
+        self, image_id: int = 1, task: str = "auto", *, polygons: bool = False, tolerance: float = 0.0
+    ) -> list[dict[str, Any]]:
         """Return COCO result records: image_id, category_id, bbox (XYWH), area, score, segmentation.
 
         They are ready for `json.dump`: segmentations are compressed RLE with text counts. Without instances, each
         panoptic segment or semantic class gives one record (a segment without a score gets 1.0).
+
+        `polygons` gives polygons instead, exact ones or simplified by `tolerance` pixels; COCO's have no holes:
+        `result_shapes.with_polygons` says what becomes of them.
         """
         if task == "auto" and self.instances is not None:
             task = Task.INSTANCE
         rows, rles = self._encoded(self._task(task))
-        return result_files.coco_records(image_id, rows, rles)
+        records = result_files.coco_records(image_id, rows, rles)
+        return with_polygons(records, self.objects(task), tolerance) if polygons else records
 
     def _encoded(self, task: Task) -> tuple[list[tuple[int, float]], list[Rle]]:
         """Return category id and score, and the mask, of each object, segment or class."""
@@ -290,37 +332,10 @@ class Result:
         empty = encode_masks(torch.zeros(1, *label_map.shape, dtype=torch.bool))[0]
         return rows, [regions.get(key, empty) for key in keys]
 
-    def save(self, path: str | os.PathLike[str], **drawing: Any) -> list[Path]:
-        """Write the result, atomically, in the format of the path's suffix.
-
-        - `.png`, `.jpg`, `.webp`, ...: the drawn image (`drawing`: arguments of `draw`);
-        - `.json`: a COCO file with one image;
-        - a directory (no suffix, or it exists): label maps as PNG, see `save_masks`.
-
-        Returns:
-            The files written.
-
-        Raises:
-            ValueError: unknown suffix.
-        """
-        path = Path(path)
-        if path.is_dir() or not path.suffix:
-            return self.save_masks(path)
-        suffix = path.suffix.lower()
-        if suffix == ".json":
-            coco_file = result_files.CocoDocument(self.classes)
-            coco_file.add(self.to_coco(), self.size, self.path.name if self.path else None)
-            return [coco_file.save(path)]
-        if suffix not in WRITABLE_SUFFIXES:
-            raise ValueError(
-                f"{path}: unknown suffix {suffix!r}; use {' '.join(sorted(WRITABLE_SUFFIXES))}, .json or a directory"
-            )
-        return [result_files.write_image(path, self.draw(**drawing))]
-
     def save_masks(self, directory: str | os.PathLike[str], stem: str | None = None) -> list[Path]:
         """Write label maps into a directory, one for each part of the result:
 
-        - `<stem>_instances.png`: 16-bit, 0 background, i + 1 for object i;
+        - `<stem>_instances.png`: 16-bit, 0 background, i + 1 for object i (`.tif` of 32 bits beyond 65,535 objects);
         - `<stem>_panoptic.png` and `.json`: COCO panoptic format (id = R + 256 G + 65536 B, segments_info);
         - `<stem>_semantic.png`: class indices, 255 (65535 beyond 255 classes) for no class; up to 255 classes
           with the class colors as palette, so that an image viewer shows them.
@@ -328,8 +343,9 @@ class Result:
         directory, stem = Path(directory), stem or (self.path.stem if self.path else "result")
         written = []
         if self.instances is not None:
-            image = Image.fromarray(self.instances.label_map())
-            written.append(result_files.write_image(directory / f"{stem}_instances.png", image))
+            suffix = ".png" if len(self.instances) < 1 << 16 else ".tif"
+            path = directory / f"{stem}_instances{suffix}"
+            written.append(result_files.write_label_map(path, self.instances.label_map()))
         if self.panoptic is not None:
             info = []
             for segment, record in zip(self.panoptic.segments, self.to_coco(1, Task.PANOPTIC), strict=True):
