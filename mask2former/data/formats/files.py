@@ -1,0 +1,206 @@
+"""Files of a directory of training data: a safe listing, images that annotation files name, sizes, splits."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+
+from PIL import Image
+
+from ...errors import BadRecordError
+from ..image_io import IMAGE_SUFFIXES
+
+# Names of directories and parts of file names -> the split they stand for.
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training", "trainset"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "testset"), "test"),
+}
+SPLITS = ("train", "val", "test")
+
+_MOST_FILES = 2_000_000
+_DEEPEST = 24  # directories below the root
+_IGNORED = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+_ROTATED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap width and height
+_ORIENTATION = 0x0112
+_MOST_SIDE = 1 << 20
+
+
+def is_image(path: Path) -> bool:
+    """Return whether the suffix, in any case, is that of an image."""
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def words(name: str) -> list[str]:
+    """Return the lower-case words of a file name: "instances_train2017" -> ["instances", "train", "2017"]."""
+    return re.findall(r"[^\W\d_]+|\d+", name.lower())
+
+
+def split_of(names: Iterable[str]) -> str | None:
+    """Return the split that one of these names stands for, from the last to the first, or None."""
+    for name in reversed(list(names)):
+        for word in words(name):
+            if word in SPLIT_NAMES:
+                return SPLIT_NAMES[word]
+    return None
+
+
+def list_files(root: Path) -> list[Path]:
+    """List the files below a directory in the order of their names.
+
+    Links to directories are followed once, so that a loop of links ends. Hidden files (also "._..." of macOS),
+    Thumbs.db and the like are left out.
+
+    Raises:
+        ValueError: more than two million files, which is hardly one dataset.
+    """
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+
+    def visit(directory: Path, depth: int) -> None:
+        status = directory.stat()
+        if (status.st_dev, status.st_ino) in seen or depth > _DEEPEST:
+            return
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(directory) as entries:
+            ordered = sorted(entries, key=lambda entry: entry.name)
+        for entry in ordered:
+            if entry.name.startswith(".") or entry.name.lower() in _IGNORED:
+                continue
+            with contextlib.suppress(OSError):  # a broken link, or no permission: as if it were not there
+                if entry.is_dir():
+                    visit(directory / entry.name, depth + 1)
+                elif entry.is_file():
+                    found.append(directory / entry.name)
+        if len(found) > _MOST_FILES:
+            raise ValueError(f"{root}: holds more than {_MOST_FILES} files; pass the directory of one dataset")
+
+    visit(root, 0)
+    return found
+
+
+class Tree:
+    """The files below the directory of a dataset, listed once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(os.path.abspath(root))
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """All files, absolute, in the order of their names."""
+        return list_files(self.root)
+
+    @cached_property
+    def images(self) -> list[Path]:
+        """The files with the suffix of an image."""
+        return [path for path in self.files if is_image(path)]
+
+    def with_suffix(self, *suffixes: str) -> list[Path]:
+        """Return the files with one of these suffixes, in any case."""
+        return [path for path in self.files if path.suffix.lower() in suffixes]
+
+    def relative(self, path: Path) -> str:
+        """Return a path below the root with "/" between its parts."""
+        return path.relative_to(self.root).as_posix()
+
+    def parts(self, path: Path) -> tuple[str, ...]:
+        """Return the names of the directories between root and file."""
+        return path.relative_to(self.root).parts[:-1]
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[Path]]:
+        names = defaultdict(list)
+        for path in self.images:
+            names[path.name.lower()].append(path)
+        return names
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[Path]]:
+        stems = defaultdict(list)
+        for path in self.images:
+            stems[path.stem.lower()].append(path)
+        return stems
+
+    def find_image(self, name: object, file: Path, bases: Iterable[Path] = (), where: str | None = None) -> Path:
+        """Return the image that an annotation file names.
+
+        It is looked up in `bases`, and then by its file name alone, because paths of the computer where it was
+        annotated are common. It always lies below the root.
+
+        Args:
+            name: relative or absolute path; "/" or "\\" between its parts.
+            file: annotation file, for messages.
+            bases: directories that a relative name starts from, best first.
+            where: record in the file, for messages.
+
+        Raises:
+            BadRecordError: not a file name, outside of the root, missing, or several images have this name.
+        """
+        text = checked_name(name, file, where)
+        candidates = [Path(os.path.normpath(base / text)) for base in (*bases, self.root)]
+        inside = [path for path in candidates if path.is_relative_to(self.root)]
+        for path in inside:
+            if is_image(path) and path.is_file():
+                return path
+        last = text.rsplit("/", 1)[-1]
+        matches = self._by_name.get(last.lower(), [])
+        if not matches and not is_image(Path(last)):
+            matches = self._by_stem.get(last.lower(), [])
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise BadRecordError(file, f"image {text!r} is ambiguous: {matches[0]} or {matches[1]}", where)
+        if not inside:
+            raise BadRecordError(file, f"image {text!r} lies outside of {self.root}, so it is not read", where)
+        raise BadRecordError(file, f"image {text!r} does not exist below {self.root}", where)
+
+
+def checked_name(name: object, file: Path, where: str | None = None) -> str:
+    """Return a file name of an annotation file, with "/" between its parts.
+
+    Raises:
+        BadRecordError: it is not text, empty, or not a file name.
+    """
+    if not isinstance(name, str) or not name.strip() or "\0" in name or len(name) > 4096:
+        shown = name if not isinstance(name, str) else name[:40]
+        raise BadRecordError(file, f"{shown!r} is not the file name of an image", where)
+    return name.replace("\\", "/")
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return height and width of an image, after its EXIF orientation; only the header is read.
+
+    Raises:
+        BadRecordError: the file is missing or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            with contextlib.suppress(Exception):  # a broken EXIF block must not make the image unusable
+                if image.getexif().get(_ORIENTATION) in _ROTATED:
+                    width, height = height, width
+            return height, width
+    except FileNotFoundError as error:
+        raise BadRecordError(path, "the file does not exist") from error
+    except Exception as error:  # of any plug-in of Pillow, on a broken file
+        raise BadRecordError(path, f"cannot be read as an image: {error}") from error
+
+
+def check_side(value: object, name: str, file: Path, where: str | None = None) -> int:
+    """Return a width or height of an annotation file as an integer.
+
+    Raises:
+        BadRecordError: not an integer from 1 to 1,048,576.
+    """
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        number = -1.0
+    if not (1 <= number <= _MOST_SIDE) or number != int(number):
+        raise BadRecordError(file, f"{name} must be an integer of pixels from 1 on, not {str(value)[:40]!r}", where)
+    return int(number)
