@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ...structures.masks import (
     without_degenerate_polygons,
 )
 from ...structures.rle import encode_patches
-from .files import SPLITS, Tree, image_size
+from .files import SPLITS, Tree, image_size, split_of
 
 OBJECT = "object"  # class of data whose format has no classes
 
@@ -101,6 +101,9 @@ class DataBuilder:
         self.context = context
         self.format = format
         self.names = list(names) if names is not None else None
+        twice = [name for name, count in Counter(self.names).items() if count > 1]
+        if twice:
+            raise ValueError(f"{context.tree.root}: class {twice[0]!r} is listed twice; names must be unique")
         self._splits: dict[str, SplitBuilder] = {}
         self._degenerate = 0
 
@@ -112,6 +115,20 @@ class DataBuilder:
     def count_degenerate(self) -> None:
         """Count an object that has no polygon of three points."""
         self._degenerate += 1
+
+    def add_negatives(self, images: Iterable[Path]) -> None:
+        """Add images that no annotation names, in splits that have annotations; count the others."""
+        tree = self.context.tree
+        without: Counter[str] = Counter()
+        for image in images:
+            split = split_of(tree.parts(image))
+            if (split or "all") not in self._splits:
+                without[split or "outside of a split"] += 1
+                continue
+            with self.context.guard():
+                self.split(split).add_image(image)
+        for name, count in without.items():
+            self.context.note(f"{name}: none of its {count} images has annotations, so they are left out")
 
     def finish(self) -> dict[str, CocoData]:
         """Return the splits, in the order train, val, test; "all" where there is only one without a name.

@@ -55,7 +55,7 @@ def find(tree: Tree) -> Pairing | None:
         suffix = path.suffix.lower()
         if suffix not in _SUFFIXES and not is_image(path):
             continue
-        role, key = _role(tree, path)
+        role, key = pair_key(tree, path)
         if role == "label" and suffix in _SUFFIXES:
             labels.setdefault(key, path)
         elif role != "label" and (is_image(path) or suffix == ".npy"):
@@ -75,7 +75,7 @@ def find(tree: Tree) -> Pairing | None:
     return Pairing(pairs, without) if pairs else None
 
 
-def _role(tree: Tree, path: Path) -> tuple[str | None, str]:
+def pair_key(tree: Tree, path: Path) -> tuple[str | None, str]:
     """Return "image", "label" or None, and the name that both files of a pair share."""
     role, kept = None, []
     for part in tree.parts(path):
@@ -103,20 +103,10 @@ def load(pairing: Pairing, context: Context) -> dict[str, CocoData]:
     name = _class_name(tree)
     rule = _Rule.of([label for _, label in pairing.pairs], context)
     builder = DataBuilder(context, NAME, [name])
-    splits = {split_of(tree.parts(image)) for image, _ in pairing.pairs}
     for image, label in pairing.pairs:
         with context.guard():
             _add(builder, image, label, name, rule)
-    left_out: Counter[str] = Counter()
-    for image in pairing.without:
-        split = split_of(tree.parts(image))
-        if split not in splits:
-            left_out[str(split)] += 1
-            continue
-        with context.guard():
-            builder.split(split).add_image(image)
-    for split_name, count in left_out.items():
-        context.note(f"{split_name}: none of its {count} images has a label map, so the split is left out")
+    builder.add_negatives(pairing.without)
     return builder.finish()
 
 
@@ -209,7 +199,15 @@ def read_ids(path: Path) -> np.ndarray:
     Raises:
         BadRecordError: the file is missing, broken, too large, or its values are not integers.
     """
-    array = _read_npy(path) if path.suffix.lower() == ".npy" else _read_bitmap(path)
+    return to_ids(_read_npy(path) if path.suffix.lower() == ".npy" else np.asarray(open_bitmap(path)), path)
+
+
+def to_ids(array: np.ndarray, path: Path) -> np.ndarray:
+    """Convert an array of any layout that `read_ids` accepts to int64 (H, W).
+
+    Raises:
+        BadRecordError: naming `path`; more channels, or values that are not integers.
+    """
     array = np.squeeze(array) if array.ndim > 2 and 1 in (array.shape[0], array.shape[-1]) else array
     if array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8:
         color = array[:, :, :3]
@@ -240,17 +238,22 @@ def _read_npy(path: Path) -> np.ndarray:
     return np.asarray(array)
 
 
-def _read_bitmap(path: Path) -> np.ndarray:
+def open_bitmap(path: Path) -> Image.Image:
+    """Open and decode a bitmap of labels or of colors; gray with alpha becomes gray.
+
+    Raises:
+        BadRecordError: the file is missing or broken, or has another mode.
+    """
     try:
         with Image.open(path) as image:
-            if image.mode == "LA":
-                image = image.getchannel(0)
-            elif image.mode not in ("1", "L", "P", "I", "F", "RGB", "RGBA") and not image.mode.startswith("I;16"):
-                raise BadRecordError(path, f"a label map has one channel or colors, this one is {image.mode}")
-            return np.asarray(image)
-    except (BadRecordError, MemoryError):
+            image.load()
+            bitmap = image.getchannel(0) if image.mode == "LA" else image
+    except MemoryError:
         raise
     except FileNotFoundError as error:
         raise BadRecordError(path, "the file does not exist") from error
     except Exception as error:  # of any plug-in of Pillow, on a broken file
         raise BadRecordError(path, f"cannot be read as a label map: {error}") from error
+    if bitmap.mode not in ("1", "L", "P", "I", "F", "RGB", "RGBA") and not bitmap.mode.startswith("I;16"):
+        raise BadRecordError(path, f"a label map has one channel or colors, this one is {bitmap.mode}")
+    return bitmap

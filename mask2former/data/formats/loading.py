@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections import Counter
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
 from ...errors import BadRecordError
 from ...utils.file_io import short_path
 from ...utils.hints import did_you_mean
-from . import coco, label_maps
+from . import coco, cvat, huggingface, label_maps, label_studio, labelme, object_masks, voc, yolo
 from .coco_data import CocoData, Context
-from .files import Tree
+from .files import Tree, is_image
 
 # In the order in which they are tried: a format with more of its own signs comes first.
-_READERS: tuple[ModuleType, ...] = (coco, label_maps)
+_READERS: tuple[ModuleType, ...] = (
+    *(huggingface, voc, object_masks, coco, cvat, labelme, label_studio, yolo),
+    label_maps,
+)
 FORMATS: dict[str, ModuleType] = {reader.NAME: reader for reader in _READERS}
+_ANNOTATION_FILES: tuple[ModuleType, ...] = (coco, cvat, labelme, label_studio)  # one file can be passed
 
 
 class FormatError(ValueError):
@@ -45,11 +49,12 @@ def load_data(
     """Read training data of any format of `FORMATS` as COCO instances.
 
     Args:
-        path: directory, or annotation file.
+        path: directory, annotation file, or a `datasets.Dataset` or `DatasetDict` in memory.
         format: name of the format; "auto" finds it.
         problems: list that takes bad records, which are then left out. None raises the first one.
         negatives: keep images without objects; they teach what is background.
-        options: of the format: `image_root` (COCO: directory that its file names start from).
+        options: of the format: `image_root` (COCO: directory that its file names start from), `image_dir` (Hugging
+            Face: directory that its images are written to, by default below ~/.cache/mask2former).
 
     Returns:
         Split ("train", "val", "test", or "all" where the data has no splits) -> its data. All splits have the same
@@ -65,6 +70,8 @@ def load_data(
         raise ValueError(
             f"format {format!r} is unknown; use auto, {', '.join(FORMATS)}.{did_you_mean(format, FORMATS)}"
         )
+    if huggingface.is_dataset(path):
+        return huggingface.load_dataset(path, Context(Tree(Path()), problems, negatives, options))
     tree = _tree(path)
     reader, found = _find(tree, format)
     return reader.load(found, Context(tree, problems, negatives, options))
@@ -89,11 +96,15 @@ def _tree(path: str | os.PathLike[str]) -> Tree:
         return Tree(place)
     if place.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"):
         raise FormatError(f"{place} is an archive; unpack it and pass the directory")
+    if place.suffix.lower() in (".yaml", ".yml"):  # data.yaml of YOLO stands for its directory
+        return Tree(place.parent)
     return _OneFile(place)
 
 
 def _find(tree: Tree, format: str) -> tuple[ModuleType, Any]:
     readers = _READERS if format == "auto" else (FORMATS[format],)
+    if isinstance(tree, _OneFile):
+        readers = tuple(reader for reader in readers if reader in _ANNOTATION_FILES) or readers
     for reader in readers:
         found = reader.find(tree)
         if found:
@@ -105,19 +116,21 @@ def _find(tree: Tree, format: str) -> tuple[ModuleType, Any]:
 
 
 def _guess(tree: Tree) -> str:
-    images = len(tree.images)
-    others: dict[str, int] = {}
-    for path in tree.files:
-        if path not in set(tree.images[:0]) and path.suffix and path not in tree.images[:0]:
-            others[path.suffix.lower()] = others.get(path.suffix.lower(), 0) + 1
+    """Say what there is, and what is missing to make it the nearest format."""
     if not tree.files:
         return "the directory is empty"
+    images = tree.images
+    others = Counter(path.suffix.lower() or "files without a suffix" for path in tree.files if not is_image(path))
+    listed = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
     if not images:
-        listed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items(), key=lambda x: -x[1])[:5])
-        return f"found no image, only {listed or 'files without a suffix'}"
-    return f"found {images} images but no annotations"
-
-
-def names_of(data: Sequence[CocoData]) -> list[str]:
-    """Return the class names of the first split; all splits have the same."""
-    return data[0].names if data else []
+        return f"found no image, only {listed}"
+    text = f"found {len(images)} image{'s' * (len(images) != 1)} but no annotations"
+    directories = Counter(path.parent for path in images)
+    place = tree.relative(directories.most_common(1)[0][0])
+    if listed:
+        text += f" (only {listed} beside them)"
+    names = sorted(path.name for path in directories)
+    if len(directories) == 1:
+        expected = "labels/" if place == "." else str(PurePosixPath(place).parent / "labels") + "/"
+        return f"{text}: expected label maps or YOLO .txt files of the same names in {expected}, or a COCO .json"
+    return f"{text}: no image in {', '.join(names[:5])} has a label of the same name"

@@ -13,9 +13,9 @@ from .coco_data import CocoData
 def write_coco(data: CocoData, path: str | os.PathLike[str]) -> Path:
     """Write a split as a COCO instance JSON file, atomically; the images stay where they are.
 
-    `DATASETS.COCO_JSON: [[name, path, data.image_root]]` trains on it. "info" holds the directory of the images, so that
-    `load_data(path)` finds them again: relative to the file where they lie beside or above it in its directory's parent,
-    else absolute.
+    `DATASETS.COCO_JSON: [[name, path, data.image_root]]` trains on it. "info" holds the directory of the images, so
+    that `load_data(path)` finds them again: relative to the file where they lie below the parent of its directory, so
+    that both can be moved together, else absolute.
 
     Returns:
         The path of the file.
