@@ -79,17 +79,30 @@ def check_dataset(name: str, limit: int | None = None, workers: int | None = Non
     if name not in DatasetCatalog:
         raise ValueError(f"no dataset {name!r} is registered; see mask2former.data.register_all")
     records = [frame for record in DatasetCatalog.get(name) for frame in frame_records(record)]
-    total = len(records)
-    if not total:
+    if not records:
         raise ValueError(f"dataset {name!r} has no records; check its annotation file")
+    rules = dataset_rules(name, records[0])
+    report = check_records(name, rules, records, limit, workers)
+    problems, notes = _unpaired(name, rules)
+    report.problems[:0], report.notes[:0] = problems, notes
+    return report
+
+
+def check_records(
+    name: str,
+    rules: Rules,
+    records: Sequence[dict[str, Any]],
+    limit: int | None = None,
+    workers: int | None = None,
+) -> DatasetReport:
+    """Check records in detectron2's format, with a progress bar; see `check_dataset`."""
+    total = len(records)
     if limit is not None and limit < total:
         records = [records[index] for index in np.linspace(0, total - 1, max(1, limit)).round().astype(int)]
-    rules = dataset_rules(name, records[0])
     inspections = list(map_parallel(functools.partial(inspect_record, rules), records, f"checking {name}", workers))
-    problems, notes = _unpaired(name, rules)
-    problems += [problem for inspection in inspections for problem in inspection.problems]
-    notes += [note for inspection in inspections for note in inspection.notes]
-    return DatasetReport(name, rules, total, records, inspections, problems, notes)
+    problems = [problem for inspection in inspections for problem in inspection.problems]
+    notes = [note for inspection in inspections for note in inspection.notes]
+    return DatasetReport(name, rules, total, list(records), inspections, problems, notes)
 
 
 def dataset_rules(name: str, record: dict[str, Any]) -> Rules:

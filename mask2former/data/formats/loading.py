@@ -81,8 +81,10 @@ class _OneFile(Tree):
     """The directory of one annotation file, of which only this annotation file counts."""
 
     def __init__(self, file: Path) -> None:
-        super().__init__(file.parent)
-        self.file = self.root / file.name
+        file = file.absolute()
+        beside = file.parent.name.lower() in ("annotations", "annotation", "labels")  # beside the images
+        super().__init__(file.parent.parent if beside else file.parent)
+        self.file = file
 
     def with_suffix(self, *suffixes: str) -> list[Path]:
         return [self.file] if self.file.suffix.lower() in suffixes else []
