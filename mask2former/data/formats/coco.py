@@ -14,7 +14,7 @@ from ...structures.masks import boxes_from_patches, segmentation_to_patch
 from ...utils.file_io import read_json_object
 from ..datasets.coco_json import check_class_and_crowd, check_id, check_segmentation, is_id, read_categories
 from .coco_data import CocoData, Context
-from .files import SPLITS, Tree, check_side, image_size, split_of
+from .files import SPLITS, Tree, check_side, image_size, is_file, split_of
 from .sniffing import json_kind
 
 NAME = "coco"
@@ -87,7 +87,7 @@ def _image_bases(file: Path, content: dict[str, Any], context: Context) -> tuple
         near += [base / name for base in near[:4] for name in _directories(base) if split_of([name]) == split]
     near += [file.parent.parent / "JPEGImages", file.parent / "JPEGImages"]
     inside = [base for base in near if base.is_relative_to(tree.root) and base.is_dir()]
-    best = max(inside, key=lambda base: sum(isinstance(n, str) and (base / n).is_file() for n in names), default=None)
+    best = max(inside, key=lambda base: sum(isinstance(n, str) and is_file(base / n) for n in names), default=None)
     return tree.root, tree, [best] if best is not None else []
 
 

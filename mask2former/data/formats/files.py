@@ -36,6 +36,14 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
+def is_file(path: Path) -> bool:
+    """Return whether a file exists; False for names that the file system cannot hold."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def words(name: str) -> list[str]:
     """Return the lower-case words of a file name: "instances_train2017" -> ["instances", "train", "2017"]."""
     return re.findall(r"[^\W\d_]+|\d+", name.lower())
@@ -145,7 +153,7 @@ class Tree:
         candidates = [Path(os.path.normpath(base / text)) for base in (*bases, self.root)]
         inside = [path for path in candidates if path.is_relative_to(self.root)]
         for path in inside:
-            if is_image(path) and path.is_file():
+            if is_image(path) and is_file(path):
                 return path
         last = text.rsplit("/", 1)[-1]
         matches = self._by_name.get(last.lower(), [])

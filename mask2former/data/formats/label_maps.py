@@ -142,6 +142,8 @@ class _Rule(NamedTuple):
                 found, counts = np.unique(read_ids(file), return_counts=True)
                 above = dict(zip(found[found != 0].tolist(), counts[found != 0].tolist(), strict=True))
                 inner = sum(above.values())
+                if min(above, default=1) < 0:  # `label_patches` says what is wrong
+                    return cls(False, 1)
                 if len(above) > 1 and (max(above) != 255 or above[255] < 0.9 * inner or len(above) > 255):
                     return cls(False, 1)
                 soft += inner - above.get(255, 0) if len(above) > 1 else 0

@@ -8,7 +8,7 @@ from pathlib import Path
 _BYTES = 1 << 18
 _COCO = (re.compile(r'"images"\s*:\s*\['), re.compile(r'"categories"\s*:\s*\['))
 _LABELME = re.compile(r'"shapes"\s*:\s*\[')
-_TASK = re.compile(r'"(annotations|completions|data|predictions)"\s*:')
+_TASK = re.compile(r'"(annotations|completions|data|predictions|annotation_id|\w+labels)"\s*:')
 
 
 def ends(path: Path) -> tuple[str, str]:

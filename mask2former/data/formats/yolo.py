@@ -193,8 +193,12 @@ def _class_names(found: Found, config: dict[str, Any], context: Context) -> dict
 def _checked(names: dict[Any, Any], file: Path | None) -> dict[int, str]:
     checked = {}
     for key, name in names.items():
-        if isinstance(key, bool) or not str(key).isdigit() or not isinstance(name, (str, int, float)):
-            raise BadRecordError(str(file), f"names must be a list, or numbers with names, not {key!r}: {name!r}")
+        # Not shown in the message: aliases of YAML can stand for more text than memory holds.
+        if isinstance(name, bool) or not isinstance(name, (str, int, float)):
+            kind = type(name).__name__
+            raise BadRecordError(str(file), f"names must be a list of names, or numbers with names, but holds a {kind}")
+        if isinstance(key, bool) or not isinstance(key, (str, int)) or not str(key).isdecimal():
+            raise BadRecordError(str(file), f"class {str(name)[:40]!r} of names needs a number")
         checked[int(key)] = str(name)
     return dict(sorted(checked.items()))
 
