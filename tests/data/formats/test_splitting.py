@@ -51,7 +51,7 @@ def ids(data: CocoData) -> set[int]:
 def test_parts_are_a_partition(labels: list[list[int]], seed: int, fractions: dict[str, float]) -> None:
     data = synthetic(labels)
     parts = split(data, fractions, seed)
-    assert list(parts)[0] == "train" and set(parts) == {"train", *fractions}
+    assert next(iter(parts)) == "train" and set(parts) == {"train", *fractions}
     assert sum(len(ids(part)) for part in parts.values()) == len(labels)
     assert set.union(*map(ids, parts.values())) == ids(data) and all(ids(part) for part in parts.values())
     assert sum(len(part.content["annotations"]) for part in parts.values()) == sum(map(len, labels))
