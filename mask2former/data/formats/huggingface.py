@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,12 +56,12 @@ def is_dataset(value: Any) -> bool:
 
 def _library() -> Any:
     try:
-        import datasets
+        library: Any = importlib.import_module("datasets")
     except ImportError:
-        datasets = None
-    if not hasattr(datasets, "load_from_disk"):  # also a directory "datasets" in the working directory can be imported
+        library = None
+    if not hasattr(library, "load_from_disk"):  # a directory "datasets" in the working directory can be imported, too
         raise ImportError("Hugging Face datasets are read with the package datasets: pip install datasets")
-    return datasets
+    return library
 
 
 def load_dataset(dataset: Any, context: Context) -> dict[str, CocoData]:
@@ -99,12 +100,14 @@ class _Reader:
         self.context, self.root = context, root
         kinds = {name: type(feature).__name__ for name, feature in features.items()}
         images = [name for name, kind in kinds.items() if kind == "Image"]
-        self.image = next((name for name in _IMAGES if name in images), images[0] if len(images) == 1 else None)
-        if self.image is None:
+        image = next((name for name in _IMAGES if name in images), images[0] if len(images) == 1 else None)
+        if image is None:
             raise ValueError(f"the dataset has the columns {', '.join(kinds)}, but needs one of images: 'image'")
+        self.image: str = image
         self.objects = next((name for name in _OBJECTS if name in features and name not in images), None)
         self.map = next((name for name in _MAPS if name in images and name != self.image), None)
-        self.segmentation = self.label = None
+        self.segmentation: str | None = None
+        self.label: str | None = None
         names = None
         if self.objects is not None:
             inner = getattr(features[self.objects], "feature", features[self.objects])
@@ -125,9 +128,7 @@ class _Reader:
 
     def read(self, split: str | None, part: Any) -> None:
         """Read the rows of a split."""
-        import datasets
-
-        part = part.cast_column(self.image, datasets.Image(decode=False))
+        part = part.cast_column(self.image, _library().Image(decode=False))
         for number, row in enumerate(part):
             with self.context.guard():
                 self._add(split, row, Path(f"{split or 'all'}"), number)
@@ -137,8 +138,8 @@ class _Reader:
         path = self._write(row[self.image], self.root / name, number, where)
         builder = self.builder.split(split)
         image_id = builder.add_image(path)
-        if self.segmentation is None:
-            ids = to_ids(np.asarray(row[self.map]), path)
+        if self.segmentation is None or self.objects is None:
+            ids = to_ids(np.asarray(row[self.map or ""]), path)
             if ids.shape != builder.size(image_id):
                 raise BadRecordError(path, f"has another size than its label map {ids.shape[1]}x{ids.shape[0]}", where)
             for value, patch in label_patches(ids, path):

@@ -51,7 +51,8 @@ class Pairing(NamedTuple):
 
 def find(tree: Tree) -> Pairing | None:
     """Return images and label maps, or None where no image has one."""
-    images, labels = {}, {}
+    images: dict[str, Path] = {}
+    labels: dict[str, Path] = {}
     for path in tree.files:
         suffix = path.suffix.lower()
         if suffix not in _SUFFIXES and not is_image(path):
