@@ -42,10 +42,10 @@ def split(
     shares = _shares(fractions)
     groups = _groups(data, _key(group))
     if len(groups) < len(shares):
-        what = "image" if group is None else f"group (of {group!r})"
+        what = "different image" if group is None else "group"
         raise ValueError(
             f"{data.image_root}: {len(groups)} {what}{'s' * (len(groups) != 1)} cannot make {len(shares)} parts; "
-            f"{'annotate more images' if group is None else 'use other groups'} or fewer parts"
+            f"{'annotate more images' if group is None else f'use other groups than {group!r}'} or fewer parts"
         )
     chosen = _deal(groups, shares, seed)
     return {name: _part(data, {image_id for ids in chosen[name] for image_id in ids}) for name in shares}

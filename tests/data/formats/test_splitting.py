@@ -106,7 +106,7 @@ def test_wrong_arguments(fractions: dict[str, float], group: str | None, message
 
 
 def test_fewer_images_than_parts() -> None:
-    with pytest.raises(ValueError, match="1 image cannot make 2 parts; annotate more images"):
+    with pytest.raises(ValueError, match="1 different image cannot make 2 parts; annotate more images"):
         split(synthetic([[1]]))
 
 
