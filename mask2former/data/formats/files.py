@@ -100,12 +100,12 @@ class Tree:
 
     @cached_property
     def files(self) -> list[Path]:
-        """All files, absolute, in the order of their names."""
+        """Return all files, absolute, in the order of their names."""
         return list_files(self.root)
 
     @cached_property
     def images(self) -> list[Path]:
-        """The files with the suffix of an image."""
+        """Return the files with the suffix of an image."""
         return [path for path in self.files if is_image(path)]
 
     def with_suffix(self, *suffixes: str) -> list[Path]:

@@ -47,8 +47,8 @@ def split(
             f"{data.image_root}: {len(groups)} {what}{'s' * (len(groups) != 1)} cannot make {len(shares)} parts; "
             f"{'annotate more images' if group is None else f'use other groups than {group!r}'} or fewer parts"
         )
-    chosen = _deal(groups, shares, seed)
-    return {name: _part(data, {image_id for ids in chosen[name] for image_id in ids}) for name in shares}
+    dealt = _deal(groups, shares, seed)
+    return {name: _part(data, {image_id for ids in dealt[name] for image_id in ids}) for name in shares}
 
 
 def _shares(fractions: Mapping[str, float] | None) -> dict[str, float]:
@@ -146,18 +146,18 @@ def _deal(
     random.Random(seed).shuffle(groups)
     images = sum(len(ids) for ids, _ in groups)
     classes = Counter(label for _, counts in groups for label in counts)  # in how many groups each class occurs
-    wanted = {name: max(1.0, share * images) for name, share in shares.items()}
+    sizes = {name: max(1.0, share * images) for name, share in shares.items()}
     for name in shares:
         if name != "train":
-            wanted[name] = float(max(1, round(wanted[name])))
-    wanted["train"] = max(1.0, images - sum(wanted[name] for name in shares if name != "train"))
+            sizes[name] = float(max(1, round(sizes[name])))
+    sizes["train"] = max(1.0, images - sum(sizes[name] for name in shares if name != "train"))
     total = sum((counts for _, counts in groups), Counter())
     missing = {name: {label: shares[name] * count for label, count in total.items()} for name in shares}
     order = sorted(
         range(len(groups)), key=lambda i: (min((classes[x] for x in groups[i][1]), default=1 << 60), -len(groups[i][0]))
     )
     dealt: dict[str, list[list[int]]] = {name: [] for name in shares}
-    left = dict(wanted)
+    left = dict(sizes)
     for done, index in enumerate(order):
         ids, counts = groups[index]
         empty = [name for name in shares if not dealt[name]]
@@ -167,7 +167,7 @@ def _deal(
         rarest = min(counts, key=lambda label: (classes[label], str(label)), default=None)
 
         def need(name: str, rarest: Any = rarest) -> tuple[float, float]:
-            return (missing[name].get(rarest, 0.0) if rarest is not None else 0.0, left[name] / wanted[name])
+            return (missing[name].get(rarest, 0.0) if rarest is not None else 0.0, left[name] / sizes[name])
 
         best = max(room, key=need)
         dealt[best].append(ids)

@@ -217,8 +217,8 @@ def _split_roots(file: Path, config: dict[str, Any], tree: Tree) -> dict[str, tu
                 continue
             # Roboflow writes "../train/images" for a directory that lies beside the file.
             names = [entry, entry.removeprefix("../")]
-            places = [Path(os.path.normpath(tree.root / start / name)) for start in starts for name in names]
-            place = next((p for p in places if p.is_relative_to(tree.root) and p.exists()), None)
+            candidates = [Path(os.path.normpath(tree.root / start / name)) for start in starts for name in names]
+            place = next((p for p in candidates if p.is_relative_to(tree.root) and p.exists()), None)
             if place is not None and place.is_dir():
                 directories.append(place)
             elif place is not None and place.suffix.lower() == ".txt":

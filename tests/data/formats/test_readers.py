@@ -66,11 +66,11 @@ def test_coco_paths_of_another_computer(tmp_path: Path) -> None:
     content = samples.coco_content(samples.sample(0))
     content["images"][0]["file_name"] = "C:\\Users\\me\\cells\\im0.png"
     content["images"][1]["file_name"] = "/home/me/im1.png"
-    samples.save_images(tmp_path / "pictures", samples.sample(0))
+    samples.save_images(tmp_path / "photos", samples.sample(0))
     save_json(tmp_path / "a.json", content)
     assert [i["file_name"] for i in load_data(tmp_path)["all"].content["images"]] == [
-        "pictures/im0.png",
-        "pictures/im1.png",
+        "photos/im0.png",
+        "photos/im1.png",
     ]
 
 
