@@ -12,7 +12,10 @@ from setuptools.command.build import build
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools"))
-import build_ops  # noqa: E402
+from installation_package import load  # noqa: E402
+
+build_ops, project = load("build_ops"), load("project")
+HERE = project.Project(ROOT)
 
 
 class Build(build):
@@ -22,7 +25,7 @@ class Build(build):
 
 
 class BuildOps(Command):
-    """Compile the op into the build directory, or into the checkout for an editable install; see tools/build_ops.py."""
+    """Compile the op into the build directory, or for an editable install into the checkout."""
 
     description = "compile the op of mask2former/ops where that is possible"
     user_options: list[tuple[str, str | None, str]] = []
@@ -37,18 +40,18 @@ class BuildOps(Command):
 
     def run(self) -> None:
         assert self.build_lib is not None
-        directory = ROOT / ("" if self.editable_mode else self.build_lib) / build_ops.OPS
+        directory = ROOT / ("" if self.editable_mode else self.build_lib) / HERE.ops
         if not self.editable_mode:
             for old in directory.glob("_*.abi3.so"):  # left by an earlier build; this one may not include it
                 old.unlink()
         try:
-            self.built = build_ops.build(directory, request=os.environ.get(build_ops.VARIABLE))
+            self.built = build_ops.build(HERE, directory, request=os.environ.get(build_ops.VARIABLE))
         except build_ops.BuildError as error:
             raise SystemExit(f"error: {error}") from None
 
     def get_source_files(self) -> list[str]:
         """Return the files that a source distribution needs for this command."""
-        files = [*(ROOT / "tools").glob("build_*.py"), *(ROOT / build_ops.CSRC).rglob("*.*")]
+        files = [ROOT / "tools/installation_package.py", *(ROOT / HERE.csrc).rglob("*.*")]
         return sorted(str(path.relative_to(ROOT)) for path in files)
 
     def get_outputs(self) -> list[str]:

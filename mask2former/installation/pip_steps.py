@@ -1,7 +1,4 @@
-"""How ``tools/install.py`` runs pip: failures with a remedy, and the detectron2 that needs no compiler.
-
-Standard library only, Python 3.10 to 3.13.
-"""
+"""How pip is run: failures with a remedy, and the detectron2 that needs no compiler."""
 
 from __future__ import annotations
 
@@ -14,11 +11,12 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import build_ops
+from .build_ops import VARIABLE
+from .messages import OWN_ENVIRONMENT, InstallError, say
+from .project import GUIDE
 
 DETECTRON2 = "sal-detectron2==0.7.2"
 DETECTRON2_SHA256 = "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
-OWN_ENVIRONMENT = "Use an environment of its own: python3 tools/install.py --venv .venv"
 
 # (pattern in pip's messages, what to do), first match wins
 REMEDIES = (
@@ -37,7 +35,7 @@ REMEDIES = (
     (
         r"NewConnectionError|name resolution|ProxyError|ConnectTimeout|Max retries exceeded|No route to host",
         "The package index cannot be reached. Check the connection and the proxy (HTTPS_PROXY, PIP_INDEX_URL), then "
-        "run the same command again; without a connection see INSTALL.md, 'Offline'.",
+        f"run the same command again; without a connection see {GUIDE}#offline",
     ),
     (
         r"IncompleteRead|Connection broken|Read timed out|ConnectionReset|ProtocolError|Connection aborted",
@@ -46,30 +44,21 @@ REMEDIES = (
     (r"externally-managed|Permission denied", f"This Python is not yours to change. {OWN_ENVIRONMENT}"),
     (
         r"No matching distribution found|Could not find a version",
-        "No file for this Python and system was found. With --offline or --wheels, download it first (INSTALL.md, "
-        "'Offline'). Otherwise check the connection, the proxy and `pip config list`, or take a 64-bit Python 3.11.",
+        "No file for this Python and system was found. With --offline or --wheels, download it first: "
+        f"{GUIDE}#offline. Otherwise check the connection, the proxy and `pip config list`, or take Python 3.11.",
     ),
     ("", "The lines above are pip's own words. Running the same command again continues where it stopped."),
 )
-
-
-class InstallError(Exception):
-    """Something that the user has to decide or repair. The message says what to do."""
 
 
 class PipError(InstallError):
     """pip ended with an error: what to do about it, and what it wrote to stderr."""
 
 
-def say(text: str) -> None:
-    """Print a line at once, so that it stands before what pip prints next."""
-    print(text, flush=True)
-
-
 def run_pip(python: str, *arguments: str) -> None:
     """Run pip and show what it says; a failure raises PipError with a remedy."""
     command = [python, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
-    environment = {**os.environ, build_ops.VARIABLE: "0"}  # the op is compiled afterwards, where its messages are seen
+    environment = {**os.environ, VARIABLE: "0"}  # the op is compiled afterwards, where its messages are seen
     messages = ""
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace") as process:
         assert process.stderr is not None

@@ -1,6 +1,6 @@
 """Incremental, parallel build of one shared library. Standard library only.
 
-``tools/build_ops.py`` decides what to compile and how; this module runs the compilers.
+``build_ops.py`` decides what to compile and how; this module runs the compilers.
 """
 
 from __future__ import annotations

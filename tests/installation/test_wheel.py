@@ -1,0 +1,99 @@
+"""The wheel: what it holds, what its metadata says, and that it works where it is installed."""
+
+from __future__ import annotations
+
+import email
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.message import Message
+from pathlib import Path
+
+import pytest
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+import mask2former
+from mask2former.installation.project import this_project
+from mask2former.installation.requirements import build_setuptools, read_pins, torch_to_install
+from tests.installation.imitation import environment
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel of this checkout, built in a copy so that the checkout gets no build directory."""
+    pytest.importorskip("setuptools", minversion="77", reason="older ones cannot build a wheel by themselves")
+    copy = tmp_path_factory.mktemp("checkout")
+    for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md", "tools/installation_package.py"):
+        (copy / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, copy / name)
+    for name in ("mask2former", "configs"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "-w", str(copy), str(copy)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", *options],
+        env={**os.environ, "MASK2FORMER_BUILD_OPS": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return zipfile.ZipFile(next(copy.glob("mask2former-*.whl")))
+
+
+def test_wheel_carries_every_config_table_and_model_file(wheel: zipfile.ZipFile) -> None:
+    names = set(wheel.namelist())
+    configs = {f"mask2former/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
+    assert len(configs) >= 20 and configs <= names
+    package = [path for path in (ROOT / "mask2former").rglob("*") if path.is_file()]
+    data = [
+        path for path in package if path.suffix in (".py", ".json", ".txt") or {"bundled", "csrc"} & set(path.parts)
+    ]
+    assert {path.relative_to(ROOT).as_posix() for path in data} <= names
+    assert "mask2former/py.typed" in names
+    assert not any(name.startswith(("tests/", "tools/", "configs/", "demo/")) for name in names)
+    assert not any(name.endswith(".so") for name in names)  # what is compiled in the checkout
+    assert any(name.endswith(".cu") for name in names) and any(name.endswith(".h") for name in names)
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: zipfile.ZipFile) -> Message:
+    info = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    return email.message_from_bytes(wheel.read(info))
+
+
+def test_wheel_metadata_states_the_true_dependencies(metadata: Message, wheel: zipfile.ZipFile) -> None:
+    assert metadata["Version"] == mask2former.__version__
+    assert SpecifierSet(metadata["Requires-Python"]) == SpecifierSet(">=3.10,<3.14")
+    requires = metadata.get_all("Requires-Dist") or []
+    assert "torch>=2.6" in requires
+    assert metadata["License-Expression"] == "MIT"
+    assert (metadata.get_payload() or "").startswith("# Mask2Former")
+    assert not any("detectron2" in text for text in requires)  # not on PyPI: pip could not install the package
+    assert set(metadata.get_all("Provides-Extra") or []) == {"demo", "dev", "video", "cityscapes", "docs"}
+    assert any(name.endswith("LICENSE") for name in wheel.namelist())
+
+
+@pytest.mark.parametrize("minor", [10, 11, 12, 13])
+def test_every_tested_requirement_is_pinned_within_its_range(minor: int, metadata: Message) -> None:
+    python = {**default_environment(), "python_version": f"3.{minor}", "python_full_version": f"3.{minor}.0"}
+
+    def holds(requirement: Requirement, extra: str = "") -> bool:
+        return requirement.marker is None or requirement.marker.evaluate({**python, "extra": extra})
+
+    lines = [Requirement(line) for _, line in read_pins(this_project())]
+    pins = {line.name.lower(): next(iter(line.specifier)).version for line in lines if holds(line)}
+    assert len(pins) == sum(map(holds, lines)), "two tested versions of a package"
+    requires = [Requirement(text) for text in metadata.get_all("Requires-Dist") or []]
+    tested = [r for r in requires if any(holds(r, extra) for extra in ("", "dev", "demo", "video", "docs"))]
+    assert len(tested) > 20
+    for requirement in [Requirement(f"setuptools>={build_setuptools(this_project())}"), *tested]:
+        assert requirement.name.lower() in pins, f"{requirement.name} has no tested version"
+        assert requirement.specifier.contains(pins[requirement.name.lower()]), str(requirement)
+    pair = environment(torch=pins["torch"], torchvision=pins["torchvision"])
+    assert torch_to_install(pair, read_pins(this_project()), "auto") == []
