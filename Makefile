@@ -10,7 +10,7 @@
 # make clean      remove build products and caches; results in output/ and the environment stay
 #
 # Each target makes or completes the environment first; that is a matter of seconds when nothing is missing. Where a
-# compiler is there, that includes the op for CPU.
+# compiler is there, that includes the op for CPU; where an NVIDIA GPU and nvcc are, for CUDA too.
 # Variables: PYTHON (makes the environment), VENV (its directory), WORKERS (test processes), ARGS (added to the command).
 
 PYTHON ?= python3
@@ -22,7 +22,7 @@ RUN := $(VENV)/bin/python
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist worksteal
 # These start programs, or run whole models.
 SLOW_TESTS := tests/datasets tests/demo tests/docs tests/parity tests/tools
-INSTALL := $(PYTHON) tools/install.py --venv $(VENV) --ops cpu
+INSTALL := $(PYTHON) tools/install.py --venv $(VENV)
 
 .PHONY: demo test test-fast coverage lint types format docs bench ops env clean
 .NOTPARALLEL:

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "mask2former"
 
 # From low to high. A module imports from lines above its own, and from its own directory.
 LAYERS = (
-    ("errors",),
+    ("errors", "installation"),
     ("utils",),
     ("structures",),
     ("config", "ops", "visualization", "zoo"),

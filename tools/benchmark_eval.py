@@ -190,7 +190,7 @@ def detectron2s(directory: str, boundary: bool) -> Makers:
 
     return {
         "panoptic": lambda: COCOPanopticEvaluator(NAME, directory),
-        # detectron2's faster AP needs its compiled extension, which the build of tools/install.py does not include.
+        # detectron2's faster AP needs its compiled extension, which the build that is installed here does not include.
         "instance": lambda: COCOEvaluator(NAME, ("segm",), output_dir=directory, use_fast_impl=False),
         "semantic": semantic,
     }

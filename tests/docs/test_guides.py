@@ -17,7 +17,7 @@ from tests.docs.markdown import ROOT, Block, anchors, blocks, links, pages, pros
 PAGES = pages()
 IDS = [str(p.relative_to(ROOT)) for p in PAGES]
 TOP_DIRECTORIES = {p.name for p in ROOT.iterdir() if p.is_dir()} & {
-    *("mask2former", "configs", "tools", "tests", "docs", "demo", "requirements", ".ci"),
+    *("mask2former", "configs", "tools", "tests", "docs", "demo", ".ci"),
 }
 KEY = re.compile(r"\b(?:MODEL|SOLVER|INPUT|DATASETS|DATALOADER|TEST)(?:\.[A-Z][A-Z0-9_]*)+\b(?!\.)")
 PATH = re.compile(r"[\w.\-/]+")

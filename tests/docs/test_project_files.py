@@ -50,7 +50,7 @@ def test_citation_is_of_this_version_and_names_both_papers() -> None:
 
 
 def test_hooks_of_git_use_the_tested_ruff() -> None:
-    constraints = text_of(ROOT / "requirements" / "constraints.txt")
+    constraints = text_of(ROOT / "mask2former" / "installation" / "constraints.txt")
     (tested,) = re.findall(r"^ruff==.*$", constraints, re.MULTILINE)
     (local,) = read(".pre-commit-config.yaml")["repos"]
     used = [hook["additional_dependencies"] for hook in local["hooks"] if hook["id"].startswith("ruff")]
