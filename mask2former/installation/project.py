@@ -19,7 +19,7 @@ class Project:
 
     @property
     def is_checkout(self) -> bool:
-        """Whether pip can install ``root``, rather than another project that holds a copy of the package."""
+        """Return whether pip can install ``root``, rather than another project that holds a copy of the package."""
         file = self.root / "pyproject.toml"
         if not file.is_file() or not (self.root / "setup.py").is_file():
             return False
@@ -27,17 +27,17 @@ class Project:
 
     @property
     def ops(self) -> Path:
-        """The directory of the op, relative to ``root``."""
+        """Return the directory of the op, relative to ``root``."""
         return Path(self.name, "ops")
 
     @property
     def csrc(self) -> Path:
-        """The directory of the sources of the op, relative to ``root``."""
+        """Return the directory of the sources of the op, relative to ``root``."""
         return self.ops / "csrc"
 
     @property
     def constraints(self) -> Path:
-        """The file of tested versions."""
+        """Return the file of tested versions."""
         return self.root / self.name / "installation/constraints.txt"
 
     def declarations(self) -> list[Path]:

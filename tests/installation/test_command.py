@@ -228,3 +228,64 @@ def test_wrong_directories_are_explained(
     assert command.main(arguments) == 1
     assert message in capsys.readouterr().err
     assert (tmp_path / "full" / "thesis.txt").exists() and not (tmp_path / "new").exists()
+
+
+# --- of an installed package ---
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A package in site-packages, with the tested versions."""
+    (tmp_path / "site/mask2former/installation").mkdir(parents=True)
+    project = Project(tmp_path / "site")
+    shutil.copy(CHECKOUT.constraints, project.constraints)
+    monkeypatch.setattr(command, "this_project", lambda: project)
+    monkeypatch.delenv(command.build_ops.VARIABLE, raising=False)
+    return project
+
+
+def test_installed_package_gets_what_it_requires_and_is_not_installed_again(
+    installed: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    env = environment(mask2former="0.1.0", torch="2.11.0", torchvision="0.26.0")
+    env = replace(env, python=sys.executable, site_packages=str(installed.root), requires=REQUIRES, extras=["video"])
+    library = installed.root / "mask2former/ops/_cpu.abi3.so"
+    done: list[object] = []
+    monkeypatch.setattr(command, "probe", lambda python: env)
+    monkeypatch.setattr(command, "install_detectron2", lambda python, source: done.append("detectron2"))
+    monkeypatch.setattr(command.build_ops, "build", lambda *args: [library])
+    monkeypatch.setattr(command, "add_to_record", lambda project, files: done.append((project, files)))
+    monkeypatch.setattr(command, "verify", lambda env, project, extras: done.append(extras))
+    calls = imitate_pip(monkeypatch, "")
+    assert command.main(["--extras", "video"]) == 0
+    (call,) = calls  # one call of pip, for what the metadata requires
+    assert "av>=12.0" in call and "--editable" not in call
+    assert done == ["detectron2", (installed, [library]), {"video"}]
+    assert "Done. Try it:" in capsys.readouterr().out
+
+
+def test_dry_run_of_an_installed_package(
+    installed: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    env = replace(environment(mask2former="0.1.0"), python=sys.executable, site_packages=str(installed.root))
+    monkeypatch.setattr(command, "probe", lambda python: env)
+    assert command.main(["--dry-run"]) == 0
+    expected = "would install: torch==2.11.0, torchvision==0.26.0, mask2former 0.1.0 with what is missing of its"
+    assert expected in capsys.readouterr().out
+
+
+def test_copy_without_metadata_is_refused(
+    installed: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "probe", lambda python: replace(environment(), python=sys.executable))
+    assert command.main([]) == 1
+    assert "was not installed by pip into" in capsys.readouterr().err
+
+
+def test_upgrade_is_checked_again(installed: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = replace(environment(mask2former="0.1.0"), python=sys.executable, site_packages=str(installed.root))
+    monkeypatch.setattr(verification, "VERIFIED", ["json"])
+    verification.verify(env, installed, set())
+    assert verification.verified_extras(env, installed) == set()
+    later = replace(env, packages={**env.packages, "mask2former": "0.2.0"})
+    assert verification.verified_extras(later, installed) is None

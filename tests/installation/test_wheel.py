@@ -97,3 +97,62 @@ def test_every_tested_requirement_is_pinned_within_its_range(minor: int, metadat
         assert requirement.specifier.contains(pins[requirement.name.lower()]), str(requirement)
     pair = environment(torch=pins["torch"], torchvision=pins["torchvision"])
     assert torch_to_install(pair, read_pins(this_project()), "auto") == []
+
+
+# --- in an environment of its own ---
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: zipfile.ZipFile, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a virtual environment that has the wheel, and nothing else."""
+    directory = tmp_path_factory.mktemp("installed") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", directory], check=True)
+    python = directory / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    options = ["--quiet", "--no-deps", "--no-index", "--no-compile", str(wheel.filename)]
+    subprocess.run([sys.executable, "-m", "pip", "--python", str(python), "install", *options], check=True)
+    return python
+
+
+def execute(python: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a command from where no module lies, without variables that lead Python elsewhere."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return subprocess.run(
+        [*map(str, arguments)], cwd=python.parent, env=env, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.slow
+def test_import_names_the_command_and_the_command_runs(installed: Path) -> None:
+    done = execute(installed, installed, "-c", "import mask2former")
+    assert done.returncode == 1
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith("ImportError: mask2former needs PyTorch and detectron2")
+    assert "mask2former setup" in message and "python -m mask2former setup" in message
+    script = next(installed.parent.glob("mask2former*"))
+    for command in ([script], [installed, "-m", "mask2former"], [installed, "-W", "error", "-m", "mask2former"]):
+        done = execute(installed, *command, "setup", "--dry-run")
+        assert done.returncode == 0, done.stderr
+        assert "would install: torch==" in done.stdout and "sal-detectron2" in done.stdout
+        assert "setup" in execute(installed, *command, "--help").stdout
+        done = execute(installed, *command, "predict", "x.png")  # needs what is missing
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and "mask2former setup" in done.stderr
+
+
+@pytest.mark.slow
+def test_installed_package_works_beside_its_libraries(installed: Path) -> None:
+    """The libraries of the surrounding environment are lent by a .pth file."""
+    libraries = [path for path in sys.path if path.endswith("site-packages")]
+    (site,) = [path for path in installed.parents[1].rglob("site-packages") if path.is_dir()]
+    lent = site / "lent.pth"
+    lent.write_text("\n".join(libraries))
+    try:
+        script = "import mask2former, mask2former.ops; print(mask2former.__file__, len(mask2former.__all__))"
+        done = execute(installed, installed, "-W", "error::FutureWarning", "-c", script)
+        assert done.returncode == 0, done.stderr
+        assert Path(done.stdout.split()[0]).is_relative_to(site)
+        done = execute(installed, installed, "-m", "mask2former", "setup", "--dry-run")
+        assert done.returncode == 0, done.stderr
+        assert "kept: torch " in done.stdout and "kept: detectron2" in done.stdout
+        assert "would install: mask2former 0.1.0 with" in done.stdout
+    finally:
+        lent.unlink()
