@@ -1,8 +1,14 @@
 """The public names of the package, which registers its components and datasets with detectron2 at import."""
 
+import warnings
+
 try:
-    import detectron2  # noqa: F401
     import torch  # noqa: F401
+
+    with warnings.catch_warnings():
+        # detectron2 and fvcore call it at import; of torch 2.14 that is a FutureWarning, which users would see.
+        warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", Warning)
+        import detectron2.modeling  # noqa: F401
 except ImportError as error:
     raise ImportError(
         f"mask2former needs PyTorch and detectron2, and one of them is missing or broken ({error}). One command "

@@ -147,7 +147,9 @@ def test_installed_package_works_beside_its_libraries(installed: Path) -> None:
     lent.write_text("\n".join(libraries))
     try:
         script = "import mask2former, mask2former.ops; print(mask2former.__file__, len(mask2former.__all__))"
-        done = execute(installed, installed, "-W", "error::FutureWarning", "-c", script)
+        # torch 2.14 makes a FutureWarning of what older ones call a DeprecationWarning.
+        strict = ("-W", "error::FutureWarning", "-W", "error:`torch.jit.script`:DeprecationWarning")
+        done = execute(installed, installed, *strict, "-c", script)
         assert done.returncode == 0, done.stderr
         assert Path(done.stdout.split()[0]).is_relative_to(site)
         done = execute(installed, installed, "-m", "mask2former", "setup", "--dry-run")
