@@ -172,3 +172,13 @@ def test_frozen_norms_have_no_parameters() -> None:
     frozen, free = (TimmBackbone(name="resnet18", freeze_norm=f) for f in (True, False))
     count = [sum(p.numel() for p in m.parameters()) for m in (frozen, free)]
     assert count[0] < count[1]
+
+
+def test_frozen_norms_keep_their_activation() -> None:
+    free = TimmBackbone(name="mobilenetv3_small_050").eval()  # timm's batch norms of such networks include it
+    frozen = TimmBackbone(name="mobilenetv3_small_050", freeze_norm=True)
+    frozen.load_state_dict(free.state_dict(), strict=False)
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        for name, expected in free(image).items():
+            torch.testing.assert_close(frozen(image)[name], expected)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import configurable
-from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
@@ -63,7 +63,10 @@ class TimmBackbone(Backbone):
         if weights:
             self._load(weights)
         if freeze_norm:
-            self.network = FrozenBatchNorm2d.convert_frozen_batchnorm(self.network)
+            from timm.layers import freeze_batch_norm_2d
+
+            # Not detectron2's conversion, which drops the activation that many of timm's batch norms include.
+            self.network = freeze_batch_norm_2d(self.network)
 
     @classmethod
     def from_config(cls, cfg: Any, input_shape: ShapeSpec | None = None) -> dict[str, Any]:
