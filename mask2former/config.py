@@ -68,6 +68,7 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
     _defaults(
         cfg.TEST,  # ours
         {
+            "EVAL_AT_START": False,  # also evaluate before the first iteration
             "SCORE_THRESHOLD": 0.0,  # instances with a lower score are dropped
             "INSTANCE_TASKS": ["segm"],  # add "bbox" for AP of the masks' bounding boxes, "boundary" for boundary AP
             "BOUNDARY_IOU": False,  # semantic evaluation: also the boundary IoU of each class
@@ -118,6 +119,7 @@ def _add_solver(cfg: CfgNode) -> None:
             "ACCUMULATION_STEPS": 1,  # ours
             "MAX_NONFINITE_STEPS": 10,  # ours
             "EMA_DECAY": 0.0,  # ours
+            "EARLY_STOP_PATIENCE": 0,  # ours: evaluations without improvement after which a training ends; 0: never
         },
     )
     _defaults(cfg.SOLVER.AMP, {"DTYPE": "auto"})  # ours: auto, bfloat16 or float16

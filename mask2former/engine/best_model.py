@@ -108,6 +108,22 @@ def format_results(named: Mapping[str, Mapping[str, Mapping[str, float]]], colum
     return "\n".join(lines) or "  (no results)"
 
 
+def compared_metric(results: Mapping[str, Any], datasets: Sequence[str]) -> tuple[str, float] | None:
+    """Return name and value of the main metric on the first dataset; None if there is no finite one."""
+    named = main_metric(by_dataset(results, datasets)[datasets[0]]) if len(datasets) else None
+    return named if named is not None and math.isfinite(named[1]) else None
+
+
+def store_baseline(results: Mapping[str, Any], cfg: CfgNode) -> None:
+    """Log the main metric of the initial model and write it to OUTPUT_DIR/baseline.json."""
+    named = compared_metric(results, cfg.DATASETS.TEST)
+    if named is None:
+        return
+    note = {"metric": named[0], "value": named[1], "dataset": cfg.DATASETS.TEST[0]}
+    write_json(Path(cfg.OUTPUT_DIR) / "baseline.json", note, indent=1)
+    logger.info("Before training: %s %.3f.", *named)
+
+
 class BestModel:
     """Keeps `model_best.safetensors` and, next to it, `model_best.json` with its metric."""
 
@@ -122,16 +138,11 @@ class BestModel:
 
     def offer(self, model: nn.Module, results: Mapping[str, Any], iteration: int, cfg: CfgNode) -> bool:
         """Save `model` if its main metric on the first dataset is better than before; return whether it was saved."""
-        if not len(cfg.DATASETS.TEST):
+        named = compared_metric(results, cfg.DATASETS.TEST)
+        if named is None or named[1] <= self.value:
             return False
+        metric, self.value = named
         dataset = cfg.DATASETS.TEST[0]
-        metric_and_value = main_metric(by_dataset(results, cfg.DATASETS.TEST)[dataset])
-        if metric_and_value is None:
-            return False
-        metric, value = metric_and_value
-        if not math.isfinite(value) or value <= self.value:
-            return False
-        self.value = value
         save_safetensors(model, self._weights)
         note = {"metric": metric, "value": self.value, "dataset": dataset, "iteration": iteration}
         write_json(self._note, note, indent=1)

@@ -85,6 +85,14 @@ class EvaluationHook(EvalHook):
             self.__dict__.pop("_func", None)
 
 
+class BaselineHook(HookBase):
+    """Evaluates the initial model, to compare the trained one with."""
+
+    def before_train(self) -> None:
+        if self.trainer.start_iter == 0:
+            self.trainer.evaluate_baseline()
+
+
 class WeightAverageHook(HookBase):
     """Updates the EMA weights of the trainer after each iteration; must come before the checkpoint hook."""
 

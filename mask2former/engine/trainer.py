@@ -29,7 +29,7 @@ from ..evaluation import build_evaluator
 from ..model_source import dataset_classes, store_classes
 from ..test_time_augmentation import with_tta
 from ..video.windowed import windowed
-from .best_model import BestModel, evaluate_datasets, report_results, without_single_name
+from .best_model import BestModel, evaluate_datasets, report_results, store_baseline, without_single_name
 from .distributed import (
     check_same_start,
     get_random_state,
@@ -37,8 +37,9 @@ from .distributed import (
     set_random_state,
     share_buffers,
 )
+from .early_stop import EarlyStopHook
 from .ema import WeightAverage
-from .hooks import CheckpointHook, EvaluationHook, ScheduleHook, StopHook, WeightAverageHook
+from .hooks import BaselineHook, CheckpointHook, EvaluationHook, ScheduleHook, StopHook, WeightAverageHook
 from .launch import StopSignal, keep_workers
 from .optimizer import build_lr_scheduler, build_optimizer, check_same_parameters, full_model_clip_norm
 from .train_step import TrainStep, select_precision
@@ -85,6 +86,9 @@ class Trainer(TrainerBase):
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self._random_states: list[dict[str, Any]] | None = None
         self._results: OrderedDict[str, Any] | None = None
+        patience = cfg.SOLVER.EARLY_STOP_PATIENCE
+        self._early_stop = EarlyStopHook(patience, cfg.TEST.EVAL_PERIOD) if patience > 0 else None
+        self.stopped_early = False
         self._stop_signal = StopSignal()
 
         model = self.build_model(cfg)
@@ -156,7 +160,9 @@ class Trainer(TrainerBase):
             WeightAverageHook() if self.weight_average is not None else None,
             self._precise_bn(),
             CheckpointHook(cfg.SOLVER.CHECKPOINT_PERIOD, self.keep_checkpoints),
+            BaselineHook() if cfg.TEST.EVAL_AT_START else None,
             EvaluationHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
+            self._early_stop,
             EvaluationHook(0, self.evaluate_with_TTA) if cfg.TEST.AUG.ENABLED else None,
             d2_hooks.PeriodicWriter(self.build_writers(), period=self.log_period) if comm.is_main_process() else None,
             StopHook(self._stop_signal, self.log_period),
@@ -232,11 +238,14 @@ class Trainer(TrainerBase):
             try:
                 self.before_train()
                 for iteration in range(self.start_iter, self.max_iter):
+                    if self.stopped_early:
+                        break
                     self.iter = iteration
                     self.before_step()
                     self.run_step()
                     self.after_step()
-                self.iter = self.max_iter  # tells hooks that the training came to its end
+                else:
+                    self.iter = self.max_iter  # tells hooks that the training came to its end
             finally:
                 try:
                     self.after_train()
@@ -288,7 +297,15 @@ class Trainer(TrainerBase):
             results = self._results = self.test(self.cfg, self.checkpointer.model)
             if comm.is_main_process():
                 self.best.offer(self.checkpointer.model, results, self.iter, self.cfg)
+        if self._early_stop is not None:
+            self._early_stop.add(results, self.cfg.DATASETS.TEST)
         return results
+
+    def evaluate_baseline(self) -> None:
+        """Evaluate before the first iteration; writes OUTPUT_DIR/baseline.json and may be the best model."""
+        results = self.evaluate()
+        if comm.is_main_process():
+            store_baseline(results, self.cfg)
 
     def evaluate_with_TTA(self) -> OrderedDict[str, Any]:
         """Evaluate as `evaluate` does, with test-time augmentation; the best model is not chosen by it."""
