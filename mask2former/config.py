@@ -24,6 +24,7 @@ __all__ = [
     "add_maskformer2_video_config",
     "find_config",
     "load_config",
+    "merge_overrides",
     "micro_batch_size",
 ]
 
@@ -311,12 +312,20 @@ def load_config(config_file: str | Path | None = None, overrides: Sequence[str] 
         values = _read_yaml(path)
         _check_known(list(_leaf_keys(values)), cfg, str(path))
         _merge(lambda: cfg.merge_from_other_cfg(CfgNode(values)), str(path))
-    if overrides:
-        if len(overrides) % 2:
-            raise ConfigError(f"Overrides come in pairs KEY VALUE; got an odd number: {' '.join(overrides)}")
-        _check_known(list(overrides[::2]), cfg, "the command line")
-        _merge(lambda: cfg.merge_from_list(list(overrides)), "the command line")
+    merge_overrides(cfg, overrides)
     return cfg
+
+
+def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
+    """Merge KEY VALUE KEY VALUE ... of a command line into a config that is not frozen, in place.
+
+    Raises:
+        ConfigError: an odd number of entries, an unknown key, or a value of the wrong type.
+    """
+    if len(overrides) % 2:
+        raise ConfigError(f"Overrides come in pairs KEY VALUE; got an odd number: {' '.join(overrides)}")
+    _check_known(list(overrides[::2]), cfg, "the command line")
+    _merge(lambda: cfg.merge_from_list(list(overrides)), "the command line")
 
 
 def micro_batch_size(cfg: CfgNode, ranks: int) -> int:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from detectron2.config import CfgNode
 
+from ..config import merge_overrides
 from ..errors import ConfigError
 
 _CELL = 4  # pixels: stride of the mask features
@@ -19,6 +21,7 @@ _SCALES = (0.8, 0.87, 0.93, 1.0, 1.08, 1.16, 1.25)  # of the shortest edge in tr
 _FORWARD_SHARE = 1 / 3  # time of an inference relative to an iteration on the same pixels
 _EVALUATION_SHARE = 0.25  # of the training time
 _FEW_IMAGES = 50
+_CPU_VIEWS = 400  # crops of a training on two CPU cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +55,14 @@ class DeviceFacts:
         memory: bytes that a rank can use.
         ranks: number of processes that share an iteration: GPUs, or 1.
         cores: CPU cores of the machine.
+        speed: million pixels of crops that a rank learns from in a second; None: not measured.
     """
 
     device_type: str
     memory: int
     ranks: int = 1
     cores: int = 1
+    speed: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +70,7 @@ class Wishes:
     """Settings that the user gave; None leaves the choice to the recipe.
 
     Attributes:
-        iterations, epochs: length of the training; at most one of them.
+        iterations, epochs, minutes: length of the training; at most one of them. Minutes need `DeviceFacts.speed`.
         batch: images in one iteration, over all ranks.
         learning_rate: SOLVER.BASE_LR.
         image_size: shortest edge, in pixels, at which the network sees images in inference.
@@ -75,6 +80,7 @@ class Wishes:
 
     iterations: int | None = None
     epochs: float | None = None
+    minutes: float | None = None
     batch: int | None = None
     learning_rate: float | None = None
     image_size: int | None = None
@@ -111,14 +117,15 @@ def make_recipe(
     Raises:
         ConfigError: the model cannot be trained on instances, a wish is out of range, or an override is wrong.
     """
+    wishes = _with_overrides(wishes, overrides)
     _check(base, data, wishes)
     recipe = Recipe(base.clone())
     recipe.cfg.defrost()
     _set_model(recipe, known_classes, data)
     scale = _set_sizes(recipe, data, device, wishes)
     _set_batch(recipe, data, device, wishes)
-    _set_length(recipe, data, device, wishes, fresh=None in known_classes)
-    _set_learning_rate(recipe, data, wishes, fresh=None in known_classes)
+    _set_length(recipe, data, device, wishes, None in known_classes, scale)
+    _set_learning_rate(recipe, data, wishes, None in known_classes)
     _set_evaluation(recipe, data, wishes, scale)
     _set_device(recipe, data, device, wishes)
     if overrides:
@@ -143,11 +150,12 @@ def _check(base: CfgNode, data: DataFacts, wishes: Wishes) -> None:
     ):
         if value is not None and value < least:
             raise ConfigError(f"{option} is {value}, but must be at least {least}")
-    for option, number in (("--epochs", wishes.epochs), ("--lr", wishes.learning_rate)):
+    numbers = (("--epochs", wishes.epochs), ("--minutes", wishes.minutes), ("--lr", wishes.learning_rate))
+    for option, number in numbers:
         if number is not None and not (math.isfinite(number) and number > 0):
             raise ConfigError(f"{option} is {number}, but must be above 0")
-    if wishes.iterations is not None and wishes.epochs is not None:
-        raise ConfigError("--iterations and --epochs both set the length of the training: give one of them")
+    if sum(value is not None for value in (wishes.iterations, wishes.epochs, wishes.minutes)) > 1:
+        raise ConfigError("--iterations, --epochs and --minutes all set the length of the training: give one of them")
 
 
 def _set_model(recipe: Recipe, known_classes: Sequence[str | None], data: DataFacts) -> None:
@@ -246,20 +254,16 @@ def _set_batch(recipe: Recipe, data: DataFacts, device: DeviceFacts, wishes: Wis
     recipe.notes.append(f"Batch: {batch} images{ranks}{parts}.")
 
 
-def _set_length(recipe: Recipe, data: DataFacts, device: DeviceFacts, wishes: Wishes, fresh: bool) -> None:
+def _set_length(
+    recipe: Recipe, data: DataFacts, device: DeviceFacts, wishes: Wishes, fresh: bool, scale: float
+) -> None:
     """Set iterations, warm-up and the decay of the EMA weights."""
     solver = recipe.cfg.SOLVER
     batch = solver.IMS_PER_BATCH
-    epochs = wishes.epochs or max(12.0, 600 / math.sqrt(data.images)) * (1.5 if fresh else 1)
-    views, reason = epochs * data.images, f"{epochs:.3g} epochs of {data.images} images"
-    if wishes.epochs is None and device.device_type == "cpu":
-        limit = 400 * (1.5 if fresh else 1) * max(1, device.cores / 2)
-        if views > limit:
-            views = limit
-            reason = f"{views / data.images:.3g} epochs, few because there is no GPU; --epochs or --iterations for more"
-    iterations = wishes.iterations or max(1 if wishes.epochs else 50, math.ceil(views / batch))
-    if wishes.iterations:
-        reason = f"{iterations * batch / data.images:.3g} epochs, as requested"
+    views, reason = _views(recipe.cfg, data, device, wishes, fresh, scale)
+    iterations = wishes.iterations or max(1, math.ceil(views / batch))
+    if wishes.iterations is not None:
+        reason = f"{iterations * batch / data.images:.3g} epochs of {data.images} images"
     solver.MAX_ITER, solver.STEPS = iterations, ()
     solver.LR_SCHEDULER_NAME, solver.WARMUP_METHOD = "WarmupPolyLR", "linear"
     solver.WARMUP_ITERS = min(iterations // 10, 200)
@@ -269,6 +273,25 @@ def _set_length(recipe: Recipe, data: DataFacts, device: DeviceFacts, wishes: Wi
         f"Length: {iterations} iterations ({reason}), of which {solver.WARMUP_ITERS} warm-up; EMA decay "
         f"{solver.EMA_DECAY:g}."
     )
+
+
+def _views(
+    cfg: CfgNode, data: DataFacts, device: DeviceFacts, wishes: Wishes, fresh: bool, scale: float
+) -> tuple[float, str]:
+    """Return how many crops the training shows, and the reason."""
+    if wishes.minutes is not None:
+        if device.speed is None:
+            raise ValueError("minutes need DeviceFacts.speed")
+        crop = cfg.INPUT.IMAGE_SIZE**2 / (1e6 * device.speed * device.ranks)  # seconds
+        evaluation = data.val_images * scale * _FORWARD_SHARE * crop
+        views = (60 * wishes.minutes - 2 * evaluation) / (1 + _EVALUATION_SHARE) / crop
+        return max(views, 1), f"what fits into {wishes.minutes:g} minutes at {crop:.2g} s for a crop"
+    longer = 1.5 if fresh else 1.0
+    epochs = wishes.epochs or max(12.0, 600 / math.sqrt(data.images)) * longer
+    limit = _CPU_VIEWS * longer * max(1, device.cores / 2)
+    if wishes.epochs is None and device.device_type == "cpu" and epochs * data.images > limit:
+        return limit, f"{limit / data.images:.3g} epochs, few because there is no GPU; --epochs or --minutes for more"
+    return epochs * data.images, f"{epochs:.3g} epochs of {data.images} images"
 
 
 def _set_learning_rate(recipe: Recipe, data: DataFacts, wishes: Wishes, fresh: bool) -> None:
@@ -292,7 +315,7 @@ def _set_evaluation(recipe: Recipe, data: DataFacts, wishes: Wishes, scale: floa
     cfg = recipe.cfg
     iterations, views = cfg.SOLVER.MAX_ITER, cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
     cost = data.val_images * scale * _FORWARD_SHARE  # in crops of an iteration
-    count = max(3, min(10, int(_EVALUATION_SHARE * views / max(cost, 1e-6))))
+    count = max(1 if wishes.minutes else 3, min(10, int(_EVALUATION_SHARE * views / max(cost, 1e-6))))
     count = min(count, iterations)
     period = math.ceil(iterations / count)
     cfg.TEST.EVAL_PERIOD, cfg.TEST.EVAL_AT_START, cfg.TEST.EXPECTED_RESULTS = period, True, []
@@ -308,8 +331,8 @@ def _set_evaluation(recipe: Recipe, data: DataFacts, wishes: Wishes, scale: floa
     )
     if not enough:
         recipe.warnings.append(
-            f"Only {data.val_images} image(s) for validation: AP is a rough guide, and which model is the best is partly "
-            "chance. Annotate more images, or give a larger share with --val 0.3."
+            f"Only {data.val_images} image(s) for validation: AP is a rough guide, and which model is the best is "
+            "partly chance. Annotate more images, or give a larger share with --val 0.3."
         )
 
 
@@ -326,9 +349,29 @@ def _set_device(recipe: Recipe, data: DataFacts, device: DeviceFacts, wishes: Wi
 
 
 def _override(recipe: Recipe, overrides: Sequence[str]) -> None:
-    try:
-        recipe.cfg.merge_from_list(list(overrides))
-    except (AssertionError, KeyError, ValueError) as error:
-        raise ConfigError(f"KEY VALUE at the end of the command: {error}") from error
+    merge_overrides(recipe.cfg, overrides)
     pairs = zip(overrides[::2], overrides[1::2], strict=True)
     recipe.notes.append(f"Set by the command: {', '.join(f'{key} {value}' for key, value in pairs)}.")
+
+
+# Keys that other choices depend on.
+_WISHES = {
+    "SOLVER.MAX_ITER": ("iterations", int),
+    "SOLVER.IMS_PER_BATCH": ("batch", int),
+    "SOLVER.BASE_LR": ("learning_rate", float),
+    "SOLVER.EARLY_STOP_PATIENCE": ("patience", int),
+    "INPUT.MIN_SIZE_TEST": ("image_size", int),
+}
+
+
+def _with_overrides(wishes: Wishes, overrides: Sequence[str]) -> Wishes:
+    """Return the wishes with those that are given as KEY VALUE, so that the other settings fit to them."""
+    values: dict[str, Any] = {}
+    for key, value in zip(overrides[::2], overrides[1::2], strict=False):
+        if key in _WISHES:
+            name, convert = _WISHES[key]
+            try:
+                values[name] = convert(value)
+            except ValueError as error:
+                raise ConfigError(f"{key} is '{value}', but must be a number") from error
+    return replace(wishes, **values)

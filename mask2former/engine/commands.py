@@ -1,0 +1,33 @@
+"""What every rank of a training or evaluation runs."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+from .launch import setup
+from .trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+def train_or_evaluate(args: argparse.Namespace) -> object:
+    """Train or evaluate on one rank; return the evaluation results, if any.
+
+    Args:
+        args: of `launch.argument_parser`; "notes" and "warnings", if present, are sentences for the log.
+    """
+    cfg = setup(args)
+    for note in getattr(args, "notes", ()):
+        logger.info("%s", note)
+    for warning in getattr(args, "warnings", ()):
+        logger.warning("%s", warning)
+    if args.eval_only:
+        model = Trainer.load_for_test(cfg, resume=args.resume)
+        results = Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            Trainer.test_with_TTA(cfg, model)
+        return results
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()

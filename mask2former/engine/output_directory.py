@@ -1,0 +1,96 @@
+"""The output directory of a fine-tuning: whether it is new, started or finished, and what it achieved."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+RECIPE = Path("data", "config.yaml")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Results of a training; None where it has not evaluated yet.
+
+    Attributes:
+        metric: "segm/AP".
+        before, best: of the initial model, and of the best one.
+        iteration: of the best model, counted from 0.
+    """
+
+    metric: str | None = None
+    before: float | None = None
+    best: float | None = None
+    iteration: int | None = None
+
+
+class OutputDirectory:
+    """Directory of one training. It need not exist.
+
+    Args:
+        path: directory.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(os.path.abspath(Path(path).expanduser()))
+
+    @property
+    def recipe(self) -> Path:
+        """Return the config that the training was started with."""
+        return self.path / RECIPE
+
+    @property
+    def finished(self) -> bool:
+        """Return whether the training came to its end, which may have been an early stop."""
+        return (self.path / "model_final.safetensors").is_file()
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Return whether there is something to resume from."""
+        return (self.path / "last_checkpoint").is_file()
+
+    def check_new(self) -> None:
+        """Check that a training can start here; one that ended before its first checkpoint is replaced.
+
+        Raises:
+            ValueError: other files, or another training.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"--output {self.path} is a file, not a directory")
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return
+        if self.has_checkpoint or self.finished:
+            state = "a finished training" if self.finished else "a training that was interrupted"
+            more = "`--resume --iterations N` makes it longer" if self.finished else "`--resume` continues it"
+            raise ValueError(f"{self.path} holds {state}: {more}. For a new training choose another --output.")
+        if not self.recipe.is_file() and [entry.name for entry in self.path.iterdir()] != ["data"]:
+            raise ValueError(
+                f"{self.path} is not empty, and its files are not those of a training: choose another --output."
+            )
+
+    def check_resumable(self) -> None:
+        """Check that there is a training to resume.
+
+        Raises:
+            ValueError: there is none; the message says what to do.
+        """
+        if not self.recipe.is_file():
+            started = (self.path / "config.yaml").is_file()
+            remedy = (
+                f"it was not started by --data: use --resume with --config-file {self.path / 'config.yaml'}"
+                if started
+                else "start it without --resume, or name its directory with --output"
+            )
+            raise ValueError(f"there is no training to resume in {self.path}: {remedy}.")
+
+    def outcome(self) -> Outcome:
+        """Read the results of the training so far."""
+        before, best = (_read(self.path / name) for name in ("baseline.json", "model_best.json"))
+        note = best or before
+        return Outcome(note.get("metric"), before.get("value"), best.get("value"), best.get("iteration"))
+
+
+def _read(file: Path) -> dict:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
