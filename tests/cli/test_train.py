@@ -100,7 +100,7 @@ def test_trains_evaluates_first_and_loads(tmp_path: Path, base: Path, capsys: py
     log = (out / "log.txt").read_text()
     assert "Classes: disc. The model knows them, so its class head is kept (disc starts from nucleus)." in log
     assert "Only 1 image(s) for validation" in log
-    assert log.index("Before training: segm/AP") < log.index("iter ")
+    assert log.index("Before training: segm/AP") < log.index("iter 4/4")
     train_part, val_part = (json.loads((out / f"data/{name}.json").read_text()) for name in ("train", "val"))
     assert [len(part["images"]) for part in (train_part, val_part)] == [3, 1]
 

@@ -81,11 +81,11 @@ def test_every_recipe_is_a_valid_training(
     assert solver.IMS_PER_BATCH % (device.ranks * solver.ACCUMULATION_STEPS) == 0
     assert 1 <= cfg.TEST.EVAL_PERIOD <= solver.MAX_ITER
     assert cfg.TEST.EVAL_PERIOD * 10 >= solver.MAX_ITER or cfg.TEST.EVAL_PERIOD * 11 > solver.MAX_ITER
-    assert solver.MAX_ITER == given_wishes.get("iterations", solver.MAX_ITER)
+    assert given_wishes.get("iterations", solver.MAX_ITER) == solver.MAX_ITER
     assert cfg.INPUT.MIN_SIZE_TEST <= cfg.INPUT.MAX_SIZE_TEST
     assert cfg.INPUT.IMAGE_SIZE % 32 == 0
     assert 0 < solver.EMA_DECAY < 1
-    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == len(data.classes)
+    assert len(data.classes) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     # Registered, and their classes are those of any dataset.
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("nuclei_train_of_nobody",), ()
     with pytest.raises(ConfigError, match="nuclei_train_of_nobody.* not registered"):
