@@ -110,6 +110,7 @@ def test_settings_for_ten_images_on_two_cores() -> None:
     assert cfg.INPUT.IMAGE_SIZE == 256  # a crop of half that side takes a quarter of the time
     assert cfg.TEST.EVAL_AT_START
     assert cfg.MODEL.TIMM.FREEZE_NORM
+    assert cfg.MODEL.MASK_FORMER.TRAIN_NUM_POINTS == 12544 // 4
     assert any("class head is kept" in note for note in made.notes)
     assert not made.warnings
 
