@@ -302,7 +302,7 @@ def _set_learning_rate(recipe: Recipe, data: DataFacts, wishes: Wishes, fresh: b
     """Set the learning rates; `base_rate` is the model's own, for a batch of one image."""
     cfg, solver = recipe.cfg, recipe.cfg.SOLVER
     few = data.images < _FEW_IMAGES
-    # The square root rule of AdamW, from 1e-4 with 16 images or a little below the rate that the model was trained with.
+    # The square root rule of AdamW, from 1e-4 with 16 images or a little below the rate of the model's own training.
     rate = max(1e-4 / math.sqrt(16), 0.7 * base_rate) * math.sqrt(solver.IMS_PER_BATCH) * (2 if fresh else 1)
     solver.OPTIMIZER, solver.BASE_LR = "ADAMW", wishes.learning_rate or float(f"{rate:.2g}")
     solver.BACKBONE_MULTIPLIER = 0.1
