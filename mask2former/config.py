@@ -75,8 +75,10 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
             "BOUNDARY_IOU": False,  # semantic evaluation: also the boundary IoU of each class
             "SEMANTIC_PQ": False,  # semantic evaluation: also PQ with each class of an image as one segment
             "SAVE_PANOPTIC": False,  # also write the panoptic PNGs, not only predictions.json
+            "PREVIEW_IMAGES": 4,  # images whose predictions the loggers show at each evaluation of a training
         },
     )
+    _defaults(cfg, {"LOGGERS": ["tensorboard"]})  # ours: of tensorboard, wandb, mlflow, clearml
 
 
 def add_maskformer2_video_config(cfg: CfgNode) -> None:

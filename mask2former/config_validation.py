@@ -18,6 +18,7 @@ from .utils.hints import did_you_mean
 
 ARCHITECTURES = ("MaskFormer", "VideoMaskFormer", "SemanticSegmentor")
 PER_PIXEL_HEADS = ("PerPixelBaselineHead", "PerPixelBaselinePlusHead")
+LOGGERS = ("tensorboard", "wandb", "mlflow", "clearml")
 MASKED_ATTENTION_DECODERS = ("MultiScaleMaskedTransformerDecoder", "VideoMultiScaleMaskedTransformerDecoder")
 
 
@@ -36,6 +37,17 @@ def validate_config(cfg: CfgNode, training: bool) -> None:
         _validate_training(cfg)
         _validate_datasets(cfg, "TRAIN", cfg.DATASETS.TRAIN)
     _validate_datasets(cfg, "TEST", cfg.DATASETS.TEST)
+
+
+def config_warnings(cfg: CfgNode) -> list[str]:
+    """Return what is allowed in a training, but probably not meant."""
+    warmup, iterations = cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER
+    if warmup <= iterations / 2:
+        return []
+    return [
+        f"SOLVER.WARMUP_ITERS {warmup} is more than half of SOLVER.MAX_ITER {iterations}: most of the training runs "
+        f"below SOLVER.BASE_LR. Usual is a tenth or less: SOLVER.WARMUP_ITERS {iterations // 10}."
+    ]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -140,6 +152,16 @@ def _validate_training(cfg: CfgNode) -> None:
     # The number of ranks matters only after SOLVER.REFERENCE_WORLD_SIZE has scaled the batch.
     micro_batch_size(cfg, ranks=1)
     _require(0 <= cfg.SOLVER.EMA_DECAY < 1, "SOLVER.EMA_DECAY must lie in [0, 1)")
+    warmup, iterations = cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER
+    _require(
+        warmup < iterations or warmup <= 0,
+        f"SOLVER.WARMUP_ITERS is {warmup}, but the training ends after SOLVER.MAX_ITER {iterations} iterations: it "
+        f"would never leave the warm-up. Add SOLVER.WARMUP_ITERS {iterations // 10} to the command or the config, or "
+        "train longer.",
+    )
+    for name in cfg.LOGGERS:
+        _one_of("LOGGERS", name, LOGGERS)
+    _require(cfg.TEST.PREVIEW_IMAGES >= 0, "TEST.PREVIEW_IMAGES is a number of images, or 0 for none")
     _require(len(cfg.DATASETS.TRAIN) > 0, "DATASETS.TRAIN is empty: set at least one dataset")
 
 

@@ -8,7 +8,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mask2former.config import load_config
-from mask2former.config_validation import validate_config
+from mask2former.config_validation import config_warnings, validate_config
 from mask2former.errors import ConfigError
 
 PANOPTIC = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
@@ -32,11 +32,27 @@ PER_PIXEL = "ade20k/semantic-segmentation/maskformer/per_pixel_baseline_R50_bs16
         (["SOLVER.ACCUMULATION_STEPS", 3], "ACCUMULATION_STEPS"),
         (["SOLVER.OPTIMIZER", "ADAM"], "ADAMW"),
         (["SOLVER.AMP.DTYPE", "bf16"], "bfloat16"),
+        (["SOLVER.MAX_ITER", 20, "SOLVER.WARMUP_ITERS", 1000], "MAX_ITER 20 .*Add SOLVER.WARMUP_ITERS 2 "),
+        (["SOLVER.MAX_ITER", 10], "SOLVER.WARMUP_ITERS is 10, .*Add SOLVER.WARMUP_ITERS 1 "),
+        (["SOLVER.MAX_ITER", 4], "Add SOLVER.WARMUP_ITERS 0 "),
+        (["LOGGERS", ["tensorbord"]], "LOGGERS is 'tensorbord', .*tensorboard"),
+        (["TEST.PREVIEW_IMAGES", -1], "TEST.PREVIEW_IMAGES"),
     ],
 )
 def test_contradictions_are_found_before_training(overrides: list, message: str) -> None:
-    with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
+    with pytest.raises(ConfigError, match=message.replace(".", r"\.").replace(r"\.*", ".*")):
         validate_config(load_config(PANOPTIC, overrides), training=True)
+
+
+def test_warm_up_of_a_short_training() -> None:
+    """An error ends with a setting that is accepted; a warm-up of more than half the training is a warning."""
+    for iterations in (1, 4, 11, 20):
+        cfg = load_config(PANOPTIC, ["SOLVER.MAX_ITER", iterations, "SOLVER.WARMUP_ITERS", iterations // 10])
+        validate_config(cfg, training=True)
+        assert config_warnings(cfg) == []
+    validate_config(load_config(PANOPTIC, ["SOLVER.MAX_ITER", 4]), training=False)  # an evaluation has none
+    (text,) = config_warnings(load_config(PANOPTIC, ["SOLVER.MAX_ITER", 19]))
+    assert "SOLVER.WARMUP_ITERS 10" in text and "SOLVER.MAX_ITER 19" in text and "SOLVER.WARMUP_ITERS 1." in text
 
 
 def test_no_task_switched_on() -> None:

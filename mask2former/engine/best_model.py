@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import textwrap
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,9 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..checkpoint.writing import save_safetensors
+from ..utils.console import bars_enabled, file_only, progress_bar
 from ..utils.file_io import write_json
+from .previews import open_previews
 
 logger = logging.getLogger(__name__)
 
@@ -36,16 +39,44 @@ class Builders(Protocol):
     def build_evaluator(self, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator: ...
 
 
+class _QuietEvaluator(DatasetEvaluator):
+    """Measures as another evaluator does, whose tables go to log.txt only: `evaluate_datasets` shows the results.
+
+    Args:
+        on_batch: called with the inputs and outputs of each batch.
+    """
+
+    def __init__(self, evaluator: DatasetEvaluator, on_batch: Callable[[Any, Any], None] | None) -> None:
+        self._evaluator, self._on_batch = evaluator, on_batch
+
+    def reset(self) -> None:
+        self._evaluator.reset()
+
+    def process(self, inputs: Any, outputs: Any) -> None:
+        self._evaluator.process(inputs, outputs)
+        if self._on_batch is not None:
+            self._on_batch(inputs, outputs)
+
+    def evaluate(self) -> Any:
+        with file_only():
+            return self._evaluator.evaluate()
+
+
 def evaluate_datasets(
     builders: Builders,
     cfg: CfgNode,
     model: nn.Module,
     evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
+    *,
+    suffix: str = "",
+    previews: bool = False,
 ) -> OrderedDict[str, Any]:
-    """Evaluate `model` on each dataset of DATASETS.TEST.
+    """Evaluate `model` on each dataset of DATASETS.TEST, and log the results of each in one short table.
 
     Args:
         evaluators: one for each dataset, by default those that `builders` builds.
+        suffix: appended to the name of each task.
+        previews: draw the first TEST.PREVIEW_IMAGES images of each dataset for the loggers, within a training.
 
     Returns:
         {dataset: {task: {metric: value}}}, with {} for a dataset that has no evaluator, and on all ranks but the first.
@@ -60,17 +91,28 @@ def evaluate_datasets(
         raise ValueError(f"{len(evaluators)} evaluators were given for the {len(names)} datasets of DATASETS.TEST")
     results: OrderedDict[str, Any] = OrderedDict()
     for i, name in enumerate(names):
-        loader = builders.build_test_loader(cfg, name)
-        try:
-            evaluator = evaluators[i] if evaluators is not None else builders.build_evaluator(cfg, name)
-        except NotImplementedError as error:
-            logger.warning("No evaluation of %s: %s", name, error)
-            results[name] = {}
-            continue
-        results[name] = inference_on_dataset(model, loader, evaluator)
+        with file_only():
+            loader = builders.build_test_loader(cfg, name)
+            try:
+                evaluator = evaluators[i] if evaluators is not None else builders.build_evaluator(cfg, name)
+            except NotImplementedError as error:
+                logger.warning("No evaluation of %s: %s", name, error)
+                results[name] = {}
+                continue
+        drawing = open_previews(cfg, name, loader) if previews else None
+        measured = _run(model, loader, _QuietEvaluator(evaluator, drawing.add if drawing else None), name)
+        results[name] = {f"{task}{suffix}": values for task, values in measured.items()} if suffix else measured
         if comm.is_main_process():
-            print_csv_format(results[name])
+            with file_only():  # for the scripts of people that read it
+                print_csv_format(results[name])
+            logger.info("Results:\n%s", format_results({name: results[name]}))
     return results
+
+
+def _run(model: nn.Module, loader: Any, evaluator: DatasetEvaluator, name: str) -> Any:
+    """Run detectron2's evaluation with a progress bar, or where there is none with its lines of progress."""
+    with progress_bar(len(loader), f"evaluating {name}") as bar, file_only(bars_enabled()):
+        return inference_on_dataset(model, loader, evaluator, callbacks={"after_inference": bar.update})
 
 
 def without_single_name(named: Mapping[str, Any]) -> OrderedDict[str, Any]:
@@ -78,10 +120,9 @@ def without_single_name(named: Mapping[str, Any]) -> OrderedDict[str, Any]:
     return OrderedDict(next(iter(named.values())) if len(named) == 1 else named)
 
 
-def report_results(cfg: CfgNode, named: Mapping[str, Mapping[str, Any]], directory: str) -> None:
-    """Log {dataset: {task: {metric: value}}} and write it to OUTPUT_DIR/`directory`/metrics.json; on rank 0 only."""
+def write_results(cfg: CfgNode, named: Mapping[str, Mapping[str, Any]], directory: str) -> None:
+    """Write {dataset: {task: {metric: value}}} to OUTPUT_DIR/`directory`/metrics.json; on rank 0 only."""
     if comm.is_main_process() and named:
-        logger.info("Evaluation:\n%s", format_results(named))
         write_json(Path(cfg.OUTPUT_DIR) / directory / "metrics.json", named, nan="null", indent=1)
 
 
@@ -95,7 +136,10 @@ def main_metric(results: Mapping[str, Mapping[str, Any]]) -> tuple[str, float] |
 
 
 def format_results(named: Mapping[str, Mapping[str, Mapping[str, float]]], columns: int = 8) -> str:
-    """Return a table of the first `columns` metrics of each task and dataset, without the per-class values."""
+    """Return a table of the first `columns` metrics of each task and dataset.
+
+    Below it the first kind of per-class values (AP, IoU) where there are at most `MAX_CLASSES`.
+    """
     lines = []
     for dataset, tasks in named.items():
         for task, metrics in tasks.items():
@@ -104,7 +148,9 @@ def format_results(named: Mapping[str, Mapping[str, Mapping[str, float]]], colum
             head = "  ".join(k.rjust(w) for (k, _), w in zip(shown, widths, strict=True))
             body = "  ".join(f"{v:{w}.3f}" for (_, v), w in zip(shown, widths, strict=True))
             left = max(len(dataset), len(task))
-            lines += [f"  {dataset:<{left}}  {head}", f"  {task:<{left}}  {body}"]
+            lines += [f"  {dataset:<{left}}  {head}", f"  {task:<{left}}  {body}", *_per_class(metrics)]
+            if any(math.isnan(value) for _, value in shown):
+                lines.append("  nan: no ground truth of that size or class")
     return "\n".join(lines) or "  (no results)"
 
 
@@ -122,6 +168,17 @@ def store_baseline(results: Mapping[str, Any], cfg: CfgNode) -> None:
     note = {"metric": named[0], "value": named[1], "dataset": cfg.DATASETS.TEST[0]}
     write_json(Path(cfg.OUTPUT_DIR) / "baseline.json", note, indent=1)
     logger.info("Before training: %s %.3f.", *named)
+MAX_CLASSES = 20
+"""More classes than these are in log.txt only."""
+
+
+def _per_class(metrics: Mapping[str, float]) -> list[str]:
+    split = [(*key.split("-", 1), value) for key, value in metrics.items() if "-" in key]
+    first = [(name, value) for kind, name, value in split if kind == split[0][0]]
+    if not 0 < len(first) <= MAX_CLASSES:
+        return []
+    text = f"{split[0][0]} of " + ", ".join(f"{name} {value:.1f}" for name, value in first)
+    return textwrap.wrap(text, 110, initial_indent="    ", subsequent_indent="      ", break_on_hyphens=False)
 
 
 class BestModel:
@@ -146,5 +203,5 @@ class BestModel:
         save_safetensors(model, self._weights)
         note = {"metric": metric, "value": self.value, "dataset": dataset, "iteration": iteration}
         write_json(self._note, note, indent=1)
-        logger.info("Best %s so far: %.3f; saved %s.", metric, self.value, self._weights)
+        logger.info("The best %s so far: saved %s.", metric, self._weights)
         return True

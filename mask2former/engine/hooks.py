@@ -5,13 +5,19 @@ from __future__ import annotations
 import logging
 import re
 import signal
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.engine import HookBase
-from detectron2.engine.hooks import EvalHook, LRScheduler
+from detectron2.engine.hooks import EvalHook, LRScheduler, PeriodicWriter
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 
+from ..utils.console import progress_bar
 from .launch import StopSignal, TrainingInterrupted
+from .loggers import BackgroundLogger
+from .training_log import ConsoleWriter
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +97,54 @@ class BaselineHook(HookBase):
     def before_train(self) -> None:
         if self.trainer.start_iter == 0:
             self.trainer.evaluate_baseline()
+class ProgressBarHook(HookBase):
+    """Shows a bar with ETA, loss and learning rate where `progress_bar` draws one; for rank 0."""
+
+    def before_train(self) -> None:
+        self._bar = progress_bar(self.trainer.max_iter, "training", start=self.trainer.start_iter)
+
+    def after_step(self) -> None:
+        latest = self.trainer.storage.latest()
+        shown = [(text, latest[key][0]) for key, text in (("total_loss", "loss"), ("lr", "lr")) if key in latest]
+        self._bar.set_postfix_str(", ".join(f"{text} {value:.3g}" for text, value in shown), refresh=False)
+        self._bar.update()
+
+    def after_train(self) -> None:
+        self._bar.close()
+
+
+class WriterHook(PeriodicWriter):
+    """detectron2's hook for writers, which also logs the first step, so that people see at once that it runs.
+
+    It tells `BackgroundLogger`s whether the training was resumed and whether it came to its end. For rank 0.
+    """
+
+    def __init__(self, writers: Sequence[EventWriter], period: int) -> None:
+        super().__init__(list(writers), period)
+        self._loggers = [writer for writer in writers if isinstance(writer, BackgroundLogger)]
+        self._console = next((writer for writer in writers if isinstance(writer, ConsoleWriter)), None)
+
+    def before_train(self) -> None:
+        for service in self._loggers:
+            service.begin(resumed=self.trainer.start_iter > 0)
+
+    def before_step(self) -> None:
+        if self.trainer.iter == self.trainer.start_iter:
+            self._start = time.perf_counter()
+
+    def after_step(self) -> None:
+        if self.trainer.iter == self.trainer.start_iter and self._console is not None:
+            losses = self.trainer.train_step.log.newest()
+            if losses:  # else the regular line comes now
+                self._console.write_first(losses, time.perf_counter() - self._start)
+        super().after_step()
+        if (self.trainer.iter + 1) % self._period == 0:
+            self.trainer.storage.clear_images()  # without TensorBoard nobody else does
+
+    def after_train(self) -> None:
+        for service in self._loggers:
+            service.completed = self.trainer.iter >= self.trainer.max_iter
+        super().after_train()
 
 
 class WeightAverageHook(HookBase):

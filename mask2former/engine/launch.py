@@ -31,8 +31,9 @@ from detectron2.utils.logger import setup_logger
 from torch.utils.data import DataLoader
 
 from ..config import find_config, load_config
-from ..config_validation import validate_config
+from ..config_validation import config_warnings, validate_config
 from ..data import register_from_config
+from ..utils.console import file_only, setup_console
 from .rank_group import (
     Place,
     RankGroup,
@@ -63,7 +64,8 @@ def argument_parser() -> argparse.ArgumentParser:
 def setup(args: argparse.Namespace) -> CfgNode:
     """Load, check and freeze the config; start logging to the console and OUTPUT_DIR; seed this process.
 
-    OUTPUT_DIR gets config.yaml and log.txt (log.txt.rankN for the other processes).
+    OUTPUT_DIR gets config.yaml and log.txt (log.txt.rankN for the other processes). The complete config and the
+    environment are written to log.txt only.
 
     Raises:
         FileNotFoundError, ValueError: a mistake in the config, naming file, key and remedy.
@@ -76,11 +78,23 @@ def setup(args: argparse.Namespace) -> CfgNode:
     register_from_config(cfg, [*cfg.DATASETS.TEST, *(() if args.eval_only else cfg.DATASETS.TRAIN)])
     validate_config(cfg, training=not args.eval_only)
     cfg.freeze()
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="mask2former", abbrev_name="m2f")
-    default_setup(cfg, args)
+    _setup_log(cfg.OUTPUT_DIR)
+    with file_only():
+        default_setup(cfg, args)
     if note:
         logger.info("%s", note)
+    for warning in config_warnings(cfg) if not args.eval_only and comm.is_main_process() else ():
+        logger.warning("%s", warning)
     return cfg
+
+
+def _setup_log(directory: str) -> None:
+    rank = comm.get_rank()
+    setup_logger(directory, distributed_rank=rank, name="mask2former", abbrev_name="m2f")
+    # As `default_setup` calls them, which then adds no handlers: detectron2 remembers the arguments.
+    setup_logger(directory, distributed_rank=rank, name="fvcore")
+    setup_logger(directory, distributed_rank=rank)
+    setup_console()
 
 
 def _choose_device(cfg: CfgNode, num_gpus: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import weakref
 from collections import OrderedDict
@@ -18,7 +17,7 @@ from detectron2.engine import hooks as d2_hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage, EventWriter, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import EventStorage, EventWriter, JSONWriter
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
@@ -28,8 +27,9 @@ from ..data import build_test_loader, build_train_loader
 from ..evaluation import build_evaluator
 from ..model_source import dataset_classes, store_classes
 from ..test_time_augmentation import with_tta
+from ..utils.console import FILE_ONLY, file_only
 from ..video.windowed import windowed
-from .best_model import BestModel, evaluate_datasets, report_results, store_baseline, without_single_name
+from .best_model import BestModel, evaluate_datasets, store_baseline, without_single_name, write_results
 from .distributed import (
     check_same_start,
     get_random_state,
@@ -39,11 +39,22 @@ from .distributed import (
 )
 from .early_stop import EarlyStopHook
 from .ema import WeightAverage
-from .hooks import BaselineHook, CheckpointHook, EvaluationHook, ScheduleHook, StopHook, WeightAverageHook
+from .hooks import (
+    BaselineHook,
+    CheckpointHook,
+    EvaluationHook,
+    ProgressBarHook,
+    ScheduleHook,
+    StopHook,
+    WeightAverageHook,
+    WriterHook,
+)
 from .launch import StopSignal, keep_workers
+from .loggers import build_loggers
 from .optimizer import build_lr_scheduler, build_optimizer, check_same_parameters, full_model_clip_norm
 from .train_step import TrainStep, select_precision
 from .training_log import ConsoleWriter
+from .training_summary import dataset_size, training_summary
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +138,7 @@ class Trainer(TrainerBase):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         model: nn.Module = build_model(cfg)
-        logger.info("Model:\n%s", model)
+        logger.info("Model:\n%s", model, extra=FILE_ONLY)
         return model
 
     @classmethod
@@ -156,6 +167,7 @@ class Trainer(TrainerBase):
         cfg = self.cfg
         hooks: list[HookBase | None] = [
             d2_hooks.IterationTimer(),
+            ProgressBarHook() if comm.is_main_process() else None,
             ScheduleHook(),
             WeightAverageHook() if self.weight_average is not None else None,
             self._precise_bn(),
@@ -164,7 +176,7 @@ class Trainer(TrainerBase):
             EvaluationHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
             self._early_stop,
             EvaluationHook(0, self.evaluate_with_TTA) if cfg.TEST.AUG.ENABLED else None,
-            d2_hooks.PeriodicWriter(self.build_writers(), period=self.log_period) if comm.is_main_process() else None,
+            WriterHook(self.build_writers(), self.log_period) if comm.is_main_process() else None,
             StopHook(self._stop_signal, self.log_period),
         ]
         return [hook for hook in hooks if hook is not None]
@@ -177,18 +189,14 @@ class Trainer(TrainerBase):
         return d2_hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER)
 
     def build_writers(self) -> list[EventWriter]:
-        """Build console line, OUTPUT_DIR/metrics.json (one JSON object a line) and TensorBoard if installed."""
+        """Build console line, OUTPUT_DIR/metrics.json (one JSON object a line) and the loggers of LOGGERS."""
         directory = Path(self.cfg.OUTPUT_DIR)
         directory.mkdir(parents=True, exist_ok=True)
-        writers: list[EventWriter] = [
+        return [
             ConsoleWriter(self.max_iter, self.cfg.SOLVER.IMS_PER_BATCH),
             JSONWriter(str(directory / "metrics.json")),
+            *build_loggers(self.cfg),
         ]
-        if importlib.util.find_spec("tensorboard"):
-            writers.append(TensorboardXWriter(str(directory)))
-        else:
-            logger.warning("TensorBoard is not installed, its files are not written (pip install tensorboard).")
-        return writers
 
     # Training.
 
@@ -223,7 +231,8 @@ class Trainer(TrainerBase):
                 be told without reading the images.
             TrainingInterrupted: SIGTERM or SIGINT came; the state was saved.
         """
-        self._check_evaluation()
+        with file_only():
+            test_images = self._check_evaluation()
         logger.info("Data order and augmentation use seed %d.", self.seed)
         with self._stop_signal.listening(), EventStorage(self.start_iter) as self.storage:
             self.data_loader = keep_workers(
@@ -231,6 +240,7 @@ class Trainer(TrainerBase):
             )
             self.batches = iter(self.data_loader)
             self._store_classes()
+            logger.info("%s", training_summary(self, test_images))
             # Last, because making the iterator draws random numbers.
             self._restore_random_state()
             logger.info("Starting training from iteration %d.", self.start_iter)
@@ -274,14 +284,19 @@ class Trainer(TrainerBase):
         if table is not None:
             store_classes(table, Path(self.cfg.OUTPUT_DIR))
 
-    def _check_evaluation(self) -> None:
-        """Read the ground truth of DATASETS.TEST once: a mistake in it must not end the run half way."""
+    def _check_evaluation(self) -> dict[str, int]:
+        """Read the ground truth of DATASETS.TEST once: a mistake in it must not end the run half way.
+
+        Returns the number of images of each dataset.
+        """
+        images: dict[str, int] = {}
         if type(self).test.__func__ is not Trainer.test.__func__:  # type: ignore[attr-defined]
-            return  # a subclass evaluates in its own way
+            return images  # a subclass evaluates in its own way
         for name in self.cfg.DATASETS.TEST if self.start_iter < self.max_iter else ():
-            self.build_test_loader(self.cfg, name)
+            images[name] = dataset_size(self.build_test_loader(self.cfg, name))
             with contextlib.suppress(NotImplementedError):  # detectron2: no evaluation of this dataset
                 self.build_evaluator(self.cfg, name)
+        return images
 
     def _tell_skipped_records(self) -> None:
         count = getattr(getattr(self.data_loader, "dataset", None), "skipped", 0)
@@ -339,8 +354,8 @@ class Trainer(TrainerBase):
             {task: {metric: value}} for one dataset, {dataset: {task: {metric: value}}} for several; empty
             on all ranks but the first.
         """
-        results = evaluate_datasets(cls, cfg, windowed(cfg, model), evaluators)
-        report_results(cfg, results, "inference")
+        results = evaluate_datasets(cls, cfg, windowed(cfg, model), evaluators, previews=True)
+        write_results(cfg, results, "inference")
         return without_single_name(results)
 
     @classmethod
@@ -357,11 +372,8 @@ class Trainer(TrainerBase):
         evaluators = [
             cls.build_evaluator(cfg, name, str(directory / name if len(names) > 1 else directory)) for name in names
         ]
-        results = OrderedDict(
-            (name, {f"{task}_TTA": metrics for task, metrics in tasks.items()})
-            for name, tasks in evaluate_datasets(cls, cfg, with_tta(cfg, model), evaluators).items()
-        )
-        report_results(cfg, results, directory.name)
+        results = evaluate_datasets(cls, cfg, with_tta(cfg, model), evaluators, suffix="_TTA")
+        write_results(cfg, results, directory.name)
         return without_single_name(results)
 
     @classmethod

@@ -14,6 +14,8 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
 from torch import Tensor
 
+from ..utils.console import FILE_ONLY, bars_enabled
+
 logger = logging.getLogger(__name__)
 
 
@@ -77,6 +79,10 @@ class LossLog:
         self._rows.append(torch.cat([losses.float(), grad_norm.float().reshape(1)]))
         self._steps.append((iteration, files))
         self._data_seconds += seconds
+
+    def newest(self) -> dict[str, float]:
+        """Fetch the losses of the last iteration of this rank; empty right after `flush`. Waits for the device."""
+        return dict(zip(self._names, self._rows[-1].tolist(), strict=False)) if self._rows else {}
 
     def flush(self, iteration: int) -> None:
         """Fetch all rows and write their means to the event storage of rank 0.
@@ -155,8 +161,16 @@ def condense_losses(losses: Mapping[str, float]) -> dict[str, float]:
     return sums
 
 
+def _loss_text(total: float, losses: Mapping[str, float]) -> str:
+    sums = condense_losses(losses)
+    detail = f" ({', '.join(f'{name} {value:.3g}' for name, value in sums.items())})" if len(sums) > 1 else ""
+    return f"loss {total:.4g}{detail}"
+
+
 class ConsoleWriter(EventWriter):
     """Logs iteration, ETA, speed, losses, learning rate, waiting for data and memory in one line.
+
+    Where a progress bar shows the progress, the lines go to log.txt only, but for the first.
 
     Args:
         max_iter: number of iterations of the training.
@@ -173,16 +187,23 @@ class ConsoleWriter(EventWriter):
         storage = get_event_storage()
         if storage.iter >= self._max_iter or "total_loss" not in storage.latest():
             return
-        logger.info("%s", self.line(storage))
+        logger.info("%s", self.line(storage), extra=FILE_ONLY if bars_enabled() else None)
+
+    def write_first(self, losses: Mapping[str, float], seconds: float) -> None:
+        """Log the first iteration, to the console in any case: its losses on this rank, and how long it took."""
+        storage = get_event_storage()
+        parts = [f"iter {storage.iter + 1}/{self._max_iter}", f"{seconds:.3g} s for the first step"]
+        parts.append(_loss_text(sum(losses.values()), losses))
+        if "lr" in storage.latest():
+            parts.append(f"lr {storage.latest()['lr'][0]:.3g}")
+        logger.info("%s", " | ".join(parts))
 
     def line(self, storage: EventStorage) -> str:
         """Return the line for the current iteration of `storage`; put "images_per_second" and "eta_seconds" into it."""
         latest = {name: value for name, (value, _) in storage.latest().items()}
         parts = [f"iter {storage.iter + 1}/{self._max_iter}"]
         parts += self._speed(storage)
-        sums = condense_losses({k: v for k, v in latest.items() if k.startswith("loss_")})
-        detail = f" ({', '.join(f'{name} {value:.3g}' for name, value in sums.items())})" if len(sums) > 1 else ""
-        parts.append(f"loss {latest['total_loss']:.4g}{detail}")
+        parts.append(_loss_text(latest["total_loss"], {k: v for k, v in latest.items() if k.startswith("loss_")}))
         if "lr" in latest:
             parts.append(f"lr {latest['lr']:.3g}")
         if "grad_norm" in latest:

@@ -200,7 +200,7 @@ class InstanceSegEvaluator(DatasetEvaluator):
         assert self._truth is not None
         results: dict[str, Any] = OrderedDict()
         if "annotations" not in self._truth.dataset:
-            logger.info("dataset %s has no annotations, so no AP is computed", self._dataset_name)
+            logger.warning("dataset %s has no annotations, so no AP is computed", self._dataset_name)
             return results
         for task in self._tasks:
             scores = evaluate_coco(self._truth, records, task, self._max_dets, img_ids, self._known_categories())

@@ -19,7 +19,7 @@ IDS = [str(p.relative_to(ROOT)) for p in PAGES]
 TOP_DIRECTORIES = {p.name for p in ROOT.iterdir() if p.is_dir()} & {
     *("mask2former", "configs", "tools", "tests", "docs", "demo", ".ci"),
 }
-KEY = re.compile(r"\b(?:MODEL|SOLVER|INPUT|DATASETS|DATALOADER|TEST)(?:\.[A-Z][A-Z0-9_]*)+\b(?!\.)")
+KEY = re.compile(r"\b(?:LOGGERS|(?:MODEL|SOLVER|INPUT|DATASETS|DATALOADER|TEST)(?:\.[A-Z][A-Z0-9_]*)+)\b(?!\.)")
 PATH = re.compile(r"[\w.\-/]+")
 
 

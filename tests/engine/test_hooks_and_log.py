@@ -58,9 +58,11 @@ def test_training_logs_a_line_a_json_file_and_tensorboard(tmp_path: Path, caplog
     with caplog.at_level(logging.INFO):
         start(tiny_config(tmp_path)).train()
     lines = [r.getMessage() for r in caplog.records if r.name == "mask2former.engine.training_log"]
-    assert [line.split(" ")[1] for line in lines] == ["2/6", "4/6", "6/6"]
+    assert [line.split(" ")[1] for line in lines] == ["1/6", "2/6", "4/6", "6/6"]
+    assert " s for the first step | loss " in lines[0]
     assert all("loss" in line and "(ce " in line and "lr " in line for line in lines)
     rows = [json.loads(row) for row in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert [row["iteration"] for row in rows if "total_loss" in row] == [1, 3, 5]  # the first line adds no row
     final = next(row for row in rows if row["iteration"] == 5 and "total_loss" in row)
     assert {
         "loss_ce",

@@ -40,7 +40,18 @@ TINY_MODEL = [
     *("MODEL.MASK_FORMER.DEC_LAYERS", "2", "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "8"),
     *("MODEL.MASK_FORMER.TRAIN_NUM_POINTS", "64", "INPUT.IMAGE_SIZE", "64", "INPUT.MIN_SIZE_TEST", "64"),
     *("INPUT.MAX_SIZE_TEST", "64", "DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "2"),
-    *("SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "2", "SEED", "11"),
+    *(
+        "SOLVER.MAX_ITER",
+        "4",
+        "SOLVER.WARMUP_ITERS",
+        "0",
+        "SOLVER.CHECKPOINT_PERIOD",
+        "2",
+        "TEST.EVAL_PERIOD",
+        "2",
+        "SEED",
+        "11",
+    ),
     *("TEST.DETECTIONS_PER_IMAGE", "20", "SOLVER.AMP.ENABLED", "False"),
 ]
 

@@ -87,7 +87,7 @@ def test_detectron2s_own_hooks_work(tmp_path: Path) -> None:
     trainer = start(tiny_config(tmp_path, *keys), trainer_class=NormTrainer)
     kinds = [type(hook) for hook in trainer._hooks]
     assert kinds.index(d2_hooks.IterationTimer) == 0
-    assert {d2_hooks.PreciseBN, d2_hooks.PeriodicWriter} <= set(kinds)
+    assert d2_hooks.PreciseBN in kinds and any(issubclass(kind, d2_hooks.PeriodicWriter) for kind in kinds)
     calls: list[int] = []
     schedule = torch.optim.lr_scheduler.LambdaLR(trainer.optimizer, lambda _: 1.0)
     trainer.register_hooks(

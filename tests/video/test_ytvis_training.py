@@ -22,7 +22,7 @@ TINY = [
     *("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "8", "MODEL.MASK_FORMER.TRAIN_NUM_POINTS", "64"),
     *("INPUT.MIN_SIZE_TRAIN", "(32, 48)", "INPUT.MIN_SIZE_TEST", "32", "DATALOADER.NUM_WORKERS", "0"),
     *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()", "SOLVER.AMP.ENABLED", "False"),
-    *("SEED", "5", "DATASETS.TRAIN", "('clips',)", "DATASETS.TEST", "('clips',)"),
+    *("SEED", "5", "SOLVER.WARMUP_ITERS", "0", "DATASETS.TRAIN", "('clips',)", "DATASETS.TEST", "('clips',)"),
 ]
 
 
