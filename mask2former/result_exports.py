@@ -29,7 +29,9 @@ class Exportable(HasObjects, Protocol):
     def draw(self, *args: Any, **options: Any) -> Image.Image:
         """Draw the result over the image."""
 
-    def to_coco(self, image_id: int = 1, task: str = "auto", **options: Any) -> list[dict[str, Any]]:
+    def to_coco(
+        self, image_id: int = 1, task: str = "auto", *, polygons: bool = False, tolerance: float = 0.0
+    ) -> list[dict[str, Any]]:
         """Return COCO result records."""
 
     def save_masks(self, directory: str | os.PathLike[str], stem: str | None = None) -> list[Path]:

@@ -124,7 +124,7 @@ def merge_instances(tiles: Sequence[Tile], parts: Sequence[InstanceResult], size
     labels = np.concatenate([np.zeros(0, np.int64), *(part.labels for part in parts)])
     scores = np.concatenate([np.zeros(0, np.float32), *(part.scores for part in parts)])
     names = [name for part in parts for name in part.names]
-    cut = np.array([_is_cut(patch, tiles[k], size) for patch, k in zip(patches, owners, strict=True)], dtype=bool)
+    cut = [_is_cut(patch, tiles[k], size) for patch, k in zip(patches, owners.tolist(), strict=True)]
 
     groups = _Groups(len(patches))
     for i, j in _same_objects(tiles, patches, owners, labels):
@@ -177,7 +177,9 @@ def _same_objects(
     return pairs
 
 
-def _merge(group: Sequence[int], patches: Sequence[Patch], scores: np.ndarray, cut: np.ndarray) -> tuple[int, Patch]:
+def _merge(
+    group: Sequence[int], patches: Sequence[Patch], scores: np.ndarray, cut: Sequence[bool]
+) -> tuple[int, Patch]:
     """Return the instance that gives score and class of an object, and the object's mask."""
     complete = [i for i in group if not cut[i]]
     if complete:
@@ -212,9 +214,9 @@ def merge_panoptic(tiles: Sequence[Tile], parts: Sequence[PanopticResult], size:
         shared = tiles[a].shared(tiles[b])
         if shared is not None:
             for x, y in _same_segments(tiles[a], tiles[b], parts[a].map, parts[b].map, shared):
-                i, j = number.get((a, x)), number.get((b, y))
-                if i is not None and j is not None and segments[i].label == segments[j].label:
-                    groups.join(i, j)
+                one, other = number.get((a, x)), number.get((b, y))
+                if one is not None and other is not None and segments[one].label == segments[other].label:
+                    groups.join(one, other)
     roots = sorted({groups.find(i) for i in range(len(keys))})
     new_id = {root: position for position, root in enumerate(roots, 1)}
     ids = np.zeros(size, dtype=np.int32)

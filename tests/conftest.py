@@ -12,11 +12,16 @@ import pycocotools.mask as coco_mask
 import pytest
 import torch
 from detectron2.config import CfgNode
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from mask2former.config import load_config
 
 from .panoptic_sample import PanopticSample, write_panoptic_sample
+
+# No test depends on the speed of the machine, or on what else runs there.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture

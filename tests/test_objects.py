@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mask2former.config import load_config
@@ -59,7 +59,6 @@ def test_overlap_is_given_to_the_best() -> None:
     assert len(ObjectRules(non_overlapping=True, max_overlap=0.3).apply(found)) == 1
 
 
-@settings(deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
     st.booleans(),

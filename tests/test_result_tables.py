@@ -46,7 +46,7 @@ def blobs(seed: int, count: int = 4, gray: bool = False) -> Result:
     return Result(image, CLASSES, InstanceResult.from_masks(masks, scores, labels, ("cell",) * n))
 
 
-@settings(deadline=None, max_examples=6)
+@settings(max_examples=6)
 @given(st.integers(0, 2**32 - 1), st.booleans())
 def test_measures_are_those_of_scikit_image(seed: int, gray: bool) -> None:
     result = blobs(seed, gray=gray)
@@ -77,7 +77,7 @@ def test_measures_are_those_of_scikit_image(seed: int, gray: bool) -> None:
         assert row["solidity"] == pytest.approx(row["area"] / outline.convex_hull.area)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1))
 def test_perimeter_and_axes_of_any_mask(seed: int) -> None:
     rng = np.random.default_rng(seed)

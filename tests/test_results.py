@@ -101,7 +101,7 @@ def test_overlap_goes_to_the_best_and_duplicates_vanish() -> None:
     assert len(instances(masks, [0.6, 0.9, 0.8, 0.1]).without_overlap(0.1)) == 2
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 6))
 def test_without_overlap_never_overlaps_nor_invents_pixels(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)

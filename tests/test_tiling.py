@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mask2former.result_parts import InstanceResult, PanopticResult, Segment
@@ -13,7 +13,6 @@ from mask2former.tiling import merge_instances, merge_panoptic, merge_semantic, 
 SIZES = st.tuples(st.integers(1, 300), st.integers(1, 300))
 
 
-@settings(deadline=None)
 @given(SIZES, st.integers(16, 120), st.floats(0, 0.8))
 def test_tiles_cover_the_image_cores_partition_it(size: tuple[int, int], edge: int, overlap: float) -> None:
     count = np.zeros(size, np.int64)

@@ -47,7 +47,7 @@ def test_regions_from_patches_skip_empty_masks() -> None:
     ]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 70000), min_size=1, max_size=4, unique=True))
 def test_regions_from_map_cover_exactly_the_named_labels(seed: int, labels: list[int]) -> None:
     values = np.array([*labels, 99999])

@@ -168,6 +168,8 @@ def store_baseline(results: Mapping[str, Any], cfg: CfgNode) -> None:
     note = {"metric": named[0], "value": named[1], "dataset": cfg.DATASETS.TEST[0]}
     write_json(Path(cfg.OUTPUT_DIR) / "baseline.json", note, indent=1)
     logger.info("Before training: %s %.3f.", *named)
+
+
 MAX_CLASSES = 20
 """More classes than these are in log.txt only."""
 

@@ -97,6 +97,8 @@ class BaselineHook(HookBase):
     def before_train(self) -> None:
         if self.trainer.start_iter == 0:
             self.trainer.evaluate_baseline()
+
+
 class ProgressBarHook(HookBase):
     """Shows a bar with ETA, loss and learning rate where `progress_bar` draws one; for rank 0."""
 

@@ -222,7 +222,7 @@ class VideoResult:
             assert frame.index == index
             yield TrackedFrame(index, seconds, *self._frame(frame.image, rles))
 
-    def _frame(self, image: np.ndarray, rles: Mapping[int, Mapping[str, Any]]) -> tuple[np.ndarray, Result]:
+    def _frame(self, image: np.ndarray, rles: Mapping[int, dict[str, Any]]) -> tuple[np.ndarray, Result]:
         shown = [track for track in self.tracks if track.id in rles]
         patches = MaskList.from_rles((rles[track.id] for track in shown), self.size)
         scores = np.array([track.score for track in shown], dtype=np.float32)

@@ -97,7 +97,7 @@ def test_python2_strings_are_latin1() -> None:
     assert load_pickle_bytes(b"\x80\x02U\x01\xe9.") == "\xe9"
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     array=hnp.arrays(
         dtype=hnp.floating_dtypes() | hnp.integer_dtypes() | hnp.boolean_dtypes(),
@@ -420,7 +420,7 @@ def test_a_cut_file_is_corrupt(tmp_path: Path, keep: float) -> None:
         load_pickle(file)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.binary(max_size=200))
 def test_garbage_never_escapes(data: bytes) -> None:
     try:
@@ -429,7 +429,7 @@ def test_garbage_never_escapes(data: bytes) -> None:
         assert "garbage" in str(error)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_changed_bytes_never_escape(data: st.DataObject) -> None:
     protocol = data.draw(st.integers(0, pickle.HIGHEST_PROTOCOL))

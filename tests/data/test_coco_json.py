@@ -249,7 +249,7 @@ json_values = st.recursive(
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_json_gives_records_or_the_one_error(tiny_content: Any, tmp_path: Path, data: st.DataObject) -> None:
     content = json.loads(json.dumps(tiny_content[2]))
     for _ in range(3):

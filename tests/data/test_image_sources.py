@@ -247,7 +247,7 @@ OPTIONS = {
 }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(array=hnp.arrays(DTYPES, SHAPES), npy=st.booleans(), **OPTIONS)
 def test_any_array_gives_an_image_or_a_value_error(array: np.ndarray, npy: bool, **options: Any) -> None:
     source: Any = array
@@ -264,7 +264,7 @@ def test_any_array_gives_an_image_or_a_value_error(array: np.ndarray, npy: bool,
         assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     values=hnp.arrays(
         st.sampled_from([np.float64, np.float32, np.int64, np.uint64, np.int8, np.uint16]), st.just((1, 8, 1))
@@ -716,7 +716,7 @@ def test_other_files_that_ome_names_are_not_opened(tmp_path: Path, tifffile: Any
     assert all(page.max() == 0 for page in load_pages(tmp_path / "a.ome.tif"))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     kind=st.sampled_from(["png", "tif", "ome", "npy", "gif", "jpg"]),
     changes=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=8),

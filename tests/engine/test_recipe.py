@@ -69,7 +69,7 @@ wishes = st.one_of(
 
 
 @given(facts, devices, wishes, st.sampled_from([NUCLEI, COCO]), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_recipe_is_a_valid_training(
     data: DataFacts, device: DeviceFacts, given_wishes: dict[str, Any], base: CfgNode, knows: bool
 ) -> None:

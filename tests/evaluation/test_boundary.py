@@ -44,7 +44,7 @@ def by_definition(mask: np.ndarray, width: int) -> np.ndarray:
     return result
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
     size=st.tuples(st.integers(1, 14), st.integers(1, 14)),
@@ -97,7 +97,7 @@ class FullBoundaryEval(COCOeval):
         return np.minimum(ious, mask_util.iou([narrow(d) for d in detections], [narrow(t) for t in truths], crowd))
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10**6), ratio=st.sampled_from([0.02, 0.06]))
 def test_boundary_ap_equals_pycocotools_with_boundary_iou(
     random_coco: Callable[..., Any], seed: int, ratio: float

@@ -45,7 +45,7 @@ def assert_identical(scores: CocoScores, engine: COCOeval) -> None:
     np.testing.assert_array_equal(scores.recall, engine.eval["recall"])
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 10**6),
     images=st.integers(1, 4),
@@ -159,7 +159,7 @@ def test_both_ways_of_matching_are_reached(
     assert calls["_match_without_choice"] == 5
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), crowded=st.booleans(), max_dets=st.sampled_from([15, 100]))
 def test_overlapping_truths_equal_pycocotools(seed: int, crowded: bool, max_dets: int) -> None:
     """Boxes at a few positions only, so that each detection overlaps several objects, crowds and other sizes."""

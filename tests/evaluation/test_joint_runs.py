@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mask2former.evaluation.joint_runs import count_pairs, joint_runs
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(seed=st.integers(0, 10**6), size=st.tuples(st.integers(0, 9), st.integers(1, 9)), block=st.integers(1, 4))
 def test_counts_every_pixel_once(seed: int, size: tuple[int, int], block: int) -> None:
     rng = np.random.default_rng(seed)

@@ -117,7 +117,7 @@ def test_the_oracle_equals_panopticapi(random_panoptic: Callable[..., Any], tmp_
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10**6), images=st.integers(1, 5), segments=st.integers(0, 12))
 def test_equals_the_definition(random_panoptic: Callable[..., Any], seed: int, images: int, segments: int) -> None:
     truth = random_panoptic(seed, images, segments=segments)
@@ -138,7 +138,7 @@ def test_equals_the_definition(random_panoptic: Callable[..., Any], seed: int, i
     assert {c: {"pq": e.pq, "sq": e.sq, "rq": e.rq} for c, e in present.items()} == expected["per_class"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
     size=st.tuples(st.integers(1, 5), st.integers(1, 5)),

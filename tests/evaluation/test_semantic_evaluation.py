@@ -44,7 +44,7 @@ def oracle(truth: np.ndarray, predicted: np.ndarray, classes: int, ignore: int) 
     }
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     seed=st.integers(0, 10**6),
     classes=st.integers(1, 6),

@@ -45,7 +45,7 @@ def random_pair(rng: np.random.Generator, classes: int) -> tuple[np.ndarray, np.
     return truth, predicted
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), classes=st.integers(1, 5), images=st.integers(1, 3))
 def test_equals_the_definition(seed: int, classes: int, images: int) -> None:
     rng = np.random.default_rng(seed)

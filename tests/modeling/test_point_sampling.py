@@ -13,7 +13,7 @@ from mask2former.modeling.point_sampling import MaskBank, sample_maps, uncertain
 
 
 @given(st.integers(0, 2**31), st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_bank_equals_grid_sample_on_padded_masks(seed: int, sizes: list[tuple[int, int]]) -> None:
     generator = torch.Generator().manual_seed(seed)
     padded = (max(h for h, _ in sizes) + 2, max(w for _, w in sizes) + 1)

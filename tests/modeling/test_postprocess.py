@@ -54,7 +54,7 @@ def slow_panoptic(scores: torch.Tensor, masks: torch.Tensor, s: Settings) -> tup
 
 
 @given(st.integers(0, 2**31), st.sampled_from([0.0, 0.3, 0.8]), st.sampled_from([0.0, 0.5, 0.8]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_panoptic_equals_the_slow_one(seed: int, score: float, overlap: float) -> None:
     scores, masks = random_case(seed)
     s = Settings(PANOPTIC, object_mask_threshold=score, overlap_threshold=overlap, things=frozenset({0, 2}))
@@ -66,7 +66,7 @@ def test_panoptic_equals_the_slow_one(seed: int, score: float, overlap: float) -
 
 
 @given(st.integers(0, 2**31), st.integers(1, 60), st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_instances_equal_the_slow_ones(seed: int, topk: int, panoptic: bool) -> None:
     scores, masks = random_case(seed)
     s = Settings(INSTANCE | PANOPTIC if panoptic else INSTANCE, topk=topk, things=frozenset({1, 3}))

@@ -247,13 +247,13 @@ def small_inputs(draw: st.DrawFn) -> Inputs:
 
 
 @given(small_inputs())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_small_input_gives_the_value_of_the_reference(cpu: str, inputs: Inputs) -> None:
     torch.testing.assert_close(inputs.call(), inputs.call(ms_deform_attn_reference), rtol=1e-9, atol=1e-9)
 
 
 @given(small_inputs(), st.floats(-3, 3), st.floats(-3, 3))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_linear_in_the_value(cpu: str, inputs: Inputs, a: float, b: float) -> None:
     other = torch.randn_like(inputs.value)
     mixed = replace(inputs, value=a * inputs.value + b * other).call()
@@ -262,7 +262,7 @@ def test_linear_in_the_value(cpu: str, inputs: Inputs, a: float, b: float) -> No
 
 
 @given(small_inputs(), st.floats(-5, 5))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_constant_maps_give_the_constant(cpu: str, inputs: Inputs, constant: float) -> None:
     """Inside a map the four bilinear weights, and all weights of the softmax, sum to 1."""
     shapes = [(h + 1, w + 1) for h, w in inputs.shapes]

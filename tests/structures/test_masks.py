@@ -31,7 +31,7 @@ def _encode(mask: np.ndarray) -> dict:
 
 
 @given(bitmaps)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_all_three_forms_of_a_mask_come_back(mask: np.ndarray) -> None:
     code = _encode(mask)
     text = {**code, "counts": code["counts"].decode()}
@@ -42,14 +42,14 @@ def test_all_three_forms_of_a_mask_come_back(mask: np.ndarray) -> None:
 
 # pycocotools reserves six characters for a count: with counts from 2**29 on it writes behind its memory.
 @given(st.lists(st.integers(0, 2**24 - 1), min_size=1, max_size=40))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_counts_equal_those_of_pycocotools(counts: list[int]) -> None:
     code = coco_mask.frPyObjects({"size": [1, sum(counts)], "counts": counts}, 1, sum(counts))
     assert decode_counts(code["counts"]).tolist() == counts
 
 
 @given(st.integers(0, 2**32), st.integers(3, 12), st.integers(1, 3))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_polygons_equal_pycocotools_and_holes_need_rle(seed: int, points: int, parts: int) -> None:
     rng = np.random.default_rng(seed)
     polygons = [rng.uniform(0, 50, (points, 2)) for _ in range(parts)]
@@ -109,7 +109,7 @@ def test_malformed_segmentations_say_why(segmentation: object, message: str) -> 
 
 
 @given(st.binary(max_size=30))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_random_counts_never_crash(counts: bytes) -> None:
     try:
         patch = rle_to_patch({"size": [9, 7], "counts": counts}, (9, 7))

@@ -11,7 +11,7 @@ from mask2former.structures.panoptic_ids import MAX_ID, id_to_rgb, rgb_to_id
 SHAPES = arrays.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(SHAPES.flatmap(lambda shape: arrays.arrays(np.uint8, (*shape, 3))))
 def test_ids_of_colors(rgb: np.ndarray) -> None:
     ids = rgb_to_id(rgb)
@@ -20,7 +20,7 @@ def test_ids_of_colors(rgb: np.ndarray) -> None:
     assert np.array_equal(id_to_rgb(ids), rgb)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.data(), st.sampled_from([np.int32, np.uint32, np.int64, ">i4"]))
 def test_colors_of_ids(data: st.DataObject, dtype: type[np.integer] | str) -> None:
     ids = data.draw(arrays.arrays(dtype, SHAPES, elements=st.integers(0, MAX_ID)))

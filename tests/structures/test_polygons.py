@@ -39,7 +39,7 @@ def as_shapely(polygons: list[Polygon]) -> shapely.MultiPolygon:
     return shapely.MultiPolygon([(p.exterior, p.holes) for p in polygons])
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.integers(0, 2**32 - 1), st.booleans())
 def test_outlines_are_valid_and_rasterize_to_the_mask(seed: int, smooth: bool) -> None:
     patch = random_patch(seed, smooth)

@@ -59,7 +59,7 @@ def one_by_one(masks: torch.Tensor) -> list[dict]:
     return [{"size": list(masks.shape[1:]), "counts": e["counts"].decode()} for e in encoded]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     seed=st.integers(0, 10**6),
     shape=st.tuples(st.integers(1, 4), st.integers(1, 20), st.integers(1, 20)),
@@ -84,7 +84,7 @@ def test_runs_of_every_length() -> None:
     assert encode_masks(masks) == one_by_one(masks)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), size=st.tuples(st.integers(1, 12), st.integers(1, 12)), labels=st.integers(1, 9))
 def test_any_label_map_equals_pycocotools(seed: int, size: tuple[int, int], labels: int) -> None:
     label_map = np.random.default_rng(seed).integers(-1, labels, size)

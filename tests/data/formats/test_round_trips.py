@@ -76,7 +76,7 @@ def assert_same(data: CocoData, expected: Sample, with_classes: bool) -> None:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10_000))
 def test_objects_come_back(name: str, seed: int) -> None:
     write, kind, order = WRITERS[name]

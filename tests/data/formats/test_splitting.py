@@ -42,7 +42,7 @@ def ids(data: CocoData) -> set[int]:
     return {image["id"] for image in data.content["images"]}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(st.lists(st.integers(1, 4), max_size=5), min_size=3, max_size=40),
     st.integers(0, 99),
