@@ -66,6 +66,7 @@ def argument_parser() -> argparse.ArgumentParser:
     add_frames(video)
     arguments.add_opts(parser)
     parser.set_defaults(default_output=DEFAULT_OUTPUT, default_save=("overlay", "json"), save_as=None)
+    parser.set_defaults(intensity=False, pixel_size=None)  # of tables, which only mask2former predict writes
     return parser
 
 

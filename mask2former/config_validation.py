@@ -12,6 +12,7 @@ from .config import micro_batch_size
 from .data import mapper_names
 from .errors import ConfigError
 from .modeling.transformer_decoder import TRANSFORMER_DECODER_REGISTRY
+from .objects import ObjectRules
 from .structures.task import IMAGE_TASKS, Task, tasks_of
 from .utils.device import AMP_DTYPES
 from .utils.hints import did_you_mean
@@ -33,10 +34,25 @@ def validate_config(cfg: CfgNode, training: bool) -> None:
     _validate_components(cfg)
     _validate_combinations(cfg)
     _validate_model(cfg)
+    _validate_objects(cfg)
     if training:
         _validate_training(cfg)
         _validate_datasets(cfg, "TRAIN", cfg.DATASETS.TRAIN)
     _validate_datasets(cfg, "TEST", cfg.DATASETS.TEST)
+
+
+def _validate_objects(cfg: CfgNode) -> None:
+    """Reject rules of objects and tiles out of range, which would only be noticed after the training."""
+    ObjectRules.from_config(cfg)
+    tiles = cfg.MODEL.MASK_FORMER.TEST.TILES
+    _require(
+        tiles.SIZE == 0 or tiles.SIZE >= 16,
+        f"MODEL.MASK_FORMER.TEST.TILES.SIZE is {tiles.SIZE}: set 0 (no tiles by themselves), or at least 16 pixels.",
+    )
+    _require(
+        0.0 <= tiles.OVERLAP < 0.9,
+        f"MODEL.MASK_FORMER.TEST.TILES.OVERLAP is {tiles.OVERLAP}: set a fraction of at least 0 and below 0.9.",
+    )
 
 
 def config_warnings(cfg: CfgNode) -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from scipy import ndimage
 
+from .errors import ConfigError
 from .result_parts import InstanceResult
 from .structures.mask_list import MaskList, intersection_area
 from .structures.masks import Patch
@@ -57,12 +58,12 @@ class ObjectRules:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> ObjectRules:
-        """Read MODEL.MASK_FORMER.TEST.INSTANCES; ValueError for values out of range."""
+        """Read MODEL.MASK_FORMER.TEST.INSTANCES; ConfigError for values out of range."""
         node = cfg.MODEL.MASK_FORMER.TEST.INSTANCES
         try:
             return cls(**{key.lower(): value for key, value in node.items()})
         except ValueError as error:
-            raise ValueError(f"MODEL.MASK_FORMER.TEST.INSTANCES: {error}") from error
+            raise ConfigError(f"MODEL.MASK_FORMER.TEST.INSTANCES: {error}") from error
 
     def changed(self, **values: Any) -> ObjectRules:
         """Return the rules with other values; those that are None stay as they are."""

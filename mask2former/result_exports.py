@@ -149,7 +149,7 @@ def _save_coco(result: Exportable, path: Path, **options: Any) -> Path:
 
 def _save_table(result: Exportable, path: Path, task: str = "auto", **options: Any) -> Path:
     names = result_tables.columns_of(options.get("intensity", False), options.get("pixel_size"))
-    return result_tables.write_csv(path, result_tables.rows(result, task, **options), names)
+    return result_tables.write_table(path, result_tables.rows(result, task, **options), names)
 
 
 def _save_geojson(result: Exportable, path: Path, task: str = "auto", **options: Any) -> Path:

@@ -6,11 +6,10 @@ and upper edge of the first pixel, which have whole numbers, too.
 
 from __future__ import annotations
 
-import csv
-import io
+import itertools
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import cv2
 import numpy as np
 
 from .result_objects import HasObjects
-from .utils.file_io import atomic_write
+from .utils.csv_files import write_csv
 
 Row = dict[str, Any]
 Intensity = bool | np.ndarray
@@ -213,11 +212,10 @@ def dataframe(table: Sequence[Row], names: Sequence[str]) -> Any:
     return pandas.DataFrame(list(table), columns=list(names))
 
 
-def write_csv(path: str | os.PathLike[str], table: Iterable[Row], names: Sequence[str] | None = None) -> Path:
-    """Write rows, of one or many results, as CSV (UTF-8, comma), atomically; return the path.
+def write_table(path: str | os.PathLike[str], table: Iterable[Row], names: Sequence[str] | None = None) -> Path:
+    """Write rows, of one or many results, as CSV; return the path. See `utils.csv_files.write_csv` for the cells.
 
-    Texts that a spreadsheet would take for a formula, because they start with `=`, `+`, `-`, `@` or a control
-    character, get an apostrophe in front. What is missing or NaN is an empty cell.
+    Numbers with a fraction have 8 digits. What is missing or NaN is an empty cell.
 
     Args:
         path: the file to write; its directory is made.
@@ -227,28 +225,15 @@ def write_csv(path: str | os.PathLike[str], table: Iterable[Row], names: Sequenc
     Raises:
         ValueError: a row has other columns.
     """
-    with atomic_write(path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-        writer = csv.writer(text)  # lines end with CR LF, as RFC 4180 says, so that both are quoted inside texts
-        header = list(names) if names is not None else None
-        number = 0
-        for number, row in enumerate(table, 1):
-            header = list(row) if header is None else header
-            if number == 1:
-                writer.writerow(header)
+    remaining = iter(table)
+    first = next(remaining, None)
+    header = list(names if names is not None else columns() if first is None else first)
+
+    def cells() -> Iterator[list[Any]]:
+        for number, row in enumerate([] if first is None else itertools.chain([first], remaining), 1):
             if list(row) != header:
                 other = sorted(set(row) ^ set(header)) or ["in another order"]
                 raise ValueError(f"{path}: row {number} has other columns than the table: {', '.join(other)}")
-            writer.writerow([_cell(value) for value in row.values()])
-        if not number:
-            writer.writerow(header or columns())
-        text.detach()
-    return Path(path)
+            yield [float(f"{value:.8g}") if isinstance(value, float) else value for value in row.values()]
 
-
-def _cell(value: Any) -> str:
-    if isinstance(value, str):
-        return f"'{value}" if value[:1] in tuple("=+-@\t\r\n") else value
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return f"{value:.8g}" if isinstance(value, float) else str(value)
+    return write_csv(path, header, cells())

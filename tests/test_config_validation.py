@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -114,3 +115,14 @@ def test_videos_and_images_are_not_mixed_up(overrides: list, message: str, tmp_p
     finally:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("INSTANCES.NMS_IOU", 1.5), ("INSTANCES.COMPONENTS", "any"), ("TILES.SIZE", 7), ("TILES.OVERLAP", 0.95)],
+)
+def test_rules_of_objects_and_tiles_are_checked_before_training(key: str, value: Any) -> None:
+    cfg = load_config("coco/instance-segmentation/maskformer2_R50_bs16_50ep.yaml")
+    cfg.merge_from_list([f"MODEL.MASK_FORMER.TEST.{key}", value])
+    with pytest.raises(ConfigError, match=key.split(".")[0]):
+        validate_config(cfg, training=False)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.measure import regionprops
 
-from mask2former.result_tables import columns, measure_shape, rows, write_csv
+from mask2former.result_tables import columns, measure_shape, rows, write_table
 from mask2former.results import InstanceResult, Result
 from mask2former.structures.classes import ClassTable
 
@@ -187,7 +187,7 @@ def test_texts_are_no_formulas(tmp_path: Path, name: str) -> None:
     instances = result.instances
     named = InstanceResult(instances.patches, instances.scores, instances.labels, (name, "a,b", 'c"d'))
     table = rows(Result(result.image, CLASSES, named), image=f"{name}.png")
-    with write_csv(tmp_path / "t.csv", table).open(newline="", encoding="utf-8") as file:
+    with write_table(tmp_path / "t.csv", table).open(newline="", encoding="utf-8") as file:
         read = list(csv.DictReader(file))
     assert [row["class"] for row in read] == [f"'{name}", "a,b", 'c"d']
     assert {row["image"] for row in read} == {f"'{name}.png"}
@@ -196,10 +196,10 @@ def test_texts_are_no_formulas(tmp_path: Path, name: str) -> None:
 def test_one_table_of_many_results(tmp_path: Path) -> None:
     results = [blobs(6), blobs(7, count=2), blobs(8, count=0)]
     table = (row for k, result in enumerate(results) for row in rows(result, image=f"sub/{k}.png"))
-    read = pandas.read_csv(write_csv(tmp_path / "t.csv", table))
+    read = pandas.read_csv(write_table(tmp_path / "t.csv", table))
     assert read["image"].tolist() == ["sub/0.png"] * 4 + ["sub/1.png"] * 2
-    assert pandas.read_csv(write_csv(tmp_path / "none.csv", [])).columns.tolist() == columns()
+    assert pandas.read_csv(write_table(tmp_path / "none.csv", [])).columns.tolist() == columns()
     mixed = [*rows(results[0]), *rows(results[1], intensity=True)]
     with pytest.raises(ValueError, match="row 5 has other columns than the table: intensity_max"):
-        write_csv(tmp_path / "mixed.csv", mixed)
+        write_table(tmp_path / "mixed.csv", mixed)
     assert not (tmp_path / "mixed.csv").exists()

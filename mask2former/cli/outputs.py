@@ -14,13 +14,12 @@ import numpy as np
 
 from ..data.image_io import WRITABLE_SUFFIXES
 from ..result_files import CocoDocument
+from ..result_tables import columns_of, write_table
 from ..results import Result
 from ..structures.task import Task
-from ..utils.csv_files import write_csv
 from ..visualization import comfortable_scale
 from .arguments import LABELS, output_directory
 from .label_files import LabelFiles
-from .object_table import COLUMNS, object_rows
 
 KINDS = ("overlay", "json", "csv", "masks")  # of --save
 _FILES = {".json": "json", ".csv": "csv"}  # of one file that is neither image nor directory
@@ -44,8 +43,9 @@ class Writer:
     written: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what a user should know about the files
     _document: CocoDocument | None = None
-    _header: tuple[str, ...] = COLUMNS
-    _rows: list[tuple[Any, ...]] = field(default_factory=list)
+    intensity: bool = False  # columns of the table
+    pixel_size: float | None = None
+    _rows: list[dict[str, Any]] = field(default_factory=list)
     _names: set[str] = field(default_factory=set)
 
     @classmethod
@@ -53,6 +53,7 @@ class Writer:
         """Build the writer for `count` inputs; ValueError if --output, --save and --save-as do not fit them."""
         target = output_directory(args)
         labels = LABELS[args.labels]
+        columns: dict[str, Any] = {"intensity": args.intensity, "pixel_size": args.pixel_size}
         suffix = target.suffix.lower()
         if target.is_dir() or not suffix or suffix not in WRITABLE_SUFFIXES | set(_FILES):
             if target.exists() and not target.is_dir():
@@ -60,7 +61,7 @@ class Writer:
                     f"--output {target} is a file of unknown type; give a directory, {', '.join(_FILES)} "
                     f"or {', '.join(sorted(WRITABLE_SUFFIXES))}"
                 )
-            writer = cls(target, frozenset(args.save or args.default_save), labels, args.scale)
+            writer = cls(target, frozenset(args.save or args.default_save), labels, args.scale, **columns)
             if args.save_as:
                 writer.label_files = LabelFiles(target, tuple(args.save_as))
             return writer
@@ -70,7 +71,7 @@ class Writer:
                     f"--{name} selects files of a directory, but --output {target} is a file; drop --{name}"
                 )
         if suffix in _FILES:
-            return cls(target, frozenset({_FILES[suffix]}), labels, args.scale, single=True)
+            return cls(target, frozenset({_FILES[suffix]}), labels, args.scale, single=True, **columns)
         if count > 1:
             raise ValueError(f"--output {target} is a single image, but there are {count} inputs; give a directory")
         return cls(target, frozenset({"overlay"}), labels, args.scale, single=True)
@@ -98,9 +99,7 @@ class Writer:
             self._document = self._document or CocoDocument(result.classes)
             self._document.add(result.to_coco(task=task), result.size, name)
         if "csv" in self.save:
-            rows = object_rows(result, task, name)
-            self._header = tuple(rows[0]) if rows else self._header
-            self._rows += [tuple(row.values()) for row in rows]
+            self._rows += result.to_rows(task, image=name, intensity=self.intensity, pixel_size=self.pixel_size)
         if self.label_files is not None:
             self.label_files.add(result, task, name, stem)
 
@@ -110,7 +109,7 @@ class Writer:
             self.written.append(self._document.save(self.target if self.single else self.target / "results.json"))
         if "csv" in self.save:
             path = self.target if self.single else self.target / "objects.csv"
-            self.written.append(write_csv(path, self._header, self._rows))
+            self.written.append(write_table(path, self._rows, columns_of(self.intensity, self.pixel_size)))
         if self.label_files is not None:
             self.written += self.label_files.finish()
 

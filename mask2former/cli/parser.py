@@ -61,6 +61,14 @@ def scale(text: str) -> float:
     return value
 
 
+def length(text: str) -> float:
+    """Convert to a finite number above 0."""
+    value = float(text)
+    if not 0.0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be more than 0, not {text}")
+    return value
+
+
 def positive(text: str) -> int:
     """Convert to an integer of at least 1."""
     value = int(text)

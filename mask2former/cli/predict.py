@@ -13,7 +13,7 @@ from .frames import segment_frames
 from .inputs import collect
 from .label_files import FORMATS
 from .outputs import KINDS
-from .parser import fraction, not_negative
+from .parser import fraction, length, not_negative
 from .segment_images import segment_images
 
 HELP = "segment images: overlays, a table of objects, COCO JSON, label maps"
@@ -107,6 +107,17 @@ def add_output(group: argparse._ArgumentGroup) -> None:
         type=_label_formats,
         metavar="FORMAT",
         help=f"also write the objects as labels to correct and train on: {', '.join(FORMATS)}",
+    )
+    group.add_argument(
+        "--intensity",
+        action="store_true",
+        help="columns with mean, min, max, standard deviation and sum of the image's values in each object",
+    )
+    group.add_argument(
+        "--pixel-size",
+        type=length,
+        metavar="UM",
+        help="micrometers of a pixel: columns of lengths and areas in micrometers, too (default: pixels only)",
     )
     arguments.add_drawing(group)
 

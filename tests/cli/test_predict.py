@@ -232,3 +232,13 @@ def test_a_video_is_segmented_frame_by_frame(use_model: Load, capsys: pytest.Cap
     assert names("out") == {"clip_segmented.mp4", "results.json"}
     assert len(json.loads(Path("out/results.json").read_text())["annotations"]) == 4
     assert "4 frames of clip" in capsys.readouterr().out
+
+
+def test_table_with_intensity_and_micrometers(use_model: Load, tmp_path: Path) -> None:
+    use_model(StubModel())
+    image = write_image(tmp_path / "a.png")
+    assert main(["predict", str(image), "--output", str(tmp_path / "t.csv"), "--intensity", "--pixel-size", "0.5"]) == 0
+    (row,) = rows_of(str(tmp_path / "t.csv"))
+    assert float(row["area_um2"]) == float(row["area"]) * 0.25
+    assert float(row["intensity_min"]) <= float(row["intensity_mean"]) <= float(row["intensity_max"])
+    assert main(["predict", str(image), "--pixel-size", "0"]) == 2
