@@ -402,7 +402,11 @@ class Segmenter:
         return 0 if self.cfg is None else int(self.cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES)
 
     def _is_crowded(self, result: Result) -> bool:
-        return result.instances is not None and 0 < _CROWDED * self._queries <= len(result.instances)
+        """Return whether nearly all queries found an object, by the threshold that the model is made for."""
+        if result.instances is None or self.cfg is None:
+            return False
+        usual = self.cfg.MODEL.MASK_FORMER.TEST.INSTANCES.SCORE_THRESHOLD
+        return bool(np.count_nonzero(result.instances.scores >= usual) >= _CROWDED * self._queries)
 
     def _tiled(self, array: np.ndarray, call: _Call) -> Result:
         """Segment an image tile by tile; the tiles' results become one before the rules are applied."""

@@ -37,9 +37,6 @@ LAYERS = (
     ("api",),
     ("cli",),
     ("__init__", "__main__"),
-    ("engine", "segmenter"),
-    ("cli",),
-    ("__init__",),
 )
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 

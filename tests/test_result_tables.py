@@ -176,7 +176,7 @@ def test_csv_comes_back_in_pandas(tmp_path: Path) -> None:
         if made[name].dtype.kind in "if":
             np.testing.assert_allclose(read[name], made[name], rtol=1e-6)
     (path,) = result.filter(1.0).save(tmp_path / "none.csv")
-    assert path.read_bytes() == (",".join(columns()) + "\r\n").encode()
+    assert path.read_bytes() == (",".join(columns()) + "\n").encode()
     (path,) = stub().save(tmp_path / "semantic.csv", task="semantic")
     assert pandas.read_csv(path)["score"].isna().all()
 
@@ -189,8 +189,9 @@ def test_texts_are_no_formulas(tmp_path: Path, name: str) -> None:
     table = rows(Result(result.image, CLASSES, named), image=f"{name}.png")
     with write_table(tmp_path / "t.csv", table).open(newline="", encoding="utf-8") as file:
         read = list(csv.DictReader(file))
-    assert [row["class"] for row in read] == [f"'{name}", "a,b", 'c"d']
-    assert {row["image"] for row in read} == {f"'{name}.png"}
+    safe = "'" + name.replace("\r", "\n")  # after a lone carriage return readers would begin a new row
+    assert [row["class"] for row in read] == [safe, "a,b", 'c"d']
+    assert {row["image"] for row in read} == {f"{safe}.png"}
 
 
 def test_one_table_of_many_results(tmp_path: Path) -> None:

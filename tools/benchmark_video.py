@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from detectron2.modeling import build_model
 
 from mask2former.config import load_config
 from mask2former.structures.classes import ClassTable
+from mask2former.video.frame_source import FrameSource, UnreadFrame
 from mask2former.video.journal import Journal
-from mask2former.video.reader import Frame, FrameSource
 from mask2former.video.results import VideoResult
 from mask2former.video.tracking import clip_model
 from mask2former.video.windows import ClipModel, LongClip, WindowSettings
@@ -45,7 +46,7 @@ class MovingDiscs(FrameSource):
         self.noise = rng.integers(0, 64, (*size, 3), dtype=np.uint8)
         self.discs = rng.random((8, 6))
 
-    def _read(self, start: int) -> Iterator[Frame]:
+    def _read(self, start: int) -> Iterator[UnreadFrame]:
         height, width = self.size
         y, x = np.mgrid[:height, :width]
         for index in range(start, self.length or 0):
@@ -54,7 +55,7 @@ class MovingDiscs(FrameSource):
                 center = (column + speed * index / 50) % 1 * width
                 inside = (y - row * height) ** 2 + (x - center) ** 2 < (height / 12) ** 2
                 image[inside] = np.array(color) * 191 + 64
-            yield Frame(index, index / 25, image)
+            yield UnreadFrame(index, index / 25, partial(np.copy, image), index)
 
 
 class Busy:

@@ -188,5 +188,5 @@ def test_data_without_images_for_training(tmp_path: Path, base: Path) -> None:
     with pytest.raises(ValueError, match="no model named 'nucleii'"):
         command("--data", draw(tmp_path / "cells"), "--model", "nucleii", "--dry-run")
     draw(tmp_path / "bad", 1)
-    with pytest.raises(ValueError, match="1 image cannot make 2 parts"):
+    with pytest.raises(ValueError, match="1 different image cannot make 2 parts"):
         command("--data", tmp_path / "bad", "--model", base, "--dry-run")

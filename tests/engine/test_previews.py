@@ -161,6 +161,7 @@ def test_an_evaluation_draws_its_first_images_and_results_stay(cfg: CfgNode, cap
     model = Guess(instances(0.9))
     plain = evaluate_datasets(Builders(), cfg, model)  # not in a training
     before = get_random_state()
+    caplog.clear()
     with EventStorage(7) as storage, caplog.at_level(logging.INFO):
         drawn = evaluate_datasets(Builders(), cfg, model, previews=True, suffix="_TTA")
         assert [image[0] for image in storage._vis_data] == [f"preview/{name}/{i}" for i in range(4)]

@@ -75,7 +75,9 @@ def test_wheel_metadata_states_the_true_dependencies(metadata: Message, wheel: z
     assert metadata["License-Expression"] == "MIT"
     assert (metadata.get_payload() or "").startswith("# Mask2Former")
     assert not any("detectron2" in text for text in requires)  # not on PyPI: pip could not install the package
-    assert set(metadata.get_all("Provides-Extra") or []) == {"demo", "dev", "video", "cityscapes", "docs"}
+    assert set(metadata.get_all("Provides-Extra") or []) == {
+        *("demo", "dev", "video", "cityscapes", "docs", "images", "tables", "shapes", "huggingface"),
+    }
     assert any(name.endswith("LICENSE") for name in wheel.namelist())
 
 

@@ -14,6 +14,7 @@ from detectron2.modeling import build_model
 from mask2former import Segmenter, load_config
 from mask2former.checkpoint.writing import save_safetensors
 from mask2former.model_source import store_classes
+from mask2former.objects import ObjectRules
 from mask2former.structures.classes import ClassTable
 
 TOOL = Path(__file__).parents[2] / "tools" / "pack_model.py"
@@ -47,7 +48,7 @@ def test_packed_model_predicts_the_same(training: Path, tmp_path: Path) -> None:
     assert "somebody" not in (target / "config.yaml").read_text()
     big, small = (training / "model_final.safetensors").stat().st_size, (target / "model.safetensors").stat().st_size
     assert small < 0.55 * big
-    segment = Segmenter.load(str(target), device="cpu", score_threshold=0.0)
+    segment = Segmenter.load(str(target), device="cpu", rules=ObjectRules(score_threshold=0.0))
     assert list(segment.classes.names) == ["cell"]
     cfg = load_config(target / "config.yaml")
     original = build_model(cfg).eval()

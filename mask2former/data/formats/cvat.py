@@ -39,7 +39,7 @@ class Shape(NamedTuple):
 
 
 class Annotated(NamedTuple):
-    """An <image> element."""
+    """An `<image>` element."""
 
     attributes: dict[str, str]
     shapes: list[Shape]
