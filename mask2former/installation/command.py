@@ -27,12 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "auto: keep a torch that fits, else install the tested one; keep: never install torch; pinned: replace "
         "whatever is there by the tested pair (default: %(default)s)"
     )
-    parser.add_argument(
-        "--torch", choices=["auto", "keep", "pinned"], default="auto", help=f"{torch_help} (default: %(default)s)"
-    )
+    parser.add_argument("--torch", choices=["auto", "keep", "pinned"], default="auto", help=torch_help)
     ops_help = (
         "what to compile of the op where a compiler is there: auto: for CPU (seconds), and for CUDA where an NVIDIA "
-        "GPU and nvcc are; all: for CUDA without a GPU too (minutes, once); cpu, cuda: only this; none: nothing (default: %(default)s)"
+        "GPU and nvcc are; all: for CUDA without a GPU too (minutes, once); cpu, cuda: only this; none: nothing "
+        "(default: %(default)s)"
     )
     parser.add_argument("--ops", choices=OPS_CHOICES, default="auto", help=ops_help)
     parser.add_argument("--offline", action="store_true", help="download nothing; say what is missing")
