@@ -21,7 +21,8 @@ _SCALES = (0.8, 0.87, 0.93, 1.0, 1.08, 1.16, 1.25)  # of the shortest edge in tr
 _FORWARD_SHARE = 0.45  # time of an inference relative to an iteration on the same pixels
 _EVALUATION_SHARE = 0.25  # of the training time
 _FEW_IMAGES = 50
-_CPU_VIEWS = 400  # crops of a training on two CPU cores
+_CPU_VIEWS = 200  # crops of a training on two CPU cores: minutes
+_CPU_POINTS = 3136  # of a mask in the loss; a quarter of the usual ones takes half of the time, and learns as well
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +126,7 @@ def make_recipe(
     scale = _set_sizes(recipe, data, device, wishes)
     _set_batch(recipe, data, device, wishes)
     _set_length(recipe, data, device, wishes, None in known_classes, scale)
-    base_rate = base.SOLVER.BASE_LR / math.sqrt(base.SOLVER.IMS_PER_BATCH)
-    _set_learning_rate(recipe, data, wishes, None in known_classes, min(base_rate, 1e-4))
+    _set_learning_rate(recipe, data, wishes, None in known_classes)
     _set_evaluation(recipe, data, wishes, scale)
     _set_device(recipe, data, device, wishes)
     if overrides:
@@ -207,9 +207,8 @@ def _set_sizes(recipe: Recipe, data: DataFacts, device: DeviceFacts, wishes: Wis
             f"than {_SMALLEST_OBJECT}. Cut the images into tiles before training, or raise --image-size."
         )
     largest = max(cfg.IMAGE_SIZE if cfg.DATASET_MAPPER_NAME.endswith("_lsj") else edge, 64)
+    # Not less than the model was trained with, also where time is short: half the edge halved the AP of a model.
     crop = _multiple(largest)
-    if device.device_type == "cpu":  # time grows with the pixels, and a crop of a few objects teaches as well
-        crop = min(crop, max(256, _multiple(2.5 * at_test)))
     width, height = (_zoom(edge, cfg.MAX_SIZE_TEST, data) * side for side in (long, short))
     crop = min(crop, _multiple(max(_SCALES) * width))
     cfg.DATASET_MAPPER_NAME, cfg.IMAGE_SIZE, cfg.SIZE_DIVISIBILITY = "mask_former_instance", crop, crop
@@ -218,6 +217,8 @@ def _set_sizes(recipe: Recipe, data: DataFacts, device: DeviceFacts, wishes: Wis
     cfg.CROP.ENABLED, cfg.CROP.TYPE, cfg.CROP.SIZE = True, "absolute", [crop, crop]
     # As many points for a pixel as with the crops of the base model; a crop of a quarter has four times fewer.
     node = recipe.cfg.MODEL.MASK_FORMER
+    if device.device_type == "cpu":
+        node.TRAIN_NUM_POINTS = min(node.TRAIN_NUM_POINTS, _CPU_POINTS)
     node.TRAIN_NUM_POINTS = max(1, min(node.TRAIN_NUM_POINTS, round(node.TRAIN_NUM_POINTS * (crop / largest) ** 2)))
     cfg.COLOR_AUG_SSD = True
     turns = "rotations by 90 degrees, " if cfg.RANDOM_ROT90 else ""
@@ -244,7 +245,7 @@ def _set_batch(recipe: Recipe, data: DataFacts, device: DeviceFacts, wishes: Wis
     # Measured with ResNet-50 and width 256: about 6.5 KiB for a pixel of a crop; it grows with the width.
     each = crop**2 * 6656 * max(cfg.MODEL.MASK_FORMER.HIDDEN_DIM / 256, 0.25)
     fitting = max(1, int(0.7 * device.memory / each))
-    per_rank = min(fitting, 2 if device.device_type == "cpu" else 16)
+    per_rank = min(fitting, 1 if device.device_type == "cpu" else 16)
     # 16 images are the batch of the published recipes. A batch has no image twice.
     largest = max(min(16, data.images), device.ranks)
     batch = wishes.batch or max(min(per_rank * device.ranks, largest) // device.ranks, 1) * device.ranks
@@ -298,12 +299,13 @@ def _views(
     return epochs * data.images, f"{epochs:.3g} epochs of {data.images} images"
 
 
-def _set_learning_rate(recipe: Recipe, data: DataFacts, wishes: Wishes, fresh: bool, base_rate: float) -> None:
-    """Set the learning rates; `base_rate` is the model's own, for a batch of one image."""
+def _set_learning_rate(recipe: Recipe, data: DataFacts, wishes: Wishes, fresh: bool) -> None:
+    """Set the learning rates."""
     cfg, solver = recipe.cfg, recipe.cfg.SOLVER
     few = data.images < _FEW_IMAGES
-    # The square root rule of AdamW, from 1e-4 with 16 images or a little below the rate of the model's own training.
-    rate = max(1e-4 / math.sqrt(16), 0.7 * base_rate) * math.sqrt(solver.IMS_PER_BATCH) * (2 if fresh else 1)
+    # The square root rule of AdamW, from 1e-4 with 16 images. Measured with ten images and batches of two: 4 times that
+    # is too much for trained weights.
+    rate = 1e-4 * math.sqrt(solver.IMS_PER_BATCH / 16) * (2 if fresh else 1)
     solver.OPTIMIZER, solver.BASE_LR = "ADAMW", wishes.learning_rate or float(f"{rate:.2g}")
     solver.BACKBONE_MULTIPLIER = 0.1
     solver.CLIP_GRADIENTS.ENABLED, solver.CLIP_GRADIENTS.CLIP_TYPE = True, "full_model"

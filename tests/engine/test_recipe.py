@@ -107,7 +107,8 @@ def test_settings_for_ten_images_on_two_cores() -> None:
     cfg = made.cfg
     assert cfg.MODEL.DEVICE == "cpu" and not cfg.SOLVER.AMP.ENABLED
     assert cfg.INPUT.MIN_SIZE_TEST == 512  # as the model was trained
-    assert cfg.INPUT.IMAGE_SIZE == 256  # a crop of half that side takes a quarter of the time
+    assert cfg.INPUT.IMAGE_SIZE == 512  # with crops of half that side the AP of the model halves
+    assert cfg.SOLVER.IMS_PER_BATCH == 1 and cfg.SOLVER.BASE_LR == pytest.approx(2.5e-5)
     assert cfg.TEST.EVAL_AT_START
     assert cfg.MODEL.TIMM.FREEZE_NORM
     assert cfg.MODEL.MASK_FORMER.TRAIN_NUM_POINTS == 12544 // 4
@@ -115,10 +116,11 @@ def test_settings_for_ten_images_on_two_cores() -> None:
     assert not made.warnings
 
 
-def test_a_gpu_trains_longer_on_larger_crops_in_mixed_precision() -> None:
+def test_a_gpu_trains_longer_on_larger_batches_in_mixed_precision() -> None:
     slow, fast = recipe().cfg, recipe(device=GPU).cfg
     assert fast.SOLVER.AMP.ENABLED and fast.MODEL.DEVICE == "cuda"
-    assert fast.INPUT.IMAGE_SIZE > slow.INPUT.IMAGE_SIZE
+    assert fast.INPUT.IMAGE_SIZE == slow.INPUT.IMAGE_SIZE
+    assert fast.SOLVER.IMS_PER_BATCH > slow.SOLVER.IMS_PER_BATCH and fast.SOLVER.BASE_LR > slow.SOLVER.BASE_LR
     views = [cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH for cfg in (slow, fast)]
     assert views[1] > 2 * views[0]
 
@@ -173,8 +175,8 @@ def test_minutes_set_the_length_from_the_measured_speed() -> None:
         recipe(device=dataclasses.replace(CPU, speed=speed), minutes=10).cfg.SOLVER.MAX_ITER for speed in (0.05, 0.1)
     ]
     assert lengths[1] == pytest.approx(2 * lengths[0], rel=0.15)
-    # 0.1 million pixels in a second are 0.66 s for a crop of 256 x 256; evaluations take a part of the time.
-    assert 500 < 2 * lengths[1] < 600 / 0.66
+    # 0.1 million pixels in a second are 2.6 s for a crop of 512 x 512; evaluations take a part of the time.
+    assert 120 < lengths[1] < 600 / 2.6
 
 
 def test_keys_of_the_command_take_precedence_and_the_rest_fits() -> None:
