@@ -30,7 +30,8 @@ def make_inputs() -> None:
 
     torch.manual_seed(0)
     pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    for name in ("cells.png", "a.png", "b.png"):
+    Path("docs/images").mkdir(parents=True)
+    for name in ("cells.png", "a.png", "b.png", "docs/images/cells.png"):
         Image.fromarray(pixels).save(name)
     cfg = load_config(
         "nuclei/maskformer2_efficientnet_lite0.yaml",
