@@ -18,6 +18,8 @@ from ..errors import ConfigError
 _CELL = 4  # pixels: stride of the mask features
 _SMALLEST_OBJECT = 3 * _CELL  # pixels at the size of inference; a mask of fewer cells has no shape
 _SCALES = (0.8, 0.87, 0.93, 1.0, 1.08, 1.16, 1.25)  # of the shortest edge in training, relative to inference
+_SAME_SCALE = 1.5  # times by which tiles may be larger or smaller than what the training shows
+_SMALLEST_SHARE = 0.05  # of the area of a typical object; smaller ones are no objects
 _FORWARD_SHARE = 0.45  # time of an inference relative to an iteration on the same pixels
 _EVALUATION_SHARE = 0.25  # of the training time
 _FEW_IMAGES = 50
@@ -124,6 +126,7 @@ def make_recipe(
     recipe.cfg.defrost()
     _set_model(recipe, known_classes, data)
     scale = _set_sizes(recipe, data, device, wishes)
+    _set_objects(recipe, data)
     _set_batch(recipe, data, device, wishes)
     _set_length(recipe, data, device, wishes, None in known_classes, scale)
     _set_learning_rate(recipe, data, wishes, None in known_classes)
@@ -227,6 +230,17 @@ def _set_sizes(recipe: Recipe, data: DataFacts, device: DeviceFacts, wishes: Wis
         f"flips, {turns}colors."
     )
     return width * height / crop**2
+
+
+def _set_objects(recipe: Recipe, data: DataFacts) -> None:
+    """Fit tiles and smallest area, which are numbers of pixels of the base model's images, to these images."""
+    test, sizes = recipe.cfg.MODEL.MASK_FORMER.TEST, recipe.cfg.INPUT
+    test.INSTANCES.MIN_AREA = min(test.INSTANCES.MIN_AREA, int(data.object_size**2 * _SMALLEST_SHARE))
+    zoom = _zoom(sizes.MIN_SIZE_TEST, sizes.MAX_SIZE_TEST, data)
+    enlarged = sizes.MIN_SIZE_TEST / max(test.TILES.SIZE, 1) / zoom  # tiles, relative to what the training shows
+    if test.TILES.SIZE and not 1 / _SAME_SCALE <= enlarged <= _SAME_SCALE:
+        test.TILES.SIZE = max(16, round(sizes.MIN_SIZE_TEST / zoom))
+        recipe.notes.append(f"Tiles of large images: {test.TILES.SIZE} pixels, which have the scale of the training.")
 
 
 def _zoom(edge: int, longest: int, data: DataFacts) -> float:

@@ -102,6 +102,17 @@ def test_the_base_is_not_changed_and_its_objects_are_inherited() -> None:
     assert cfg.MODEL.MASK_FORMER.TEST.INSTANCES.MIN_AREA == 7
 
 
+def test_tiles_and_smallest_area_fit_the_images() -> None:
+    near = recipe().cfg.MODEL.MASK_FORMER.TEST
+    assert (near.TILES.SIZE, near.INSTANCES.MIN_AREA) == (192, 18)  # 5 % of 19 x 19
+    large = recipe(change(image_size=(1000, 1500), object_size=60.0)).cfg
+    assert large.MODEL.MASK_FORMER.TEST.INSTANCES.MIN_AREA == 25
+    # Inference sees a tile at the scale of the images: 512 / 1000, and not 512 / 192.
+    assert (large.INPUT.MIN_SIZE_TEST, large.MODEL.MASK_FORMER.TEST.TILES.SIZE) == (512, 1000)
+    assert recipe(change(object_size=5.0)).cfg.MODEL.MASK_FORMER.TEST.INSTANCES.MIN_AREA == 1
+    assert recipe(base=COCO).cfg.MODEL.MASK_FORMER.TEST.TILES.SIZE == 0
+
+
 def test_settings_for_ten_images_on_two_cores() -> None:
     made = recipe()
     cfg = made.cfg
