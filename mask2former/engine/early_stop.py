@@ -19,7 +19,8 @@ class EarlyStopHook(HookBase):
     """Ends the training after `patience` evaluations in a row without a better main metric on the first dataset.
 
     Its state is part of the checkpoints. Must come after the evaluation hook, and run on all ranks: rank 0 has the
-    results, and all ranks stop at the same iteration. The final model is saved as at a normal end.
+    results, and all ranks stop at the same iteration. The final model is saved as at a normal end. A stopped training
+    that is resumed with more iterations goes on, with new patience.
 
     Args:
         patience: evaluations without improvement, at least 1.
@@ -30,6 +31,7 @@ class EarlyStopHook(HookBase):
         self._patience, self._period = patience, period
         self._best, self._without = -math.inf, 0
         self._evaluated = -1  # iterations that were finished at the last evaluation
+        self._length = 0  # iterations of the training that the state comes from
         self._pending: list[float | None] = []  # metrics that were not counted yet
 
     def add(self, results: Mapping[str, Any], datasets: Sequence[str]) -> None:
@@ -40,6 +42,9 @@ class EarlyStopHook(HookBase):
     def before_train(self) -> None:
         trainer = self.trainer
         finished = trainer.start_iter
+        if self._exhausted() and trainer.max_iter > self._length:
+            self._without = 0  # more iterations were asked for since
+        self._length = trainer.max_iter
         if self._exhausted():
             logger.info("This training was stopped early after %d iterations; it is complete.", self._evaluated)
             trainer.stopped_early = True
@@ -82,9 +87,10 @@ class EarlyStopHook(HookBase):
     def state_dict(self) -> dict[str, Any]:
         """Return the best metric so far and the number of evaluations since."""
         best = self._best if math.isfinite(self._best) else None
-        return {"best": best, "without": self._without, "evaluated": self._evaluated}
+        return {"best": best, "without": self._without, "evaluated": self._evaluated, "length": self._length}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self._best = -math.inf if state["best"] is None else float(state["best"])
         self._without, self._evaluated = int(state["without"]), int(state["evaluated"])
+        self._length = int(state.get("length", 0))

@@ -62,6 +62,17 @@ def test_a_finished_early_stop_is_not_continued(tmp_path: Path, caplog: pytest.L
     assert patient.iter == 12
 
 
+def test_more_iterations_continue_an_early_stop(tmp_path: Path) -> None:
+    start(tiny_config(tmp_path, *OPTIONS), trainer_class=trainer_with(5.0, 4.0, 3.0)).train()
+    longer = (*OPTIONS, "SOLVER.MAX_ITER", "20")
+    second = start(tiny_config(tmp_path, *longer), True, trainer_with(6.0, 2.0, 1.0))
+    second.train()
+    assert second.iter == 11  # from 6 on: better at 8, and then twice not
+    third = start(tiny_config(tmp_path, *longer), True, trainer_with())
+    third.train()
+    assert third.stopped_early and third.start_iter == 12
+
+
 @pytest.mark.parametrize("kept", [4, 6])
 def test_a_resumed_run_stops_where_an_uninterrupted_one_does(tmp_path: Path, kept: int) -> None:
     """Also if it was interrupted between a checkpoint and the evaluation of the same iteration."""
