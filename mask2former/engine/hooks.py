@@ -145,7 +145,7 @@ class WriterHook(PeriodicWriter):
 
     def after_train(self) -> None:
         for service in self._loggers:
-            service.completed = self.trainer.iter >= self.trainer.max_iter
+            service.completed = self.trainer.iter >= self.trainer.max_iter or self.trainer.stopped_early
         super().after_train()
 
 

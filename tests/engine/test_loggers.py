@@ -153,6 +153,12 @@ def test_wandb(tmp_path: Path, wandb: Calls) -> None:
     assert named(wandb, "init")[2][1]["id"] != arguments["id"]
 
 
+def test_an_early_stop_completes_the_run(tmp_path: Path, wandb: Calls) -> None:
+    trainer = train(tmp_path, "LOGGERS", "['wandb']", "SOLVER.MAX_ITER", "12", "SOLVER.EARLY_STOP_PATIENCE", "1")
+    assert trainer.stopped_early and trainer.iter == 5  # AP is always the same
+    assert named(wandb, "finish") == [((), {"exit_code": 0})]
+
+
 def test_wandb_without_network_is_kept_on_disk(
     tmp_path: Path, wandb: Calls, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
