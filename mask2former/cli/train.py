@@ -138,7 +138,7 @@ def _plan(args: argparse.Namespace, output: OutputDirectory) -> Plan:
         seed=0 if args.seed is None else args.seed,
     )
     if args.resume:
-        return plan_resume(output, wishes, args.opts)
+        return plan_resume(output, wishes, args.opts, write=not args.dry_run)
     if not args.dry_run:
         output.check_new()
     return plan_training(

@@ -98,8 +98,10 @@ def plan_training(
     return Plan(config, (*notes, start, *recipe.notes), tuple(recipe.warnings))
 
 
-def plan_resume(output: OutputDirectory, wishes: Wishes | None = None, overrides: Sequence[str] = ()) -> Plan:
-    """Return the plan of a training that was started before; its length may be changed.
+def plan_resume(
+    output: OutputDirectory, wishes: Wishes | None = None, overrides: Sequence[str] = (), *, write: bool = True
+) -> Plan:
+    """Return the plan of a training that was started before; its length may be changed. `write` False only plans.
 
     Raises:
         ValueError: there is nothing to resume, or a setting that cannot change.
@@ -115,8 +117,10 @@ def plan_resume(output: OutputDirectory, wishes: Wishes | None = None, overrides
     if wishes is not None and wishes.iterations is not None:
         cfg.SOLVER.MAX_ITER = wishes.iterations
     merge_overrides(cfg, overrides)
-    write_bytes(output.recipe, cfg.dump().encode())
-    return Plan(output.recipe)
+    if write:
+        write_bytes(output.recipe, cfg.dump().encode())
+    length = f"Resume: {output.path}, up to iteration {cfg.SOLVER.MAX_ITER}."
+    return Plan(output.recipe, () if write else (length,))
 
 
 def _parts(

@@ -147,6 +147,15 @@ def test_dry_run_explains_and_writes_nothing(tmp_path: Path, base: Path, capsys:
     assert not (tmp_path / "out").exists()
 
 
+def test_dry_run_of_a_resumed_training_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "out" / "data" / "config.yaml"
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text("SOLVER:\n  MAX_ITER: 7\n")
+    assert command("--output", tmp_path / "out", "--resume", "--iterations", "9", "--dry-run") == 0
+    assert recipe.read_text() == "SOLVER:\n  MAX_ITER: 7\n"
+    assert "up to iteration 9" in capsys.readouterr().out
+
+
 def test_directories_that_are_not_ours(tmp_path: Path, base: Path) -> None:
     data = draw(tmp_path / "cells")
     with pytest.raises(ValueError, match="not empty"):
