@@ -6,6 +6,7 @@ All of one image come from one result, so that they agree.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,17 @@ class Writer:
     pixel_size: float | None = None
     _rows: list[dict[str, Any]] = field(default_factory=list)
     _names: set[str] = field(default_factory=set)
+    _inputs: frozenset[Path] = frozenset()  # resolved
 
     @classmethod
-    def create(cls, args: argparse.Namespace, count: int) -> Writer:
-        """Build the writer for `count` inputs; ValueError if --output, --save and --save-as do not fit them."""
+    def create(cls, args: argparse.Namespace, files: Sequence[Path]) -> Writer:
+        """Build the writer for these inputs; ValueError if --output, --save and --save-as do not fit them."""
+        writer = cls._create(args, len(files))
+        writer._inputs = frozenset(path.resolve() for path in files)
+        return writer
+
+    @classmethod
+    def _create(cls, args: argparse.Namespace, count: int) -> Writer:
         target = output_directory(args)
         labels = LABELS[args.labels]
         columns: dict[str, Any] = {"intensity": args.intensity, "pixel_size": args.pixel_size}
@@ -86,7 +94,7 @@ class Writer:
             caption: text below the overlay.
 
         Raises:
-            ValueError: the overlay would overwrite its input.
+            ValueError: the overlay would overwrite an input.
         """
         task = main_task(result)
         stem = self._unique(stem)
@@ -118,8 +126,10 @@ class Writer:
         if result.path is not None and result.path.suffix.lower() in (".jpg", ".jpeg"):
             suffix = ".jpg"
         path = self.target if self.single else self.target / f"{stem}{suffix}"
-        if result.path is not None and path.exists() and path.samefile(result.path):
-            raise ValueError(f"{path}: the overlay would overwrite its input; choose another --output")
+        if path.resolve() in self._inputs:
+            own = result.path is not None and path.resolve() == result.path.resolve()
+            which = "its input" if own else "another input"
+            raise ValueError(f"{path}: the overlay would overwrite {which}; choose another --output")
         scale = self.scale or comfortable_scale(*result.image.shape[:2])
         self.written += result.save(path, task=task, scale=scale, labels=self.labels, caption=caption)
 

@@ -47,7 +47,7 @@ def segment_images(
     for problem in problems:
         print_error(problem)
     hints = hints or {}
-    writer = Writer.create(args, len(files))
+    writer = Writer.create(args, files)
     rows: list[list[str]] = []
     total: Counter[str] = Counter()
     semantic = False

@@ -119,6 +119,16 @@ def test_the_default_output(use_model: Load, capsys: pytest.CaptureFixture[str])
     assert "3 files written" in capsys.readouterr().out
 
 
+def test_an_overlay_never_replaces_another_input(use_model: Load, capsys: pytest.CaptureFixture[str]) -> None:
+    use_model()
+    write_image("in/a.bmp")
+    other = write_image("in/a.png", 16, 24)
+    before = other.read_bytes()
+    assert main(["predict", "in", "--output", "in", "--save", "overlay"]) == 1
+    assert other.read_bytes() == before
+    assert "the overlay would overwrite another input" in capsys.readouterr().err
+
+
 def test_covered_objects_are_noted(use_model: Load, capsys: pytest.CaptureFixture[str]) -> None:
     """A label map cannot show them; the third object of the stub has no pixels at all."""
     use_model(score_threshold=0.0)
