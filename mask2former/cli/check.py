@@ -70,6 +70,10 @@ def _check_files(args: argparse.Namespace) -> int:
     from ..data.inspect_report import contact_sheet
     from ..data.inspect_training import DEFAULT_QUERIES, check_training_data, format_training_report
 
+    if args.write and (Path(args.write) / "annotations").exists():  # before the data is read
+        raise ValueError(
+            f"{Path(args.write) / 'annotations'} exists, so nothing is written there; choose another --write"
+        )
     problems: list[BadRecordError] = []
     options = {"image_root": Path(args.image_root).absolute()} if args.image_root else {}
     try:

@@ -40,6 +40,15 @@ def test_check_with_sheet_and_coco(tmp_path: Path, capsys: pytest.CaptureFixture
     assert after.image_root == before.image_root
 
 
+def test_check_never_replaces_annotations(tmp_path: Path) -> None:
+    samples.write_coco(tmp_path, samples.sample(0, images=2))
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    assert files and all(path.parent.name == "annotations" for path in files)
+    with pytest.raises(ValueError, match="annotations exists, so nothing is written there"):
+        run(check, tmp_path, "--write", tmp_path, "--workers", 1)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == files
+
+
 def test_check_fails_on_bad_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     samples.write_yolo(tmp_path, samples.sample(0))
     (tmp_path / "labels" / "train" / "im0.txt").write_text("0 0.1 nan 0.2 0.2 0.3 0.3\n")
