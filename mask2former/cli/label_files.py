@@ -77,7 +77,8 @@ class LabelFiles:
         if self._document is not None:
             self.written.append(self._document.save(self.directory / "coco" / "annotations.json"))
         if "yolo" in self.formats and self._classes is not None:
-            content = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(self._classes.names))}
+            # Without "path", which Ultralytics takes as relative to the working directory and not to this file.
+            content = {"train": "images", "val": "images", "names": dict(enumerate(self._classes.names))}
             text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
             self.written.append(write_bytes(self.directory / "yolo" / "data.yaml", text.encode()))
         return self.written

@@ -33,7 +33,7 @@ def test_all_formats(use_model: Load) -> None:
     record = json.loads(Path("out/labelme/b.json").read_text())
     assert record["imagePath"] == "b.jpg" and sorted(s["label"] for s in record["shapes"]) == ["cell", "sky"]
     data = yaml.safe_load(Path("out/yolo/data.yaml").read_text())
-    assert data["names"] == {0: "cell", 1: "sky"} and data["train"] == "images"
+    assert data == {"train": "images", "val": "images", "names": {0: "cell", 1: "sky"}}
     lines = [line.split() for line in Path("out/yolo/labels/a.txt").read_text().splitlines()]
     assert sorted(line[0] for line in lines) == ["0", "1"]
     assert all(0 <= float(value) <= 1 for line in lines for value in line[1:])
