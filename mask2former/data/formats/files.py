@@ -9,11 +9,12 @@ from collections import defaultdict
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ...errors import BadRecordError
-from ..image_io import IMAGE_SUFFIXES
+from ..image_io import IMAGE_SUFFIXES, read_image
 
 # Names of directories and parts of file names -> the split they stand for.
 SPLIT_NAMES = {
@@ -27,7 +28,7 @@ _MOST_FILES = 2_000_000
 _DEEPEST = 24  # directories below the root
 _IGNORED = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 _ROTATED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap width and height
-_ORIENTATION = 0x0112
+_WIDTH, _HEIGHT, _ORIENTATION = 256, 257, 274  # tags of TIFF and EXIF
 _MOST_SIDE = 1 << 20
 
 
@@ -105,8 +106,9 @@ class Tree:
 
     @cached_property
     def images(self) -> list[Path]:
-        """Return the files with the suffix of an image."""
-        return [path for path in self.files if is_image(path)]
+        """Return the files with the suffix of an image; `.npy` files beside other images are masks or features."""
+        images = [path for path in self.files if is_image(path)]
+        return [path for path in images if path.suffix.lower() != ".npy"] or images
 
     def with_suffix(self, *suffixes: str) -> list[Path]:
         """Return the files with one of these suffixes, in any case."""
@@ -181,20 +183,27 @@ def checked_name(name: object, file: Path, where: str | None = None) -> str:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return height and width of an image, after its EXIF orientation; only the header is read.
+    """Return height and width of an image, after its EXIF orientation.
+
+    Only the header is read, except of formats that Pillow does not know, but `read_image` does.
 
     Raises:
         BadRecordError: the file is missing or not an image.
     """
     try:
         with Image.open(path) as image:
-            width, height = image.size
+            # Pillow gives the size of a rotated TIFF after the rotation, that of others before it.
+            tags: Any = getattr(image, "tag_v2", {})
+            width, height = int(tags.get(_WIDTH, image.width)), int(tags.get(_HEIGHT, image.height))
             with contextlib.suppress(Exception):  # a broken EXIF block must not make the image unusable
                 if image.getexif().get(_ORIENTATION) in _ROTATED:
                     width, height = height, width
             return height, width
     except FileNotFoundError as error:
         raise BadRecordError(path, "the file does not exist") from error
+    except UnidentifiedImageError:
+        height, width = read_image(str(path)).shape[:2]
+        return height, width
     except Exception as error:  # of any plug-in of Pillow, on a broken file
         raise BadRecordError(path, f"cannot be read as an image: {error}") from error
 

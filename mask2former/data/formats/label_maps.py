@@ -73,7 +73,8 @@ def find(tree: Tree) -> Pairing | None:
             taken.add(label)
     pairs = [(image, label) for image, label in pairs if image not in taken]
     used = {image for image, _ in pairs} | taken
-    without = [path for path in images.values() if path not in used and is_image(path)]
+    others = set(tree.images)  # not .npy files beside them, such as those of Cellpose
+    without = [path for path in images.values() if path not in used and path in others]
     return Pairing(pairs, without) if pairs else None
 
 

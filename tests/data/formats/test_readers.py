@@ -10,10 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
+from PIL import Image, TiffImagePlugin
 
 from mask2former.data.formats import CocoData, load_data
+from mask2former.data.formats.files import image_size
 from mask2former.data.formats.label_studio import decode_brush
 from mask2former.data.formats.voc import voc_color
+from mask2former.data.image_io import read_image
 from mask2former.errors import BadRecordError
 from tests.data.formats import samples
 from tests.data.formats.samples import SIZE, save_array, save_image, save_json, save_text
@@ -160,6 +164,31 @@ def test_seg_npy_of_cellpose_is_refused_with_a_hint(tmp_path: Path) -> None:
     np.save(tmp_path / "a_seg.npy", {"masks": np.ones(SIZE)}, allow_pickle=True)  # type: ignore[arg-type]
     with pytest.raises(BadRecordError, match="save the masks as PNG or TIFF"):
         load_data(tmp_path)
+
+
+def test_files_of_cellpose_beside_its_masks(tmp_path: Path) -> None:
+    samples.write_beside(tmp_path, samples.sample(0), "_cp_masks")
+    for stem in ("im0", "im1"):
+        np.save(tmp_path / f"{stem}_seg.npy", {"masks": np.ones(SIZE)}, allow_pickle=True)  # type: ignore[arg-type]
+    content = load_data(tmp_path)["all"].content
+    assert len(content["images"]) == 2 and content["annotations"]
+    assert not any(image["file_name"].endswith(".npy") for image in content["images"])
+
+
+# ---------------------------------------------------------------- sizes
+def test_sizes_are_those_of_the_images_that_training_reads(tmp_path: Path) -> None:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[274] = 6  # rotated by 90 degrees
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "rotated.tif", tiffinfo=tags)
+    tifffile.imwrite(tmp_path / "float.tif", np.zeros((20, 30, 3), np.float32), photometric="rgb")
+    np.save(tmp_path / "array.npy", np.zeros((20, 30), np.uint8))
+    for name in ("rotated.tif", "float.tif", "array.npy"):
+        size = image_size(tmp_path / name)
+        assert size == ((30, 20) if name == "rotated.tif" else (20, 30))
+        assert size == read_image(str(tmp_path / name)).shape[:2]
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(BadRecordError, match="cannot be read as an image"):
+        image_size(tmp_path / "broken.png")
 
 
 # ---------------------------------------------------------------- YOLO
