@@ -255,7 +255,7 @@ def save_labelme(
         The LabelMe files.
 
     Raises:
-        FileExistsError: there is such a file, and `overwrite` is False.
+        FileExistsError: there is such a file, or an image where a PNG is to be written, and `overwrite` is False.
     """
     directory, names = Path(directory), _Names()
     written = []
@@ -263,11 +263,10 @@ def save_labelme(
         stem = names.unique(result.path)
         path = directory / f"{stem}.json"
         _check_absent(path, overwrite)
-        if result.path and result.path.suffix.lower() in _COMMON_SUFFIXES and result.path.is_file():
-            image_path = _relative(result.path, directory)
-        else:
-            image_path = f"{stem}.png"
-            write_bytes(directory / image_path, encode_image(Image.fromarray(result.image)))
+        source = _common_file(result)
+        image_path = f"{stem}.png" if source is None else _relative(source, directory)
+        if source is None:
+            _write_png(directory / image_path, result, overwrite)
         written.append(write_json(path, labelme_record(result, task, image_path=image_path, tolerance=tolerance)))
     return written
 
@@ -296,7 +295,7 @@ def save_yolo(
         The label files, then `data.yaml` (which is not written if there are no results).
 
     Raises:
-        FileExistsError: there is such a label file, and `overwrite` is False.
+        FileExistsError: there is such a label file, or an image where a PNG is to be written, and `overwrite` is False.
         ValueError: the results have different classes.
     """
     directory, names = Path(directory), _Names()
@@ -309,10 +308,11 @@ def save_yolo(
         stem = names.unique(result.path)
         path = directory / "labels" / f"{stem}.txt"
         _check_absent(path, overwrite)
-        if result.path and result.path.suffix.lower() in _COMMON_SUFFIXES and result.path.is_file():
-            _copy(result.path, directory / "images" / f"{stem}{result.path.suffix}")
+        source = _common_file(result)
+        if source is None:
+            _write_png(directory / "images" / f"{stem}.png", result, overwrite)
         else:
-            write_bytes(directory / "images" / f"{stem}.png", encode_image(Image.fromarray(result.image)))
+            _copy(source, directory / "images" / f"{stem}{source.suffix}")
         text = "".join(f"{line}\n" for line in yolo_lines(result, task, tolerance=tolerance))
         written.append(write_bytes(path, text.encode()))
     if classes is not None:
@@ -337,6 +337,20 @@ class _Names:
             name = f"{stem}_{number}"
         self._used.add(name.lower())
         return name
+
+
+def _common_file(result: HasObjects) -> Path | None:
+    """Return the file that shows the image in other programs; None if there is none, as for a page of a stack."""
+    path = result.path
+    if path is None or getattr(result, "page", None) is not None or path.suffix.lower() not in _COMMON_SUFFIXES:
+        return None
+    return path if path.is_file() else None
+
+
+def _write_png(path: Path, result: HasObjects, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists and may be another image; choose another directory, or overwrite=True")
+    write_bytes(path, encode_image(Image.fromarray(result.image)))
 
 
 def _check_absent(path: Path, overwrite: bool) -> None:

@@ -185,6 +185,23 @@ def test_labelme_directory(tmp_path: Path) -> None:
     assert save_labelme(results, directory, overwrite=True) == written
 
 
+@pytest.mark.parametrize("save", [save_labelme, save_yolo])
+def test_pages_become_images_of_their_own(tmp_path: Path, save: Any) -> None:
+    stack = tmp_path / "stack.tif"
+    Image.new("L", (W, H)).save(stack, save_all=True, append_images=[Image.new("L", (W, H), 9)])
+    save([shapes(path=stack, page=k) for k in (0, 1)], tmp_path / "out")
+    images = {path.name for path in (tmp_path / "out").rglob("*.png")}
+    assert images == {"stack.png", "stack_2.png"} and not list((tmp_path / "out").rglob("*.tif"))
+
+
+def test_labelme_never_replaces_another_image(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"another image")
+    (tmp_path / "x.npy").touch()
+    with pytest.raises(FileExistsError, match="may be another image"):
+        save_labelme([shapes(path=tmp_path / "x.npy")], tmp_path)
+    assert (tmp_path / "x.png").read_bytes() == b"another image"
+
+
 def test_yolo_lines_give_the_masks_back() -> None:
     result = shapes()
     lines = yolo_lines(result)
