@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import io
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ def load_dataset(dataset: Any, context: Context) -> dict[str, CocoData]:
         )
     reader = _Reader(first.features, context, _image_dir(parts, context))
     for name, part in parts.items():
+        if name is not None and not re.fullmatch(r"\w[\w.-]*", str(name)):  # it names a directory of images
+            raise ValueError(f"the Hugging Face dataset has a split {str(name)[:40]!r}, which is no name of a split")
         split = SPLIT_NAMES.get(str(name).lower(), str(name)) if name is not None else None
         reader.read(split, part)
     return reader.builder.finish()

@@ -7,11 +7,15 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from mask2former.data.formats import load_data
+from mask2former.data.formats.coco_data import Context
+from mask2former.data.formats.files import Tree
+from mask2former.data.formats.huggingface import load_dataset
 from mask2former.errors import BadRecordError
 from tests.data.formats import samples
 from tests.data.formats.samples import save_array, save_image, save_json, save_text
@@ -193,3 +197,12 @@ def test_an_image_as_label_map(tmp_path: Path) -> None:
     save_array(tmp_path / "images" / "a.png", np.zeros((400, 400), np.uint8))
     with pytest.raises(BadRecordError, match="it is an image and not a label map"):
         load_data(tmp_path)
+
+
+def test_splits_of_hugging_face_stay_inside(tmp_path: Path) -> None:
+    class Split:
+        features: ClassVar = {"image": type("Image", (), {})(), "label_map": type("Image", (), {})()}
+
+    for name in ("../outside", "/tmp/outside", ".."):
+        with pytest.raises(ValueError, match="no name of a split"):
+            load_dataset({name: Split()}, Context(Tree(tmp_path), options={"image_dir": tmp_path / "images"}))
