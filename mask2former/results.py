@@ -128,10 +128,11 @@ class Result(ResultExports):
     def objects(self, task: str = "auto") -> ObjectList:
         """Return the objects of a task in one form: masks, ids, class indices, names, scores.
 
-        "auto" is the first of instance, panoptic, semantic that the result has. The ids are 1, 2, ... for instances,
-        those of the panoptic map for segments, and class index + 1 for the classes that a semantic map shows.
+        "auto" is the first of panoptic, instance, semantic that the result has, as for `counts` and `draw`. The ids are
+        1, 2, ... for instances, those of the panoptic map for segments, and class index + 1 for the classes that a
+        semantic map shows.
         """
-        task = self._task(Task.INSTANCE if task == "auto" and self.instances is not None else task)
+        task = self._task(task)
         if task is Task.INSTANCE:
             found = self.instances
             assert found is not None
@@ -300,14 +301,12 @@ class Result(ResultExports):
     ) -> list[dict[str, Any]]:
         """Return COCO result records: image_id, category_id, bbox (XYWH), area, score, segmentation.
 
-        They are ready for `json.dump`: segmentations are compressed RLE with text counts. Without instances, each
-        panoptic segment or semantic class gives one record (a segment without a score gets 1.0).
+        They are ready for `json.dump`: segmentations are compressed RLE with text counts. "auto" is that of `counts`
+        and `draw`, so that all show the same. A panoptic segment without a score, and a semantic class, gets 1.0.
 
         `polygons` gives polygons instead, exact ones or simplified by `tolerance` pixels; COCO's have no holes:
         `result_shapes.with_polygons` says what becomes of them.
         """
-        if task == "auto" and self.instances is not None:
-            task = Task.INSTANCE
         rows, rles = self._encoded(self._task(task))
         records = result_files.coco_records(image_id, rows, rles)
         return with_polygons(records, self.objects(task), tolerance) if polygons else records

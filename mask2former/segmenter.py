@@ -30,6 +30,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from torch import nn
+from tqdm import tqdm
 
 from .data.image_sources import Channels, ImageSource, iter_pages
 from .maskformer_model import MaskFormer
@@ -63,6 +64,7 @@ class _Call:
     tile: int  # edge in pixels of the image
     tile_mode: str  # never, auto or always
     overlap: float
+    progress: bool
 
 
 class Segmenter:
@@ -210,6 +212,7 @@ class Segmenter:
         page: int | str | None = None,
         channels: Channels = None,
         stretch: Any = None,
+        progress: bool = False,
     ) -> Iterator[Result]:
         """Yield results one by one, for more images than fit into memory (a generator is fine).
 
@@ -225,6 +228,7 @@ class Segmenter:
             overlap: fraction of a tile's edge that neighbors share; default MODEL.MASK_FORMER.TEST.TILES.OVERLAP.
             page, channels, stretch: of stacks, images with many channels, 16 bits or floating point values, see
                 `data.image_sources.load_image`. With `page="all"` there is a result for each page of each image.
+            progress: show a bar while an image in tiles is segmented.
 
         Raises:
             FileNotFoundError, ValueError: as `__call__`.
@@ -236,7 +240,7 @@ class Segmenter:
             raise ValueError(f"batch_size must be at least 1, not {size}")
         resize = self._resize_to(min_size)
         rules = (self.rules if rules is None else rules).changed(score_threshold=score_threshold)
-        call = _Call(rules, resize, size, *self._tile_settings(tile, overlap, resize))
+        call = _Call(rules, resize, size, *self._tile_settings(tile, overlap, resize), progress)
         source = self._pages(images, page, channels, stretch)
         while batch := list(islice(source, size)):
             found = self._segment([array for array, _, _ in batch], call)
@@ -414,7 +418,9 @@ class Segmenter:
         size = array.shape[:2]
         tiles = plan_tiles(size, call.tile, call.overlap)
         parts: list[Result] = []
-        for first in range(0, len(tiles), call.batch_size):
+        batches = range(0, len(tiles), call.batch_size)
+        bar = tqdm(batches, "tiles", unit="batch", leave=False, mininterval=0.5, disable=not call.progress)
+        for first in bar:
             batch = tiles[first : first + call.batch_size]
             parts += self._run([array[tile.window] for tile in batch], call, scale=self._tile_scale(call))
         crowded = sum(map(self._is_crowded, parts))

@@ -50,7 +50,7 @@ def test_other_names_are_overlays_as_before(tmp_path: Path, name: str) -> None:
 def test_kind_decides(tmp_path: Path) -> None:
     result = stub()
     result.save(tmp_path / "cells.tif", kind="labels")
-    np.testing.assert_array_equal(tifffile.imread(tmp_path / "cells.tif"), result.instances.label_map())
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "cells.tif"), result.panoptic.map)
     result.save(tmp_path / "table.txt", kind="table")
     assert (tmp_path / "table.txt").read_text().startswith("image,id,class")
     assert len(result.save(tmp_path / "a.b", kind="masks")) == 4

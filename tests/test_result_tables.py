@@ -116,7 +116,7 @@ def test_rows_agree_with_coco_records_for_every_task() -> None:
         boxes = [[row[f"box_{key}"] for key in ("x", "y", "width", "height")] for row in table]
         assert boxes == [record["bbox"] for record in records]
         assert {row["image"] for row in table} == {"x.png"}
-    assert result.to_rows() == result.to_rows("instance")
+    assert result.to_rows() == result.to_rows("panoptic")
     assert [(row["id"], row["class"]) for row in result.to_rows("panoptic")] == [(7, "cell"), (9, "sky")]
     semantic = result.to_rows("semantic")
     assert [(row["id"], row["class"], row["score"]) for row in semantic] == [(1, "cell", None), (2, "sky", None)]

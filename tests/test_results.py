@@ -124,7 +124,8 @@ def test_boxes_agree_with_pycocotools() -> None:
 
 def test_coco_records_are_json_and_decode_to_the_masks() -> None:
     actual = result().filter(0.1)
-    records = json.loads(json.dumps(actual.to_coco(image_id=5)))
+    assert actual.to_coco() == actual.to_coco(task="panoptic")  # what counts and draw show
+    records = json.loads(json.dumps(actual.to_coco(image_id=5, task="instance")))
     assert [(r["image_id"], r["category_id"]) for r in records] == [(5, 3), (5, 40)]
     for record, mask in zip(records, actual.instances.masks):
         np.testing.assert_array_equal(mask_util.decode(record["segmentation"]), mask)

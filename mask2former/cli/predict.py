@@ -111,7 +111,8 @@ def add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--intensity",
         action="store_true",
-        help="columns with mean, min, max, standard deviation and sum of the image's values in each object",
+        help="columns with mean, min, max, standard deviation and sum of the values in each object, of the 8 bits that "
+        "the model sees (for others: result.to_rows(intensity=array) in Python)",
     )
     group.add_argument(
         "--pixel-size",

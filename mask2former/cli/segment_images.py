@@ -88,7 +88,7 @@ def _results(
     segment: Segmenter, args: argparse.Namespace, files: Sequence[Path], hints: Hints, problems: list[str]
 ) -> Iterator[tuple[Result, str, str]]:
     """Yield result, name and stem of each readable image, or of its pages; append a message for each other one."""
-    options = rules_of(segment, args) | image_options(args)
+    options = {"progress": True} | rules_of(segment, args) | image_options(args)
     with tqdm(files, unit="image", mininterval=0.5, disable=len(files) < 4) as progress:
         for path in progress:
             size = args.min_size or hints.get(path.name, (None, ""))[0]

@@ -126,7 +126,7 @@ def make_recipe(
     recipe.cfg.defrost()
     _set_model(recipe, known_classes, data)
     scale = _set_sizes(recipe, data, device, wishes)
-    _set_objects(recipe, data)
+    _set_objects(recipe, data, None in known_classes)
     _set_batch(recipe, data, device, wishes)
     _set_length(recipe, data, device, wishes, None in known_classes, scale)
     _set_learning_rate(recipe, data, wishes, None in known_classes)
@@ -232,9 +232,19 @@ def _set_sizes(recipe: Recipe, data: DataFacts, device: DeviceFacts, wishes: Wis
     return width * height / crop**2
 
 
-def _set_objects(recipe: Recipe, data: DataFacts) -> None:
-    """Fit tiles and smallest area, which are numbers of pixels of the base model's images, to these images."""
+def _set_objects(recipe: Recipe, data: DataFacts, fresh: bool) -> None:
+    """Fit tiles and smallest area, which are numbers of pixels of the base model's images, to these images.
+
+    What new classes look like is not known: they may have holes or parts, so that rules of the base model go.
+    """
     test, sizes = recipe.cfg.MODEL.MASK_FORMER.TEST, recipe.cfg.INPUT
+    usual = {"FILL_HOLES": False, "COMPONENTS": "all", "NON_OVERLAPPING": False}
+    if fresh and any(test.INSTANCES[key] != value for key, value in usual.items()):
+        test.INSTANCES.update(usual)
+        recipe.notes.append(
+            "Objects: holes, unconnected parts and overlaps are kept, unlike in the base model, because there are new "
+            "classes; MODEL.MASK_FORMER.TEST.INSTANCES changes that."
+        )
     test.INSTANCES.MIN_AREA = min(test.INSTANCES.MIN_AREA, int(data.object_size**2 * _SMALLEST_SHARE))
     zoom = _zoom(sizes.MIN_SIZE_TEST, sizes.MAX_SIZE_TEST, data)
     enlarged = sizes.MIN_SIZE_TEST / max(test.TILES.SIZE, 1) / zoom  # tiles, relative to what the training shows

@@ -196,7 +196,7 @@ def test_arguments_reach_the_call(use_model: Load, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Segmenter, "__call__", called)
     assert main(["predict", "a.png"]) == 0
-    assert calls.pop() == {"min_size": None}
+    assert calls.pop() == {"min_size": None, "progress": True}
     tiles = ["--tile", "512", "--tile-overlap", "0.3", "--page", "2", "--channels", "1,0", "--stretch", "100,4000"]
     rules = ["--nms", "0.6", "--components", "largest", "--fill-holes", "--no-non-overlapping", "--min-area", "9"]
     assert main(["predict", "a.png", "--min-size", "64", *tiles, *rules]) == 0
@@ -209,6 +209,7 @@ def test_arguments_reach_the_call(use_model: Load, monkeypatch: pytest.MonkeyPat
         "page": 2,
         "channels": (1, 0),
         "stretch": (100.0, 4000.0),
+        "progress": True,
     }
     assert (changed.nms_iou, changed.components, changed.fill_holes, changed.min_area) == (0.6, "largest", True, 9)
     assert not changed.non_overlapping

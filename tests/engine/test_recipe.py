@@ -119,7 +119,7 @@ def test_settings_for_ten_images_on_two_cores() -> None:
     assert cfg.MODEL.DEVICE == "cpu" and not cfg.SOLVER.AMP.ENABLED
     assert cfg.INPUT.MIN_SIZE_TEST == 512  # as the model was trained
     assert cfg.INPUT.IMAGE_SIZE == 512  # with crops of half that side the AP of the model halves
-    assert cfg.SOLVER.IMS_PER_BATCH == 1 and cfg.SOLVER.BASE_LR == pytest.approx(2.5e-5)
+    assert cfg.SOLVER.IMS_PER_BATCH == 1 and pytest.approx(2.5e-5) == cfg.SOLVER.BASE_LR
     assert cfg.TEST.EVAL_AT_START
     assert cfg.MODEL.TIMM.FREEZE_NORM
     assert cfg.MODEL.MASK_FORMER.TRAIN_NUM_POINTS == 12544 // 4
