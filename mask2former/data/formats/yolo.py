@@ -37,11 +37,15 @@ def find(tree: Tree) -> Found | None:
     texts = [path for path in tree.with_suffix(".txt") if path.name.lower() not in _NAME_FILES]
     images = {pair_key(tree, path)[1]: path for path in tree.images}
     pairs: list[tuple[Path, Path | None]] = []
+    sure = False
     for path in texts:
         role, key = pair_key(tree, path)
-        if (role == "label" or key in images) and _looks_like_labels(path):
-            pairs.append((path, images.get(key)))
-    if not any(image is not None for _, image in pairs):
+        image, labels = images.get(key), _looks_like_labels(path)
+        sure |= labels and image is not None
+        # Of an image, also one that begins with nonsense: read as an error, not taken for an image without objects.
+        if (role == "label" and (labels or image is not None)) or (image is not None and labels):
+            pairs.append((path, image))
+    if not sure:
         return None
     used = {image for _, image in pairs}
     return Found(pairs, [path for path in images.values() if path not in used], config)
@@ -89,11 +93,17 @@ class _Reader:
         self.first_boxes: Path | None = None
 
     def split(self, image: Path) -> str | None:
-        """Return the split of an image: that of data.yaml, else that of its directories."""
-        for name, (directories, files) in self.roots.items():
-            if image in files or any(image.is_relative_to(directory) for directory in directories):
-                return name
-        return split_of(self.context.tree.parts(image))
+        """Return the split of an image: that of data.yaml, else that of its directories.
+
+        Of directories inside each other, the innermost decides: with train "images" and val "images/val" no image of
+        the second is trained on.
+        """
+        listed = next((name for name, (_, files) in self.roots.items() if image in files), None)
+        if listed is not None:
+            return listed
+        places = [(directory, name) for name, (directories, _) in self.roots.items() for directory in directories]
+        around = [(len(directory.parts), name) for directory, name in places if image.is_relative_to(directory)]
+        return max(around)[1] if around else split_of(self.context.tree.parts(image))
 
     def add(self, text: Path, image: Path | None) -> None:
         """Read the label file of an image."""
@@ -118,7 +128,8 @@ class _Reader:
 
     def _class(self, value: str, text: Path, where: str) -> str:
         try:
-            return self.names[int(float(value))]
+            number = float(value)  # some programs write 1.0
+            return self.names[int(number) if number.is_integer() else -1]
         except (ValueError, OverflowError, KeyError) as error:
             known = f"0 to {max(self.names)}" if self.names else "none"
             raise BadRecordError(

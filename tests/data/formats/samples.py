@@ -41,7 +41,8 @@ def sample(seed: int = 0, images: int = 2, classes: tuple[str, ...] = ("cell", "
         things = []
         for cell in random.permutation(6)[: int(random.integers(2, 5))]:
             center = np.array([16 + 32 * (cell % 3), 16 + 32 * (cell // 3)]) + random.uniform(-2, 2, 2)
-            angles = np.sort(random.uniform(0, 2 * np.pi, 14))
+            # No gap of half a turn: such a polygon could fall apart into several pieces of pixels.
+            angles = (np.arange(14) + random.uniform(-0.45, 0.45, 14)) * 2 * np.pi / 14
             radii = random.uniform(8, 12, (14, 1))
             polygon = center + radii * np.stack([np.cos(angles), np.sin(angles)], axis=1)
             things.append(Thing(classes[len(things) % len(classes)], polygon.round(3)))

@@ -452,3 +452,20 @@ def test_json_of_all_kinds_is_told_apart(tmp_path: Path) -> None:
     assert json_kind(save_json(tmp_path / "a.json", {"images": [], "categories": [], "annotations": []})) == "coco"
     assert json_kind(save_json(tmp_path / "b.json", {"x": 1})) is None
     assert json_kind(save_text(tmp_path / "c.json", "\ufeff" + json.dumps([{"data": {}}]))) == "label_studio"
+
+
+def test_yolo_splits_inside_each_other_and_classes_that_are_no_whole_numbers(tmp_path: Path) -> None:
+    """With train "images" and val "images/val", training must not see what validates it."""
+    for name in ("a", "val/b"):
+        save_image(tmp_path / f"images/{name}.png")
+        save_text(tmp_path / f"labels/{name}.txt", "0 0.1 0.1 0.9 0.1 0.9 0.9\n")
+    save_text(tmp_path / "data.yaml", "train: images\nval: images/val\nnames: [cell, debris]\n")
+    loaded = load_data(tmp_path)
+    assert {split: [i["file_name"] for i in data.content["images"]] for split, data in loaded.items()} == {
+        "train": ["images/a.png"],
+        "val": ["images/val/b.png"],
+    }
+    for wrong in ("1.7", "-0.5", "nan"):
+        save_text(tmp_path / "labels/a.txt", f"{wrong} 0.1 0.1 0.9 0.1 0.9 0.9\n")
+        with pytest.raises(BadRecordError, match="is not one of those of the names"):
+            load_data(tmp_path)
