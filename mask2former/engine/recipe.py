@@ -253,6 +253,11 @@ def _set_objects(recipe: Recipe, data: DataFacts, fresh: bool) -> None:
         recipe.notes.append(f"Tiles of large images: {test.TILES.SIZE} pixels, which have the scale of the training.")
 
 
+def _many(count: int, noun: str) -> str:
+    """Return "1 image", "2 images"."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def _zoom(edge: int, longest: int, data: DataFacts) -> float:
     """Return the factor by which inference enlarges a typical image."""
     short, long = data.image_size
@@ -280,7 +285,7 @@ def _set_batch(recipe: Recipe, data: DataFacts, device: DeviceFacts, wishes: Wis
     cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION_STEPS, cfg.SOLVER.REFERENCE_WORLD_SIZE = batch, steps, 0
     parts = f", {steps} micro-batches to fit into memory" if steps > 1 else ""
     ranks = f" on {device.ranks} GPUs" if device.ranks > 1 else ""
-    recipe.notes.append(f"Batch: {batch} images{ranks}{parts}.")
+    recipe.notes.append(f"Batch: {_many(batch, 'image')}{ranks}{parts}.")
 
 
 def _set_length(
@@ -292,7 +297,7 @@ def _set_length(
     views, reason = _views(recipe.cfg, data, device, wishes, fresh, scale)
     iterations = wishes.iterations or max(1, math.ceil(views / batch))
     if wishes.iterations is not None:
-        reason = f"{iterations * batch / data.images:.3g} epochs of {data.images} images"
+        reason = f"{iterations * batch / data.images:.3g} epochs of {_many(data.images, 'image')}"
     solver.MAX_ITER, solver.STEPS = iterations, ()
     solver.LR_SCHEDULER_NAME, solver.WARMUP_METHOD = "WarmupPolyLR", "linear"
     solver.WARMUP_ITERS = min(iterations // 10, 200)
@@ -320,7 +325,7 @@ def _views(
     limit = _CPU_VIEWS * longer * max(1, device.cores / 2)
     if wishes.epochs is None and device.device_type == "cpu" and epochs * data.images > limit:
         return limit, f"{limit / data.images:.3g} epochs, few because there is no GPU; --epochs or --minutes for more"
-    return epochs * data.images, f"{epochs:.3g} epochs of {data.images} images"
+    return epochs * data.images, f"{epochs:.3g} epochs of {_many(data.images, 'image')}"
 
 
 def _set_learning_rate(recipe: Recipe, data: DataFacts, wishes: Wishes, fresh: bool) -> None:
@@ -357,13 +362,13 @@ def _set_evaluation(recipe: Recipe, data: DataFacts, wishes: Wishes, scale: floa
     cfg.SOLVER.EARLY_STOP_PATIENCE = patience
     stop = f"; the training ends after {patience} without improvement" if patience else ""
     recipe.notes.append(
-        f"Evaluation: on {data.val_images} images before the first iteration and every {period} iterations, the best "
-        f"model is kept{stop}."
+        f"Evaluation: on {_many(data.val_images, 'image')} before the first iteration and every {period} iterations, the "
+        f"best model is kept{stop}."
     )
     if not enough:
         recipe.warnings.append(
-            f"Only {data.val_images} image(s) for validation: AP is a rough guide, and which model is the best is "
-            "partly chance. Annotate more images, or give a larger share with --val 0.3."
+            f"Only {_many(data.val_images, 'image')} for validation: AP is a rough guide, and which model is the best "
+            "is partly chance. Annotate more images, or give a larger share with --val 0.3."
         )
 
 
@@ -376,7 +381,9 @@ def _set_device(recipe: Recipe, data: DataFacts, device: DeviceFacts, wishes: Wi
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
     cfg.DATALOADER.SAMPLER_TRAIN = "TrainingSampler"
     mixed = "mixed precision" if cfg.SOLVER.AMP.ENABLED else "single precision"
-    recipe.notes.append(f"Device: {device.device_type}, {mixed}, {cfg.DATALOADER.NUM_WORKERS} workers for the data.")
+    recipe.notes.append(
+        f"Device: {device.device_type}, {mixed}, {_many(cfg.DATALOADER.NUM_WORKERS, 'worker')} for the data."
+    )
 
 
 def _override(recipe: Recipe, overrides: Sequence[str]) -> None:

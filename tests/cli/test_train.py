@@ -143,7 +143,7 @@ def test_dry_run_explains_and_writes_nothing(tmp_path: Path, base: Path, capsys:
     for word in ("Data:", "Model:", "Classes:", "Images:", "Batch:", "Length:", "Learning rate:", "Evaluation:"):
         assert f"\n{word}" in f"\n{printed}"
     assert "of which 1 are put aside for validation (seed 0)" in printed
-    assert "Warning: Only 1 image(s)" in printed
+    assert "Warning: Only 1 image for validation" in printed
     assert not (tmp_path / "out").exists()
 
 
