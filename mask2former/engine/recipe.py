@@ -362,8 +362,8 @@ def _set_evaluation(recipe: Recipe, data: DataFacts, wishes: Wishes, scale: floa
     cfg.SOLVER.EARLY_STOP_PATIENCE = patience
     stop = f"; the training ends after {patience} without improvement" if patience else ""
     recipe.notes.append(
-        f"Evaluation: on {_many(data.val_images, 'image')} before the first iteration and every {period} iterations, the "
-        f"best model is kept{stop}."
+        f"Evaluation: on {_many(data.val_images, 'image')} before the first iteration and every {period} "
+        f"iterations, the best model is kept{stop}."
     )
     if not enough:
         recipe.warnings.append(
