@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -87,7 +88,9 @@ def test_interrupt_leaves_complete_files_only(many: Path, prepare: Callable[...,
     for number in range(41, 4000):
         os.link(directory / "0040.png", directory / f"{number:04d}.png")
     target = many / "ADEChallengeData2016/annotations_detectron2/validation"
-    run = start(many, "--workers", "2", start_new_session=True)
+    # What a shell starts in the background ignores SIGINT, and so would the script: give it the usual action back.
+    usual = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    run = start(many, "--workers", "2", start_new_session=True, preexec_fn=usual)
     while not (target.is_dir() and len(list(target.glob("*.png"))) > 45) and run.poll() is None:
         time.sleep(0.005)
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does
