@@ -101,8 +101,8 @@ class _Reader:
         listed = next((name for name, (_, files) in self.roots.items() if image in files), None)
         if listed is not None:
             return listed
-        places = [(directory, name) for name, (directories, _) in self.roots.items() for directory in directories]
-        around = [(len(directory.parts), name) for directory, name in places if image.is_relative_to(directory)]
+        roots = [(directory, name) for name, (directories, _) in self.roots.items() for directory in directories]
+        around = [(len(directory.parts), name) for directory, name in roots if image.is_relative_to(directory)]
         return max(around)[1] if around else split_of(self.context.tree.parts(image))
 
     def add(self, text: Path, image: Path | None) -> None:
