@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from .result_parts import InstanceResult, PanopticResult, Segment
 from .structures.classes import VOID
@@ -87,23 +89,13 @@ def _intervals(length: int, tile: int, overlap: float) -> list[tuple[int, int, t
     return [(start, start + tile, (bounds[i], bounds[i + 1])) for i, start in enumerate(starts)]
 
 
-class _Groups:
-    """Sets of items that are one, found by the chains between them."""
-
-    def __init__(self, count: int) -> None:
-        self._parent = list(range(count))
-
-    def find(self, item: int) -> int:
-        """Return the first item of the set."""
-        while self._parent[item] != item:
-            self._parent[item] = self._parent[self._parent[item]]
-            item = self._parent[item]
-        return item
-
-    def join(self, a: int, b: int) -> None:
-        """Make the sets of two items one."""
-        a, b = sorted((self.find(a), self.find(b)))
-        self._parent[b] = a
+def _groups(count: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
+    """Return for each of `count` items the first item of its set; chains of pairs join sets."""
+    rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    graph = coo_array((np.ones(len(rows), bool), (rows[:, 0], rows[:, 1])), shape=(count, count))
+    _, sets = connected_components(graph, directed=False)
+    _, first, inverse = np.unique(sets, return_index=True, return_inverse=True)
+    return [int(first[k]) for k in inverse]
 
 
 # ------------------------------------------------------------------ instances
@@ -126,12 +118,9 @@ def merge_instances(tiles: Sequence[Tile], parts: Sequence[InstanceResult], size
     names = [name for part in parts for name in part.names]
     cut = [_is_cut(patch, tiles[k], size) for patch, k in zip(patches, owners.tolist(), strict=True)]
 
-    groups = _Groups(len(patches))
-    for i, j in _same_objects(tiles, patches, owners, labels):
-        groups.join(i, j)
     members: dict[int, list[int]] = {}
-    for i in range(len(patches)):
-        members.setdefault(groups.find(i), []).append(i)
+    for i, root in enumerate(_groups(len(patches), _same_objects(tiles, patches, owners, labels))):
+        members.setdefault(root, []).append(i)
     merged = [_merge(group, patches, scores, cut) for group in members.values()]
     order = sorted(range(len(merged)), key=lambda k: -float(scores[merged[k][0]]))
     best = np.array([merged[k][0] for k in order], dtype=np.int64)
@@ -205,27 +194,26 @@ def merge_panoptic(tiles: Sequence[Tile], parts: Sequence[PanopticResult], size:
     keys = [(k, segment.id) for k, part in enumerate(parts) for segment in part.segments]
     number = {key: i for i, key in enumerate(keys)}
     segments = [segment for part in parts for segment in part.segments]
-    groups = _Groups(len(keys))
     first_stuff: dict[int, int] = {}
-    for i, segment in enumerate(segments):
-        if not segment.is_thing:
-            groups.join(i, first_stuff.setdefault(segment.label, i))
+    stuff = [(i, segment.label) for i, segment in enumerate(segments) if not segment.is_thing]
+    pairs = [(i, first_stuff.setdefault(label, i)) for i, label in stuff]
     for a, b in itertools.combinations(range(len(tiles)), 2):
         shared = tiles[a].shared(tiles[b])
         if shared is not None:
             for x, y in _same_segments(tiles[a], tiles[b], parts[a].map, parts[b].map, shared):
                 one, other = number.get((a, x)), number.get((b, y))
                 if one is not None and other is not None and segments[one].label == segments[other].label:
-                    groups.join(one, other)
-    roots = sorted({groups.find(i) for i in range(len(keys))})
+                    pairs.append((one, other))
+    root_of = _groups(len(keys), pairs)
+    roots = sorted(set(root_of))
     new_id = {root: position for position, root in enumerate(roots, 1)}
     ids = np.zeros(size, dtype=np.int32)
     for k, (tile, part) in enumerate(zip(tiles, parts, strict=True)):
-        table = np.zeros(int(part.map.max(initial=0)) + 1, dtype=np.int32)
+        table = np.zeros(max([int(part.map.max(initial=0)), *(s.id for s in part.segments)]) + 1, dtype=np.int32)
         for segment in part.segments:
-            table[segment.id] = new_id[groups.find(number[k, segment.id])]
+            table[segment.id] = new_id[root_of[number[k, segment.id]]]
         ids[tile.core_window] = tile.inside(table[part.map])
-    return PanopticResult(ids, _segments(ids, new_id, segments, groups))
+    return PanopticResult(ids, _segments(ids, new_id, segments, root_of))
 
 
 def _same_segments(
@@ -248,14 +236,14 @@ def _same_segments(
 
 
 def _segments(
-    ids: np.ndarray, new_id: dict[int, int], segments: Sequence[Segment], groups: _Groups
+    ids: np.ndarray, new_id: dict[int, int], segments: Sequence[Segment], root_of: Sequence[int]
 ) -> tuple[Segment, ...]:
     """Return the segments that have pixels in the merged map; the score is the best of those that were joined."""
     areas = np.bincount(ids.ravel())
     best: dict[int, float] = {}
     for i, segment in enumerate(segments):
         if segment.score is not None:
-            best[groups.find(i)] = max(best.get(groups.find(i), 0.0), segment.score)
+            best[root_of[i]] = max(best.get(root_of[i], 0.0), segment.score)
     return tuple(
         replace(segments[root], id=number, area=int(areas[number]), score=best.get(root))
         for root, number in new_id.items()

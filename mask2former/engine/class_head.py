@@ -9,7 +9,7 @@ from torch import Tensor
 
 CLASS_WEIGHT = "sem_seg_head.predictor.class_embed.weight"
 CLASS_BIAS = "sem_seg_head.predictor.class_embed.bias"
-_DERIVED = "criterion.empty_weight"  # of the number of classes; every model makes it anew
+_DERIVED = "criterion.empty_weight"  # of the number of classes; every model makes its own
 
 
 def matching_classes(names: Sequence[str], model_names: Sequence[str] | None) -> list[int | None]:

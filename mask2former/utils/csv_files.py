@@ -40,7 +40,7 @@ def safe_cell(value: Any) -> str | int | float:
     # The csv module does not quote a lone carriage return, after which readers begin a new row.
     text = str(value).replace("\0", "").replace("\r\n", "\n").replace("\r", "\n")
     visible = next((c for c in text if c.isprintable() and not c.isspace()), "")
-    # A tab or line break in front is removed by some programs, and then the text is read anew.
+    # A tab or line break in front is removed by some programs, and then the text is read once more.
     return f"'{text}" if visible in _FORMULA_STARTS or text[:1] in ("\t", "\n") else text
 
 

@@ -149,7 +149,7 @@ def test_wandb(tmp_path: Path, wandb: Calls) -> None:
 
     train(directory, "LOGGERS", "['wandb']", resume=True)  # to six iterations
     assert named(wandb, "init")[1][1]["id"] == arguments["id"]
-    train(directory, "LOGGERS", "['wandb']")  # anew
+    train(directory, "LOGGERS", "['wandb']")  # without --resume
     assert named(wandb, "init")[2][1]["id"] != arguments["id"]
 
 
