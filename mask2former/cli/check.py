@@ -8,7 +8,6 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from ..errors import BadRecordError
-from ..utils.hints import did_you_mean
 
 HELP = "look for mistakes in a dataset before training on it"
 DESCRIPTION = """Look for mistakes in training data before training on it.
@@ -30,7 +29,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("data", metavar="DATA", help="directory, annotation file, or name of a registered dataset")
-    parser.add_argument("--format", metavar="F", default="auto", help="format of the data (default: find it)")
+    parser.add_argument("--format", metavar="F", help="format of the data (default: find it)")
     parser.add_argument("--output", metavar="FILE", help="also draw annotated images on a contact sheet, as sheet.jpg")
     parser.add_argument(
         "--samples", metavar="N", type=_positive, default=12, help="images on it (default: %(default)s)"
@@ -75,9 +74,13 @@ def _check_files(args: argparse.Namespace) -> int:
             f"{Path(args.write) / 'annotations'} exists, so nothing is written there; choose another --write"
         )
     problems: list[BadRecordError] = []
+    if args.root:
+        raise ValueError("--root is for registered datasets, not for directories and files")
     options = {"image_root": Path(args.image_root).absolute()} if args.image_root else {}
     try:
-        splits = load_data(args.data, args.format, problems=problems, negatives=not args.no_negatives, **options)
+        splits = load_data(
+            args.data, args.format or "auto", problems=problems, negatives=not args.no_negatives, **options
+        )
     except BadRecordError as error:  # of the data as a whole
         splits = {}
         problems.append(error)
@@ -98,29 +101,17 @@ def _check_files(args: argparse.Namespace) -> int:
 
 
 def _check_registered(args: argparse.Namespace) -> int:
-    from detectron2.data import DatasetCatalog
+    from ..data.inspect_command import UnknownDatasetError, check_registered
 
-    from ..config import load_config
-    from ..data import register_all, register_from_config
-    from ..data.inspect import check_dataset
-    from ..data.inspect_report import contact_sheet, format_report
-
-    register_all(args.root)
-    if args.config_file:
-        register_from_config(load_config(args.config_file), [args.data])
-    if args.data not in DatasetCatalog:
-        hint = did_you_mean(args.data, DatasetCatalog.keys(), 3)
-        raise FileNotFoundError(f"{args.data!r} is neither a file, a directory nor a registered dataset.{hint}")
+    given = ("format", "queries", "no_negatives", "image_root", "write")
+    ignored = next((name for name in given if getattr(args, name)), None)
+    if ignored is not None:
+        raise ValueError(f"--{ignored.replace('_', '-')} is for directories and files, not for registered datasets")
+    names = ("root", "config_file", "output", "samples", "limit", "workers")
     try:
-        report = check_dataset(args.data, args.limit, args.workers)
-    except (OSError, ValueError) as error:
-        print(f"{args.data}: {error}", file=sys.stderr)
-        return 1
-    print(format_report(report))
-    if args.output:
-        contact_sheet(report, args.samples).save(args.output)
-        print(f"Contact sheet: {args.output}")
-    return 1 if report.problems else 0
+        return check_registered(args.data, **{name: getattr(args, name) for name in names})
+    except UnknownDatasetError as error:
+        raise FileNotFoundError(f"{args.data!r} is neither a file nor a directory, and {error}") from None
 
 
 def _positive(text: str) -> int:

@@ -51,6 +51,10 @@ _CHOICES = {
 }
 
 
+_OF_THE_DATA = frozenset({"data", "model", "format", "val", "group"})
+_OF_THE_PLAN = frozenset({"dry_run", *(name.replace("-", "_") for name in _CHOICES)})
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     source = parser.add_argument_group("what to train")
@@ -61,11 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--output", metavar="DIR", help="output directory (default: output/ and the name of the data)")
     source.add_argument("--resume", action="store_true", help="continue the training in the output directory")
     source.add_argument("--dry-run", action="store_true", help="print the settings and their reasons, and stop")
-    source.add_argument("--format", default="auto", metavar="NAME", help="format of the data (default: auto)")
+    source.add_argument("--format", metavar="NAME", help="format of the data (default: found by itself)")
     source.add_argument(
         "--val",
         type=float,
-        default=0.1,
         metavar="PART",
         help="part for validation, if there is no split (default: 0.1)",
     )
@@ -99,8 +102,9 @@ def run(args: argparse.Namespace) -> int:
     if option is not None:
         raise ValueError(f"{option} stands behind a KEY VALUE pair: options come first, config keys last")
     if args.config_file:
-        if args.data or args.model:
-            raise ValueError("--config-file names data and model itself: give it without --data and --model")
+        _refuse(
+            args, _OF_THE_DATA | _OF_THE_PLAN, "--config-file", "the config says that: set its keys, KEY VALUE, last"
+        )
         opts = [*args.opts, "OUTPUT_DIR", args.output] if args.output else args.opts
         return launch(train_or_evaluate, _launch_arguments(args, args.config_file, Plan(None), opts))
     if not args.data and not (args.resume and args.output):
@@ -112,6 +116,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.eval_only:
         raise ValueError("--eval-only needs --config-file")
+    if args.resume:
+        _refuse(args, _OF_THE_DATA - {"data"}, "--resume", "a resumed training keeps its data and its model")
     output = OutputDirectory(args.output or Path("output") / _name_of(args.data))
     plan = _plan(args, output)
     if args.dry_run:
@@ -124,6 +130,13 @@ def run(args: argparse.Namespace) -> int:
     elif output.has_checkpoint and status > 128:
         sys.stdout.write(f"Continue with: mask2former train --output {directory} --resume\n")
     return status
+
+
+def _refuse(args: argparse.Namespace, names: frozenset[str], option: str, reason: str) -> None:
+    """Raise ValueError for an argument that `option` would ignore."""
+    given = sorted(name for name in names if getattr(args, name) is not None and getattr(args, name) is not False)
+    if given:
+        raise ValueError(f"--{given[0].replace('_', '-')} has no effect with {option}: {reason}")
 
 
 def _plan(args: argparse.Namespace, output: OutputDirectory) -> Plan:
@@ -147,9 +160,9 @@ def _plan(args: argparse.Namespace, output: OutputDirectory) -> Plan:
         model=args.model or DEFAULT_MODEL,
         wishes=wishes,
         num_gpus=args.num_gpus,
-        val=args.val,
+        val=0.1 if args.val is None else args.val,
         group=args.group,
-        data_format=args.format,
+        data_format=args.format or "auto",
         overrides=args.opts,
         write=not args.dry_run,
     )

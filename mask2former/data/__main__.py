@@ -7,13 +7,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 
-from detectron2.data import DatasetCatalog
-
-from ..config import load_config
-from ..utils.hints import did_you_mean
-from . import register_all, register_from_config
-from .inspect import check_dataset
-from .inspect_report import contact_sheet, format_report
+from .inspect_command import UnknownDatasetError, check_registered
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,26 +17,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or 1 when files are missing or broken or the dataset cannot be read, or 2 for a wrong command line.
     """
     parser = _parser()
-    args = parser.parse_args(argv)
+    args = vars(parser.parse_args(argv))
+    args.pop("command")
     try:
-        register_all(args.root)
-        if args.config_file:
-            register_from_config(load_config(args.config_file), [args.name])
-        if args.name not in DatasetCatalog:
-            hint = did_you_mean(args.name, DatasetCatalog.keys(), 3)
-            parser.error(f"no dataset {args.name!r} is registered.{hint} Custom datasets need --config-file.")
-        report = check_dataset(args.name, args.limit, args.workers)
-        sys.stdout.write(format_report(report) + "\n")
-        if args.output:
-            contact_sheet(report, args.samples).save(args.output)
-            sys.stdout.write(f"Contact sheet: {args.output}\n")
+        return check_registered(args.pop("name"), **args)
+    except UnknownDatasetError as error:
+        parser.error(str(error))
     except BrokenProcessPool:
-        sys.stderr.write(f"{args.name}: a worker process died, perhaps out of memory; try --workers 1\n")
-        return 1
+        sys.stderr.write("a worker process died, perhaps out of memory; try --workers 1\n")
     except (OSError, ValueError) as error:
-        sys.stderr.write(f"{args.name}: {error}\n")
-        return 1
-    return 1 if report.problems else 0
+        sys.stderr.write(f"{error}\n")
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:

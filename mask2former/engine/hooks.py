@@ -115,30 +115,35 @@ class ProgressBarHook(HookBase):
         self._bar.close()
 
 
-class WriterHook(PeriodicWriter):
-    """detectron2's hook for writers, which also logs the first step, so that people see at once that it runs.
+class FirstStepHook(HookBase):
+    """Logs the first step, so that people see at once that it runs; before an evaluation that follows. For rank 0."""
 
-    It tells `BackgroundLogger`s whether the training was resumed and whether it came to its end. For rank 0.
-    """
-
-    def __init__(self, writers: Sequence[EventWriter], period: int) -> None:
-        super().__init__(list(writers), period)
-        self._loggers = [writer for writer in writers if isinstance(writer, BackgroundLogger)]
-        self._console = next((writer for writer in writers if isinstance(writer, ConsoleWriter)), None)
-
-    def before_train(self) -> None:
-        for service in self._loggers:
-            service.begin(resumed=self.trainer.start_iter > 0)
+    def __init__(self, console: ConsoleWriter) -> None:
+        self._console = console
 
     def before_step(self) -> None:
         if self.trainer.iter == self.trainer.start_iter:
             self._start = time.perf_counter()
 
     def after_step(self) -> None:
-        if self.trainer.iter == self.trainer.start_iter and self._console is not None:
+        if self.trainer.iter == self.trainer.start_iter:
             losses = self.trainer.train_step.log.newest()
             if losses:  # else the regular line comes now
                 self._console.write_first(losses, time.perf_counter() - self._start)
+
+
+class WriterHook(PeriodicWriter):
+    """detectron2's hook for writers, which tells `BackgroundLogger`s of a resume and of the end. For rank 0."""
+
+    def __init__(self, writers: Sequence[EventWriter], period: int) -> None:
+        super().__init__(list(writers), period)
+        self._loggers = [writer for writer in writers if isinstance(writer, BackgroundLogger)]
+
+    def before_train(self) -> None:
+        for service in self._loggers:
+            service.begin(resumed=self.trainer.start_iter > 0)
+
+    def after_step(self) -> None:
         super().after_step()
         if (self.trainer.iter + 1) % self._period == 0:
             self.trainer.storage.clear_images()  # without TensorBoard nobody else does

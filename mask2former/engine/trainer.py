@@ -43,6 +43,7 @@ from .hooks import (
     BaselineHook,
     CheckpointHook,
     EvaluationHook,
+    FirstStepHook,
     ProgressBarHook,
     ScheduleHook,
     StopHook,
@@ -165,18 +166,21 @@ class Trainer(TrainerBase):
     def build_hooks(self) -> list[HookBase]:
         """Build timing, schedule, averaging, checkpoints, evaluation, logging; in the order in which they run."""
         cfg = self.cfg
+        writers = self.build_writers() if comm.is_main_process() else []
+        console = next((writer for writer in writers if isinstance(writer, ConsoleWriter)), None)
         hooks: list[HookBase | None] = [
             d2_hooks.IterationTimer(),
             ProgressBarHook() if comm.is_main_process() else None,
             ScheduleHook(),
             WeightAverageHook() if self.weight_average is not None else None,
+            FirstStepHook(console) if console is not None else None,
             self._precise_bn(),
             CheckpointHook(cfg.SOLVER.CHECKPOINT_PERIOD, self.keep_checkpoints),
             BaselineHook() if cfg.TEST.EVAL_AT_START else None,
             EvaluationHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
             self._early_stop,
             EvaluationHook(0, self.evaluate_with_TTA) if cfg.TEST.AUG.ENABLED else None,
-            WriterHook(self.build_writers(), self.log_period) if comm.is_main_process() else None,
+            WriterHook(writers, self.log_period) if comm.is_main_process() else None,
             StopHook(self._stop_signal, self.log_period),
         ]
         return [hook for hook in hooks if hook is not None]

@@ -90,3 +90,12 @@ def test_split_writes_parts(tmp_path: Path, copy: bool, capsys: pytest.CaptureFi
 def test_descriptions() -> None:
     for module in (check, split):
         assert module.HELP and "examples:" in module.DESCRIPTION
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [(["coco_2017_val", "--queries", "5"], "--queries"), (["coco_2017_val", "--write", "x"], "--write")],
+)
+def test_arguments_that_a_registered_dataset_would_ignore(arguments: list[str], option: str) -> None:
+    with pytest.raises(ValueError, match=f"{option} is for directories and files"):
+        run(check, *arguments)

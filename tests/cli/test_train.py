@@ -99,8 +99,10 @@ def test_trains_evaluates_first_and_loads(tmp_path: Path, base: Path, capsys: py
     assert {"config.yaml", "classes.json", "model_best.safetensors", "model_final.safetensors", "data"} <= names
     log = (out / "log.txt").read_text()
     assert "Classes: disc. The model knows them, so its class head is kept (disc starts from nucleus)." in log
-    assert "Only 1 image(s) for validation" in log
+    assert "Only 1 image for validation" in log
     assert log.index("Before training: segm/AP") < log.index("iter 4/4")
+    first = log.index("s for the first step")  # before the evaluation that follows it
+    assert log.index("Before training: segm/AP") < first < log.index("Start inference", first)
     train_part, val_part = (json.loads((out / f"data/{name}.json").read_text()) for name in ("train", "val"))
     assert [len(part["images"]) for part in (train_part, val_part)] == [3, 1]
 
@@ -180,7 +182,7 @@ def test_directories_that_are_not_ours(tmp_path: Path, base: Path) -> None:
     ("arguments", "text"),
     [
         ([], "what to train on"),
-        (["--config-file", "x.yaml", "--data", "d"], "without --data"),
+        (["--config-file", "x.yaml", "--data", "d"], "--data has no effect with --config-file"),
         (["--data", "d", "SEED", "1", "--model", "nuclei"], "--model stands behind"),
         (["--data", "d", "--eval-only"], "--eval-only needs --config-file"),
         (["--data", "absent"], "absent does not exist"),
@@ -199,3 +201,18 @@ def test_data_without_images_for_training(tmp_path: Path, base: Path) -> None:
     draw(tmp_path / "bad", 1)
     with pytest.raises(ValueError, match="1 different image cannot make 2 parts"):
         command("--data", tmp_path / "bad", "--model", base, "--dry-run")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["--config-file", "c.yaml", "--iterations", "5"], "--iterations"),
+        (["--config-file", "c.yaml", "--data", "d"], "--data"),
+        (["--config-file", "c.yaml", "--dry-run"], "--dry-run"),
+        (["--output", "o", "--resume", "--model", "nuclei"], "--model"),
+        (["--output", "o", "--resume", "--val", "0.2"], "--val"),
+    ],
+)
+def test_no_argument_is_ignored(arguments: list[str], option: str) -> None:
+    with pytest.raises(ValueError, match=f"{option} has no effect with --(config-file|resume)"):
+        command(*arguments)

@@ -1,0 +1,60 @@
+"""The check of a registered dataset, from its name to a printed report and a contact sheet."""
+
+from __future__ import annotations
+
+import sys
+
+from detectron2.data import DatasetCatalog
+
+from ..config import load_config
+from ..utils.hints import did_you_mean
+from . import register_all, register_from_config
+from .inspect import check_dataset
+from .inspect_report import contact_sheet, format_report
+
+
+class UnknownDatasetError(FileNotFoundError):
+    """There is no registered dataset of this name."""
+
+
+def check_registered(
+    name: str,
+    *,
+    root: str | None = None,
+    config_file: str | None = None,
+    output: str | None = None,
+    samples: int = 12,
+    limit: int | None = None,
+    workers: int | None = None,
+) -> int:
+    """Check a registered dataset and print the report.
+
+    Args:
+        name: registered name.
+        root: directory that holds the datasets; None: DETECTRON2_DATASETS, else ./datasets.
+        config_file: config whose DATASETS keys describe custom datasets.
+        output: file of a contact sheet with `samples` images; None: none.
+        limit, workers: see `check_dataset`.
+
+    Returns:
+        0, or 1 if there are problems or the dataset cannot be read.
+
+    Raises:
+        UnknownDatasetError: no such dataset.
+    """
+    register_all(root)
+    if config_file:
+        register_from_config(load_config(config_file), [name])
+    if name not in DatasetCatalog:
+        hint = did_you_mean(name, DatasetCatalog.keys(), 3)
+        raise UnknownDatasetError(f"no dataset {name!r} is registered.{hint} Custom datasets need --config-file.")
+    try:
+        report = check_dataset(name, limit, workers)
+        sys.stdout.write(format_report(report) + "\n")
+        if output:
+            contact_sheet(report, samples).save(output)
+            sys.stdout.write(f"Contact sheet: {output}\n")
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"{name}: {error}\n")
+        return 1
+    return 1 if report.problems else 0
