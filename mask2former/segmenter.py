@@ -40,7 +40,8 @@ from .objects import ObjectRules
 from .results import Result
 from .structures.classes import ClassTable
 from .structures.task import IMAGE_TASKS, Task
-from .tiling import Tile, merge_instances, merge_panoptic, merge_semantic, plan_tiles
+from .tile_settings import TileSettings, merge_results
+from .tiling import plan_tiles
 from .utils.device import amp_dtype, select_device
 from .video.reader import FrameSource, Video
 from .video.results import VideoResult
@@ -50,7 +51,6 @@ from .video.windows import WindowSettings, config_digest
 
 logger = logging.getLogger(__name__)
 
-_SHRUNK = 0.5  # tiles are chosen where the complete image would be seen at less than this fraction of their scale
 _CROWDED = 0.9  # fraction of the queries that found objects, from which on others may be missed
 
 
@@ -61,9 +61,7 @@ class _Call:
     rules: ObjectRules
     resize: T.ResizeShortestEdge
     batch_size: int
-    tile: int  # edge in pixels of the image
-    tile_mode: str  # never, auto or always
-    overlap: float
+    tiles: TileSettings
     progress: bool
 
 
@@ -240,7 +238,7 @@ class Segmenter:
             raise ValueError(f"batch_size must be at least 1, not {size}")
         resize = self._resize_to(min_size)
         rules = (self.rules if rules is None else rules).changed(score_threshold=score_threshold)
-        call = _Call(rules, resize, size, *self._tile_settings(tile, overlap, resize), progress)
+        call = _Call(rules, resize, size, TileSettings.choose(self.cfg, tile, overlap, resize), progress)
         source = self._pages(images, page, channels, stretch)
         while batch := list(islice(source, size)):
             found = self._segment([array for array, _, _ in batch], call)
@@ -340,66 +338,26 @@ class Segmenter:
         return T.ResizeShortestEdge(min_size, max(self._resize.max_size, 2 * min_size), "choice")
 
     # ---- tiles
-    def _tile_settings(
-        self, tile: int | str | None, overlap: float | None, resize: T.ResizeShortestEdge
-    ) -> tuple[int, str, float]:
-        """Return edge, mode and overlap of tiles from the arguments of a call, or those of the model."""
-        saved = None if self.cfg is None else self.cfg.MODEL.MASK_FORMER.TEST.TILES
-        edge, share = (0, 0.25) if saved is None else (int(saved.SIZE), float(saved.OVERLAP))
-        if overlap is not None:
-            share = overlap
-        if tile is None:
-            tile = "auto" if edge > 0 else "off"
-        if tile == "off":
-            mode = "never"
-        elif tile == "auto":
-            mode, edge = "auto", edge or int(np.max(resize.short_edge_length)) or 1024
-        elif isinstance(tile, int) and not isinstance(tile, bool):
-            mode, edge = "always", tile
-        else:
-            raise ValueError(f"tile must be 'auto', 'off' or a number of pixels, not {tile!r}")
-        if mode != "never":
-            plan_tiles((edge, edge), edge, share)  # raises for values out of range
-        return edge, mode, share
-
     def _segment(self, arrays: list[np.ndarray], call: _Call) -> list[Result]:
         """Return the results of some images; those that need tiles are taken one by one."""
         results: list[Result | None] = [None] * len(arrays)
-        complete = [i for i, array in enumerate(arrays) if not self._needs_tiles(array, call)]
+        complete = [i for i, array in enumerate(arrays) if not call.tiles.needed(array.shape[:2])]
         if complete:
             found = self._run([arrays[i] for i in complete], call)
             for i, result in zip(complete, found, strict=True):
                 if not self._is_crowded(result):
                     results[i] = self._finished(result, call)
-                elif call.tile_mode == "never" or max(result.size) <= call.tile:
+                elif not call.tiles.possible(result.size):
                     logger.warning(
                         "%d of the %d queries found an object, so others may be missed; %s",
                         len(result.instances or ()),
                         self._queries,
                         "use tiles: tile='auto' (--tile auto)"
-                        if call.tile_mode == "never"
-                        else f"use tiles smaller than {call.tile} pixels",
+                        if call.tiles.mode == "never"
+                        else f"use tiles smaller than {call.tiles.edge} pixels",
                     )
                     results[i] = self._finished(result, call)
         return [self._tiled(arrays[i], call) if result is None else result for i, result in enumerate(results)]
-
-    def _needs_tiles(self, array: np.ndarray, call: _Call) -> bool:
-        """Return whether the image is cut into tiles without a look at the complete one first."""
-        height, width = array.shape[:2]
-        if call.tile_mode == "never" or max(height, width) <= call.tile:
-            return False
-        if call.tile_mode == "always":
-            return True
-        edge = int(np.max(call.resize.short_edge_length))
-        if not edge:  # images keep their size
-            return False
-        new_height, _ = call.resize.get_output_shape(height, width, edge, call.resize.max_size)
-        return bool(new_height / height < _SHRUNK * self._tile_scale(call))
-
-    @staticmethod
-    def _tile_scale(call: _Call) -> float:
-        """Return by how much tiles are resized for the network: an edge is as long as an image's shortest edge."""
-        return int(np.max(call.resize.short_edge_length)) / call.tile or 1.0
 
     @property
     def _queries(self) -> int:
@@ -410,19 +368,20 @@ class Segmenter:
         if result.instances is None or self.cfg is None:
             return False
         usual = self.cfg.MODEL.MASK_FORMER.TEST.INSTANCES.SCORE_THRESHOLD
-        return bool(np.count_nonzero(result.instances.scores >= usual) >= _CROWDED * self._queries)
+        most = min(self._queries, int(self.cfg.TEST.DETECTIONS_PER_IMAGE))
+        return bool(np.count_nonzero(result.instances.scores >= usual) >= _CROWDED * most)
 
     def _tiled(self, array: np.ndarray, call: _Call) -> Result:
         """Segment an image tile by tile; the tiles' results become one before the rules are applied."""
         start = time.perf_counter()
         size = array.shape[:2]
-        tiles = plan_tiles(size, call.tile, call.overlap)
+        tiles = plan_tiles(size, call.tiles.edge, call.tiles.overlap)
         parts: list[Result] = []
         batches = range(0, len(tiles), call.batch_size)
         bar = tqdm(batches, "tiles", unit="batch", leave=False, mininterval=0.5, disable=not call.progress)
         for first in bar:
             batch = tiles[first : first + call.batch_size]
-            parts += self._run([array[tile.window] for tile in batch], call, scale=self._tile_scale(call))
+            parts += self._run([array[tile.window] for tile in batch], call, scale=call.tiles.scale)
         crowded = sum(map(self._is_crowded, parts))
         if crowded:
             logger.warning(
@@ -430,9 +389,9 @@ class Segmenter:
                 "%d pixels",
                 crowded,
                 len(tiles),
-                call.tile,
+                call.tiles.edge,
             )
-        result = self._finished(_merged(array, tiles, parts), call)
+        result = self._finished(merge_results(array, tiles, parts), call)
         return replace(result, seconds=time.perf_counter() - start)
 
     def _finished(self, result: Result, call: _Call) -> Result:
@@ -493,17 +452,3 @@ class Segmenter:
         size = sum(p.numel() for p in self.model.parameters()) / 1e6
         name = type(self.model).__name__
         return f"Segmenter({name}, {size:.1f} M parameters, {len(self.classes)} classes, {self.device})"
-
-
-def _merged(array: np.ndarray, tiles: Sequence[Tile], parts: Sequence[Result]) -> Result:
-    """Join the results of tiles to that of the image."""
-    size = (array.shape[0], array.shape[1])
-    first = parts[0]
-    instances = panoptic = semantic = None
-    if first.instances is not None:
-        instances = merge_instances(tiles, [part.instances for part in parts if part.instances is not None], size)
-    if first.panoptic is not None:
-        panoptic = merge_panoptic(tiles, [part.panoptic for part in parts if part.panoptic is not None], size)
-    if first.semantic is not None:
-        semantic = merge_semantic(tiles, [part.semantic for part in parts if part.semantic is not None], size)
-    return Result(array, first.classes, instances, panoptic, semantic)

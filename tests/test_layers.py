@@ -32,7 +32,7 @@ LAYERS = (
     ("results", "tiling"),
     ("video",),
     ("model_source",),
-    ("conversion", "engine", "model_loading"),
+    ("conversion", "engine", "model_loading", "tile_settings"),
     ("segmenter",),
     ("api",),
     ("cli",),
