@@ -40,6 +40,15 @@ def add_model(group: argparse._ArgumentGroup, tasks: tuple[str, ...] = IMAGE_TAS
     )
 
 
+def add_part(group: argparse._ArgumentGroup) -> None:
+    """Add the arguments that select a part of a video."""
+    group.add_argument(
+        "--start", metavar="TIME", help="where a video begins: seconds, a time such as 1:30, or a frame such as 120f"
+    )
+    group.add_argument("--end", metavar="TIME", help="where it ends, as --start (default: the end)")
+    group.add_argument("--every", type=positive, metavar="N", help="take every n-th frame only (default: 1)")
+
+
 def add_opts(parser: argparse.ArgumentParser) -> None:
     """Add --opts, which takes the rest of the command line."""
     parser.add_argument(

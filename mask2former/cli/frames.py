@@ -63,8 +63,7 @@ def segment_frames(segment: Segmenter, source: FrameSource | Camera, args: argpa
         raise ValueError(f"{source.name}: no frame could be read")
     written = files.finish()
     rate = files.count / (time.perf_counter() - started)
-    sound = ", without sound" if targets.video else ""
-    print(f"{files.count} frames of {source.name}, {rate:.2f} frames/s{sound}")
+    print(f"{files.count} frames of {source.name}, {rate:.2f} frames/s")
     print_files(written, targets.directory)
     return 1 if source.damaged else 0
 
@@ -76,6 +75,7 @@ class _FrameFiles:
         self, segment: Segmenter, source: FrameSource | Camera, args: argparse.Namespace, targets: VideoTargets
     ) -> None:
         self._source, self._targets = source, targets
+        self._sound = None if isinstance(source, Camera) else source
         self._drawing: dict[str, Any] = {"labels": LABELS[args.labels], "scale": args.scale or 1.0}
         self._colors = TrackColors()
         self._coco = CocoDocument(segment.classes) if targets.document else None
@@ -90,14 +90,14 @@ class _FrameFiles:
             ids = self._colors.update(result).tolist() if result.instances is not None else None
             image = np.asarray(result.draw(task, color_ids=ids, **self._drawing))
         if self._targets.video and image is not None:
-            self._writer = self._writer or VideoWriter(self._targets.video, self._source.rate)
+            self._writer = self._writer or VideoWriter(self._targets.video, self._source.rate, self._sound)
             self._writer.add(image, frame.seconds)
         name = f"{self._source.name}#{frame.index:06d}"
         if self._coco is not None:
             self._coco.add(result.to_coco(task=task), result.size, name)
         if self._masks is not None:
             result.save_masks(self._masks, name.replace("#", "_"))
-        self.count = frame.index + 1
+        self.count += 1
         return image
 
     def close(self, keep: bool) -> None:

@@ -7,6 +7,7 @@ import contextlib
 from pathlib import Path
 
 from ..video.reader import open_frames
+from ..video.selection import select_frames
 from . import arguments
 from .camera import Camera
 from .frames import segment_frames
@@ -45,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images, directories, patterns such as 'cells/*.png', or one video, which is segmented frame by frame",
     )
     inputs.add_argument("--webcam", nargs="?", type=int, const=0, metavar="N", help="camera (default: number 0)")
+    arguments.add_part(inputs)
     inputs.add_argument(
         "--page", type=_page, metavar="N|all", help="page of a stack, from 0, or all of them (default: the first)"
     )
@@ -138,6 +140,8 @@ def run(args: argparse.Namespace) -> int:
     video = [name for name in args.input if Path(name).suffix.lower() in VIDEO_SUFFIXES and Path(name).is_file()]
     if args.webcam is not None or video:
         return _frames(args, video)
+    if args.start or args.end or args.every:
+        raise ValueError("--start, --end and --every select a part of a video, and there is none")
     files, problems = collect(args.input)
     if not files:
         raise ValueError("\nerror: ".join(problems))
@@ -155,11 +159,19 @@ def _frames(args: argparse.Namespace, video: list[str]) -> int:
         raise ValueError("--save-as writes labels of images, not of videos; drop it")
     if args.save and "csv" in args.save:
         raise ValueError("--save csv is for images; of a video, mask2former track VIDEO --counts FILE.csv counts")
+    ignored = next((name for name in ("intensity", "pixel_size", "page") if getattr(args, name)), None)
+    if ignored is not None:
+        raise ValueError(f"--{ignored.replace('_', '-')} is for images, not for videos")
+    part = (args.start, args.end, args.every)
+    if args.webcam is not None and any(part):
+        raise ValueError("--start, --end and --every select a part of a video file, not of a camera")
     args.default_save = ("overlay",)
     segment = arguments.load_segmenter(args)
     if arguments.is_video_model(segment):
         raise ValueError(f"{arguments.model_name(args)} is a video model: use mask2former track VIDEO")
-    source = Camera(args.webcam) if args.webcam is not None else open_frames(video[0], Path())
+    if args.webcam is not None:
+        return segment_frames(segment, Camera(args.webcam), args)
+    source = select_frames(open_frames(video[0], Path()), args.start, args.end, args.every or 1)
     return segment_frames(segment, source, args)
 
 

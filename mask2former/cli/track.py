@@ -8,7 +8,6 @@ from pathlib import Path
 from ..structures.task import Task
 from . import arguments
 from .inputs import similar
-from .parser import positive
 from .track_objects import open_video, track_objects
 
 HELP = "follow the objects of a video"
@@ -35,11 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     inputs.add_argument(
         "input", nargs="+", metavar="VIDEO", help="a video file, a directory of frames, or images in their order"
     )
-    inputs.add_argument(
-        "--start", metavar="TIME", help="where to begin: seconds, a time such as 1:30, or a frame such as 120f"
-    )
-    inputs.add_argument("--end", metavar="TIME", help="where to stop, as --start (default: the end)")
-    inputs.add_argument("--every", type=positive, metavar="N", help="take every n-th frame only (default: 1)")
+    arguments.add_part(inputs)
     arguments.add_model(parser.add_argument_group("model"), ())
     parser.set_defaults(task=str(Task.VIDEO))
     tracking = parser.add_argument_group("tracking")
@@ -58,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"what to write into the directory (default: {' '.join(DEFAULT_SAVE)})",
     )
     output.add_argument("--counts", metavar="FILE.csv", help="also write how many objects each frame shows")
+    output.add_argument("--tracks", metavar="FILE.csv", help="also write a row for each track")
     add_frames(output)
     arguments.add_drawing(output)
     arguments.add_opts(parser)

@@ -45,15 +45,15 @@ def track_objects(segment: Segmenter, source: FrameSource, args: argparse.Namesp
     masks = targets.directory / "masks" if args.save and "masks" in args.save else None
     images = targets.directory / "frames" if args.save_frames else None
     refuse_input(source, targets.video, masks, images)
-    counts = Path(args.counts).expanduser() if getattr(args, "counts", None) else None
-    if counts is not None and counts.suffix.lower() != ".csv":
-        raise ValueError(f"--counts {counts} must end with .csv")
+    tables = {name: Path(value).expanduser() for name in ("counts", "tracks") if (value := getattr(args, name, None))}
+    for name, path in tables.items():
+        if path.suffix.lower() != ".csv":
+            raise ValueError(f"--{name} {path} must end with .csv")
     started = time.perf_counter()
     result = _track(segment, source, work, args)
     rate = len(result) / (time.perf_counter() - started)
     written = [] if targets.document is None else result.save(targets.document)
-    if counts is not None:
-        written += result.save(counts)
+    written += [result.save_table(path, name) for name, path in tables.items()]
     if targets.video or masks or images:
         drawing = {"labels": LABELS[args.labels], "scale": args.scale or 1.0}
         written += result.save_all(video=targets.video, images=images, masks=masks, drawing=drawing, progress=True)

@@ -339,16 +339,31 @@ class VideoResult:
     def _record(self, track: Track, video_id: int) -> dict[str, Any]:
         return {"video_id": video_id, "category_id": self.classes.dataset_ids[track.label], "score": track.score}
 
-    def _save_table(self, path: Path) -> Path:
-        """Write the table that the end of the file's name selects."""
-        if path.name.lower().endswith("counts.csv"):
+    def save_table(self, path: str | os.PathLike[str], table: str) -> Path:
+        """Write a table as CSV, whatever the name of the file is.
+
+        Args:
+            path: the file.
+            table: "counts" (objects of each class, a row for each tracked frame) or "tracks" (a row for each track).
+
+        Raises:
+            ValueError: another table.
+        """
+        if table == "counts":
             rows = count_rows(self.masks(), self.tracks, self.classes)
             return write_csv(path, count_columns(self.classes.names), rows)
-        if path.name.lower().endswith("tracks.csv"):
-            rows = track_rows(self.masks(), self.tracks, self.source.rate)
-            return write_csv(path, TRACK_COLUMNS, rows)
+        if table == "tracks":
+            return write_csv(path, TRACK_COLUMNS, track_rows(self.masks(), self.tracks, self.source.rate))
+        raise ValueError(f"table must be counts or tracks, not {table!r}")
+
+    def _save_table(self, path: Path) -> Path:
+        """Write the table that the end of the file's name selects."""
+        for table in ("counts", "tracks"):
+            if path.name.lower().endswith(f"{table}.csv"):
+                return self.save_table(path, table)
         raise ValueError(
-            f"{path}: which table? A name that ends in counts.csv gets objects per frame, in tracks.csv the tracks"
+            f"{path}: which table? A name that ends in counts.csv gets objects per frame, in tracks.csv the tracks; "
+            "save_table(path, 'counts') takes any name"
         )
 
     def _save_json(self, path: Path, video_id: int) -> Path:

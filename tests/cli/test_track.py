@@ -45,23 +45,21 @@ def test_tracks_to_the_default_output(clip: str, capsys: pytest.CaptureFixture[s
 def test_parts_and_counts_reach_the_api(clip: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only those that are given."""
     asked: list[dict[str, Any]] = []
-    saved: list[str] = []
-    track, save = Segmenter.track, VideoResult.save
+    track = Segmenter.track
 
     def tracked(self: Segmenter, video: Any, **options: Any) -> VideoResult:
         part = {name: options.pop(name) for name in ("start", "end", "every") if name in options}
         asked.append(part)
         return track(self, video, **options)
 
-    def save_known(self: VideoResult, path: Any, **options: Any) -> list[Path]:
-        saved.append(str(path))
-        return [] if str(path).endswith(".csv") else save(self, path, **options)
-
     monkeypatch.setattr(Segmenter, "track", tracked)
-    monkeypatch.setattr(VideoResult, "save", save_known)
-    part = ["--start", "1:30", "--end", "120f", "--every", "5", "--counts", "counts.csv"]
-    assert main(["track", clip, "--output", "r.json", *part]) == 0
-    assert asked == [{"start": "1:30", "end": "120f", "every": 5}] and saved == ["r.json", "counts.csv"]
+    part = ["--start", "1:30", "--end", "120f", "--every", "5"]
+    tables = ["--counts", "numbers.csv", "--tracks", "of tracks.csv"]  # any name
+    assert main(["track", clip, "--output", "r.json", *part, *tables]) == 0
+    assert asked == [{"start": "1:30", "end": "120f", "every": 5}]
+    numbers = Path("numbers.csv").read_text()
+    assert numbers.startswith("frame,seconds,") and len(numbers.split()) > 12
+    assert Path("of tracks.csv").read_text().startswith("id,class,score,")
     assert main(["track", clip, "--output", "r.json"]) == 0
     assert asked[1] == {}
 
