@@ -124,13 +124,19 @@ class PanopticResult:
 
 # ------------------------------------------------------------------ from the model's tensors
 def instances_from_output(predicted: Any, classes: ClassTable, score_threshold: float) -> InstanceResult:
-    """Convert detectron2 `Instances` (pred_masks, scores, pred_classes), best first; lower scores are left out."""
+    """Convert detectron2 `Instances`, best first; lower scores are left out.
+
+    They have `scores`, `pred_classes`, and `pred_patches` (list of `Patch`) or `pred_masks` (N, H, W).
+    """
     order = predicted.scores.argsort(descending=True, stable=True)
     order = order[predicted.scores[order] >= score_threshold]
-    masks = predicted.pred_masks[order].to(torch.bool).cpu().numpy()
     labels = predicted.pred_classes[order].cpu().numpy().astype(np.int64)
     scores = predicted.scores[order].float().cpu().numpy()
-    return InstanceResult.from_masks(masks, scores, labels, [classes.names[k] for k in labels])
+    names = [classes.names[k] for k in labels]
+    if predicted.has("pred_patches"):
+        patches = MaskList((predicted.pred_patches[i] for i in order.tolist()), predicted.image_size)
+        return InstanceResult(patches, scores, labels, names)
+    return InstanceResult.from_masks(predicted.pred_masks[order].to(torch.bool).cpu().numpy(), scores, labels, names)
 
 
 def panoptic_from_output(

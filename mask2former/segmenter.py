@@ -415,11 +415,12 @@ class Segmenter:
         return [replace(result, seconds=seconds) for result in results]
 
     def _options(self, threshold: float) -> dict[str, Any]:
-        """Return settings that make the model drop objects below the threshold before their masks are resized."""
+        """Return settings: masks as patches, and none below the threshold, which are dropped before resizing."""
         if not self._takes_settings:
             return {}
         settings: Settings = self.model.settings  # type: ignore[assignment]
-        return {"settings": replace(settings, score_threshold=max(threshold, settings.score_threshold))}
+        threshold = max(threshold, settings.score_threshold)
+        return {"settings": replace(settings, score_threshold=threshold, patches=True)}
 
     def _prepare(self, array: np.ndarray, resize: T.ResizeShortestEdge, scale: float | None = None) -> dict[str, Any]:
         """Convert (H, W, 3) uint8 RGB to detectron2's input: resized (3, h, w) uint8, and the size of the results."""

@@ -15,13 +15,15 @@ import torch.nn.functional as F
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from ..structures.masks import boxes_from_masks
+from ..structures.masks import Patch, boxes_from_masks, boxes_from_patches
 from ..structures.task import Task
 from .device_transfer import to_cpu, to_device
+from .mask_resizing import ResizedMasks, Size
 
-Size = tuple[int, int]
 # Masks that are resized together have about this many pixels.
 _CHUNK = 2**25
+# On a GPU, patches take the place of dense masks from this many pixels of all masks on: each waits for the device.
+_DENSE_ON_GPU = 2**28
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Settings:
         object_mask_threshold: panoptic segmentation keeps queries with a higher class score.
         overlap_threshold: panoptic segmentation drops segments with a lower visible fraction.
         semantic_at_output_size: resize masks, not semantic scores, to the output size; implied by the other results.
+        patches: instances may have `pred_patches`, a list of `Patch`, instead of `pred_masks`, which saves memory and
+            time where objects are small compared to the image.
         things: contiguous ids of thing classes; None: all classes are things.
     """
 
@@ -44,6 +48,7 @@ class Settings:
     object_mask_threshold: float = 0.0
     overlap_threshold: float = 0.0
     semantic_at_output_size: bool = False
+    patches: bool = False
     things: Collection[int] | None = None
 
     @property
@@ -59,14 +64,6 @@ class Settings:
     def is_thing(self, label: int) -> bool:
         """Return whether contiguous class `label` is a thing."""
         return self.things is None or label in self.things
-
-
-def resize_masks(logits: Tensor, padded: Size, image: Size, output: Size | None) -> Tensor:
-    """Resize mask logits (N, H4, W4) to the padded size, crop to the image, resize to the output (N, h, w)."""
-    masks = F.interpolate(logits[None], padded, mode="bilinear", align_corners=False)[0, :, : image[0], : image[1]]
-    if output is None or output == image:
-        return masks
-    return F.interpolate(masks[None], output, mode="bilinear", align_corners=False)[0]
 
 
 def best_pairs(scores: Tensor, topk: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,7 +127,7 @@ def postprocess_clip(
     index_of = {q: i for i, q in enumerate(queries)}
     for t in range(mask_logits.shape[1]):
         for run, resized in _chunks(mask_logits[:, t], queries, padded, image, output):
-            masks[index_of[run[0]] : index_of[run[-1]] + 1, t] = to_cpu(resized > 0)
+            masks[index_of[run[0]] : index_of[run[-1]] + 1, t] = to_cpu(resized.complete > 0)
     return {
         "image_size": output,
         "pred_scores": scores[keep].tolist(),
@@ -141,12 +138,12 @@ def postprocess_clip(
 
 def _chunks(
     logits: Tensor, selected: Sequence[int], padded: Size, image: Size, size: Size
-) -> Iterator[tuple[Sequence[int], Tensor]]:
+) -> Iterator[tuple[Sequence[int], ResizedMasks]]:
     chunk = max(1, _CHUNK // max(padded[0] * padded[1], size[0] * size[1]))
     for start in range(0, len(selected), chunk):
         queries = selected[start : start + chunk]
         index = to_device(torch.tensor(queries), logits.device)
-        yield queries, resize_masks(logits[index].float(), padded, image, size)
+        yield queries, ResizedMasks(logits[index].float(), padded, image, size)
 
 
 def _rows(queries: Sequence[int], selected: Sequence[int], device: torch.device) -> tuple[list[int], Tensor]:
@@ -166,10 +163,10 @@ class _Semantic:
     def start(self, size: Size) -> None:
         self.result = self.scores.new_zeros(self.scores.shape[1], *size)
 
-    def add(self, queries: Sequence[int], masks: Tensor) -> None:
+    def add(self, queries: Sequence[int], masks: ResizedMasks) -> None:
         # Semantic segmentation uses every query, so a chunk is a contiguous range of queries.
         scores = self.scores[queries[0] : queries[-1] + 1]
-        self.result.flatten(1).addmm_(scores.T, masks.sigmoid().flatten(1))
+        self.result.flatten(1).addmm_(scores.T, masks.complete.sigmoid().flatten(1))
 
     def finish(self) -> Tensor:
         return self.result
@@ -179,7 +176,7 @@ class _Instance:
     """The `topk` best (query, class) pairs, scored by class score x mean mask probability inside the mask."""
 
     def __init__(self, class_scores: Tensor, host_scores: Tensor, s: Settings) -> None:
-        self.device, self.threshold = class_scores.device, s.score_threshold
+        self.device, self.threshold, self.may_crop = class_scores.device, s.score_threshold, s.patches
         best, labels, rows = best_pairs(host_scores, s.topk)
         # With panoptic results, stuff classes are dropped after the top-k, as in the reference.
         keep = torch.tensor([Task.PANOPTIC not in s.tasks or s.is_thing(c) for c in labels.tolist()], dtype=torch.bool)
@@ -190,14 +187,25 @@ class _Instance:
     def start(self, size: Size) -> None:
         count = len(self.queries)
         self.size = size
-        self.masks = torch.zeros(count, *size, dtype=torch.bool, device=self.device)
+        self.patches: list[Patch] | None = None
         self.mask_scores = torch.zeros(count, device=self.device)
+        if self.may_crop and (self.device.type != "cuda" or count * size[0] * size[1] > _DENSE_ON_GPU):
+            self.patches = []
+            self.mask_scores = torch.zeros(count)
+        else:
+            self.masks = torch.zeros(count, *size, dtype=torch.bool, device=self.device)
 
-    def add(self, queries: Sequence[int], masks: Tensor) -> None:
+    def add(self, queries: Sequence[int], masks: ResizedMasks) -> None:
         positions, rows = _rows(queries, self.queries, self.device)
         if not positions:
             return
-        selected = masks if len(positions) == len(queries) else masks[rows]
+        if self.patches is not None:
+            index_of = {q: i for i, q in enumerate(queries)}
+            for position in positions:
+                patch, self.mask_scores[position] = masks.patch(index_of[self.queries[position]])
+                self.patches.append(patch)
+            return
+        selected = masks.complete if len(positions) == len(queries) else masks.complete[rows]
         binary = selected > 0
         area = binary.flatten(1).sum(1)
         inside = (selected.sigmoid() * binary).flatten(1).sum(1)
@@ -212,8 +220,13 @@ class _Instance:
         if self.threshold > 0:
             keep = scores * to_cpu(self.mask_scores)[index] >= self.threshold
             index, scores, labels = index[keep], scores[keep], labels[keep]
-        index = to_device(index, self.device)
         result = Instances(self.size)
+        if self.patches is not None:
+            result.pred_patches = [self.patches[i] for i in index.tolist()]
+            result.pred_boxes = Boxes(boxes_from_patches(result.pred_patches))
+            result.scores, result.pred_classes = scores * self.mask_scores[index], labels
+            return result
+        index = to_device(index, self.device)
         result.pred_masks = self.masks[index]
         result.pred_boxes = Boxes(boxes_from_masks(self.masks)[index])
         result.scores = to_device(scores, self.device) * self.mask_scores[index]
@@ -238,12 +251,12 @@ class _Panoptic:
         self.inside = torch.zeros(size, dtype=torch.bool, device=self.device)
         self.area = torch.zeros(len(self.queries), dtype=torch.int64, device=self.device)
 
-    def add(self, queries: Sequence[int], masks: Tensor) -> None:
+    def add(self, queries: Sequence[int], masks: ResizedMasks) -> None:
         positions, rows = _rows(queries, self.queries, self.device)
         if not positions:
             return
         run = slice(positions[0], positions[-1] + 1)
-        probability = (masks if len(positions) == len(queries) else masks[rows]).sigmoid()
+        probability = (masks.complete if len(positions) == len(queries) else masks.complete[rows]).sigmoid()
         self.area[run] = (probability >= 0.5).flatten(1).sum(1)
         score, winner = (probability * self.weight[run, None, None]).max(0)
         better = score > self.best

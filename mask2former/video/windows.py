@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..maskformer_model import MaskFormer
 from ..modeling.device_transfer import to_cpu, to_device
-from ..modeling.postprocess import Size, resize_masks
+from ..modeling.mask_resizing import Size, resize_masks
 from ..structures.rle import encode_masks
 from .journal import Journal
 from .reader import Frame, FrameSource

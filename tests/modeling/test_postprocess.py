@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mask2former.modeling import mask_resizing
 from mask2former.modeling import postprocess as module
-from mask2former.modeling.postprocess import Settings, postprocess, postprocess_clip, resize_masks
-from mask2former.structures.masks import boxes_from_masks
+from mask2former.modeling.mask_resizing import resize_masks
+from mask2former.modeling.postprocess import Settings, postprocess, postprocess_clip
+from mask2former.structures.masks import boxes_from_masks, paste
 from mask2former.structures.task import IMAGE_TASKS
 
 PADDED, IMAGE, OUTPUT = (32, 48), (30, 41), (23, 37)
@@ -83,6 +87,26 @@ def test_instances_equal_the_slow_ones(seed: int, topk: int, panoptic: bool) -> 
         assert float(ours.scores[i]) == pytest.approx(score * float(factor), abs=1e-5)
 
 
+@given(st.integers(0, 2**31), st.sampled_from([OUTPUT, IMAGE, (90, 123), (7, 200)]), st.booleans())
+@settings(max_examples=60)
+def test_patches_equal_dense_masks(seed: int, output: tuple[int, int], panoptic: bool) -> None:
+    """But for a pixel whose logit is so near to 0 that rounding decides."""
+    scores, masks = random_case(seed)
+    masks[seed % 9] = -5.0  # an empty mask
+    masks[(seed + 1) % 9, :3, :-2] = -50.0
+    s = Settings(INSTANCE | PANOPTIC if panoptic else INSTANCE, topk=20, score_threshold=0.05)
+    dense, ours = (
+        postprocess(scores, scores, masks, PADDED, IMAGE, output, replace(s, patches=patches))["instances"]
+        for patches in (False, True)
+    )
+    assert not ours.has("pred_masks") and len(ours) == len(dense)
+    again = torch.from_numpy(paste(ours.pred_patches, output))
+    assert int((again != dense.pred_masks).sum()) <= 1
+    torch.testing.assert_close(ours.scores, dense.scores, atol=1e-5, rtol=1e-5)
+    assert torch.equal(ours.pred_classes, dense.pred_classes)
+    assert (ours.pred_boxes.tensor - dense.pred_boxes.tensor).abs().max() <= 1
+
+
 @pytest.mark.parametrize("at_output", [True, False])
 def test_semantic_equals_the_slow_one(at_output: bool) -> None:
     scores, masks = random_case(3)
@@ -132,13 +156,13 @@ def test_boxes_by_hand() -> None:
 
 def test_masks_of_a_clip_are_made_frame_by_frame_of_chosen_queries_only(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, ...]] = []
-    resize = module.resize_masks
+    resized = module.ResizedMasks
 
-    def counted(logits: torch.Tensor, *sizes: Any) -> torch.Tensor:
+    def counted(logits: torch.Tensor, *sizes: Any) -> Any:
         seen.append(tuple(logits.shape))
-        return resize(logits, *sizes)
+        return resized(logits, *sizes)
 
-    monkeypatch.setattr(module, "resize_masks", counted)
+    monkeypatch.setattr(module, "ResizedMasks", counted)
     scores = torch.tensor([[0.5, 0.4, 0.1], [0.1, 0.1, 0.8], [0.0, 0.9, 0.1], [0.2, 0.2, 0.6]])
     logits = torch.full((4, 5, 2, 2), -1.0)
     logits[0, 3], logits[2] = 1.0, 1.0
@@ -230,14 +254,39 @@ def test_score_of_an_instance_is_the_mean_inside_its_mask() -> None:
 def test_chunks_hold_masks_of_the_larger_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory is bounded also where the output is larger, or smaller, than the padded image."""
     seen: list[int] = []
-    resize = module.resize_masks
-    monkeypatch.setattr(module, "resize_masks", lambda logits, *rest: seen.append(len(logits)) or resize(logits, *rest))
+    resized = module.ResizedMasks
+    monkeypatch.setattr(module, "ResizedMasks", lambda logits, *to: seen.append(len(logits)) or resized(logits, *to))
     monkeypatch.setattr(module, "_CHUNK", 2 * 16 * 16)
     scores, masks = torch.ones(4, 3).softmax(-1), torch.zeros(4, 4, 4)
     for padded, output in (((16, 16), (8, 8)), ((8, 8), (16, 16))):
         seen.clear()
         postprocess(scores, scores, masks, padded, padded, output, Settings(semantic_at_output_size=True))
         assert seen == [2, 2]
+
+
+@pytest.mark.parametrize("band", [1, 2**17])
+def test_a_small_object_is_resized_inside_its_box_only(monkeypatch: pytest.MonkeyPatch, band: int) -> None:
+    """Also row by row; the complete masks are never made."""
+    monkeypatch.setitem(mask_resizing._BAND, "cpu", band)
+    masks = torch.full((2, 16, 16), -4.0)
+    masks[0, 3:6, 8:10] = 4.0
+    scores = torch.tensor([[0.9, 0.1], [0.8, 0.2]])
+    sizes = ((64, 64), (60, 64), (600, 800))
+    seen: list[int] = []
+    logits_of = mask_resizing.ResizedMasks._logits
+    monkeypatch.setattr(
+        mask_resizing.ResizedMasks,
+        "_logits",
+        lambda self, index, box: (
+            seen.append((box.bottom - box.top) * (box.right - box.left)) or logits_of(self, index, box)
+        ),
+    )
+    found = postprocess(scores, scores, masks, *sizes, Settings(INSTANCE, patches=True))["instances"]
+    assert 0 < sum(seen) < 600 * 800 / 16
+    dense = postprocess(scores, scores, masks, *sizes, Settings(INSTANCE))["instances"]
+    assert np.array_equal(paste(found.pred_patches, sizes[2]), dense.pred_masks.numpy())
+    assert found.pred_patches[1].bits.size == 0 and float(found.scores[1]) == 0
+    torch.testing.assert_close(found.scores, dense.scores)
 
 
 def test_where_semantic_scores_are_resized() -> None:
@@ -273,8 +322,8 @@ def test_resizing_by_steps() -> None:
 def test_instances_below_the_threshold_are_not_resized(monkeypatch: pytest.MonkeyPatch) -> None:
     """A class score exactly at the threshold is enough, where the mask is certain."""
     seen: list[int] = []
-    resize = module.resize_masks
-    monkeypatch.setattr(module, "resize_masks", lambda logits, *rest: seen.append(len(logits)) or resize(logits, *rest))
+    resized = module.ResizedMasks
+    monkeypatch.setattr(module, "ResizedMasks", lambda logits, *to: seen.append(len(logits)) or resized(logits, *to))
     scores = torch.tensor([[0.5, 0.5], [0.25, 0.75], [0.125, 0.875]])
     size = (8, 12)
     s = Settings(INSTANCE, score_threshold=0.5)
