@@ -204,6 +204,7 @@ def load_state_dict(
     match_names: bool = False,
     caffe2_names: bool = False,
     strict: bool = False,
+    dry_run: bool = False,
 ) -> LoadReport:
     """Load `state` (any known layout) into `model` where names and shapes match.
 
@@ -212,6 +213,7 @@ def load_state_dict(
             unless the names match already.
         caffe2_names: the names are those of Caffe2; convert them first (detectron2's tables).
         strict: raise unless the report is complete; the model is then unchanged.
+        dry_run: only report what would be loaded.
 
     Raises:
         CheckpointError: with `strict`, when a weight is missing, unexpected or of another shape.
@@ -239,6 +241,8 @@ def load_state_dict(
     report.loaded = list(fitting)
     if strict and not report.complete:
         raise CheckpointError(f"the checkpoint does not match the model exactly.\n{report}")
+    if dry_run:
+        return report
     _keep_versions(model, state, fitting)
     model.load_state_dict(fitting, strict=False)
     return report

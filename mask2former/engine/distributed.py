@@ -12,6 +12,9 @@ import torch
 from detectron2.utils import comm
 from torch import nn
 
+from ..checkpoint.training_state import finite_number, mapping, whole_number
+from ..errors import CorruptCheckpointError
+
 
 def share_buffers(model: nn.Module) -> None:
     """Broadcast the floating-point buffers (batch-norm statistics) of rank 0, whose model is the one that is saved.
@@ -61,6 +64,34 @@ def get_random_state() -> dict[str, Any]:
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
+
+
+def check_random_state(state: Any, where: str) -> None:
+    """Check that `set_random_state` can restore a saved state; the generators of this process are not touched.
+
+    Raises:
+        CorruptCheckpointError: it cannot.
+    """
+    try:
+        version, words, gauss = mapping(state, where)["python"]
+        if gauss is not None:
+            finite_number(gauss, f"{where}['python'][2]")
+        random.Random().setstate((version, tuple(words.tolist()), gauss))
+        algorithm, keys, position, has_gauss, cached = state["numpy"]
+        # NumPy reads behind the end of its words from a position that is too large.
+        whole_number(position, f"{where}['numpy'][2]", 0, len(keys))
+        whole_number(has_gauss, f"{where}['numpy'][3]", 0, 1)
+        finite_number(cached, f"{where}['numpy'][4]")
+        if keys.dtype != torch.int64 or not bool(((keys >= 0) & (keys < 2**32)).all()):
+            raise CorruptCheckpointError(f"{where}['numpy'][1] is not a tensor of unsigned 32-bit numbers")
+        np.random.RandomState().set_state((algorithm, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+        torch.Generator().set_state(state["torch"].cpu())
+        if "cuda" in state and torch.cuda.is_available():
+            torch.Generator(device="cuda").set_state(state["cuda"].cpu())
+    except CorruptCheckpointError:
+        raise
+    except Exception as error:  # the generators raise nearly everything: KeyError, OverflowError, RuntimeError, ...
+        raise CorruptCheckpointError(f"{where} is not a random state ({type(error).__name__}: {error})") from error
 
 
 def set_random_state(state: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
+from ..checkpoint.training_state import entry, finite_number, mapping, whole_number
 from .best_model import compared_metric
 
 logger = logging.getLogger(__name__)
@@ -89,8 +90,26 @@ class EarlyStopHook(HookBase):
         best = self._best if math.isfinite(self._best) else None
         return {"best": best, "without": self._without, "evaluated": self._evaluated, "length": self._length}
 
+    def check_state_dict(self, state: Any, where: str = "early stop") -> None:
+        """Check what `load_state_dict` will load.
+
+        Raises:
+            CorruptCheckpointError: an entry is missing or not a number.
+        """
+        values = mapping(state, where)
+        if entry(values, "best", where) is not None:
+            finite_number(values["best"], f"{where}['best']")
+        whole_number(entry(values, "without", where), f"{where}['without']")
+        whole_number(entry(values, "evaluated", where), f"{where}['evaluated']", -1)
+        whole_number(values.get("length", 0), f"{where}['length']")
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned.
+
+        Raises:
+            CorruptCheckpointError: see `check_state_dict`.
+        """
+        self.check_state_dict(state)
         self._best = -math.inf if state["best"] is None else float(state["best"])
         self._without, self._evaluated = int(state["without"]), int(state["evaluated"])
         self._length = int(state.get("length", 0))

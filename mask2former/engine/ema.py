@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint.training_state import check_no_nan, check_tensor, entry, mapping, whole_number
+from ..errors import CorruptCheckpointError
+
 
 class WeightAverage:
     """EMA of the floating-point parameters and buffers of `model`.
@@ -70,18 +73,32 @@ class WeightAverage:
         """Return {"average": {name: tensor}, "updates": number of updates}; the tensors are not copied."""
         return {"average": self._average, "updates": self._updates}
 
+    def check_state_dict(self, state: Any, where: str = "EMA weights") -> None:
+        """Check what `load_state_dict` will load.
+
+        Raises:
+            CorruptCheckpointError: a tensor of the model is missing, or has another shape or dtype.
+        """
+        average = mapping(entry(mapping(state, where), "average", where), f"{where}['average']")
+        missing = sorted(set(self._average) - set(average))
+        if missing:
+            raise CorruptCheckpointError(
+                f"{where}: the EMA weights lack {len(missing)} tensors of the model, the first is '{missing[0]}'."
+            )
+        parameters = dict(self._model.named_parameters())
+        for name, target in self._average.items():
+            value = check_tensor(average[name], target, f"{where}['average'][{name!r}]")
+            if name in parameters:
+                check_no_nan(value, f"{where}['average'][{name!r}]")
+        whole_number(entry(state, "updates", where), f"{where}['updates']")
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned.
 
         Raises:
-            ValueError: a tensor of the model is missing.
+            CorruptCheckpointError: see `check_state_dict`; nothing is changed then.
         """
-        missing = sorted(set(self._average) - set(state["average"]))
-        if missing:
-            raise ValueError(
-                f"The saved EMA weights lack {len(missing)} tensors of the model, the first is '{missing[0]}'. "
-                "Resume with the configuration of the first training, or start a new one without --resume."
-            )
+        self.check_state_dict(state)
         for name, target in self._average.items():
             target.copy_(state["average"][name])
         self._updates = int(state["updates"])

@@ -15,6 +15,7 @@ import torch
 from detectron2.config import CfgNode
 
 from ..checkpoint import load_weights
+from ..checkpoint.directory import finished_iterations
 from ..checkpoint.writing import save_safetensors
 from ..config import load_config, merge_overrides
 from ..data.formats import CocoData, load_data, split, write_coco
@@ -23,6 +24,7 @@ from ..utils.file_io import write_bytes
 from .class_head import adapted_weights, is_unchanged, matching_classes
 from .output_directory import RECIPE, OutputDirectory
 from .recipe import DataFacts, DeviceFacts, Recipe, Wishes, make_recipe
+from .resume import changed_settings, check_length, settings_of
 from .speed import measure_speed
 
 
@@ -114,9 +116,12 @@ def plan_resume(
             "Set others as KEY VALUE at the end of the command, or start a new training in another --output."
         )
     cfg = load_config(output.recipe)
+    before = settings_of(cfg)
     if wishes is not None and wishes.iterations is not None:
         cfg.SOLVER.MAX_ITER = wishes.iterations
     merge_overrides(cfg, overrides)
+    changed_settings(before, cfg, str(output.recipe))
+    check_length(cfg.SOLVER.MAX_ITER, finished_iterations(output.path), str(output.path))
     if write:
         write_bytes(output.recipe, cfg.dump().encode())
     length = f"Resume: {output.path}, up to iteration {cfg.SOLVER.MAX_ITER}."

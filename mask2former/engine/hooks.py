@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import EvalHook, LRScheduler, PeriodicWriter
@@ -17,6 +18,7 @@ from detectron2.utils.events import EventWriter
 from ..utils.console import progress_bar
 from .launch import StopSignal, TrainingInterrupted
 from .loggers import BackgroundLogger
+from .resume import check_schedule_state, is_function_of_iteration
 from .training_log import ConsoleWriter
 
 logger = logging.getLogger(__name__)
@@ -73,6 +75,16 @@ class ScheduleHook(LRScheduler):
         super().before_train()
         groups = self._optimizer.param_groups
         self._best_param_group_id = max(range(len(groups)), key=lambda i: groups[i]["initial_lr"])
+
+    def check_state_dict(self, state: Any, where: str = "schedule") -> None:
+        """Check what `load_state_dict` will load; see `resume.check_schedule_state`."""
+        if not is_function_of_iteration(self.scheduler):
+            check_schedule_state(self.scheduler, state, where)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the schedule, unless `Trainer.load_state_dict` does so from the number of the iteration."""
+        if not is_function_of_iteration(self.scheduler):
+            super().load_state_dict(state)
 
 
 class EvaluationHook(EvalHook):

@@ -44,6 +44,7 @@ from .rank_group import (
     torchrun_place,
     write_to_log_files,
 )
+from .resume import check_length_of
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     # An evaluation takes no look at the training data, which may be on another machine.
     register_from_config(cfg, [*cfg.DATASETS.TEST, *(() if args.eval_only else cfg.DATASETS.TRAIN)])
     validate_config(cfg, training=not args.eval_only)
+    if args.resume and not args.eval_only:
+        check_length_of(cfg)
     cfg.freeze()
     _setup_log(cfg.OUTPUT_DIR)
     with file_only():

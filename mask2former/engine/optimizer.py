@@ -155,27 +155,3 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.
             f"SOLVER.LR_SCHEDULER_NAME '{cfg.SOLVER.LR_SCHEDULER_NAME}': {error}. "
             "Use WarmupPolyLR, WarmupMultiStepLR or WarmupCosineLR."
         ) from error
-
-
-def check_same_parameters(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Check that an optimizer state belongs to the same parameters in the same order.
-
-    Raises:
-        ValueError: it does not; the message names the first parameters that differ.
-    """
-    saved = [name for group in state["param_groups"] for name in group.get("param_names", ())]
-    if not saved:
-        return  # written by another program; torch compares the group sizes
-    current = [name for group in optimizer.param_groups for name in group.get("param_names", ())]
-    if saved == current:
-        return
-    missing, extra = sorted(set(saved) - set(current)), sorted(set(current) - set(saved))
-    detail = (
-        f"only in the checkpoint: {missing[:3]}; only in the model: {extra[:3]}"
-        if missing or extra
-        else ("the same parameters in other groups (learning-rate or weight-decay rules were changed)")
-    )
-    raise ValueError(
-        f"Cannot resume: the optimizer state was saved for other parameters ({detail}). "
-        "Resume with the configuration of the first training, or start a new one without --resume."
-    )

@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..checkpoint.directory import has_checkpoint
+
 RECIPE = Path("data", "config.yaml")
 
 
@@ -48,8 +50,8 @@ class OutputDirectory:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Return whether there is something to resume from."""
-        return (self.path / "last_checkpoint").is_file()
+        """Return whether there is something to resume from, also where `last_checkpoint` was lost."""
+        return has_checkpoint(self.path)
 
     def check_new(self) -> None:
         """Check that a training can start here; one that ended before its first checkpoint is replaced.

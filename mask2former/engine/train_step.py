@@ -15,6 +15,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..checkpoint.training_state import check_scaler_state, whole_number
 from ..utils.device import AMP_DTYPES, amp_dtype
 from .optimizer import clip_gradients
 from .training_log import LossLog
@@ -199,11 +200,30 @@ class TrainStep:
             state["grad_scaler"] = self.grad_scaler.state_dict()
         return state
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned; other entries are ignored."""
-        self.log.bad_steps = int(state.get("nonfinite_steps", 0))
+    def check_state_dict(self, state: Mapping[str, Any], where: str = "step") -> None:
+        """Check what `load_state_dict` will load.
+
+        Raises:
+            CorruptCheckpointError: an entry is damaged.
+        """
+        whole_number(state.get("nonfinite_steps", 0), f"{where}['nonfinite_steps']")
         if self.grad_scaler is not None and "grad_scaler" in state:
+            check_scaler_state(state["grad_scaler"], f"{where}['grad_scaler']")
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned; other entries are ignored.
+
+        Raises:
+            CorruptCheckpointError: see `check_state_dict`; nothing is changed then.
+        """
+        self.check_state_dict(state)
+        self.log.bad_steps = int(state.get("nonfinite_steps", 0))
+        if self.grad_scaler is None:
+            return
+        if "grad_scaler" in state:
             self.grad_scaler.load_state_dict(state["grad_scaler"])
+        else:
+            logger.warning("The checkpoint has no state of a loss scaler: the scale starts anew.")
 
 
 def _gradient_sync(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:

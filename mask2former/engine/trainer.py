@@ -21,7 +21,9 @@ from detectron2.utils.events import EventStorage, EventWriter, JSONWriter
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
-from ..checkpoint import SafeCheckpointer, save_safetensors
+from ..checkpoint import CheckpointError, SafeCheckpointer, load_weights, save_safetensors
+from ..checkpoint.directory import remove_unfinished
+from ..checkpoint.training_state import check_optimizer_state, mapping
 from ..config import micro_batch_size
 from ..data import build_test_loader, build_train_loader
 from ..evaluation import build_evaluator
@@ -52,7 +54,17 @@ from .hooks import (
 )
 from .launch import StopSignal, keep_workers
 from .loggers import build_loggers
-from .optimizer import build_lr_scheduler, build_optimizer, check_same_parameters, full_model_clip_norm
+from .optimizer import build_lr_scheduler, build_optimizer, full_model_clip_norm
+from .resume import (
+    changed_settings,
+    check_trainer_state,
+    continue_schedule,
+    log_changes,
+    log_seed,
+    saved_rates,
+    schedule_is_known,
+    settings_of,
+)
 from .train_step import TrainStep, select_precision
 from .training_log import ConsoleWriter
 from .training_summary import dataset_size, training_summary
@@ -97,6 +109,7 @@ class Trainer(TrainerBase):
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self._random_states: list[dict[str, Any]] | None = None
+        self._changes: dict[str, tuple[Any, Any]] = {}  # settings that differ from those of the resumed checkpoint
         self._results: OrderedDict[str, Any] | None = None
         patience = cfg.SOLVER.EARLY_STOP_PATIENCE
         self._early_stop = EarlyStopHook(patience, cfg.TEST.EVAL_PERIOD) if patience > 0 else None
@@ -128,7 +141,7 @@ class Trainer(TrainerBase):
         states: dict[str, Any] = {"trainer": weakref.proxy(self)}
         if self.weight_average is not None:
             states["ema"] = self.weight_average
-        self.checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, **states)
+        self.checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, required=("trainer",), **states)
         self.best = BestModel(Path(cfg.OUTPUT_DIR))
         self.register_hooks(self.build_hooks())
 
@@ -205,14 +218,20 @@ class Trainer(TrainerBase):
     # Training.
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Continue from the last good checkpoint in OUTPUT_DIR, or start from MODEL.WEIGHTS.
+        """Continue from the newest complete checkpoint in OUTPUT_DIR, or start from MODEL.WEIGHTS.
+
+        Removes the temporary files that a killed training left in OUTPUT_DIR.
 
         Raises:
             FileNotFoundError: MODEL.WEIGHTS does not exist.
-            ValueError: the checkpoint belongs to another model or optimizer, or not all ranks see the same one.
+            ConfigError: the checkpoint has finished more than SOLVER.MAX_ITER iterations.
+            CheckpointError: no checkpoint is complete, or it belongs to another model or optimizer.
+            ValueError: not all ranks see the same checkpoint.
         """
-        if resume and not self.checkpointer.has_checkpoint():
-            logger.info("No checkpoint in %s to resume from, starting from the beginning.", self.cfg.OUTPUT_DIR)
+        if comm.is_main_process():
+            for name in ("", "data", "inference", "inference_TTA"):
+                for file in remove_unfinished(Path(self.cfg.OUTPUT_DIR, name)):
+                    logger.info("Removed %s, which a killed run has not completed.", file)
         self.iter = -1
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         self.start_iter = self.iter + 1  # `load_state_dict` sets `iter` to the iteration that was finished
@@ -220,7 +239,11 @@ class Trainer(TrainerBase):
         if self.start_iter > 0:
             self.best.restore()
             logger.info("Resuming after %d of %d iterations.", self.start_iter, self.max_iter)
+        if self.start_iter == self.max_iter:
+            logger.info("This training is finished, nothing is left to do; a larger SOLVER.MAX_ITER continues it.")
         if self.weight_average is not None and not (self.start_iter > 0 and self.weight_average.restored):
+            if self.start_iter > 0:
+                logger.warning("The checkpoint has no EMA weights: they start from its weights.")
             self.weight_average.reset()  # it was made from the weights before loading
 
     def train(self) -> OrderedDict[str, Any] | None:
@@ -251,6 +274,8 @@ class Trainer(TrainerBase):
             self.iter = self.start_iter
             try:
                 self.before_train()
+                if self.start_iter == self.max_iter or self.stopped_early:
+                    self._complete_final()
                 for iteration in range(self.start_iter, self.max_iter):
                     if self.stopped_early:
                         break
@@ -387,7 +412,7 @@ class Trainer(TrainerBase):
         With SOLVER.EMA_DECAY > 0 and a checkpoint that holds EMA weights, those.
         """
         model = cls.build_model(cfg)
-        checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR)
+        checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, required=())
         resuming = resume and checkpointer.has_checkpoint()
         if not resuming and not cfg.MODEL.WEIGHTS:
             logger.warning("MODEL.WEIGHTS is empty: evaluating a model with random weights.")
@@ -424,35 +449,85 @@ class Trainer(TrainerBase):
             with self._averaged_weights():
                 save_safetensors(self.checkpointer.model, Path(self.cfg.OUTPUT_DIR) / "model_final.safetensors")
 
+    def _complete_final(self) -> None:
+        """Write the final files of a finished training that was killed before it had written them all."""
+        resumed = self.checkpointer.resumed_from
+        if resumed is None or resumed.name != "model_final.pth":
+            self.iter = self.start_iter - 1
+            self.save_final()
+            self.iter = self.start_iter
+            return
+        file = Path(self.cfg.OUTPUT_DIR) / "model_final.safetensors"
+        # With EMA weights switched on or off since, the file is right as it is.
+        if not comm.is_main_process() or (file.is_file() and "SOLVER.EMA_DECAY" in self._changes):
+            return
+        with self._averaged_weights():
+            if not _has_weights(file, self.checkpointer.model):
+                logger.info("Writing %s, which is missing or of an earlier iteration.", file)
+                save_safetensors(self.checkpointer.model, file)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the "trainer" entry of a checkpoint; its "_trainer" is the form of detectron2's DefaultTrainer."""
         state: dict[str, Any] = super().state_dict()
         step = {"iteration": self.iter, "optimizer": self.optimizer.state_dict(), **self.train_step.state_dict()}
         random_states = self._random_states or [get_random_state()]
-        return {**state, "_trainer": step, "seed": self.seed, "random_states": random_states}
+        saved = {"seed": self.seed, "random_states": random_states, "settings": settings_of(self.cfg)}
+        return {**state, "_trainer": step, **saved}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned.
+    def check_state_dict(self, state: Any, where: str = "trainer") -> None:
+        """Check what `load_state_dict` will load.
 
         Raises:
-            ValueError: the optimizer state belongs to other parameters.
+            ConfigError: more than SOLVER.MAX_ITER iterations are finished.
+            CheckpointError: the state belongs to other parameters or another optimizer, or is damaged.
         """
+        check_trainer_state(self, mapping(state, where), where)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned; settings such as the learning rate are those of the config.
+
+        Raises:
+            ConfigError, CheckpointError: see `check_state_dict`; nothing is changed then.
+        """
+        self.check_state_dict(state)
         super().load_state_dict(state)
         step = state["_trainer"]
-        check_same_parameters(self.optimizer, step["optimizer"])
-        self.optimizer.load_state_dict(step["optimizer"])
+        self.optimizer.load_state_dict(check_optimizer_state(self.optimizer, step["optimizer"], "optimizer"))
+        known = schedule_is_known(self.scheduler, self._hooks)
+        if known:
+            continue_schedule(self.scheduler, self.iter + 1)
+        else:
+            rates = saved_rates(self.optimizer, step["optimizer"]["param_groups"], "optimizer")
+            for group, saved in zip(self.optimizer.param_groups, rates, strict=True):
+                group.update(saved)
         self.train_step.load_state_dict(step)
-        self.seed = int(state.get("seed", self.seed))
+        self._changes = changed_settings(state.get("settings"), self.cfg, "settings")
+        if "settings" not in state:
+            logger.warning("The checkpoint does not tell the settings of its training; those of the config count.")
+        log_changes(self._changes, own_schedule=not known)
+        log_seed(state.get("seed"), self.cfg.SEED)
+        self.seed = state.get("seed", self.seed)
         self._random_states = state.get("random_states")
-        if hasattr(self.scheduler, "max_iters"):  # poly schedules store their length; a resumed run may be longer
-            self.scheduler.max_iters = self.max_iter
 
     def _restore_random_state(self) -> None:
         states, self._random_states = self._random_states, None
-        if self.start_iter == 0 or states is None:
+        if self.start_iter == 0:
+            return
+        if not states:
+            logger.warning("The checkpoint has no random states: augmentation will differ from an uninterrupted run.")
             return
         if len(states) != comm.get_world_size():
             text = "The checkpoint is of %d ranks, this run has %d: augmentation will differ from an uninterrupted run."
             logger.warning(text, len(states), comm.get_world_size())
             return
         set_random_state(states[comm.get_rank()])
+
+
+def _has_weights(file: Path, model: nn.Module) -> bool:
+    """Return whether a file has exactly the present weights of a model."""
+    try:
+        saved = load_weights(file)
+    except (CheckpointError, OSError):
+        return False
+    current = model.state_dict()
+    return saved.keys() == current.keys() and all(torch.equal(saved[key], current[key].cpu()) for key in current)

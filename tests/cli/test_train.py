@@ -174,6 +174,16 @@ def test_directories_that_are_not_ours(tmp_path: Path, base: Path) -> None:
     (started / "last_checkpoint").write_text("model_0000001.pth")
     with pytest.raises(ValueError, match=r"interrupted: `--resume`"):
         OutputDirectory(started).check_new()
+    (started / "last_checkpoint").unlink()
+    (started / "model_0000005.pth").touch()  # its name got lost
+    with pytest.raises(ValueError, match=r"interrupted: `--resume`"):
+        OutputDirectory(started).check_new()
+    (started / "last_checkpoint").write_text("model_0000005.pth")
+    before = (started / "data/config.yaml").read_bytes()
+    for mistake in (["--iterations", "5"], ["SOLVER.OPTIMIZER", "SGD"]):
+        with pytest.raises(ValueError, match=r"SOLVER\.MAX_ITER is 5, but 6|SOLVER\.OPTIMIZER SGD"):
+            command("--output", started, "--resume", *mistake)
+    assert (started / "data/config.yaml").read_bytes() == before
     with pytest.raises(ValueError, match="only --iterations can change"):
         command("--output", started, "--resume", "--lr", "0.1")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from mask2former.utils.file_io import write_json
+from mask2former.utils.file_io import atomic_write, remove_abandoned, write_json
 
 
 def test_scalars_become_numbers_with_either_rule_for_nan(tmp_path: Path) -> None:
@@ -42,3 +43,19 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path, value: Any, nan: Any) -
     with pytest.raises(TypeError, match="cannot be written as JSON"):
         write_json(path, {"a": value}, nan=nan)
     assert path.read_text() == "[1]" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_temporary_files_of_dead_writers_are_removed_and_of_living_ones_stay(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    dead, foreign = tmp_path / ".model_0000001.pth.ab_12xyz.tmp", tmp_path / ".notes.txt.ab_12xyz.tmp"
+    others = [foreign, tmp_path / ".model_0000001.pth.tmp", tmp_path / "model.pth.ab_12xyz.tmp"]
+    for file in (dead, *others):
+        file.write_bytes(b"half")
+    (tmp_path / ".a.pth.ab_12xyz.tmp").mkdir()
+    (tmp_path / ".b.pth.ab_12xyz.tmp").symlink_to(foreign)
+    with atomic_write(tmp_path / "model_0000002.pth") as stream:
+        stream.write(b"complete")
+        assert remove_abandoned(tmp_path, re.compile(r".+\.pth")) == [dead]
+    assert (tmp_path / "model_0000002.pth").read_bytes() == b"complete"
+    assert all(file.is_file() for file in others) and len(list(tmp_path.iterdir())) == 6
+    assert remove_abandoned(tmp_path / "absent", re.compile(".*")) == []
