@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from torch import Tensor, nn
 
@@ -194,6 +195,25 @@ _BACKBONES: dict[str, tuple[str, Renamer]] = {
         torchvision_resnet_names,
     ),
 }
+
+
+def check_weight(key: str, value: Tensor, source: str) -> None:
+    """Refuse tensors that have no plain values: sparse, quantized, complex, or without memory.
+
+    Raises:
+        CheckpointError: names file and entry.
+    """
+    kind = None
+    if value.is_meta:
+        kind = "a meta tensor, which has a shape but no values"
+    elif value.is_quantized:
+        kind = "a quantized tensor; save tensor.dequantize() instead"
+    elif value.is_nested or value.layout != torch.strided:
+        kind = "a sparse tensor; save tensor.to_dense() instead"
+    elif value.is_complex():
+        kind = "complex, but weights are real numbers"
+    if kind is not None:
+        raise CheckpointError(f"{source}: entry {key!r} is {kind}")
 
 
 def load_state_dict(

@@ -5,11 +5,7 @@ No code from a file is run.
 
 from __future__ import annotations
 
-import json
 import os
-import pickle
-import re
-import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,13 +15,16 @@ from urllib.parse import parse_qs, urlparse
 import numpy as np
 import torch
 from detectron2.utils.file_io import PathManager
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from .. import zoo
-from ..errors import CorruptCheckpointError, UnsafeCheckpointError
-from .key_mapping import to_current_layout
+from ..errors import BadRecordError, CorruptCheckpointError, UnsafeCheckpointError, first_few
+from ..utils.file_io import read_json_object
+from .file_kinds import kind_of
+from .key_mapping import check_weight, to_current_layout
 from .safe_pickle import load_pickle
+from .torch_file import load_torch
 
 # Weight files of a directory, by preference (Hugging Face's names, then ours).
 _DIRECTORY_FILES = (
@@ -63,19 +62,21 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     query = parse_qs(urlparse(str(path)).query)
     file = locate(path)
-    if file.name.endswith(".pkl"):
-        data = _from_pickle(load_pickle(file), file)
-    elif file.name.endswith(_INDEX):
+    kind = kind_of(file)
+    if file.name.endswith(_INDEX):
         data = {"model": _read_shards(file)}
-    elif file.suffix == ".safetensors":
-        data = {"model": _read_safetensors(file)}
+    elif file.suffix == ".pkl" and kind == "other":
+        data = _from_pickle(load_pickle(file), file)
     else:
-        data = _from_torch(_torch_load(file), file)
-    if query.pop("matching_heuristics", ["False"]) == ["True"]:
-        data["matching_heuristics"] = True
+        data = _from_torch(_read_tensors(file, kind), file)
+    heuristics = query.pop("matching_heuristics", ["False"]) == ["True"]
     if query:
         raise ValueError(f"{path}: unknown option {sorted(query)}; only ?matching_heuristics=True is known")
+    if not isinstance(data["model"], Mapping) or not data["model"]:
+        raise CorruptCheckpointError(f"{file} contains no weights")
     data["model"] = _as_tensors(data["model"], file)
+    data["matching_heuristics"] = heuristics or data.get("matching_heuristics") is True
+    data["__author__"] = author if isinstance(author := data.get("__author__"), str) else ""
     return data
 
 
@@ -118,26 +119,44 @@ def _from_pickle(data: Any, file: Path) -> dict[str, Any]:
     """Convert the content of a detectron2 zoo file, or of a bare Caffe2 dictionary of Detectron 1."""
     if not isinstance(data, dict):
         raise CorruptCheckpointError(f"{file} contains a {type(data).__name__}, not a dictionary of weights")
-    if "model" in data and "__author__" in data:
-        return data
-    if "model" in data and isinstance(data["model"], Mapping):
-        return {**data, "__author__": "unknown"}
+    if "model" in data and ("__author__" in data or isinstance(data["model"], Mapping)):
+        return {"__author__": "unknown", **data}
     blobs = data.get("blobs", data)
+    if not isinstance(blobs, Mapping):
+        raise CorruptCheckpointError(f"{file} contains no dictionary of weights")
     weights = {key: value for key, value in blobs.items() if not str(key).endswith("_momentum")}
     return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
 
 
 def _from_torch(data: Any, file: Path) -> dict[str, Any]:
-    """Find the state dict under one of its usual keys."""
+    """Find the state dict: under one of its usual keys, else the only dictionary of tensors, else the file itself."""
     if not isinstance(data, Mapping):
         raise CorruptCheckpointError(f"{file} contains a {type(data).__name__}, not a dictionary of weights")
     for name in ("model", "state_dict", "model_state_dict", "model_state"):
-        if isinstance(data.get(name), Mapping):
+        if isinstance(data.get(name), Mapping) and data[name]:
             rest = {key: value for key, value in data.items() if key != name}
             # pycls files (.pyth) name their layers without the model's prefix
             extra = {"matching_heuristics": True} if name == "model_state" else {}
             return {**rest, **extra, "model": data[name]}
-    return {"model": data}
+    if any(isinstance(value, Tensor) for value in data.values()):
+        return {"model": data}
+    # EMA weights alone, or weights under a name of another project.
+    found = {key: state for key, value in data.items() if (state := _state_in(value))}
+    if len(found) > 1:
+        raise CorruptCheckpointError(
+            f"{file} contains several dictionaries of weights: {', '.join(map(repr, found))}. Save the one to use."
+        )
+    return {"model": next(iter(found.values()), data)}
+
+
+def _state_in(value: Any) -> Mapping[str, Any] | None:
+    """Return a dictionary of tensors only; also that of our EMA weights, {"average": {...}, "updates": N}."""
+    if isinstance(value, Mapping) and isinstance(value.get("average"), Mapping):
+        value = value["average"]
+    if not isinstance(value, Mapping) or not value:
+        return None
+    plain = all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in value.items())
+    return value if plain else None
 
 
 def _as_tensors(state: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
@@ -147,9 +166,10 @@ def _as_tensors(state: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
             array = np.asarray(value)
             if array.dtype.kind not in "biufc":
                 raise CorruptCheckpointError(f"{file}: entry {key!r} is text, not a weight")
-            value = torch.from_numpy(array)
+            value = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
         if not isinstance(value, Tensor):
             raise CorruptCheckpointError(f"{file}: entry {key!r} is a {type(value).__name__}, not a weight")
+        check_weight(str(key), value, str(file))
         out[str(key)] = value
     metadata = getattr(state, "_metadata", None)
     if isinstance(metadata, Mapping):
@@ -157,60 +177,49 @@ def _as_tensors(state: Mapping[str, Any], file: Path) -> dict[str, Tensor]:
     return out
 
 
-def _torch_load(file: Path) -> Any:
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # for a corrupt file torch raises RuntimeError, EOFError, ValueError, OSError, ...
-        reason = str(error).rpartition("WeightsUnpickler error:")[2]
-        refused = re.search(r"(?:GLOBAL |but got )([^\s,]+)", reason)
-        if isinstance(error, pickle.UnpicklingError) and refused:
-            raise UnsafeCheckpointError(
-                f"{file}: refused, because it contains {refused[1]}. A checkpoint may contain only tensors "
-                "and plain containers. If you trust its origin, load it once with torch.load(..., "
-                "weights_only=False) and save its state dict as .safetensors."
-            ) from None
-        raise CorruptCheckpointError(f"{file}: {_diagnosis(file)} ({type(error).__name__})") from error
+def _read_tensors(file: Path, kind: str) -> Any:
+    """Load a file of safetensors or torch, by its content where that tells, else by its suffix."""
+    is_safetensors = kind == "safetensors" or (kind == "other" and file.suffix == ".safetensors")
+    return _read_safetensors(file) if is_safetensors else load_torch(file)
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         with safe_open(str(file), framework="pt", device="cpu") as archive:
             return {key: archive.get_tensor(key) for key in archive.keys()}  # noqa: SIM118  (no mapping)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CorruptCheckpointError(f"{file}: {_diagnosis(file)} ({error})") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # SafetensorError, and whatever unusual types and shapes cause in torch
+        raise CorruptCheckpointError(
+            f"{file}: truncated, damaged or not a safetensors file ({type(error).__name__}: {str(error)[:200]}). "
+            "Download or save it again."
+        ) from error
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
     """Load a model from several files, listed in Hugging Face's index."""
     try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CorruptCheckpointError(f"{index} is not an index of weight files ({error!r})") from error
+        listed = read_json_object(str(index)).get("weight_map")
+    except BadRecordError as error:
+        raise CorruptCheckpointError(f"{index} is not an index of weight files: {error.reason}") from error
+    if not isinstance(listed, dict) or not listed or not all(isinstance(name, str) for name in listed.values()):
+        raise CorruptCheckpointError(
+            f"{index} is not an index of weight files: its 'weight_map' must give a file name for each weight"
+        )
     state: dict[str, Tensor] = {}
-    for name in shards:
-        if Path(name).name != name:
+    for name in sorted(set(listed.values())):
+        if Path(name).name != name or "\\" in name or name == "..":
             raise UnsafeCheckpointError(f"{index}: refused, because it names a file in another directory: {name!r}")
         shard = index.parent / name
         if not shard.is_file():
             raise FileNotFoundError(f"{index} lists {name!r}, which is missing from its directory")
-        part = _read_safetensors(shard) if shard.suffix == ".safetensors" else _torch_load(shard)
+        part = _read_tensors(shard, kind_of(shard))
+        if not isinstance(part, Mapping):
+            raise CorruptCheckpointError(f"{shard} contains a {type(part).__name__}, not a dictionary of weights")
         state.update(part)
+    absent = sorted(listed.keys() - state.keys())
+    if absent:
+        raise CorruptCheckpointError(
+            f"{index} lists {len(absent)} weights that its files do not have, for example {first_few(absent)}"
+        )
     return state
-
-
-def _diagnosis(file: Path) -> str:
-    """Say why a file cannot be read, and what to do."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        head = stream.read(64)
-    if size == 0:
-        return "the file is empty"
-    if head.startswith(b"version https://git-lfs"):
-        return "this is a Git LFS pointer, not the weights; run `git lfs pull`"
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "this is a web page, not weights; the download address was wrong"
-    if head.startswith(b"PK") and not zipfile.is_zipfile(file):
-        return f"the file is truncated after {size} bytes; download or save it again"
-    return "the file is corrupt or not a checkpoint; download or save it again"
