@@ -9,29 +9,22 @@ backbones that training starts from. A name is dataset, task and backbone: `coco
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import logging
 import os
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlparse
 
-from iopath.common.file_io import file_lock, get_cache_dir
-from tqdm import tqdm
-
-from .errors import CorruptCheckpointError
-from .utils.file_io import atomic_write
+from .utils.downloads import Digest, cache_file, check_digest, fetch
 from .utils.hints import did_you_mean
 
 logger = logging.getLogger(__name__)
 
 ENVIRONMENT = "MASK2FORMER_WEIGHTS"
 _PACKAGE = Path(__file__).parent
-_TIMEOUT = 30  # seconds without a response
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,8 +208,7 @@ def resolve_weights(entry: WeightsFile | str) -> Path:
 
     Searches, in this order, the package (bundled models), the working directory (backbones only), the directory named
     by the environment variable MASK2FORMER_WEIGHTS (as `<file name>`, the path of the URL, a backbone's name in the
-    configurations, or `<name>.{safetensors,pth,pkl}`), and the cache of detectron2 (`$FVCORE_CACHE` or
-    `~/.torch/iopath_cache`), to which it downloads.
+    configurations, or `<name>.{safetensors,pth,pkl}`), and the cache of `utils.downloads`, to which it downloads.
 
     Raises:
         FileNotFoundError: no file and no network; the message gives the URL and where to put the file.
@@ -231,14 +223,9 @@ def resolve_weights(entry: WeightsFile | str) -> Path:
     override = _override(entry)
     if override is not None:
         return override
-    cached = _cache_file(entry)
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    with file_lock(str(cached)):  # all ranks call this at the same time: one downloads
-        if not cached.is_file():
-            _download(entry, cached)
-            return cached
-    _verify(entry, cached)
-    return cached
+    if not cache_file(entry.weights).is_file():
+        logger.info("Weights of %s, license: %s", entry.name, entry.license)
+    return fetch(entry.weights, _checksum(entry), lambda cached: _advice(entry, cached))
 
 
 def local_weights(entry: WeightsFile | str) -> Path | None:
@@ -248,14 +235,14 @@ def local_weights(entry: WeightsFile | str) -> Path | None:
         candidates = [_PACKAGE / entry.weights]
     else:
         converted = [directory / name for directory in _user_directories() for name in entry.other_names]
-        candidates = [*_user_paths(entry), *converted, _cache_file(entry)]
+        candidates = [*_user_paths(entry), *converted, cache_file(entry.weights)]
     return next((path for path in candidates if path.is_file()), None)
 
 
 def _override(entry: WeightsFile) -> Path | None:
     for path in _user_paths(entry):
         if path.is_file():
-            _verify(entry, path)
+            check_digest(path, f"{path} ({entry.name})", _checksum(entry))
             return path
     for directory in _user_directories():
         for name in entry.other_names:
@@ -277,64 +264,20 @@ def _user_directories() -> list[Path]:
     return [Path(directory).expanduser()] if directory else []
 
 
-def _cache_file(entry: WeightsFile) -> Path:
-    """Return the path to which detectron2 downloads this URL."""
-    return Path(get_cache_dir()) / urlparse(entry.weights).path.lstrip("/")
+def _advice(entry: WeightsFile, cached: Path) -> str:
+    """Return where a file that was downloaded by hand is found."""
+    destination = next((directory / entry.places[0] for directory in _user_directories()), cached)
+    text = (
+        f"or put the weights of {entry.name} here:\n  {destination}\n"
+        f"or set {ENVIRONMENT} to the directory that holds {entry.places[0]}. License of the weights: {entry.license}."
+    )
+    former = Path(os.environ.get("FVCORE_CACHE", "~/.torch/iopath_cache")).expanduser()
+    if (former / urlparse(entry.weights).path.lstrip("/")).is_file():
+        text += f"\ndetectron2's cache has such a file; {ENVIRONMENT}={former} uses it."
+    return text
 
 
-def _download(entry: WeightsFile, target: Path) -> None:
-    logger.info("Downloading %s (%s; license of the weights: %s)", entry.weights, entry.name, entry.license)
-    try:
-        with (
-            urllib.request.urlopen(entry.weights, timeout=_TIMEOUT) as response,
-            atomic_write(target) as file,
-            tqdm(
-                total=int(response.headers.get("Content-Length") or 0) or None,
-                desc=entry.name,
-                unit="B",
-                unit_scale=True,
-                unit_divisor=1024,
-            ) as bar,
-        ):
-            while chunk := response.read(2**20):
-                file.write(chunk)
-                bar.update(len(chunk))
-            file.flush()
-            if _checksum(entry) is None and bar.total not in (None, bar.n):
-                raise CorruptCheckpointError(
-                    f"{entry.weights}: download truncated after {bar.n} of {bar.total} bytes; try again"
-                )
-            _verify(entry, Path(file.name), shown=entry.weights)
-    except CorruptCheckpointError:
-        raise
-    except OSError as error:  # no network, no such host, timeout, no space
-        destination = next((directory / entry.places[0] for directory in _user_directories()), target)
-        raise FileNotFoundError(
-            f"cannot download the weights of {entry.name}: {error}.\n"
-            f"Download this file on a machine with network:\n  {entry.weights}\n"
-            f"and put it here:\n  {destination}\n"
-            f"or set {ENVIRONMENT} to the directory that holds {entry.places[0]}."
-        ) from error
-
-
-def _verify(entry: WeightsFile, file: Path, shown: str | None = None) -> None:
-    """Check the file against the known checksum: the SHA-256, or else the MD5 prefix in its name."""
-    known = _checksum(entry)
-    if known is None:
-        return
-    algorithm, expected = known
-    digest = hashlib.new(algorithm, usedforsecurity=False)
-    with file.open("rb") as stream:
-        while chunk := stream.read(2**22):
-            digest.update(chunk)
-    if not digest.hexdigest().startswith(expected):
-        raise CorruptCheckpointError(
-            f"{shown or file}: {algorithm} {digest.hexdigest()} does not start with {expected}, so this is not "
-            f"the complete weights file of {entry.name}. Delete it and download it again."
-        )
-
-
-def _checksum(entry: WeightsFile) -> tuple[str, str] | None:
+def _checksum(entry: WeightsFile) -> Digest | None:
     """Return the algorithm and the known digits, the first ones or all; None if no checksum is known."""
     for algorithm, value in (("sha256", entry.sha256), ("md5", entry.md5_prefix)):
         if value:

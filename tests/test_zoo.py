@@ -16,6 +16,7 @@ from mask2former import Segmenter, zoo
 from mask2former.checkpoint.reading import locate
 from mask2former.config import find_config, load_config
 from mask2former.errors import CorruptCheckpointError
+from mask2former.utils import downloads
 
 FACTS = Path(__file__).parent / "facts"
 PUBLISHED = [name for name in zoo.list_models() if not zoo.lookup(name).bundled]
@@ -40,13 +41,13 @@ def network(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             super().__init__(answers["body"])
             self.headers = {"Content-Length": str(answers.get("length", 5))}
 
-    def urlopen(url: str, timeout: float) -> Answer:
+    def opened(address: str) -> Answer:
         answers["calls"] += 1
         if "error" in answers:
             raise answers["error"]
         return Answer()
 
-    monkeypatch.setattr(zoo.urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(downloads, "_open", opened)
     return answers
 
 
@@ -130,7 +131,7 @@ def test_download_is_verified_and_cached(network: dict[str, Any], tmp_path: Path
     network["body"] = b"hello"
     file = zoo.resolve_weights(entry)
     assert file.read_bytes() == b"hello"
-    assert file == tmp_path / "cache" / entry.weights.removeprefix("https://dl.fbaipublicfiles.com/")
+    assert file == downloads.cache_file(entry.weights) and file.is_relative_to(tmp_path / "cache")
     assert zoo.resolve_weights(entry) == file and network["calls"] == 1
 
 
@@ -165,12 +166,27 @@ def test_without_network_the_error_says_what_to_do(network: dict[str, Any], tmp_
     with pytest.raises(FileNotFoundError) as error:
         zoo.resolve_weights("coco-panoptic-r50")
     text = str(error.value)
-    place = tmp_path / "cache" / entry.weights.removeprefix("https://dl.fbaipublicfiles.com/")
+    place = downloads.cache_file(entry.weights)
     assert entry.weights in text and str(place) in text and zoo.ENVIRONMENT in text
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(b"x")  # put there by hand: found, and its checksum compared
     with pytest.raises(CorruptCheckpointError):
         zoo.resolve_weights("coco-panoptic-r50")
+
+
+def test_files_of_detectron2s_cache_are_used_only_if_asked_for(
+    network: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That cache ignores the host, so another server's file may lie there under the same name."""
+    network["error"] = urllib.error.URLError("no route")
+    entry = entry_for(b"hello")
+    former = tmp_path / "cache" / entry.weights.removeprefix("https://dl.fbaipublicfiles.com/")
+    former.parent.mkdir(parents=True)
+    former.write_bytes(b"hello")
+    with pytest.raises(FileNotFoundError, match=f"detectron2's cache has such a file; {zoo.ENVIRONMENT}="):
+        zoo.resolve_weights(entry)
+    monkeypatch.setenv(zoo.ENVIRONMENT, str(tmp_path / "cache"))
+    assert zoo.resolve_weights(entry) == former
 
 
 def test_own_directory_comes_first(network: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +300,7 @@ def test_backbone_is_downloaded_under_its_own_name(network: dict[str, Any], tmp_
     assert file.is_relative_to(tmp_path / "cache")
     assert locate("swin_tiny_patch4_window7_224.pth") == file and network["calls"] == 1
     resnet = locate("detectron2://ImageNetPretrained/torchvision/R-50.pkl")
-    assert resnet == tmp_path / "cache" / "detectron2/ImageNetPretrained/torchvision/R-50.pkl"
+    assert resnet.name == "R-50.pkl" and resnet.is_relative_to(tmp_path / "cache")
 
 
 def test_cut_short_backbone_is_refused(network: dict[str, Any], tmp_path: Path) -> None:

@@ -54,9 +54,10 @@ print(resolve_weights("coco-panoptic-swin-t"))  # the file, downloaded if it is 
 
 In a config, `MODEL.WEIGHTS` takes the URL or just the file name, for example `model_final_9fd0ae.pkl`. A file lying in
 the working directory goes first, then the directory that the environment variable `MASK2FORMER_WEIGHTS` names, then
-detectron2's cache (`$FVCORE_CACHE`, default `~/.torch/iopath_cache`). Without a connection the error says the URL and
-where to put the file. A file in the working directory is taken as it is; the others are checked at every use against
-the first six digits of their MD5 sum, which are in the file name.
+the cache of downloads (`$MASK2FORMER_CACHE`, default `~/.cache/mask2former`). Without a connection the error says the
+URL and where to put the file. A file in the working directory is taken as it is; the others are checked at every use
+against the first six digits of their MD5 sum, which are in the file name, and those in the cache also against the
+SHA-256 of their first download.
 
 Numbers are in percent, on the validation sets, as the authors of Mask2Former published them; "ms+flip" is with
 test-time augmentation. They are the reference's numbers, not measurements of this code. The tests compare this code
@@ -80,7 +81,7 @@ Training from scratch starts from ImageNet weights. The configurations name them
 
 {used}
 A file of that name in the working directory goes first. Else the file of the last column is looked for in the working
-directory, in the directory that `MASK2FORMER_WEIGHTS` names and in detectron2's cache, and is downloaded if it is
+directory, in the directory that `MASK2FORMER_WEIGHTS` names and in the cache of downloads, and is downloaded if it is
 nowhere. A `.pth` file of torchvision or of Swin Transformer works as it is: its names are translated. Other detectron2
 projects want the converted file, which `tools/convert-torchvision-to-d2.py` and
 `tools/convert-pretrained-swin-model-to-d2.py` make ([tools/README.md](tools/README.md)).

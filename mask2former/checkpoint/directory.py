@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..utils.file_io import remove_abandoned
+from ..utils.atomic_file import remove_abandoned
 from .reading import read_checkpoint
 
 TAG = "last_checkpoint"

@@ -14,12 +14,12 @@ from urllib.parse import parse_qs, urlparse
 
 import numpy as np
 import torch
-from detectron2.utils.file_io import PathManager
 from safetensors import safe_open
 from torch import Tensor
 
 from .. import zoo
 from ..errors import BadRecordError, CorruptCheckpointError, UnsafeCheckpointError, first_few
+from ..utils.downloads import local_path
 from ..utils.file_io import read_json_object
 from .file_kinds import kind_of
 from .key_mapping import check_weight, to_current_layout
@@ -36,6 +36,7 @@ _DIRECTORY_FILES = (
     "model_final.pth",
 )
 _INDEX = ".index.json"
+_HEURISTICS = "matching_heuristics=True"
 
 
 def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -60,16 +61,19 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     "matching_heuristics" and "__author__" are set as in detectron2, for files whose names must be matched.
     """
-    query = parse_qs(urlparse(str(path)).query)
+    # The query of a URL is the server's, apart from this option.
+    query = {} if "://" in str(path) else parse_qs(urlparse(str(path)).query)
     file = locate(path)
     kind = kind_of(file)
+    data: dict[str, Any]
     if file.name.endswith(_INDEX):
         data = {"model": _read_shards(file)}
     elif file.suffix == ".pkl" and kind == "other":
         data = _from_pickle(load_pickle(file), file)
     else:
         data = _from_torch(_read_tensors(file, kind), file)
-    heuristics = query.pop("matching_heuristics", ["False"]) == ["True"]
+    heuristics = str(path).endswith(f"?{_HEURISTICS}")
+    query.pop("matching_heuristics", None)
     if query:
         raise ValueError(f"{path}: unknown option {sorted(query)}; only ?matching_heuristics=True is known")
     if not isinstance(data["model"], Mapping) or not data["model"]:
@@ -88,31 +92,21 @@ def locate(path: str | os.PathLike[str]) -> Path:
     """
     text = str(path)
     if "://" in text:
-        url = urlparse(text)._replace(query="").geturl()
+        url = text.removesuffix(f"?{_HEURISTICS}")
         published = zoo.entry_of_file(url)
-        return zoo.resolve_weights(published) if published else Path(_download(url))
-    local = Path(text if os.path.exists(text) else text.split("?")[0]).expanduser()
-    if local.is_dir():
+        return zoo.resolve_weights(published) if published else Path(local_path(url))
+    local = Path(os.path.expanduser(text if os.path.exists(text) else text.split("?")[0]))
+    if os.path.isdir(local):
         for name in _DIRECTORY_FILES:
-            if (local / name).is_file():
+            if os.path.isfile(local / name):
                 return local / name
         raise FileNotFoundError(f"no weights in directory {local}: it has none of {', '.join(_DIRECTORY_FILES)}")
-    if local.is_file():
+    if os.path.isfile(local):
         return local
     entry = zoo.lookup(text) if text in zoo.list_models() else zoo.entry_of_file(local.name)
     if entry is None:
         raise FileNotFoundError(f"checkpoint not found: {local.absolute()}")
     return zoo.resolve_weights(entry)
-
-
-def _download(url: str) -> str:
-    try:
-        return PathManager.get_local_path(url)
-    except (OSError, RuntimeError, KeyError) as error:
-        raise FileNotFoundError(
-            f"cannot download {url} ({type(error).__name__}: {error}). Download it on another machine and "
-            "set MODEL.WEIGHTS to the local path."
-        ) from error
 
 
 def _from_pickle(data: Any, file: Path) -> dict[str, Any]:

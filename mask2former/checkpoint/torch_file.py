@@ -111,7 +111,7 @@ class _Archive:
         if self._left < 0:
             raise Refused("far more data than the file's size (compressed, or the same data over and over)")
         memory = torch.empty(info.file_size, dtype=torch.uint8)
-        view, place = memoryview(memory.numpy()), 0
+        view, place = memory.numpy().data, 0
         with self._archive.open(info) as stream:
             while chunk := stream.read(_CHUNK):
                 view[place : place + len(chunk)] = chunk
@@ -195,7 +195,7 @@ def _read_old(file: IO[bytes], size: int) -> Any:
         (length,) = struct.unpack("<q", reader.read(8))
         if length != len(memory):
             raise EOFError(f"storage {key} has {length} elements instead of {len(memory)}")
-        view = memoryview(memory.view(torch.uint8).numpy())
+        view = memory.view(torch.uint8).numpy().data
         for place in range(0, len(view), _CHUNK):
             part = view[place : place + _CHUNK]
             part[:] = reader.read(len(part))

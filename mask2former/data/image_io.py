@@ -7,11 +7,11 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
-from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from ..errors import BadRecordError
 from ..structures.panoptic_ids import rgb_to_id
+from ..utils.downloads import open_path
 from .image_files import open_regular, open_with_pillow
 from .image_sources import load_image
 
@@ -47,7 +47,7 @@ def read_image(path: str, image_format: str = "RGB") -> np.ndarray:
     Of a file with several pages the first is read, with a warning.
 
     Args:
-        path: file name, or any URL that iopath's PathManager supports.
+        path: file name or URL; see `utils.downloads.open_path`.
         image_format: order of the channels, "RGB" or "BGR".
 
     Returns:
@@ -64,7 +64,7 @@ def read_image(path: str, image_format: str = "RGB") -> np.ndarray:
         raise BadRecordError(str(path), "the record has no valid file name")
     try:
         if "://" in path:
-            with PathManager.open(path, "rb") as file:
+            with open_path(path) as file:
                 pixels = load_image(file)
         else:
             pixels = load_image(path)
@@ -72,6 +72,8 @@ def read_image(path: str, image_format: str = "RGB") -> np.ndarray:
         raise BadRecordError(path, error.reason) from error
     except FileNotFoundError as error:
         reason = "is a directory, not an image" if os.path.isdir(path) else "the file does not exist"
+        if "://" in path:
+            reason = str(error)
         raise BadRecordError(path, reason) from error
     except (OSError, ValueError) as error:
         raise BadRecordError(path, f"cannot be read as an image: {error}") from error
@@ -138,7 +140,7 @@ def _open(path: str) -> Image.Image:
     if not isinstance(path, str) or not path:
         raise BadRecordError(str(path), "the record has no valid file name")
     try:
-        with PathManager.open(path, "rb") if "://" in path else open_regular(path) as file:
+        with open_path(path) if "://" in path else open_regular(path) as file:
             image = open_with_pillow(file)
             image.load()
             return image

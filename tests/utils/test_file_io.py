@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from mask2former.utils.file_io import atomic_write, remove_abandoned, write_json
+from mask2former.utils.atomic_file import atomic_write, remove_abandoned
+from mask2former.utils.file_io import write_json
 
 
 def test_scalars_become_numbers_with_either_rule_for_nan(tmp_path: Path) -> None:
