@@ -64,6 +64,7 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
             "YTVIS_JSON": [],  # [name, JSON file, frame directory] each
         },
     )
+    _defaults(cfg.MODEL, {"ALLOW_PARTIAL_WEIGHTS": False})  # ours: evaluate and predict though weights are missing
     # The second is detectron2's, which reads it without declaring it.
     _defaults(cfg.DATALOADER, {"SKIP_BAD_RECORDS": False, "RANDOM_SUBSET_RATIO": 1.0})  # ours
     _defaults(

@@ -63,7 +63,7 @@ def load_model(
         _register_custom_datasets(cfg)
     table = class_table(cfg, classes)
     model = _build(cfg, table)
-    _load_weights(model, weights)
+    load_into(model, weights).require_all(cfg.MODEL.ALLOW_PARTIAL_WEIGHTS)
     return model.eval(), cfg, table
 
 
@@ -136,15 +136,3 @@ def _build(cfg: CfgNode, table: ClassTable) -> nn.Module:
         things = frozenset(k for k, thing in enumerate(table.is_thing) if thing)
         model.settings = replace(model.settings, things=things)
     return model
-
-
-def _load_weights(model: nn.Module, weights: str | os.PathLike[str]) -> None:
-    """Load all weights; raise ValueError if some are missing, because results would be random."""
-    report = load_into(model, weights)
-    if report.missing or report.reinitialized:
-        first = report.missing[0] if report.missing else report.reinitialized[0][0]
-        raise ValueError(
-            f"{weights}: these weights do not fit the model, so its results would be random: {len(report.missing)} are "
-            f"missing from the file and {len(report.reinitialized)} have another shape, for example {first}. "
-            "Use the config that they were trained with, or train first."
-        )

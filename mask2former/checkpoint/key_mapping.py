@@ -6,7 +6,8 @@ These layouts are recognized by their keys:
 - the reference's first one: pixel-decoder keys directly under `sem_seg_head.`, and `static_query`;
 - Hugging Face's `Mask2FormerForUniversalSegmentation`;
 - bare Swin backbones (the original's and timm's) and torchvision ResNets;
-- any of them with the prefix `module.` (DistributedDataParallel) or `_orig_mod.` (torch.compile).
+- any of them with the prefixes of wrappers: `module.` (DistributedDataParallel, torch's averaged model), `model.`
+  (Lightning) and others, and with `_orig_mod.` (torch.compile) or FSDP's names anywhere.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_few
 from . import huggingface
 
 logger = logging.getLogger(__name__)
@@ -61,9 +62,54 @@ class LoadReport:
         """Return whether the file had every weight of the model and no others."""
         return not (self.missing or self.unexpected or self.reinitialized)
 
+    @property
+    def total(self) -> int:
+        """Return the number of weights of the model."""
+        return len(self.loaded) + len(self.missing) + len(self.reinitialized)
+
+    def require_all(self, allow_partial: bool) -> None:
+        """Refuse to make results with a model of which a part is random.
+
+        Args:
+            allow_partial: MODEL.ALLOW_PARTIAL_WEIGHTS; it is enough then that a weight was loaded.
+
+        Raises:
+            CheckpointError: weights are missing or have another shape; the message names some.
+        """
+        self.require_some()
+        if allow_partial or not (self.missing or self.reinitialized):
+            return
+        parts = []
+        if self.missing:
+            parts.append(f"{len(self.missing)} are missing from the file, for example {self.missing[0]}")
+        if self.reinitialized:
+            key, old, new = self.reinitialized[0]
+            shapes = f"{key}: {old} in the file, {new} in the model"
+            parts.append(f"{len(self.reinitialized)} have another shape, for example {shapes}")
+        raise CheckpointError(
+            f"{self.source}: only {len(self.loaded)} of {self.total} weights of the model are loaded, so its results "
+            f"would be random: {'; '.join(parts)}. Use the config that they were trained with, or train first. "
+            "(MODEL.ALLOW_PARTIAL_WEIGHTS True takes them nevertheless.)"
+        )
+
+    def require_some(self) -> None:
+        """Refuse weights of which nothing fits the model.
+
+        Raises:
+            CheckpointError: the message names keys of the file and of the model.
+        """
+        absent = [*self.missing, *(key for key, _, _ in self.reinitialized)]
+        if not absent or any(not _DERIVED.fullmatch(key) for key in self.loaded):
+            return
+        names = f"the file has {first_few(self.unexpected, 3)}" if self.unexpected else "all have another shape"
+        raise CheckpointError(
+            f"{self.source}: 0 of {self.total} weights loaded; {names}; the model has {first_few(absent, 3)}. These "
+            "weights belong to another model: give others, or the config that they were trained with "
+            "(training without any: MODEL.WEIGHTS '')."
+        )
+
     def __str__(self) -> str:
-        total = len(self.loaded) + len(self.missing) + len(self.reinitialized)
-        lines = [f"{self.source}: {len(self.loaded)} of {total} weights loaded"]
+        lines = [f"{self.source}: {len(self.loaded)} of {self.total} weights loaded"]
         lines += [f"  converted: {text}" for text in self.converted]
         if self.reinitialized:
             lines.append(f"  reinitialized, because the shape differs ({len(self.reinitialized)}):")
@@ -112,12 +158,32 @@ def _apply(rename: Renamer, state: dict[str, Tensor], note: str, notes: list[str
     return renamed
 
 
+# Added inside names by torch.compile and FSDP.
+_INSIDE = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# The shortest prefix before the first module of a segmentation model, ours or Hugging Face's.
+_PREFIX = re.compile(r"((?:[^.]+\.)*?)(?:backbone|sem_seg_head|model\.pixel_level_module|model\.transformer_module)\.")
+_USUAL_PREFIX = re.compile(r"(?:(?:module|model|net|network)\.)+")
+
+
 def _without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    out = dict(state)
-    for prefix in ("module.", "_orig_mod."):
-        if out and all(key.startswith(prefix) for key in out):
-            out = {key[len(prefix) :]: value for key, value in out.items()}
-    return out
+    """Return the weights without the prefixes that training programs put before the names of a model.
+
+    Raises:
+        CheckpointError: several models are in the file, and none has a usual prefix.
+    """
+    out = {_INSIDE.sub("", key): value for key, value in state.items()}
+    prefixes = list(dict.fromkeys(match[1] for match in map(_PREFIX.match, out) if match))
+    if not prefixes:  # a bare backbone
+        for prefix in ("module.", "model."):
+            if out and all(key.startswith(prefix) for key in out):
+                out = {key[len(prefix) :]: value for key, value in out.items()}
+        return out
+    if "" in prefixes:
+        return out
+    usual = [prefix for prefix in prefixes if _USUAL_PREFIX.fullmatch(prefix)] or prefixes
+    if len(usual) > 1:
+        raise CheckpointError(f"the file has weights of several models: {', '.join(usual)}. Save those of one only.")
+    return {key.removeprefix(usual[0]): value for key, value in out.items()}
 
 
 def _rename(state: dict[str, Tensor], new_name: Callable[[str], str | None]) -> dict[str, Tensor] | None:
@@ -236,7 +302,8 @@ def load_state_dict(
         dry_run: only report what would be loaded.
 
     Raises:
-        CheckpointError: with `strict`, when a weight is missing, unexpected or of another shape.
+        CheckpointError: a weight is not a plain floating point tensor, the file has several models, or, with `strict`,
+            a weight is missing, unexpected or of another shape.
     """
     target = model.state_dict()
     weights, notes = to_current_layout(state)
@@ -244,7 +311,7 @@ def load_state_dict(
         if marker in target:
             weights = _apply(rename, weights, note, notes)
     if match_names and target.keys().isdisjoint(weights):
-        weights = align_and_update_state_dicts(target, weights, c2_conversion=caffe2_names)
+        weights = _matched(target, weights, caffe2_names, source)
         notes.append("names matched by their ends (detectron2's heuristics)")
     report = LoadReport(source, converted=notes)
     fitting: OrderedDict[str, Tensor] = OrderedDict()
@@ -253,6 +320,12 @@ def load_state_dict(
             if not _DERIVED.fullmatch(key):
                 report.unexpected.append(key)
         elif tuple(value.shape) == tuple(target[key].shape):
+            check_weight(key, value, source)
+            if target[key].is_floating_point() and not value.is_floating_point():
+                raise CheckpointError(
+                    f"{source}: {key} holds integers ({value.dtype}), which look like quantized weights; save them as "
+                    "floating point numbers"
+                )
             fitting[key] = value
         elif not key.endswith(".relative_position_index"):  # derived from the window size
             report.reinitialized.append((key, tuple(value.shape), tuple(target[key].shape)))
@@ -266,6 +339,19 @@ def load_state_dict(
     _keep_versions(model, state, fitting)
     model.load_state_dict(fitting, strict=False)
     return report
+
+
+def _matched(
+    target: dict[str, Tensor], weights: dict[str, Tensor], caffe2_names: bool, source: str
+) -> dict[str, Tensor]:
+    """Return the weights under the names of the model that end alike (detectron2's heuristics)."""
+    try:
+        matched: dict[str, Tensor] = align_and_update_state_dicts(target, weights, c2_conversion=caffe2_names)
+    except Exception as error:  # detectron2 expects the layers of its own models
+        raise CheckpointError(
+            f"{source}: its names cannot be matched to those of the model ({type(error).__name__}: {error})"
+        ) from error
+    return matched
 
 
 def _shared(tensor: Tensor, target: Mapping[str, Tensor], fitting: Mapping[str, Tensor]) -> bool:

@@ -26,6 +26,7 @@ from ..checkpoint.directory import remove_unfinished
 from ..checkpoint.training_state import check_optimizer_state, mapping
 from ..config import micro_batch_size
 from ..data import build_test_loader, build_train_loader
+from ..errors import ConfigError
 from ..evaluation import build_evaluator
 from ..model_source import dataset_classes, store_classes
 from ..test_time_augmentation import with_tta
@@ -225,7 +226,8 @@ class Trainer(TrainerBase):
         Raises:
             FileNotFoundError: MODEL.WEIGHTS does not exist.
             ConfigError: the checkpoint has finished more than SOLVER.MAX_ITER iterations.
-            CheckpointError: no checkpoint is complete, or it belongs to another model or optimizer.
+            CheckpointError: no checkpoint is complete, it belongs to another model or optimizer, or nothing in
+                MODEL.WEIGHTS fits the model.
             ValueError: not all ranks see the same checkpoint.
         """
         if comm.is_main_process():
@@ -234,6 +236,9 @@ class Trainer(TrainerBase):
                     logger.info("Removed %s, which a killed run has not completed.", file)
         self.iter = -1
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        report = self.checkpointer.last_report
+        if report is not None:
+            report.require_some()
         self.start_iter = self.iter + 1  # `load_state_dict` sets `iter` to the iteration that was finished
         check_same_start(self.start_iter, self.cfg.OUTPUT_DIR)
         if self.start_iter > 0:
@@ -410,11 +415,23 @@ class Trainer(TrainerBase):
         """Load the model with MODEL.WEIGHTS, or the last checkpoint of OUTPUT_DIR if `resume`.
 
         With SOLVER.EMA_DECAY > 0 and a checkpoint that holds EMA weights, those.
+
+        Raises:
+            CheckpointError: weights of the model are missing or have another shape, unless
+                MODEL.ALLOW_PARTIAL_WEIGHTS.
+            ConfigError: MODEL.WEIGHTS is empty, unless MODEL.ALLOW_PARTIAL_WEIGHTS.
         """
         model = cls.build_model(cfg)
         checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, required=())
         resuming = resume and checkpointer.has_checkpoint()
+        if resume and not resuming:
+            logger.warning("No checkpoint in %s to resume: evaluating MODEL.WEIGHTS.", cfg.OUTPUT_DIR)
         if not resuming and not cfg.MODEL.WEIGHTS:
+            if not cfg.MODEL.ALLOW_PARTIAL_WEIGHTS:
+                raise ConfigError(
+                    "MODEL.WEIGHTS is empty, so the results would be those of random weights: give a file. "
+                    "(MODEL.ALLOW_PARTIAL_WEIGHTS True evaluates nevertheless.)"
+                )
             logger.warning("MODEL.WEIGHTS is empty: evaluating a model with random weights.")
         average = WeightAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY > 0 else None
         if average is not None:
@@ -423,6 +440,8 @@ class Trainer(TrainerBase):
             checkpointer.resume_or_load("", resume=True)
         else:
             checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=list(checkpointer.checkpointables))
+        if checkpointer.last_report is not None:
+            checkpointer.last_report.require_all(cfg.MODEL.ALLOW_PARTIAL_WEIGHTS)
         if average is not None and average.restored:
             average.apply()
             logger.info("Evaluating the EMA weights (SOLVER.EMA_DECAY).")

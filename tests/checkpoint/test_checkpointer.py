@@ -526,3 +526,90 @@ def test_atomic_write_keeps_the_old_file_on_error(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert file.read_bytes() == b"old"
     assert [path.name for path in file.parent.iterdir()] == ["a.bin"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.{}", "net.model.{}", "learner.{}", "_fsdp_wrapped_module.{}", "module.module.{}"],
+)
+def test_prefixes_of_training_programs(tmp_path: Path, name: str) -> None:
+    """Lightning and others; its state dict also has entries of the training beside the model's."""
+    _, state = other()
+    wrapped = {name.format(key): value for key, value in state.items()}
+    extra = {"loss.weight": torch.ones(1)}
+    torch.save({"state_dict": {**wrapped, **extra}, "pytorch-lightning_version": "2.0"}, tmp_path / "a.ckpt")
+    model = Model()
+    report = load_into(model, tmp_path / "a.ckpt")
+    assert report.unexpected == ["loss.weight"] and not report.missing and same(model, state)
+
+
+def test_names_of_wrapped_parts() -> None:
+    _, state = other()
+    wrapped = {key.replace("backbone.", "backbone._orig_mod."): value for key, value in state.items()}
+    model = Model()
+    assert load_into(model, wrapped).complete and same(model, state)
+
+
+def test_two_models_in_one_file(tmp_path: Path) -> None:
+    _, state = other()
+    both = {prefix + key: value for prefix in ("student.", "teacher.") for key, value in state.items()}
+    with pytest.raises(CheckpointError, match=r"several models: student\., teacher\."):
+        load_into(Model(), both)
+    usual = {prefix + key: value for prefix in ("model.", "ema_model.") for key, value in state.items()}
+    report = load_into(Model(), usual)
+    assert not report.missing and len(report.unexpected) >= len(state) - 1
+    torch.save({"first": state, "second": state}, tmp_path / "a.pth")
+    with pytest.raises(CorruptCheckpointError, match="'first', 'second'"):
+        load_weights(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda s: {"ema": {"average": s, "updates": 3}}, lambda s: {"model_ema": s, "step": 1}]
+)
+def test_files_with_ema_weights_only(tmp_path: Path, wrap: Any) -> None:
+    _, state = other()
+    torch.save(wrap(state), tmp_path / "a.pth")
+    model = Model()
+    assert load_into(model, tmp_path / "a.pth").complete and same(model, state)
+
+
+def test_what_must_fit_for_results_and_for_training() -> None:
+    _, state = other()
+    load_into(Model(), state).require_all(allow_partial=False)
+    head = load_into(Model(classes=8), state)
+    with pytest.raises(CheckpointError, match=r"class_embed\.weight: \(4, 8\) in the file, \(9, 8\) in the model"):
+        head.require_all(allow_partial=False)
+    head.require_all(allow_partial=True)
+    head.require_some()
+    queries = load_into(Model(queries=9), state)
+    with pytest.raises(CheckpointError, match=r"only \d+ of \d+ weights.*query_feat.*ALLOW_PARTIAL_WEIGHTS"):
+        queries.require_all(allow_partial=False)
+    backbone = load_into(Model(), {key: value for key, value in state.items() if key.startswith("backbone.")})
+    with pytest.raises(CheckpointError, match="missing from the file, for example sem_seg_head"):
+        backbone.require_all(allow_partial=False)
+    backbone.require_some()
+    # The derived buffer alone is no weight.
+    nothing = load_into(Model(), {"net.conv": torch.ones(1), "criterion.empty_weight": torch.ones(4)})
+    for check in (nothing.require_some, lambda: nothing.require_all(allow_partial=True)):
+        with pytest.raises(CheckpointError, match=r"0 of \d+ weights.*net\.conv.*backbone"):
+            check()
+
+
+def test_integers_are_no_weights() -> None:
+    _, state = other()
+    key = "sem_seg_head.predictor.class_embed.weight"
+    with pytest.raises(CheckpointError, match=f"{key} holds integers.*int8"):
+        load_into(Model(), {**state, key: state[key].to(torch.int8)})
+    with pytest.raises(CheckpointError, match=f"{key}' is a sparse tensor"):
+        load_into(Model(), {**state, key: state[key].to_sparse()})
+
+
+def test_names_that_heuristics_cannot_match(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mask2former.checkpoint import key_mapping
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise KeyError("res2")
+
+    monkeypatch.setattr(key_mapping, "align_and_update_state_dicts", fail)
+    with pytest.raises(CheckpointError, match=r"a\.pkl: its names cannot be matched"):
+        load_state_dict(Model(), {"x": torch.ones(1)}, source="a.pkl", match_names=True)

@@ -16,6 +16,7 @@ from torch import nn
 
 from mask2former.engine import Trainer
 from mask2former.engine.distributed import get_random_state
+from mask2former.errors import CheckpointError, ConfigError
 
 OVERRIDABLE = (
     *("build_model", "build_optimizer", "build_lr_scheduler", "build_train_loader", "build_test_loader"),
@@ -253,3 +254,25 @@ def test_several_datasets_have_their_results_by_name(tmp_path: Path) -> None:
     assert Evaluating.test(cfg, TinyModel()) == expected
     with pytest.raises(ValueError, match="1 evaluators were given for the 3 datasets"):
         Evaluating.test(cfg, TinyModel(), Counting())
+
+
+def test_weights_that_do_not_fit_are_not_evaluated_or_trained(tmp_path: Path) -> None:
+    trainer = start(tiny_config(tmp_path / "a"))
+    state = trainer.checkpointer.model.state_dict()
+    torch.save({"net.weight": torch.zeros(3)}, tmp_path / "foreign.pth")
+    torch.save({key: value for key, value in list(state.items())[:-1]}, tmp_path / "part.pth")
+    foreign, part = (
+        tiny_config(tmp_path / "b", "MODEL.WEIGHTS", str(tmp_path / f"{n}.pth")) for n in ("foreign", "part")
+    )
+    with pytest.raises(CheckpointError, match="0 of"):
+        TinyTrainer.load_for_test(foreign)
+    with pytest.raises(CheckpointError, match="0 of"):
+        start(foreign)
+    with pytest.raises(CheckpointError, match="ALLOW_PARTIAL_WEIGHTS"):
+        TinyTrainer.load_for_test(part)
+    start(part)
+    allowed = ("MODEL.ALLOW_PARTIAL_WEIGHTS", "True")
+    TinyTrainer.load_for_test(tiny_config(tmp_path / "b", "MODEL.WEIGHTS", str(tmp_path / "part.pth"), *allowed))
+    with pytest.raises(ConfigError, match="MODEL.WEIGHTS is empty"):
+        TinyTrainer.load_for_test(tiny_config(tmp_path / "b"))
+    TinyTrainer.load_for_test(tiny_config(tmp_path / "b", *allowed))
