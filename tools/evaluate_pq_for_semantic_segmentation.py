@@ -50,8 +50,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     from mask2former.evaluation.semantic_pq import evaluate_semantic_pq
     from mask2former.utils.tables import side_by_side
 
-    _require_dataset(args.dataset_name, args.config_file)
-    metrics = evaluate_semantic_pq(args.dataset_name, args.json_file)
+    skip = _require_dataset(args.dataset_name, args.config_file)
+    metrics = evaluate_semantic_pq(args.dataset_name, args.json_file, skip_bad_records=skip)
     classes = [(name.removeprefix("PQ-"), value) for name, value in metrics.items() if name not in SUMMARY]
     print(side_by_side(("class", "PQ"), classes))
     print(
@@ -59,20 +59,23 @@ def _evaluate(args: argparse.Namespace) -> None:
     )
 
 
-def _require_dataset(name: str, config_file: str | None) -> None:
+def _require_dataset(name: str, config_file: str | None) -> bool:
+    """Check that a dataset is registered, by the config if there is one; return whether it skips bad records."""
     from detectron2.data import DatasetCatalog
 
     from mask2former.config import load_config
     from mask2former.data import register_from_config
     from mask2former.utils.hints import did_you_mean
 
-    if config_file:
-        register_from_config(load_config(config_file), [name])
+    cfg = load_config(config_file) if config_file else None
+    if cfg is not None:
+        register_from_config(cfg, [name])
     if name not in DatasetCatalog:
         hint = did_you_mean(name, DatasetCatalog.list(), 3)
         raise ValueError(
             f"dataset {name!r} is not registered.{hint} For a dataset that a config registers, add --config-file."
         )
+    return cfg is not None and bool(cfg.DATALOADER.SKIP_BAD_RECORDS)
 
 
 if __name__ == "__main__":

@@ -12,28 +12,41 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as mask_util
+from tool_command import exit_status
 
-from mask2former.structures.masks import segmentation_to_mask
-from mask2former.utils.file_io import read_json
+from mask2former.data.datasets.coco_annotations import check_score, read_instances
+from mask2former.errors import BadRecordError
+from mask2former.structures.masks import segmentation_to_patch
+from mask2former.structures.rle import encode_patches
 
 
-def rles_by_image(content: dict[str, Any]) -> dict[str, list[tuple[float, dict[str, Any]]]]:
-    """Return score (1 of ground truth) and run lengths of the objects of each image, by file name, best first."""
-    images = {image["id"]: image for image in content["images"]}
-    found: dict[str, list[tuple[float, dict[str, Any]]]] = {Path(i["file_name"]).name: [] for i in images.values()}
-    for annotation in content["annotations"]:
-        image = images[annotation["image_id"]]
-        size = int(image["height"]), int(image["width"])
-        mask = segmentation_to_mask(annotation["segmentation"], size)
-        rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
-        found[Path(image["file_name"]).name].append((float(annotation.get("score", 1.0)), rle))
+def rles_by_image(file: Path) -> dict[str, list[tuple[float, dict[str, Any]]]]:
+    """Read score (1 of ground truth) and run lengths of the objects of each image, by file name, best first.
+
+    Raises:
+        BadRecordError: the file is malformed, or two images have the same name.
+    """
+    content = read_instances(str(file), benchmark=True, needs=("segmentation",))
+    found: dict[str, list[tuple[float, dict[str, Any]]]] = {}
+    for image in content.images.values():
+        name = Path(image.get("file_name", "")).name
+        if not name or name in found:
+            state = f"the name {name!r} is that of another image too" if name else "needs a 'file_name'"
+            raise BadRecordError(file, state, f"image {image['id']!r}")
+        found[name] = []
+    for annotation in content.annotations:
+        image = content.images[annotation["image_id"]]
+        size = image["height"], image["width"]
+        rle = encode_patches([segmentation_to_patch(annotation["segmentation"], size)], size)[0]
+        score = check_score(str(file), annotation.get("score", 1.0), f"annotation {annotation['id']}")
+        found[Path(image["file_name"]).name].append((score, rle))
     return {name: sorted(rows, key=lambda row: -row[0]) for name, rows in found.items()}
 
 
@@ -60,11 +73,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("truth", type=Path, help="COCO JSON with the ground truth")
     parser.add_argument("--iou", type=float, default=0.5, help="mask IoU of a match (default: %(default)s)")
     args = parser.parse_args(arguments)
-    results = rles_by_image(read_json(args.results, "results"))
-    truth = rles_by_image(read_json(args.truth, "ground truth"))
+    return exit_status(lambda: score(args, parser.error))
+
+
+def score(args: argparse.Namespace, refuse: Callable[[str], None]) -> None:
+    """Compare the two files and print the scores; `refuse` takes what is wrong with them together."""
+    results, truth = rles_by_image(args.results), rles_by_image(args.truth)
     unknown = sorted(set(results) - set(truth))
     if unknown or not results:
-        parser.error(f"{args.truth} has no image {unknown[0]!r}" if unknown else f"{args.results} has no images")
+        refuse(f"{args.truth} has no image {unknown[0]!r}" if unknown else f"{args.results} has no images")
     totals: defaultdict[str, int] = defaultdict(int)
     errors = []
     for name, rows in results.items():
@@ -79,7 +96,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"({totals['found'] / max(totals['true'], 1) - 1:+.0%}), F1 at IoU {args.iou:g} {f1:.3f}, "
         f"median error of an image's count {median(errors):.0%}"
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def read_panoptic_png(path: str) -> np.ndarray:
     image = _open(path)
     if image.mode not in ("RGB", "RGBA"):
         raise BadRecordError(
-            path, f"a panoptic PNG has RGB pixels (id = R + 256 G + 65536 B), this one is {image.mode}"
+            path, f"a panoptic PNG has RGB pixels (id = R + 256 G + 65536 B), this one has mode {image.mode}"
         )
     return rgb_to_id(np.asarray(image)[:, :, :3])
 

@@ -54,6 +54,10 @@ def _option(node: CfgNode, key: str, default: Any) -> Any:
     return node.get(key, default)
 
 
+def _skips(request: EvaluatorRequest) -> bool:
+    return bool(_option(request.cfg.DATALOADER, "SKIP_BAD_RECORDS", False))
+
+
 def instance_ap(request: EvaluatorRequest) -> DatasetEvaluator:
     """Build the COCO AP evaluator, with as many detections as the model returns and at least COCO's 100."""
     return InstanceSegEvaluator(
@@ -61,6 +65,7 @@ def instance_ap(request: EvaluatorRequest) -> DatasetEvaluator:
         tasks=_option(request.cfg.TEST, "INSTANCE_TASKS", None),
         output_dir=request.output_dir,
         max_dets_per_image=max(100, request.cfg.TEST.DETECTIONS_PER_IMAGE),
+        skip_bad_records=_skips(request),
     )
 
 
@@ -70,6 +75,7 @@ def panoptic_quality(request: EvaluatorRequest) -> DatasetEvaluator:
         request.dataset_name,
         request.output_dir,
         save_predictions=_option(request.cfg.TEST, "SAVE_PANOPTIC", False),
+        skip_bad_records=_skips(request),
     )
 
 
@@ -80,6 +86,7 @@ def semantic_iou(request: EvaluatorRequest) -> DatasetEvaluator:
         output_dir=request.output_dir,
         boundary=_option(request.cfg.TEST, "BOUNDARY_IOU", False),
         panoptic_quality=_option(request.cfg.TEST, "SEMANTIC_PQ", False),
+        skip_bad_records=_skips(request),
     )
 
 

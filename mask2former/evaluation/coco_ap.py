@@ -18,6 +18,7 @@ from pycocotools.cocoeval import Params
 
 from .boundary_iou import DILATION_RATIO, boundary_overlap, boundary_width
 from .coco_matching import Objects, Overlap, curves, match
+from .result_records import checked_results
 
 TASKS = ("segm", "bbox", "boundary")
 AREAS = ("all", "small", "medium", "large")
@@ -87,30 +88,36 @@ def evaluate_coco(
     image_ids: Sequence[Any] | None = None,
     category_ids: Sequence[int] | None = None,
     dilation_ratio: float = DILATION_RATIO,
+    *,
+    checked: bool = False,
 ) -> CocoScores:
     """Compare COCO results with ground truth.
 
     Args:
         truth: ground truth with annotations, as `load_coco_truth` returns it.
-        results: COCO result records (`image_id`, `category_id`, `score`, and `segmentation` as compressed
-            RLE or `bbox` as XYWH). Not changed. May be empty: precision is then 0 wherever there is ground
-            truth.
+        results: COCO result records (`image_id`, `category_id`, `score`, and `segmentation` as RLE or `bbox` as
+            XYWH). Not changed. May be empty: precision is then 0 wherever there is ground truth.
         task: "segm", "bbox", or "boundary": masks compared by the smaller of mask IoU and boundary IoU.
         max_dets: detections per image and category that are counted, best first.
         image_ids: evaluate only these images; all images of the ground truth if None.
         category_ids: evaluate only these categories; all categories of the ground truth if None.
         dilation_ratio: width of a boundary as a share of the image's diagonal.
+        checked: the RLEs of the results come from `encode_masks`, and only their sizes are compared.
 
     Raises:
         ValueError: unknown task or image, ground truth without what the task compares, or a mask whose size
             is not its image's.
+        BadRecordError: a record is malformed.
     """
     check_task(task)
     if max_dets < 1:
         raise ValueError(f"max_dets must be at least 1, got {max_dets}")
     boundary_width((1, 1), dilation_ratio)  # check the ratio for every task
     check_truth(truth, task)
-    _check_results(truth, results, task)
+    if checked:
+        _check_sizes(truth, results, task)
+    else:
+        results = checked_results(results, truth, task)
     parameters = Params("bbox" if task == "bbox" else "segm")
     images = {i: n for n, i in enumerate(sorted(set(truth.imgs if image_ids is None else image_ids)))}
     selected = sorted({int(c) for c in (truth.cats if category_ids is None else category_ids)})
@@ -162,7 +169,7 @@ def check_truth(truth: COCO, task: str) -> None:
             )
 
 
-def _check_results(truth: COCO, results: Sequence[Mapping[str, Any]], task: str) -> None:
+def _check_sizes(truth: COCO, results: Sequence[Mapping[str, Any]], task: str) -> None:
     for result in results:
         image = truth.imgs.get(result["image_id"])
         if image is None:

@@ -7,80 +7,83 @@ import functools
 import io
 import logging
 import os
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.utils.file_io import PathManager
-from PIL import Image
 from pycocotools.coco import COCO
 
-from ..structures.masks import rle_runs, without_degenerate_polygons
-from ..structures.panoptic_ids import rgb_to_id
-from ..structures.rle import encode_label_map
-from ..utils.file_io import read_json
+from ..data.datasets.coco_annotations import InstanceAnnotations, read_instances
+from ..data.datasets.coco_panoptic import read_panoptic_json
+from ..data.image_io import read_panoptic_png
+from ..errors import BadRecordError, report_bad_records
+from ..structures.rle import checked_rle, encode_label_map
 
 
 class PanopticTruth:
-    """Panoptic annotations by image id; id maps are read on demand."""
+    """Panoptic annotations by image id, with the checks of training; id maps are read on demand."""
 
-    def __init__(self, json_file: str, root: str) -> None:
+    def __init__(self, json_file: str, root: str, *, skip_bad_records: bool = False) -> None:
         """
         Args:
             json_file: COCO panoptic annotation file.
             root: directory of the annotation PNGs.
+            skip_bad_records: leave out and report images with bad annotations instead of raising an error.
 
         Raises:
             FileNotFoundError: the annotation file or the directory is missing.
-            ValueError: the file is not a panoptic annotation file with ground truth.
+            BadRecordError: the file is not a panoptic annotation file with ground truth, or an annotation is malformed.
         """
         self.json_file = json_file
         self.root = root
-        self.content: dict[str, Any] = read_json(json_file, "panoptic annotations")
-        for key in ("annotations", "categories"):
-            if key not in self.content:
-                raise ValueError(f"{json_file}: not a panoptic annotation file with ground truth, it has no {key}")
-        for annotation in self.content["annotations"]:
-            if "segments_info" not in annotation or "file_name" not in annotation:
-                raise ValueError(
-                    f"{json_file}: image {annotation.get('image_id')!r} has no segments_info or file_name; "
-                    f"use the panoptic annotation file, not the instance annotation file"
-                )
+        self._read = read_panoptic_json(json_file, skip_bad_records=skip_bad_records)
         if not PathManager.isdir(root):
             raise FileNotFoundError(f"panoptic annotations: no directory {root} with the PNGs that {json_file} names")
-        self.categories: dict[int, dict[str, Any]] = {c["id"]: c for c in self.content["categories"]}
-        # Dataset loaders convert numeric ids to int, the JSON may hold strings: compare as strings.
-        self._by_image = {str(a["image_id"]): a for a in self.content["annotations"]}
+        self.content = self._read.content
+        self.categories = self._read.categories
 
     @property
     def annotations(self) -> list[dict[str, Any]]:
         """Return one dict per image: `image_id`, `file_name`, `segments_info`."""
-        return list(self._by_image.values())
+        return list(self._read.annotations.values())
 
     def annotation(self, image_id: Any) -> dict[str, Any]:
         """Return the annotation of an image.
 
-        Raises ValueError if the file does not list the image.
+        Raises ValueError if the file does not list the image, BadRecordError if its annotation was left out.
         """
-        try:
-            return self._by_image[str(image_id)]
-        except KeyError:
-            raise ValueError(f"{self.json_file} has no annotation for image {image_id!r}") from None
+        # Dataset loaders convert numeric ids to int, the JSON may hold strings: compare as strings.
+        annotation = self._read.annotations.get(str(image_id))
+        if annotation is not None:
+            return annotation
+        if str(image_id) in self._read.left_out:
+            raise BadRecordError(self.json_file, "its annotation is malformed", f"image {image_id!r}")
+        raise ValueError(f"{self.json_file} has no annotation for image {image_id!r}")
 
-    def id_map(self, annotation: dict[str, Any]) -> np.ndarray:
+    def id_map(self, annotation: dict[str, Any], size: tuple[int, int] | None = None) -> np.ndarray:
         """Read the (h, w) int32 segment ids of one annotation.
 
-        Raises FileNotFoundError if the PNG is missing, ValueError if it is not an RGB image.
+        Args:
+            annotation: of this ground truth.
+            size: height and width of the image; None takes them from the annotation file, if it has them.
+
+        Raises BadRecordError if the PNG is missing, broken, not an RGB image, or of another size.
         """
         path = os.path.join(self.root, annotation["file_name"])
-        if not PathManager.isfile(path):
-            raise FileNotFoundError(f"panoptic annotations: no file {path}, which {self.json_file} names")
-        with PathManager.open(path, "rb") as stream, Image.open(stream) as image:
-            if image.mode not in ("RGB", "RGBA"):
-                raise ValueError(f"{path}: a panoptic annotation must be an RGB PNG, got mode {image.mode}")
-            return rgb_to_id(np.asarray(image)[..., :3])
+        ids = read_panoptic_png(path)
+        size = size or self._read.sizes.get(str(annotation["image_id"]))
+        if size is not None and ids.shape != size:
+            raise BadRecordError(path, f"is {list(ids.shape)} (height, width), its image {list(size)}")
+        return ids
+
+
+def image_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return height and width of an input of an evaluator, None if it has none."""
+    return (image["height"], image["width"]) if "height" in image and "width" in image else None
 
 
 logger = logging.getLogger(__name__)
@@ -97,73 +100,142 @@ def index_coco(dataset: dict[str, Any]) -> COCO:
     return coco
 
 
-def load_coco_truth(path: str | os.PathLike[str]) -> COCO:
-    """Load a COCO annotation file and repair what pycocotools does not handle.
+def load_coco_truth(
+    path: str | os.PathLike[str],
+    *,
+    skip_bad_records: bool = False,
+    benchmark: bool = True,
+    needs: Collection[str] = (),
+) -> COCO:
+    """Load a COCO annotation file with the checks of training, and repair what pycocotools does not handle.
 
     - Annotations are renumbered from 1: pycocotools takes the id 0 for "unmatched", which silently lowers AP, and
       keeps only the last of several annotations that share an id.
-    - A missing `iscrowd` is 0. A missing `area` is the area of the mask, or of the box where there is none.
+    - A missing or impossible `area` is the area of the mask, or of the box where there is none; they are counted in the
+      log.
     - Annotations with an empty segmentation are left out, and their number is logged.
 
-    A file without `annotations` (a test set) is returned unchanged.
+    A file without `annotations` (a test set) gives a dataset without them.
+
+    Args:
+        path: file name.
+        skip_bad_records, benchmark, needs: see `read_instances`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not JSON, or `images`/`categories`/a field of a record is missing; names file and record.
+        BadRecordError: the file or, without `skip_bad_records`, one of its records is malformed; or no object has a
+            pixel in its image.
     """
-    dataset = read_json(path, "instance annotations")
-    missing = [key for key in ("images", "categories") if not isinstance(dataset, dict) or key not in dataset]
-    if missing:
-        raise ValueError(f"{path}: not a COCO instance annotation file, it has no {' and no '.join(missing)}")
-    for position, image in enumerate(dataset["images"]):
-        absent = [key for key in ("id", "height", "width") if key not in image]
-        if absent:
-            raise ValueError(f"{path}: images[{position}] has no {' and no '.join(absent)}")
-    if "annotations" not in dataset:
-        return index_coco(dataset)
-
-    kept: list[dict[str, Any]] = []
-    ids = [ann.get("id") for ann in dataset["annotations"]]
-    for position, ann in enumerate(dataset["annotations"]):
-        for key in ("image_id", "category_id"):
-            if key not in ann:
-                raise ValueError(f"{path}: annotations[{position}] has no {key}")
-        if "segmentation" in ann:
-            ann["segmentation"] = without_degenerate_polygons(ann["segmentation"])
-            if not ann["segmentation"]:
-                continue
-        ann["id"] = len(kept) + 1
-        ann.setdefault("iscrowd", 0)
-        kept.append(ann)
-    if len(kept) < len(ids):
-        logger.warning("%s: %d annotations with an empty segmentation are left out", path, len(ids) - len(kept))
-    if len(set(ids)) < len(ids) or 0 in ids:
-        logger.info("%s: annotation ids are not unique or contain 0; they are renumbered for evaluation", path)
-    dataset["annotations"] = kept
-    coco = index_coco(dataset)
-    for ann in kept:
-        _complete(ann, coco, path)
-    return coco
+    file = os.fspath(path)
+    content = read_instances(file, skip_bad_records=skip_bad_records, benchmark=benchmark, needs=needs)
+    if content.degenerate:
+        logger.warning("%s: %d annotations with an empty segmentation are left out", file, len(content.degenerate))
+    dataset: dict[str, Any] = {
+        "images": list(content.images.values()),
+        "categories": [{"id": key, "name": name} for key, name in content.categories.items()],
+    }
+    if content.has_truth:
+        dataset["annotations"] = _completed(content, "bbox" in needs)
+    return index_coco(dataset)
 
 
-def truth_from_panoptic(panoptic: PanopticTruth, thing_ids: Collection[int] | None = None) -> COCO:
+def _completed(content: InstanceAnnotations, boxes: bool) -> list[dict[str, Any]]:
+    """Return the annotations with masks as RLE, areas and numbers from 1; report what does not fit together."""
+    result = []
+    counts: Counter[str] = Counter()
+    for number, annotation in enumerate(content.annotations, start=1):
+        entry = {**annotation, "id": number}
+        pixels = None
+        if "segmentation" in entry:
+            image = content.images[entry["image_id"]]
+            entry["segmentation"] = _to_rle(entry["segmentation"], (image["height"], image["width"]))
+            pixels = float(mask_util.area(entry["segmentation"]))
+            counts["empty"] += not pixels
+            counts["corners"] += boxes and "bbox" in entry and _is_corners(entry["bbox"], entry["segmentation"])
+        elif "bbox" not in entry:
+            where = f"annotation {number} (counting from 1)"
+            raise BadRecordError(content.file, "has neither segmentation nor bbox", where)
+        if "area" not in entry:
+            counts["area"] += 1
+            entry["area"] = float(entry["bbox"][2] * entry["bbox"][3]) if pixels is None else pixels
+        result.append(entry)
+    _report(content.file, counts, len(result))
+    return result
+
+
+def _report(file: str, counts: Mapping[str, int], total: int) -> None:
+    if total and counts["empty"] == total:
+        raise BadRecordError(
+            file,
+            f"none of its {total} objects has a pixel in its image; coordinates are in pixels, not in [0, 1], from the "
+            "upper left corner of the image",
+        )
+    texts = {
+        "empty": "have no pixel in their image and can only be missed; coordinates are in pixels",
+        "area": "have no 'area' that is a number of 0 or more; that of the mask (or of the box) is used",
+    }
+    if counts["corners"] > total / 2:
+        texts["corners"] = "have a 'bbox' that looks like [x1, y1, x2, y2]; it must be [x, y, width, height]"
+    for key, text in texts.items():
+        if counts[key]:
+            logger.warning("%s: %d of %d annotations %s", file, counts[key], total, text)
+
+
+def _to_rle(segmentation: list[list[float]] | dict[str, Any], size: tuple[int, int]) -> Any:
+    """Encode a checked segmentation as pycocotools' `annToRLE` does."""
+    if isinstance(segmentation, list):
+        return mask_util.merge(mask_util.frPyObjects(segmentation, *size))
+    return checked_rle(segmentation, size) if isinstance(segmentation["counts"], list) else segmentation
+
+
+def _is_corners(box: Sequence[float], rle: Any) -> bool:
+    """Return whether a box fits its mask as two corners, but not as a corner and a size."""
+    x, y, width, height = mask_util.toBbox(rle).tolist()
+    far = [abs(box[2] - width), abs(box[3] - height)]
+    return max(far) > 2 and max(abs(box[2] - x - width), abs(box[3] - y - height)) <= 2
+
+
+def truth_from_panoptic(
+    panoptic: PanopticTruth, thing_ids: Collection[int] | None = None, *, skip_bad_records: bool = False
+) -> COCO:
     """Convert the things of panoptic annotations to instance ground truth; crowd regions stay crowds.
 
     Args:
         panoptic: annotations.
         thing_ids: categories that are things; those with `isthing` in the annotation file if None.
+        skip_bad_records: leave out and report images whose PNG is bad.
+
+    Raises:
+        BadRecordError: a PNG is bad, without `skip_bad_records`.
     """
     things = {
         i: c for i, c in panoptic.categories.items() if c.get("isthing") and (thing_ids is None or i in thing_ids)
     }
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
+    problems: list[BadRecordError] = []
     # Threads, not processes: decoding and comparing release the GIL, and CUDA may already be initialized.
     with ThreadPoolExecutor(_READERS) as pool:
-        for image, records in pool.map(functools.partial(_things_of, panoptic, things), panoptic.annotations):
+        for made in pool.map(functools.partial(_things_or_error, panoptic, things), panoptic.annotations):
+            if isinstance(made, BadRecordError):
+                if not skip_bad_records:
+                    raise made
+                problems.append(made)
+                continue
+            image, records = made
             images.append(image)
             annotations.extend({"id": n, **ann} for n, ann in enumerate(records, start=len(annotations) + 1))
+    report_bad_records(panoptic.root, problems, len(problems))
     return index_coco({"images": images, "categories": list(things.values()), "annotations": annotations})
+
+
+def _things_or_error(
+    panoptic: PanopticTruth, things: Collection[int], annotation: dict[str, Any]
+) -> tuple[dict[str, Any], list[dict[str, Any]]] | BadRecordError:
+    try:
+        return _things_of(panoptic, things, annotation)
+    except BadRecordError as error:
+        return error
 
 
 def _things_of(
@@ -185,28 +257,3 @@ def _things_of(
         if segment["category_id"] in things and segment["id"] in rles
     ]
     return {"id": annotation["image_id"], "height": ids.shape[0], "width": ids.shape[1]}, records
-
-
-def _complete(ann: dict[str, Any], coco: COCO, path: str | os.PathLike[str]) -> None:
-    """Fill in the area and encode the mask as RLE, so that a malformed mask is reported before inference, not after."""
-    where = f"{path}: annotation {ann['id']} (counting from 1) of image {ann['image_id']!r}"
-    if "segmentation" in ann and ann["image_id"] in coco.imgs:
-        image = coco.imgs[ann["image_id"]]
-        try:
-            if isinstance(ann["segmentation"], dict):
-                # pycocotools does not return from some RLEs whose runs do not sum to the image size.
-                rle_runs(ann["segmentation"], (image["height"], image["width"]))
-            rle = coco.annToRLE(ann)
-            area = float(mask_util.area(rle))
-        except (ValueError, TypeError, KeyError, IndexError) as error:
-            raise ValueError(f"{where} has a malformed segmentation: {error!r}") from error
-        if list(rle["size"]) != [image["height"], image["width"]]:
-            raise ValueError(
-                f"{where}: its mask is (h, w) = {list(rle['size'])}, the image is {[image['height'], image['width']]}"
-            )
-        ann["segmentation"] = rle
-        ann.setdefault("area", area)
-    elif "bbox" in ann:
-        ann.setdefault("area", float(ann["bbox"][2] * ann["bbox"][3]))
-    elif "segmentation" not in ann:
-        raise ValueError(f"{where} has neither segmentation nor bbox")

@@ -117,6 +117,7 @@ class InstanceSegEvaluator(DatasetEvaluator):
         output_dir: str | None = None,
         *,
         max_dets_per_image: int | None = None,
+        skip_bad_records: bool = False,
     ) -> None:
         """
         Args:
@@ -127,10 +128,12 @@ class InstanceSegEvaluator(DatasetEvaluator):
             distributed: collect predictions from all ranks; the main rank evaluates.
             output_dir: where results are written; nothing is written if None.
             max_dets_per_image: detections per image and category that are counted; 100 if None.
+            skip_bad_records: leave out and report images with bad records, and images without a prediction, which the
+                loader has left out; also if the metadata has `skip_bad_records`.
 
         Raises:
             FileNotFoundError: the annotation file does not exist.
-            ValueError: unknown task, or the dataset has no instance annotations.
+            ValueError: unknown task, or the dataset has no instance annotations, or malformed ones.
         """
         self._tasks = tuple(tasks or ("segm",))
         for task in self._tasks:
@@ -140,6 +143,7 @@ class InstanceSegEvaluator(DatasetEvaluator):
         self._max_dets = 100 if max_dets_per_image is None else max_dets_per_image
         self._dataset_name = dataset_name
         self._metadata = MetadataCatalog.get(dataset_name)
+        self._skip = skip_bad_records or bool(self._metadata.get("skip_bad_records"))
         needs_truth = not distributed or comm.is_main_process()
         self._truth: COCO | None = self._load_truth() if needs_truth else None
         if self._truth is not None and "annotations" in self._truth.dataset:
@@ -151,12 +155,19 @@ class InstanceSegEvaluator(DatasetEvaluator):
 
     def _load_truth(self) -> COCO:
         json_file = self._metadata.get("json_file")
+        needs = sorted({"bbox" if task == "bbox" else "segmentation" for task in self._tasks})
         if json_file:
-            return load_coco_truth(json_file)
+            # What trains evaluates: a custom dataset has the checks of its training.
+            custom = self._metadata.get("skip_bad_records") is not None
+            benchmark = not custom or self._metadata.get("evaluator_type") != "coco"
+            return load_coco_truth(json_file, skip_bad_records=self._skip, benchmark=benchmark, needs=needs)
         if self._metadata.get("panoptic_json") and self._metadata.get("panoptic_root"):
             logger.info("dataset %s: instances are made from panoptic annotations", self._dataset_name)
-            panoptic = PanopticTruth(self._metadata.panoptic_json, self._metadata.panoptic_root)
-            return truth_from_panoptic(panoptic, self._metadata.get("thing_dataset_id_to_contiguous_id"))
+            panoptic = PanopticTruth(
+                self._metadata.panoptic_json, self._metadata.panoptic_root, skip_bad_records=self._skip
+            )
+            things = self._metadata.get("thing_dataset_id_to_contiguous_id")
+            return truth_from_panoptic(panoptic, things, skip_bad_records=self._skip)
         if not any("annotations" in record for record in DatasetCatalog.get(self._dataset_name)):
             raise ValueError(
                 f"dataset {self._dataset_name!r} has no instance annotations and no json_file; "
@@ -165,7 +176,7 @@ class InstanceSegEvaluator(DatasetEvaluator):
         with tempfile.TemporaryDirectory(prefix="instance_truth_") as directory:
             path = os.path.join(directory, "truth.json")
             convert_to_coco_json(self._dataset_name, path, allow_cached=False)
-            return load_coco_truth(path)
+            return load_coco_truth(path, skip_bad_records=self._skip, needs=needs)
 
     def reset(self) -> None:
         self._predictions = []
@@ -202,10 +213,28 @@ class InstanceSegEvaluator(DatasetEvaluator):
         if "annotations" not in self._truth.dataset:
             logger.warning("dataset %s has no annotations, so no AP is computed", self._dataset_name)
             return results
+        if self._skip:
+            img_ids = self._usable_images({image_id for part in parts for image_id, _ in part}, img_ids)
+            records = [record for record in records if record["image_id"] in self._truth.imgs]
         for task in self._tasks:
-            scores = evaluate_coco(self._truth, records, task, self._max_dets, img_ids, self._known_categories())
+            categories = self._known_categories()
+            scores = evaluate_coco(self._truth, records, task, self._max_dets, img_ids, categories, checked=True)
             results[task] = self._summarize(scores, task)
         return results
+
+    def _usable_images(self, predicted: set[Any], requested: Sequence[Any] | None) -> list[Any]:
+        """Return the images that neither the loader nor the reader of the ground truth has left out."""
+        assert self._truth is not None
+        known = self._truth.imgs.keys()
+        usable = predicted & known
+        if usable != predicted | known:
+            logger.warning(
+                "dataset %s: %d of %d images are left out, because their records are bad (DATALOADER.SKIP_BAD_RECORDS)",
+                self._dataset_name,
+                len((predicted | known) - usable),
+                len(predicted | known),
+            )
+        return [image_id for image_id in usable if requested is None or image_id in requested]
 
     def _to_dataset_ids(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if self._dataset_ids is None:

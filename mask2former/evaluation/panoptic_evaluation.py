@@ -14,11 +14,12 @@ from detectron2.evaluation import DatasetEvaluator
 from PIL import Image
 from tabulate import tabulate
 
+from ..errors import BadRecordError
 from ..structures.panoptic_ids import id_to_rgb
 from ..utils.file_io import atomic_write, write_json
 from ..utils.tables import distinct, side_by_side
 from .gathering import gather_parts
-from .ground_truth import PanopticTruth
+from .ground_truth import PanopticTruth, image_size
 from .panoptic_quality import (
     CategoryCounts,
     ImageMatches,
@@ -64,6 +65,7 @@ class PanopticEvaluator(DatasetEvaluator):
         save_predictions: bool = False,
         per_class: bool = False,
         distributed: bool = True,
+        skip_bad_records: bool = False,
     ) -> None:
         """
         Args:
@@ -74,10 +76,12 @@ class PanopticEvaluator(DatasetEvaluator):
             save_predictions: also write one PNG per image, so that panopticapi can read predictions.json.
             per_class: add `"PQ-<class>"` to the results (they are always logged).
             distributed: collect results from all ranks.
+            skip_bad_records: leave out and report images with bad records, and images without a prediction, which the
+                loader has left out; also if the metadata has `skip_bad_records`.
 
         Raises:
             FileNotFoundError: the annotation file or the directory of PNGs is missing.
-            ValueError: the dataset has no panoptic annotations.
+            ValueError: the dataset has no panoptic annotations, or malformed ones.
         """
         metadata = MetadataCatalog.get(dataset_name)
         for key in ("panoptic_json", "panoptic_root", "thing_dataset_id_to_contiguous_id"):
@@ -87,7 +91,8 @@ class PanopticEvaluator(DatasetEvaluator):
                     f"set MODEL.MASK_FORMER.TEST.PANOPTIC_ON False or use a panoptic dataset"
                 )
         self._dataset_name = dataset_name
-        self._truth = PanopticTruth(metadata.panoptic_json, metadata.panoptic_root)
+        self._skip = skip_bad_records or bool(metadata.get("skip_bad_records"))
+        self._truth = PanopticTruth(metadata.panoptic_json, metadata.panoptic_root, skip_bad_records=self._skip)
         things = metadata.thing_dataset_id_to_contiguous_id
         self._thing_ids = {v: k for k, v in things.items()}
         self._stuff_ids = {v: k for k, v in metadata.get("stuff_dataset_id_to_contiguous_id", {}).items()}
@@ -112,18 +117,26 @@ class PanopticEvaluator(DatasetEvaluator):
 
         Raises:
             ValueError: the image is not annotated, sizes differ, or map and segments are inconsistent.
+            BadRecordError: the PNG of the ground truth is missing, broken or of another size.
         """
         for image, output in zip(inputs, outputs, strict=True):
             if "panoptic_seg" not in output:
                 raise ValueError("the model output has no 'panoptic_seg'; set MODEL.MASK_FORMER.TEST.PANOPTIC_ON True")
             id_tensor, segments = output["panoptic_seg"]
             id_map = id_tensor.cpu().numpy()
-            annotation = self._truth.annotation(image["image_id"])
+            try:
+                annotation = self._truth.annotation(image["image_id"])
+                truth_map = self._truth.id_map(annotation, image_size(image))
+            except BadRecordError as error:
+                if not self._skip:
+                    raise
+                logger.warning("bad record skipped: %s", error)
+                continue
             try:
                 if segments is None:
                     id_map, segments = self._segments_from_labels(id_map)
                 segments = [self._to_dataset_category(s) for s in segments]
-                matches = match_segments(self._truth.id_map(annotation), annotation["segments_info"], id_map, segments)
+                matches = match_segments(truth_map, annotation["segments_info"], id_map, segments)
             except ValueError as error:
                 raise ValueError(f"panoptic prediction of image {image['image_id']!r}: {error}") from error
             record = self._record(image, annotation, id_map, segments)
@@ -197,18 +210,36 @@ class PanopticEvaluator(DatasetEvaluator):
         """Return the matches of every annotated image, in the order of the annotation file."""
         images = []
         unseen = 0
-        for annotation in self._truth.annotations:
+        annotations = self._truth.annotations
+        for annotation in annotations:
             entry = merged.get(str(annotation["image_id"]))
             unseen += entry is None
-            images.append(all_missed(annotation["segments_info"]) if entry is None else entry[0])
+            if entry is not None:
+                images.append(entry[0])
+            elif not self._skip:
+                images.append(all_missed(annotation["segments_info"]))
         if unseen:
+            text = "are left out (DATALOADER.SKIP_BAD_RECORDS)" if self._skip else "count as missed"
             logger.warning(
-                "dataset %s: %d of %d annotated images have no prediction; their segments count as missed",
+                "dataset %s: %d of %d annotated images have no prediction; their segments %s",
                 self._dataset_name,
                 unseen,
-                len(images),
+                len(annotations),
+                text,
             )
+        self._report_inconsistent(images)
         return images
+
+    def _report_inconsistent(self, images: Sequence[ImageMatches]) -> None:
+        texts = {
+            "unlisted": "pixels have ids that are not in 'segments_info'; predictions there count as wrong",
+            "absent": "segments of 'segments_info' have no pixel in the PNG files; they can only be missed",
+            "resized": "segments have an 'area' that is not their number of pixels; it is used for the IoU",
+        }
+        for key, text in texts.items():
+            count = sum(getattr(image, key) for image in images)
+            if count:
+                logger.warning("%s: %d %s", self._truth.json_file, count, text)
 
     def _log(self, groups: Mapping[str, Quality]) -> None:
         rows = [[name, 100 * q.pq, 100 * q.sq, 100 * q.rq, q.categories] for name, q in groups.items()]

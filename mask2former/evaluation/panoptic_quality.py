@@ -8,7 +8,7 @@ are left out of the mean.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,17 @@ VOID = 0  # segment id of unlabeled pixels
 
 @dataclass(frozen=True)
 class ImageMatches:
-    """Matches of one image; category ids are those of the dataset."""
+    """Matches of one image; category ids are those of the dataset.
+
+    The last three count what is inconsistent in the ground truth; they change no score.
+    """
 
     matched: tuple[tuple[int, float], ...] = ()  # (category, IoU), in ascending order of ground truth id
     missed: tuple[int, ...] = ()  # category of each false negative
     spurious: tuple[int, ...] = ()  # category of each false positive
+    unlisted: int = field(default=0, compare=False)  # pixels of ids that are not in segments_info
+    absent: int = field(default=0, compare=False)  # segments without a pixel
+    resized: int = field(default=0, compare=False)  # segments whose "area" is not their number of pixels
 
 
 @dataclass
@@ -124,7 +130,8 @@ def match_segments(
     common = overlap[2:, 2:]
     pred_void = overlap[1, 2:]
     pred_area = overlap[:, 2:].sum(axis=0)
-    truth_area = np.array([s.get("area", n) for s, n in zip(truth, overlap[2:].sum(axis=1), strict=True)])
+    truth_pixels = overlap[2:].sum(axis=1)
+    truth_area = np.array([s.get("area", n) for s, n in zip(truth, truth_pixels, strict=True)])
     truth_category = np.array([s["category_id"] for s in truth], dtype=np.int64)
     pred_category = np.array([s["category_id"] for s in pred], dtype=np.int64)
     crowd = np.array([bool(s.get("iscrowd", 0)) for s in truth], dtype=bool)
@@ -149,6 +156,9 @@ def match_segments(
         matched=tuple(zip(truth_category[rows].tolist(), iou[rows, columns].tolist(), strict=True)),
         missed=tuple(truth_category[is_missed].tolist()),
         spurious=tuple(pred_category[is_spurious].tolist()),
+        unlisted=int(overlap[0].sum()),
+        absent=int((truth_pixels == 0).sum()),
+        resized=int((truth_area != truth_pixels).sum()),
     )
 
 

@@ -17,12 +17,13 @@ from detectron2.utils.logger import create_small_table
 from torch import Tensor
 
 from ..data.image_io import read_label_map
+from ..errors import BadRecordError, first_few
 from ..structures.rle import encode_label_map
 from ..utils.file_io import write_json
 from ..utils.tables import distinct, side_by_side
 from .boundary_iou import DILATION_RATIO, boundary_areas
 from .gathering import gather_parts
-from .ground_truth import PanopticTruth
+from .ground_truth import PanopticTruth, image_size
 from .joint_runs import count_pairs, joint_runs
 from .panoptic_quality import ImageMatches
 from .semantic_pq import class_matches, quality_metrics
@@ -58,6 +59,10 @@ def first_highest(scores: Tensor) -> Tensor:
     return torch.from_numpy(classes.reshape(scores.shape[1:]))
 
 
+class LabelError(ValueError):
+    """Ground truth has values that are no classes; callers that know the file raise a BadRecordError from it."""
+
+
 def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int, ignore_label: int) -> np.ndarray:
     """Count pixels by class: (K, K) int64, rows ground truth, columns prediction; ignored pixels are not counted.
 
@@ -75,7 +80,7 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int
     labels, classes, pixels = labels[counted], classes[counted], pixels[counted]
     if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
         bad = np.unique(labels[(labels < 0) | (labels >= num_classes)]).tolist()
-        raise ValueError(
+        raise LabelError(
             f"labels {bad[:10]} are outside [0, {num_classes - 1}] and are not the ignore label {ignore_label}"
         )
     if classes.size and (classes.min() < 0 or classes.max() >= num_classes):
@@ -128,12 +133,13 @@ def boundary_metrics(areas: np.ndarray, class_names: Sequence[str]) -> dict[str,
 
 @dataclass
 class SemanticPart:
-    """Counts of one rank: pixels by class (K, K), boundary pixels (K, 2), matches by image, records."""
+    """Counts of one rank: pixels by class (K, K), boundary pixels (K, 2), matches by image, records, skipped images."""
 
     confusion: np.ndarray
     boundary: np.ndarray
     matches: dict[str, ImageMatches] = field(default_factory=dict)
     predictions: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)  # images with bad ground truth
 
 
 class SemanticEvaluator(DatasetEvaluator):
@@ -156,6 +162,7 @@ class SemanticEvaluator(DatasetEvaluator):
         boundary: bool = False,
         panoptic_quality: bool = False,
         dilation_ratio: float = DILATION_RATIO,
+        skip_bad_records: bool = False,
     ) -> None:
         """
         Args:
@@ -166,6 +173,8 @@ class SemanticEvaluator(DatasetEvaluator):
             boundary: also compute the boundary IoU of each class (Cheng et al., "Boundary IoU", CVPR 2021).
             panoptic_quality: also compute PQ with each class of an image as one segment.
             dilation_ratio: width of a boundary as a share of the image's diagonal.
+            skip_bad_records: leave out and report images with a bad label map; also if the metadata has
+                `skip_bad_records`.
 
         Raises:
             ValueError: the dataset has no classes or no semantic ground truth.
@@ -185,6 +194,7 @@ class SemanticEvaluator(DatasetEvaluator):
         self._boundary = boundary
         self._panoptic_quality = panoptic_quality
         self._dilation_ratio = dilation_ratio
+        self._skip = skip_bad_records or bool(metadata.get("skip_bad_records"))
         self._truth_files = {
             record["file_name"]: record["sem_seg_file_name"]
             for record in DatasetCatalog.get(dataset_name)
@@ -207,7 +217,7 @@ class SemanticEvaluator(DatasetEvaluator):
                 f"set MODEL.MASK_FORMER.TEST.SEMANTIC_ON False or register it with label maps"
             )
         logger.info("dataset %s: semantic labels are made from panoptic annotations", self._dataset_name)
-        return PanopticTruth(metadata.panoptic_json, metadata.panoptic_root)
+        return PanopticTruth(metadata.panoptic_json, metadata.panoptic_root, skip_bad_records=self._skip)
 
     def reset(self) -> None:
         self._part = SemanticPart(
@@ -223,17 +233,27 @@ class SemanticEvaluator(DatasetEvaluator):
             outputs: dicts with `sem_seg`, (K, h, w) scores or (h, w) integer classes.
 
         Raises:
-            ValueError: wrong number of classes, sizes differ, or a label is out of range; names the file.
+            ValueError: wrong number of classes, or sizes differ; names the file.
+            BadRecordError: the label map is missing, broken, of another size, or has values that are no classes.
         """
         for image, output in zip(inputs, outputs, strict=True):
             if "sem_seg" not in output:
                 raise ValueError("the model output has no 'sem_seg'; set MODEL.MASK_FORMER.TEST.SEMANTIC_ON True")
             prediction = self._classes(output["sem_seg"])
-            source, truth = self._read_truth(image)
             try:
-                self._count(image["file_name"], truth, prediction)
-            except ValueError as error:
-                raise ValueError(f"{source}: {error}") from error
+                source, truth = self._read_truth(image)
+                try:
+                    self._count(image["file_name"], truth, prediction)
+                except LabelError as error:
+                    raise BadRecordError(source, str(error)) from error
+                except ValueError as error:
+                    raise ValueError(f"{source}: {error}") from error
+            except BadRecordError as error:
+                if not self._skip:
+                    raise
+                logger.warning("bad record skipped: %s", error)
+                self._part.left_out.append(image["file_name"])
+                continue
             if self._output_dir:
                 self._part.predictions.extend(self._records(prediction, image["file_name"]))
 
@@ -261,14 +281,24 @@ class SemanticEvaluator(DatasetEvaluator):
             path = self._truth_files.get(image["file_name"], image.get("sem_seg_file_name"))
             if path is None:
                 raise ValueError(f"{image['file_name']}: dataset {self._dataset_name!r} has no label map for it")
-            return path, read_label_map(path)
+            labels = read_label_map(path)
+            size = image_size(image)
+            if size is not None and labels.shape != size:
+                raise BadRecordError(path, f"is {list(labels.shape)} (height, width), its image {list(size)}")
+            return path, labels
         annotation = self._panoptic.annotation(image["image_id"])
-        ids = self._panoptic.id_map(annotation)
+        ids = self._panoptic.id_map(annotation, image_size(image))
         labels = np.full(int(ids.max(initial=0)) + 1, self._ignore_label, dtype=np.int64)
         for segment in annotation["segments_info"]:
             if segment["id"] < len(labels):
-                labels[segment["id"]] = self._class_of[segment["category_id"]]
+                labels[segment["id"]] = self._class_of_segment(annotation, segment)
         return annotation["file_name"], labels[ids]
+
+    def _class_of_segment(self, annotation: Mapping[str, Any], segment: Mapping[str, Any]) -> int:
+        if segment["category_id"] not in self._class_of:
+            reason = f"category {segment['category_id']} is not one of dataset {self._dataset_name!r}"
+            raise BadRecordError(annotation["file_name"], reason, f"segment {segment['id']}")
+        return self._class_of[segment["category_id"]]
 
     def _records(self, prediction: np.ndarray, file_name: str) -> list[dict[str, Any]]:
         return [
@@ -286,6 +316,14 @@ class SemanticEvaluator(DatasetEvaluator):
         if self._output_dir:
             path = os.path.join(self._output_dir, "sem_seg_predictions.json")
             write_json(path, [record for part in parts for record in part.predictions])
+        left_out = sorted({name for part in parts for name in part.left_out})
+        if left_out:
+            logger.warning(
+                "dataset %s: %d images are left out, because their ground truth is bad: %s",
+                self._dataset_name,
+                len(left_out),
+                first_few(left_out),
+            )
         metrics = semantic_metrics(np.sum([part.confusion for part in parts], axis=0), self._class_names)
         if self._boundary:
             metrics.update(boundary_metrics(np.sum([part.boundary for part in parts], axis=0), self._class_names))

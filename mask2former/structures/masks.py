@@ -10,6 +10,7 @@ pycocotools, whose C code trusts its input and reads or writes out of bounds on 
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,9 @@ import torch
 # A polygon may leave the image (amodal annotations), but coordinates this many image sizes away are an
 # error, and rasterizing them takes time and memory in proportion to their length.
 _FAR = 10
+_LONGEST = 4_000_000  # pixels of an outline: pycocotools takes about 100 bytes for each
+
+_PLAIN_NUMBERS = {int, float}
 
 
 class Patch(NamedTuple):
@@ -37,18 +41,37 @@ class SegmentationError(ValueError):
     """A segmentation is malformed; callers that know file and annotation raise a BadRecordError from it."""
 
 
-def without_degenerate_polygons(segmentation: Any) -> Any:
-    """Return the segmentation without polygons of less than three points, which some annotation tools write."""
-    if not isinstance(segmentation, list):
-        return segmentation
-    return [p for p in segmentation if not (isinstance(p, list) and len(p) in (0, 2, 4))]
+def read_polygons(segmentation: list[Any], size: tuple[int, int]) -> list[list[float]]:
+    """Check the polygons of an annotation file and return them in one form.
+
+    Args:
+        segmentation: polygons, each a flat list x0, y0, x1, y1, ... or a list of points [x, y]; or one polygon, a list
+            of at least three points. In pixels.
+        size: height and width of the image.
+
+    Returns:
+        Flat lists, without the degenerate ones of less than three points, which some annotation tools write. Flat
+        lists are not copied.
+
+    Raises:
+        SegmentationError: naming the polygon and what is wrong.
+    """
+    is_one = len(segmentation) > 2 and all(_is_point(entry) for entry in segmentation)
+    flat = [_flat(polygon, position) for position, polygon in enumerate([segmentation] if is_one else segmentation)]
+    limit = _FAR * max(size)
+    kept = []
+    for position, polygon in enumerate(flat):
+        if len(polygon) not in (0, 2, 4):
+            _check_points(polygon, position, size, limit)
+            kept.append(polygon)
+    return kept
 
 
 def check_polygons(polygons: Any, size: tuple[int, int]) -> list[np.ndarray]:
     """Check the polygons of one object.
 
     Args:
-        polygons: list of flat lists x0, y0, x1, y1, ... or arrays (P, 2), in pixels.
+        polygons: list of flat lists x0, y0, x1, y1, ..., lists of points [x, y], or arrays (P, 2), in pixels.
         size: height and width of the image.
 
     Returns:
@@ -60,22 +83,52 @@ def check_polygons(polygons: Any, size: tuple[int, int]) -> list[np.ndarray]:
     if not isinstance(polygons, (list, tuple)) or not polygons:
         raise SegmentationError("the segmentation has no polygons")
     limit = _FAR * max(size)
-    checked = []
-    for position, polygon in enumerate(polygons):
-        try:
-            points = np.array(polygon, dtype=np.float64).reshape(-1)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise SegmentationError(f"polygon {position} is not a list of numbers") from error
-        if points.size < 6 or points.size % 2:
-            raise SegmentationError(
-                f"polygon {position} has {points.size} numbers, but needs an even number of 6 or more"
-            )
-        if not np.isfinite(points).all():
-            raise SegmentationError(f"polygon {position} contains NaN or infinity")
-        if np.abs(points).max() > limit:
-            raise SegmentationError(f"polygon {position} lies far outside the image of {size[1]}x{size[0]} pixels")
-        checked.append(points.reshape(-1, 2))
-    return checked
+    flat = (_flat(polygon, position) for position, polygon in enumerate(polygons))
+    return [_check_points(polygon, position, size, limit) for position, polygon in enumerate(flat)]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _is_point(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2 and _is_number(value[0]) and _is_number(value[1])
+
+
+def _flat(polygon: Any, position: int) -> Any:
+    """Return a polygon as a flat list or array of numbers; text, null, true and false are not numbers."""
+    if isinstance(polygon, np.ndarray):
+        if polygon.dtype.kind in "iuf" and (polygon.ndim == 1 or (polygon.ndim == 2 and polygon.shape[1] == 2)):
+            return polygon.reshape(-1)
+    elif isinstance(polygon, (list, tuple)):
+        if set(map(type, polygon)) <= _PLAIN_NUMBERS or all(map(_is_number, polygon)):
+            return polygon
+        if all(map(_is_point, polygon)):
+            return [value for point in polygon for value in point]
+    elif _is_number(polygon):
+        return [polygon]
+    raise SegmentationError(
+        f"polygon {position} is not a list of numbers x0, y0, x1, y1, ... nor a list of points [x, y]"
+    )
+
+
+def _check_points(polygon: Any, position: int, size: tuple[int, int], limit: int) -> np.ndarray:
+    """Return a flat polygon as a new array (P, 2)."""
+    try:
+        points = np.array(polygon, dtype=np.float64)
+    except OverflowError as error:
+        raise SegmentationError(f"polygon {position} lies far outside the image") from error
+    if points.size < 6 or points.size % 2:
+        raise SegmentationError(f"polygon {position} has {points.size} numbers, but needs an even number of 6 or more")
+    extent = float(np.abs(points).max())
+    if not math.isfinite(extent):
+        raise SegmentationError(f"polygon {position} contains NaN or infinity")
+    if extent > limit:
+        raise SegmentationError(f"polygon {position} lies far outside the image of {size[1]}x{size[0]} pixels")
+    points = points.reshape(-1, 2)
+    if extent * len(points) > _LONGEST and np.abs(np.diff(points, axis=0)).max(axis=1).sum() > _LONGEST:
+        raise SegmentationError(f"the outline of polygon {position} is longer than {_LONGEST} pixels")
+    return points
 
 
 def polygons_to_patches(objects: Sequence[Sequence[np.ndarray]], size: tuple[int, int]) -> list[Patch]:
@@ -165,10 +218,11 @@ def rle_runs(rle: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
     Raises:
         SegmentationError: wrong size, malformed counts, or runs that do not add up to the image.
     """
-    if "counts" not in rle or "size" not in rle:
+    if not isinstance(rle, dict) or "counts" not in rle or "size" not in rle:
         raise SegmentationError("an RLE needs the keys 'size' and 'counts'")
     shape = rle["size"]
-    if not isinstance(shape, (list, tuple)) or [*shape] != [*size]:
+    # As integers, which pycocotools needs: 64.0 equals 64.
+    if not isinstance(shape, (list, tuple)) or [*shape] != [*size] or float in map(type, shape):
         raise SegmentationError(f"the RLE is for size {shape}, the image has [height, width] = {list(size)}")
     counts = rle["counts"]
     if isinstance(counts, (str, bytes)):

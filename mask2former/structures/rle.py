@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .masks import Patch
+from .masks import Patch, rle_runs
 
 Rle = dict[str, Any]  # {"size": [h, w], "counts": str}
 
@@ -143,6 +143,22 @@ def encode_patches(patches: Sequence[Patch], size: tuple[int, int]) -> list[Rle]
         return []
     runs = _sorted_runs(np.concatenate(owners), np.concatenate(positions), len(patches), height * width)
     return _compress(*runs, (height, width))
+
+
+def checked_rle(rle: Any, size: tuple[int, int]) -> Rle:
+    """Check an RLE that a file holds and return it compressed, as pycocotools needs it.
+
+    Args:
+        rle: {"size": [height, width], "counts": compressed str or list of run lengths}.
+        size: height and width of the image, which must be those of the RLE.
+
+    Raises:
+        SegmentationError: see `rle_runs`.
+    """
+    runs = rle_runs(rle, size)
+    if isinstance(rle["counts"], list):
+        return _compress(runs, np.array([0, len(runs)]), size)[0]
+    return {"size": list(size), "counts": rle["counts"]}
 
 
 def encode_label_map(label_map: np.ndarray) -> dict[int, Rle]:

@@ -15,6 +15,7 @@ from mask2former.data import register_all, register_coco_json, register_panoptic
 from mask2former.data.__main__ import main
 from mask2former.data.inspect import check_dataset, count_values
 from mask2former.data.inspect_report import contact_sheet, format_report, select_records
+from mask2former.errors import BadRecordError
 
 from ..panoptic_sample import PanopticSample
 
@@ -115,7 +116,6 @@ def test_panoptic_problems_are_named(tmp_path: Path, panoptic: dict[str, Any]) -
     (tmp_path / "images/1.jpg").unlink()  # the first is no reason to stop
     first, second = (annotation["segments_info"] for annotation in panoptic["annotations"])
     first[0]["id"] = 77  # of no pixel; and the pixels of 5 have no entry
-    second[1]["id"] = "256"
     panoptic["annotations"].append({**panoptic["annotations"][1], "image_id": 3, "file_name": "3.png"})
     panoptic["images"][1]["width"] = 7
     _register(tmp_path, panoptic)
@@ -124,9 +124,11 @@ def test_panoptic_problems_are_named(tmp_path: Path, panoptic: dict[str, Any]) -
     text = [problem.split("images/", 1)[1] for problem in report.problems]
     assert text[:2] == ["1.jpg: the file does not exist", "1.png: ids 5 have 6 pixels but are not in segments_info"]
     assert text[2].startswith("2.jpg: the image is 6x4 pixels (width x height), its record says 7x4")
-    assert text[3] == "2.png: segment id '256' is not an integer above 0"
-    assert text[4] == "2.png: ids 256 have 2 pixels but are not in segments_info"
-    assert text[5:] == ["3.jpg: the file does not exist", "3.png: the file does not exist"]
+    assert text[3:] == ["3.jpg: the file does not exist", "3.png: the file does not exist"]
+    second[1]["id"] = "256"
+    _register(tmp_path, panoptic)
+    with pytest.raises(BadRecordError, match=r"annotations\[1\]: .* segment '256': its id is not an integer"):
+        check_dataset("segments", workers=1)
 
 
 def test_instances(tiny_content: Any, write: Any) -> None:

@@ -176,7 +176,7 @@ def test_errors_of_files(files: tuple[Path, Path]) -> None:
     for content, message in (
         ({}, "list of records"),
         ([{**good[0], "image_id": 7}], "image 7"),
-        ([{"image_id": 1}], "record 0 has no category_id and no score and no segmentation"),
+        ([{"image_id": 1}], "record 0: has no category_id and no score and no segmentation"),
         ([{**good[0], "segmentation": [[0, 0, 1, 1, 0, 1]]}], "RLE"),
     ):
         results.write_text(json.dumps(content))

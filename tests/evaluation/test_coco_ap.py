@@ -307,7 +307,7 @@ def test_empty_segmentation_is_left_out(degenerate: list, tmp_path: Path, caplog
 def test_broken_masks_name_file_and_record(tmp_path: Path, break_it: Callable[[dict], None]) -> None:
     truth, _ = _crowded(2)
     break_it(truth)
-    with pytest.raises(ValueError, match=r"truth.json: annotation 2 .* of image 1"):
+    with pytest.raises(ValueError, match=r"truth.json: annotation 2: "):
         _load(tmp_path, truth)
 
 
@@ -317,13 +317,13 @@ def test_bad_files(tmp_path: Path) -> None:
     (tmp_path / "cut.json").write_text('{"images": [')
     with pytest.raises(ValueError, match="cut.json"):
         load_coco_truth(tmp_path / "cut.json")
-    with pytest.raises(ValueError, match="no categories"):
+    with pytest.raises(ValueError, match="no 'categories'"):
         _load(tmp_path, {"images": [], "annotations": []})
     truth, _ = _crowded(2)
     del truth["images"][0]["height"]
-    with pytest.raises(ValueError, match=r"images\[0\] has no height"):
+    with pytest.raises(ValueError, match="image 1: needs a positive integer 'height'"):
         _load(tmp_path, truth)
     truth, _ = _crowded(2)
     del truth["annotations"][1]["category_id"]
-    with pytest.raises(ValueError, match=r"annotations\[1\] has no category_id"):
+    with pytest.raises(ValueError, match="annotation 2: category None is not declared"):
         _load(tmp_path, truth)

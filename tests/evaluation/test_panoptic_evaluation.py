@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mask2former.errors import BadRecordError
 from mask2former.evaluation import PanopticEvaluator
 from mask2former.evaluation.ground_truth import PanopticTruth
 from mask2former.evaluation.panoptic_evaluation import merge_parts
@@ -551,7 +552,7 @@ def test_user_errors(dataset: tuple[str, dict[str, Any]], register: Callable[...
     with pytest.raises(ValueError, match="mode L"):
         evaluator.process(inputs[:1], outputs[:1])
     (Path(truth["root"]) / "0000.png").unlink()
-    with pytest.raises(FileNotFoundError, match="0000.png"):
+    with pytest.raises(BadRecordError, match=r"0000\.png: the file does not exist"):
         evaluator.process(inputs[:1], outputs[:1])
 
 

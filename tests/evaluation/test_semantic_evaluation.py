@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mask2former.errors import BadRecordError
 from mask2former.evaluation import SemanticEvaluator, semantic_evaluation
 from mask2former.evaluation.semantic_evaluation import confusion_matrix, first_highest, semantic_metrics
 
@@ -255,3 +256,24 @@ def test_one_class_is_warned_about(
     with caplog.at_level("WARNING"):
         assert evaluator.evaluate()["sem_seg"]["mIoU"] == 100
     assert "one class" in caplog.text
+
+
+@pytest.mark.parametrize("bad", [None, Image.new("L", (9, 8), 7), Image.new("L", (8, 9)), Image.new("RGB", (9, 8))])
+def test_bad_label_maps(
+    bad: Image.Image | None, register: Callable[..., str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = [str(tmp_path / f"{number}.png") for number in range(2)]
+    Image.new("L", (9, 8), 1).save(files[0])
+    if bad is not None:
+        bad.save(files[1])
+    records = [{"file_name": f"{n}.jpg", "sem_seg_file_name": file} for n, file in enumerate(files)]
+    name = register("test_bad_label_maps", records, stuff_classes=["a", "b"], ignore_label=255)
+    inputs = [{"file_name": record["file_name"], "height": 8, "width": 9} for record in records]
+    outputs = [{"sem_seg": torch.ones(8, 9, dtype=torch.int64)}] * 2
+    with pytest.raises(BadRecordError, match=r"1\.png: "):
+        SemanticEvaluator(name).process(inputs, outputs)
+    evaluator = SemanticEvaluator(name, skip_bad_records=True, panoptic_quality=True)
+    evaluator.process(inputs, outputs)
+    results = evaluator.evaluate()
+    assert results is not None and results["sem_seg"]["mIoU"] == results["sem_seg"]["PQ"] == 100
+    assert "1 images are left out, because their ground truth is bad: 1.jpg" in caplog.text

@@ -124,9 +124,9 @@ def test_user_errors(dataset: Any, tmp_path: Path, register: Callable[..., str])
     record = {"file_name": "00.jpg", "category_id": 10, "segmentation": code}
     for content, message in (
         ({}, "list of records"),
-        ([{**record, "category_id": 0}], "record 0 .*unknown category"),
+        ([{**record, "category_id": 0}], "record 0: category 0 is not one of the dataset"),
         ([{**record, "file_name": "x.jpg"}], "'x.jpg' is not an image"),
-        ([{**record, "segmentation": {**code, "size": [3, 3]}}], r"00.jpg: a mask is .*\(3, 3\)"),
+        ([{**record, "segmentation": {**code, "size": [3, 3]}}], r"prediction of 00.jpg: .* size \[3, 3\]"),
     ):
         path.write_text(json.dumps(content))
         with pytest.raises(ValueError, match=message):

@@ -125,7 +125,7 @@ def test_boundary_mistakes_are_explained(
     both = ("--gt-json-file", gt, "--dt-json-file", dt)
     assert "dilation-ratio must lie between 0 and 1" in message(*both, "--dilation-ratio", "2")
     swapped = message("--gt-json-file", dt, "--dt-json-file", gt)
-    assert "not a COCO instance annotation file" in swapped
+    assert str(dt) in swapped and "list, but must contain an object" in swapped
     wrong = message("--gt-json-file", gt, "--dt-json-file", gt)
     assert str(gt) in wrong and "list" in wrong
     dt.write_text(json.dumps([{"image_id": 7, "category_id": 3}]))

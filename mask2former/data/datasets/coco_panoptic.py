@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,10 +14,12 @@ from detectron2.structures import BoxMode
 
 from ...errors import BadRecordError, report_bad_records
 from ...structures.colors import color_of
+from ...structures.panoptic_ids import MAX_ID
 from ...structures.rle import encode_label_map
 from ...utils.file_io import read_json_object
 from .catalog import Records, file_state, locate, register_custom, require_files, require_some
 from .categories import Category, panoptic_classes, panoptic_metadata
+from .coco_annotations import is_area, is_id
 
 
 class Object(NamedTuple):
@@ -111,28 +113,135 @@ def load_panoptic(
     content = read_json_object(panoptic_json, lists=("annotations",))
     images = _by_id(content.get("images"))
     records: dict[Any, dict[str, Any]] = {}
-    problems: list[BadRecordError] = []
-    for position, annotation in enumerate(content["annotations"]):
-        try:
-            record = _record(annotation, images, layout, image_root, panoptic_root, sem_seg_root)
-            if record["image_id"] in records:
-                raise ValueError(f"image {record['image_id']!r} has two annotations")
-            records[record["image_id"]] = record
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            missing = isinstance(error, KeyError)
-            reason = (
-                f"{error.args[0]!r} is missing, or not declared in 'categories'" if missing else f"malformed: {error}"
-            )
-            problems.append(BadRecordError(panoptic_json, reason, f"annotations[{position}]"))
-            if not skip_bad_records:
-                raise problems[-1] from error
-    report_bad_records(panoptic_json, problems, len(problems))
-    if not records:
-        raise BadRecordError(panoptic_json, "contains no annotations")
+
+    def add(annotation: dict[str, Any]) -> None:
+        record = _record(annotation, images, layout, image_root, panoptic_root, sem_seg_root)
+        if record["image_id"] in records:
+            raise ValueError(f"image {record['image_id']!r} has two annotations")
+        records[record["image_id"]] = record
+
+    _read_annotations(panoptic_json, content["annotations"], layout.classes, skip_bad_records, add)
     result = list(records.values())
     for key in [key for key in result[0] if key.endswith("file_name")]:
         require_some(name, [record[key] for record in result], layout.tree)
     return result
+
+
+@dataclass(frozen=True)
+class PanopticAnnotations:
+    """Content of a COCO panoptic JSON file, without what is bad.
+
+    Attributes:
+        content: as in the file.
+        categories: id -> entry of the file.
+        annotations: image id as text -> {"image_id", "file_name", "segments_info"}, checked; segments have "id",
+            "category_id" (of the file), "iscrowd" (0 or 1), and "area" where the file has a number of 0 or more.
+        left_out: ids, as text, of images with bad records.
+        sizes: image id as text -> height and width, of images for which the file has them.
+    """
+
+    content: dict[str, Any]
+    categories: dict[int, dict[str, Any]]
+    annotations: dict[str, dict[str, Any]]
+    left_out: frozenset[str]
+    sizes: dict[str, tuple[int, int]]
+
+
+def read_panoptic_json(file: str, *, skip_bad_records: bool = False) -> PanopticAnnotations:
+    """Read and check a COCO panoptic JSON file with the checks of training, without the PNG files.
+
+    Raises:
+        FileNotFoundError: no such file.
+        BadRecordError: the file is malformed or, without `skip_bad_records`, one of its annotations.
+    """
+    content = read_json_object(file, lists=("annotations", "categories"))
+    categories: dict[int, dict[str, Any]] = {}
+    for position, entry in enumerate(content["categories"]):
+        if not isinstance(entry, dict) or not is_id(entry.get("id")) or entry["id"] in categories:
+            raise BadRecordError(file, "needs an integer 'id' that no other has", f"categories[{position}]")
+        categories[entry["id"]] = entry
+    annotations: dict[str, dict[str, Any]] = {}
+
+    def add(annotation: dict[str, Any]) -> None:
+        annotations[str(annotation["image_id"])] = annotation
+
+    left_out = _read_annotations(file, content["annotations"], categories, skip_bad_records, add)
+    images = _by_id(content.get("images"))
+    sized = {str(key): (entry.get("height"), entry.get("width")) for key, entry in images.items()}
+    sizes = {key: (h, w) for key, (h, w) in sized.items() if isinstance(h, int) and isinstance(w, int)}
+    return PanopticAnnotations(content, categories, annotations, left_out, sizes)
+
+
+def _read_annotations(
+    file: str,
+    annotations: list[Any],
+    categories: Container[int],
+    skip_bad_records: bool,
+    add: Callable[[dict[str, Any]], None],
+) -> frozenset[str]:
+    """Check annotations and pass them to `add`, whose errors count too; return the ids of images that are left out."""
+    problems: list[BadRecordError] = []
+    good: set[str] = set()
+    bad: set[str] = set()
+    for position, annotation in enumerate(annotations):
+        try:
+            checked = _check_annotation(annotation, categories)
+            if str(checked["image_id"]) in good:
+                raise ValueError(f"image {checked['image_id']!r} has two annotations")
+            add(checked)
+            good.add(str(checked["image_id"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else f"malformed: {error}"
+            problems.append(BadRecordError(file, reason, f"annotations[{position}]"))
+            if not skip_bad_records:
+                raise problems[-1] from error
+            if isinstance(annotation, dict):
+                bad.add(str(annotation.get("image_id")))
+    report_bad_records(file, problems, len(problems))
+    if not good:
+        raise BadRecordError(file, "contains no annotations" if not problems else "contains no usable annotation")
+    return frozenset(bad - good)
+
+
+def _check_annotation(annotation: Any, categories: Container[int]) -> dict[str, Any]:
+    """Return an annotation with segments in one form; ValueError if it is malformed."""
+    if not isinstance(annotation, dict):
+        raise ValueError("is not an object")
+    image_id = same_id(annotation.get("image_id"))
+    missing = [key for key in ("segments_info", "file_name") if key not in annotation]
+    if missing:
+        raise ValueError(
+            f"image {image_id!r} has no {' and no '.join(missing)}; use the panoptic annotation file, not the "
+            "instance annotation file"
+        )
+    name, segments = annotation["file_name"], annotation["segments_info"]
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise ValueError(f"image {image_id!r} needs the 'file_name' of its PNG, has {name!r}")
+    if not isinstance(segments, list):
+        raise ValueError(f"image {image_id!r} needs a list 'segments_info'")
+    seen: set[int] = set()
+    checked = [_check_segment(segment, categories, seen, image_id) for segment in segments]
+    return {**annotation, "segments_info": checked}
+
+
+def _check_segment(segment: Any, categories: Container[int], seen: set[int], image_id: int | str) -> dict[str, Any]:
+    if not isinstance(segment, dict):
+        raise ValueError(f"image {image_id!r}: a segment is not an object")
+    number: Any = segment.get("id")
+    category, crowd = segment.get("category_id"), segment.get("iscrowd")
+    where = f"image {image_id!r}: segment {number!r}"
+    if not is_id(number) or not 1 <= number <= MAX_ID or number in seen:
+        state = "is used twice" if is_id(number) and number in seen else f"is not an integer from 1 to {MAX_ID}"
+        raise ValueError(f"{where}: its id {state}")
+    seen.add(number)
+    if not is_id(category) or category not in categories:
+        raise ValueError(f"{where}: category {category!r} is not declared in 'categories'")
+    if crowd is not None and (not isinstance(crowd, (int, float)) or crowd not in (0, 1)):
+        raise ValueError(f"{where}: 'iscrowd' must be 0 or 1, not {crowd!r}")
+    checked = {**segment, "iscrowd": int(crowd or 0)}
+    if "area" in checked and not is_area(checked["area"]):
+        del checked["area"]
+    return checked
 
 
 def _by_id(images: Any) -> dict[Any, dict[str, Any]]:
@@ -172,7 +281,7 @@ def _record(
 
 def _convert_segment(segment: dict[str, Any], classes: Mapping[int, tuple[int, bool]]) -> dict[str, Any]:
     index, thing = classes[segment["category_id"]]
-    return {**segment, "category_id": index, "isthing": thing, "iscrowd": int(segment.get("iscrowd", 0))}
+    return {**segment, "category_id": index, "isthing": thing}
 
 
 LAYOUT = """\
@@ -211,7 +320,8 @@ def register_panoptic(
             labels made from the segments.
         instances_json: COCO instance JSON file of the things, with the same ids; needed to evaluate instance AP.
         ignore_value: value of pixels without a class in the label maps.
-        skip_bad_records: leave out and report images with bad records instead of raising an error.
+        skip_bad_records: leave out and report images with bad records instead of raising an error; so does the
+            evaluation.
 
     Raises:
         FileNotFoundError: a file or directory does not exist.
@@ -225,7 +335,7 @@ def register_panoptic(
 
     def describe() -> tuple[Callable[[], Records], dict[str, Any]]:
         classes = _read_categories(json_path)
-        layout = PanopticLayout(panoptic_classes(classes), LAYOUT, image_id=_same_id)
+        layout = PanopticLayout(panoptic_classes(classes), LAYOUT, image_id=same_id)
         load = functools.partial(load_panoptic, name, layout, **paths, **labels, skip_bad_records=skip_bad_records)
         metadata = {
             **panoptic_metadata(classes, ignore_label=ignore_value),
@@ -233,6 +343,7 @@ def register_panoptic(
             **labels,
             **instances,
             "evaluator_type": "coco_panoptic_seg",
+            "skip_bad_records": skip_bad_records,
         }
         return load, metadata
 
@@ -240,7 +351,12 @@ def register_panoptic(
     register_custom(name, (*file_state(json_path), *settings), describe)
 
 
-def _same_id(value: Any) -> int | str:
+def same_id(value: Any) -> int | str:
+    """Return the image id of a file that has integers, or names.
+
+    Raises:
+        TypeError: it is neither an integer nor text.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise TypeError(f"image_id {value!r} is neither an integer nor text")
     return value
@@ -251,7 +367,7 @@ def _read_categories(file: str) -> list[Category]:
     categories: dict[int, Category] = {}
     for position, entry in enumerate(read_json_object(file, lists=("categories",))["categories"]):
         where = f"categories[{position}]"
-        if not isinstance(entry, dict) or type(entry.get("id")) is not int or entry["id"] < 0:
+        if not isinstance(entry, dict) or not is_id(entry.get("id")) or entry["id"] < 0:
             raise BadRecordError(file, "needs an integer 'id' of 0 or more", where)
         if not isinstance(entry.get("name"), str) or not entry["name"]:
             raise BadRecordError(file, "needs a 'name'", where)
@@ -259,6 +375,8 @@ def _read_categories(file: str) -> list[Category]:
             raise BadRecordError(file, "needs 'isthing': 1 for things (countable objects), 0 for stuff", where)
         if entry["id"] in categories:
             raise BadRecordError(file, f"id {entry['id']} is used twice", where)
+        if entry.get("color") and not _is_color(entry["color"]):
+            raise BadRecordError(file, "'color' must be [red, green, blue] from 0 to 255", where)
         categories[entry["id"]] = entry
     if not categories:
         raise BadRecordError(file, "declares no categories")
@@ -271,3 +389,7 @@ def _read_categories(file: str) -> list[Category]:
         }
         for index, (key, entry) in enumerate(sorted(categories.items()))
     ]
+
+
+def _is_color(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(is_id(part) and 0 <= part <= 255 for part in value)

@@ -16,7 +16,7 @@ from typing import Any
 from ...errors import BadRecordError, report_bad_records
 from ...utils.file_io import read_json_object
 from .catalog import Records, file_state, locate, register_custom
-from .coco_json import check_class_and_crowd, check_id, check_segmentation, check_sides, is_id, read_categories
+from .coco_annotations import check_class_and_crowd, check_id, check_segmentation, check_sides, is_id, read_categories
 
 Segmentation = list[list[float]] | dict[str, Any]
 

@@ -12,7 +12,7 @@ import numpy as np
 from ...errors import BadRecordError, first_few
 from ...structures.masks import boxes_from_patches, segmentation_to_patch
 from ...utils.file_io import read_json_object
-from ..datasets.coco_json import check_class_and_crowd, check_id, check_segmentation, is_id, read_categories
+from ..datasets.coco_annotations import check_annotation, check_class_and_crowd, check_id, is_id, read_categories
 from .coco_data import CocoData, Context
 from .files import SPLITS, Tree, check_side, image_size, is_file, split_of
 from .sniffing import json_kind
@@ -171,26 +171,22 @@ class _FileReader:
             raise BadRecordError(
                 self.file, f"belongs to image {annotation.get('image_id')!r}, which is not read", where
             )
-        category, crowd = check_class_and_crowd(file, annotation, where, ids)
         given = annotation.get("segmentation")
         if given is None or given == [] or given == {}:
+            check_class_and_crowd(file, annotation, where, ids)
             self.boxes_only += 1
             return
-        segmentation = check_segmentation(file, given, image, where)
-        if not segmentation:
+        box = annotation.get("bbox")
+        entry = check_annotation(file, {**annotation, "bbox": box if _is_box(box) else None}, image, where, ids)
+        if not entry["segmentation"]:
             self.degenerate += 1
             return
-        entry = {
-            "id": annotation["id"],
-            "image_id": image["id"],
-            "category_id": ids[category],
-            "iscrowd": int(crowd or bool(annotation.get("ignore"))),
-            "segmentation": segmentation,
-            "area": annotation.get("area"),
-            "bbox": annotation.get("bbox"),
-        }
-        if not _is_number(entry["area"]) or not _is_box(entry["bbox"]):
-            patch = segmentation_to_patch(segmentation, (image["height"], image["width"]))
+        entry["category_id"] = ids[entry["category_id"]]
+        ignore = entry.pop("ignore")
+        entry["iscrowd"] = int(entry["iscrowd"] or ignore)
+        entry.pop("score", None)
+        if "area" not in entry or "bbox" not in entry:
+            patch = segmentation_to_patch(entry["segmentation"], (image["height"], image["width"]))
             left, top, right, bottom = boxes_from_patches([patch])[0].tolist()
             entry["area"] = int(np.count_nonzero(patch.bits))
             entry["bbox"] = [left, top, right - left, bottom - top]

@@ -18,7 +18,7 @@ from ...structures.masks import (
     boxes_from_patches,
     check_polygons,
     polygons_to_patches,
-    without_degenerate_polygons,
+    read_polygons,
 )
 from ...structures.rle import encode_patches
 from .files import SPLITS, Tree, image_size, split_of
@@ -207,8 +207,7 @@ class SplitBuilder:
         """
         size = self.size(image_id)
         try:
-            flat = [_flat(polygon) for polygon in polygons]
-            usable = without_degenerate_polygons(flat)
+            usable = read_polygons([_flat(polygon) for polygon in polygons], size)
             if not usable:
                 self.parent.count_degenerate()
                 return
