@@ -21,11 +21,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the package
 
 import numpy as np
-from PIL import Image
 
 from mask2former.data import BadRecordError
 from mask2former.data.datasets.ade20k import FULL_VOID
 from mask2former.data.datasets.categories import class_table
+from mask2former.data.image_files import opened_image
 from mask2former.data.image_io import read_panoptic_png
 from mask2former.data.preparation.cli import argument_parser, find_directory, run, source_files
 from mask2former.data.preparation.segments import relabel
@@ -66,7 +66,7 @@ def convert(target: Path, directory: str, overwrite: bool, source: Path) -> Outc
     name = source.name.removesuffix(SEGMENTATION)
     path = source.with_name(f"{name}.jpg")
     numbers = class_numbers(read_panoptic_png(str(source)))
-    with Image.open(path) as image:
+    with opened_image(path) as image:
         if image.size != numbers.shape[::-1]:
             raise BadRecordError(source, f"is {numbers.shape} pixels (height, width), but {path} is {image.size[::-1]}")
     names = class_names(source.with_name(f"{name}.json"))

@@ -21,11 +21,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without installing the package
 
 import numpy as np
-from PIL import Image
 from scipy.io import loadmat
 
 from mask2former.data import BadRecordError
 from mask2former.data.datasets.categories import class_table, index_by_id
+from mask2former.data.image_files import opened_image
 from mask2former.data.preparation.cli import argument_parser, run, source_files
 from mask2former.data.preparation.segments import relabel
 from mask2former.data.preparation.work import Outcome, Report, convert_all, ensure_image, place_image
@@ -63,7 +63,7 @@ def convert(base: Path, split: str, overwrite: bool, name: str) -> Outcome:
     """Link one image and write its label map."""
     labels = read_map(base / "annotations" / f"{name}.mat")
     path = base / "images" / f"{name}.jpg"
-    with Image.open(path) as image:
+    with opened_image(path) as image:
         if image.size != labels.shape[::-1]:
             raise BadRecordError(
                 path, f"is {image.size[::-1]} pixels (height, width), but its label map is {labels.shape}"

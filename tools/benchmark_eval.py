@@ -181,7 +181,7 @@ def detectron2s(directory: str, boundary: bool) -> Makers:
     """
 
     def load(path: str, dtype: Any = None) -> np.ndarray:
-        return np.array(Image.open(path), dtype=dtype)
+        return np.array(Image.open(path, formats=("PNG",)), dtype=dtype)
 
     def semantic() -> DatasetEvaluator:
         evaluator = SemSegEvaluator(NAME, output_dir=directory, sem_seg_loading_fn=load)

@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 from PIL import Image
 
+from ..data.image_files import opened_image
 from ..result_files import CocoDocument, write_image
 from ..results import Result
 from ..structures.classes import ClassTable
@@ -113,6 +114,6 @@ def _store_image(result: Result, directory: Path, stem: str) -> Path:
 
 
 def _is_plain(path: Path, result: Result) -> bool:
-    with Image.open(path) as image:
+    with opened_image(path) as image:
         turned = image.getexif().get(_ORIENTATION, 1) != 1
         return image.mode in ("RGB", "RGBA", "L", "P") and not turned and image.size == result.size[::-1]

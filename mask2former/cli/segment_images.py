@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,10 +12,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..data.image_sources import count_pages
+from ..errors import first_few
 from ..results import Result
 from ..segmenter import Segmenter
 from ..structures.task import Task
 from .arguments import rules_of
+from .inputs import unique_names, unique_stems
 from .outputs import Writer
 from .text import describe_counts, describe_scores, format_counts, plural, print_error, print_files, table
 
@@ -64,6 +68,7 @@ def segment_images(
         total.update(result.counts())
         semantic = result.tasks == (Task.SEMANTIC,)
     writer.finish()
+    writer.notes += [*_renamed(files), *_unused_pages(args, files)]
     if rows:
         _print_summary(writer, rows, total, semantic)
     if problems:
@@ -90,9 +95,9 @@ def _results(
     """Yield result, name and stem of each readable image, or of its pages; append a message for each other one."""
     options = {"progress": True} | rules_of(segment, args) | image_options(args)
     with tqdm(files, unit="image", mininterval=0.5, disable=len(files) < 4) as progress:
-        for path in progress:
+        for path, name, stem in zip(progress, unique_names(files), unique_stems(files), strict=True):
             size = args.min_size or hints.get(path.name, (None, ""))[0]
-            pages = _pages(segment, path, {"min_size": size, **options})
+            pages = _pages(segment, path, name, stem, {"min_size": size, **options})
             while True:
                 try:
                     item = next(pages, None)
@@ -107,13 +112,35 @@ def _results(
                 yield item
 
 
-def _pages(segment: Segmenter, path: Path, options: Mapping[str, Any]) -> Iterator[tuple[Result, str, str]]:
+def _pages(
+    segment: Segmenter, path: Path, name: str, stem: str, options: Mapping[str, Any]
+) -> Iterator[tuple[Result, str, str]]:
     """Yield result, name and stem of an image, or of each page of a stack, one in memory at a time."""
     if options.get("page") != "all":
-        yield segment(path, **options), path.name, path.stem
+        yield segment(path, **options), name, stem
         return
     for number, result in enumerate(segment.stream([path], **options)):
-        yield result, f"{path.name}#{number}", f"{path.stem}_page{number:04d}"
+        yield result, f"{name}#{number}", f"{stem}_page{number:04d}"
+
+
+def _renamed(files: Sequence[Path]) -> list[str]:
+    """Note files whose output has another name, because an earlier one has the same."""
+    rows = zip(files, unique_names(files), unique_stems(files), strict=True)
+    renamed = [f"{name}: {stem}" for file, name, stem in rows if stem != file.stem]
+    return [f"images of the same name; their files begin with another one: {first_few(renamed)}"] if renamed else []
+
+
+def _unused_pages(args: argparse.Namespace, files: Sequence[Path]) -> list[str]:
+    """Note stacks of which only one page was selected without saying so."""
+    if getattr(args, "page", None) is not None or getattr(args, "channels", None) is not None:
+        return []
+    unused = {}
+    for file, name in zip(files, unique_names(files), strict=True):
+        with contextlib.suppress(ValueError, OSError):  # of an image that was not read either
+            unused[name] = count_pages(file) - 1
+    stacks = [f"{name} ({count} of {count + 1})" for name, count in unused.items() if count > 0]
+    command = "--page all" if hasattr(args, "page") else "mask2former predict --page all"
+    return [f"pages that are not used, of {first_few(stacks)}; {command} segments all of them"] if stacks else []
 
 
 def image_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import IO, Any, BinaryIO
 
 import cv2
@@ -25,7 +26,7 @@ from .image_pages import (
     reading,
 )
 from .image_scaling import Stretch, warn_if_dark
-from .tiff_pages import ORIENTATION, SUBFILE, check_page_list, is_described_stack, open_tiff, turned
+from .tiff_pages import ORIENTATION, SUBFILE, check_page_list, has_deep_planes, is_described_stack, open_tiff, turned
 
 # What Pillow may decode, whatever the suffix: the content decides. No EPS, which would start Ghostscript, and none of
 # the many formats that nobody trains on. JPEG includes MPO.
@@ -66,6 +67,17 @@ def open_regular(path: str) -> BinaryIO:
     if descriptor < 0:
         raise BadRecordError(path, "is a pipe or device, not a file; pass the bytes that you read from it")
     return os.fdopen(descriptor, "rb")
+
+
+@contextmanager
+def opened_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """Open an image file of one of FORMATS with Pillow, whatever its suffix; its pixels are not decoded yet.
+
+    Raises:
+        FileNotFoundError, BadRecordError: as `open_regular`; and what Pillow raises for other content.
+    """
+    with open_regular(os.fspath(path)) as file, open_with_pillow(file) as image:
+        yield image
 
 
 def array_pages(name: str, array: np.ndarray, page: Any, channels: Any, stretch: Stretch) -> ArrayPages:
@@ -127,7 +139,8 @@ def file_pages(name: str, file: IO[bytes], page: Any, channels: Any, stretch: St
         deep = _is_deep(image)
         if image.format == "TIFF":
             described = is_described_stack(image, getattr(image, "n_frames", 1))
-            if described or (deep and stretch is not None) or not _decodes(image):
+            exact = has_deep_planes(image) or (deep and stretch is not None)
+            if described or exact or not _decodes(image):
                 return _stack(open_tiff(name, file), page, channels)
         if deep and image.format == "PNG" and stretch is not None:
             return _deep_png(name, file, image)
@@ -149,6 +162,15 @@ def image_pages(name: str, image: Image.Image, page: Any, channels: Any, *, curr
         if image.format == "TIFF":
             frames = [i for i in frames if not _is_reduced(image, i)] or [0]
     return _stack(PillowPages(name, image, frames), page, channels)
+
+
+def page_count(image: Image.Image) -> int:
+    """Return the number of pages of an image that Pillow has opened, small versions left out; it stays at its frame."""
+    count, frame = int(getattr(image, "n_frames", 1)), image.tell()
+    if count > 1 and image.format == "TIFF":
+        count = max(1, sum(not _is_reduced(image, i) for i in range(count)))
+        image.seek(frame)
+    return count
 
 
 def _is_reduced(image: Any, frame: int) -> bool:

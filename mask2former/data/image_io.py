@@ -12,7 +12,7 @@ from PIL import Image
 from ..errors import BadRecordError
 from ..structures.panoptic_ids import rgb_to_id
 from ..utils.downloads import open_path
-from .image_files import open_regular, open_with_pillow
+from .image_files import open_regular, open_with_pillow, page_count
 from .image_sources import load_image
 
 IMAGE_FORMATS = ("RGB", "BGR")
@@ -20,7 +20,8 @@ IMAGE_FORMATS = ("RGB", "BGR")
 # Endings of file names, compared in lower case.
 IMAGE_SUFFIXES = frozenset(
     {
-        *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".npy", ".pgm", ".png", ".ppm"),
+        *(".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg"),
+        *(".jpf", ".jpg", ".jpx", ".mpo", ".npy", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".tga"),
         *(".tif", ".tiff", ".webp"),
     }
 )
@@ -142,11 +143,14 @@ def _open(path: str) -> Image.Image:
     try:
         with open_path(path) if "://" in path else open_regular(path) as file:
             image = open_with_pillow(file)
+            pages = page_count(image)
             image.load()
-            return image
     except (MemoryError, BadRecordError):
         raise
     except FileNotFoundError as error:
         raise BadRecordError(path, "the file does not exist") from error
     except Exception as error:
         raise BadRecordError(path, f"cannot be read as an image: {error}") from error
+    if pages > 1:
+        raise BadRecordError(path, f"has {pages} pages, but ground truth has one; save each page as a file of its own")
+    return image

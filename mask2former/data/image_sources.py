@@ -90,6 +90,16 @@ def iter_pages(
             yield _render(pages.name, content, channels, stretch)
 
 
+def count_pages(path: str | os.PathLike[str]) -> int:
+    """Return the number of pages of an image file; previews and depth maps are none.
+
+    Raises:
+        FileNotFoundError, BadRecordError: as `load_image`.
+    """
+    with _opened(path, None, None, None) as pages:
+        return pages.count if pages.multipage else 1
+
+
 # ------------------------------------------------------------------ arguments
 def _page_number(page: Any) -> int:
     if isinstance(page, bool) or not isinstance(page, int | np.integer) or page < 0:

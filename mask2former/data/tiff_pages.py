@@ -27,7 +27,7 @@ from .image_pages import (
 )
 from .image_scaling import warn_once
 
-SUBFILE, PHOTOMETRIC, DESCRIPTION, ORIENTATION, SAMPLES = 254, 262, 270, 274, 277
+SUBFILE, BITS, PHOTOMETRIC, DESCRIPTION, ORIENTATION, SAMPLES, PLANES = 254, 258, 262, 270, 274, 277, 284
 # Private tags of microscopes: Zeiss LSM, MetaMorph STK (two), FluoView, Micro-Manager.
 _STACK_TAGS = (34412, 33628, 33629, 34361, 51123)
 _MOST_PLANES = 1_000_000  # in the description of a file, which may say anything
@@ -81,6 +81,16 @@ def is_described_stack(image: Image.Image, frames: int) -> bool:
         planes = _numbers_of(text) // (image.width * image.height * len(image.getbands()))
         return frames > 1 or planes > 1
     return frames > 1 and ("<OME" in text or any(tag in tags for tag in _STACK_TAGS))
+
+
+def has_deep_planes(image: Image.Image) -> bool:
+    """Return whether a TIFF that Pillow has opened stores 16-bit channels one after the other.
+
+    Without compression Pillow reads them as if they were interleaved, and gives other colors without an error.
+    """
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(BITS, 1)
+    return bool(tags.get(PLANES) == 2 and max(bits if isinstance(bits, tuple) else (bits,)) > 8)
 
 
 def open_tiff(name: str, file: IO[bytes]) -> ImagePages:

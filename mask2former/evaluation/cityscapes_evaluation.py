@@ -21,8 +21,9 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from ..data.image_files import opened_image
 from ..utils.tables import side_by_side
 from .cityscapes_scripts import Additions, load_script, script_errors, script_settings
 from .gathering import gather_parts
@@ -111,9 +112,13 @@ class _CityscapesEvaluator(DatasetEvaluator):
         for required in (path, path.replace("labelIds", "instanceIds")):
             if not os.path.isfile(required):
                 raise FileNotFoundError(f"Cityscapes annotations: no file {required} for image {image['file_name']}")
-        with Image.open(path) as label_map:
-            if label_map.size[::-1] != size:
-                raise ValueError(f"{path}: prediction is (h, w) = {size}, ground truth is {label_map.size[::-1]}")
+            try:  # of the formats that are read here: the scripts open them with whatever Pillow has
+                with opened_image(required) as label_map:
+                    shape = label_map.size[::-1]
+            except UnidentifiedImageError as error:
+                raise ValueError(f"{required}: is not a label map, or damaged") from error
+            if shape != size:
+                raise ValueError(f"{required}: prediction is (h, w) = {size}, ground truth is {shape}")
         return path
 
     def _path(self, image: Mapping[str, Any], end: str) -> str:

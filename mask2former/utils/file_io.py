@@ -59,6 +59,11 @@ def _null_for_nan(value: Any) -> Any:
     return None if isinstance(number, float) and not math.isfinite(number) else number
 
 
+def is_special(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path is a pipe, socket or device, which may never end, and whose opening may wait for ever."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
 def read_json(path: str | os.PathLike[str], purpose: str) -> Any:
     """Read a JSON file; `purpose` completes the error messages ("instance annotations").
 
@@ -106,8 +111,12 @@ def read_json_object(path: str, lists: Sequence[str] = ()) -> dict[str, Any]:
 def _parse_json(path: str) -> Any:
     """Read a JSON file; FileNotFoundError, or BadRecordError for what cannot be read or is not JSON."""
     try:
+        if is_special(path):
+            raise BadRecordError(path, "is a pipe or device, not a JSON file")
         with open_path(path, "r", encoding="utf-8") as file:
             return json.load(file)
+    except BadRecordError:
+        raise
     except FileNotFoundError as error:
         raise FileNotFoundError(str(error) if is_download(path) else f"{path} does not exist") from error
     except CheckpointError as error:  # a URL that is refused, or its checksum

@@ -22,8 +22,10 @@ import cv2
 import numpy as np
 import torch
 
+from ..data.file_listing import is_hidden
 from ..data.image_io import IMAGE_SUFFIXES, image_names
 from ..data.image_sources import ImageSource, load_image
+from ..errors import first_few
 from .frame_source import DEFAULT_RATE as DEFAULT_RATE
 from .frame_source import Frame as Frame
 from .frame_source import FrameSource as FrameSource
@@ -170,11 +172,16 @@ class FrameFolder(FrameSource):
     def __init__(self, path: Path, files: Sequence[Path] | None = None) -> None:
         self.path, self.name = path, path.name or "clip"
         if files is None:
-            self.files = [path / name for name in image_names(os.listdir(path))]
+            given = sorted((entry for entry in path.iterdir() if not entry.is_dir()), key=natural_order)
+            images = set(image_names(entry.name for entry in given))
+            self.files = [file for file in given if file.name in images]
         else:
-            self.files = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
-        if files is None:
-            self.files.sort(key=natural_order)
+            given = list(files)
+            self.files = [p for p in given if p.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(p.name)]
+        others = [file.name for file in given if file not in set(self.files) and not is_hidden(file.name)]
+        if others and self.files:
+            text = "%s: %d files are no frames, because their names do not end like those of images: %s"
+            logger.warning(text, path, len(others), first_few(others))
         if not self.files:
             raise ValueError(f"{path}: no frames in this directory (supported: {', '.join(sorted(IMAGE_SUFFIXES))})")
         self.length = len(self.files)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import ast
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +11,8 @@ from detectron2.data import detection_utils
 from PIL import Image, features
 
 from mask2former.data import BadRecordError, read_image
+from mask2former.data.formats.files import image_size
+from mask2former.data.formats.label_maps import read_ids
 from mask2former.data.image_io import (
     IMAGE_SUFFIXES,
     LABEL_MAP_SUFFIXES,
@@ -17,6 +22,7 @@ from mask2former.data.image_io import (
     read_label_map,
     read_panoptic_png,
 )
+from mask2former.data.preparation.work import is_complete
 
 
 @pytest.fixture
@@ -143,3 +149,53 @@ def test_label_maps_keep_their_values(tmp_path: Path) -> None:
     Image.new("RGB", (2, 2)).save(tmp_path / "color.png")
     with pytest.raises(BadRecordError, match=r"color\.png: a label map has one channel .* this one is RGB"):
         read_label_map(str(tmp_path / "color.png"))
+
+
+def postscript(path: Path) -> Path:
+    """Write a file that makes Pillow start Ghostscript, whatever its suffix."""
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    return path
+
+
+def test_no_reader_starts_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args, **_: started.append(args))
+    path = postscript(tmp_path / "a.png")
+    for read in (
+        lambda: read_image(str(path)),
+        lambda: read_label_map(str(path)),
+        lambda: read_panoptic_png(str(path)),
+        lambda: image_size(path),
+        lambda: read_ids(path),
+    ):
+        with pytest.raises(BadRecordError, match=r"a\.png"):
+            read()
+    assert not is_complete(path, "RGB", (8, 8)) and not started
+
+
+def test_pillow_opens_only_formats_of_the_list() -> None:
+    """Image.open without `formats` takes every format that Pillow knows, of which one starts a program."""
+    root = Path(__file__).parents[2]
+    found = []
+    for file in (path for name in ("mask2former", "datasets", "tools", "demo") for path in (root / name).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            opens = isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Image.open")
+            if opens and "formats=" not in ast.unparse(node):
+                found.append(f"{file.relative_to(root)}:{node.lineno}")
+    assert not found
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.png"])
+def test_ground_truth_has_one_page(tmp_path: Path, name: str) -> None:
+    pages = [Image.new("L", (3, 2), value) for value in (1, 2)]
+    pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+    for read in (lambda: read_label_map(str(tmp_path / name)), lambda: read_ids(tmp_path / name)):
+        with pytest.raises(BadRecordError, match=rf"{name}: has 2 pages, but .* has one"):
+            read()
+
+
+def test_pipes_are_no_ground_truth(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    for read in (lambda p: read_label_map(str(p)), image_size, read_ids):
+        with pytest.raises(BadRecordError, match="pipe or device"):
+            read(tmp_path / "a.png")

@@ -27,7 +27,7 @@ from mask2former.data import BadRecordError, image_scaling, read_image
 from mask2former.data.image_files import FORMATS
 from mask2former.data.image_pages import array_layout
 from mask2former.data.image_scaling import to_uint8
-from mask2former.data.image_sources import iter_pages, load_image, load_pages
+from mask2former.data.image_sources import count_pages, iter_pages, load_image, load_pages
 from mask2former.data.tiff_pages import _check_ome, turned
 
 RNG = np.random.default_rng(0)
@@ -764,3 +764,24 @@ def test_ranges_in_ome_are_not_expanded(tifffile: Any) -> None:
         _check_ome("a.tif", text)
     names = '<OME><Image><Pixels SizeC="2" SizeZ="3"><Channel Name="a"/><Channel/></Pixels></Image></OME>'
     assert _check_ome("a.tif", names) == ("a", "") and _check_ome("a.tif", "<OME") == ()
+
+
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_16_bit_colors_that_are_stored_one_after_the_other(
+    tmp_path: Path, tifffile: Any, tile: tuple[int, int] | None, order: str
+) -> None:
+    """Pillow gives other colors, without an error."""
+    path = tmp_path / "a.tif"
+    planes = np.ascontiguousarray(RGB.transpose(2, 0, 1)).astype(np.uint16) * 257
+    tifffile.imwrite(path, planes, photometric="rgb", planarconfig="separate", byteorder=order, tile=tile)
+    np.testing.assert_array_equal(load_image(path), RGB)
+
+
+def test_number_of_pages(tmp_path: Path) -> None:
+    pages = [Image.fromarray(GRAY)] * 3
+    for name in ("a.tif", "a.gif", "a.png"):
+        pages[0].save(tmp_path / name, save_all=True, append_images=[Image.fromarray(255 - GRAY), pages[0]])
+        assert count_pages(tmp_path / name) == 3
+    pages[0].save(tmp_path / "one.png")
+    assert count_pages(tmp_path / "one.png") == 1

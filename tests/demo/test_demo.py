@@ -134,10 +134,23 @@ def test_output_file_directory_and_what_is_saved(demo: ModuleType) -> None:
     assert names(Path("masks_only")) == {"masks/p_instances.png"}
 
 
-def test_same_names_from_two_directories_do_not_collide(demo: ModuleType) -> None:
+def test_same_names_from_two_directories_do_not_collide(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     image(Path("a/p.png")), image(Path("b/p.png"))
     assert demo.main(["--input", "a", "b", "--output", "out"]) == 0
     assert names(Path("out")) == {"p.png", "p_2.png", "results.json"}
+    images = json.loads(Path("out/results.json").read_text())["images"]
+    assert [entry["file_name"] for entry in images] == ["a/p.png", "b/p.png"]
+    assert "b/p.png: p_2" in capsys.readouterr().err
+    Path("a/p.png").write_bytes(b"no image")  # the other keeps its name
+    assert demo.main(["--input", "a", "b", "--output", "again"]) == 1
+    assert names(Path("again")) == {"p_2.png", "results.json"}
+
+
+def test_pages_that_are_not_used_are_named(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    page = Image.open(image(Path("one.png")), formats=("PNG",))
+    page.save("stack.tif", save_all=True, append_images=[page, page])
+    assert demo.main(["--input", "stack.tif", "one.png", "--output", "out"]) == 0
+    assert "stack.tif (2 of 3); mask2former predict --page all segments all" in capsys.readouterr().err
 
 
 def test_an_input_is_never_overwritten(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from ...errors import BadRecordError, first_few
 from ...structures.colors import color_of
+from ..file_listing import list_files
 from ..image_io import IMAGE_SUFFIXES, LABEL_MAP_SUFFIXES, image_names
 from .catalog import Records, locate, register_custom, require_files
 
@@ -66,11 +67,13 @@ def load_semantic(name: str, image_root: str, sem_seg_root: str, layout: str) ->
 
 def _by_name(root: str, suffixes: Collection[str]) -> dict[str, str]:
     by_name: dict[str, str] = {}
-    for directory, _, files in os.walk(root, followlinks=True):
+    by_directory: dict[str, list[str]] = {}
+    for path in list_files(root):
+        by_directory.setdefault(str(path.parent), []).append(path.name)
+    for directory, files in by_directory.items():
         for file in image_names(files, suffixes):
-            stem = os.path.splitext(file)[0]
             path = os.path.join(directory, file)
-            key = os.path.relpath(os.path.join(directory, stem), root)
+            key = os.path.relpath(os.path.splitext(path)[0], root)
             if key in by_name:
                 raise ValueError(
                     f"{path} and {by_name[key]} have the same name, so their match is ambiguous; rename one"

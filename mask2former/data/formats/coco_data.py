@@ -105,7 +105,7 @@ class DataBuilder:
         if twice:
             raise ValueError(f"{context.tree.root}: class {twice[0]!r} is listed twice; names must be unique")
         self._splits: dict[str, SplitBuilder] = {}
-        self._degenerate = 0
+        self._degenerate = self._empty = 0
 
     def split(self, name: str | None) -> SplitBuilder:
         """Return the builder of a split, "all" for None."""
@@ -115,6 +115,13 @@ class DataBuilder:
     def count_degenerate(self) -> None:
         """Count an object that has no polygon of three points."""
         self._degenerate += 1
+
+    def add_empty(self, file: Path, where: str | None, image: dict[str, Any]) -> None:
+        """Leave out an object without a pixel in its image: a problem where these are collected, else counted."""
+        reason = f"the object has no pixel inside the image of {image['width']}x{image['height']} pixels"
+        if self.context.problems is not None:
+            self.context.problems.append(BadRecordError(file, reason, where))
+        self._empty += 1
 
     def add_negatives(self, images: Iterable[Path]) -> None:
         """Add images that no annotation names, in splits that have annotations; count the others."""
@@ -139,6 +146,8 @@ class DataBuilder:
         context = self.context
         if self._degenerate:
             context.note(f"{self._degenerate} objects without a polygon of at least three points are left out")
+        if self._empty:
+            context.note(f"{self._empty} objects without a pixel inside their image are left out")
         splits = {name: split for name, split in self._splits.items() if split.images}
         if not splits and not context.problems:
             raise ValueError(f"{context.tree.root}: found no image with annotations of the format {self.format!r}")
@@ -233,6 +242,9 @@ class SplitBuilder:
         known = self.parent.names
         if known is not None and name not in known:
             raise BadRecordError(file, f"class {name!r} is not one of {', '.join(known[:20])}", where)
+        if not patch.bits.any():
+            self.parent.add_empty(file, where, self.images[image_id - 1])
+            return
         left, top, right, bottom = boxes_from_patches([patch])[0].tolist()
         self.annotations.append(
             {

@@ -1,4 +1,4 @@
-"""Files of a directory of training data: a safe listing, images that annotation files name, sizes, splits."""
+"""Files of a directory of training data: images that annotation files name, sizes, splits."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import contextlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from ...errors import BadRecordError
+from ..file_listing import list_files
+from ..image_files import opened_image
 from ..image_io import IMAGE_SUFFIXES, read_image
 
 # Names of directories and parts of file names -> the split they stand for.
@@ -24,9 +26,6 @@ SPLIT_NAMES = {
 }
 SPLITS = ("train", "val", "test")
 
-_MOST_FILES = 2_000_000
-_DEEPEST = 24  # directories below the root
-_IGNORED = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 _ROTATED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap width and height
 _WIDTH, _HEIGHT, _ORIENTATION = 256, 257, 274  # tags of TIFF and EXIF
 _MOST_SIDE = 1 << 20
@@ -57,40 +56,6 @@ def split_of(names: Iterable[str]) -> str | None:
             if word in SPLIT_NAMES:
                 return SPLIT_NAMES[word]
     return None
-
-
-def list_files(root: Path) -> list[Path]:
-    """List the files below a directory in the order of their names.
-
-    Links to directories are followed once, so that a loop of links ends. Hidden files (also "._..." of macOS),
-    Thumbs.db and the like are left out.
-
-    Raises:
-        ValueError: more than two million files, which is hardly one dataset.
-    """
-    found: list[Path] = []
-    seen: set[tuple[int, int]] = set()
-
-    def visit(directory: Path, depth: int) -> None:
-        status = directory.stat()
-        if (status.st_dev, status.st_ino) in seen or depth > _DEEPEST:
-            return
-        seen.add((status.st_dev, status.st_ino))
-        with os.scandir(directory) as entries:
-            ordered = sorted(entries, key=lambda entry: entry.name)
-        for entry in ordered:
-            if entry.name.startswith(".") or entry.name.lower() in _IGNORED:
-                continue
-            with contextlib.suppress(OSError):  # a broken link, or no permission: as if it were not there
-                if entry.is_dir():
-                    visit(directory / entry.name, depth + 1)
-                elif entry.is_file():
-                    found.append(directory / entry.name)
-        if len(found) > _MOST_FILES:
-            raise ValueError(f"{root}: holds more than {_MOST_FILES} files; pass the directory of one dataset")
-
-    visit(root, 0)
-    return found
 
 
 class Tree:
@@ -191,7 +156,7 @@ def image_size(path: Path) -> tuple[int, int]:
         BadRecordError: the file is missing or not an image.
     """
     try:
-        with Image.open(path) as image:
+        with opened_image(path) as image:
             # Pillow gives the size of a rotated TIFF after the rotation, that of others before it.
             tags: Any = getattr(image, "tag_v2", {})
             width, height = int(tags.get(_WIDTH, image.width)), int(tags.get(_HEIGHT, image.height))
@@ -201,11 +166,23 @@ def image_size(path: Path) -> tuple[int, int]:
             return height, width
     except FileNotFoundError as error:
         raise BadRecordError(path, "the file does not exist") from error
+    except BadRecordError:
+        raise
     except UnidentifiedImageError:
         height, width = read_image(str(path)).shape[:2]
         return height, width
     except Exception as error:  # of any plug-in of Pillow, on a broken file
         raise BadRecordError(path, f"cannot be read as an image: {error}") from error
+
+
+def check_one(paths: Sequence[Path], purpose: str) -> None:
+    """Check that only one file has a name that annotations refer to without its suffix.
+
+    Raises:
+        BadRecordError: several have it.
+    """
+    if len(paths) > 1:
+        raise BadRecordError(paths[1], f"has the same name as {paths[0].name}, so {purpose} is ambiguous; rename one")
 
 
 def check_side(value: object, name: str, file: Path, where: str | None = None) -> int:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ...errors import BadRecordError
 from ...structures.masks import SegmentationError, rle_to_patch
 from ...utils.file_io import write_bytes
+from ..image_files import open_regular, open_with_pillow
 from .coco_data import OBJECT, CocoData, Context, DataBuilder
 from .files import SPLIT_NAMES, Tree
 from .label_maps import label_patches, to_ids
@@ -29,7 +29,15 @@ _MAPS = ("label_map", "instances", "instance_mask", "instance_map", "mask", "mas
 _OBJECTS = ("objects", "annotations", "instances")
 _SEGMENTATIONS = ("segmentation", "segmentations", "polygons", "polygon", "segments", "masks", "rle")
 _CLASSES = ("category", "categories", "category_id", "label", "labels", "class", "classes", "name")
-_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "TIFF": ".tif", "BMP": ".bmp", "WEBP": ".webp", "GIF": ".gif"}
+_SUFFIXES = {
+    "JPEG": ".jpg",
+    "MPO": ".jpg",
+    "PNG": ".png",
+    "TIFF": ".tif",
+    "BMP": ".bmp",
+    "WEBP": ".webp",
+    "GIF": ".gif",
+}
 
 
 def find(tree: Tree) -> Path | None:
@@ -47,7 +55,7 @@ def load(found: Path, context: Context) -> dict[str, CocoData]:
         dataset = library.load_from_disk(str(found))
     except Exception as error:  # of pyarrow and datasets, on broken files
         raise BadRecordError(found, f"cannot be read as a Hugging Face dataset: {error}") from error
-    return load_dataset(dataset, context)
+    return load_dataset(dataset, context, Path(found))
 
 
 def is_dataset(value: Any) -> bool:
@@ -65,10 +73,11 @@ def _library() -> Any:
     return library
 
 
-def load_dataset(dataset: Any, context: Context) -> dict[str, CocoData]:
+def load_dataset(dataset: Any, context: Context, place: Path | None = None) -> dict[str, CocoData]:
     """Read a `datasets.Dataset` or `DatasetDict`.
 
     It needs a column of images, and either "objects" with segmentations and categories, or a column of label maps.
+    `place` is the directory that it was loaded from: images that it names instead of holding them must lie there.
     """
     parts = dict(dataset) if isinstance(dataset, Mapping) else {None: dataset}
     first = next(iter(parts.values()), None)
@@ -76,7 +85,7 @@ def load_dataset(dataset: Any, context: Context) -> dict[str, CocoData]:
         raise ValueError(
             "the Hugging Face dataset has no splits that can be read; streaming datasets are not supported"
         )
-    reader = _Reader(first.features, context, _image_dir(parts, context))
+    reader = _Reader(first.features, context, _image_dir(parts, context), place)
     for name, part in parts.items():
         if name is not None and not re.fullmatch(r"\w[\w.-]*", str(name)):  # it names a directory of images
             raise ValueError(f"the Hugging Face dataset has a split {str(name)[:40]!r}, which is no name of a split")
@@ -99,8 +108,8 @@ def _image_dir(parts: Mapping[Any, Any], context: Context) -> Path:
 
 
 class _Reader:
-    def __init__(self, features: Any, context: Context, root: Path) -> None:
-        self.context, self.root = context, root
+    def __init__(self, features: Any, context: Context, root: Path, place: Path | None) -> None:
+        self.context, self.root, self.place = context, root, place
         kinds = {name: type(feature).__name__ for name, feature in features.items()}
         images = [name for name, kind in kinds.items() if kind == "Image"]
         image = next((name for name in _IMAGES if name in images), images[0] if len(images) == 1 else None)
@@ -185,14 +194,11 @@ class _Reader:
     def _write(self, cell: Any, directory: Path, number: int, where: str) -> Path:
         data = cell.get("bytes") if isinstance(cell, dict) else None
         if data is None and isinstance(cell, dict) and isinstance(cell.get("path"), str):
-            try:
-                data = Path(cell["path"]).read_bytes()
-            except OSError as error:
-                raise BadRecordError(cell["path"], f"cannot be read: {error}", where) from error
+            data = self._named(cell["path"], where)
         if not data:
             raise BadRecordError(directory, "has no image", where)
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with open_with_pillow(io.BytesIO(data)) as image:
                 suffix = _SUFFIXES.get(image.format or "")
         except Exception as error:  # of any plug-in of Pillow, on broken data
             raise BadRecordError(directory, f"the image cannot be read: {error}", where) from error
@@ -202,6 +208,20 @@ class _Reader:
         if not path.is_file() or path.read_bytes() != data:
             write_bytes(path, data)
         return path
+
+    def _named(self, name: str, where: str) -> bytes:
+        """Return the bytes of an image that the dataset names; one from somewhere else may not name any file here."""
+        path = Path(name)
+        if self.place is not None:
+            place = Path(os.path.realpath(self.place))
+            path = Path(os.path.realpath(place / name))
+            if not path.is_relative_to(place):
+                raise BadRecordError(name, f"lies outside of {self.place}, so it is not read", where)
+        try:
+            with open_regular(str(path)) as file:
+                return file.read()
+        except OSError as error:
+            raise BadRecordError(name, f"cannot be read: {error}", where) from error
 
 
 def _polygons(segmentation: Any, path: Path, where: str) -> list[Any]:

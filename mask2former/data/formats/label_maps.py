@@ -19,9 +19,10 @@ from ...errors import BadRecordError, first_few
 from ...structures.mask_list import MaskList
 from ...structures.masks import Patch
 from ...structures.panoptic_ids import rgb_to_id
+from ..image_files import opened_image, page_count
 from ..image_io import LABEL_MAP_SUFFIXES
 from .coco_data import OBJECT, CocoData, Context, DataBuilder
-from .files import SPLIT_NAMES, Tree, image_size, is_image, split_of, words
+from .files import SPLIT_NAMES, Tree, check_one, image_size, is_image, split_of, words
 
 NAME = "label_maps"
 LOOKED_FOR = (
@@ -47,21 +48,23 @@ class Pairing(NamedTuple):
 
     pairs: list[tuple[Path, Path]]
     without: list[Path]  # images that have none
+    same: dict[Path, list[Path]] = {}  # file -> files of the same name with other suffixes, itself included
 
 
 def find(tree: Tree) -> Pairing | None:
     """Return images and label maps, or None where no image has one."""
     images: dict[str, Path] = {}
     labels: dict[str, Path] = {}
+    same: dict[Path, list[Path]] = {}  # files of one name -> all of them
     for path in tree.files:
         suffix = path.suffix.lower()
         if suffix not in _SUFFIXES and not is_image(path):
             continue
         role, key = pair_key(tree, path)
         if role == "label" and suffix in _SUFFIXES:
-            labels.setdefault(key, path)
+            same.setdefault(labels.setdefault(key, path), []).append(path)
         elif role != "label" and (is_image(path) or suffix == ".npy"):
-            images.setdefault(key, path)
+            same.setdefault(images.setdefault(key, path), []).append(path)
     pairs, taken = [], set()
     loose = {key: path for key, path in images.items() if path.suffix.lower() in _SUFFIXES}
     for key, image in images.items():
@@ -75,7 +78,8 @@ def find(tree: Tree) -> Pairing | None:
     used = {image for image, _ in pairs} | taken
     others = set(tree.images)  # not .npy files beside them, such as those of Cellpose
     without = [path for path in images.values() if path not in used and path in others]
-    return Pairing(pairs, without) if pairs else None
+    copies = {path: paths for path, paths in same.items() if len(paths) > 1}
+    return Pairing(pairs, without, copies) if pairs else None
 
 
 def pair_key(tree: Tree, path: Path) -> tuple[str | None, str]:
@@ -108,6 +112,9 @@ def load(pairing: Pairing, context: Context) -> dict[str, CocoData]:
     builder = DataBuilder(context, NAME, [name])
     for image, label in pairing.pairs:
         with context.guard():
+            for path in (image, label):
+                usable = [other for other in pairing.same.get(path, ()) if other.suffix.lower() != ".npy"]
+                check_one(usable, f"the label map of {image.name}")
             _add(builder, image, label, name, rule)
     builder.add_negatives(pairing.without)
     return builder.finish()
@@ -250,15 +257,18 @@ def open_bitmap(path: Path) -> Image.Image:
         BadRecordError: the file is missing or broken, or has another mode.
     """
     try:
-        with Image.open(path) as image:
+        with opened_image(path) as image:
             image.load()
             bitmap = image.getchannel(0) if image.mode == "LA" else image
-    except MemoryError:
+            pages = page_count(image)
+    except (MemoryError, BadRecordError):
         raise
     except FileNotFoundError as error:
         raise BadRecordError(path, "the file does not exist") from error
     except Exception as error:  # of any plug-in of Pillow, on a broken file
         raise BadRecordError(path, f"cannot be read as a label map: {error}") from error
+    if pages > 1:
+        raise BadRecordError(path, f"has {pages} pages, but a label map has one; save each page as a file of its own")
     if bitmap.mode not in ("1", "L", "P", "I", "F", "RGB", "RGBA") and not bitmap.mode.startswith("I;16"):
         raise BadRecordError(path, f"a label map has one channel or colors, this one is {bitmap.mode}")
     return bitmap

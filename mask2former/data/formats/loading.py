@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from ...errors import BadRecordError
-from ...utils.file_io import short_path
+from ...utils.file_io import is_special, short_path
 from ...utils.hints import did_you_mean
 from . import coco, cvat, huggingface, label_maps, label_studio, labelme, object_masks, voc, yolo
 from .coco_data import CocoData, Context
@@ -94,6 +94,8 @@ def _tree(path: str | os.PathLike[str]) -> Tree:
     place = Path(path).expanduser()
     if not place.exists():
         raise FileNotFoundError(f"training data {short_path(place)} does not exist")
+    if is_special(place):
+        raise FormatError(f"{place} is a pipe or device; pass a directory or an annotation file")
     if place.is_dir():
         return Tree(place)
     if place.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 from ...errors import BadRecordError
 from ...structures.panoptic_ids import rgb_to_id
 from .coco_data import OBJECT, CocoData, Context, DataBuilder
-from .files import SPLITS, Tree, image_size
+from .files import SPLITS, Tree, check_one, image_size
 from .label_maps import label_patches, open_bitmap
 
 NAME = "voc"
@@ -32,6 +33,7 @@ class Found(NamedTuple):
     objects: dict[str, Path]  # stem -> file
     classes: dict[str, Path]
     images: dict[str, Path]
+    same: dict[str, list[Path]]  # stem -> images, where there are several
 
 
 def find(tree: Tree) -> Found | None:
@@ -48,7 +50,12 @@ def find(tree: Tree) -> Found | None:
 
     objects = stems("segmentationobject")
     images = stems("jpegimages") or stems("images")
-    return Found(root, objects, stems("segmentationclass"), images) if objects else None
+    places = {path.parent for path in images.values()}
+    same: dict[str, list[Path]] = defaultdict(list)
+    for path in tree.images:
+        if path.parent in places:
+            same[path.stem].append(path)
+    return Found(root, objects, stems("segmentationclass"), images, same) if objects else None
 
 
 def load(found: Found, context: Context) -> dict[str, CocoData]:
@@ -92,6 +99,7 @@ def _read(found: Found, stem: str, table: _ClassTable) -> tuple[Path, tuple[int,
     image = found.images.get(stem)
     if image is None:
         raise BadRecordError(found.root / "JPEGImages" / f"{stem}.jpg", "the image does not exist")
+    check_one(found.same[stem], f"the mask of {stem}")
     if stem not in found.objects:
         raise BadRecordError(
             found.root / "SegmentationObject" / f"{stem}.png", "the mask of the objects does not exist"

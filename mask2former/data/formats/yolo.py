@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import yaml
 
 from ...errors import BadRecordError
 from .coco_data import CocoData, Context, DataBuilder
-from .files import SPLITS, Tree, image_size, split_of
+from .files import SPLITS, Tree, check_one, image_size, split_of
 from .label_maps import pair_key
 
 NAME = "yolo"
@@ -25,7 +26,7 @@ _NAME_FILES = ("classes.txt", "obj.names", "labels.txt", "_darknet.labels")
 class Found(NamedTuple):
     """Label files with their images, and the file of the class names."""
 
-    pairs: list[tuple[Path, Path | None]]  # label file, image
+    pairs: list[tuple[Path, list[Path]]]  # label file, and the image: none is an error, and so are several
     without: list[Path]  # images that have no label file
     config: Path | None
 
@@ -35,20 +36,22 @@ def find(tree: Tree) -> Found | None:
     configs = [path for path in tree.with_suffix(".yaml", ".yml") if len(tree.parts(path)) < 2]
     config = next((path for path in configs if isinstance(_config(path).get("names"), (list, dict))), None)
     texts = [path for path in tree.with_suffix(".txt") if path.name.lower() not in _NAME_FILES]
-    images = {pair_key(tree, path)[1]: path for path in tree.images}
-    pairs: list[tuple[Path, Path | None]] = []
+    images: dict[str, list[Path]] = defaultdict(list)
+    for path in tree.images:
+        images[pair_key(tree, path)[1]].append(path)
+    pairs: list[tuple[Path, list[Path]]] = []
     sure = False
     for path in texts:
         role, key = pair_key(tree, path)
-        image, labels = images.get(key), _looks_like_labels(path)
-        sure |= labels and image is not None
+        matches, labels = images.get(key, []), _looks_like_labels(path)
+        sure |= labels and bool(matches)
         # Of an image, also one that begins with nonsense: read as an error, not taken for an image without objects.
-        if (role == "label" and (labels or image is not None)) or (image is not None and labels):
-            pairs.append((path, image))
+        if (role == "label" and (labels or matches)) or (matches and labels):
+            pairs.append((path, matches))
     if not sure:
         return None
-    used = {image for _, image in pairs}
-    return Found(pairs, [path for path in images.values() if path not in used], config)
+    used = {image for _, matches in pairs for image in matches}
+    return Found(pairs, [path for path in tree.images if path not in used], config)
 
 
 def _looks_like_labels(path: Path) -> bool:
@@ -74,9 +77,9 @@ def _config(path: Path) -> dict[str, Any]:
 def load(found: Found, context: Context) -> dict[str, CocoData]:
     """Read all label files; the class order is that of the file of the names."""
     reader = _Reader(found, context)
-    for text, image in found.pairs:
+    for text, images in found.pairs:
         with context.guard():
-            reader.add(text, image)
+            reader.add(text, images)
     reader.check_boxes()
     reader.add_negatives()
     return reader.builder.finish()
@@ -105,10 +108,12 @@ class _Reader:
         around = [(len(directory.parts), name) for directory, name in roots if image.is_relative_to(directory)]
         return max(around)[1] if around else split_of(self.context.tree.parts(image))
 
-    def add(self, text: Path, image: Path | None) -> None:
+    def add(self, text: Path, images: Sequence[Path]) -> None:
         """Read the label file of an image."""
-        if image is None:
+        if not images:
             raise BadRecordError(text, "has no image of the same name")
+        check_one(images, f"whose labels {text.name} has")
+        image = images[0]
         size = image_size(image)
         split = self.builder.split(self.split(image))
         image_id = split.add_image(image, size)
@@ -150,7 +155,7 @@ class _Reader:
     def add_negatives(self) -> None:
         """Add images without a label file, which YOLO takes for empty."""
         inside = [image for image in self.found.without if not self.roots or self.split(image) is not None]
-        known = {self.split(image) for _, image in self.found.pairs if image is not None}
+        known = {self.split(image) for _, images in self.found.pairs for image in images}
         missing = 0
         for image in inside:
             split = self.split(image)

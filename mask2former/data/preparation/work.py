@@ -24,6 +24,7 @@ from PIL import Image
 from ...errors import BadRecordError
 from ...utils.file_io import write_bytes, write_json
 from ...utils.parallel import map_parallel
+from ..image_files import opened_image
 
 Task = TypeVar("Task")
 
@@ -171,7 +172,7 @@ def _image_ids(path: Path) -> set[str] | None:
 def is_complete(path: Path, mode: str, size: tuple[int, int]) -> bool:
     """Return whether a file is an undamaged image of this mode and size (height, width)."""
     try:
-        with Image.open(path) as image:
+        with opened_image(path) as image:
             if image.format == "PNG":
                 image.verify()  # checks the checksums of all chunks; decoding accepts a truncated file
             else:
@@ -206,7 +207,7 @@ def ensure_image(path: Path, pixels: np.ndarray, overwrite: bool) -> Stage:
 
 
 def _holds(path: Path, pixels: np.ndarray) -> bool:
-    with Image.open(path) as image:
+    with opened_image(path) as image:
         return np.array_equal(np.asarray(image), pixels)
 
 

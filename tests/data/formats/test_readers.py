@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import io
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,13 @@ import pytest
 import tifffile
 from PIL import Image, TiffImagePlugin
 
-from mask2former.data.formats import CocoData, load_data
+from mask2former.data.formats import CocoData, huggingface, load_data
 from mask2former.data.formats.files import image_size
 from mask2former.data.formats.label_studio import decode_brush
 from mask2former.data.formats.voc import voc_color
 from mask2former.data.image_io import read_image
 from mask2former.errors import BadRecordError
+from mask2former.utils.file_io import read_json_object
 from tests.data.formats import samples
 from tests.data.formats.samples import SIZE, save_array, save_image, save_json, save_text
 
@@ -469,3 +473,78 @@ def test_yolo_splits_inside_each_other_and_classes_that_are_no_whole_numbers(tmp
         save_text(tmp_path / "labels/a.txt", f"{wrong} 0.1 0.1 0.9 0.1 0.9 0.9\n")
         with pytest.raises(BadRecordError, match="is not one of those of the names"):
             load_data(tmp_path)
+
+
+# ---------------------------------------------------------------- files of one name, and nothing inside
+def test_images_that_differ_in_the_suffix_only_are_ambiguous(tmp_path: Path) -> None:
+    writers = {"yolo": samples.write_yolo, "maps": samples.write_label_maps, "voc": samples.write_voc}
+    for name, write in writers.items():
+        write(tmp_path / name, samples.sample(0))
+        image = next(path for path in (tmp_path / name).rglob("im0.png") if "mage" in path.parent.as_posix()[-20:])
+        save_image(image.with_suffix(".bmp"), 5)
+        with pytest.raises(BadRecordError, match=r"im0\.\w+: has the same name as im0\.\w+, so .* ambiguous; rename"):
+            load_data(tmp_path / name)
+        problems: list[BadRecordError] = []
+        data = next(iter(load_data(tmp_path / name, problems=problems).values()))
+        assert [image["file_name"][-7:] for image in data.content["images"]] == ["im1.png"] and len(problems) == 1
+
+
+def test_images_of_one_name_without_labels_are_both_kept(tmp_path: Path) -> None:
+    samples.write_yolo(tmp_path, samples.sample(0))
+    for name in ("empty.png", "empty.bmp"):
+        save_image(tmp_path / "images" / "train" / name)
+    data = load_data(tmp_path)["train"]
+    assert {Path(image["file_name"]).name for image in data.content["images"]} >= {"empty.png", "empty.bmp"}
+
+
+@pytest.mark.parametrize("kind", ["labelme", "cvat", "polygon"])
+def test_objects_without_pixels_are_left_out(tmp_path: Path, kind: str) -> None:
+    data = samples.sample(0)
+    if kind == "labelme":
+        samples.write_labelme_masks(tmp_path, data)
+        content = json.loads((tmp_path / "im0.json").read_text())
+        buffer = io.BytesIO()
+        Image.new("L", (4, 4)).save(buffer, "PNG")
+        empty = {
+            **content["shapes"][0],
+            "points": [[1, 1], [4, 4]],
+            "mask": base64.b64encode(buffer.getvalue()).decode(),
+        }
+        save_json(tmp_path / "im0.json", {**content, "shapes": [*content["shapes"], empty]})
+    else:
+        extra = '<mask label="cell" rle="16" left="1" top="1" width="4" height="4"/>'
+        if kind == "polygon":
+            extra = '<polygon label="cell" points="-9,-9;-5,-9;-5,-5"/>'
+        samples.write_cvat(tmp_path, data)
+        file = tmp_path / "annotations.xml"
+        save_text(file, file.read_text().replace("</image>", f"{extra}</image>", 1))
+    loaded = load_data(tmp_path)["all"]
+    assert all(entry["area"] > 0 for entry in loaded.content["annotations"])
+    assert len(loaded.content["annotations"]) == sum(len(things) for things in data.values())
+    assert any("1 objects without a pixel inside their image" in note for note in loaded.notes)
+    problems: list[BadRecordError] = []
+    load_data(tmp_path, problems=problems)
+    assert len(problems) == 1 and "no pixel inside the image" in str(problems[0])
+
+
+def test_images_that_a_saved_dataset_names_lie_in_its_directory(tmp_path: Path) -> None:
+    reader = object.__new__(huggingface._Reader)
+    reader.place = tmp_path / "set"
+    save_image(tmp_path / "set" / "a.png")
+    save_image(tmp_path / "secret.png")
+    assert reader._named("a.png", "row 0") == (tmp_path / "set" / "a.png").read_bytes()
+    (tmp_path / "set" / "link.png").symlink_to(tmp_path / "secret.png")
+    for name in ("../secret.png", str(tmp_path / "secret.png"), "/etc/hostname", "link.png"):
+        with pytest.raises(BadRecordError, match="lies outside of"):
+            reader._named(name, "row 0")
+    os.mkfifo(tmp_path / "set" / "pipe.png")
+    with pytest.raises(BadRecordError, match="pipe or device"):
+        reader._named("pipe.png", "row 0")
+
+
+def test_pipes_are_no_training_data(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(ValueError, match="pipe or device"):
+        load_data(tmp_path / "a.json")
+    with pytest.raises(BadRecordError, match="pipe or device"):
+        read_json_object(str(tmp_path / "a.json"))
