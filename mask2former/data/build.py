@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.samplers import InferenceSampler, RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
@@ -18,7 +18,10 @@ from ..config import micro_batch_size
 from ..errors import BadRecordError
 from ..utils.hints import did_you_mean
 from .dataset_mappers import build_mapper
+from .dataset_mappers.clip_mappers import MixedClipDatasetMapper
+from .dataset_mappers.targets import InstanceTargets, PanopticTargets, SemanticTargets
 from .datasets import register_from_config
+from .learnable import Finding, check_label_maps, check_objects, check_segments, why_no_objects
 from .mapped_dataset import Mapper, Sample, TestRecords, TrainingRecords
 from .sampler import IndexStream, TrainingBatches
 
@@ -49,7 +52,8 @@ def build_train_loader(
     Raises:
         ValueError: invalid settings, an unknown dataset, or no record to train on.
         FileNotFoundError: files of the dataset are missing.
-        BadRecordError: annotations cannot be used; the loader raises it too, for a record.
+        BadRecordError: annotations cannot be used, or none of them can be learned; the loader raises it too, for a
+            record.
     """
     register_from_config(cfg, cfg.DATASETS.TRAIN)
     batch_size = micro_batch_size(cfg, comm.get_world_size())
@@ -67,9 +71,11 @@ def build_train_loader(
         start_batch=start_iteration * cfg.SOLVER.ACCUMULATION_STEPS,
         groups=_orientations(records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
     )
+    mapper = mapper if mapper is not None else build_mapper(cfg, True)
+    _check_learnable(records, mapper, cfg.DATASETS.TRAIN)
     dataset = TrainingRecords(
         records,
-        mapper if mapper is not None else build_mapper(cfg, True),
+        mapper,
         seed=seed,
         skip_bad=cfg.DATALOADER.SKIP_BAD_RECORDS,
         num_workers=workers,
@@ -174,8 +180,39 @@ def _load_records(names: Sequence[str], key: str, filter_empty: bool) -> list[di
     try:
         return get_detection_dataset_dicts(names, filter_empty=filter_empty)
     except AssertionError as error:
-        remedy = "; DATALOADER.FILTER_EMPTY_ANNOTATIONS keeps only images with objects" if filter_empty else ""
+        remedy = ""
+        if filter_empty:
+            finding = check_objects(_load_records(names, key, False))
+            why = why_no_objects(names) if not finding.error or "has an object" in finding.error else ""
+            reason = "; ".join(filter(None, [finding.error, why]))
+            remedy = f" DATALOADER.FILTER_EMPTY_ANNOTATIONS keeps only images with objects: {reason}"
         raise ValueError(f"{key} {', '.join(names)}: {error}{remedy}") from error
+
+
+def _check_learnable(records: list[dict[str, Any]], mapper: Any, names: Sequence[str]) -> None:
+    """Check that the ground truth that a mapper of this package reads has anything to learn from.
+
+    Raises:
+        BadRecordError: it has not.
+    """
+    targets = getattr(mapper, "targets", None)
+    finding, why = Finding(), ""
+    if type(targets) is InstanceTargets or isinstance(mapper, MixedClipDatasetMapper):
+        finding = check_objects(records, "videos" if all("file_names" in record for record in records) else "images")
+        if "has an object" in finding.error:
+            why = why_no_objects(names)
+            if not why:  # of datasets that other code registered, it is not known whether objects are missing
+                finding = Finding(warning=finding.error)
+    elif type(targets) is PanopticTargets:
+        finding = check_segments(records)
+    elif type(targets) is SemanticTargets:
+        classes = MetadataCatalog.get(names[0]).get("stuff_classes") or []
+        finding = check_label_maps(records, classes, targets.ignore_label)
+    place = ", ".join(names)
+    if finding.error:
+        raise BadRecordError(place, "; ".join(filter(None, [finding.error, why])))
+    if finding.warning:
+        logger.warning("%s: %s", place, finding.warning)
 
 
 def _repeats(cfg: CfgNode, records: list[dict[str, Any]], seed: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from ..utils.parallel import map_parallel
 from .datasets.semantic_folder import pair_files
 from .datasets.ytvis_json import frame_records
 from .image_io import check_image_size, read_image, read_label_map, read_panoptic_png
+from .learnable import Finding, check_label_maps, check_objects, check_segments, label_finding, why_no_objects
 
 # Type of a dataset -> key of its records; the first match decides.
 DATASET_TYPES = {"panoptic": "pan_seg_file_name", "instance": "annotations", "semantic": "sem_seg_file_name"}
@@ -62,6 +63,7 @@ class DatasetReport:
     inspections: list[Inspection]  # of `records`, in the same order
     problems: list[str]
     notes: list[str]
+    finding: Finding = field(default_factory=Finding)  # on the ground truth as a whole
 
 
 def check_dataset(name: str, limit: int | None = None, workers: int | None = None) -> DatasetReport:
@@ -78,14 +80,38 @@ def check_dataset(name: str, limit: int | None = None, workers: int | None = Non
     """
     if name not in DatasetCatalog:
         raise ValueError(f"no dataset {name!r} is registered; see mask2former.data.register_all")
-    records = [frame for record in DatasetCatalog.get(name) for frame in frame_records(record)]
+    loaded = DatasetCatalog.get(name)
+    records = [frame for record in loaded for frame in frame_records(record)]
     if not records:
         raise ValueError(f"dataset {name!r} has no records; check its annotation file")
     rules = dataset_rules(name, records[0])
     report = check_records(name, rules, records, limit, workers)
     problems, notes = _unpaired(name, rules)
     report.problems[:0], report.notes[:0] = problems, notes
+    report.finding = _finding(report, loaded)
     return report
+
+
+def _finding(report: DatasetReport, loaded: Sequence[dict[str, Any]]) -> Finding:
+    """Return what is wrong with the ground truth as a whole: with all objects, or the maps that were read."""
+    rules, inspections = report.rules, report.inspections
+    if rules.dataset_type == "instance":
+        finding = check_objects(loaded, "videos" if "file_names" in loaded[0] else "images")
+        why = why_no_objects([report.name]) if "has an object" in finding.error else ""
+        return finding._replace(error="; ".join(filter(None, [finding.error, why])))
+    if rules.dataset_type == "panoptic":
+        return Finding() if any(inspection.objects for inspection in inspections) else check_segments(loaded)
+    if rules.dataset_type == "semantic":
+        pixels: Counter[int] = Counter()
+        for inspection in inspections:
+            pixels.update(inspection.pixels)
+        void = sum(inspection.void for inspection in inspections)
+        read = sum(not inspection.problems for inspection in inspections)
+        finding = label_finding({**pixels, rules.ignore_label: void}, read, rules.names, rules.ignore_label)
+        if finding != Finding() and len(inspections) < report.total:  # a part; the others may have what it lacks
+            finding = check_label_maps(loaded, rules.names, rules.ignore_label)
+        return finding
+    return Finding()
 
 
 def check_records(

@@ -37,7 +37,7 @@ def check_registered(
         limit, workers: see `check_dataset`.
 
     Returns:
-        0, or 1 if there are problems or the dataset cannot be read.
+        0, or 1 if there are problems, nothing can be learned, or the dataset cannot be read.
 
     Raises:
         UnknownDatasetError: no such dataset.
@@ -57,4 +57,4 @@ def check_registered(
     except (OSError, ValueError) as error:
         sys.stderr.write(f"{name}: {error}\n")
         return 1
-    return 1 if report.problems else 0
+    return 1 if report.problems or report.finding.error else 0

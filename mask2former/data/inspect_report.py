@@ -37,6 +37,10 @@ def format_report(report: DatasetReport) -> str:
     lines += _listed(f"problems ({broken} records cannot be used)", report.problems, _SHOWN_FILES)
     if not report.problems:
         lines.append("No missing or broken files.")
+    if report.finding.warning:
+        lines.append(f"Warning: {report.finding.warning}")
+    if report.finding.error:
+        lines.append(f"Nothing to train on: {report.finding.error}")
     return "\n".join(lines)
 
 

@@ -18,6 +18,7 @@ from ..structures.masks import SegmentationError, segmentation_to_patch
 from .formats import CocoData
 from .formats.splitting import content_hash
 from .inspect import DatasetReport, Rules, check_records
+from .learnable import check_objects
 
 DEFAULT_QUERIES = 100  # of most models
 FEW = 5  # objects of a class with which it is hardly learned
@@ -68,6 +69,12 @@ def check_training_data(
     report.errors += [str(problem) for problem in problems] + dataset.problems + dataset.notes
     report.notes += list(dict.fromkeys(note for data in splits.values() for note in data.notes))
     _check_counts(report, records, counts, queries)
+    for split, data in splits.items():
+        finding = check_objects(records_of(data))
+        if finding.error and data.content["annotations"]:
+            report.errors.append(f"{split}: {finding.error}")
+        if finding.warning:
+            report.warnings.append(f"{split}: {finding.warning}")
     _check_classes(report)
     _check_copies(report)
     _check_objects(report, records)

@@ -19,6 +19,8 @@ from ..checkpoint.directory import finished_iterations
 from ..checkpoint.writing import save_safetensors
 from ..config import load_config, merge_overrides
 from ..data.formats import CocoData, load_data, split, write_coco
+from ..data.inspect_training import records_of
+from ..data.learnable import check_objects
 from ..model_source import dataset_classes, locate_model, stored_classes
 from ..utils.file_io import write_bytes
 from .class_head import adapted_weights, is_unchanged, matching_classes
@@ -86,6 +88,9 @@ def plan_training(
     """
     wishes = wishes or Wishes()
     parts, notes = _parts(load_data(data, data_format), val, wishes.seed, group)
+    finding = check_objects(records_of(parts["train"]))
+    if finding.error:
+        raise ValueError(f"{data}: nothing to train on: {finding.error}")
     base = load_base_model(model)
     facts = data_facts(parts["train"], parts["val"])
     matches = matching_classes(facts.classes, base.classes)
@@ -97,7 +102,8 @@ def plan_training(
     recipe = make_recipe(base.cfg, known, facts, device, wishes, overrides)
     start = f"Model: {base.name}, {base.weights}."
     config = _write(recipe, base, matches, parts, output, overrides) if write else None
-    return Plan(config, (*notes, start, *recipe.notes), tuple(recipe.warnings))
+    warnings = (*recipe.warnings, *([f"training images: {finding.warning}."] if finding.warning else []))
+    return Plan(config, (*notes, start, *recipe.notes), warnings)
 
 
 def plan_resume(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 from collections.abc import Callable
@@ -184,3 +185,41 @@ def test_the_error_survives_the_way_out_of_a_worker() -> None:
     error = pickle.loads(pickle.dumps(BadRecordError("a.json", "broken", "annotation 3")))
     assert str(error) == "a.json: annotation 3: broken"
     assert (error.file, error.record, error.reason) == ("a.json", "annotation 3", "broken")
+
+
+def _edited(tiny_content: Any, cfg: CfgNode, change: Any) -> CfgNode:
+    """Return a config that trains on the tiny dataset after a change of its annotations."""
+    file, images = tiny_content[:2]
+    content = json.loads(Path(file).read_text())
+    change(content)
+    Path(file).write_text(json.dumps(content))
+    cfg.DATASETS.COCO_JSON = [["nothing", str(file), str(images)]]
+    cfg.DATASETS.TRAIN = ("nothing",)
+    return cfg
+
+
+def _all_crowd(content: Any) -> None:
+    for entry in content["annotations"]:
+        entry["iscrowd"] = 1
+
+
+def _boxes(content: Any) -> None:
+    for entry in content["annotations"]:
+        entry["segmentation"] = []
+
+
+@pytest.mark.parametrize("filter_empty", [False, True])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (_all_crowd, "15 are crowd regions"),
+        (_boxes, "15 have no segmentation, but training needs masks"),
+        (lambda content: content.pop("annotations"), "has no 'annotations'"),
+    ],
+)
+def test_nothing_to_learn_is_an_error_before_the_start(
+    cfg: CfgNode, tiny_content: Any, change: Any, reason: str, filter_empty: bool
+) -> None:
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = filter_empty
+    with pytest.raises(ValueError, match=reason):
+        build_train_loader(_edited(tiny_content, cfg, change))

@@ -238,3 +238,21 @@ def test_areas_of_a_panoptic_dataset(panoptic_sample: PanopticSample) -> None:
             areas[names[segment["category_id"]]] += int(mask.sum())
     inspection = sum((entry.pixels for entry in report.inspections), Counter())
     assert {report.rules.names[label]: pixels for label, pixels in inspection.items()} == dict(areas)
+
+
+def test_command_says_last_that_nothing_can_be_learned(
+    masks: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a part of the files."""
+    for file in (masks / "labels").iterdir():
+        with Image.open(file) as image:
+            values = np.zeros(image.size[::-1], np.uint8)
+        values[0] = 255
+        Image.fromarray(values).save(file)
+    config = masks / "own.yaml"
+    config.write_text('DATASETS: {SEMANTIC_FOLDER: [["ignored", "images", "labels", ["ground", "cell"]]]}\n')
+    monkeypatch.chdir(masks)
+    for options in ([], ["--limit", "1"]):
+        assert main(["check", "ignored", "--config-file", str(config), "--workers", "1", *options]) == 1
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last.startswith("Nothing to train on: ") and "255, which is ignored; 'cell' never occurs" in last

@@ -153,6 +153,8 @@ def _add_track(
     given = entry.get("segmentations")
     length = len(video.file_names)
     if not isinstance(given, list) or len(given) != length:
+        if given is None and entry.get("bboxes"):
+            raise BadRecordError(file, "has 'bboxes' but no 'segmentations'; training needs masks, not boxes", where)
         count = f"{len(given)} entries" if isinstance(given, list) else "no list"
         raise BadRecordError(file, f"'segmentations' has {count}, but video {number} has {length} frames", where)
     segmentations = [

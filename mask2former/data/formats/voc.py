@@ -50,10 +50,10 @@ def find(tree: Tree) -> Found | None:
 
     objects = stems("segmentationobject")
     images = stems("jpegimages") or stems("images")
-    places = {path.parent for path in images.values()}
+    directories = {path.parent for path in images.values()}
     same: dict[str, list[Path]] = defaultdict(list)
     for path in tree.images:
-        if path.parent in places:
+        if path.parent in directories:
             same[path.stem].append(path)
     return Found(root, objects, stems("segmentationclass"), images, same) if objects else None
 
