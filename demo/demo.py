@@ -26,11 +26,11 @@ from mask2former.cli.examples import EXAMPLES, example_images  # noqa: E402
 from mask2former.cli.frames import segment_frames  # noqa: E402
 from mask2former.cli.inputs import collect, similar  # noqa: E402
 from mask2former.cli.segment_images import segment_images  # noqa: E402
-from mask2former.cli.text import print_error  # noqa: E402
 from mask2former.cli.track import add_frames, add_tracking  # noqa: E402
 from mask2former.cli.track_objects import open_video, track_objects  # noqa: E402
 from mask2former.segmenter import Segmenter  # noqa: E402
 from mask2former.structures.task import Task  # noqa: E402
+from mask2former.utils.failures import run_program  # noqa: E402
 
 DEFAULT_OUTPUT = Path("output/demo")
 
@@ -72,16 +72,8 @@ def argument_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    args = argument_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        return _run(args)
-    except (ValueError, FileNotFoundError) as error:
-        print_error(str(error))
-        return 2
-    except KeyboardInterrupt:
-        print_error("interrupted")
-        return 130
+    return run_program(argument_parser(), _run, argv)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -51,6 +51,7 @@ from torch import Tensor, nn  # noqa: E402
 from mask2former.config import load_config  # noqa: E402
 from mask2former.ops import pytorch_backend  # noqa: E402
 from mask2former.structures.task import Task  # noqa: E402
+from mask2former.utils.failures import run_program  # noqa: E402
 from mask2former.video_maskformer_model import VideoMaskFormer  # noqa: E402
 
 Size = tuple[int, int]
@@ -61,18 +62,16 @@ SAMPLE_FLOPS = 5  # per point and channel: bilinear interpolation, and the weigh
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    args = _parser().parse_args(argv)
-    try:
-        cfg = load_config(args.config_file or None, args.opts)
-        cfg.MODEL.DEVICE, cfg.MODEL.TIMM.WEIGHTS = "cpu", ""
-        model = _build(cfg)
-        inputs = _inputs(args, cfg, model) if {"flop", "activation"} & set(args.tasks) else []
-        for task in args.tasks:
-            print(_REPORTS[task](model, inputs))
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_program(_parser(), _analyze, argv, mistake=1)
+
+
+def _analyze(args: argparse.Namespace) -> None:
+    cfg = load_config(args.config_file or None, args.opts)
+    cfg.MODEL.DEVICE, cfg.MODEL.TIMM.WEIGHTS = "cpu", ""
+    model = _build(cfg)
+    inputs = _inputs(args, cfg, model) if {"flop", "activation"} & set(args.tasks) else []
+    for task in args.tasks:
+        print(_REPORTS[task](model, inputs))
 
 
 def _build(cfg: CfgNode) -> nn.Module:

@@ -14,6 +14,7 @@ if (ROOT / "mask2former").is_dir():  # a checkout works without being installed
 from mask2former.conversion.backbone import RESNET as RESNET  # noqa: E402
 from mask2former.conversion.backbone import SWIN as SWIN  # noqa: E402
 from mask2former.conversion.backbone import Family, convert_backbone  # noqa: E402
+from mask2former.utils.failures import run_program  # noqa: E402
 
 
 def main(argv: Sequence[str] | None, description: str | None, family: Family) -> int:
@@ -27,11 +28,9 @@ def main(argv: Sequence[str] | None, description: str | None, family: Family) ->
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("input", metavar="IN", help=f"{family.expected}, as downloaded (.pth)")
     parser.add_argument("output", metavar="OUT", type=Path, help="file to write (.pkl)")
-    args = parser.parse_args(argv)
-    try:
-        done = convert_backbone(args.input, args.output, (family,))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run_program(parser, lambda args: _convert(args, family), argv, mistake=1)
+
+
+def _convert(args: argparse.Namespace, family: Family) -> None:
+    done = convert_backbone(args.input, args.output, (family,))
     print(f"{args.output}: {done.written} arrays written, {done.dropped} dropped as not needed")
-    return 0

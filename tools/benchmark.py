@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 from mask2former.cli.benchmark import hardware, time_model
+from mask2former.utils.failures import run_program
 
 sys.path.insert(0, str(Path(__file__).parent))
 import benchmark_eval
@@ -30,9 +32,12 @@ import benchmark_video
 CONFIG = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
 
 
-def main() -> None:
-    """Run the command line."""
-    args = parser().parse_args()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_program(parser(), _measure, argv)
+
+
+def _measure(args: argparse.Namespace) -> None:
     parts = {"op": benchmark_op.run, "eval": benchmark_eval.run, "video": benchmark_video.run}
     if args.what in parts:
         parts[args.what](args, hardware(torch.device(args.device)))
@@ -67,4 +72,4 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -21,6 +21,7 @@ import torch
 
 from mask2former import Segmenter
 from mask2former.data.image_sources import load_image
+from mask2former.utils.failures import run_program
 from mask2former.utils.file_io import read_json
 
 
@@ -60,10 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: %(default)s)")
     parser.add_argument("--tile", default="auto", help="auto, off or pixels (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=1, help="tiles in one forward pass (default: %(default)s)")
-    args = parser.parse_args(arguments)
+    return run_program(parser, _measure, arguments)
+
+
+def _measure(args: argparse.Namespace) -> None:
     image, count = mosaic(read_json(args.annotations, "annotations"), args.images, args.edge, args.heights)
     if not image.size:
-        parser.error(f"no image of {args.annotations} is low enough for a mosaic of {args.edge} pixels")
+        raise ValueError(f"no image of {args.annotations} is low enough for a mosaic of {args.edge} pixels")
     segment = Segmenter.load(args.model, device=args.device)
     segment(image[:64, :64], tile="off")  # kernels are chosen and compiled before the clock runs
     before, start = memory(), time.perf_counter()
@@ -76,7 +80,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{sum(result.counts().values())} of {count} objects, {seconds:.1f} s, "
         f"process {before:.2f} -> {memory():.2f} GiB{gpu}; torch {torch.__version__}"
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -29,17 +29,12 @@ if (ROOT / "mask2former").is_dir():  # a checkout works without being installed
     sys.path.insert(0, str(ROOT))
 
 from mask2former.cli import convert  # noqa: E402
+from mask2former.utils.failures import run_program  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    args = _parser().parse_args(argv)
-    try:
-        print(args.work(args))
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_program(_parser(), lambda args: print(args.work(args)), argv, mistake=1)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,11 +17,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tool_command import exit_status
-
 ROOT = Path(__file__).resolve().parents[1]
 if (ROOT / "mask2former").is_dir():  # a checkout works without being installed
     sys.path.insert(0, str(ROOT))
+
+from mask2former.utils.failures import run_program  # noqa: E402
 
 IOU_TYPES = ("boundary", "segm", "bbox")
 
@@ -44,8 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="R",
         help="width of the boundary as a fraction of the image diagonal (default 0.020); only for boundary",
     )
-    args = parser.parse_args(argv)
-    return exit_status(lambda: _evaluate(args))
+    return run_program(parser, _evaluate, argv, mistake=1)
 
 
 def _evaluate(args: argparse.Namespace) -> None:

@@ -16,11 +16,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tool_command import exit_status
-
 ROOT = Path(__file__).resolve().parents[1]
 if (ROOT / "mask2former").is_dir():  # a checkout works without being installed
     sys.path.insert(0, str(ROOT))
+
+from mask2former.utils.failures import run_program  # noqa: E402
 
 REFERENCE_DATASETS = ("ade20k_sem_seg_val", "coco_2017_test_stuff_10k_sem_seg", "ade20k_full_sem_seg_val")
 SUMMARY = ("PQ", "SQ", "RQ")
@@ -42,8 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--config-file", metavar="FILE", help="only for datasets that a config registers: that config (DATASETS)"
     )
-    args = parser.parse_args(argv)
-    return exit_status(lambda: _evaluate(args))
+    return run_program(parser, _evaluate, argv, mistake=1)
 
 
 def _evaluate(args: argparse.Namespace) -> None:

@@ -18,6 +18,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from mask2former.utils.failures import run_program  # noqa: E402
+
 TABLE = ROOT / "mask2former" / "zoo.json"
 PAGE = ROOT / "MODEL_ZOO.md"
 
@@ -95,7 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="do not write, only compare")
-    args = parser.parse_args(argv)
+    return run_program(parser, _write_page, argv)
+
+
+def _write_page(args: argparse.Namespace) -> int:
     text = page(json.loads(TABLE.read_text(encoding="utf-8")))
     current = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
     if text == current:

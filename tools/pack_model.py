@@ -11,22 +11,21 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from mask2former.cli import convert
+from mask2former.utils.failures import run_program
 
 
-def main() -> None:
-    """Run the command line; errors that the user can fix are printed without a traceback."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     convert.add_pack(parser)
-    try:
-        print(convert.run_pack(parser.parse_args()))
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"pack_model: {error}")
+    return run_program(parser, lambda args: print(convert.run_pack(args)), argv, mistake=1)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,19 +12,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as mask_util
-from tool_command import exit_status
-
 from mask2former.data.datasets.coco_annotations import check_score, read_instances
 from mask2former.errors import BadRecordError
 from mask2former.structures.masks import segmentation_to_patch
 from mask2former.structures.rle import encode_patches
+from mask2former.utils.failures import run_program
 
 
 def rles_by_image(file: Path) -> dict[str, list[tuple[float, dict[str, Any]]]]:
@@ -72,16 +71,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("results", type=Path, help="results.json of mask2former predict")
     parser.add_argument("truth", type=Path, help="COCO JSON with the ground truth")
     parser.add_argument("--iou", type=float, default=0.5, help="mask IoU of a match (default: %(default)s)")
-    args = parser.parse_args(arguments)
-    return exit_status(lambda: score(args, parser.error))
+    return run_program(parser, _score, arguments)
 
 
-def score(args: argparse.Namespace, refuse: Callable[[str], None]) -> None:
-    """Compare the two files and print the scores; `refuse` takes what is wrong with them together."""
+def _score(args: argparse.Namespace) -> None:
     results, truth = rles_by_image(args.results), rles_by_image(args.truth)
     unknown = sorted(set(results) - set(truth))
     if unknown or not results:
-        refuse(f"{args.truth} has no image {unknown[0]!r}" if unknown else f"{args.results} has no images")
+        raise ValueError(f"{args.truth} has no image {unknown[0]!r}" if unknown else f"{args.results} has no images")
     totals: defaultdict[str, int] = defaultdict(int)
     errors = []
     for name, rows in results.items():

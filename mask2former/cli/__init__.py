@@ -7,6 +7,7 @@ can cause is one message on stderr that begins with "error:", and status 2.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.util
 import logging
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
+from ..utils.failures import run_guarded
 from ..utils.hints import did_you_mean
 from .parser import CommandParser
 from .status import version_report
@@ -102,24 +104,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(command: Command, arguments: Sequence[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
+    parsed = argparse.Namespace(debug="--debug" in arguments)  # until they are parsed
+
+    def work() -> object:
         module = command.load()
         parser = CommandParser(f"{PROGRAM} {command.name}", module.DESCRIPTION)
         module.add_arguments(parser)
-        return int(module.run(parser.parse_args(arguments)) or 0)
+        return module.run(parser.parse_args(arguments, parsed))
+
+    try:
+        return run_guarded(work, debug=parsed.debug)
     except SystemExit as stop:  # of argparse, which has printed help or an error
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else _error(str(stop.code))
-    except BrokenPipeError:  # `mask2former models | head`
-        sys.stderr.close()
-        return 0
-    except (ValueError, OSError, ImportError) as error:
-        return _error(str(error))
-    except KeyboardInterrupt:
-        return _error("interrupted", 130)
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # of torch, which is not imported for this
-            raise
-        return _error(f"out of GPU memory: {str(error).splitlines()[0]} Try --device cpu, or smaller images.")
 
 
 def _error(text: str, status: int = 2) -> int:

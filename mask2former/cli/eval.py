@@ -46,7 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="part of a directory: val, test, train (default: val, else test, else all)")
     parser.add_argument("--output", metavar="DIR", default="output/eval", help="directory (default: %(default)s)")
     parser.add_argument("--num-gpus", type=not_negative, default=1, metavar="N", help="0: the CPU (default: 1 if any)")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of mistakes in config and data, too")
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides; must come last"
     )

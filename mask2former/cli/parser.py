@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from ..utils.failures import add_debug, debug_requested
 from ..utils.hints import did_you_mean
 
 
@@ -22,10 +23,11 @@ class CommandParser(argparse.ArgumentParser):
             allow_abbrev=False,  # a shortened option could change its meaning when another one is added
             **options,
         )
+        add_debug(self, default=argparse.SUPPRESS)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Parse the arguments; exit with status 2 after one line about the first that is unknown."""
-        parsed, unknown = self.parse_known_args(args, namespace)
+        parsed, unknown = self.parse_known_args(args, namespace or argparse.Namespace(debug=debug_requested()))
         if unknown:
             option = unknown[0].partition("=")[0]
             known = itertools.chain.from_iterable(action.option_strings for action in self._actions)

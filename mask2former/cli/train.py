@@ -82,7 +82,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices.add_argument(f"--{option}", type=kind, metavar=placeholder, help=text)
     machine = parser.add_argument_group("machine")
     machine.add_argument("--num-gpus", type=int, default=1, metavar="N", help="GPUs to use; 0: the CPU (default: 1)")
-    machine.add_argument("--debug", action="store_true", help="show the traceback of mistakes")
     config = parser.add_argument_group("training by config file")
     config.add_argument("--config-file", default="", metavar="FILE", help="config file, or its name below configs/")
     config.add_argument("--eval-only", action="store_true", help="evaluate only")

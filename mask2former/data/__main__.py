@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from concurrent.futures.process import BrokenProcessPool
 
+from ..utils.failures import run_program
 from .inspect_command import UnknownDatasetError, check_registered
 
 
@@ -16,18 +16,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 1 when files are missing or broken or the dataset cannot be read, or 2 for a wrong command line.
     """
-    parser = _parser()
-    args = vars(parser.parse_args(argv))
-    args.pop("command")
+    return run_program(_parser(), _check, argv, mistake=1)
+
+
+def _check(args: argparse.Namespace) -> int:
+    names = ("root", "config_file", "output", "samples", "limit", "workers")
     try:
-        return check_registered(args.pop("name"), **args)
+        return check_registered(args.name, **{name: getattr(args, name) for name in names})
     except UnknownDatasetError as error:
-        parser.error(str(error))
-    except BrokenProcessPool:
-        sys.stderr.write("a worker process died, perhaps out of memory; try --workers 1\n")
-    except (OSError, ValueError) as error:
-        sys.stderr.write(f"{error}\n")
-    return 1
+        sys.stderr.write(f"error: {error}\n")
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:

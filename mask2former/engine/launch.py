@@ -34,6 +34,8 @@ from ..config import find_config, load_config
 from ..config_validation import config_warnings, validate_config
 from ..data import register_from_config
 from ..utils.console import file_only, setup_console
+from ..utils.failures import add_debug, describe, write_any_character
+from ..utils.user_errors import user_message
 from .rank_group import (
     Place,
     RankGroup,
@@ -41,6 +43,7 @@ from .rank_group import (
     end_process,
     end_workers,
     failures_in,
+    log_file,
     torchrun_place,
     write_to_log_files,
 )
@@ -53,12 +56,7 @@ def argument_parser() -> argparse.ArgumentParser:
     """Return a parser of detectron2's training arguments, and of `--debug` (or the variable MASK2FORMER_DEBUG=1)."""
     parser = default_argument_parser()
     parser.set_defaults(dist_url="auto")  # detectron2's is one port for each user, which a second training would need
-    parser.add_argument(
-        "--debug",
-        action="store_true",
-        default=os.environ.get("MASK2FORMER_DEBUG", "") not in ("", "0"),
-        help="show the traceback of mistakes in configuration and data, too",
-    )
+    add_debug(parser)
     return parser
 
 
@@ -220,9 +218,6 @@ class TrainingInterrupted(SystemExit):
         super().__init__(128 + signal_number)
 
 
-USER_ERRORS = (ValueError, FileNotFoundError)
-"""Mistakes in configuration, data or command line: the message says what to do, no traceback is shown."""
-
 _GRACE = 30.0  # seconds for the other ranks to end by themselves, after one has ended with an error
 
 
@@ -230,8 +225,9 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
     """Run `main(args)` in every rank that `args` (see `argument_parser`) or torchrun asks for.
 
     Returns:
-        Exit status: 0, 2 for a user's mistake (message only, unless `args.debug`), 128 + signal number after
-        a clean stop, 1 otherwise. Does not return on a rank of torchrun when one of the ranks has failed.
+        Exit status: 0, 2 for a user's mistake, 128 + signal number after a clean stop or Ctrl-C, 1 otherwise. Does not
+        return on a rank of torchrun when one of the ranks has failed. Errors are a message; with `args.debug` those
+        of a process without others are raised.
     """
     try:
         place = torchrun_place()
@@ -240,11 +236,11 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
             if args.num_gpus * args.num_machines > 1:
                 return _start_ranks(main, args)
         return _run_rank(main, args, place)
-    except USER_ERRORS as error:
+    except (Exception, KeyboardInterrupt) as error:
         if args.debug:
             raise
-        sys.stderr.write(_message(error, debug=False))
-        return 2
+        sys.stderr.write(_message(error, debug=False) or "\ninterrupted\n")
+        return _status(error, debug=False)
 
 
 def _run_rank(main: Callable[[argparse.Namespace], object], args: argparse.Namespace, place: Place | None) -> int:
@@ -253,6 +249,7 @@ def _run_rank(main: Callable[[argparse.Namespace], object], args: argparse.Names
     Args:
         place: None for a process without others, where errors are raised.
     """
+    write_any_character()
     group = RankGroup(place) if place is not None else None
     status = 0
     try:
@@ -280,7 +277,7 @@ def _status(error: BaseException, debug: bool) -> int:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT
-    return 2 if isinstance(error, USER_ERRORS) and not debug else 1
+    return 2 if user_message(error) is not None and not debug else 1
 
 
 def _message(error: BaseException, debug: bool) -> str:
@@ -290,8 +287,8 @@ def _message(error: BaseException, debug: bool) -> str:
     if isinstance(error, KeyboardInterrupt):
         return ""
     rank = f" (rank {comm.get_rank()})" if comm.get_world_size() > 1 else ""
-    if isinstance(error, USER_ERRORS) and not debug:
-        return f"\nError{rank}: {error}\n(--debug shows where it arose)\n"
+    if not debug:
+        return f"\nError{rank}: {describe(error, log_file=log_file(), separator=chr(10))}\n"
     return f"\nError{rank}:\n{''.join(traceback.format_exception(error))}"
 
 

@@ -228,9 +228,19 @@ def end_workers(grace: float = 0.0) -> None:
 def write_to_log_files(level: int, message: str) -> None:
     """Write to the log files of OUTPUT_DIR and not to the console, where one rank tells the message once."""
     record = logger.makeRecord(logger.name, level, "", 0, message, (), None)
-    for handler in logging.getLogger("mask2former").handlers:
-        if isinstance(handler, logging.StreamHandler) and handler.stream not in (sys.stdout, sys.stderr):
-            handler.handle(record)
+    for handler in _file_handlers():
+        handler.handle(record)
+
+
+def log_file() -> str | None:
+    """Return the path of this rank's log file, None if there is none yet."""
+    names = (getattr(handler.stream, "name", None) for handler in _file_handlers())
+    return next((name for name in names if isinstance(name, str)), None)
+
+
+def _file_handlers() -> list[logging.StreamHandler]:
+    handlers = [h for h in logging.getLogger("mask2former").handlers if isinstance(h, logging.StreamHandler)]
+    return [handler for handler in handlers if handler.stream not in (sys.stdout, sys.stderr)]
 
 
 def _connect(place: Place) -> dist.Store:

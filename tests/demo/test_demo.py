@@ -220,7 +220,7 @@ def test_loading_errors_have_no_traceback(
 
     monkeypatch.setattr(demo.Segmenter, "load", fail)
     assert demo.main(["--input", "p.png"]) == 2
-    assert capsys.readouterr().err == "error: get it at URL\n"
+    assert capsys.readouterr().err == "error: get it at URL (--debug shows where it arose)\n"
 
 
 def test_table_lists_the_objects() -> None:

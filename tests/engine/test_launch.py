@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import os
 import re
@@ -104,9 +103,20 @@ def test_debug_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not parse().debug
 
 
-def test_other_errors_are_not_hidden() -> None:
+def test_faults_of_the_program_name_the_file_with_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch(broken, parse()) == 1
+    told = capsys.readouterr().err
+    assert "fault of the program" in told and "KeyError: our own mistake" in told and told.strip().count("\n") == 0
+    saved = re.search(r"The traceback is in (\S+)\.", told)
+    assert saved is not None and "in broken" in Path(saved[1]).read_text()
+    Path(saved[1]).unlink()
     with pytest.raises(KeyError):
-        launch(broken, parse())
+        launch(broken, parse("--debug"))
+
+
+def test_interrupt_before_the_training_is_a_status(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch(ctrl_c, parse()) == 130
+    assert "interrupted" in capsys.readouterr().err
 
 
 def test_exit_status() -> None:
@@ -120,18 +130,19 @@ def test_sys_exit_with_a_text_is_told(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.parametrize("main", [failing, broken])
-def test_log_file_tells_why_the_training_ended(main: Any, tmp_path: Path) -> None:
+def test_log_file_tells_why_the_training_ended(main: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = logging.getLogger("mask2former")
     with (tmp_path / "log.txt").open("w") as file:
         handler = logging.StreamHandler(file)
         log.addHandler(handler)
         try:
-            with contextlib.suppress(KeyError):
-                launch(main, parse())
+            launch(main, parse())
         finally:
             log.removeHandler(handler)
     text = (tmp_path / "log.txt").read_text()
     assert "Traceback" in text and "Error" in text
+    told = capsys.readouterr().err
+    assert "Traceback" not in told and (main is failing or f"The traceback is in {tmp_path / 'log.txt'}." in told)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +191,11 @@ def ctrl_c(args: argparse.Namespace) -> None:
     ("main", "status", "message"),
     [
         (failing, 2, r"\nError: no file x\.json, set DATASETS\.COCO_JSON\n\(--debug .*\)\n"),
-        (broken, 1, r"(?s)\nError:\nTraceback.*KeyError: 'our own mistake'\n"),
+        (
+            broken,
+            1,
+            r"\nError: this is a fault of the program, .* KeyError: our own mistake\. The trace.*\n",
+        ),
         (stopped, 143, ""),
         (ctrl_c, 130, ""),
     ],

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from ...errors import BadRecordError
+from ...utils.failures import run_program
 from ...utils.parallel import default_workers
 from ..datasets import dataset_root
 from .work import Report
@@ -60,25 +60,22 @@ def run(
     Returns:
         The exit status: 0, or 1 if a file could not be written, or 130 after Ctrl-C.
     """
-    args = parser.parse_args(argv)
+    return run_program(parser, lambda args: _prepare(prepare(args)), argv, mistake=1)
+
+
+def _prepare(reports: Iterable[Report]) -> int:
     failed = 0
     try:
-        for report in prepare(args):
+        for report in reports:
             print(report.summary(), flush=True)
             failed += len(report.failures)
             _show_failures(report)
-    except (BadRecordError, OSError) as error:
-        return _stopped(parser.prog, str(error))
     except BrokenProcessPool:
-        return _stopped(parser.prog, f"a worker process died, perhaps out of memory. Try fewer --workers. {AGAIN}")
+        raise ValueError(f"a worker process died, perhaps out of memory. Try fewer --workers. {AGAIN}") from None
     except KeyboardInterrupt:
-        return _stopped(parser.prog, f"interrupted. {AGAIN}", status=130)
+        print(f"interrupted. {AGAIN}", file=sys.stderr)
+        return 130
     return 1 if failed else 0
-
-
-def _stopped(program: str, reason: str, status: int = 1) -> int:
-    print(f"{program}: {reason}", file=sys.stderr)
-    return status
 
 
 def _show_failures(report: Report) -> None:
