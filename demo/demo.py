@@ -25,9 +25,11 @@ from mask2former.cli.camera import Camera  # noqa: E402
 from mask2former.cli.examples import EXAMPLES, example_images  # noqa: E402
 from mask2former.cli.frames import segment_frames  # noqa: E402
 from mask2former.cli.inputs import collect, similar  # noqa: E402
+from mask2former.cli.predict import VIDEO_SUFFIXES  # noqa: E402
 from mask2former.cli.segment_images import segment_images  # noqa: E402
 from mask2former.cli.track import add_frames, add_tracking  # noqa: E402
 from mask2former.cli.track_objects import open_video, track_objects  # noqa: E402
+from mask2former.data.image_io import image_names  # noqa: E402
 from mask2former.segmenter import Segmenter  # noqa: E402
 from mask2former.structures.task import Task  # noqa: E402
 from mask2former.utils.failures import run_program  # noqa: E402
@@ -90,9 +92,20 @@ def _run(args: argparse.Namespace) -> int:
         return _video(segment, args, tracking=args.task == Task.VIDEO or video_model)
     if video_model:
         raise ValueError("this is a video model: give --video-input FILE, or a directory of frames")
+    for name in args.input or ():
+        _refuse_videos(Path(name).expanduser())
     files, problems = collect(args.input) if args.input else (example_images(), [])
     examples = not args.input and args.model is None and args.config_file is None
     return segment_images(segment, args, files, problems, EXAMPLES if examples else None)
+
+
+def _refuse_videos(path: Path) -> None:
+    """Raise ValueError for a video, or a directory of videos without images."""
+    names = [path.name] if path.is_file() else [p.name for p in path.iterdir()] if path.is_dir() else []
+    video = next((name for name in sorted(names) if Path(name).suffix.lower() in VIDEO_SUFFIXES), None)
+    if video is not None and not image_names(names):
+        file = path if path.is_file() else path / video
+        raise ValueError(f"{file} is a video, and --input takes images: use --video-input {file}")
 
 
 def _video(segment: Segmenter, args: argparse.Namespace, tracking: bool) -> int:

@@ -48,6 +48,7 @@ from fvcore.nn import (  # noqa: E402
 from fvcore.nn.jit_handles import generic_activation_jit, get_shape  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from mask2former.cli.parser import refuse_given  # noqa: E402
 from mask2former.config import load_config  # noqa: E402
 from mask2former.ops import pytorch_backend  # noqa: E402
 from mask2former.structures.task import Task  # noqa: E402
@@ -57,6 +58,9 @@ from mask2former.video_maskformer_model import VideoMaskFormer  # noqa: E402
 Size = tuple[int, int]
 TASKS = ("flop", "activation", "parameter", "structure")
 TABLE_DEPTH = 3
+_INPUTS = ("num_inputs", "use_fixed_input_size", "input_size", "num_frames")
+# Arguments of detectron2's parser, which are here for the commands of the reference.
+_OF_TRAININGS = ("resume", "eval_only", "num_gpus", "num_machines", "machine_rank")
 SAMPLE_FLOPS = 5  # per point and channel: bilinear interpolation, and the weight
 
 
@@ -66,6 +70,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _analyze(args: argparse.Namespace) -> None:
+    if not {"flop", "activation"} & set(args.tasks):
+        refuse_given(args, _INPUTS, f"on {', '.join(args.tasks)}: no image is used")
+    if args.input_size:
+        refuse_given(args, ("use_fixed_input_size",), "with --input-size")
+    if args.input_size or args.use_fixed_input_size:
+        refuse_given(args, ("num_inputs",), "on a synthetic image")
+    elif args.num_frames is not None:
+        raise ValueError("--num-frames has no effect on the dataset; add --use-fixed-input-size, or --input-size")
+    changed = next((x for x in _OF_TRAININGS if getattr(args, x) != _parser().get_default(x)), None)
+    if changed is not None:
+        raise ValueError(f"--{changed.replace('_', '-')} has no effect: one process counts, and nothing is trained")
     cfg = load_config(args.config_file or None, args.opts)
     cfg.MODEL.DEVICE, cfg.MODEL.TIMM.WEIGHTS = "cpu", ""
     model = _build(cfg)
@@ -95,9 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         help="flop: multiply-adds by module and operator; activation: outputs of convolutions, matrix products and "
         "attention; parameter: learnable parameters by module; structure: the modules",
     )
-    parser.add_argument(
-        "-n", "--num-inputs", type=int, default=100, help="images of DATASETS.TEST to average over (default 100)"
-    )
+    parser.add_argument("-n", "--num-inputs", type=int, help="images of DATASETS.TEST to average over (default 100)")
     parser.add_argument(
         "--use-fixed-input-size",
         action="store_true",
@@ -139,7 +152,7 @@ def _inputs(args: argparse.Namespace, cfg: CfgNode, model: nn.Module) -> list[In
     at_output = settings is not None and settings.at_output_size
     return [
         Input(padded(size, divisor), output if at_output else size, frames)
-        for size, output, frames in _dataset_sizes(cfg, args.num_inputs)
+        for size, output, frames in _dataset_sizes(cfg, 100 if args.num_inputs is None else args.num_inputs)
     ]
 
 

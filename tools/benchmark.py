@@ -31,6 +31,14 @@ import benchmark_video
 
 CONFIG = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
 
+USED = {  # arguments beside --device and --size
+    "model": ("config_file", "batch", "bf16", "repeats", "opts"),
+    "train": ("config_file", "batch", "objects", "bf16", "repeats", "opts"),
+    "op": ("batch", "repeats"),
+    "eval": ("images", "boundary"),
+    "video": ("config_file", "bf16", "opts", "frames", "window", "overlap", "online"),
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
@@ -38,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(args: argparse.Namespace) -> None:
+    unused = [name for name in vars(args) if name not in (*USED[args.what], "what", "device", "size", "debug")]
+    changed = next((name for name in unused if getattr(args, name) != parser().get_default(name)), None)
+    if changed is not None:
+        raise ValueError(f"--{changed.replace('_', '-')} has no effect on '{args.what}'")
     parts = {"op": benchmark_op.run, "eval": benchmark_eval.run, "video": benchmark_video.run}
     if args.what in parts:
         parts[args.what](args, hardware(torch.device(args.device)))

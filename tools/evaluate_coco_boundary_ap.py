@@ -40,7 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--dilation-ratio",
         type=float,
-        default=0.020,
         metavar="R",
         help="width of the boundary as a fraction of the image diagonal (default 0.020); only for boundary",
     )
@@ -48,9 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    from mask2former.cli.parser import refuse_given
     from mask2former.evaluation.boundary import boundary_ap
     from mask2former.utils.tables import side_by_side
 
+    if args.iou_type != "boundary":
+        refuse_given(args, ("dilation_ratio",), f"with --iou-type {args.iou_type}")
+    if args.dilation_ratio is None:
+        args.dilation_ratio = 0.020
     if not 0 < args.dilation_ratio < 1:
         raise ValueError(f"--dilation-ratio must lie between 0 and 1, not {args.dilation_ratio}")
     metrics = boundary_ap(args.gt_json_file, args.dt_json_file, args.dilation_ratio, args.iou_type)

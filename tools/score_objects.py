@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from pycocotools import mask as mask_util
+
 from mask2former.data.datasets.coco_annotations import check_score, read_instances
 from mask2former.errors import BadRecordError
 from mask2former.structures.masks import segmentation_to_patch

@@ -13,6 +13,12 @@ from .parser import fraction, not_negative, positive, scale
 
 LABELS = {"auto": None, "yes": True, "no": False}  # of --labels, as `Result.draw` takes them
 
+# Groups of arguments, for the commands in which they would have no effect.
+RULES = ("nms", "non_overlapping", "components", "fill_holes", "min_area")
+TRACKING = ("online", "window", "overlap", "top_k")
+DRAWING = ("labels", "scale")
+NOTHING_DRAWN = "because no overlay is written"
+
 
 def add_model(group: argparse._ArgumentGroup, tasks: tuple[str, ...] = IMAGE_TASKS) -> None:
     """Add the arguments that select a model: --model or --config-file and --weights, --device, --task, --amp."""
@@ -141,14 +147,7 @@ def load_segmenter(args: argparse.Namespace) -> Segmenter:
 
 def rules_of(segment: Segmenter, args: argparse.Namespace) -> dict[str, Any]:
     """Return {"rules": ...} with the rules of the model as the arguments change them; {} if they change nothing."""
-    names = {
-        "nms": "nms_iou",
-        "non_overlapping": "non_overlapping",
-        "components": "components",
-        "fill_holes": "fill_holes",
-        "min_area": "min_area",
-    }
-    given = {rule: getattr(args, name, None) for name, rule in names.items()}
+    given = {"nms_iou" if name == "nms" else name: getattr(args, name, None) for name in RULES}
     given = {rule: value for rule, value in given.items() if value is not None}
     return {"rules": segment.rules.changed(**given)} if given else {}
 

@@ -19,7 +19,7 @@ from ..config import load_config
 from ..model_source import DEFAULT_MODEL, locate_model
 from ..ops import backend
 from ..utils.device import select_device
-from .parser import positive
+from .parser import positive, refuse_given
 
 HELP = "time a model on this machine"
 DESCRIPTION = """Time a model on this machine: seconds and images per second, with versions and hardware.
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size", type=positive, nargs=2, default=(480, 640), metavar=("HEIGHT", "WIDTH"), help="(default: 480 640)"
     )
     parser.add_argument("--batch", type=positive, default=1, metavar="N", help="images at a time (default: 1)")
-    parser.add_argument("--objects", type=positive, default=20, metavar="N", help="per image of --train (default: 20)")
+    parser.add_argument("--objects", type=positive, metavar="N", help="per image of --train (default: 20)")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--repeats", type=positive, default=5, metavar="N", help="timed runs (default: 5)")
     parser.add_argument(
@@ -62,6 +62,11 @@ def run(args: argparse.Namespace) -> int:
     """
     args.device = str(select_device(args.device))
     args.what = "train" if args.train else "model"
+    if not args.train:
+        refuse_given(args, ("objects",), "without --train")
+    if args.config_file:
+        refuse_given(args, ("model",), "with --config-file")
+    args.objects = args.objects or 20
     time_model(args, str(args.config_file or _config_of(args.model)))
     return 0
 

@@ -8,6 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from ..errors import BadRecordError
+from .parser import refuse_given
 
 HELP = "look for mistakes in a dataset before training on it"
 DESCRIPTION = """Look for mistakes in training data before training on it.
@@ -31,9 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="directory, annotation file, or name of a registered dataset")
     parser.add_argument("--format", metavar="F", help="format of the data (default: find it)")
     parser.add_argument("--output", metavar="FILE", help="also draw annotated images on a contact sheet, as sheet.jpg")
-    parser.add_argument(
-        "--samples", metavar="N", type=_positive, default=12, help="images on it (default: %(default)s)"
-    )
+    parser.add_argument("--samples", metavar="N", type=_positive, help="images on it (default: 12)")
     parser.add_argument("--limit", metavar="N", type=_positive, help="read at most so many images, evenly spread")
     parser.add_argument("--workers", metavar="N", type=_positive, help="worker processes (default: one per core)")
     parser.add_argument(
@@ -56,6 +55,9 @@ def run(args: argparse.Namespace) -> int:
         ValueError: unknown format or dataset.
         FileNotFoundError: the data does not exist.
     """
+    if args.output is None:
+        refuse_given(args, ("samples",), "without --output")
+    args.samples = args.samples or 12
     try:
         if Path(args.data).expanduser().exists() and not args.config_file:
             return _check_files(args)

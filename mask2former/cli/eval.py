@@ -15,7 +15,7 @@ from ..engine import Trainer, argument_parser, launch, setup
 from ..model_source import locate_model, stored_classes
 from ..utils.file_io import write_json
 from ..utils.hints import did_you_mean
-from .parser import not_negative
+from .parser import not_negative, refuse_given
 
 HELP = "measure a model on a dataset"
 DESCRIPTION = """Measure a model on a dataset: AP of instances, PQ of panoptic, mIoU of semantic segmentation.
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: DATASETS.TEST of the config)",
     )
     parser.add_argument("--split", help="part of a directory: val, test, train (default: val, else test, else all)")
-    parser.add_argument("--output", metavar="DIR", default="output/eval", help="directory (default: %(default)s)")
+    parser.add_argument("--output", metavar="DIR", help="directory (default: output/eval)")
     parser.add_argument("--num-gpus", type=not_negative, default=1, metavar="N", help="0: the CPU (default: 1 if any)")
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides; must come last"
@@ -63,7 +63,12 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("give --model or --config-file, not both")
     if args.split is not None and (args.data is None or not Path(args.data).exists()):
         raise ValueError("--split is a part of a directory: give --data DIR")
-    weights = args.weights or dict(zip(args.opts[::2], args.opts[1::2])).get("MODEL.WEIGHTS")
+    opts = dict(zip(args.opts[::2], args.opts[1::2]))
+    for option, key in (("weights", "MODEL.WEIGHTS"), ("output", "OUTPUT_DIR")):
+        if key in opts:
+            refuse_given(args, (option,), f"with {key} in --opts; give one of them")
+    weights = args.weights or opts.get("MODEL.WEIGHTS")
+    args.output = args.output or opts.get("OUTPUT_DIR") or "output/eval"
     config, weights = locate_model(args.model, args.config_file, weights)
     if not weights:
         raise ValueError(f"no weights for {config}: give --weights FILE")
@@ -71,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     if args.data is not None:
         overrides += _dataset(args, config, Path(str(weights)))
     command = ["--config-file", str(config), "--eval-only", "--num-gpus", str(args.num_gpus)]
-    command += ["--debug"] * args.debug
+    command += ["--debug"] * getattr(args, "debug", False)  # of `CommandParser`
     return launch(evaluate, argument_parser().parse_args([*command, *overrides, *args.opts]))
 
 

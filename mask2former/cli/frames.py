@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
-from ..result_files import CocoDocument
+from ..result_files import CocoDocument, write_image
 from ..results import Result
 from ..segmenter import Segmenter
 from ..video.reader import Frame, FrameSource
+from ..video.results import refuse_input
 from ..video.writer import VideoWriter
-from .arguments import LABELS, rules_of
+from .arguments import DRAWING, LABELS, NOTHING_DRAWN, TRACKING, rules_of
 from .camera import Camera, has_windows, show
 from .outputs import main_task
+from .parser import refuse_given
 from .segment_images import image_options
 from .text import print_files
 from .track_colors import TrackColors
@@ -33,13 +36,16 @@ def segment_frames(segment: Segmenter, source: FrameSource | Camera, args: argpa
     Raises:
         ValueError: --output or --save does not fit, or no frame can be read.
     """
+    refuse_given(args, TRACKING, "on a video that is segmented image by image; tracking has it: --task video, track")
     camera = isinstance(source, Camera)
-    if camera and args.output is None and args.save is None:
+    if camera and args.output is None and args.save is None and not getattr(args, "save_frames", False):
         targets = VideoTargets(Path(), None, None)  # shown in a window
     else:
         targets = video_targets(args, source.name, None if isinstance(source, Camera) else source)
     visible = camera and targets.video is None and has_windows()
     files = _FrameFiles(segment, source, args, targets)
+    if targets.video is None and files.images is None and not visible:
+        refuse_given(args, DRAWING, NOTHING_DRAWN)
     if targets.video is None and targets.document is None and args.save is None and not visible:
         raise ValueError("this OpenCV build cannot open a window; give --output FILE.mp4, or install opencv-python")
     options = rules_of(segment, args) | image_options(args)
@@ -79,19 +85,24 @@ class _FrameFiles:
         self._drawing: dict[str, Any] = {"labels": LABELS[args.labels], "scale": args.scale or 1.0}
         self._colors = TrackColors()
         self._coco = CocoDocument(segment.classes) if targets.document else None
+        self.images = targets.directory / "frames" if getattr(args, "save_frames", False) else None
         self._masks = targets.directory / "masks" if args.save and "masks" in args.save else None
+        if self._sound is not None:
+            refuse_input(self._sound, targets.video, self._masks, self.images)
         self._writer: VideoWriter | None = None
         self.count = 0
 
     def add(self, frame: Frame, result: Result, draw: bool = False) -> np.ndarray | None:
-        """Write a frame; return the drawn image (H, W, 3) uint8 RGB if it is written to the video or `draw` is set."""
+        """Write a frame; return the drawn image (H, W, 3) uint8 RGB if it is written or `draw` is set."""
         image, task = None, main_task(result)
-        if self._targets.video or draw:
+        if self._targets.video or self.images or draw:
             ids = self._colors.update(result).tolist() if result.instances is not None else None
             image = np.asarray(result.draw(task, color_ids=ids, **self._drawing))
         if self._targets.video and image is not None:
             self._writer = self._writer or VideoWriter(self._targets.video, self._source.rate, self._sound)
             self._writer.add(image, frame.seconds)
+        if self.images and image is not None:
+            write_image(self.images / f"{frame.index:06d}.jpg", Image.fromarray(image))
         name = f"{self._source.name}#{frame.index:06d}"
         if self._coco is not None:
             self._coco.add(result.to_coco(task=task), result.size, name)
@@ -110,4 +121,4 @@ class _FrameFiles:
         written = [self._targets.video] if self._targets.video else []
         if self._coco is not None and self._targets.document is not None:
             written.append(self._coco.save(self._targets.document))
-        return written + ([self._masks] if self._masks else [])
+        return written + [directory for directory in (self.images, self._masks) if directory]

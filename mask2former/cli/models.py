@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import zoo
 from ..model_source import DEFAULT_MODEL
+from .parser import refuse_given
 from .text import plural, table
 
 HELP = "list the published models"
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
         ValueError: no such model, task or dataset; the message has the known ones.
     """
     if args.name is not None:
+        refuse_given(args, ("task", "dataset", "filter", "here"), "with the name of a model; it is for the list")
         _show(zoo.lookup(args.name), args.json)
         return 0
     task = "video instance" if args.task == "video" else args.task

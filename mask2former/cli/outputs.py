@@ -19,8 +19,9 @@ from ..result_tables import columns_of, write_table
 from ..results import Result
 from ..structures.task import Task
 from ..visualization import comfortable_scale
-from .arguments import LABELS, output_directory
+from .arguments import DRAWING, LABELS, NOTHING_DRAWN, output_directory
 from .label_files import LabelFiles
+from .parser import refuse_given
 
 KINDS = ("overlay", "json", "csv", "masks")  # of --save
 _FILES = {".json": "json", ".csv": "csv"}  # of one file that is neither image nor directory
@@ -54,6 +55,10 @@ class Writer:
     def create(cls, args: argparse.Namespace, files: Sequence[Path]) -> Writer:
         """Build the writer for these inputs; ValueError if --output, --save and --save-as do not fit them."""
         writer = cls._create(args, len(files))
+        if "overlay" not in writer.save:
+            refuse_given(args, DRAWING, NOTHING_DRAWN)
+        if "csv" not in writer.save:
+            refuse_given(args, ("intensity", "pixel_size"), "because no table is written; add csv to --save")
         writer._inputs = frozenset(path.resolve() for path in files)
         return writer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from ..utils.failures import add_debug, debug_requested
@@ -44,6 +44,20 @@ class CommandParser(argparse.ArgumentParser):
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=min(120, max(60, shutil.get_terminal_size().columns)))
+
+
+def refuse_given(args: argparse.Namespace, names: Iterable[str], reason: str) -> None:
+    """Raise ValueError for the first of these arguments that was given, because it would have no effect.
+
+    Args:
+        args: an argument counts as given unless it is missing, None, False, empty or "auto", which are defaults.
+        names: as in `args`.
+        reason: completes "--x has no effect ...".
+    """
+    for name in names:
+        value = getattr(args, name, None)
+        if value is not None and value is not False and value not in ("", "auto", [], ()):
+            raise ValueError(f"--{name.replace('_', '-')} has no effect {reason}")
 
 
 # ------------------------------------------------------------------ types of arguments

@@ -14,7 +14,7 @@ from .frames import segment_frames
 from .inputs import collect
 from .label_files import FORMATS
 from .outputs import KINDS
-from .parser import fraction, length, not_negative
+from .parser import fraction, length, not_negative, refuse_given
 from .segment_images import segment_images
 
 HELP = "segment images: overlays, a table of objects, COCO JSON, label maps"
@@ -137,6 +137,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("give images or --webcam, not both")
     if args.webcam is None and not args.input:
         raise ValueError("give images, directories or patterns, for example: mask2former predict cells/ --output out/")
+    if args.tile == "off":
+        refuse_given(args, ("tile_overlap",), "with --tile off")
     video = [name for name in args.input if Path(name).suffix.lower() in VIDEO_SUFFIXES and Path(name).is_file()]
     if args.webcam is not None or video:
         return _frames(args, video)
@@ -159,9 +161,7 @@ def _frames(args: argparse.Namespace, video: list[str]) -> int:
         raise ValueError("--save-as writes labels of images, not of videos; drop it")
     if args.save and "csv" in args.save:
         raise ValueError("--save csv is for images; of a video, mask2former track VIDEO --counts FILE.csv counts")
-    ignored = next((name for name in ("intensity", "pixel_size", "page") if getattr(args, name)), None)
-    if ignored is not None:
-        raise ValueError(f"--{ignored.replace('_', '-')} is for images, not for videos")
+    refuse_given(args, ("intensity", "pixel_size", "page"), "on videos: it is for images, not for videos")
     part = (args.start, args.end, args.every)
     if args.webcam is not None and any(part):
         raise ValueError("--start, --end and --every select a part of a video file, not of a camera")

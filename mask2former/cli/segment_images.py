@@ -17,9 +17,10 @@ from ..errors import first_few
 from ..results import Result
 from ..segmenter import Segmenter
 from ..structures.task import Task
-from .arguments import rules_of
+from .arguments import TRACKING, rules_of
 from .inputs import unique_names, unique_stems
 from .outputs import Writer
+from .parser import refuse_given
 from .text import describe_counts, describe_scores, format_counts, plural, print_error, print_files, table
 
 _HEAD = ("image", "objects", "top scores", "seconds", "remark")
@@ -48,6 +49,7 @@ def segment_images(
     Raises:
         ValueError: --output, --save or another argument does not fit.
     """
+    refuse_given(args, (*TRACKING, "save_frames"), "on images, only on videos")
     for problem in problems:
         print_error(problem)
     hints = hints or {}

@@ -63,9 +63,9 @@ def add_tracking(group: argparse._ArgumentGroup) -> None:
     """Add the arguments of windows."""
     group.add_argument("--online", action="store_true", help="track objects frame by frame (image models always do)")
     group.add_argument(
-        "--window", type=int, default=24, metavar="N", help="frames that the network processes together (default: 24)"
+        "--window", type=int, metavar="N", help="frames that the network processes together (default: 24)"
     )
-    group.add_argument("--overlap", type=int, default=6, metavar="N", help="frames that two windows share (default: 6)")
+    group.add_argument("--overlap", type=int, metavar="N", help="frames that two windows share (default: 6)")
     group.add_argument(
         "--top-k",
         type=int,

@@ -14,7 +14,8 @@ from ..segmenter import Segmenter
 from ..video.journal import JournalMismatch
 from ..video.reader import FrameFolder, FrameSource, open_frames
 from ..video.results import VideoResult, refuse_input
-from .arguments import LABELS, is_video_model
+from .arguments import DRAWING, LABELS, NOTHING_DRAWN, RULES, is_video_model
+from .parser import refuse_given
 from .text import plural, print_files
 from .video_files import video_targets
 
@@ -40,7 +41,12 @@ def track_objects(segment: Segmenter, source: FrameSource, args: argparse.Namesp
     Raises:
         FileNotFoundError, ValueError: as `Segmenter.track`, or --output or --save does not fit.
     """
+    refuse_given(args, RULES, "on tracking, which follows what the model finds; filter the results instead")
+    if args.online or not is_video_model(segment):
+        refuse_given(args, ("window", "overlap"), "where objects are tracked frame by frame")
     targets = video_targets(args, source.name, source)
+    if targets.video is None and not args.save_frames:
+        refuse_given(args, DRAWING, NOTHING_DRAWN)
     work = targets.directory / f".{source.name}_tracks"
     masks = targets.directory / "masks" if args.save and "masks" in args.save else None
     images = targets.directory / "frames" if args.save_frames else None
@@ -70,20 +76,19 @@ def track_objects(segment: Segmenter, source: FrameSource, args: argparse.Namesp
 
 
 def _track(segment: Segmenter, source: FrameSource, work: Path, args: argparse.Namespace) -> VideoResult:
-    part: dict[str, Any] = {name: getattr(args, name, None) for name in ("start", "end", "every")}
-    part = {name: value for name, value in part.items() if value is not None}
+    names = ("start", "end", "every", "window", "overlap")
+    given: dict[str, Any] = {name: getattr(args, name, None) for name in names}
+    given = {name: value for name, value in given.items() if value is not None}
     for _ in range(2):
         try:
             return segment.track(
                 source,
                 online=args.online or not is_video_model(segment),
-                window=args.window,
-                overlap=args.overlap,
                 top_k=args.top_k,
                 min_size=args.min_size,
                 work_dir=work,
                 progress=True,
-                **part,
+                **given,
             )
         except JournalMismatch as error:
             print(f"discarding a stopped run with other arguments ({error})", file=sys.stderr)

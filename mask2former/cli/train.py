@@ -15,6 +15,7 @@ from ..engine.rank_group import torchrun_place
 from ..engine.recipe import Wishes
 from ..model_source import DEFAULT_MODEL
 from ..utils.file_io import short_path
+from .parser import refuse_given
 
 HELP = "train a model on your images"
 
@@ -101,9 +102,8 @@ def run(args: argparse.Namespace) -> int:
     if option is not None:
         raise ValueError(f"{option} stands behind a KEY VALUE pair: options come first, config keys last")
     if args.config_file:
-        _refuse(
-            args, _OF_THE_DATA | _OF_THE_PLAN, "--config-file", "the config says that: set its keys, KEY VALUE, last"
-        )
+        reason = "with --config-file: the config says that: set its keys, KEY VALUE, last"
+        refuse_given(args, sorted(_OF_THE_DATA | _OF_THE_PLAN), reason)
         opts = [*args.opts, "OUTPUT_DIR", args.output] if args.output else args.opts
         return launch(train_or_evaluate, _launch_arguments(args, args.config_file, Plan(None), opts))
     if not args.data and not (args.resume and args.output):
@@ -116,7 +116,8 @@ def run(args: argparse.Namespace) -> int:
     if args.eval_only:
         raise ValueError("--eval-only needs --config-file")
     if args.resume:
-        _refuse(args, _OF_THE_DATA - {"data"}, "--resume", "a resumed training keeps its data and its model")
+        reason = "with --resume: a resumed training keeps its data and its model"
+        refuse_given(args, sorted(_OF_THE_DATA - {"data"}), reason)
     output = OutputDirectory(args.output or Path("output") / _name_of(args.data))
     plan = _plan(args, output)
     if args.dry_run:
@@ -129,13 +130,6 @@ def run(args: argparse.Namespace) -> int:
     elif output.has_checkpoint and status > 128:
         sys.stdout.write(f"Continue with: mask2former train --output {directory} --resume\n")
     return status
-
-
-def _refuse(args: argparse.Namespace, names: frozenset[str], option: str, reason: str) -> None:
-    """Raise ValueError for an argument that `option` would ignore."""
-    given = sorted(name for name in names if getattr(args, name) is not None and getattr(args, name) is not False)
-    if given:
-        raise ValueError(f"--{given[0].replace('_', '-')} has no effect with {option}: {reason}")
 
 
 def _plan(args: argparse.Namespace, output: OutputDirectory) -> Plan:
@@ -159,7 +153,7 @@ def _plan(args: argparse.Namespace, output: OutputDirectory) -> Plan:
         model=args.model or DEFAULT_MODEL,
         wishes=wishes,
         num_gpus=args.num_gpus,
-        val=0.1 if args.val is None else args.val,
+        val=args.val,
         group=args.group,
         data_format=args.format or "auto",
         overrides=args.opts,
@@ -189,7 +183,7 @@ def _launch_arguments(args: argparse.Namespace, config: str, plan: Plan, opts: l
     launched.config_file, launched.opts = config, list(opts)
     for name in ("resume", "eval_only", "num_gpus", "num_machines", "machine_rank", "dist_url"):
         setattr(launched, name, getattr(args, name))
-    launched.debug = launched.debug or args.debug
+    launched.debug = launched.debug or getattr(args, "debug", False)  # of `CommandParser`
     launched.notes, launched.warnings = plan.notes, plan.warnings
     return launched
 

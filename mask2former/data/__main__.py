@@ -20,12 +20,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    if args.samples and not args.output:
+        raise ValueError("--samples has no effect without --output")
+    args.samples = args.samples or 12
     names = ("root", "config_file", "output", "samples", "limit", "workers")
     try:
         return check_registered(args.name, **{name: getattr(args, name) for name in names})
     except UnknownDatasetError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+        _parser().error(str(error))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--config-file", help="configuration whose DATASETS keys describe custom datasets")
     check.add_argument("--output", help="also draw annotated images on a contact sheet, for example sheet.jpg")
-    check.add_argument("--samples", type=_positive, default=12, help="images on the sheet (default: %(default)s)")
+    check.add_argument("--samples", type=_positive, help="images on the sheet (default: 12)")
     check.add_argument("--limit", type=_positive, help="check at most this many records, evenly spread")
     check.add_argument("--workers", type=_positive, help="worker processes; default: one per core, at most 16")
     return parser

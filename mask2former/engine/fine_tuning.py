@@ -62,7 +62,7 @@ def plan_training(
     model: str = "nuclei",
     wishes: Wishes | None = None,
     num_gpus: int = 1,
-    val: float = 0.1,
+    val: float | None = None,
     group: str | None = None,
     data_format: str = "auto",
     overrides: Sequence[str] = (),
@@ -77,7 +77,7 @@ def plan_training(
         model: model of the zoo, or a training output directory.
         wishes: settings that the user gave.
         num_gpus: GPUs to use; 0 for the CPU.
-        val: part of the images for validation, if the data has no split for it.
+        val: part of the images for validation, if the data has no split for it; None: 0.1.
         group: see `mask2former.data.formats.split`.
         data_format: "auto" or the name of a format.
         overrides: KEY VALUE KEY VALUE ...
@@ -135,7 +135,7 @@ def plan_resume(
 
 
 def _parts(
-    loaded: dict[str, CocoData], val: float, seed: int, group: str | None
+    loaded: dict[str, CocoData], val: float | None, seed: int, group: str | None
 ) -> tuple[dict[str, CocoData], list[str]]:
     """Return "train" and "val", and sentences on where they come from."""
     source = loaded.get("train") or loaded.get("all")
@@ -144,10 +144,13 @@ def _parts(
     counts = f"{len(source.content['images'])} images in the format {source.format}"
     notes = [*source.notes]
     if "val" in loaded:
+        given = "--val" if val is not None else "--group" if group is not None else None
+        if given:
+            raise ValueError(f"{given} has no effect: the data has a validation split of its own; drop {given}")
         parts = {"train": source, "val": loaded["val"]}
         counts += f", and {len(loaded['val'].content['images'])} for validation"
     else:
-        parts = split(source, {"val": val}, seed, group)
+        parts = split(source, {"val": 0.1 if val is None else val}, seed, group)
         counts += f", of which {len(parts['val'].content['images'])} are put aside for validation (seed {seed})"
     return parts, [f"Data: {source.image_root}, {counts}.", *notes]
 
