@@ -11,16 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from .structures.colors import Color, lifted
 from .structures.masks import Patch
+from .utils.fonts import load_font, readable
 
 _BORDER = 3  # pixels of context around a region, for the soft edge of its contour
 _MAX_AUTO_LABELS = 40
@@ -204,18 +203,6 @@ def _depth(mask: np.ndarray) -> np.ndarray:
 
 
 # ------------------------------------------------------------------ text
-@lru_cache(maxsize=32)
-def load_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Load DejaVu Sans (from matplotlib; Latin, Greek, Cyrillic), or without matplotlib Pillow's default font."""
-    try:
-        import matplotlib
-
-        path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-        return ImageFont.truetype(str(path), size)
-    except (ImportError, OSError):
-        return ImageFont.load_default(size)
-
-
 def _font_size(width: int, height: int) -> int:
     return int(np.clip(round(0.019 * (width * height) ** 0.5), 11, 40))
 
@@ -230,8 +217,8 @@ def _write_labels(image: Image.Image, spots: Sequence[_Spot], force: bool) -> No
     draw = ImageDraw.Draw(layer)
     taken: list[tuple[float, float, float, float]] = []
     for spot in sorted(spots, key=lambda s: -s.area):
-        font = load_font(size)
-        left, top, right, bottom = draw.textbbox((0, 0), spot.text, font=font, anchor="lt")
+        text, font = readable(spot.text), load_font(size, spot.text)
+        left, top, right, bottom = draw.textbbox((0, 0), text, font=font, anchor="lt")
         w, h = right - left + 0.7 * size, bottom - top + 0.5 * size
         if not force and (h > 2.2 * spot.room or w * h > 0.35 * spot.area):
             continue
@@ -242,7 +229,7 @@ def _write_labels(image: Image.Image, spots: Sequence[_Spot], force: bool) -> No
             box = _clamped(spot.x, spot.y, w, h, image.size)
         taken.append(box)
         draw.rounded_rectangle(box, radius=0.3 * size, fill=(*_DARK, 178))
-        draw.text(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), spot.text, font=font, anchor="mm", fill="white")
+        draw.text(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), text, font=font, anchor="mm", fill="white")
     image.paste(layer, (0, 0), layer)
 
 
@@ -269,16 +256,18 @@ def add_legend(image: Image.Image, entries: Sequence[tuple[str, Color]]) -> Imag
     if not entries:
         return image
     size = _font_size(*image.size)
-    font, row = load_font(size), round(1.7 * size)
+    row = round(1.7 * size)
     fitting = max((image.height - row) // row, 1)
     shown = list(entries[:fitting])
     rest = len(entries) - len(shown)
     names = [name for name, _ in shown] + ([f"and {rest} more"] if rest else [])
-    panel_width = round(max(font.getlength(name) for name in names) + 3.4 * size)
+    fonts = [load_font(size, name) for name in names]
+    names = [readable(name) for name in names]
+    panel_width = round(max(font.getlength(name) for name, font in zip(names, fonts, strict=True)) + 3.4 * size)
     out = Image.new("RGB", (image.width + panel_width, image.height), _DARK)
     out.paste(image, (0, 0))
     draw = ImageDraw.Draw(out)
-    for i, name in enumerate(names):
+    for i, (name, font) in enumerate(zip(names, fonts, strict=True)):
         x, y = image.width + size, (i + 1) * row
         if i < len(shown):
             draw.rounded_rectangle((x, y - size / 2, x + size, y + size / 2), radius=size / 4, fill=shown[i][1])
@@ -289,9 +278,9 @@ def add_legend(image: Image.Image, entries: Sequence[tuple[str, Color]]) -> Imag
 def add_caption(image: Image.Image, text: str) -> Image.Image:
     """Add a dark strip below the image with the text, wrapped to the image's width."""
     size = _font_size(*image.size)
-    font = load_font(size)
+    font = load_font(size, text)
     lines, line = [], ""
-    for word in text.split():
+    for word in readable(text).split():
         longer = f"{line} {word}".strip()
         if line and font.getlength(longer) > image.width - 1.4 * size:
             lines.append(line)
