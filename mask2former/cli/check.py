@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_files(args: argparse.Namespace) -> int:
     from ..data.formats import load_data, write_coco
+    from ..data.inspect_command import check_sheet_name
     from ..data.inspect_report import contact_sheet
     from ..data.inspect_training import DEFAULT_QUERIES, check_training_data, format_training_report
 
@@ -75,6 +76,7 @@ def _check_files(args: argparse.Namespace) -> int:
         raise ValueError(
             f"{Path(args.write) / 'annotations'} exists, so nothing is written there; choose another --write"
         )
+    check_sheet_name(args.output)
     problems: list[BadRecordError] = []
     if args.root:
         raise ValueError("--root is for registered datasets, not for directories and files")

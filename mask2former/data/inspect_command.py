@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from detectron2.data import DatasetCatalog
 
 from ..config import load_config
 from ..utils.hints import did_you_mean
 from . import register_all, register_from_config
+from .image_io import WRITABLE_SUFFIXES
 from .inspect import check_dataset
 from .inspect_report import contact_sheet, format_report
 
 
 class UnknownDatasetError(FileNotFoundError):
     """There is no registered dataset of this name."""
+
+
+def check_sheet_name(output: str | None) -> None:
+    """Raise ValueError if no contact sheet can be written to `output`, before the data is read."""
+    if output is None:
+        return
+    path = Path(output)
+    if path.suffix.lower() not in WRITABLE_SUFFIXES:
+        raise ValueError(f"--output {output}: give an image file, {', '.join(sorted(WRITABLE_SUFFIXES))}")
+    if path.is_dir():
+        raise ValueError(f"--output {output} is a directory; give an image file, such as {path / 'sheet.jpg'}")
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"--output {output}: the directory {path.absolute().parent} does not exist; make it")
 
 
 def check_registered(
@@ -42,6 +57,7 @@ def check_registered(
     Raises:
         UnknownDatasetError: no such dataset.
     """
+    check_sheet_name(output)
     register_all(root)
     if config_file:
         register_from_config(load_config(config_file), [name])

@@ -99,3 +99,18 @@ def test_descriptions() -> None:
 def test_arguments_that_a_registered_dataset_would_ignore(arguments: list[str], option: str) -> None:
     with pytest.raises(ValueError, match=f"{option} is for directories and files"):
         run(check, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [("sheet.xyz", "give an image file"), ("there", "give an image file"), ("d.png", "directory"), ("no/s.png", "no")],
+)
+@pytest.mark.parametrize("data", [".", "coco_2017_val"])
+def test_a_contact_sheet_that_cannot_be_written_is_told_at_once(
+    data: str, output: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the data is read: the directory has none, which would be the first error."""
+    monkeypatch.chdir(tmp_path)
+    Path("d.png").mkdir()
+    with pytest.raises((ValueError, FileNotFoundError), match=f"--output {output}.*{told}"):
+        run(check, data, "--output", output)
