@@ -1,6 +1,7 @@
 # make demo       segment the example images with the bundled model -> output/demo/
 # make test       run the tests that need no GPU
 # make test-fast  run those that take no long time: about a minute
+# make chaos      kill a tiny training N times (N=30), and compare what it leaves with an uninterrupted one
 # make coverage   run the tests and print which lines of the package no test reaches
 # make lint       style, format and types
 # make format     repair style and format
@@ -24,7 +25,7 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist worksteal
 SLOW_TESTS := tests/datasets tests/demo tests/docs tests/parity tests/tools
 INSTALL := $(PYTHON) tools/install.py --venv $(VENV)
 
-.PHONY: demo test test-fast coverage lint types format docs bench ops env clean
+.PHONY: demo test test-fast chaos coverage lint types format docs bench ops env clean
 .NOTPARALLEL:
 
 demo:
@@ -36,6 +37,10 @@ test: env
 
 test-fast: env
 	$(PYTEST) -m "not gpu and not slow" $(addprefix --ignore=,$(SLOW_TESTS)) $(ARGS)
+
+N ?= 30
+chaos: env
+	OMP_NUM_THREADS=1 $(RUN) tests/fuzz/chaos.py --kills $(N) $(ARGS)
 
 coverage: env
 	$(PYTEST) -m "not gpu" --cov --cov-report=term --cov-report=html:build/coverage/html $(ARGS)

@@ -29,7 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without in
 from mask2former.data import BadRecordError
 from mask2former.data.preparation.cli import argument_parser, run
 from mask2former.data.preparation.work import Outcome, Report, Stage, convert_all
-from mask2former.utils.file_io import atomic_write, read_json_object, write_bytes
+from mask2former.utils.atomic_file import atomic_write
+from mask2former.utils.file_io import read_json_object, write_bytes
 
 ARCHIVE = "panoptic_annotations_trainval2017.zip"
 LARGEST_IMAGE = 64 << 20  # bytes; a PNG file of COCO has about 10,000

@@ -64,3 +64,7 @@ def report_bad_records(file: str, problems: Sequence[BadRecordError], count: int
 def first_few(names: Sequence[str], count: int = _SHOWN) -> str:
     """Return the first names of a list, joined for a message."""
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+
+
+class InUseError(ValueError):
+    """Another program writes the same output; the message names its host and process."""

@@ -122,7 +122,7 @@ class ResultExports:
         Raises:
             ValueError: unknown suffix or kind, or a kind that such a file cannot hold.
         """  # noqa: E501
-        path = Path(path)
+        path = Path(path).expanduser()
         kind = kind_of(path) if kind is None else kind
         if kind == "masks":
             return self.save_masks(path, **options)

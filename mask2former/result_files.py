@@ -78,7 +78,7 @@ class CocoDocument:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the file and return its path."""
-        return write_json(Path(path), self._content)
+        return write_json(Path(path).expanduser(), self._content)
 
 
 # ------------------------------------------------------------------ label maps

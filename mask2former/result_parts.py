@@ -132,7 +132,7 @@ def instances_from_output(predicted: Any, classes: ClassTable, score_threshold: 
     order = order[predicted.scores[order] >= score_threshold]
     labels = predicted.pred_classes[order].cpu().numpy().astype(np.int64)
     scores = predicted.scores[order].float().cpu().numpy()
-    names = [classes.names[k] for k in labels]
+    names = tuple(classes.names[k] for k in labels)
     if predicted.has("pred_patches"):
         patches = MaskList((predicted.pred_patches[i] for i in order.tolist()), predicted.image_size)
         return InstanceResult(patches, scores, labels, names)

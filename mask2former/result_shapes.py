@@ -20,7 +20,8 @@ from .result_files import encode_image
 from .result_objects import HasObjects, ObjectList
 from .structures.classes import ClassTable
 from .structures.polygons import Polygon, join_holes, join_polygons, signed_area, trace_polygons
-from .utils.file_io import atomic_write, write_bytes, write_json
+from .utils.atomic_file import atomic_write
+from .utils.file_io import write_bytes, write_json
 
 # Image formats that LabelMe and Ultralytics read as they are; other images are written as PNG.
 _COMMON_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})

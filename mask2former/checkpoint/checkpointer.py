@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..errors import CheckpointError, CorruptCheckpointError, UnsafeCheckpointError, first_few
-from ..utils.file_io import atomic_write
+from ..utils.atomic_file import atomic_write
 from .directory import TAG, checkpoint_files, has_checkpoint, iteration_in_name, iteration_of, read_tag
 from .key_mapping import LoadReport, load_state_dict
 from .reading import read_checkpoint

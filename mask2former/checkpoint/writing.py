@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..utils.file_io import atomic_write
+from ..utils.atomic_file import atomic_write
 
 
 def save_safetensors(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from ..results import Result
 from ..segmenter import Segmenter
 from ..video.reader import Frame, FrameSource
 from ..video.results import refuse_input
-from ..video.writer import VideoWriter
+from ..video.writer import VideoWriter, output_lock
 from .arguments import DRAWING, LABELS, NOTHING_DRAWN, TRACKING, rules_of
 from .camera import Camera, has_windows, show
 from .outputs import main_task
@@ -42,7 +43,14 @@ def segment_frames(segment: Segmenter, source: FrameSource | Camera, args: argpa
         targets = VideoTargets(Path(), None, None)  # shown in a window
     else:
         targets = video_targets(args, source.name, None if isinstance(source, Camera) else source)
-    visible = camera and targets.video is None and has_windows()
+    with output_lock(targets.video) if targets.video else contextlib.nullcontext():
+        return _segment_to_files(segment, source, args, targets)
+
+
+def _segment_to_files(
+    segment: Segmenter, source: FrameSource | Camera, args: argparse.Namespace, targets: VideoTargets
+) -> int:
+    visible = isinstance(source, Camera) and targets.video is None and has_windows()
     files = _FrameFiles(segment, source, args, targets)
     if targets.video is None and files.images is None and not visible:
         refuse_given(args, DRAWING, NOTHING_DRAWN)

@@ -18,6 +18,7 @@ from ..result_files import CocoDocument
 from ..result_tables import columns_of, write_table
 from ..results import Result
 from ..structures.task import Task
+from ..utils.atomic_file import check_writable
 from ..visualization import comfortable_scale
 from .arguments import DRAWING, LABELS, NOTHING_DRAWN, output_directory
 from .label_files import LabelFiles
@@ -53,12 +54,18 @@ class Writer:
 
     @classmethod
     def create(cls, args: argparse.Namespace, files: Sequence[Path]) -> Writer:
-        """Build the writer for these inputs; ValueError if --output, --save and --save-as do not fit them."""
+        """Build the writer for these inputs.
+
+        Raises:
+            ValueError: --output, --save and --save-as do not fit them.
+            OSError: --output cannot be written; the error names it and the reason.
+        """
         writer = cls._create(args, len(files))
         if "overlay" not in writer.save:
             refuse_given(args, DRAWING, NOTHING_DRAWN)
         if "csv" not in writer.save:
             refuse_given(args, ("intensity", "pixel_size"), "because no table is written; add csv to --save")
+        check_writable(writer.target, "--output", directory=not writer.single)
         writer._inputs = frozenset(path.resolve() for path in files)
         return writer
 

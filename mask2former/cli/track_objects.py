@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..segmenter import Segmenter
+from ..utils.atomic_file import check_writable
 from ..video.journal import JournalMismatch
 from ..video.reader import FrameFolder, FrameSource, open_frames
 from ..video.results import VideoResult, refuse_input
+from ..video.writer import output_lock
 from .arguments import DRAWING, LABELS, NOTHING_DRAWN, RULES, is_video_model
 from .parser import refuse_given
 from .text import plural, print_files
-from .video_files import video_targets
+from .video_files import VideoTargets, video_targets
 
 
 def open_video(inputs: Sequence[str]) -> FrameSource:
@@ -55,6 +58,23 @@ def track_objects(segment: Segmenter, source: FrameSource, args: argparse.Namesp
     for name, path in tables.items():
         if path.suffix.lower() != ".csv":
             raise ValueError(f"--{name} {path} must end with .csv")
+        check_writable(path, f"--{name}", directory=False)
+    with output_lock(targets.video) if targets.video else contextlib.nullcontext():
+        return _track_to_files(segment, source, args, _Files(targets, work, masks, images, tables))
+
+
+class _Files(NamedTuple):
+    """What a run writes: the targets of --output, the journal, directories of masks and frames, tables by name."""
+
+    targets: VideoTargets
+    work: Path
+    masks: Path | None
+    images: Path | None
+    tables: dict[str, Path]
+
+
+def _track_to_files(segment: Segmenter, source: FrameSource, args: argparse.Namespace, files: _Files) -> int:
+    targets, work, masks, images, tables = files
     started = time.perf_counter()
     result = _track(segment, source, work, args)
     rate = len(result) / (time.perf_counter() - started)

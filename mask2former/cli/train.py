@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import sys
 from pathlib import Path
 
 from ..engine.commands import train_or_evaluate
 from ..engine.fine_tuning import Plan, plan_resume, plan_training
-from ..engine.launch import argument_parser, launch
+from ..engine.launch import argument_parser, launch, training_lock
 from ..engine.output_directory import OutputDirectory
 from ..engine.rank_group import torchrun_place
 from ..engine.recipe import Wishes
 from ..model_source import DEFAULT_MODEL
+from ..utils.atomic_file import check_writable
 from ..utils.file_io import short_path
 from .parser import refuse_given
 
@@ -143,6 +145,16 @@ def _plan(args: argparse.Namespace, output: OutputDirectory) -> Plan:
         patience=args.patience,
         seed=0 if args.seed is None else args.seed,
     )
+    if args.dry_run:
+        return _new_or_resumed(args, output, wishes)
+    if not output.path.is_file():  # which `check_new` explains
+        check_writable(output.path, "--output", directory=True)
+    # The plan is written into the directory, so a training that runs there is noticed before.
+    with training_lock(str(output.path)) if output.path.is_dir() else contextlib.nullcontext():
+        return _new_or_resumed(args, output, wishes)
+
+
+def _new_or_resumed(args: argparse.Namespace, output: OutputDirectory, wishes: Wishes) -> Plan:
     if args.resume:
         return plan_resume(output, wishes, args.opts, write=not args.dry_run)
     if not args.dry_run:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import NamedTuple
 
+from ..utils.atomic_file import check_writable
 from ..video.reader import FrameSource
 from ..video.writer import VIDEO_SUFFIXES
 from .arguments import output_directory
@@ -29,7 +30,17 @@ def video_targets(args: argparse.Namespace, name: str, source: FrameSource | Non
 
     Raises:
         ValueError: --output is the input, a file of another type, or contradicts --save.
+        OSError: a file cannot be written; the error names it and the reason.
     """
+    targets = _targets(args, name, source)
+    check_writable(targets.directory, "--output", directory=True)
+    for path in (targets.video, targets.document):
+        if path is not None:
+            check_writable(path, "--output", directory=False)
+    return targets
+
+
+def _targets(args: argparse.Namespace, name: str, source: FrameSource | None) -> VideoTargets:
     save = set(args.save or args.default_save)
     target = output_directory(args)
     suffix = target.suffix.lower()

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoint import load_weights, save_safetensors
-from ..utils.file_io import atomic_write
+from ..utils.atomic_file import atomic_write
 
 SUFFIXES = (".safetensors", ".pth")
 

@@ -19,6 +19,7 @@ from torch import nn
 from ..checkpoint.writing import save_safetensors
 from ..utils.console import bars_enabled, file_only, progress_bar
 from ..utils.file_io import write_json
+from .launch import current_stop_signal
 from .previews import open_previews
 
 logger = logging.getLogger(__name__)
@@ -110,9 +111,33 @@ def evaluate_datasets(
 
 
 def _run(model: nn.Module, loader: Any, evaluator: DatasetEvaluator, name: str) -> Any:
-    """Run detectron2's evaluation with a progress bar, or where there is none with its lines of progress."""
+    """Run detectron2's evaluation with a progress bar, or where there is none with its lines of progress.
+
+    Raises:
+        StopRequested: within a training a signal came to any rank; this rank then stops between two batches, and all
+            agree after their last one, before anything is measured.
+    """
+    stop = current_stop_signal()
+
+    def before_batch() -> None:
+        if stop is not None and stop.number:
+            raise _Abandoned
+
+    def after_batches() -> None:
+        if stop is not None:
+            stop.raise_if_agreed()
+
     with progress_bar(len(loader), f"evaluating {name}") as bar, file_only(bars_enabled()):
-        return inference_on_dataset(model, loader, evaluator, callbacks={"after_inference": bar.update})
+        callbacks = {"before_inference": before_batch, "after_inference": bar.update, "on_end": after_batches}
+        try:
+            return inference_on_dataset(model, loader, evaluator, callbacks=callbacks)
+        except _Abandoned:
+            after_batches()  # raises
+            raise
+
+
+class _Abandoned(Exception):
+    """This rank got a signal; the others may not know."""
 
 
 def without_single_name(named: Mapping[str, Any]) -> OrderedDict[str, Any]:

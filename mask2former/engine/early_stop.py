@@ -25,15 +25,18 @@ class EarlyStopHook(HookBase):
 
     Args:
         patience: evaluations without improvement, at least 1.
-        period: iterations between two evaluations.
     """
 
-    def __init__(self, patience: int, period: int) -> None:
-        self._patience, self._period = patience, period
+    def __init__(self, patience: int) -> None:
+        self._patience = patience
         self._best, self._without = -math.inf, 0
         self._evaluated = -1  # iterations that were finished at the last evaluation
         self._length = 0  # iterations of the training that the state comes from
         self._pending: list[float | None] = []  # metrics that were not counted yet
+
+    def counted(self, finished: int) -> bool:
+        """Return whether the evaluation after so many iterations is part of the state."""
+        return self._evaluated >= finished
 
     def add(self, results: Mapping[str, Any], datasets: Sequence[str]) -> None:
         """Take the results of an evaluation, which are empty on all ranks but the first."""
@@ -49,18 +52,23 @@ class EarlyStopHook(HookBase):
         if self._exhausted():
             logger.info("This training was stopped early after %d iterations; it is complete.", self._evaluated)
             trainer.stopped_early = True
+            trainer.save_final_weights()  # which a kill after the checkpoint may have prevented
             return
-        # A checkpoint is saved before the evaluation of its iteration, which a signal or a failure may have prevented.
-        due = self._period > 0 and 0 < finished < trainer.max_iter and finished % self._period == 0
-        if due and self._evaluated < finished:
-            trainer.evaluate()
         self._count(finished)
+        if finished > 0:
+            # Of an evaluation that was made up for, which belongs to the iteration before.
+            trainer.iter = finished - 1
+            self._stop_if_exhausted(finished)
+            trainer.iter = finished
 
     def after_step(self) -> None:
         finished = self.trainer.iter + 1
         if not self._pending or finished >= self.trainer.max_iter:
             return
         self._count(finished)
+        self._stop_if_exhausted(finished)
+
+    def _stop_if_exhausted(self, finished: int) -> None:
         if self._exhausted():
             logger.info(
                 "Stopping early after %d iterations: %d evaluations without improvement on %.3f "

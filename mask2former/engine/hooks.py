@@ -6,18 +6,21 @@ import logging
 import re
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import EvalHook, LRScheduler, PeriodicWriter
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 
 from ..utils.console import progress_bar
+from .early_stop import EarlyStopHook
 from .launch import StopSignal, TrainingInterrupted
 from .loggers import BackgroundLogger
+from .metrics_file import MetricsFile
 from .resume import check_schedule_state, is_function_of_iteration
 from .training_log import ConsoleWriter
 
@@ -47,6 +50,9 @@ class CheckpointHook(HookBase):
         if start > 0 and directory.is_dir():
             checkpoints = [(int(m[1]), p) for p in directory.iterdir() if (m := _PERIODIC_NAME.fullmatch(p.name))]
             self._written = [path for iteration, path in sorted(checkpoints) if iteration < start]
+            self._remove_old()
+        if start >= self.trainer.max_iter:
+            self.trainer.save_final_weights()  # a kill after the last checkpoint may have prevented this
 
     def after_step(self) -> None:
         iteration = self.trainer.iter + 1
@@ -88,10 +94,56 @@ class ScheduleHook(LRScheduler):
 
 
 class EvaluationHook(EvalHook):
-    """detectron2's evaluation hook, without the evaluation after a failed training.
+    """detectron2's evaluation hook, which makes up for an evaluation that a kill or a signal prevented.
 
-    A rank that fails in the last iteration would otherwise evaluate alone, and wait for the others.
+    A checkpoint is saved before the evaluation of its iteration. When the training is resumed from it, the evaluation
+    comes first, unless it was complete. There is none after a failed training: a rank that fails in the last iteration
+    would evaluate alone, and wait for the others.
+
+    Args:
+        period: iterations between two evaluations; 0: only one, at the end.
+        function: evaluates on all ranks; returns nested results, on rank 0.
+        metrics: gets the results as soon as they exist; on rank 0.
+        early_stop: if given, its state tells which evaluation is complete, else `metrics` does.
     """
+
+    def __init__(
+        self,
+        period: int,
+        function: Callable[[], Mapping[str, Any]],
+        metrics: MetricsFile | None = None,
+        early_stop: EarlyStopHook | None = None,
+    ) -> None:
+        super().__init__(period, function)
+        self._metrics, self._early_stop = metrics, early_stop
+
+    def before_train(self) -> None:
+        trainer, finished = self.trainer, self.trainer.start_iter
+        due = self._period > 0 and 0 < finished < trainer.max_iter and finished % self._period == 0
+        if not due or self._is_complete(finished):
+            return
+        logger.info("Evaluating after %d iterations first, which was not complete.", finished)
+        trainer.iter = trainer.storage.iter = finished - 1  # as in the iteration that it belongs to
+        try:
+            self._do_eval()
+        finally:
+            trainer.iter = trainer.storage.iter = finished
+
+    def _is_complete(self, finished: int) -> bool:
+        """Return whether the evaluation after so many iterations is complete; the same on all ranks."""
+        if self._early_stop is not None:
+            return self._early_stop.counted(finished)
+        recorded = self._metrics is not None and self._metrics.has_results(finished - 1)
+        return bool(comm.all_gather(recorded)[0])
+
+    def _do_eval(self) -> None:
+        results = self._func()
+        if results:
+            scalars = {name: float(value) for name, value in flatten_results_dict(results).items()}
+            self.trainer.storage.put_scalars(**scalars, smoothing_hint=False)
+            if self._metrics is not None:
+                self._metrics.write_results(self.trainer.finished - 1, scalars)
+        comm.synchronize()  # ranks may need different times
 
     def after_train(self) -> None:
         try:
@@ -144,6 +196,22 @@ class FirstStepHook(HookBase):
                 self._console.write_first(losses, time.perf_counter() - self._start)
 
 
+class RecordHook(PeriodicWriter):
+    """Writes the console line and the row of metrics.json; for rank 0.
+
+    Comes before checkpoints and evaluations, so that what a checkpoint follows on is on the disk before it, and an
+    evaluation that is interrupted takes nothing with it.
+    """
+
+    def before_train(self) -> None:
+        for writer in self._writers:
+            if isinstance(writer, MetricsFile):
+                writer.begin(self.trainer.start_iter, self.trainer.resuming)
+
+    def after_train(self) -> None:
+        pass  # rows are complete; of an interrupted training the next one comes after a resume
+
+
 class WriterHook(PeriodicWriter):
     """detectron2's hook for writers, which tells `BackgroundLogger`s of a resume and of the end. For rank 0."""
 
@@ -187,19 +255,26 @@ class StopHook(HookBase):
         iteration = self.trainer.iter + 1
         if iteration == self.trainer.max_iter:
             return  # the training ends here in any case
-        number = self._signal.number
-        if comm.get_world_size() > 1:
-            if iteration % self._period:
-                return
-            number = max(comm.all_gather(number))
-        if not number:
+        if comm.get_world_size() > 1 and iteration % self._period:
             return
-        path = self.trainer.save_checkpoint()
-        comm.synchronize()  # launchers kill the other ranks when the first one ends, even while they write
-        logger.info(
-            "Stopped by %s after %d iterations; continue with --resume from %s.",
-            signal.Signals(number).name,
-            iteration,
-            path,
-        )
-        raise TrainingInterrupted(number)
+        if number := self._signal.agreed():
+            stop_training(self.trainer, number)
+
+
+def stop_training(trainer: Any, number: int) -> NoReturn:
+    """Save a checkpoint of the present state, unless there is one, and end the training; on all ranks.
+
+    Args:
+        trainer: a `Trainer`, between two steps.
+        number: of the signal that asks for it.
+
+    Raises:
+        TrainingInterrupted: always.
+    """
+    if trainer.unsaved:
+        trainer.save_checkpoint()
+    comm.synchronize()  # launchers kill the other ranks when the first one ends, even while they write
+    done, directory = trainer.finished, trainer.cfg.OUTPUT_DIR
+    remedy = f"continue with --resume from {directory}" if done else "there is nothing to resume from"
+    logger.info("Stopped by %s after %d iterations; %s.", signal.Signals(number).name, done, remedy)
+    raise TrainingInterrupted(number)

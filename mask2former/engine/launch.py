@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from types import FrameType
 from typing import Any
 from urllib.parse import urlparse
@@ -33,9 +34,12 @@ from torch.utils.data import DataLoader
 from ..config import find_config, load_config
 from ..config_validation import config_warnings, validate_config
 from ..data import register_from_config
+from ..utils.atomic_file import check_writable
 from ..utils.console import file_only, setup_console
 from ..utils.failures import add_debug, describe, write_any_character
+from ..utils.locks import Lock
 from ..utils.user_errors import user_message
+from .output_directory import LOCK_NAME
 from .rank_group import (
     Place,
     RankGroup,
@@ -68,6 +72,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
     Raises:
         FileNotFoundError, ValueError: a mistake in the config, naming file, key and remedy.
+        InUseError: another training writes to OUTPUT_DIR.
+        OSError: OUTPUT_DIR cannot be written; the error names it and the reason.
     """
     if args.config_file:
         args.config_file = str(find_config(args.config_file))
@@ -76,9 +82,14 @@ def setup(args: argparse.Namespace) -> CfgNode:
     # An evaluation takes no look at the training data, which may be on another machine.
     register_from_config(cfg, [*cfg.DATASETS.TEST, *(() if args.eval_only else cfg.DATASETS.TRAIN)])
     validate_config(cfg, training=not args.eval_only)
+    cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)
     if args.resume and not args.eval_only:
         check_length_of(cfg)
     cfg.freeze()
+    if comm.is_main_process():  # before anything is written there, or read
+        check_writable(cfg.OUTPUT_DIR, "OUTPUT_DIR", directory=True)
+        if not args.eval_only:
+            _SETUP_LOCKS[cfg.OUTPUT_DIR] = training_lock(cfg.OUTPUT_DIR)
     _setup_log(cfg.OUTPUT_DIR)
     with file_only():
         default_setup(cfg, args)
@@ -87,6 +98,18 @@ def setup(args: argparse.Namespace) -> CfgNode:
     for warning in config_warnings(cfg) if not args.eval_only and comm.is_main_process() else ():
         logger.warning("%s", warning)
     return cfg
+
+
+_SETUP_LOCKS: dict[str, Lock] = {}  # OUTPUT_DIR -> lock that the training will take over
+
+
+def training_lock(directory: str) -> Lock:
+    """Return the lock of OUTPUT_DIR, for one training at a time: the one of `setup`, or a new one. For rank 0.
+
+    Raises:
+        InUseError: another process trains there; the message names it and its host.
+    """
+    return _SETUP_LOCKS.pop(directory, None) or Lock(Path(directory) / LOCK_NAME, f"The output directory {directory}")
 
 
 def _setup_log(directory: str) -> None:
@@ -114,7 +137,10 @@ def _choose_device(cfg: CfgNode, num_gpus: int) -> str:
 
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 _SAME_STOP = 2.0  # seconds
-_STOPPING = "a checkpoint is saved at the next line of progress; another signal ends at once, without saving"
+_STOPPING = (
+    "the training is saved at the next line of progress, or between two batches of an evaluation; another signal ends "
+    "at once, without saving"
+)
 _WORKER_GRACE = 0.5  # seconds that daemonic children have at the end of the program
 
 
@@ -142,6 +168,18 @@ def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[Ca
         put_back()
 
 
+class StopRequested(Exception):
+    """A signal asks the ranks to stop, and all of them know it.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 class StopSignal:
     """Remembers a SIGTERM or SIGINT instead of dying from it; one that comes later acts at once.
 
@@ -152,6 +190,15 @@ class StopSignal:
     def __init__(self) -> None:
         self.number = 0  # of the signal that came, 0 for none
         self._since = 0.0
+
+    def agreed(self) -> int:
+        """Return the number of a signal that any rank got, or 0; all ranks call this together."""
+        return int(max(comm.all_gather(self.number)))
+
+    def raise_if_agreed(self) -> None:
+        """Raise StopRequested on all ranks if any of them got a signal; all ranks call this together."""
+        if number := self.agreed():
+            raise StopRequested(number)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -167,8 +214,20 @@ class StopSignal:
                 put_back()
                 signal.raise_signal(number)
 
-        with _handled_by(remember) as put_back:
-            yield
+        _LISTENING.append(self)
+        try:
+            with _handled_by(remember) as put_back:
+                yield
+        finally:
+            _LISTENING.remove(self)
+
+
+_LISTENING: list[StopSignal] = []
+
+
+def current_stop_signal() -> StopSignal | None:
+    """Return the signal that the training around this call listens for; None outside of trainings."""
+    return _LISTENING[-1] if _LISTENING else None
 
 
 def keep_workers(loader: Any) -> Any:

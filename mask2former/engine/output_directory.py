@@ -10,6 +10,8 @@ from pathlib import Path
 from ..checkpoint.directory import has_checkpoint
 
 RECIPE = Path("data", "config.yaml")
+LOCK_NAME = ".lock"
+"""File that excludes a second training; one of a killed training may stay, and is not in force."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,14 @@ class OutputDirectory:
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"--output {self.path} is a file, not a directory")
-        if not self.path.is_dir() or not any(self.path.iterdir()):
+        names = {entry.name for entry in self.path.iterdir()} - {LOCK_NAME} if self.path.is_dir() else set()
+        if not names:
             return
         if self.has_checkpoint or self.finished:
             state = "a finished training" if self.finished else "a training that was interrupted"
             more = "`--resume --iterations N` makes it longer" if self.finished else "`--resume` continues it"
             raise ValueError(f"{self.path} holds {state}: {more}. For a new training choose another --output.")
-        if not self.recipe.is_file() and [entry.name for entry in self.path.iterdir()] != ["data"]:
+        if not self.recipe.is_file() and names != {"data"}:
             raise ValueError(
                 f"{self.path} is not empty, and its files are not those of a training: choose another --output."
             )

@@ -17,7 +17,7 @@ from detectron2.engine import hooks as d2_hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage, EventWriter, JSONWriter
+from detectron2.utils.events import EventStorage, EventWriter
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
@@ -48,13 +48,16 @@ from .hooks import (
     EvaluationHook,
     FirstStepHook,
     ProgressBarHook,
+    RecordHook,
     ScheduleHook,
     StopHook,
     WeightAverageHook,
     WriterHook,
+    stop_training,
 )
-from .launch import StopSignal, keep_workers
+from .launch import StopRequested, StopSignal, TrainingInterrupted, keep_workers, training_lock
 from .loggers import build_loggers
+from .metrics_file import MetricsFile
 from .optimizer import build_lr_scheduler, build_optimizer, full_model_clip_norm
 from .resume import (
     changed_settings,
@@ -95,6 +98,8 @@ class Trainer(TrainerBase):
         model, optimizer, scheduler, checkpointer: the model is in DistributedDataParallel if there are several ranks.
         data_loader, batches: the loader of `train` and its iterator, which is empty before and after.
         train_step: runs one optimizer step on `model`, `optimizer` and `batches`.
+        finished: number of iterations that are finished.
+        unsaved: whether there is something that no checkpoint has.
         weight_average: EMA weights, None without SOLVER.EMA_DECAY.
     """
 
@@ -109,11 +114,12 @@ class Trainer(TrainerBase):
         self.cfg = cfg
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
-        self._random_states: list[dict[str, Any]] | None = None
+        self.finished, self.unsaved, self.resuming = 0, False, False
+        self._rank_states: list[dict[str, Any]] | None = None
         self._changes: dict[str, tuple[Any, Any]] = {}  # settings that differ from those of the resumed checkpoint
         self._results: OrderedDict[str, Any] | None = None
         patience = cfg.SOLVER.EARLY_STOP_PATIENCE
-        self._early_stop = EarlyStopHook(patience, cfg.TEST.EVAL_PERIOD) if patience > 0 else None
+        self._early_stop = EarlyStopHook(patience) if patience > 0 else None
         self.stopped_early = False
         self._stop_signal = StopSignal()
 
@@ -178,10 +184,17 @@ class Trainer(TrainerBase):
         return build_evaluator(cfg, dataset_name, output_folder)
 
     def build_hooks(self) -> list[HookBase]:
-        """Build timing, schedule, averaging, checkpoints, evaluation, logging; in the order in which they run."""
+        """Build timing, schedule, averaging, records, checkpoints, evaluation, loggers; in the order in which they run.
+
+        Records come before the checkpoint of their iteration, and the checkpoint before the evaluation, so that a kill
+        at any time takes nothing that a resume does not make again.
+        """
         cfg = self.cfg
         writers = self.build_writers() if comm.is_main_process() else []
         console = next((writer for writer in writers if isinstance(writer, ConsoleWriter)), None)
+        metrics = next((writer for writer in writers if isinstance(writer, MetricsFile)), None)
+        records = [writer for writer in (console, metrics) if writer is not None]
+        others = [writer for writer in writers if writer not in records]
         hooks: list[HookBase | None] = [
             d2_hooks.IterationTimer(),
             ProgressBarHook() if comm.is_main_process() else None,
@@ -189,12 +202,13 @@ class Trainer(TrainerBase):
             WeightAverageHook() if self.weight_average is not None else None,
             FirstStepHook(console) if console is not None else None,
             self._precise_bn(),
+            RecordHook(records, self.log_period) if records else None,
             CheckpointHook(cfg.SOLVER.CHECKPOINT_PERIOD, self.keep_checkpoints),
             BaselineHook() if cfg.TEST.EVAL_AT_START else None,
-            EvaluationHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
+            EvaluationHook(cfg.TEST.EVAL_PERIOD, self.evaluate, metrics, self._early_stop),
             self._early_stop,
-            EvaluationHook(0, self.evaluate_with_TTA) if cfg.TEST.AUG.ENABLED else None,
-            WriterHook(writers, self.log_period) if comm.is_main_process() else None,
+            EvaluationHook(0, self.evaluate_with_TTA, metrics) if cfg.TEST.AUG.ENABLED else None,
+            WriterHook(others, self.log_period) if comm.is_main_process() else None,
             StopHook(self._stop_signal, self.log_period),
         ]
         return [hook for hook in hooks if hook is not None]
@@ -212,7 +226,7 @@ class Trainer(TrainerBase):
         directory.mkdir(parents=True, exist_ok=True)
         return [
             ConsoleWriter(self.max_iter, self.cfg.SOLVER.IMS_PER_BATCH),
-            JSONWriter(str(directory / "metrics.json")),
+            MetricsFile(directory / "metrics.json", self.log_period),
             *build_loggers(self.cfg),
         ]
 
@@ -240,6 +254,7 @@ class Trainer(TrainerBase):
         if report is not None:
             report.require_some()
         self.start_iter = self.iter + 1  # `load_state_dict` sets `iter` to the iteration that was finished
+        self.resuming = resume
         check_same_start(self.start_iter, self.cfg.OUTPUT_DIR)
         if self.start_iter > 0:
             self.best.restore()
@@ -261,8 +276,13 @@ class Trainer(TrainerBase):
             FloatingPointError: too many steps were not finite (SOLVER.MAX_NONFINITE_STEPS).
             ValueError, FileNotFoundError: a dataset cannot be used; before the first iteration as far as that can
                 be told without reading the images.
+            InUseError: another process trains in OUTPUT_DIR.
             TrainingInterrupted: SIGTERM or SIGINT came; the state was saved.
         """
+        with training_lock(self.cfg.OUTPUT_DIR) if comm.is_main_process() else contextlib.nullcontext():
+            return self._train()
+
+    def _train(self) -> OrderedDict[str, Any] | None:
         with file_only():
             test_images = self._check_evaluation()
         logger.info("Data order and augmentation use seed %d.", self.seed)
@@ -274,9 +294,9 @@ class Trainer(TrainerBase):
             self._store_classes()
             logger.info("%s", training_summary(self, test_images))
             # Last, because making the iterator draws random numbers.
-            self._restore_random_state()
+            self._restore_rank_state()
             logger.info("Starting training from iteration %d.", self.start_iter)
-            self.iter = self.start_iter
+            self.iter = self.finished = self.start_iter
             try:
                 self.before_train()
                 if self.start_iter == self.max_iter or self.stopped_early:
@@ -287,6 +307,7 @@ class Trainer(TrainerBase):
                     self.iter = iteration
                     self.before_step()
                     self.run_step()
+                    self.finished, self.unsaved = iteration + 1, True
                     self.after_step()
                 else:
                     self.iter = self.max_iter  # tells hooks that the training came to its end
@@ -302,6 +323,18 @@ class Trainer(TrainerBase):
     def run_step(self) -> None:
         """Take one optimizer step; the hooks run before and after it."""
         self.train_step.run(self.model, self.optimizer, self.batches, self.iter, self.after_backward)
+
+    def after_train(self) -> None:
+        """Run the hooks; those after an evaluation that a signal ended, too."""
+        self.storage.iter = self.iter
+        interrupted: TrainingInterrupted | None = None
+        for hook in self._hooks:
+            try:
+                hook.after_train()
+            except TrainingInterrupted as stop:  # on all ranks
+                interrupted = stop
+        if interrupted is not None:
+            raise interrupted
 
     def _expected_results(self) -> OrderedDict[str, Any] | None:
         """Compare the last evaluation with TEST.EXPECTED_RESULTS; detectron2 ends the program where they differ."""
@@ -348,6 +381,7 @@ class Trainer(TrainerBase):
                 self.best.offer(self.checkpointer.model, results, self.iter, self.cfg)
         if self._early_stop is not None:
             self._early_stop.add(results, self.cfg.DATASETS.TEST)
+        self.unsaved = True
         return results
 
     def evaluate_baseline(self) -> None:
@@ -363,9 +397,14 @@ class Trainer(TrainerBase):
 
     @contextlib.contextmanager
     def _ready_for_evaluation(self) -> Iterator[None]:
-        with preserved_random_state(), self._averaged_weights():
-            share_buffers(self.checkpointer.model)
-            yield
+        """Prepare the model and put everything back; a signal ends the evaluation between batches, and the training."""
+        try:
+            self._stop_signal.raise_if_agreed()
+            with preserved_random_state(), self._averaged_weights():
+                share_buffers(self.checkpointer.model)
+                yield
+        except StopRequested as stop:
+            stop_training(self, stop.number)
 
     def _averaged_weights(self) -> contextlib.AbstractContextManager[None]:
         return self.weight_average.applied() if self.weight_average is not None else contextlib.nullcontext()
@@ -456,14 +495,19 @@ class Trainer(TrainerBase):
             The path of the file, `model_<step>.pth` if `name` is not given.
         """
         name = name or f"model_{self.iter:07d}"
-        self._random_states = comm.all_gather(get_random_state())
+        self._rank_states = comm.all_gather(self._rank_state())
         self.checkpointer.save(name, iteration=self.iter)
-        self._random_states = None
+        self._rank_states = None
+        self.unsaved = False
         return Path(self.cfg.OUTPUT_DIR) / f"{name}.pth"
 
     def save_final(self) -> None:
         """Save model_final.pth with the whole state and model_final.safetensors with the weights to use."""
         self.save_checkpoint("model_final")
+        self.save_final_weights()
+
+    def save_final_weights(self) -> None:
+        """Save model_final.safetensors with the weights to use."""
         if comm.is_main_process():
             with self._averaged_weights():
                 save_safetensors(self.checkpointer.model, Path(self.cfg.OUTPUT_DIR) / "model_final.safetensors")
@@ -489,9 +533,14 @@ class Trainer(TrainerBase):
         """Return the "trainer" entry of a checkpoint; its "_trainer" is the form of detectron2's DefaultTrainer."""
         state: dict[str, Any] = super().state_dict()
         step = {"iteration": self.iter, "optimizer": self.optimizer.state_dict(), **self.train_step.state_dict()}
-        random_states = self._random_states or [get_random_state()]
-        saved = {"seed": self.seed, "random_states": random_states, "settings": settings_of(self.cfg)}
+        rank_states = self._rank_states or [self._rank_state()]
+        saved = {"seed": self.seed, "random_states": rank_states, "settings": settings_of(self.cfg)}
         return {**state, "_trainer": step, **saved}
+
+    def _rank_state(self) -> dict[str, Any]:
+        """Return what differs between the ranks: random states, and losses that are not logged yet."""
+        losses = self.train_step.log.pending()
+        return {**get_random_state(), **({"pending_losses": losses} if losses else {})}
 
     def check_state_dict(self, state: Any, where: str = "trainer") -> None:
         """Check what `load_state_dict` will load.
@@ -526,10 +575,11 @@ class Trainer(TrainerBase):
         log_changes(self._changes, own_schedule=not known)
         log_seed(state.get("seed"), self.cfg.SEED)
         self.seed = state.get("seed", self.seed)
-        self._random_states = state.get("random_states")
+        self._rank_states = state.get("random_states")
 
-    def _restore_random_state(self) -> None:
-        states, self._random_states = self._random_states, None
+    def _restore_rank_state(self) -> None:
+        """Restore what `_rank_state` returned on this rank."""
+        states, self._rank_states = self._rank_states, None
         if self.start_iter == 0:
             return
         if not states:
@@ -539,7 +589,10 @@ class Trainer(TrainerBase):
             text = "The checkpoint is of %d ranks, this run has %d: augmentation will differ from an uninterrupted run."
             logger.warning(text, len(states), comm.get_world_size())
             return
-        set_random_state(states[comm.get_rank()])
+        state = states[comm.get_rank()]
+        set_random_state(state)
+        if "pending_losses" in state:
+            self.train_step.log.restore(state["pending_losses"])
 
 
 def _has_weights(file: Path, model: nn.Module) -> bool:

@@ -8,12 +8,14 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
 from torch import Tensor
 
+from ..errors import CheckpointError
 from ..utils.console import FILE_ONLY, bars_enabled
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,31 @@ class LossLog:
         self._rows: list[Tensor] = []
         self._steps: list[tuple[int, list[str]]] = []
         self._data_seconds = 0.0
+        self._restored = 0  # number of rows that come from a checkpoint
+
+    def pending(self) -> dict[str, Any]:
+        """Return what was added since the last `flush`, as plain data; {} if that is nothing. Waits for the device."""
+        if not self._rows:
+            return {}
+        rows = torch.stack(self._rows).cpu()
+        return {"names": list(self._names), "rows": rows, "steps": list(self._steps), "seconds": self._data_seconds}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restore what `pending` returned.
+
+        Raises:
+            CheckpointError: it is something else.
+        """
+        try:
+            names, rows = tuple(map(str, state["names"])), state["rows"].float()
+            steps = [(int(iteration), [str(file) for file in files]) for iteration, files in state["steps"]]
+            seconds = float(state["seconds"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"The pending_losses of the checkpoint are invalid: {error!r}") from error
+        if tuple(rows.shape) != (len(steps), len(names) + 1):
+            raise CheckpointError(f"The checkpoint has losses of shape {tuple(rows.shape)} for {len(names)} names")
+        self._names, self._rows, self._steps, self._data_seconds = names, list(rows), steps, seconds
+        self._restored = len(steps)
 
     def add(
         self,
@@ -72,11 +99,16 @@ class LossLog:
         Raises:
             RuntimeError: the names are not those of the iterations before.
         """
+        if self._names and names != self._names and len(self._steps) == self._restored:
+            self._clear()  # those before a resume, of a config with other losses
         if self._names and names != self._names:
             changed = sorted(set(names) ^ set(self._names))
             raise RuntimeError(f"The model must return the same losses in each iteration; changed: {changed}")
         self._names = names
-        self._rows.append(torch.cat([losses.float(), grad_norm.float().reshape(1)]))
+        row = torch.cat([losses.float(), grad_norm.float().reshape(1)])
+        if self._restored and self._rows[0].device != row.device:
+            self._rows = [restored.to(row.device) for restored in self._rows]
+        self._rows.append(row)
         self._steps.append((iteration, files))
         self._data_seconds += seconds
 

@@ -16,7 +16,8 @@ from tabulate import tabulate
 
 from ..errors import BadRecordError
 from ..structures.panoptic_ids import id_to_rgb
-from ..utils.file_io import atomic_write, write_json
+from ..utils.atomic_file import atomic_write
+from ..utils.file_io import write_json
 from ..utils.tables import distinct, side_by_side
 from .gathering import gather_parts
 from .ground_truth import PanopticTruth, image_size

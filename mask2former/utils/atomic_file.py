@@ -1,11 +1,13 @@
-"""Atomic writes, which leave a file complete or absent, and the removal of what killed writers left."""
+"""Atomic writes, which leave a file complete or absent, errors that name it, and what killed writers left."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,29 +21,94 @@ except ImportError:  # not on Windows
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp", re.DOTALL)  # as `atomic_write` names them
 
 
+_NAME_PART = 40  # characters of a file's name in that of its temporary file
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Open a temporary binary file that is renamed to `path` when it is complete; on an error it is removed."""
+    """Open a temporary binary file that is renamed to `path` when it is complete; on an error it is removed.
+
+    Raises:
+        OSError: the file cannot be written (a full disk, a read-only directory, ...); the error names `path`.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, release = _locked_temporary(path)
+    with naming_file(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary, release = _locked_temporary(path)
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            _publish(temporary, path)
+        except BaseException:  # also on Ctrl-C: no truncated file may remain
+            temporary.unlink(missing_ok=True)
+            raise
+        finally:
+            release()
+
+
+@contextlib.contextmanager
+def naming_file(path: str | os.PathLike[str], remedy: str = "") -> Iterator[None]:
+    """Name the file in an OSError of its writing, which names none or a temporary one, and add what to do.
+
+    Errors of writing that `torch.save` hides behind one of its own are told too.
+    """
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        _publish(temporary, path)
-    except BaseException:  # also on Ctrl-C: no truncated file may remain
-        temporary.unlink(missing_ok=True)
-        raise
-    finally:
-        release()
+        yield
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError) or cause.errno is None:
+            raise
+        if cause.filename is not None and not _is_part(Path(os.fsdecode(cause.filename)), Path(path)):
+            raise
+        text = os.strerror(cause.errno)
+        raise OSError(cause.errno, f"{text}; {remedy}" if remedy else text, str(path)) from error
+
+
+def _is_part(named: Path, path: Path) -> bool:
+    """Return whether an error that names a file is about writing `path`: it, a directory of it, or a temporary file."""
+    return named == path or named in path.parents or (named.parent == path.parent and named.suffix == ".tmp")
+
+
+def check_writable(path: str | os.PathLike[str], what: str, *, directory: bool) -> None:
+    """Check that results can be written, before the work that makes them; leaves nothing behind.
+
+    Args:
+        path: file or directory that will be written.
+        what: the argument or key that names it, for the message.
+        directory: whether `path` is a directory.
+
+    Raises:
+        OSError: it cannot be written (below a file, read-only, a full disk, a name too long, a file that is a
+            directory, ...); the error names `path` and the system's reason.
+    """
+    path = Path(path)
+    place = path if directory else path.parent
+    with naming_file(path, f"choose another {what}"):
+        if place.exists() and not place.is_dir():
+            raise OSError(errno.ENOTDIR, "", str(place))
+        missing = [parent for parent in (place, *place.parents) if not os.path.lexists(parent)]
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            if not directory:
+                with contextlib.suppress(FileNotFoundError):
+                    if stat.S_ISDIR(path.stat().st_mode):
+                        raise OSError(errno.EISDIR, "", str(path))
+            with tempfile.TemporaryFile(dir=place) as file:
+                file.write(bytes(4096))  # a full disk lets files be made, but not filled
+                file.flush()
+        finally:
+            for parent in missing:
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
 
 
 def _locked_temporary(path: Path) -> tuple[Path, Callable[[], None]]:
     """Create a temporary file beside `path`, locked until the returned function is called or the process ends."""
     while True:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        # Not the complete name: what is added to it would make a long one too long.
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:_NAME_PART]}.", suffix=".tmp", dir=path.parent)
         if fcntl is None:  # an open file cannot be renamed there
             os.close(descriptor)
             return Path(name), lambda: None

@@ -15,7 +15,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from .file_io import atomic_write
+from .atomic_file import atomic_write
 
 # The wide forms are what Japanese and Chinese keyboards give; spreadsheets read them as the narrow ones.
 _FORMULA_STARTS = frozenset("=+-@|%\uff1d\uff0b\uff0d\uff20")
@@ -55,7 +55,7 @@ def write_csv(path: str | os.PathLike[str], header: Sequence[str], rows: Iterabl
     Raises:
         ValueError: a row has more or fewer cells than the header; no file is written.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     with atomic_write(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
         writer = csv.writer(text, lineterminator="\n")

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..utils.file_io import read_json, write_bytes, write_json
+from ..utils.locks import Lock
 
 _LOG = "log_"  # prefix of a log's name in the state, where its rows and columns are stored
 
@@ -31,16 +32,27 @@ class Journal:
     """Files of one run in `directory`.
 
     Args:
-        directory: created if needed; an existing journal in it is resumed.
+        directory: created if needed, and locked against other processes while this object is there; an existing
+            journal in it is resumed.
         run: what the results depend on (JSON content: video, model, settings); kept as an attribute.
 
     Raises:
         JournalMismatch: the existing journal is of a different run; the message lists what differs.
+        InUseError: another process writes the journal; the message names it and its host.
         ValueError: the existing state is corrupted.
     """
 
     def __init__(self, directory: Path, run: Mapping[str, Any]) -> None:
         self.directory = directory
+        self._lock = Lock(directory / ".lock", f"The journal {directory}")
+        try:
+            self._open(run)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self, run: Mapping[str, Any]) -> None:
+        directory = self.directory
         head = directory / "run.json"
         self.run: dict[str, Any] = json.loads(json.dumps(run))  # as read back from a file: tuples become lists
         if head.is_file():

@@ -22,8 +22,9 @@ from ..results import Result
 from ..structures.classes import ClassTable
 from ..structures.colors import color_of
 from ..structures.mask_list import MaskList
+from ..utils.atomic_file import atomic_write
 from ..utils.csv_files import write_csv
-from ..utils.file_io import atomic_write, write_json
+from ..utils.file_io import write_json
 from .journal import Journal
 from .reader import FrameSource
 from .tables import TRACK_COLUMNS, count_columns, count_rows, track_rows
@@ -254,7 +255,7 @@ class VideoResult:
         Raises:
             ValueError: the suffix is unknown, or `path` is the video itself.
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         suffix = path.suffix.lower()
         if path.is_dir() or not suffix:
             return self.save_all(masks=path)

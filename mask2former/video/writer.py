@@ -11,12 +11,14 @@ from typing import Any
 import cv2
 import numpy as np
 
+from ..utils.locks import Lock
 from .audio import AudioCopy, open_audio
 from .frame_source import FrameSource
 
 logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv")
+_NAME_PART = 200  # characters of the file's name in those of the files beside it, which must not get too long
 _TICKS = 90_000  # time units per second in the file: divisible by all common frame rates
 
 
@@ -28,15 +30,18 @@ class VideoWriter:
     added, whatever its time.
 
     Args:
-        path: the file; its directory is created.
+        path: the file; its directory is created, and the file locked against other processes until `close`.
         rate: frames per second.
         audio: the video from which the frames come; its sound, from the first frame to the last, is copied if that is
             possible (PyAV, a codec that the file can hold, no frames left out), otherwise the log says why not.
+
+    Raises:
+        InUseError: another process writes the file.
     """
 
     def __init__(self, path: Path, rate: Fraction, audio: FrameSource | None = None) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path, self._part = path, path.with_name(f".{path.stem}.part{path.suffix}")
+        self._lock = output_lock(path)
+        self._path, self._part = path, path.with_name(f".{path.stem[:_NAME_PART]}.part{path.suffix}")
         self._size: tuple[int, int] | None = None
         self._begin: float | None = None
         self._file: _H264 | _Mpeg4 = _H264(self._part, rate, audio) if _has_h264() else _Mpeg4(self._part, rate)
@@ -53,11 +58,25 @@ class VideoWriter:
 
     def close(self, keep: bool = True) -> None:
         """Finish the file; delete it if `keep` is False or it has no frames."""
-        self._file.close(keep)
-        if self._size is None or not keep:
-            self._part.unlink(missing_ok=True)
-        else:
-            os.replace(self._part, self._path)
+        with self._lock:
+            try:
+                self._file.close(keep)
+            except BaseException:  # a full disk, Ctrl-C
+                self._part.unlink(missing_ok=True)
+                raise
+            if self._size is None or not keep:
+                self._part.unlink(missing_ok=True)
+            else:
+                os.replace(self._part, self._path)
+
+
+def output_lock(path: Path) -> Lock:
+    """Lock a video that will be written.
+
+    Raises:
+        InUseError: another process writes it; the message names it and its host.
+    """
+    return Lock(path.with_name(f".{path.name[:_NAME_PART]}.lock"), str(path))
 
 
 def _has_h264() -> bool:

@@ -26,7 +26,7 @@ from mask2former.checkpoint import (
 )
 from mask2former.checkpoint.key_mapping import load_state_dict
 from mask2former.engine.distributed import get_random_state, set_random_state
-from mask2former.utils.file_io import atomic_write
+from mask2former.utils.atomic_file import atomic_write
 
 
 class Block(nn.Module):

@@ -107,3 +107,18 @@ def test_baseline_comes_before_the_first_iteration(tmp_path: Path, caplog: pytes
     kind = trainer_with(1.0)
     start(cfg, resume=True, trainer_class=kind).train()
     assert json.loads((tmp_path / "baseline.json").read_text())["value"] == 4.0
+
+
+def test_an_evaluation_that_is_made_up_for_may_end_the_training(tmp_path: Path) -> None:
+    """Killed between the evaluation that ends the training and its checkpoint."""
+    options = (*OPTIONS, "SOLVER.CHECKPOINT_PERIOD", "2")
+    straight = start(tiny_config(tmp_path, *options), trainer_class=trainer_with(5.0, 4.0, 3.0))
+    straight.train()
+    final = (tmp_path / "model_final.safetensors").read_bytes()
+    (tmp_path / "last_checkpoint").write_text("model_0000005.pth")
+    (tmp_path / "model_final.safetensors").unlink()
+    resumed = start(tiny_config(tmp_path, *options), True, trainer_with(3.0, 9.0))
+    resumed.train()
+    assert resumed.stopped_early and resumed.finished == 6
+    assert (tmp_path / "model_final.safetensors").read_bytes() == final
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import json
 import logging
 import os
 import re
@@ -17,6 +19,8 @@ import torch.distributed as dist
 
 from mask2former.engine import TrainingInterrupted, argument_parser, launch, setup
 from mask2former.engine.rank_group import Place, announce_failure, torchrun_place
+from mask2former.errors import InUseError
+from mask2former.utils import locks
 
 module = sys.modules["mask2former.engine.launch"]  # the name in the package is the function
 
@@ -305,3 +309,32 @@ def test_setup_falls_back_to_cpu(gpus: str, tmp_path: Path, monkeypatch: pytest.
     assert "SEED: 3" in (tmp_path / "config.yaml").read_text()
     assert (tmp_path / "log.txt").is_file()
     logging.getLogger("mask2former").handlers.clear()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX")
+def test_a_second_training_in_one_directory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is written there."""
+    (tmp_path / ".lock").write_text(json.dumps({"host": socket.gethostname(), "pid": os.getppid()}))
+
+    def locked(*_: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "held")
+
+    monkeypatch.setattr(locks.fcntl, "lockf", locked)
+    monkeypatch.setattr(module, "validate_config", lambda cfg, training: None)
+    args = parse("--num-gpus", "0", "OUTPUT_DIR", str(tmp_path))
+    with pytest.raises(InUseError, match=f"{tmp_path} is in use by process {os.getppid()} on"):
+        setup(args)
+    assert {path.name for path in tmp_path.iterdir()} == {".lock"}
+
+
+@pytest.mark.parametrize("name", ["file", "file/out", "x" * 300])
+def test_an_output_directory_that_cannot_be_written_is_told_first(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "validate_config", lambda cfg, training: None)
+    (tmp_path / "file").write_text("")
+    args = parse("--num-gpus", "0", "OUTPUT_DIR", str(tmp_path / name))
+    with pytest.raises(OSError, match=r"choose another OUTPUT_DIR: '") as told:
+        setup(args)
+    assert name in str(told.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

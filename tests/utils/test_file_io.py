@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from mask2former.utils.atomic_file import atomic_write, remove_abandoned
+from mask2former.utils.atomic_file import atomic_write, check_writable, remove_abandoned
 from mask2former.utils.file_io import write_json
 
 
@@ -60,3 +61,35 @@ def test_temporary_files_of_dead_writers_are_removed_and_of_living_ones_stay(tmp
     assert (tmp_path / "model_0000002.pth").read_bytes() == b"complete"
     assert all(file.is_file() for file in others) and len(list(tmp_path.iterdir())) == 6
     assert remove_abandoned(tmp_path / "absent", re.compile(".*")) == []
+
+
+@pytest.mark.parametrize("name", ["file", "file/out", "n" * 300, "new/" + "n" * 300])
+@pytest.mark.parametrize("directory", [True, False])
+def test_outputs_that_cannot_be_written(tmp_path: Path, name: str, directory: bool) -> None:
+    (tmp_path / "file").write_text("")
+    path = tmp_path / name / "x.png" if not directory and name.startswith("file") else tmp_path / name
+    with pytest.raises(OSError, match="; choose another --output: '") as told:
+        check_writable(path, "--output", directory=directory)
+    assert str(path) in str(told.value)
+    check_writable(tmp_path / "new" / "deep", "--output", directory=True)
+    assert not (tmp_path / "new" / "deep").exists()
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
+    """Also where torch.save hides the system's error, as it does."""
+    target = tmp_path / "model.pth"
+    for wrapped in (False, True):
+        with pytest.raises(OSError, match="No space left on device: '.*model.pth'"), atomic_write(target):
+            try:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            except OSError:
+                if wrapped:
+                    raise RuntimeError("unexpected pos 704 vs 598")  # noqa: B904
+                raise
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_of_the_longest_length_is_written(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / ("n" * 251 + ".bin")) as file:
+        file.write(b"1")
+    assert [len(path.name) for path in tmp_path.iterdir()] == [255]
