@@ -3,6 +3,8 @@
 # make test-fast  run those that take no long time: about a minute
 # make chaos      kill a tiny training N times (N=30), and compare what it leaves with an uninterrupted one
 # make coverage   run the tests and print which lines of the package no test reaches
+# make fuzz       damage files of every kind and look for what only an attacker would find: N cases of each kind
+#                 (N=10000), KIND=coco for one kind, OFFSET=0 the first seed; CONTRIBUTING.md, "Tests"
 # make lint       style, format and types
 # make format     repair style and format
 # make docs       the documentation as a site -> build/site/index.html
@@ -18,6 +20,9 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 ARGS ?=
+N ?= 1000
+KIND ?=
+OFFSET ?= 0
 RUN := $(VENV)/bin/python
 # Core by core: on machines with many cores PyTorch's threads would be in each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist worksteal
@@ -25,7 +30,7 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist worksteal
 SLOW_TESTS := tests/datasets tests/demo tests/docs tests/parity tests/tools
 INSTALL := $(PYTHON) tools/install.py --venv $(VENV)
 
-.PHONY: demo test test-fast chaos coverage lint types format docs bench ops env clean
+.PHONY: demo test test-fast fuzz chaos coverage lint types format docs bench ops env clean
 .NOTPARALLEL:
 
 demo:
@@ -44,6 +49,9 @@ chaos: env
 
 coverage: env
 	$(PYTEST) -m "not gpu" --cov --cov-report=term --cov-report=html:build/coverage/html $(ARGS)
+
+fuzz: env
+	OMP_NUM_THREADS=1 $(RUN) -m tests.fuzz $(KIND) --count $(N) --offset $(OFFSET) $(ARGS)
 
 lint: env
 	$(RUN) -m ruff check .
