@@ -6,11 +6,10 @@ import argparse
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from .core import KINDS, Result, run_case, run_cases
+from .core import KINDS, Result, run_case, run_cases, summarize
 
 _SHOWN_SECONDS = 5.0
 
@@ -31,12 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows, failed = [], False
     for kind in [args.kind] if args.kind else KINDS:
         results = _run(kind, range(args.offset, args.offset + args.count))
-        findings = Counter(result.signature for result in results if result.finding)
-        failed = failed or bool(findings)
+        reports = summarize(results)
+        failed = failed or bool(reports)
         accepted = sum(result.accepted for result in results)
+        findings = sum(bool(result.finding) for result in results)
         seconds = sum(result.seconds for result in results)
-        rows.append((kind, len(results), accepted, findings.total(), len(findings), f"{seconds:.1f}"))
-        _report(results, findings)
+        rows.append((kind, len(results), accepted, findings, len(reports), f"{seconds:.1f}"))
+        print("".join(f"{report}\n" for report in reports), end="", flush=True)
     head = ("kind", "cases", "accepted", "findings", "sorts", "CPU s")
     for row in [head, *rows]:
         print("".join(str(value).rjust(12) for value in row))
@@ -54,12 +54,6 @@ def _run(kind: str, seeds: range) -> list[Result]:
             findings = sum(bool(entry.finding) for entry in results)
             print(f"{kind}: {len(results)} of {len(seeds)} cases, {findings} findings", file=sys.stderr, flush=True)
     return results
-
-
-def _report(results: Sequence[Result], findings: Counter[str]) -> None:
-    for signature, count in findings.most_common():
-        first = next(result for result in results if result.signature == signature)
-        print(f"[{count} times] {first.report()}", flush=True)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ KINDS = (
     "names",
     "formats",
 )
+_SHOWN = 10  # further seeds of a sort of finding
 _SILENCE = 300.0  # seconds without a case that ends: the child waits for something
 
 
@@ -197,15 +198,24 @@ def _crash(kind: str, seed: int, status: int, log: str) -> Result:
     return Result(kind, seed, False, text, f"{reason} in {(own or frames or ['?'])[0]}")
 
 
-def check(results: Sequence[Result]) -> None:
-    """Raise an AssertionError that reports one finding of each signature, with how often it occurred."""
-    found: dict[str, list[Result]] = {}
+def summarize(results: Sequence[Result]) -> list[str]:
+    """Return a report of one finding of each signature, the most frequent first, with the seeds of others."""
+    groups: dict[str, list[Result]] = {}
     for result in results:
         if result.finding:
-            found.setdefault(result.signature, []).append(result)
-    groups = sorted(found.values(), key=len, reverse=True)
-    text = "\n".join(f"[{len(group)} times] {group[0].report()}" for group in groups)
-    assert not groups, f"{sum(map(len, groups))} findings of {len(groups)} sorts in {len(results)} cases\n{text}"
+            groups.setdefault(result.signature, []).append(result)
+    reports = []
+    for group in sorted(groups.values(), key=len, reverse=True):
+        others = " ".join(str(result.seed) for result in group[1 : 1 + _SHOWN])
+        reports.append(f"[{len(group)} times] {group[0].report()}" + (f"\n    also: {others}" if others else ""))
+    return reports
 
 
-__all__ = ["KINDS", "Case", "Finding", "Result", "check", "in_children", "run_case", "run_cases"]
+def check(results: Sequence[Result]) -> None:
+    """Raise an AssertionError if there are findings."""
+    count, reports = sum(bool(result.finding) for result in results), summarize(results)
+    text = "\n".join(reports)
+    assert not reports, f"{count} findings of {len(reports)} sorts in {len(results)} cases\n{text}"
+
+
+__all__ = ["KINDS", "Case", "Finding", "Result", "check", "in_children", "run_case", "run_cases", "summarize"]
