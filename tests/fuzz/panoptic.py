@@ -165,7 +165,7 @@ def predict(record: dict[str, Any], sample: Sample) -> dict[str, Any]:
     labels = np.zeros(size, np.int64)
     info, things = [], []
     for number, entry in enumerate(segments, start=1):
-        mask = ids == entry["id"]
+        mask = (ids == entry["id"]) & (shown == 0)  # an id may be listed twice
         if mask.any():
             shown[mask] = number
             labels[mask] = entry["category_id"]

@@ -99,17 +99,18 @@ def _change_tensor(random: Random, content: dict[str, Any]) -> str:
     choice = random.randrange(4)
     if choice == 0:
         del container[key]
-        return f"{name} is missing"
+        return f"a tensor is missing: {name}"
     if choice == 1:
         dtype = random.choice(_DTYPES)
         container[key] = value.to(dtype)
-        # Weights of another floating point type are converted, as everywhere.
-        return "" if dtype.is_floating_point or value.numel() == 1 else f"{name} is {dtype}"
+        # Another floating point type is converted, and so are the weights of the model, as everywhere.
+        harmless = dtype.is_floating_point or value.numel() == 1 or schema[0] == "model"
+        return "" if harmless else f"a tensor has another type: {name} is {dtype}"
     shapes = [(1,), (), (0,), (*value.shape, 1), (7,), (10**5,), tuple(value.shape)[::-1], (3, *value.shape)]
     shape = random.choice(shapes)
     container[key] = torch.zeros(shape, dtype=value.dtype)
     harmless = shape == tuple(value.shape) or value.numel() == container[key].numel() == 1
-    return "" if harmless else f"{name} has the shape {shape} instead of {tuple(value.shape)}"
+    return "" if harmless else f"a tensor has another shape: {name} {shape} instead of {tuple(value.shape)}"
 
 
 def _change_directory(random: Random, output: Path, file: Path, other: bytes) -> None:

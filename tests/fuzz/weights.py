@@ -74,7 +74,8 @@ def run(state: dict[str, Any], case: Case) -> None:
             require(plain, f"{key} is returned as a weight, but is {value.layout} {value.dtype} on {value.device}")
             value.detach().to(torch.complex128).sum().item()  # the memory that it describes is there
         if intact is not None:
-            same = loaded.value.keys() == intact.keys() and all(_equal(loaded.value[k], intact[k]) for k in intact)
+            found = read.value["model"]
+            same = found.keys() == intact.keys() and all(_equal(found[key], intact[key]) for key in intact)
             require(same, "changed bytes of a .pth file went unnoticed")
 
 
