@@ -65,7 +65,7 @@ def _check(table: ClassTable | None) -> None:
         require(
             isinstance(category["name"], str) and category["name"].strip(), f"a class is called {category['name']!r}"
         )
-        require("\ufeff" not in category["name"], f"a class is called {category['name']!r}")
+        require(not category["name"].startswith("\ufeff"), f"a class is called {category['name']!r}")
         require(
             len(category["color"]) == 3 and all(0 <= value <= 255 for value in category["color"]),
             f"a color is {category['color']}",
