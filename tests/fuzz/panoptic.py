@@ -182,14 +182,15 @@ def predict(record: dict[str, Any], sample: Sample) -> dict[str, Any]:
 
 def check_results(results: dict[str, Any], records: Records) -> None:
     """Require the scores of a model that finds everything."""
-    things = stuff = 0
+    things, complete = 0, True
     for record in records:
         ids = set(np.unique(read_panoptic_png(record["pan_seg_file_name"])).tolist())
-        segments = [entry for entry in record["segments_info"] if not entry["iscrowd"] and entry["id"] in ids]
-        things += sum(bool(entry["isthing"]) for entry in segments)
-        stuff += sum(not entry["isthing"] for entry in segments)
+        segments = [entry for entry in record["segments_info"] if not entry["iscrowd"]]
+        # The official script counts segments without pixels as missed.
+        complete = complete and len(ids.intersection(entry["id"] for entry in segments)) == len(segments)
+        things += sum(bool(entry["isthing"]) for entry in segments if entry["id"] in ids)
     quality, ap = results["panoptic_seg"]["PQ"], results["segm"]["AP"]
-    if things + stuff:
+    if things and complete:
         require(
             abs(quality - 100) < 0.01,
             f"training and evaluation differ: PQ of the segments of the training is {quality}",
