@@ -14,6 +14,7 @@ from PIL import Image
 
 from mask2former.data import BadRecordError, register_from_config, register_panoptic, register_semantic_folder
 from mask2former.data.datasets import unregister
+from mask2former.data.datasets.semantic_folder import pair_files
 
 CATEGORIES = [
     {"id": 30, "name": "sky", "isthing": 0, "color": [1, 2, 3]},
@@ -198,3 +199,11 @@ def test_by_configuration(
     data_cfg.DATASETS.COCO_PANOPTIC = [["custom", "panoptic.json", "images"]]
     with pytest.raises(ValueError, match=r"COCO_PANOPTIC holds entries \[name, json_file, image_root, png_root\]"):
         register_from_config(data_cfg)
+
+
+def test_a_link_that_leads_in_a_circle_gives_every_pair_once(tmp_path: Path) -> None:
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (4, 4)).save(tmp_path / name / "a.png")
+        (tmp_path / name / "again").symlink_to(".")
+    assert len(pair_files(str(tmp_path / "images"), str(tmp_path / "labels")).pairs) == 1

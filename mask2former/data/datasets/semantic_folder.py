@@ -68,8 +68,8 @@ def load_semantic(name: str, image_root: str, sem_seg_root: str, layout: str) ->
 def _by_name(root: str, suffixes: Collection[str]) -> dict[str, str]:
     by_name: dict[str, str] = {}
     by_directory: dict[str, list[str]] = {}
-    for found in list_files(root):
-        by_directory.setdefault(str(found.parent), []).append(found.name)
+    for listed in list_files(root):
+        by_directory.setdefault(str(listed.parent), []).append(listed.name)
     for directory, files in by_directory.items():
         for file in image_names(files, suffixes):
             path = os.path.join(directory, file)
