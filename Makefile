@@ -43,7 +43,7 @@ test: env
 test-fast: env
 	$(PYTEST) -m "not gpu and not slow" $(addprefix --ignore=,$(SLOW_TESTS)) $(ARGS)
 
-N ?= 30
+chaos: N = 30
 chaos: env
 	OMP_NUM_THREADS=1 $(RUN) tests/fuzz/chaos.py --kills $(N) $(ARGS)
 

@@ -1,4 +1,4 @@
-"""Configuration keys with their defaults, and the loading of YAML files.
+"""Configuration keys with their defaults, and the loading of configs.
 
 The keys and defaults are those of the reference implementation (documented in GETTING_STARTED.md); keys that
 only this project has are marked "ours" below.
@@ -6,29 +6,30 @@ only this project has are marked "ours" below.
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode, get_cfg
 
+from .config_files import find_config, read_config
 from .errors import ConfigError
 from .structures.task import IMAGE_TASKS, Task
 from .utils.hints import did_you_mean
+from .utils.text_files import expand_home
 
 __all__ = [
     "add_maskformer2_config",
     "add_maskformer2_video_config",
     "find_config",
+    "leaves",
     "load_config",
     "merge_overrides",
     "micro_batch_size",
 ]
 
-_ROOTS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
+_MAY_BE_INFINITE = {"SOLVER.CLIP_GRADIENTS.NORM_TYPE"}  # the largest gradient
 
 
 def _defaults(node: CfgNode, values: Mapping[str, Any]) -> None:
@@ -229,106 +230,56 @@ def _add_backbones(model: CfgNode) -> None:
     )
 
 
-def find_config(name: str | Path) -> Path:
-    """Find a config file, given as a path or as a name below `configs/` (with or without `.yaml`).
-
-    Raises:
-        FileNotFoundError: no such file; the message lists the most similar names.
-    """
-    given = Path(name).expanduser()
-    if given.is_file():
-        return given
-    relative = Path(*given.parts[1:]) if given.parts[:1] == ("configs",) else given
-    for root in _ROOTS:
-        for candidate in (root / relative, root / f"{relative}.yaml"):
-            if candidate.is_file():
-                return candidate
-    known = sorted({str(p.relative_to(r)) for r in _ROOTS for p in r.rglob("*.yaml")})
-    hint = did_you_mean(str(relative), known, 3)
-    raise FileNotFoundError(f"Config file '{name}' does not exist, neither as a path nor below configs/.{hint}")
-
-
-class _SafeYaml(CfgNode):
-    """YAML loader without unsafe tags; one expression in the reference's files is parsed as data."""
-
-    # `!!python/object/apply:eval ["[int(x * 0.1 * 512) for x in range(5, 21)]"]`: a list of shortest edges.
-    _SIZES = re.compile(
-        r'!!python/object/apply:eval\s*\[\s*"\[int\(x \* 0\.1 \* (\d+)\) for x in range\((\d+), (\d+)\)\]"\s*\]'
-    )
-
-    @classmethod
-    def _open_cfg(cls, filename: str) -> io.StringIO:
-        text = Path(filename).read_text(encoding="utf-8")
-
-        def expand(match: re.Match[str]) -> str:
-            size, start, stop = map(int, match.groups())
-            return str([int(x * 0.1 * size) for x in range(start, min(stop, start + 1000))])
-
-        return io.StringIO(cls._SIZES.sub(expand, text))
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = _SafeYaml.load_yaml_with_base(str(path))
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"{path} (or a file named in its _BASE_) is not plain YAML: {error}. "
-            "Tags that run Python are not accepted; write the value itself."
-        ) from error
-    except (TypeError, AttributeError):  # this file or one of its bases is not a mapping
-        values = None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} (or a file named in its _BASE_) must hold keys and values, for example 'MODEL:'")
-    version = values.pop("VERSION", 2)
-    if version != 2:
-        raise ConfigError(f"{path}: VERSION {version} is not supported, write VERSION: 2")
-    return values
-
-
-def _leaf_keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each key with a value as ("MODEL.DEVICE", "cuda"), in the order of the config."""
     for key, value in node.items():
         if isinstance(value, Mapping):
-            yield from _leaf_keys(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}"
+            yield f"{prefix}{key}", value
 
 
-def _check_known(keys: Sequence[str], cfg: CfgNode, source: str) -> None:
-    known = set(_leaf_keys(cfg))
+def _check_known(keys: Iterable[Any], known: Mapping[str, Any], source: str) -> None:
     for key in keys:
-        if key not in known:
-            raise ConfigError(f"Unknown config key '{key}' in {source}.{did_you_mean(key, known)}")
+        if key in known:
+            continue
+        if any(other.startswith(f"{key}.") for other in known):
+            raise ConfigError(f"{source}: {key} is a section with keys of its own, it has no value itself")
+        raise ConfigError(f"Unknown config key '{key}' in {source}.{did_you_mean(str(key), known)}")
 
 
-def load_config(config_file: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNode:
+def load_config(config_file: str | Path | None = None, overrides: Sequence[Any] = ()) -> CfgNode:
     """Load the defaults, then `config_file` with its bases, then `overrides` (KEY VALUE KEY VALUE ...). Not frozen.
+
+    A leading `~` of OUTPUT_DIR and of weights becomes the home directory (that of datasets, when they are registered).
 
     Raises:
         FileNotFoundError: no such config file.
-        ConfigError: an unknown key (the message names the most similar one), a value of the wrong type, or unsafe YAML.
+        ConfigError: an unknown key (the message names the most similar one), a value of the wrong type, NaN or
+            infinity, or a file that is not plain YAML.
     """
     cfg = get_cfg()
     add_maskformer2_config(cfg)
     add_maskformer2_video_config(cfg)
     if config_file:
         path = find_config(config_file)
-        values = _read_yaml(path)
-        _check_known(list(_leaf_keys(values)), cfg, str(path))
-        _merge(lambda: cfg.merge_from_other_cfg(CfgNode(values)), str(path))
+        values = read_config(path)
+        _merge(cfg, list(leaves(values)), str(path))
     merge_overrides(cfg, overrides)
+    _expand_paths(cfg)
     return cfg
 
 
-def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
+def merge_overrides(cfg: CfgNode, overrides: Sequence[Any]) -> None:
     """Merge KEY VALUE KEY VALUE ... of a command line into a config that is not frozen, in place.
 
     Raises:
-        ConfigError: an odd number of entries, an unknown key, or a value of the wrong type.
+        ConfigError: an odd number of entries, an unknown key, a value of the wrong type, None, NaN or infinity.
     """
     if len(overrides) % 2:
-        raise ConfigError(f"Overrides come in pairs KEY VALUE; got an odd number: {' '.join(overrides)}")
-    _check_known(list(overrides[::2]), cfg, "the command line")
-    _merge(lambda: cfg.merge_from_list(list(overrides)), "the command line")
+        raise ConfigError(f"Overrides come in pairs KEY VALUE; got an odd number: {' '.join(map(str, overrides))}")
+    _merge(cfg, list(zip(overrides[::2], overrides[1::2], strict=True)), "the command line")
+    _expand_paths(cfg)
 
 
 def micro_batch_size(cfg: CfgNode, ranks: int) -> int:
@@ -350,8 +301,43 @@ def micro_batch_size(cfg: CfgNode, ranks: int) -> int:
     return images // (steps * ranks)
 
 
-def _merge(merge: Any, source: str) -> None:
-    try:
-        merge()
-    except (ValueError, KeyError, AssertionError) as error:
-        raise ConfigError(f"{source}: {error}") from error
+def _merge(cfg: CfgNode, pairs: Sequence[tuple[str, Any]], source: str) -> None:
+    """Merge (key, value) pairs; a string is read as a Python literal where it is one, as yacs does."""
+    former = dict(leaves(cfg))
+    _check_known([key for key, _ in pairs], former, source)
+    for key, value in pairs:
+        default = former[key]
+        try:
+            new = CfgNode._decode_cfg_value(value)
+            new = float(new) if type(new) is int and type(default) is float else new
+            if not _finite(new) and key not in _MAY_BE_INFINITE:
+                raise ConfigError(f"{source}: {key} is {new!r}; NaN and infinity cannot be used")
+            if new is None and default is not None:  # yacs lets None replace anything
+                raise ConfigError(f"{source}: {key} must not be None; it was {default!r}")
+            # As a string it would be read as a literal a second time.
+            cfg.merge_from_list([key, repr(new) if isinstance(new, str) else new])
+        except ConfigError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, AssertionError, OverflowError) as error:
+            kind = type(default).__name__
+            text = f"{source}: {key} takes a value of type {kind}, such as {default!r}, not {_short(value)}"
+            raise ConfigError(text) from error
+        except (RecursionError, MemoryError) as error:  # of Python's parser of literals
+            raise ConfigError(f"{source}: the value of {key} is nested too deeply") from error
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _expand_paths(cfg: CfgNode) -> None:
+    """Replace a leading `~`; the paths of DATASETS are expanded where they are looked up."""
+    for node, key in ((cfg, "OUTPUT_DIR"), (cfg.MODEL, "WEIGHTS"), (cfg.MODEL.TIMM, "WEIGHTS")):
+        node[key] = expand_home(node[key])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ from detectron2.data import MetadataCatalog
 
 from . import zoo
 from .config import find_config
+from .errors import BadRecordError
 from .structures.classes import ClassTable
 from .structures.colors import Color
-from .utils.file_io import write_json
+from .utils.file_io import parse_json, write_json
 
 DEFAULT_MODEL = "nuclei"
 
@@ -46,7 +46,7 @@ def _in_directory(directory: Path, weights: str | os.PathLike[str] | None) -> tu
     names = ["model.safetensors", "model_best.safetensors", "model_final.safetensors", "model_final.pth"]
     marker = directory / "last_checkpoint"
     if marker.is_file():
-        names.append(Path(marker.read_text(encoding="utf-8").strip()).name)
+        names.append(Path(marker.read_text(encoding="utf-8", errors="replace").strip()).name)
     for name in names:
         if (directory / name).is_file():
             return config, directory / name
@@ -73,21 +73,32 @@ def stored_classes(config: Path, weights: Path) -> ClassTable | None:
     """Load the class names stored beside a model: `classes.json`, a list of names or of COCO categories."""
     for directory in dict.fromkeys((weights.parent, config.parent)):
         path = directory / "classes.json"
-        if not path.is_file():
-            continue
-        try:
-            rows = json.loads(path.read_text(encoding="utf-8"))
-            if rows and isinstance(rows[0], dict):
-                return ClassTable(
-                    names=tuple(str(row["name"]) for row in rows),
-                    is_thing=tuple(bool(row.get("isthing", 1)) for row in rows),
-                    colors=_colors(rows),
-                    dataset_ids=tuple(int(row["id"]) for row in rows),
-                )
-            return ClassTable(tuple(str(row) for row in rows))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} must be a JSON list of names or of {{id, name}} ({error!r})") from error
+        if path.is_file():
+            return _read_classes(path)
     return None
+
+
+def _read_classes(path: Path) -> ClassTable:
+    rows = parse_json(str(path))
+    try:
+        if not isinstance(rows, list) or not rows:
+            raise TypeError("it is no list, or empty")
+        if all(isinstance(row, str) and row for row in rows):
+            return ClassTable(tuple(rows))
+        return ClassTable(
+            names=tuple(_name(row) for row in rows),
+            is_thing=tuple(bool(row.get("isthing", 1)) for row in rows),
+            colors=_colors(rows),
+            dataset_ids=tuple(int(row["id"]) for row in rows),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise BadRecordError(path, f"must be a JSON list of names or of {{id, name}} ({error!r})") from error
+
+
+def _name(row: dict[str, Any]) -> str:
+    if not isinstance(row["name"], str) or not row["name"]:
+        raise TypeError(f"the name {row['name']!r} is no text")
+    return row["name"]
 
 
 def _colors(rows: list[dict[str, Any]]) -> tuple[Color, ...]:

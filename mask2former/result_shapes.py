@@ -258,7 +258,7 @@ def save_labelme(
     Raises:
         FileExistsError: there is such a file, or an image where a PNG is to be written, and `overwrite` is False.
     """
-    directory, names = Path(directory), _Names()
+    directory, names = Path(directory).expanduser(), _Names()
     written = []
     for result in results:
         stem = names.unique(result.path)
@@ -299,7 +299,7 @@ def save_yolo(
         FileExistsError: there is such a label file, or an image where a PNG is to be written, and `overwrite` is False.
         ValueError: the results have different classes.
     """
-    directory, names = Path(directory), _Names()
+    directory, names = Path(directory).expanduser(), _Names()
     classes: ClassTable | None = None
     written = []
     for result in results:

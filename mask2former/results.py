@@ -339,7 +339,7 @@ class Result(ResultExports):
         - `<stem>_semantic.png`: class indices, 255 (65535 beyond 255 classes) for no class; up to 255 classes
           with the class colors as palette, so that an image viewer shows them.
         """
-        directory, stem = Path(directory), stem or (self.path.stem if self.path else "result")
+        directory, stem = Path(directory).expanduser(), stem or (self.path.stem if self.path else "result")
         written = []
         if self.instances is not None:
             suffix = ".png" if len(self.instances) < 1 << 16 else ".tif"

@@ -317,7 +317,7 @@ class Segmenter:
             {"start": start, "end": end, "every": every},
             prepare=lambda image: self._prepare(image, resize)["image"],
             autocast=self._autocast,
-            work_dir=None if work_dir is None else Path(work_dir),
+            work_dir=None if work_dir is None else Path(work_dir).expanduser(),
             progress=progress,
             facts={
                 "size": [resize.short_edge_length, resize.max_size],

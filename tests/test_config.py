@@ -97,3 +97,71 @@ def test_batch_that_cannot_be_divided(images: int, steps: int, ranks: int) -> No
     cfg = load_config(None, ["SOLVER.IMS_PER_BATCH", images, "SOLVER.ACCUMULATION_STEPS", steps])
     with pytest.raises(ConfigError, match=rf"IMS_PER_BATCH {images} must .*ranks \({ranks}\).*STEPS \({steps}\)"):
         micro_batch_size(cfg, ranks)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("_BASE_: a.yaml", "leads back to a file that is being read"),
+        ("_BASE_: b.yaml", "b.yaml: _BASE_ leads back .*a.yaml -> .*b.yaml -> .*a.yaml"),
+        ("_BASE_: .", r"is a directory \(_BASE_ of .*a.yaml"),
+        ("_BASE_: c.yaml", r"c.yaml does not exist \(_BASE_ of .*a.yaml"),
+        ("_BASE_: [[1]]", "_BASE_ must be the name of a YAML file"),
+        ("_BASE_:", "_BASE_ must be the name of a YAML file"),
+        ("_BASE_: https://a.b/c.yaml", "is a URL"),
+        ("_BASE_: [d0.yaml, d0.yaml]", "leads to more than 100 files"),
+        ("_BASE_: section.yaml\nSOLVER: {MAX_ITER: 3}", "SOLVER is a section, but a value in a file of _BASE_"),
+        ("SEED: 1\nSEED: 2", "line 2: .*'SEED' a second time"),
+        ("SOLVER: 3", "SOLVER is a section"),
+        ("SOLVER:", "SOLVER is a section"),
+        ("1: 2", "key 1 is no name"),
+        ("OUTPUT_DIR:", "OUTPUT_DIR must not be None"),
+        ("MODEL: {DEVICE: null}", "MODEL.DEVICE must not be None"),
+        ("SOLVER: {BASE_LR: .nan}", "SOLVER.BASE_LR is nan"),
+        ("INPUT: {MIN_SIZE_TRAIN: [1, .inf]}", "INPUT.MIN_SIZE_TRAIN is .*infinity"),
+        (f"OUTPUT_DIR: '{'-' * 20_000}1'", "value of OUTPUT_DIR is nested too deeply"),
+        ("OUTPUT_DIR: '{[]: 1}'", "OUTPUT_DIR takes a value of type str"),
+    ],
+)
+def test_files_that_cannot_be_used(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "b.yaml").write_text("_BASE_: a.yaml")
+    (tmp_path / "section.yaml").write_text("SOLVER: 3")
+    for i in range(8):
+        (tmp_path / f"d{i}.yaml").write_text(f"_BASE_: [d{i + 1}.yaml, d{i + 1}.yaml]" if i < 7 else "SEED: 1")
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(file)
+
+
+def test_later_bases_and_the_file_itself_win(tmp_path: Path) -> None:
+    (tmp_path / "b.yaml").write_text("SEED: 1\nSOLVER: {MAX_ITER: 1, BASE_LR: 1}\n")
+    (tmp_path / "c.yaml").write_bytes(b"\xef\xbb\xbfSEED: 2\r\nSOLVER: {MAX_ITER: 2}\r\n")
+    file = tmp_path / "a.yaml"
+    file.write_text("_BASE_: [b.yaml, c.yaml]\nSOLVER: &s {MAX_ITER: 3, <<: {MAX_ITER: 4, GAMMA: 1}}\n")
+    cfg = load_config(file)
+    assert (cfg.SEED, cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR, cfg.SOLVER.GAMMA) == (2, 3, 1.0, 1.0)
+    assert isinstance(cfg.SOLVER.BASE_LR, float)
+
+
+def test_paths_from_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.yaml").write_text("OUTPUT_DIR: ~/out\nMODEL: {WEIGHTS: ~/w.pth}\n")
+    cfg = load_config("~/a.yaml", ["MODEL.TIMM.WEIGHTS", "~/t.pth"])
+    assert [str(tmp_path / name) for name in ("out", "w.pth", "t.pth")] == [
+        cfg.OUTPUT_DIR,
+        cfg.MODEL.WEIGHTS,
+        cfg.MODEL.TIMM.WEIGHTS,
+    ]
+    assert str(tmp_path / "x") == load_config(None, ["OUTPUT_DIR", "~/x"]).OUTPUT_DIR
+
+
+@pytest.mark.parametrize("value", ["'a'", "[1", "{", "x y", "None of it"])
+def test_strings_stay_what_they_are(value: str) -> None:
+    expected = value.strip("'")
+    assert expected == load_config(None, ["OUTPUT_DIR", value]).OUTPUT_DIR
+
+
+def test_a_directory_is_no_config(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="is a directory"):
+        load_config(tmp_path)

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[1] / "mask2former"
 LAYERS = (
     ("errors", "installation"),
     ("utils",),
-    ("structures",),
+    ("structures", "config_files"),
     ("config", "ops", "result_parts", "visualization", "zoo"),
     ("checkpoint", "objects"),
     ("data",),

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if (ROOT / "mask2former").is_dir():  # a checkout works without being installed
     sys.path.insert(0, str(ROOT))
 
+from mask2former.cli.parser import path  # noqa: E402
 from mask2former.conversion.backbone import RESNET as RESNET  # noqa: E402
 from mask2former.conversion.backbone import SWIN as SWIN  # noqa: E402
 from mask2former.conversion.backbone import Family, convert_backbone  # noqa: E402
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None, description: str | None, family: Family) ->
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("input", metavar="IN", help=f"{family.expected}, as downloaded (.pth)")
-    parser.add_argument("output", metavar="OUT", type=Path, help="file to write (.pkl)")
+    parser.add_argument("output", metavar="OUT", type=path, help="file to write (.pkl)")
     return run_program(parser, lambda args: _convert(args, family), argv, mistake=1)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from mask2former import Segmenter
+from mask2former.cli.parser import path
 from mask2former.data.image_sources import load_image
 from mask2former.utils.failures import run_program
 from mask2former.utils.file_io import read_json
@@ -53,8 +54,8 @@ def memory() -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print one line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("annotations", type=Path, help="COCO JSON")
-    parser.add_argument("images", type=Path, help="directory of its images")
+    parser.add_argument("annotations", type=path, help="COCO JSON")
+    parser.add_argument("images", type=path, help="directory of its images")
     parser.add_argument("--edge", type=int, default=3000, help="of the mosaic, in pixels (default: %(default)s)")
     parser.add_argument("--heights", type=int, nargs="+", default=(), help="of its images (default: all but high ones)")
     parser.add_argument("--model", help="name or directory (default: the bundled model)")

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_util
 
+from mask2former.cli.parser import path
 from mask2former.data.datasets.coco_annotations import check_score, read_instances
 from mask2former.errors import BadRecordError
 from mask2former.structures.masks import segmentation_to_patch
@@ -69,8 +70,8 @@ def matches(objects: Sequence[dict[str, Any]], truth: Sequence[dict[str, Any]], 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the scores; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="results.json of mask2former predict")
-    parser.add_argument("truth", type=Path, help="COCO JSON with the ground truth")
+    parser.add_argument("results", type=path, help="results.json of mask2former predict")
+    parser.add_argument("truth", type=path, help="COCO JSON with the ground truth")
     parser.add_argument("--iou", type=float, default=0.5, help="mask IoU of a match (default: %(default)s)")
     return run_program(parser, _score, arguments)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from ..conversion.huggingface import from_huggingface, to_huggingface
 from ..conversion.packing import pack_model
 from ..conversion.weights_file import convert_file
 from ..structures.task import IMAGE_TASKS
+from .parser import path
 
 HELP = "convert weights: Hugging Face, safetensors, ImageNet backbones; pack a training"
 DESCRIPTION = """Convert weights, or pack a finished training into a small directory.
@@ -49,13 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     file = kinds.add_parser("file", help="weights -> .safetensors or .pth")
     file.add_argument("input", metavar="IN", help="weights file (.safetensors, .pth, .pkl), URL, or name of a model")
-    file.add_argument("output", metavar="OUT", type=Path, help="file to write, .safetensors or .pth")
+    file.add_argument("output", metavar="OUT", type=path, help="file to write, .safetensors or .pth")
     add_dtype(file)
     file.set_defaults(work=_run_file)
 
     backbone = kinds.add_parser("backbone", help="ImageNet ResNet (torchvision) or Swin (official, timm) -> detectron2")
     backbone.add_argument("input", metavar="IN", help="weights as downloaded (.pth)")
-    backbone.add_argument("output", metavar="OUT", type=Path, help="file to write (.pkl)")
+    backbone.add_argument("output", metavar="OUT", type=path, help="file to write (.pkl)")
     backbone.set_defaults(work=_run_backbone)
 
 
@@ -79,7 +79,7 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
 def add_from_hf(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of from-hf."""
     parser.add_argument("input", metavar="IN", help="directory with config.json and the weights")
-    parser.add_argument("output", metavar="OUT", type=Path, help="directory to write")
+    parser.add_argument("output", metavar="OUT", type=path, help="directory to write")
     parser.add_argument("--task", choices=list(map(str, IMAGE_TASKS)), help="task of the model")
     add_dtype(parser)
 
@@ -87,7 +87,7 @@ def add_from_hf(parser: argparse.ArgumentParser) -> None:
 def add_to_hf(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of to-hf."""
     parser.add_argument("input", metavar="IN", help="weights file, or the name of a published model")
-    parser.add_argument("output", metavar="OUT", type=Path, help="directory to write")
+    parser.add_argument("output", metavar="OUT", type=path, help="directory to write")
     parser.add_argument("--config-file", help="config of the model (default: that of the model-zoo name)")
     parser.add_argument("--dataset", help="registered dataset for the class names (default: DATASETS.TEST[0])")
     add_dtype(parser)
@@ -96,9 +96,9 @@ def add_to_hf(parser: argparse.ArgumentParser) -> None:
 
 def add_pack(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of pack."""
-    parser.add_argument("source", type=Path, help="output directory of a training (config.yaml and weights)")
-    parser.add_argument("target", type=Path, help="directory to write")
-    parser.add_argument("--weights", type=Path, help="default: the best, else the final weights in SOURCE")
+    parser.add_argument("source", type=path, help="output directory of a training (config.yaml and weights)")
+    parser.add_argument("target", type=path, help="directory to write")
+    parser.add_argument("--weights", type=path, help="default: the best, else the final weights in SOURCE")
     parser.add_argument("--classes", nargs="+", help="class names; default: those of the training")
     parser.add_argument("--fp32", action="store_true", help="keep single precision")
 

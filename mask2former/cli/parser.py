@@ -6,10 +6,12 @@ import argparse
 import itertools
 import shutil
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ..utils.failures import add_debug, debug_requested
 from ..utils.hints import did_you_mean
+from ..utils.text_files import expand_home
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -33,12 +35,23 @@ class CommandParser(argparse.ArgumentParser):
             known = itertools.chain.from_iterable(action.option_strings for action in self._actions)
             hint = did_you_mean(option, known) if option.startswith("-") else ""
             self.error(f"unknown argument {option!r}.{hint}")
+        for name, value in vars(parsed).items():
+            setattr(parsed, name, _from_home(value))
         return parsed
 
     def error(self, message: str) -> NoReturn:
         """Print the message in one line and exit with status 2."""
         end = "" if message.endswith((".", "?")) else "."
         self.exit(2, f"error: {message}{end} See {self.prog} --help\n")
+
+
+def _from_home(value: Any) -> Any:
+    """Expand `~/` of paths, which a shell leaves in --output=~/out and inside quotes."""
+    if isinstance(value, list):
+        return [_from_home(entry) for entry in value]
+    if isinstance(value, str) and value.startswith("~/"):
+        return expand_home(value)
+    return value
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -61,6 +74,11 @@ def refuse_given(args: argparse.Namespace, names: Iterable[str], reason: str) ->
 
 
 # ------------------------------------------------------------------ types of arguments
+def path(text: str) -> Path:
+    """Convert to a path; a leading `~` is the home directory, also where no shell has expanded it."""
+    return Path(expand_home(text))
+
+
 def fraction(text: str) -> float:
     """Convert to a number between 0 and 1."""
     value = float(text)

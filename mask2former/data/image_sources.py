@@ -18,6 +18,7 @@ from PIL import Image
 
 from ..errors import BadRecordError
 from ..utils.hints import did_you_mean
+from ..utils.text_files import expand_home
 from .image_files import array_pages, checked_type, file_pages, image_pages, open_regular
 from .image_pages import ArrayPages, ImagePages, Layout, Page, reading
 from .image_scaling import Stretch, check_stretch, to_uint8, warn_once
@@ -218,6 +219,7 @@ def _as_file(source: Any) -> Iterator[tuple[str, IO[bytes]]]:
         path = os.fspath(source)
         if isinstance(path, bytes):
             path = os.fsdecode(path)
+        path = expand_home(path)
         if _URL.match(path):
             hint = "pass the path" if path.startswith("file:") else "download it first and pass the path or the bytes"
             raise ValueError(f"{path[:200]!r} is a URL: nothing is loaded from there; {hint}")

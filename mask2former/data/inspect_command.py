@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog
 
 from ..config import load_config
 from ..utils.hints import did_you_mean
+from ..utils.text_files import expand_home
 from . import register_all, register_from_config
 from .image_io import WRITABLE_SUFFIXES
 from .inspect import check_dataset
@@ -68,7 +69,7 @@ def check_registered(
         report = check_dataset(name, limit, workers)
         sys.stdout.write(format_report(report) + "\n")
         if output:
-            contact_sheet(report, samples).save(output)
+            contact_sheet(report, samples).save(expand_home(output))
             sys.stdout.write(f"Contact sheet: {output}\n")
     except (OSError, ValueError) as error:
         sys.stderr.write(f"{name}: {error}\n")

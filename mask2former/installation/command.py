@@ -35,8 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ops", choices=OPS_CHOICES, default="auto", help=ops_help)
     parser.add_argument("--offline", action="store_true", help="download nothing; say what is missing")
-    parser.add_argument("--wheels", type=Path, help="take packages from this directory of wheels, not from the index")
+    parser.add_argument("--wheels", type=_path, help="take packages from this directory of wheels, not from the index")
     parser.add_argument("--dry-run", action="store_true", help="print the steps and do nothing")
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
 
 
 def install(args: argparse.Namespace, project: Project, venv: Path | None = None) -> None:
@@ -142,7 +146,7 @@ def compile_op(env: Environment, project: Project, choice: str) -> None:
 def main(arguments: Sequence[str] | None = None, description: str | None = None) -> int:
     """Run tools/install.py: the installation of a checkout into this Python or a virtual environment."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--venv", type=Path, help="virtual environment to install into; default: this Python itself")
+    parser.add_argument("--venv", type=_path, help="virtual environment to install into; default: this Python itself")
     add_arguments(parser)
     args = parser.parse_args(arguments)
     try:

@@ -31,7 +31,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     Raises:
         OSError: the file cannot be written (a full disk, a read-only directory, ...); the error names `path`.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     with naming_file(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary, release = _locked_temporary(path)

@@ -15,13 +15,14 @@ from torch import Tensor
 from ..errors import BadRecordError, CheckpointError
 from .atomic_file import atomic_write
 from .downloads import is_download, open_path
+from .text_files import expand_home
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
     """Write a file atomically; create its directory."""
     with atomic_write(path) as file:
         file.write(content)
-    return Path(path)
+    return Path(path).expanduser()
 
 
 def write_json(
@@ -72,7 +73,7 @@ def read_json(path: str | os.PathLike[str], purpose: str) -> Any:
         ValueError: the file is not JSON.
     """
     try:
-        return _parse_json(os.fspath(path))
+        return parse_json(os.fspath(path))
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{purpose}: {path} does not exist. Dataset paths are relative to DETECTRON2_DATASETS (default ./datasets)."
@@ -98,7 +99,7 @@ def read_json_object(path: str, lists: Sequence[str] = ()) -> dict[str, Any]:
         FileNotFoundError: no such file.
         BadRecordError: not JSON, not an object, or a key is missing.
     """
-    content = _parse_json(path)
+    content = parse_json(path)
     if not isinstance(content, dict):
         raise BadRecordError(path, f"contains a JSON {type(content).__name__}, but must contain an object")
     for key in lists:
@@ -108,12 +109,18 @@ def read_json_object(path: str, lists: Sequence[str] = ()) -> dict[str, Any]:
     return content
 
 
-def _parse_json(path: str) -> Any:
-    """Read a JSON file; FileNotFoundError, or BadRecordError for what cannot be read or is not JSON."""
+def parse_json(path: str) -> Any:
+    """Read a JSON file in UTF-8, with or without byte order mark.
+
+    Raises:
+        FileNotFoundError: no such file.
+        BadRecordError: it cannot be read or is not JSON.
+    """
     try:
+        path = expand_home(path)
         if is_special(path):
             raise BadRecordError(path, "is a pipe or device, not a JSON file")
-        with open_path(path, "r", encoding="utf-8") as file:
+        with open_path(path, "r", encoding="utf-8-sig") as file:
             return json.load(file)
     except BadRecordError:
         raise

@@ -12,7 +12,7 @@ import pytest
 
 from mask2former import __version__
 from mask2former.cli import COMMANDS, Command, main
-from mask2former.cli.parser import CommandParser
+from mask2former.cli.parser import CommandParser, path
 from mask2former.utils.startup import is_command_line
 
 ROOT = Path(__file__).parents[2]
@@ -145,3 +145,15 @@ def test_an_import_registers_everything() -> None:
         "assert Segmenter is mask2former.Segmenter and __version__ and MaskFormer\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_paths_from_home_in_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell leaves the ~ in --output=~/out."""
+    monkeypatch.setenv("HOME", "/home/someone")
+    parser = CommandParser("a")
+    parser.add_argument("inputs", nargs="*")
+    parser.add_argument("--output")
+    parser.add_argument("--target", type=path)
+    args = parser.parse_args(["~/a.png", "~b", "--output=~/out", "--target=~"])
+    assert args.inputs == ["/home/someone/a.png", "~b"] and args.output == "/home/someone/out"
+    assert args.target == Path("/home/someone")

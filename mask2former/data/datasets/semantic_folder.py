@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 from collections.abc import Callable, Collection, Sequence
@@ -11,11 +10,15 @@ from typing import Any, NamedTuple
 
 from ...errors import BadRecordError, first_few
 from ...structures.colors import color_of
+from ...utils.file_io import parse_json
+from ...utils.text_files import read_text
 from ..file_listing import list_files
 from ..image_io import IMAGE_SUFFIXES, LABEL_MAP_SUFFIXES, image_names
 from .catalog import Records, locate, register_custom, require_files
 
 logger = logging.getLogger(__name__)
+
+_MAX_BYTES = 1 << 20  # of a file of class names
 
 
 class Pairs(NamedTuple):
@@ -150,14 +153,9 @@ def _class_names(classes: Sequence[str] | Path) -> list[str]:
 
 
 def _read_names(path: str) -> list[str]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-        if not path.endswith(".json"):
-            return [line.strip() for line in text.splitlines() if line.strip()]
-        content = json.loads(text)
-    except (OSError, ValueError) as error:
-        raise BadRecordError(path, f"is not a list of class names: {error}") from error
+    if not path.endswith(".json"):
+        return [line.strip() for line in read_text(path, _MAX_BYTES).splitlines() if line.strip()]
+    content = parse_json(path)
     if not isinstance(content, list):
         raise BadRecordError(path, 'a JSON file of class names must be a list: ["road", "sky"]')
     return content

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from ...errors import BadRecordError
+from ...utils.yaml_files import read_yaml
 from .coco_data import CocoData, Context, DataBuilder
 from .files import SPLITS, Tree, check_one, image_size, split_of
 from .label_maps import pair_key
@@ -64,12 +63,16 @@ def _looks_like_labels(path: Path) -> bool:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    """Read a YAML file; empty where it is no mapping."""
+    """Read a YAML file; empty where it is no mapping, or is damaged and not called data.yaml.
+
+    Raises:
+        BadRecordError: data.yaml is damaged, without which the classes would have no names.
+    """
     try:
-        if path.stat().st_size > 1 << 20:
-            return {}
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError):
+        content = read_yaml(path)
+    except (OSError, BadRecordError):
+        if path.stem.lower() == "data":
+            raise
         return {}
     return content if isinstance(content, dict) else {}
 
