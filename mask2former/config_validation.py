@@ -9,17 +9,15 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 
 from .config import micro_batch_size
+from .config_values import check_values
 from .data import mapper_names
 from .errors import ConfigError
 from .modeling.transformer_decoder import TRANSFORMER_DECODER_REGISTRY
-from .objects import ObjectRules
 from .structures.task import IMAGE_TASKS, Task, tasks_of
-from .utils.device import AMP_DTYPES
 from .utils.hints import did_you_mean
 
 ARCHITECTURES = ("MaskFormer", "VideoMaskFormer", "SemanticSegmentor")
 PER_PIXEL_HEADS = ("PerPixelBaselineHead", "PerPixelBaselinePlusHead")
-LOGGERS = ("tensorboard", "wandb", "mlflow", "clearml")
 MASKED_ATTENTION_DECODERS = ("MultiScaleMaskedTransformerDecoder", "VideoMultiScaleMaskedTransformerDecoder")
 
 
@@ -31,28 +29,16 @@ def validate_config(cfg: CfgNode, training: bool) -> None:
     Raises:
         ConfigError: naming the key, its value and the remedy.
     """
+    check_values(cfg, training)
     _validate_components(cfg)
     _validate_combinations(cfg)
     _validate_model(cfg)
-    _validate_objects(cfg)
+    _validate_backbone(cfg)
     if training:
         _validate_training(cfg)
         _validate_datasets(cfg, "TRAIN", cfg.DATASETS.TRAIN)
+        _validate_augmentation(cfg)
     _validate_datasets(cfg, "TEST", cfg.DATASETS.TEST)
-
-
-def _validate_objects(cfg: CfgNode) -> None:
-    """Reject rules of objects and tiles out of range, which would only be noticed after the training."""
-    ObjectRules.from_config(cfg)
-    tiles = cfg.MODEL.MASK_FORMER.TEST.TILES
-    _require(
-        tiles.SIZE == 0 or tiles.SIZE >= 16,
-        f"MODEL.MASK_FORMER.TEST.TILES.SIZE is {tiles.SIZE}: set 0 (no tiles by themselves), or at least 16 pixels.",
-    )
-    _require(
-        0.0 <= tiles.OVERLAP < 0.9,
-        f"MODEL.MASK_FORMER.TEST.TILES.OVERLAP is {tiles.OVERLAP}: set a fraction of at least 0 and below 0.9.",
-    )
 
 
 def config_warnings(cfg: CfgNode) -> list[str]:
@@ -140,34 +126,77 @@ def _validate_model(cfg: CfgNode) -> None:
         "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS has no effect: the pixel decoder takes "
         f"MODEL.MASK_FORMER.NHEADS ({node.NHEADS}). Set that key instead.",
     )
-    _require(node.DEC_LAYERS >= 1, "MODEL.MASK_FORMER.DEC_LAYERS counts the initial prediction too: at least 1")
-    _require(node.NUM_OBJECT_QUERIES >= 1, "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES must be at least 1")
-    _require(node.TRAIN_NUM_POINTS >= 1, "MODEL.MASK_FORMER.TRAIN_NUM_POINTS must be at least 1")
-    _require(node.OVERSAMPLE_RATIO >= 1, "MODEL.MASK_FORMER.OVERSAMPLE_RATIO must be at least 1")
     _require(
-        0 <= node.IMPORTANCE_SAMPLE_RATIO <= 1, "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO must lie between 0 and 1"
+        node.HIDDEN_DIM % 4 == 0,
+        f"MODEL.MASK_FORMER.HIDDEN_DIM {node.HIDDEN_DIM} must be a multiple of 4, for positions",
     )
+    deformable = head.PIXEL_DECODER_NAME == "MSDeformAttnPixelDecoder"
+    _require(
+        head.CONVS_DIM % 32 == 0 or not (deformable or head.NORM == "GN"),
+        f"MODEL.SEM_SEG_HEAD.CONVS_DIM {head.CONVS_DIM} must be a multiple of 32, the groups of its norms",
+    )
+    _require(
+        not deformable or head.CONVS_DIM % node.NHEADS == 0,
+        f"MODEL.SEM_SEG_HEAD.CONVS_DIM {head.CONVS_DIM} must be a multiple of MODEL.MASK_FORMER.NHEADS {node.NHEADS}",
+    )
+    stride = head.COMMON_STRIDE
+    _require(stride & (stride - 1) == 0, f"MODEL.SEM_SEG_HEAD.COMMON_STRIDE {stride} must be a power of 2, such as 4")
+    for key in ("IN_FEATURES", "DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES"):
+        _require(len(set(head[key])) == len(head[key]), f"MODEL.SEM_SEG_HEAD.{key} names a feature twice: {head[key]}")
     _require(
         bool(tasks_of(cfg)),
         f"MODEL.MASK_FORMER.TEST: turn on at least one of {', '.join(task.switch for task in IMAGE_TASKS)}",
     )
-    _require(cfg.TEST.DETECTIONS_PER_VIDEO >= 1, "TEST.DETECTIONS_PER_VIDEO must be at least 1")
-    window = cfg.TEST.WINDOW_FRAMES
-    _require(window >= 0, "TEST.WINDOW_FRAMES is a number of frames, or 0 for the complete clip at once")
+    tile = node.TEST.TILES.SIZE
     _require(
-        window == 0 or 0 <= cfg.TEST.WINDOW_OVERLAP < window,
+        tile == 0 or tile >= 16,
+        f"MODEL.MASK_FORMER.TEST.TILES.SIZE is {tile}: set 0 (no tiles by themselves), or at least 16 pixels.",
+    )
+    window = cfg.TEST.WINDOW_FRAMES
+    _require(
+        window == 0 or window > cfg.TEST.WINDOW_OVERLAP,
         f"TEST.WINDOW_OVERLAP must lie between 0 and TEST.WINDOW_FRAMES - 1 = {window - 1}",
     )
+
+
+def _validate_backbone(cfg: CfgNode) -> None:
+    """Reject settings of the selected backbone that do not fit together."""
+    name, swin, resnet = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.SWIN, cfg.MODEL.RESNETS
+    if name == "D2SwinTransformer":
+        _require(
+            len(swin.DEPTHS) == len(swin.NUM_HEADS),
+            f"MODEL.SWIN.DEPTHS {swin.DEPTHS} and MODEL.SWIN.NUM_HEADS {swin.NUM_HEADS} must have one entry per stage",
+        )
+        for stage, heads in enumerate(swin.NUM_HEADS):
+            channels = swin.EMBED_DIM * 2**stage
+            _require(
+                channels % heads == 0,
+                f"MODEL.SWIN.NUM_HEADS: {heads} heads do not divide the {channels} channels of stage {stage + 1}, "
+                f"MODEL.SWIN.EMBED_DIM {swin.EMBED_DIM} times {2**stage}",
+            )
+    elif name in ("build_resnet_backbone", "build_resnet_deeplab_backbone"):
+        _require(
+            resnet.DEPTH in (18, 34, 50, 101, 152),
+            f"MODEL.RESNETS.DEPTH is {resnet.DEPTH}, which does not exist. Known: 18, 34, 50, 101, 152",
+        )
+        dilations = (resnet.RES4_DILATION, resnet.RES5_DILATION)
+        _require(
+            dilations in (((1, 1), (1, 2), (1, 4), (2, 4)) if "deeplab" in name else ((1, 1), (1, 2))),
+            f"MODEL.BACKBONE.NAME '{name}' has no MODEL.RESNETS.RES4_DILATION {dilations[0]} with RES5_DILATION "
+            f"{dilations[1]}: set 1 and 1, or 1 and 2",
+        )
+        for key, value in (("RES2_OUT_CHANNELS", 64), ("NUM_GROUPS", 1), ("RES5_DILATION", 1)):
+            _require(
+                resnet.DEPTH > 34 or resnet[key] == value,
+                f"MODEL.RESNETS.DEPTH {resnet.DEPTH} needs MODEL.RESNETS.{key} {value}, not {resnet[key]}",
+            )
 
 
 def _validate_training(cfg: CfgNode) -> None:
     video = cfg.MODEL.META_ARCHITECTURE == "VideoMaskFormer"
     _one_of("INPUT.DATASET_MAPPER_NAME", cfg.INPUT.DATASET_MAPPER_NAME, mapper_names(video))
-    _one_of("SOLVER.OPTIMIZER", cfg.SOLVER.OPTIMIZER, ("ADAMW", "SGD"))
-    _one_of("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, ("auto", *AMP_DTYPES))
     # The number of ranks matters only after SOLVER.REFERENCE_WORLD_SIZE has scaled the batch.
     micro_batch_size(cfg, ranks=1)
-    _require(0 <= cfg.SOLVER.EMA_DECAY < 1, "SOLVER.EMA_DECAY must lie in [0, 1)")
     warmup, iterations = cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER
     _require(
         warmup < iterations or warmup <= 0,
@@ -175,10 +204,59 @@ def _validate_training(cfg: CfgNode) -> None:
         f"would never leave the warm-up. Add SOLVER.WARMUP_ITERS {iterations // 10} to the command or the config, or "
         "train longer.",
     )
-    for name in cfg.LOGGERS:
-        _one_of("LOGGERS", name, LOGGERS)
-    _require(cfg.TEST.PREVIEW_IMAGES >= 0, "TEST.PREVIEW_IMAGES is a number of images, or 0 for none")
     _require(len(cfg.DATASETS.TRAIN) > 0, "DATASETS.TRAIN is empty: set at least one dataset")
+    _validate_schedule(cfg)
+
+
+def _validate_schedule(cfg: CfgNode) -> None:
+    """Reject settings of optimizer and schedule that do not fit together."""
+    solver = cfg.SOLVER
+    steps = list(solver.STEPS)
+    _require(
+        steps == sorted(set(steps)),
+        f"SOLVER.STEPS {steps} must increase: the iterations at which the learning rate is multiplied by SOLVER.GAMMA",
+    )
+    _require(
+        solver.LR_SCHEDULER_NAME != "WarmupCosineLR" or solver.BASE_LR_END <= solver.BASE_LR,
+        f"SOLVER.BASE_LR_END {solver.BASE_LR_END} must be at most SOLVER.BASE_LR {solver.BASE_LR}",
+    )
+    _require(
+        not solver.NESTEROV or solver.OPTIMIZER.upper() != "SGD" or solver.MOMENTUM > 0,
+        "SOLVER.NESTEROV needs SOLVER.MOMENTUM above 0",
+    )
+    clip = solver.CLIP_GRADIENTS
+    _require(
+        not clip.ENABLED or clip.CLIP_TYPE == "full_model" or clip.CLIP_VALUE > 0,
+        f"SOLVER.CLIP_GRADIENTS.CLIP_VALUE 0 with CLIP_TYPE '{clip.CLIP_TYPE}' removes all gradients: set it above 0",
+    )
+
+
+def _validate_augmentation(cfg: CfgNode) -> None:
+    """Reject settings of INPUT that do not fit together, or that the selected mapper does not have."""
+    node, crop = cfg.INPUT, cfg.INPUT.CROP
+    video = cfg.MODEL.META_ARCHITECTURE == "VideoMaskFormer"
+    _require(
+        node.MIN_SCALE <= node.MAX_SCALE,
+        f"INPUT.MIN_SCALE {node.MIN_SCALE} must be at most INPUT.MAX_SCALE {node.MAX_SCALE}",
+    )
+    _require(
+        not node.MIN_SIZE_TRAIN_SAMPLING.startswith("range") or len(node.MIN_SIZE_TRAIN) == 2,
+        f"INPUT.MIN_SIZE_TRAIN_SAMPLING '{node.MIN_SIZE_TRAIN_SAMPLING}' needs the smallest and the largest shortest "
+        f"edge, but INPUT.MIN_SIZE_TRAIN is {tuple(node.MIN_SIZE_TRAIN)}",
+    )
+    _require(
+        not node.MIN_SIZE_TRAIN_SAMPLING.startswith("range") or node.MIN_SIZE_TRAIN[0] <= node.MIN_SIZE_TRAIN[-1],
+        f"INPUT.MIN_SIZE_TRAIN {tuple(node.MIN_SIZE_TRAIN)} must begin with the smallest shortest edge",
+    )
+    for key in ("MIN_SIZE_TRAIN_SAMPLING", "RANDOM_FLIP"):
+        _require(
+            video or not node[key].endswith("_by_clip"),
+            f"INPUT.{key} is '{node[key]}', which only clips have; MODEL.META_ARCHITECTURE is not 'VideoMaskFormer'",
+        )
+    relative = crop.TYPE.startswith("relative")
+    fits = not crop.ENABLED or all(size <= 1 if relative else size == int(size) for size in crop.SIZE)
+    unit = "fractions of the image, at most 1 (pixels need INPUT.CROP.TYPE 'absolute')" if relative else "whole pixels"
+    _require(fits, f"INPUT.CROP.SIZE is {list(crop.SIZE)}, but INPUT.CROP.TYPE '{crop.TYPE}' takes {unit}")
 
 
 def _validate_datasets(cfg: CfgNode, split: str, names: Sequence[str]) -> None:

@@ -36,7 +36,7 @@ PER_PIXEL = "ade20k/semantic-segmentation/maskformer/per_pixel_baseline_R50_bs16
         (["SOLVER.MAX_ITER", 20, "SOLVER.WARMUP_ITERS", 1000], "MAX_ITER 20 .*Add SOLVER.WARMUP_ITERS 2 "),
         (["SOLVER.MAX_ITER", 10], "SOLVER.WARMUP_ITERS is 10, .*Add SOLVER.WARMUP_ITERS 1 "),
         (["SOLVER.MAX_ITER", 4], "Add SOLVER.WARMUP_ITERS 0 "),
-        (["LOGGERS", ["tensorbord"]], "LOGGERS is 'tensorbord', .*tensorboard"),
+        (["LOGGERS", ["tensorbord"]], "LOGGERS is .*tensorbord.*Did you mean 'tensorboard'"),
         (["TEST.PREVIEW_IMAGES", -1], "TEST.PREVIEW_IMAGES"),
     ],
 )
@@ -92,8 +92,8 @@ def test_components_that_do_not_fit_together(config: str, overrides: list, messa
         (["INPUT.DATASET_MAPPER_NAME", "coco_clip"], "generates clips from images: set 'ytvis'"),
         (["INPUT.DATASET_MAPPER_NAME", "coco_instance_lsj"], "Known: coco_clip, mask_former_semantic, mixed"),
         (["MODEL.MASK_FORMER.TEST.SEMANTIC_ON", True], "MODEL.MASK_FORMER.TEST.SEMANTIC_ON and PANOPTIC_ON to False"),
-        (["TEST.DETECTIONS_PER_VIDEO", 0], "TEST.DETECTIONS_PER_VIDEO must be at least 1"),
-        (["TEST.WINDOW_FRAMES", -1], "TEST.WINDOW_FRAMES is a number of frames"),
+        (["TEST.DETECTIONS_PER_VIDEO", 0], "TEST.DETECTIONS_PER_VIDEO is 0, but must be an integer of at least 1"),
+        (["TEST.WINDOW_FRAMES", -1], "TEST.WINDOW_FRAMES is -1, but must be an integer of at least 0"),
         (["TEST.WINDOW_FRAMES", 6], "TEST.WINDOW_OVERLAP must lie between 0 and TEST.WINDOW_FRAMES - 1 = 5"),
     ],
 )

@@ -23,7 +23,7 @@ LAYERS = (
     ("checkpoint", "objects"),
     ("data",),
     ("modeling",),
-    ("maskformer_model", "tta_merging"),
+    ("maskformer_model", "tta_merging", "config_values"),
     ("video_maskformer_model", "test_time_augmentation"),
     ("config_validation", "evaluation"),
     ("result_files", "result_objects"),

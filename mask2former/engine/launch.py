@@ -33,9 +33,12 @@ from torch.utils.data import DataLoader
 
 from ..config import find_config, load_config
 from ..config_validation import config_warnings, validate_config
+from ..config_values import check_values
 from ..data import register_from_config
+from ..errors import ConfigError
 from ..utils.atomic_file import check_writable
 from ..utils.console import file_only, setup_console
+from ..utils.device import select_device
 from ..utils.failures import add_debug, describe, write_any_character
 from ..utils.locks import Lock
 from ..utils.user_errors import user_message
@@ -78,11 +81,15 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if args.config_file:
         args.config_file = str(find_config(args.config_file))
     cfg = load_config(args.config_file or None, args.opts)
+    check_values(cfg, training=not args.eval_only)  # before anything reads them
     note = _choose_device(cfg, getattr(args, "num_gpus", 1))
     # An evaluation takes no look at the training data, which may be on another machine.
     register_from_config(cfg, [*cfg.DATASETS.TEST, *(() if args.eval_only else cfg.DATASETS.TRAIN)])
     validate_config(cfg, training=not args.eval_only)
-    cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)
+    try:
+        select_device(cfg.MODEL.DEVICE)
+    except ValueError as error:
+        raise ConfigError(f"MODEL.DEVICE: {error}") from error
     if args.resume and not args.eval_only:
         check_length_of(cfg)
     cfg.freeze()

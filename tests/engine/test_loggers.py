@@ -16,7 +16,7 @@ import torch
 from detectron2.utils.events import EventStorage
 from tiny_training import TinyTrainer, start, tiny_config
 
-from mask2former.config_validation import LOGGERS
+from mask2former.config_values import LOGGERS
 from mask2former.engine.loggers import _BACKENDS, Backend, BackgroundLogger, build_loggers
 from mask2former.engine.loggers.background import Run
 from mask2former.errors import ConfigError

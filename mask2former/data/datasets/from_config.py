@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 
+from ...errors import ConfigError
 from .coco_json import register_coco_json
 from .coco_panoptic import register_panoptic
 from .semantic_folder import register_semantic_folder
@@ -43,6 +44,17 @@ _FORMATS = {
 }
 
 
+def _has_form(entry: Any, dataset_format: _Format) -> bool:
+    if not isinstance(entry, (list, tuple)) or len(entry) not in dataset_format.counts:
+        return False
+    names = list(entry)
+    if dataset_format.register is _semantic:
+        if not isinstance(entry[3], (str, list, tuple)):
+            return False
+        names = names[:3]  # then class names and a number, which are checked where they are used
+    return all(isinstance(name, str) and name for name in names)
+
+
 def register_from_config(cfg: CfgNode, names: Iterable[str] | None = None) -> None:
     """Register the custom datasets of a config.
 
@@ -51,17 +63,12 @@ def register_from_config(cfg: CfgNode, names: Iterable[str] | None = None) -> No
         names: register only these; the files of other entries need not exist. None registers all.
 
     Raises:
-        ValueError: an entry does not have the form that its key needs; see also the functions that register a dataset.
+        ConfigError: an entry does not have the form that its key needs; see also the functions that register a dataset.
     """
     requested = None if names is None else set(names)
     for key, dataset_format in _FORMATS.items():
         for entry in cfg.DATASETS[key]:
-            sequence = isinstance(entry, (list, tuple))
-            if (
-                not sequence
-                or len(entry) not in dataset_format.counts
-                or not all(isinstance(x, str) for x in entry[:3])
-            ):
-                raise ValueError(f"DATASETS.{key} holds entries {dataset_format.entry}, not {entry!r}")
+            if not _has_form(entry, dataset_format):
+                raise ConfigError(f"DATASETS.{key} holds entries {dataset_format.entry}, not {entry!r}")
             if requested is None or entry[0] in requested:
                 dataset_format.register(entry, cfg.DATALOADER.SKIP_BAD_RECORDS)
