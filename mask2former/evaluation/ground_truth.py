@@ -184,7 +184,8 @@ def _report(file: str, counts: Mapping[str, int], total: int) -> None:
 def _to_rle(segmentation: list[list[float]] | dict[str, Any], size: tuple[int, int]) -> Any:
     """Encode a checked segmentation as pycocotools' `annToRLE` does."""
     if isinstance(segmentation, list):
-        return mask_util.merge(mask_util.frPyObjects(segmentation, *size))
+        codes = mask_util.frPyObjects(segmentation, *size)
+        return codes[0] if len(codes) == 1 else mask_util.merge(codes)
     return checked_rle(segmentation, size) if isinstance(segmentation["counts"], list) else segmentation
 
 

@@ -311,6 +311,19 @@ class SemanticEvaluator(DatasetEvaluator):
         parts = gather_parts(self._part, self._distributed)
         return None if parts is None else self.evaluate_parts(parts)
 
+    def _report_absent(self, confusion: np.ndarray) -> None:
+        absent = [name for name, count in zip(self._class_names, confusion.sum(axis=1), strict=True) if not count]
+        if absent:
+            logger.warning(
+                "dataset %s: %d of %d classes do not occur in the ground truth that was evaluated (pixels of value %d "
+                "are ignored): %s",
+                self._dataset_name,
+                len(absent),
+                len(self._class_names),
+                self._ignore_label,
+                first_few(absent),
+            )
+
     def evaluate_parts(self, parts: Sequence[SemanticPart]) -> dict[str, Any]:
         """Return metrics of the counts of all ranks."""
         if self._output_dir:
@@ -324,7 +337,9 @@ class SemanticEvaluator(DatasetEvaluator):
                 len(left_out),
                 first_few(left_out),
             )
-        metrics = semantic_metrics(np.sum([part.confusion for part in parts], axis=0), self._class_names)
+        confusion = np.sum([part.confusion for part in parts], axis=0)
+        self._report_absent(confusion)
+        metrics = semantic_metrics(confusion, self._class_names)
         if self._boundary:
             metrics.update(boundary_metrics(np.sum([part.boundary for part in parts], axis=0), self._class_names))
         if self._panoptic_quality:

@@ -277,3 +277,6 @@ def test_bad_label_maps(
     results = evaluator.evaluate()
     assert results is not None and results["sem_seg"]["mIoU"] == results["sem_seg"]["PQ"] == 100
     assert "1 images are left out, because their ground truth is bad: 1.jpg" in caplog.text
+    assert (
+        "1 of 2 classes do not occur in the ground truth" in caplog.text and "value 255 are ignored): a" in caplog.text
+    )

@@ -55,3 +55,16 @@ def test_mosaic_holds_complete_images_and_their_objects(tmp_path: Path) -> None:
     assert pixels.shape == (80, 130, 3) and count == 3
     assert pixels[::40, ::60, 0].tolist() == [[1, 2, 0], [3, 0, 0]]
     assert benchmark_tiles.mosaic(content, tmp_path, 130)[1] == 0  # higher than a quarter of the mosaic
+
+
+def test_bad_files_are_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = document({"a.png": [square(0, 0, 10)]})
+    (tmp_path / "t.json").write_text(json.dumps(truth))
+    same = document({"a.png": [], "e/a.png": []})
+    endless, unknown = document({"a.png": [square(0, 0, 10)]}), document({"a.png": [square(0, 0, 10)]})
+    endless["annotations"][0]["segmentation"] = {"size": [40, 60], "counts": [10**36]}
+    unknown["annotations"][0]["score"] = None
+    for content, message in ((endless, "longer"), (unknown, "'score'"), (same, "the name 'a.png'"), ([], "JSON list")):
+        (tmp_path / "r.json").write_text(json.dumps(content))
+        assert score_objects.main([str(tmp_path / "r.json"), str(tmp_path / "t.json")]) == 1
+        assert "r.json: " in (told := capsys.readouterr().err) and message in told

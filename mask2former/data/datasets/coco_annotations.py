@@ -269,8 +269,8 @@ def check_box(file: str, box: Any, where: str) -> list[float]:
     Raises:
         BadRecordError: it does not have four finite numbers.
     """
-    numbers = isinstance(box, list) and len(box) == 4 and all(type(x) in (int, float) for x in box)
-    if not numbers or not all(-_LARGEST < x < _LARGEST for x in box):
+    numbers = isinstance(box, list) and len(box) == 4 and set(map(type, box)) <= {int, float}
+    if not numbers or min(box) <= -_LARGEST or max(box) >= _LARGEST or math.isnan(sum(box)):
         raise BadRecordError(file, "'bbox' must be [x, y, width, height]", where)
     return box
 
