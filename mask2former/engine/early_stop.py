@@ -52,14 +52,9 @@ class EarlyStopHook(HookBase):
         if self._exhausted():
             logger.info("This training was stopped early after %d iterations; it is complete.", self._evaluated)
             trainer.stopped_early = True
-            trainer.save_final_weights()  # which a kill after the checkpoint may have prevented
             return
         self._count(finished)
-        if finished > 0:
-            # Of an evaluation that was made up for, which belongs to the iteration before.
-            trainer.iter = finished - 1
-            self._stop_if_exhausted(finished)
-            trainer.iter = finished
+        self._stop_if_exhausted(finished)  # by an evaluation that was made up for; the trainer completes the files
 
     def after_step(self) -> None:
         finished = self.trainer.iter + 1
@@ -67,6 +62,8 @@ class EarlyStopHook(HookBase):
             return
         self._count(finished)
         self._stop_if_exhausted(finished)
+        if self.trainer.stopped_early:
+            self.trainer.save_final()
 
     def _stop_if_exhausted(self, finished: int) -> None:
         if self._exhausted():
@@ -78,7 +75,6 @@ class EarlyStopHook(HookBase):
                 self._best,
             )
             self.trainer.stopped_early = True
-            self.trainer.save_final()
 
     def _exhausted(self) -> bool:
         return self._without >= self._patience

@@ -51,8 +51,6 @@ class CheckpointHook(HookBase):
             checkpoints = [(int(m[1]), p) for p in directory.iterdir() if (m := _PERIODIC_NAME.fullmatch(p.name))]
             self._written = [path for iteration, path in sorted(checkpoints) if iteration < start]
             self._remove_old()
-        if start >= self.trainer.max_iter:
-            self.trainer.save_final_weights()  # a kill after the last checkpoint may have prevented this
 
     def after_step(self) -> None:
         iteration = self.trainer.iter + 1

@@ -504,10 +504,6 @@ class Trainer(TrainerBase):
     def save_final(self) -> None:
         """Save model_final.pth with the whole state and model_final.safetensors with the weights to use."""
         self.save_checkpoint("model_final")
-        self.save_final_weights()
-
-    def save_final_weights(self) -> None:
-        """Save model_final.safetensors with the weights to use."""
         if comm.is_main_process():
             with self._averaged_weights():
                 save_safetensors(self.checkpointer.model, Path(self.cfg.OUTPUT_DIR) / "model_final.safetensors")
