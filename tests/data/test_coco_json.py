@@ -115,7 +115,7 @@ def test_yaml_key(write: Write, data_cfg: CfgNode, monkeypatch: pytest.MonkeyPat
         ("", "not a JSON file"),
         ("[1, 2", "not a JSON file"),
         ("[]", "JSON list"),
-        ("\ufeff{}", "not a JSON file"),
+        ("\ufeff{}", "has no 'images'"),  # with the mark of Windows editors, which is no mistake
         ("{}", "'categories'|'images'"),
         ('{"images": {}, "categories": []}', "'images'"),
         ('{"images": [], "categories": []}', "declares no categories"),

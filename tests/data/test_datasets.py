@@ -159,7 +159,7 @@ def test_missing_files_show_the_layout(coco_root: Path) -> None:
 @pytest.mark.parametrize(
     ("annotation", "message"),
     [
-        ({"image_id": 1, "file_name": "1.png", "segments_info": [{"category_id": 999}]}, "999"),
+        ({"image_id": 1, "file_name": "1.png", "segments_info": [{"id": 1, "category_id": 999}]}, "999"),
         ({"image_id": 1, "file_name": "1.png"}, "segments_info"),
         ({"image_id": "x", "file_name": "1.png", "segments_info": []}, "malformed"),
         (5, "malformed"),

@@ -154,13 +154,14 @@ def test_model_zoo_is_up_to_date() -> None:
         assert f"`{name}`" in page and entry.weights in page, name
 
 
-def test_model_zoo_notices_a_change(tmp_path: Path) -> None:
+def test_model_zoo_notices_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page that differs from the table is reported, and rewritten."""
     (tmp_path / "tools").mkdir()
     (tmp_path / "mask2former").mkdir()
     for name in ("tools/make_model_zoo.py", "mask2former/zoo.json"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     tool = [sys.executable, tmp_path / "tools" / "make_model_zoo.py"]
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     assert subprocess.run([*tool, "--check"], capture_output=True).returncode == 1
     assert subprocess.run(tool, capture_output=True).returncode == 0
     first = (tmp_path / "MODEL_ZOO.md").read_bytes()

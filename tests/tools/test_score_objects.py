@@ -66,5 +66,5 @@ def test_bad_files_are_one_message(tmp_path: Path, capsys: pytest.CaptureFixture
     unknown["annotations"][0]["score"] = None
     for content, message in ((endless, "longer"), (unknown, "'score'"), (same, "the name 'a.png'"), ([], "JSON list")):
         (tmp_path / "r.json").write_text(json.dumps(content))
-        assert score_objects.main([str(tmp_path / "r.json"), str(tmp_path / "t.json")]) == 1
+        assert score_objects.main([str(tmp_path / "r.json"), str(tmp_path / "t.json")]) == 2
         assert "r.json: " in (told := capsys.readouterr().err) and message in told

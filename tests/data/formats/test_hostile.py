@@ -166,7 +166,8 @@ def test_coordinates(tmp_path: Path, value: object) -> None:
 def test_yaml_with_code_and_aliases(tmp_path: Path) -> None:
     samples.write_yolo(tmp_path, samples.sample(0))
     save_text(tmp_path / "data.yaml", f"names: !!python/object/apply:os.mkdir ['{tmp_path}/made']\n")
-    load_data(tmp_path)  # the file is no mapping of names, and classes get numbers
+    with pytest.raises(BadRecordError, match=r"data\.yaml.*os\.mkdir is not accepted"):
+        load_data(tmp_path)
     assert not (tmp_path / "made").exists()
     laughs = "a: &a [x, x]\n" + "".join(
         f"{chr(98 + n)}: &{chr(98 + n)} [{f'*{chr(97 + n)}, ' * 9}]\n" for n in range(9)
