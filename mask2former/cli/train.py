@@ -115,6 +115,8 @@ def run(args: argparse.Namespace) -> int:
             "--data prepares a training on one machine: use --num-gpus N. For torchrun and several machines start "
             "from the config it writes (--dry-run shows its settings): --config-file OUTPUT/data/config.yaml"
         )
+    if args.num_gpus <= 1:
+        refuse_given(args, ("dist_url",), f"on one process, which --num-gpus {args.num_gpus} starts")
     if args.eval_only:
         raise ValueError("--eval-only needs --config-file")
     if args.resume:

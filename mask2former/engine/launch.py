@@ -297,10 +297,9 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
     """
     try:
         place = torchrun_place()
-        if place is None:
-            _check_gpus(args)
-            if args.num_gpus * args.num_machines > 1:
-                return _start_ranks(main, args)
+        _check_gpus(args) if place is None else _check_torchrun(args, place)
+        if place is None and args.num_gpus * args.num_machines > 1:
+            return _start_ranks(main, args)
         return _run_rank(main, args, place)
     except (Exception, KeyboardInterrupt) as error:
         if args.debug:
@@ -435,6 +434,28 @@ def _open_store(host: str, port: int, serve: bool) -> dist.TCPStore:
         raise ValueError(f"--dist-url tcp://{host}:{port} cannot be used: {error}") from error
 
 
+def _check_torchrun(args: argparse.Namespace, place: Place) -> None:
+    """Refuse arguments that contradict torchrun, which decides how many ranks there are and where they meet.
+
+    `--num-gpus` 1 is the default and cannot be told from one that was given; 0 selects the CPU.
+
+    Raises:
+        ValueError: they do.
+    """
+    if args.num_gpus not in (0, 1, place.local_world_size):
+        raise ValueError(
+            f"--num-gpus {args.num_gpus} has no effect with torchrun, which started {place.local_world_size} ranks on "
+            "this machine: drop it, or start without torchrun."
+        )
+    for option, default in (("num_machines", 1), ("machine_rank", 0), ("dist_url", "auto")):
+        value = getattr(args, option)
+        if value != default:
+            raise ValueError(
+                f"--{option.replace('_', '-')} {value} has no effect with torchrun: drop it, and give torchrun "
+                "--nnodes, --node-rank and --master-addr."
+            )
+
+
 def _check_gpus(args: argparse.Namespace) -> None:
     if args.num_gpus < 0 or args.num_machines < 1 or not 0 <= args.machine_rank < args.num_machines:
         raise ValueError(
@@ -443,5 +464,10 @@ def _check_gpus(args: argparse.Namespace) -> None:
         )
     if args.num_machines > 1 and args.num_gpus == 0:
         raise ValueError("--num-gpus 0 trains on this machine's CPU only; use torchrun for several CPU machines.")
+    if args.dist_url != "auto" and args.num_gpus * args.num_machines <= 1:
+        raise ValueError(
+            f"--dist-url {args.dist_url} has no effect on one process, which --num-gpus {args.num_gpus} and "
+            "--num-machines 1 start: drop it."
+        )
     if torch.cuda.is_available() and args.num_gpus > torch.cuda.device_count():
         raise ValueError(f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()} GPUs.")

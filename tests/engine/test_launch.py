@@ -157,11 +157,34 @@ def test_log_file_tells_why_the_training_ended(main: Any, tmp_path: Path, capsys
         ("--num-gpus", "0", "--num-machines", "2"),
         ("--num-gpus", "1", "--num-machines", "2"),  # needs --dist-url
         ("--num-gpus", "1", "--num-machines", "2", "--dist-url", "host:1"),
+        ("--num-gpus", "1", "--dist-url", "tcp://host:1"),  # has nothing to do
+        ("--num-gpus", "0", "--dist-url", "tcp://host:1"),
     ],
 )
 def test_impossible_process_counts(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert launch(fine, parse(*arguments)) == 2
     assert "--num-" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--num-gpus", "2"), "--num-gpus 2 has no effect with torchrun, which started 4 ranks"),
+        (("--num-machines", "2"), "--num-machines 2 has no effect with torchrun"),
+        (("--machine-rank", "1"), "--machine-rank 1 has no effect"),
+        (("--dist-url", "tcp://host:1"), "--dist-url tcp://host:1 has no effect"),
+    ],
+)
+def test_arguments_that_torchrun_decides(
+    arguments: tuple[str, ...], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(module, "_run_rank", lambda *_: 0)
+    assert launch(fine, parse(*arguments)) == 2
+    assert told in capsys.readouterr().err
+    for fitting in ((), ("--num-gpus", "4"), ("--num-gpus", "0")):
+        assert launch(fine, parse(*fitting)) == 0
 
 
 class FakeGroup:
