@@ -25,7 +25,6 @@ from mask2former.cli.camera import Camera  # noqa: E402
 from mask2former.cli.examples import EXAMPLES, example_images  # noqa: E402
 from mask2former.cli.frames import segment_frames  # noqa: E402
 from mask2former.cli.inputs import collect, similar  # noqa: E402
-from mask2former.cli.predict import VIDEO_SUFFIXES  # noqa: E402
 from mask2former.cli.segment_images import segment_images  # noqa: E402
 from mask2former.cli.track import add_frames, add_tracking  # noqa: E402
 from mask2former.cli.track_objects import open_video, track_objects  # noqa: E402
@@ -102,7 +101,7 @@ def _run(args: argparse.Namespace) -> int:
 def _refuse_videos(path: Path) -> None:
     """Raise ValueError for a video, or a directory of videos without images."""
     names = [path.name] if path.is_file() else [p.name for p in path.iterdir()] if path.is_dir() else []
-    video = next((name for name in sorted(names) if Path(name).suffix.lower() in VIDEO_SUFFIXES), None)
+    video = next((name for name in sorted(names) if Path(name).suffix.lower() in arguments.VIDEO_SUFFIXES), None)
     if video is not None and not image_names(names):
         file = path if path.is_file() else path / video
         raise ValueError(f"{file} is a video, and --input takes images: use --video-input {file}")

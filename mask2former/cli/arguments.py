@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from ..data.image_io import IMAGE_SUFFIXES
 from ..model_source import DEFAULT_MODEL
 from ..segmenter import Segmenter
 from ..structures.task import IMAGE_TASKS, Task
+from ..utils.hints import did_you_mean
 from .parser import fraction, not_negative, positive, scale
 
 LABELS = {"auto": None, "yes": True, "no": False}  # of --labels, as `Result.draw` takes them
@@ -18,6 +23,9 @@ RULES = ("nms", "non_overlapping", "components", "fill_holes", "min_area")
 TRACKING = ("online", "window", "overlap", "top_k")
 DRAWING = ("labels", "scale")
 NOTHING_DRAWN = "because no overlay is written"
+
+VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})  # of inputs
+_LIKE_A_FILE = re.compile(r"\.[a-z]{2,5}")  # a suffix that no directory is likely to have, unlike .v2 and .2024
 
 
 def add_model(group: argparse._ArgumentGroup, tasks: tuple[str, ...] = IMAGE_TASKS) -> None:
@@ -157,6 +165,30 @@ def is_video_model(segment: Segmenter) -> bool:
     return hasattr(segment.model, "clip_outputs")
 
 
-def output_directory(args: argparse.Namespace) -> Path:
-    """Return --output, or the default of the command."""
-    return Path(args.output).expanduser() if args.output else Path(args.default_output)
+def output_target(args: argparse.Namespace, suffixes: Collection[str]) -> tuple[Path, bool]:
+    """Return --output, or the default of the command, and whether it is one file; else it is a directory.
+
+    A new name whose suffix looks like that of a file is no directory, unless it ends with a slash: it is a slip.
+
+    Args:
+        args: `output` and `default_output`.
+        suffixes: those of files that can be written, in lower case.
+
+    Raises:
+        ValueError: a file of another type.
+    """
+    if not args.output:
+        return Path(args.default_output), False
+    target = Path(args.output).expanduser()
+    suffix = target.suffix.lower()
+    if target.is_dir() or str(args.output).endswith(("/", os.sep)):
+        return target, False
+    if suffix in suffixes:
+        return target, True
+    known = f"{', '.join(sorted(suffixes))}, or a directory"
+    if target.exists():
+        raise ValueError(f"--output {target} is a file of unknown type; give {known}")
+    if _LIKE_A_FILE.fullmatch(suffix) or suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
+        hint = did_you_mean(suffix, suffixes) or f" To make a directory of this name, write {args.output}/"
+        raise ValueError(f"--output {target}: a file cannot end with {suffix}; give {known}.{hint}")
+    return target, False

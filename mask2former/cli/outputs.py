@@ -20,7 +20,7 @@ from ..results import Result
 from ..structures.task import Task
 from ..utils.atomic_file import check_writable
 from ..visualization import comfortable_scale
-from .arguments import DRAWING, LABELS, NOTHING_DRAWN, output_directory
+from .arguments import DRAWING, LABELS, NOTHING_DRAWN, output_target
 from .label_files import LabelFiles
 from .parser import refuse_given
 
@@ -67,20 +67,27 @@ class Writer:
             refuse_given(args, ("intensity", "pixel_size"), "because no table is written; add csv to --save")
         check_writable(writer.target, "--output", directory=not writer.single)
         writer._inputs = frozenset(path.resolve() for path in files)
+        writer._check_inputs()
         return writer
+
+    def _check_inputs(self) -> None:
+        """Check, before the network runs, that no input would be replaced; of overlays in a directory `_draw` does so.
+
+        Raises:
+            ValueError: one would be.
+        """
+        if self.single and self.target.resolve() in self._inputs:
+            raise ValueError(f"--output {self.target} is the input itself; choose another path")
+        masks = (self.target / "masks").resolve()
+        if "masks" in self.save and any(masks == path.parent for path in self._inputs):
+            raise ValueError(f"label maps would be written to {masks}, where inputs are; choose another --output")
 
     @classmethod
     def _create(cls, args: argparse.Namespace, count: int) -> Writer:
-        target = output_directory(args)
+        target, single = output_target(args, WRITABLE_SUFFIXES | set(_FILES))
         labels = LABELS[args.labels]
         columns: dict[str, Any] = {"intensity": args.intensity, "pixel_size": args.pixel_size}
-        suffix = target.suffix.lower()
-        if target.is_dir() or not suffix or suffix not in WRITABLE_SUFFIXES | set(_FILES):
-            if target.exists() and not target.is_dir():
-                raise ValueError(
-                    f"--output {target} is a file of unknown type; give a directory, {', '.join(_FILES)} "
-                    f"or {', '.join(sorted(WRITABLE_SUFFIXES))}"
-                )
+        if not single:
             writer = cls(target, frozenset(args.save or args.default_save), labels, args.scale, **columns)
             if args.save_as:
                 writer.label_files = LabelFiles(target, tuple(args.save_as))
@@ -90,10 +97,13 @@ class Writer:
                 raise ValueError(
                     f"--{name} selects files of a directory, but --output {target} is a file; drop --{name}"
                 )
+        suffix = target.suffix.lower()
         if suffix in _FILES:
             return cls(target, frozenset({_FILES[suffix]}), labels, args.scale, single=True, **columns)
         if count > 1:
             raise ValueError(f"--output {target} is a single image, but there are {count} inputs; give a directory")
+        if getattr(args, "page", None) == "all":
+            raise ValueError(f"--output {target} is a single image, but --page all makes one of each page")
         return cls(target, frozenset({"overlay"}), labels, args.scale, single=True)
 
     def add(self, result: Result, name: str, stem: str, caption: str = "") -> None:

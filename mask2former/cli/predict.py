@@ -31,7 +31,6 @@ examples:
   mask2former predict scan.tif --tile auto                    a large image with many small objects
   mask2former predict new/ --model output/cells --save-as labelme   labels to correct, and to train on again
 """
-VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
 DEFAULT_OUTPUT = "output/predict"
 DEFAULT_SAVE = ("overlay", "json", "csv")
 
@@ -139,7 +138,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("give images, directories or patterns, for example: mask2former predict cells/ --output out/")
     if args.tile == "off":
         refuse_given(args, ("tile_overlap",), "with --tile off")
-    video = [name for name in args.input if Path(name).suffix.lower() in VIDEO_SUFFIXES and Path(name).is_file()]
+    video = [
+        name for name in args.input if Path(name).suffix.lower() in arguments.VIDEO_SUFFIXES and Path(name).is_file()
+    ]
     if args.webcam is not None or video:
         return _frames(args, video)
     if args.start or args.end or args.every:

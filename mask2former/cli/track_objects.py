@@ -59,6 +59,8 @@ def track_objects(segment: Segmenter, source: FrameSource, args: argparse.Namesp
         if path.suffix.lower() != ".csv":
             raise ValueError(f"--{name} {path} must end with .csv")
         check_writable(path, f"--{name}", directory=False)
+    if len({path.resolve() for path in tables.values()}) < len(tables):
+        raise ValueError(f"--counts and --tracks are the same file, {tables['counts']}")
     with output_lock(targets.video) if targets.video else contextlib.nullcontext():
         return _track_to_files(segment, source, args, _Files(targets, work, masks, images, tables))
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ..utils.atomic_file import check_writable
 from ..video.reader import FrameSource
 from ..video.writer import VIDEO_SUFFIXES
-from .arguments import output_directory
+from .arguments import output_target
 
 
 class VideoTargets(NamedTuple):
@@ -42,17 +42,14 @@ def video_targets(args: argparse.Namespace, name: str, source: FrameSource | Non
 
 def _targets(args: argparse.Namespace, name: str, source: FrameSource | None) -> VideoTargets:
     save = set(args.save or args.default_save)
-    target = output_directory(args)
-    suffix = target.suffix.lower()
-    if args.output is not None and suffix and not target.is_dir():
-        if suffix not in (*VIDEO_SUFFIXES, ".json"):
-            raise ValueError(f"--output {target}: use a directory, .mp4, .mov or .mkv for the video, or .json")
+    target, single = output_target(args, {*VIDEO_SUFFIXES, ".json"})
+    if single:
         if args.save:
             raise ValueError(f"--save selects files of a directory, but --output {target} is a file; drop --save")
         path = None if source is None else source.path
         if path is not None and target.exists() and target.samefile(path):
             raise ValueError(f"--output {target} is the input itself; choose another path")
-        video, document = (None, target) if suffix == ".json" else (target, None)
+        video, document = (None, target) if target.suffix.lower() == ".json" else (target, None)
         return VideoTargets(target.parent, video, document)
     return VideoTargets(
         target,

@@ -159,6 +159,17 @@ def test_an_unreadable_image_is_named_and_the_others_are_written(
         (["a.png", "--output", "o.csv", "--save", "json"], "drop --save"),
         (["a.png", "--output", "o.json", "--save-as", "coco"], "drop --save-as"),
         (["a.png", "clip.mp4"], "give one video, or images"),
+        (["a.png", "--output", "o.jpgg"], "o.jpgg: a file cannot end with .jpgg"),
+        (["a.png", "--output", "o.jpgg"], "Did you mean '.jpg'?"),
+        (["a.png", "--output", "o.xyz"], ".webp, or a directory. To make a directory of this name, write o.xyz/"),
+        (["a.png", "--output", "o.mp4"], "cannot end with .mp4"),
+        (["a.png", "--output", "a.png"], "is the input itself"),
+        (["link.png", "--output", "a.png"], "is the input itself"),
+        (["a.csv", "--output", "a.csv"], "is the input itself"),
+        (["a.png", "--output", "notes.txt"], "notes.txt is a file of unknown type"),
+        (["a.png", "--output", "notes"], "notes is a file of unknown type"),
+        (["masks/a.png", "--output", ".", "--save", "masks"], "where inputs are"),
+        (["a.png", "--output", "o.png", "--page", "all"], "one of each page"),
         (["clip.mp4", "--save", "csv"], "--save csv is for images"),
         (["clip.mp4", "--save-as", "yolo"], "labels of images"),
     ],
@@ -166,12 +177,26 @@ def test_an_unreadable_image_is_named_and_the_others_are_written(
 def test_mistakes_are_explained(
     use_model: Load, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    use_model()
-    write_image("a.png"), write_image("b.png")
-    Path("clip.mp4").write_bytes(b"")
+    model = StubModel()
+    use_model(model)
+    write_image("a.png"), write_image("b.png"), write_image("masks/a.png")
+    Path("link.png").symlink_to("a.png")
+    for name in ("clip.mp4", "a.csv", "notes", "notes.txt"):
+        Path(name).write_bytes(b"")
+    before = names(".")
     assert main(["predict", *arguments]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and message in err
+    assert names(".") == before and not model.seen
+
+
+@pytest.mark.parametrize("output", ["new.xyz/", "old.jpgg", "cells.v2", "run.2024"])
+def test_directories_may_have_a_point_in_their_name(use_model: Load, output: str) -> None:
+    use_model()
+    write_image("a.png")
+    Path("old.jpgg").mkdir()
+    assert main(["predict", "a.png", "--output", output]) == 0
+    assert names(output) == {"a.png", "results.json", "objects.csv"}
 
 
 def test_a_video_model_is_sent_to_track(use_model: Load, capsys: pytest.CaptureFixture[str]) -> None:

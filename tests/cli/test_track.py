@@ -69,7 +69,7 @@ def test_parts_and_counts_reach_the_api(clip: str, monkeypatch: pytest.MonkeyPat
     [
         (["clpi"], "clpi does not exist. Did you mean 'clip'?"),
         (["clip", "--counts", "counts.txt"], "must end with .csv"),
-        (["clip", "--output", "o.avi"], "use a directory, .mp4"),
+        (["clip", "--output", "o.avi"], "cannot end with .avi; give .json, .mkv, .mov, .mp4, or a directory"),
         (["clip", "--output", "o.mp4", "--save", "json"], "drop --save"),
         (["clip", "--every", "0"], "must be at least 1"),
     ],

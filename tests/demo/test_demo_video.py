@@ -225,7 +225,10 @@ def test_a_stopped_run_of_single_images_keeps_its_part(
         (["--video-input", "clip", "--window", "0"], "window must be at least 1 frame"),
         (["--video-input", "clip", "--overlap", "24"], "overlap must lie between 0 and window - 1 = 23"),
         (["--video-input", "clip", "--top-k", "0"], "top_k must be at least 1"),
-        (["--video-input", "clip", "--output", "x.avi"], "use a directory, .mp4"),
+        (
+            ["--video-input", "clip", "--output", "x.avi"],
+            "cannot end with .avi; give .json, .mkv, .mov, .mp4, or a directory",
+        ),
         (["--webcam", "--task", "video"], "image by image"),
         (["--input", "clip/frame1.png", "nothing.png"], "nothing.png does not exist"),
         (["--video-input", "mixed"], "frame 1 is 96x48, but earlier frames are 10x8"),
