@@ -129,6 +129,22 @@ def semantic_image(semantic: np.ndarray, classes: ClassTable) -> Image.Image:
 
 
 # ------------------------------------------------------------------ images
+class UniqueNames:
+    """Stems for the files of one directory, without repetition; case does not count, as on macOS and Windows."""
+
+    def __init__(self) -> None:
+        self._used: set[str] = set()
+
+    def unique(self, stem: str) -> str:
+        """Return the stem, with `_2`, `_3`, ... if it was returned before."""
+        name, number = stem, 1
+        while name.casefold() in self._used:
+            number += 1
+            name = f"{stem}_{number}"
+        self._used.add(name.casefold())
+        return name
+
+
 def encode_image(image: Image.Image, suffix: str = ".png") -> bytes:
     """Encode an image in the file format of `suffix`."""
     buffer = io.BytesIO()

@@ -6,25 +6,26 @@ see `structures.polygons`. Outlines are exact unless a `tolerance` simplifies th
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
-from PIL import Image
 
-from .result_files import encode_image
+from .result_labels import labelme_record, save_labelme, save_yolo, yolo_lines
 from .result_objects import HasObjects, ObjectList
-from .structures.classes import ClassTable
-from .structures.polygons import Polygon, join_holes, join_polygons, signed_area, trace_polygons
-from .utils.atomic_file import atomic_write
-from .utils.file_io import write_bytes, write_json
+from .structures.polygons import Polygon, join_holes, signed_area, trace_polygons
 
-# Image formats that LabelMe and Ultralytics read as they are; other images are written as PNG.
-_COMMON_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+__all__ = [
+    "geojson",
+    "labelme_record",
+    "save_labelme",
+    "save_yolo",
+    "shapely_polygons",
+    "supervision_detections",
+    "with_polygons",
+    "yolo_lines",
+]
+
 _MAX_DENSE = 1 << 28  # bytes of masks that are given as one array
 
 
@@ -170,206 +171,3 @@ def supervision_detections(result: HasObjects, task: str = "auto", *, compact: b
         class_id=objects.labels.astype(int),
         data={"class_name": np.array(objects.names, dtype=str), "id": objects.ids},
     )
-
-
-# ------------------------------------------------------------------ LabelMe, YOLO
-def labelme_record(
-    result: HasObjects, task: str = "auto", *, image_path: str | None = None, tolerance: float = 1.0
-) -> dict[str, Any]:
-    """Return the content of a LabelMe file: polygons, and the image by its path, not embedded.
-
-    Parts of one object have its id as `group_id`; holes are joined to the outline by a slit, as LabelMe has none. The
-    description holds the score.
-
-    Args:
-        result: the result to convert.
-        task: "instance", "panoptic" or "semantic"; "auto": the first of these that the result has.
-        image_path: path of the image relative to the LabelMe file; default: the name of the image file.
-        tolerance: pixels by which outlines may move, so that they have few points to drag; 0: exact outlines.
-    """
-    objects = result.objects(task)
-    shapes = []
-    for i, patch in enumerate(objects.masks):
-        polygons, score = trace_polygons(patch, tolerance), objects.scores[i]
-        for polygon in polygons:
-            shapes.append(
-                {
-                    "label": objects.names[i],
-                    "points": join_holes(polygon).astype(float).tolist(),
-                    "group_id": int(objects.ids[i]) if len(polygons) > 1 else None,
-                    "description": "" if score is None else f"score {score:.3f}",
-                    "shape_type": "polygon",
-                    "flags": {},
-                    "mask": None,
-                }
-            )
-    if image_path is None:
-        image_path = result.path.name if result.path else "image.png"
-    return {
-        "version": "5.5.0",
-        "flags": {},
-        "shapes": shapes,
-        "imagePath": image_path,
-        "imageData": None,
-        "imageHeight": objects.size[0],
-        "imageWidth": objects.size[1],
-    }
-
-
-def yolo_lines(result: HasObjects, task: str = "auto", *, tolerance: float = 0.0) -> list[str]:
-    """Return lines of a YOLO segmentation label file: class index, then x y of each point in 0..1 of the image's size.
-
-    There is one line for each object, so that counts stay right: parts and holes are joined by slits of zero width, as
-    the converters of Ultralytics do. Objects without pixels have no line. The format has no score.
-    """
-    objects = result.objects(task)
-    height, width = objects.size
-    lines = []
-    for label, patch in zip(objects.labels, objects.masks, strict=True):
-        ring = join_polygons(trace_polygons(patch, tolerance)) / (width, height)
-        if len(ring):
-            lines.append(" ".join([str(int(label)), *(f"{value:.6f}" for value in ring.ravel())]))
-    return lines
-
-
-def save_labelme(
-    results: Iterable[HasObjects],
-    directory: str | os.PathLike[str],
-    *,
-    task: str = "auto",
-    tolerance: float = 1.0,
-    overwrite: bool = False,
-) -> list[Path]:
-    """Write a LabelMe file for each result; `labelme DIRECTORY` opens them.
-
-    The image is named by its path relative to the directory. Where it is no file that LabelMe reads, it is written
-    beside the LabelMe file as PNG. Of images with the same name the later ones get `_2`, `_3`, ...
-
-    Args:
-        results: any iterable; one result is in memory at a time.
-        directory: where to write; it is made.
-        task: see `labelme_record`.
-        tolerance: see `labelme_record`.
-        overwrite: replace existing LabelMe files, in which there may be corrections by hand.
-
-    Returns:
-        The LabelMe files.
-
-    Raises:
-        FileExistsError: there is such a file, or an image where a PNG is to be written, and `overwrite` is False.
-    """
-    directory, names = Path(directory).expanduser(), _Names()
-    written = []
-    for result in results:
-        stem = names.unique(result.path)
-        path = directory / f"{stem}.json"
-        _check_absent(path, overwrite)
-        source = _common_file(result)
-        image_path = f"{stem}.png" if source is None else _relative(source, directory)
-        if source is None:
-            _write_png(directory / image_path, result, overwrite)
-        written.append(write_json(path, labelme_record(result, task, image_path=image_path, tolerance=tolerance)))
-    return written
-
-
-def save_yolo(
-    results: Iterable[HasObjects],
-    directory: str | os.PathLike[str],
-    *,
-    task: str = "auto",
-    tolerance: float = 0.0,
-    overwrite: bool = False,
-) -> list[Path]:
-    """Write a YOLO segmentation dataset: `images/`, `labels/` and `data.yaml`.
-
-    Images are copied, those of other formats written as PNG. `data.yaml` uses all images for training and validation;
-    split them before training. Of images with the same name the later ones get `_2`, `_3`, ...
-
-    Args:
-        results: any iterable; one result is in memory at a time.
-        directory: where to write; it is made.
-        task: see `yolo_lines`.
-        tolerance: see `yolo_lines`.
-        overwrite: replace existing label files, in which there may be corrections by hand.
-
-    Returns:
-        The label files, then `data.yaml` (which is not written if there are no results).
-
-    Raises:
-        FileExistsError: there is such a label file, or an image where a PNG is to be written, and `overwrite` is False.
-        ValueError: the results have different classes.
-    """
-    directory, names = Path(directory).expanduser(), _Names()
-    classes: ClassTable | None = None
-    written = []
-    for result in results:
-        if classes is not None and result.classes.names != classes.names:
-            raise ValueError(f"{directory}: the results come from models with different classes")
-        classes = result.classes
-        stem = names.unique(result.path)
-        path = directory / "labels" / f"{stem}.txt"
-        _check_absent(path, overwrite)
-        source = _common_file(result)
-        if source is None:
-            _write_png(directory / "images" / f"{stem}.png", result, overwrite)
-        else:
-            _copy(source, directory / "images" / f"{stem}{source.suffix}")
-        text = "".join(f"{line}\n" for line in yolo_lines(result, task, tolerance=tolerance))
-        written.append(write_bytes(path, text.encode()))
-    if classes is not None:
-        content = {"train": "images", "val": "images", "names": dict(enumerate(classes.names))}
-        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-        head = "# All images are in both sets: split them before training.\n"
-        written.append(write_bytes(directory / "data.yaml", (head + text).encode()))
-    return written
-
-
-class _Names:
-    """Names for files of one directory, without repetition; case does not count, as on macOS and Windows."""
-
-    def __init__(self) -> None:
-        self._used: set[str] = set()
-
-    def unique(self, path: Path | None) -> str:
-        stem = path.stem if path else "image"
-        name, number = stem, 1
-        while name.lower() in self._used:
-            number += 1
-            name = f"{stem}_{number}"
-        self._used.add(name.lower())
-        return name
-
-
-def _common_file(result: HasObjects) -> Path | None:
-    """Return the file that shows the image in other programs; None if there is none, as for a page of a stack."""
-    path = result.path
-    if path is None or getattr(result, "page", None) is not None or path.suffix.lower() not in _COMMON_SUFFIXES:
-        return None
-    return path if path.is_file() else None
-
-
-def _write_png(path: Path, result: HasObjects, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists and may be another image; choose another directory, or overwrite=True")
-    write_bytes(path, encode_image(Image.fromarray(result.image)))
-
-
-def _check_absent(path: Path, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
-        raise FileExistsError(
-            f"{path} exists and may have been corrected by hand; choose another directory, or pass overwrite=True"
-        )
-
-
-def _relative(path: Path, directory: Path) -> str:
-    try:
-        return Path(os.path.relpath(path.resolve(), directory.resolve())).as_posix()
-    except ValueError:  # another drive on Windows
-        return path.resolve().as_posix()
-
-
-def _copy(source: Path, target: Path) -> None:
-    if target.exists() and target.samefile(source):
-        return
-    with source.open("rb") as original, atomic_write(target) as file:
-        shutil.copyfileobj(original, file)

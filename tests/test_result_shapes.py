@@ -202,6 +202,37 @@ def test_labelme_never_replaces_another_image(tmp_path: Path) -> None:
     assert (tmp_path / "x.png").read_bytes() == b"another image"
 
 
+@pytest.mark.parametrize("save", [save_labelme, save_yolo])
+def test_images_that_tools_would_show_in_another_way_become_png(tmp_path: Path, save: Any) -> None:
+    """One that EXIF turns would lie under polygons of the image that the model saw."""
+    turned, deep = Image.new("RGB", (H, W)), Image.fromarray(np.zeros((H, W), np.uint16))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    deep.save(tmp_path / "deep.png")
+    (tmp_path / "broken.jpg").write_bytes(b"")
+    names = ("turned.jpg", "deep.png", "broken.jpg")
+    save([shapes(path=tmp_path / name) for name in names], tmp_path / "out")
+    images = sorted(path for path in (tmp_path / "out").rglob("*.*") if path.suffix in (".jpg", ".png"))
+    assert [path.name for path in images] == ["broken.png", "deep.png", "turned.png"]
+    for path in images:
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), shapes().image)
+
+
+def test_yolo_never_replaces_another_image(tmp_path: Path) -> None:
+    for name, value in (("one", 1), ("two", 2)):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (W, H), (value, 0, 0)).save(tmp_path / name / "x.png")
+    result = shapes(path=tmp_path / "one/x.png")
+    save_yolo([result], tmp_path / "out")
+    (tmp_path / "out/labels/x.txt").unlink()
+    save_yolo([result], tmp_path / "out")  # the same image
+    (tmp_path / "out/labels/x.txt").unlink()
+    with pytest.raises(FileExistsError, match="may be another image"):
+        save_yolo([shapes(path=tmp_path / "two/x.png")], tmp_path / "out")
+    assert (tmp_path / "out/images/x.png").read_bytes() == (tmp_path / "one/x.png").read_bytes()
+
+
 def test_yolo_lines_give_the_masks_back() -> None:
     result = shapes()
     lines = yolo_lines(result)

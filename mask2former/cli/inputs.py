@@ -13,6 +13,7 @@ from pathlib import Path
 from ..data.file_listing import is_hidden, list_files
 from ..data.image_io import IMAGE_SUFFIXES, image_names
 from ..errors import first_few
+from ..result_files import UniqueNames
 from ..utils.file_io import is_special
 from ..utils.hints import did_you_mean
 
@@ -94,15 +95,8 @@ def unique_names(files: Sequence[Path]) -> list[str]:
 
 def unique_stems(files: Sequence[Path]) -> list[str]:
     """Return the stem of the output files of each file: its own, with a number where an earlier one has the same."""
-    used: set[str] = set()
-    stems = []
-    for file in files:
-        stem, number = file.stem, 2
-        while stem.casefold() in used:  # as on disks where A.png and a.png are one file
-            stem, number = f"{file.stem}_{number}", number + 1
-        used.add(stem.casefold())
-        stems.append(stem)
-    return stems
+    names = UniqueNames()
+    return [names.unique(file.stem) for file in files]
 
 
 def similar(path: Path) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..data.image_io import WRITABLE_SUFFIXES
-from ..result_files import CocoDocument
+from ..result_files import CocoDocument, UniqueNames
 from ..result_tables import columns_of, write_table
 from ..results import Result
 from ..structures.task import Task
@@ -49,7 +49,7 @@ class Writer:
     intensity: bool = False  # columns of the table
     pixel_size: float | None = None
     _rows: list[dict[str, Any]] = field(default_factory=list)
-    _names: set[str] = field(default_factory=set)
+    _names: UniqueNames = field(default_factory=UniqueNames)
     _inputs: frozenset[Path] = frozenset()  # resolved
 
     @classmethod
@@ -119,7 +119,7 @@ class Writer:
             ValueError: the overlay would overwrite an input.
         """
         task = main_task(result)
-        stem = self._unique(stem)
+        stem = self._names.unique(stem)
         if "overlay" in self.save:
             self._draw(result, task, stem, caption)
         if "masks" in self.save:
@@ -165,11 +165,3 @@ class Writer:
                 f"{name}: {hidden} of {len(result.instances)} objects are covered by others and have no pixel in the "
                 "label map; --non-overlapping drops them everywhere"
             )
-
-    def _unique(self, stem: str) -> str:
-        """Return the stem, with a number if an image of another directory already used it."""
-        name, number = stem, 2
-        while name in self._names:
-            name, number = f"{stem}_{number}", number + 1
-        self._names.add(name)
-        return name
