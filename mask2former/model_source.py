@@ -10,11 +10,12 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from . import zoo
+from .checkpoint.directory import read_tag
 from .config import find_config
 from .errors import BadRecordError
 from .structures.classes import ClassTable
 from .structures.colors import Color
-from .utils.file_io import parse_json, write_json
+from .utils.file_io import is_special, parse_json, write_json
 
 DEFAULT_MODEL = "nuclei"
 
@@ -39,15 +40,15 @@ def locate_model(
 def _in_directory(directory: Path, weights: str | os.PathLike[str] | None) -> tuple[Path, str | os.PathLike[str]]:
     """Return config and weights in a training output directory, or one with model.safetensors and config.yaml."""
     config = directory / "config.yaml"
+    if is_special(config):
+        raise ValueError(f"{config} is a pipe or device, not a file")
     if not config.is_file():
         raise FileNotFoundError(f"{directory} is not a training output or model directory: it has no config.yaml")
     if weights is not None:
         return config, weights
     names = ["model.safetensors", "model_best.safetensors", "model_final.safetensors", "model_final.pth"]
-    marker = directory / "last_checkpoint"
-    if marker.is_file():
-        names.append(Path(marker.read_text(encoding="utf-8", errors="replace").strip()).name)
-    for name in names:
+    tagged, _ = read_tag(directory)
+    for name in [*names, *([tagged.name] if tagged else [])]:
         if (directory / name).is_file():
             return config, directory / name
     raise FileNotFoundError(f"{directory} has no weights ({', '.join(names)}); pass weights=FILE")
@@ -73,7 +74,7 @@ def stored_classes(config: Path, weights: Path) -> ClassTable | None:
     """Load the class names stored beside a model: `classes.json`, a list of names or of COCO categories."""
     for directory in dict.fromkeys((weights.parent, config.parent)):
         path = directory / "classes.json"
-        if path.is_file():
+        if path.exists():
             return _read_classes(path)
     return None
 
@@ -83,26 +84,37 @@ def _read_classes(path: Path) -> ClassTable:
     try:
         if not isinstance(rows, list) or not rows:
             raise TypeError("it is no list, or empty")
-        if all(isinstance(row, str) and row for row in rows):
-            return ClassTable(tuple(rows))
+        if all(isinstance(row, str) for row in rows):
+            return ClassTable(tuple(_name(row) for row in rows))
+        ids = tuple(_whole(row["id"], "id") for row in rows)
+        if len(set(ids)) < len(ids):
+            raise ValueError("two classes have the same id")
         return ClassTable(
-            names=tuple(_name(row) for row in rows),
-            is_thing=tuple(bool(row.get("isthing", 1)) for row in rows),
+            names=tuple(_name(row["name"]) for row in rows),
+            is_thing=tuple(bool(_whole(row.get("isthing", 1), "isthing", 1)) for row in rows),
             colors=_colors(rows),
-            dataset_ids=tuple(int(row["id"]) for row in rows),
+            dataset_ids=ids,
         )
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadRecordError(path, f"must be a JSON list of names or of {{id, name}} ({error!r})") from error
 
 
-def _name(row: dict[str, Any]) -> str:
-    if not isinstance(row["name"], str) or not row["name"]:
-        raise TypeError(f"the name {row['name']!r} is no text")
-    return row["name"]
+def _name(name: Any) -> str:
+    if not isinstance(name, str) or not name.strip():
+        raise TypeError(f"the name {name!r:.40} is no text")
+    if any("\ud800" <= character <= "\udfff" for character in name):
+        raise ValueError(f"the name {name!a:.40} has half a character")
+    return name
+
+
+def _whole(value: Any, key: str, highest: int | None = None) -> int:
+    if not isinstance(value, int) or value < 0 or (highest is not None and value > highest):
+        raise TypeError(f"the {key} {value!r:.40} is no whole number" + (f" of 0 to {highest}" if highest else ""))
+    return int(value)
 
 
 def _colors(rows: list[dict[str, Any]]) -> tuple[Color, ...]:
     """Return the colors of COCO categories; empty if a category has none."""
-    if not all(isinstance(row.get("color"), list) for row in rows):
+    if any(row.get("color") is None for row in rows):
         return ()
-    return tuple((int(r), int(g), int(b)) for r, g, b in (row["color"] for row in rows))
+    return tuple((r, g, b) for r, g, b in ([_whole(v, "color", 255) for v in row["color"]] for row in rows))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import BadRecordError, CheckpointError
 from ..structures.task import IMAGE_TASKS
+from ..utils.file_io import read_json_object
 
 _STAGES = ("stage1", "stage2", "stage3", "stage4")
 _LEVELS = ["res2", "res3", "res4", "res5"]
@@ -205,12 +205,9 @@ def _read(config: Mapping[str, Any] | str | os.PathLike[str]) -> tuple[Mapping[s
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; a Hugging Face directory has a config.json beside its weights")
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not JSON ({error})") from error
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{file} must contain a JSON object, not a {type(settings).__name__}")
-    return settings, str(file)
+        return read_json_object(str(file)), str(file)
+    except BadRecordError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _require(settings: Mapping[str, Any], fixed: Sequence[tuple[str, Any]], where: str) -> None:

@@ -18,9 +18,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from .. import zoo
-from ..errors import BadRecordError, CorruptCheckpointError, UnsafeCheckpointError, first_few
+from ..errors import BadRecordError, CheckpointError, CorruptCheckpointError, UnsafeCheckpointError, first_few
 from ..utils.downloads import local_path
-from ..utils.file_io import read_json_object
+from ..utils.file_io import is_special, read_json_object
 from .file_kinds import kind_of
 from .key_mapping import check_weight, to_current_layout
 from .safe_pickle import load_pickle
@@ -89,6 +89,7 @@ def locate(path: str | os.PathLike[str]) -> Path:
 
     Raises:
         FileNotFoundError: no such file; the message names the files and where they were expected.
+        CheckpointError: it is a pipe or device.
     """
     text = str(path)
     if "://" in text:
@@ -103,6 +104,8 @@ def locate(path: str | os.PathLike[str]) -> Path:
         raise FileNotFoundError(f"no weights in directory {local}: it has none of {', '.join(_DIRECTORY_FILES)}")
     if os.path.isfile(local):
         return local
+    if is_special(local):
+        raise CheckpointError(f"{local} is a pipe or device, not a file of weights")
     entry = zoo.lookup(text) if text in zoo.list_models() else zoo.entry_of_file(local.name)
     if entry is None:
         raise FileNotFoundError(f"checkpoint not found: {local.absolute()}")

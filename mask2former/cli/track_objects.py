@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ..segmenter import Segmenter
 from ..utils.atomic_file import check_writable
+from ..utils.file_io import is_special
 from ..video.journal import JournalMismatch
 from ..video.reader import FrameFolder, FrameSource, open_frames
 from ..video.results import VideoResult, refuse_input
@@ -34,6 +35,8 @@ def open_video(inputs: Sequence[str]) -> FrameSource:
         return open_frames(files[0], Path())
     missing = next((str(path) for path in files if not path.is_file()), None)
     if missing:
+        if is_special(missing):
+            raise ValueError(f"{missing} is a pipe or device, not a file")
         raise FileNotFoundError(f"{missing} does not exist")
     return FrameFolder(files[0].parent, files)
 

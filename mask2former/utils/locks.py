@@ -107,7 +107,7 @@ def _lock(descriptor: int, path: Path, what: str) -> None:
 
 def _owner(descriptor: int) -> dict[str, Any]:
     """Read who wrote the lock file; {} if that cannot be told."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         owner = json.loads(os.pread(descriptor, 1000, 0))
         if isinstance(owner, dict):
             return owner

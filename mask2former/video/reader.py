@@ -26,6 +26,7 @@ from ..data.file_listing import is_hidden
 from ..data.image_io import IMAGE_SUFFIXES, image_names
 from ..data.image_sources import ImageSource, load_image
 from ..errors import first_few
+from ..utils.file_io import is_special
 from .frame_source import DEFAULT_RATE as DEFAULT_RATE
 from .frame_source import Frame as Frame
 from .frame_source import FrameSource as FrameSource
@@ -294,6 +295,8 @@ def open_frames(video: Video | FrameSource, spool: Path) -> FrameSource:
         path = Path(video).expanduser()
         if path.is_dir():
             return FrameFolder(path)
+        if is_special(path):
+            raise ValueError(f"{path} is a pipe or device; give a video file or a directory of frames")
         if not path.is_file():
             raise FileNotFoundError(f"video {str(path)!r} does not exist; give a video file or a directory of frames")
         return VideoFile(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -101,3 +102,11 @@ def test_tensors_without_plain_values_are_named(tmp_path: Path, tensor: Tensor, 
     torch.save({"model": {"w": tensor}}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(CheckpointError, match=rf"a\.pth.*{word}"):
         load_weights(tmp_path / "a.pth")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="the system has no such device")
+def test_devices_and_pipes_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.pth")
+    for file in ("/dev/zero", tmp_path / "model.pth"):
+        with pytest.raises(CheckpointError, match="is a pipe or device"):
+            load_weights(file)

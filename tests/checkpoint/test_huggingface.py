@@ -211,7 +211,7 @@ def test_settings_without_equivalent_are_refused(directory: Path, tmp_path: Path
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         config_from_huggingface(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="not JSON"):
+    with pytest.raises(CheckpointError, match="not a JSON file"):
         config_from_huggingface(tmp_path)
     with pytest.raises(CheckpointError, match="PIXEL_DECODER_NAME"):
         config_to_huggingface(load_config(None, ["MODEL.BACKBONE.NAME", "D2SwinTransformer"]))

@@ -69,6 +69,9 @@ def test_parts_and_counts_reach_the_api(clip: str, monkeypatch: pytest.MonkeyPat
     [
         (["clpi"], "clpi does not exist. Did you mean 'clip'?"),
         (["clip", "--counts", "counts.txt"], "must end with .csv"),
+        (["/dev/null"], "/dev/null is a pipe or device"),
+        (["/dev/null", "/dev/null"], "/dev/null is a pipe or device"),
+        (["clip", "--counts", "t.csv", "--tracks", "t.csv"], "--counts and --tracks are the same file"),
         (["clip", "--output", "o.avi"], "cannot end with .avi; give .json, .mkv, .mov, .mp4, or a directory"),
         (["clip", "--output", "o.mp4", "--save", "json"], "drop --save"),
         (["clip", "--every", "0"], "must be at least 1"),

@@ -8,7 +8,6 @@ therefore be run again; it writes only missing images, and the annotation file a
 from __future__ import annotations
 
 import io
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import BadRecordError
-from ...utils.file_io import write_bytes, write_json
+from ...utils.file_io import parse_json, write_bytes, write_json
 from ...utils.parallel import map_parallel
 from ..image_files import opened_image
 
@@ -162,7 +161,7 @@ def _unless_finished(
 def _image_ids(path: Path) -> set[str] | None:
     """Return the image ids of an annotation file as text; None where it cannot be read."""
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(str(path))
         return {str(image["id"]) for image in content["images"]}
     except (OSError, ValueError, TypeError, KeyError):
         return None
