@@ -54,18 +54,18 @@ class EarlyStopHook(HookBase):
             trainer.stopped_early = True
             return
         self._count(finished)
-        self._stop_if_exhausted(finished)  # by an evaluation that was made up for; the trainer completes the files
+        if finished > 0:  # after an evaluation that was made up for
+            self._stop_if_exhausted(finished)  # the trainer saves then
 
     def after_step(self) -> None:
         finished = self.trainer.iter + 1
         if not self._pending or finished >= self.trainer.max_iter:
             return
         self._count(finished)
-        self._stop_if_exhausted(finished)
-        if self.trainer.stopped_early:
+        if self._stop_if_exhausted(finished):
             self.trainer.save_final()
 
-    def _stop_if_exhausted(self, finished: int) -> None:
+    def _stop_if_exhausted(self, finished: int) -> bool:
         if self._exhausted():
             logger.info(
                 "Stopping early after %d iterations: %d evaluations without improvement on %.3f "
@@ -75,6 +75,7 @@ class EarlyStopHook(HookBase):
                 self._best,
             )
             self.trainer.stopped_early = True
+        return self._exhausted()
 
     def _exhausted(self) -> bool:
         return self._without >= self._patience

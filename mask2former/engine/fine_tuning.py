@@ -17,7 +17,7 @@ from detectron2.config import CfgNode
 from ..checkpoint import load_weights
 from ..checkpoint.directory import finished_iterations
 from ..checkpoint.writing import save_safetensors
-from ..config import load_config, merge_overrides
+from ..config import leaves, load_config, merge_overrides
 from ..data.formats import CocoData, load_data, split, write_coco
 from ..data.inspect_training import records_of
 from ..data.learnable import check_objects
@@ -26,7 +26,7 @@ from ..utils.file_io import write_bytes
 from .class_head import adapted_weights, is_unchanged, matching_classes
 from .output_directory import RECIPE, OutputDirectory
 from .recipe import DataFacts, DeviceFacts, Recipe, Wishes, make_recipe
-from .resume import changed_settings, check_length, settings_of
+from .resume import changed_settings, check_length
 from .speed import measure_speed
 
 
@@ -122,7 +122,7 @@ def plan_resume(
             "Set others as KEY VALUE at the end of the command, or start a new training in another --output."
         )
     cfg = load_config(output.recipe)
-    before = settings_of(cfg)
+    before = dict(leaves(cfg))
     if wishes is not None and wishes.iterations is not None:
         cfg.SOLVER.MAX_ITER = wishes.iterations
     merge_overrides(cfg, overrides)

@@ -137,7 +137,7 @@ class EvaluationHook(EvalHook):
     def _do_eval(self) -> None:
         results = self._func()
         if results:
-            scalars = {name: float(value) for name, value in flatten_results_dict(results).items()}
+            scalars = _scalars(results)
             self.trainer.storage.put_scalars(**scalars, smoothing_hint=False)
             if self._metrics is not None:
                 self._metrics.write_results(self.trainer.finished - 1, scalars)
@@ -151,6 +151,17 @@ class EvaluationHook(EvalHook):
             # A bound method of the trainer, whose reference cycle would keep the model on the GPU; detectron2 drops it
             # only where the evaluation succeeds.
             self.__dict__.pop("_func", None)
+
+
+def _scalars(results: Mapping[str, Any]) -> dict[str, float]:
+    """Return nested results as {"segm/AP": 40.0, ...}; ValueError if a value is not a number."""
+    scalars = {}
+    for name, value in flatten_results_dict(results).items():
+        try:
+            scalars[name] = float(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"An evaluator must return numbers, but its result {name!r} is {value!r:.80}") from error
+    return scalars
 
 
 class BaselineHook(HookBase):
@@ -204,17 +215,31 @@ class RecordHook(PeriodicWriter):
     def before_train(self) -> None:
         for writer in self._writers:
             if isinstance(writer, MetricsFile):
-                writer.begin(self.trainer.start_iter, self.trainer.resuming)
+                # A subclass may have its own `resume_or_load`, which does not set `resuming`.
+                writer.begin(self.trainer.start_iter, self.trainer.resuming or self.trainer.start_iter > 0)
+
+    def after_step(self) -> None:
+        for writer in self._writers:
+            if isinstance(writer, MetricsFile):
+                writer.note_regular()
+        super().after_step()
 
     def after_train(self) -> None:
-        pass  # rows are complete; of an interrupted training the next one comes after a resume
+        pass  # rows are complete, but for those of `WriterHook`; the next one comes after a resume
 
 
 class WriterHook(PeriodicWriter):
-    """detectron2's hook for writers, which tells `BackgroundLogger`s of a resume and of the end. For rank 0."""
+    """detectron2's hook for writers, which tells `BackgroundLogger`s of a resume and of the end. For rank 0.
 
-    def __init__(self, writers: Sequence[EventWriter], period: int) -> None:
+    Args:
+        writers: all but those of `RecordHook`.
+        period: iterations between two writings.
+        metrics: gets what hooks after `RecordHook` have left at the end, for example a subclass's own evaluation.
+    """
+
+    def __init__(self, writers: Sequence[EventWriter], period: int, metrics: MetricsFile | None = None) -> None:
         super().__init__(list(writers), period)
+        self._metrics = metrics
         self._loggers = [writer for writer in writers if isinstance(writer, BackgroundLogger)]
 
     def before_train(self) -> None:
@@ -229,6 +254,8 @@ class WriterHook(PeriodicWriter):
     def after_train(self) -> None:
         for service in self._loggers:
             service.completed = self.trainer.iter >= self.trainer.max_iter or self.trainer.stopped_early
+        if self._metrics is not None:
+            self._metrics.write_late()
         super().after_train()
 
 
@@ -270,7 +297,7 @@ def stop_training(trainer: Any, number: int) -> NoReturn:
         TrainingInterrupted: always.
     """
     if trainer.unsaved:
-        trainer.save_checkpoint()
+        trainer.save_checkpoint("model_final" if trainer.finished == trainer.max_iter else None)
     comm.synchronize()  # launchers kill the other ranks when the first one ends, even while they write
     done, directory = trainer.finished, trainer.cfg.OUTPUT_DIR
     remedy = f"continue with --resume from {directory}" if done else "there is nothing to resume from"

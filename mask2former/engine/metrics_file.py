@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class MetricsFile(EventWriter):
     def __init__(self, path: Path, window: int) -> None:
         self._path, self._window = path, window
         self._written: dict[str, int] = {}  # scalar -> iteration in the storage
+        self._regular: set[str] = set()  # scalars that come before the row of their iteration
         self._results_at = -1  # iteration before the first, if the file has results of its evaluation
 
     def begin(self, start: int, resumed: bool) -> None:
@@ -48,7 +49,10 @@ class MetricsFile(EventWriter):
         if not resumed:
             self._move_away()
             return
+        count = len(self._path.read_bytes().splitlines())
         self._rewrite(lambda row: row if row["iteration"] < start else None)
+        if removed := count - len(self._path.read_bytes().splitlines()):
+            logger.info("%s: removed %d rows of what comes after %d iterations.", self._path, removed, start)
         rows = [_row(line) for line in self._path.read_bytes().splitlines()]
         if any(row and row["iteration"] == start - 1 and any("/" in key for key in row) for row in rows):
             self._results_at = start - 1
@@ -59,9 +63,24 @@ class MetricsFile(EventWriter):
 
     def write(self) -> None:
         """Append a row for each iteration with scalars that are not written yet."""
+        self._write(frozenset())
+
+    def note_regular(self) -> None:
+        """Remember the scalars that have a value of this iteration already; call this after each one."""
+        storage = get_event_storage()
+        self._regular.update(name for name, (_, iteration) in storage.latest().items() if iteration == storage.iter)
+
+    def write_late(self) -> None:
+        """Append what later hooks have added since the last row, at the end of a training.
+
+        That are scalars which are not `note_regular`: of those a resumed training writes the next value.
+        """
+        self._write(self._regular)
+
+    def _write(self, without: Collection[str]) -> None:
         rows: dict[int, _Row] = defaultdict(dict)
         for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(self._window).items():
-            if iteration > self._written.get(name, -1):
+            if iteration > self._written.get(name, -1) and name not in without:
                 rows[iteration][name] = value
                 self._written[name] = iteration
         self._append([{**rows[iteration], "iteration": iteration} for iteration in sorted(rows)])

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..checkpoint.directory import finished_iterations
 from ..checkpoint.training_state import check_optimizer_state, entry, finite_number, mapping, whole_number
+from ..config import leaves
 from ..errors import CheckpointError, ConfigError, CorruptCheckpointError
 from .distributed import check_random_state
 
@@ -83,29 +84,18 @@ def check_progress(state: Mapping[str, Any], where: str) -> int:
     return last
 
 
-def settings_of(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
-    """Return {"SOLVER.BASE_LR": 0.0001, ...} of a config."""
-    settings: dict[str, Any] = {}
-    for key, value in cfg.items():
-        if isinstance(value, CfgNode):
-            settings.update(settings_of(value, f"{prefix}{key}."))
-        else:
-            settings[f"{prefix}{key}"] = value
-    return settings
-
-
 def changed_settings(saved: Any, cfg: CfgNode, where: str) -> dict[str, tuple[Any, Any]]:
     """Return {key: (old value, new value)} of the settings that a resumed training changes.
 
     Args:
-        saved: `settings_of` the checkpoint's training; None in checkpoints of earlier versions, which have none.
+        saved: `leaves` of the config of the checkpoint's training; None in checkpoints of earlier versions.
 
     Raises:
         CheckpointError: a setting cannot change.
     """
     if saved is None:
         return {}
-    old, new = mapping(saved, where), settings_of(cfg)
+    old, new = mapping(saved, where), dict(leaves(cfg))
     keys = [key for key in new if key not in _NO_SETTINGS and key in old and not _same(old[key], new[key])]
     for key in keys:
         if key in _FIXED and str(old[key]).upper() != str(new[key]).upper():

@@ -24,7 +24,7 @@ from torch import nn
 from ..checkpoint import CheckpointError, SafeCheckpointer, load_weights, save_safetensors
 from ..checkpoint.directory import remove_unfinished
 from ..checkpoint.training_state import check_optimizer_state, mapping
-from ..config import micro_batch_size
+from ..config import leaves, micro_batch_size
 from ..data import build_test_loader, build_train_loader
 from ..errors import ConfigError
 from ..evaluation import build_evaluator
@@ -67,7 +67,6 @@ from .resume import (
     log_seed,
     saved_rates,
     schedule_is_known,
-    settings_of,
 )
 from .train_step import TrainStep, select_precision
 from .training_log import ConsoleWriter
@@ -208,7 +207,7 @@ class Trainer(TrainerBase):
             EvaluationHook(cfg.TEST.EVAL_PERIOD, self.evaluate, metrics, self._early_stop),
             self._early_stop,
             EvaluationHook(0, self.evaluate_with_TTA, metrics) if cfg.TEST.AUG.ENABLED else None,
-            WriterHook(others, self.log_period) if comm.is_main_process() else None,
+            WriterHook(others, self.log_period, metrics) if comm.is_main_process() else None,
             StopHook(self._stop_signal, self.log_period),
         ]
         return [hook for hook in hooks if hook is not None]
@@ -494,9 +493,9 @@ class Trainer(TrainerBase):
         Returns:
             The path of the file, `model_<step>.pth` if `name` is not given.
         """
-        name = name or f"model_{self.iter:07d}"
+        name = name or f"model_{self._last_iteration:07d}"
         self._rank_states = comm.all_gather(self._rank_state())
-        self.checkpointer.save(name, iteration=self.iter)
+        self.checkpointer.save(name, iteration=self._last_iteration)
         self._rank_states = None
         self.unsaved = False
         return Path(self.cfg.OUTPUT_DIR) / f"{name}.pth"
@@ -528,10 +527,16 @@ class Trainer(TrainerBase):
     def state_dict(self) -> dict[str, Any]:
         """Return the "trainer" entry of a checkpoint; its "_trainer" is the form of detectron2's DefaultTrainer."""
         state: dict[str, Any] = super().state_dict()
-        step = {"iteration": self.iter, "optimizer": self.optimizer.state_dict(), **self.train_step.state_dict()}
+        last = {"iteration": self._last_iteration}
+        step = {**last, "optimizer": self.optimizer.state_dict(), **self.train_step.state_dict()}
         rank_states = self._rank_states or [self._rank_state()]
-        saved = {"seed": self.seed, "random_states": rank_states, "settings": settings_of(self.cfg)}
-        return {**state, "_trainer": step, **saved}
+        saved = {"seed": self.seed, "random_states": rank_states, "settings": dict(leaves(self.cfg))}
+        return {**state, **last, "_trainer": step, **saved}
+
+    @property
+    def _last_iteration(self) -> int:
+        """Return the number of the present iteration; after the end of the training that of the last one."""
+        return min(self.iter, self.max_iter - 1)
 
     def _rank_state(self) -> dict[str, Any]:
         """Return what differs between the ranks: random states, and losses that are not logged yet."""
@@ -564,6 +569,8 @@ class Trainer(TrainerBase):
             rates = saved_rates(self.optimizer, step["optimizer"]["param_groups"], "optimizer")
             for group, saved in zip(self.optimizer.param_groups, rates, strict=True):
                 group.update(saved)
+            if hasattr(self.scheduler, "max_iters"):  # poly schedules save their length; a resumed run may be longer
+                self.scheduler.max_iters = self.max_iter
         self.train_step.load_state_dict(step)
         self._changes = changed_settings(state.get("settings"), self.cfg, "settings")
         if "settings" not in state:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage
+from tiny_training import TinyTrainer, start, tiny_config
 
+from mask2former.engine.launch import TrainingInterrupted
 from mask2former.engine.metrics_file import MetricsFile
 
 
@@ -72,3 +76,36 @@ def test_a_new_training_begins_a_new_file_and_keeps_the_old_one(tmp_path: Path) 
         assert (tmp_path / f"metrics.{number}.json").read_text() == TRAIN
     written(path, TRAIN).begin(0, resumed=True)  # killed before its first checkpoint
     assert path.read_text() == ""
+
+
+class Extra(HookBase):
+    """A hook as people add it: it comes last, and has a value from time to time."""
+
+    def after_step(self) -> None:
+        if (self.trainer.iter + 1) % 3 == 0:
+            self.trainer.storage.put_scalar("own", float(self.trainer.iter), smoothing_hint=False)
+
+
+@pytest.mark.parametrize("stopped_at", [3, 5, 6])
+def test_what_a_hook_adds_at_the_end_is_written(tmp_path: Path, stopped_at: int) -> None:
+    """Rows of a training that a signal stopped are no others than those of one that goes on."""
+
+    class Own(TinyTrainer):
+        def build_hooks(self) -> list[HookBase]:
+            hooks = super().build_hooks()
+            return [*hooks[:-1], Extra(), hooks[-1]]
+
+    trainer = start(tiny_config(tmp_path, "LOGGERS", "()"), trainer_class=Own)
+    run = trainer.run_step
+
+    def run_step() -> None:
+        run()
+        if trainer.iter + 1 == stopped_at:
+            trainer._stop_signal.number = 15
+
+    trainer.run_step = run_step  # type: ignore[method-assign]
+    with contextlib.suppress(TrainingInterrupted):
+        trainer.train()
+    found = rows(tmp_path / "metrics.json")
+    assert [row["own"] for row in found if "own" in row] == [2.0, 5.0][: stopped_at // 3]
+    assert [row["iteration"] for row in found if "lr" in row] == [1, 3, 5][: stopped_at // 2]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.projects.deeplab.lr_scheduler import WarmupPolyLR
 from tiny_training import TinyTrainer, start, tiny_config, weights
 
 from mask2former.checkpoint import load_weights
@@ -270,3 +271,28 @@ def test_what_a_checkpoint_may_lack_is_told(
     assert trainer.start_iter == 3
     trainer.train()
     assert text in caplog.text
+
+
+def test_an_own_poly_schedule_takes_the_new_length(tmp_path: Path) -> None:
+    """Behind its saved length it would compute a power of a negative number."""
+
+    class Poly(WarmupPolyLR):
+        pass
+
+    class Own(TinyTrainer):
+        @classmethod
+        def build_lr_scheduler(cls, cfg: Any, optimizer: Any) -> Any:
+            return Poly(optimizer, cfg.SOLVER.MAX_ITER, warmup_iters=0)
+
+    start(tiny_config(tmp_path), trainer_class=Own).train()
+    longer = start(tiny_config(tmp_path, "SOLVER.MAX_ITER", "9"), resume=True, trainer_class=Own)
+    longer.train()
+    assert longer.scheduler.max_iters == 9 and type(rate_of(longer)) is float
+
+
+def test_final_weights_stay_where_ema_is_switched_off(trained: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "copy"
+    shutil.copytree(trained, directory)
+    final = (directory / "model_final.safetensors").read_bytes()
+    start(tiny_config(directory), resume=True).train()
+    assert (directory / "model_final.safetensors").read_bytes() == final

@@ -191,3 +191,43 @@ def test_losses_between_two_rows_survive_a_stop(tmp_path: Path) -> None:
     (tmp_path / "b/last_checkpoint").write_text("model_0000002.pth")
     start(tiny_config(tmp_path / "b", *keys), resume=True, trainer_class=Slow).train()
     assert rows(tmp_path / "a") == rows(tmp_path / "b")
+
+
+@pytest.mark.parametrize("early_stop", ["0", "5"])
+def test_signal_in_the_final_evaluation_with_augmentation(tmp_path: Path, straight: Any, early_stop: str) -> None:
+    """It comes after the last iteration and the other final evaluation, and the training can still be resumed."""
+
+    class Augmented(Evaluating):
+        @classmethod
+        def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> Any:
+            return {f"{task}_TTA": values for task, values in cls.test(cfg, model).items()}
+
+    class Stopped(Augmented):
+        batches = []
+
+        @staticmethod
+        def act(evaluation: int, batch: int) -> None:
+            if (evaluation, batch) == (3, 1):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    cfg = tiny_config(tmp_path, *KEYS, "TEST.AUG.ENABLED", "True", "SOLVER.EARLY_STOP_PATIENCE", early_stop)
+    with pytest.raises(TrainingInterrupted):
+        start(cfg, trainer_class=Stopped).train()
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    resumed = start(cfg, resume=True, trainer_class=Augmented)
+    assert resumed.start_iter == 9
+    resumed.train()
+    without = [{k: v for k, v in row.items() if "TTA" not in k} for row in rows(tmp_path) if "segm_TTA/AP" not in row]
+    assert without == rows(straight[0])
+    assert rows(tmp_path)[-1]["segm_TTA/AP"] == rows(straight[0])[-1]["segm/AP"]
+    assert sorted(p.name for p in tmp_path.glob("*.pth")) == sorted(p.name for p in straight[0].glob("*.pth"))
+
+
+def test_results_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    class Named(TinyTrainer):
+        @classmethod
+        def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
+            return {"segm": {"note": None}}
+
+    with pytest.raises(ValueError, match=r"result 'segm/note' is None"):
+        start(tiny_config(tmp_path, *KEYS), trainer_class=Named).train()
