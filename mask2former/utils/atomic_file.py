@@ -19,8 +19,6 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp", re.DOTALL)  # as `atomic_write` names them
-
-
 _NAME_PART = 40  # characters of a file's name in that of its temporary file
 
 
@@ -119,7 +117,11 @@ def _locked_temporary(path: Path) -> tuple[Path, Callable[[], None]]:
 
 
 def _lock(descriptor: int, wait: bool = False) -> bool:
-    """Lock an open file; return whether it is locked now, by this process."""
+    """Lock an open file; return whether it is locked now.
+
+    Unlike `locks.Lock` it is a lock of the open file (`flock`), not of the process: it outlasts the closing of another
+    descriptor of the file, and keeps another thread from removing it.
+    """
     if fcntl is None:
         return False
     try:

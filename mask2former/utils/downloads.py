@@ -7,7 +7,6 @@ the file, and another content is refused from then on ("trust on first use").
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import http.client
 import logging
@@ -65,14 +64,14 @@ def fetch(url: str, known: Digest | None = None, advice: Callable[[Path], str] |
     fragment = urldefrag(url).fragment
     if fragment.startswith("sha256="):
         known = ("sha256", fragment.removeprefix("sha256=").lower())
-    # All ranks call this at the same time: one downloads. A cache that others filled may be read-only.
-    ready = file.is_file() and not os.access(file.parent, os.W_OK)
     try:
-        with contextlib.nullcontext() if ready else file_lock(str(file)):
-            if not file.is_file():
-                _download(url, file, known)
-            else:
-                _check(file, str(file), url, known, file)
+        if not file.is_file():
+            with file_lock(str(file)):  # all ranks call this at the same time: one downloads
+                if not file.is_file():
+                    _download(url, file, known)
+                    return file
+        # Without the lock: ranks check at the same time, and a cache that others filled may be read-only.
+        _check(file, str(file), url, known, file)
     except (OSError, http.client.HTTPException, UnicodeError) as error:  # no network, no such host, timeout, no space
         todo = advice(file) if advice is not None else f"or put it here:\n  {file}"
         raise FileNotFoundError(

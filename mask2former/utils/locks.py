@@ -76,7 +76,8 @@ def _acquire(path: Path, what: str) -> int:
             if _is_current(descriptor, path):  # else its owner removed it between our opening and locking
                 owner = {"host": socket.gethostname(), "pid": os.getpid()}
                 os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+                os.lseek(descriptor, 0, os.SEEK_SET)  # Windows has no pwrite
+                os.write(descriptor, json.dumps(owner).encode())
                 return descriptor
         except BaseException:
             os.close(descriptor)
@@ -91,24 +92,25 @@ def _lock(descriptor: int, path: Path, what: str) -> None:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         owner = _owner(descriptor)
-        if error.errno in _HELD_ELSEWHERE or _runs_here(owner):
+        held = error.errno in _HELD_ELSEWHERE
+        if held or _runs_here(owner):
             process, host = owner.get("pid", "(unknown)"), owner.get("host", "an unknown host")
+            # Without locks the number may have gone to another program since.
+            doubt = "" if held else f" If that process is another program, delete {path}."
             raise InUseError(
                 f"{what} is in use by process {process} on {host}: "
-                "wait for its end or stop it, or choose another output."
+                f"wait for its end or stop it, or choose another output.{doubt}"
             ) from error
-        logger.warning(
-            "The file system of %s has no locks (%s): two programs that write there at a time are noticed on one "
-            "machine only.",
-            path,
-            error,
-        )
+        where = "are noticed on one machine only" if os.name == "posix" else "are not noticed"
+        text = "The file system of %s has no locks (%s): two programs that write there at a time %s."
+        logger.warning(text, path, error, where)
 
 
 def _owner(descriptor: int) -> dict[str, Any]:
     """Read who wrote the lock file; {} if that cannot be told."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        owner = json.loads(os.pread(descriptor, 1000, 0))
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        owner = json.loads(os.read(descriptor, 1000))
         if isinstance(owner, dict):
             return owner
     return {}

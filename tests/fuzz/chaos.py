@@ -31,7 +31,9 @@ from detectron2.evaluation import DatasetEvaluator
 from safetensors.torch import load_file
 from torch import nn
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "engine"), str(Path(__file__).resolve().parents[2])]
+_TESTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(_TESTS.parent))
+sys.path.insert(0, str(_TESTS / "engine"))
 
 from tiny_training import TinyTrainer, start, tiny_config
 

@@ -140,6 +140,18 @@ def test_a_file_that_was_put_there_is_recorded_too(served: dict[str, Any]) -> No
         fetch(URL)
 
 
+def test_ranks_check_a_cached_file_without_waiting_for_each_other(
+    served: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = fetch(URL)
+
+    def refuse(path: str) -> None:
+        raise AssertionError("a lock, which only one rank has at a time")
+
+    monkeypatch.setattr(downloads, "file_lock", refuse)
+    assert fetch(URL) == file
+
+
 def test_a_known_checksum_needs_no_trust(caplog: pytest.LogCaptureFixture) -> None:
     digest = hashlib.sha256(b"weights").hexdigest()
     file = fetch(f"{URL}#sha256={digest}")

@@ -94,5 +94,14 @@ def test_file_system_without_locks(
     with caplog.at_level(logging.WARNING), Lock(path, "it"):
         assert "has no locks" in caplog.text
     path.write_text(json.dumps({"pid": os.getppid(), "host": socket.gethostname()}))
-    with pytest.raises(InUseError, match=f"process {os.getppid()}"):
+    with pytest.raises(InUseError, match=f"process {os.getppid()} .*delete {path}"):
         Lock(path, "it")
+
+
+def test_without_what_windows_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "fcntl", None)
+    for name in ("pread", "pwrite"):
+        monkeypatch.delattr(os, name)
+    with Lock(tmp_path / ".lock", "it") as lock:
+        assert json.loads(lock.path.read_text())["pid"] == os.getpid()
+    assert not lock.path.exists()
