@@ -47,8 +47,10 @@ def _in_directory(directory: Path, weights: str | os.PathLike[str] | None) -> tu
     if weights is not None:
         return config, weights
     names = ["model.safetensors", "model_best.safetensors", "model_final.safetensors", "model_final.pth"]
-    tagged, _ = read_tag(directory)
-    for name in [*names, *([tagged.name] if tagged else [])]:
+    checkpoint, _ = read_tag(directory)
+    if checkpoint is not None:
+        names.append(checkpoint.name)
+    for name in names:
         if (directory / name).is_file():
             return config, directory / name
     raise FileNotFoundError(f"{directory} has no weights ({', '.join(names)}); pass weights=FILE")

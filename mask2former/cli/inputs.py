@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import glob
 import logging
 import os
@@ -26,6 +27,7 @@ def collect(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
     Hidden files of directories and patterns are left out. What else of a directory is left out is logged.
     """
     files: dict[Path, Path] = {}  # by a path without links to directories, which can lead in a circle
+    real = functools.cache(lambda directory: Path(os.path.realpath(directory)))
     problems = []
     for item in inputs:
         path = Path(item).expanduser()
@@ -46,7 +48,7 @@ def collect(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
             matches = []
             problems.append(f"{item}: does not exist.{similar(path)}")
         for file in matches:
-            files.setdefault(Path(os.path.realpath(file.parent)) / file.name, file)
+            files.setdefault(real(file.parent) / file.name, file)
     return list(files.values()), problems
 
 
@@ -54,7 +56,8 @@ def _in_directory(path: Path) -> list[Path]:
     """Return the images of a directory, and log which of its files and directories are not used."""
     entries = [entry for entry in sorted(path.iterdir()) if not is_hidden(entry.name)]
     names = image_names(entry.name for entry in entries if entry.is_file())
-    others = [entry.name for entry in entries if not entry.is_dir() and entry.name not in set(names)]
+    known = set(names)
+    others = [entry.name for entry in entries if not entry.is_dir() and entry.name not in known]
     if others and names:
         text = "%s: %d files are left out, because their names do not end like those of images: %s"
         logger.warning(text, path, len(others), first_few(others))

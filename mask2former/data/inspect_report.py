@@ -145,7 +145,7 @@ def select_records(classes: Sequence[frozenset[int]], usable: Sequence[int], cou
             break
         selected.append(best)
         shown |= classes[best]
-    rest = [index for index in usable if index not in set(selected)]
+    rest = sorted(set(usable) - set(selected))
     missing = min(count - len(selected), len(rest))
     selected += [rest[(2 * position + 1) * len(rest) // (2 * missing)] for position in range(missing)]
     return sorted(selected)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import textwrap
@@ -20,6 +19,7 @@ from ..checkpoint.writing import save_safetensors
 from ..utils.console import bars_enabled, file_only, progress_bar
 from ..utils.file_io import write_json
 from .launch import current_stop_signal
+from .output_directory import read_note
 from .previews import open_previews
 
 logger = logging.getLogger(__name__)
@@ -216,9 +216,13 @@ class BestModel:
         self.value = -math.inf
 
     def restore(self) -> None:
-        """Read the best value of the training that is being resumed."""
-        if self._note.is_file() and self._weights.is_file():
-            self.value = float(json.loads(self._note.read_text(encoding="utf-8"))["value"])
+        """Read the best value of the training that is being resumed.
+
+        Raises:
+            BadRecordError: model_best.json is damaged; without its value a worse model would replace the best one.
+        """
+        if self._weights.is_file():
+            self.value = float(read_note(self._note).get("value", -math.inf))
 
     def offer(self, model: nn.Module, results: Mapping[str, Any], iteration: int, cfg: CfgNode) -> bool:
         """Save `model` if its main metric on the first dataset is better than before; return whether it was saved."""

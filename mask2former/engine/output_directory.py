@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..checkpoint.directory import has_checkpoint
+from ..errors import BadRecordError
+from ..utils.file_io import parse_json
 
 RECIPE = Path("data", "config.yaml")
 LOCK_NAME = ".lock"
@@ -92,10 +95,21 @@ class OutputDirectory:
 
     def outcome(self) -> Outcome:
         """Read the results of the training so far."""
-        before, best = (_read(self.path / name) for name in ("baseline.json", "model_best.json"))
+        before, best = (read_note(self.path / name) for name in ("baseline.json", "model_best.json"))
         note = best or before
         return Outcome(note.get("metric"), before.get("value"), best.get("value"), best.get("iteration"))
 
 
-def _read(file: Path) -> dict:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+def read_note(file: Path) -> dict[str, Any]:
+    """Read what baseline.json or model_best.json tells of an evaluation: "metric", "value", ...; {} without a file.
+
+    Raises:
+        BadRecordError: the file is damaged.
+    """
+    if not file.is_file():
+        return {}
+    note = parse_json(str(file))
+    value = note.get("value") if isinstance(note, dict) else None
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise BadRecordError(file, "has no number under 'value': delete it, so that the next evaluation writes it anew")
+    return note

@@ -179,7 +179,8 @@ class FrameFolder(FrameSource):
         else:
             given = list(files)
             self.files = [p for p in given if p.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(p.name)]
-        others = [file.name for file in given if file not in set(self.files) and not is_hidden(file.name)]
+        frames = set(self.files)
+        others = [file.name for file in given if file not in frames and not is_hidden(file.name)]
         if others and self.files:
             text = "%s: %d files are no frames, because their names do not end like those of images: %s"
             logger.warning(text, path, len(others), first_few(others))

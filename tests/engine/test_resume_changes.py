@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import sys
 from argparse import Namespace
@@ -17,7 +18,7 @@ from tiny_training import TinyTrainer, start, tiny_config, weights
 
 from mask2former.checkpoint import load_weights
 from mask2former.engine.launch import setup
-from mask2former.errors import CheckpointError, ConfigError, CorruptCheckpointError
+from mask2former.errors import BadRecordError, CheckpointError, ConfigError, CorruptCheckpointError
 
 EMA = ("SOLVER.EMA_DECAY", "0.9")
 OWN = "WarmupMultiStepLR"
@@ -296,3 +297,13 @@ def test_final_weights_stay_where_ema_is_switched_off(trained: Path, tmp_path: P
     final = (directory / "model_final.safetensors").read_bytes()
     start(tiny_config(directory), resume=True).train()
     assert (directory / "model_final.safetensors").read_bytes() == final
+
+
+@pytest.mark.parametrize("note", ["", "[]", '{"value": null}', '{"value": NaN}', '{"metric": "segm/AP"}', "[" * 99_999])
+def test_a_damaged_note_of_the_best_model_is_named(middle: Path, note: str) -> None:
+    """Without its value a worse model would replace the best one."""
+    (middle / "model_best.json").write_text(note)
+    assert resumed(middle).best.value == -math.inf  # without the weights there is nothing to lose
+    (middle / "model_best.safetensors").touch()
+    with pytest.raises(BadRecordError, match=r"model_best\.json"):
+        resumed(middle)

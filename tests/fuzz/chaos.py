@@ -35,10 +35,10 @@ _TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_TESTS.parent))
 sys.path.insert(0, str(_TESTS / "engine"))
 
-from tiny_training import TinyTrainer, start, tiny_config
+from tiny_training import TinyTrainer, start, tiny_config  # noqa: E402
 
-from mask2former.engine.best_model import evaluate_datasets, without_single_name
-from mask2former.engine.metrics_file import MetricsFile
+from mask2former.engine.best_model import evaluate_datasets, without_single_name  # noqa: E402
+from mask2former.engine.metrics_file import MetricsFile  # noqa: E402
 
 TIMES = frozenset({"time", "data_time", "eta_seconds", "images_per_second"})
 PHASES = ("step", "save", "evaluation", "record", "final")

@@ -350,3 +350,16 @@ def test_journal(tmp_path: Path) -> None:
     assert Journal(tmp_path, run).facts() == {"frames": 6}
     with pytest.raises(JournalMismatch, match="different top, window;"):
         Journal(tmp_path, {"video": ["a", 1], "window": 4, "top": 1})
+
+
+def test_the_names_of_many_frames_are_compared_once(tmp_path: Path) -> None:
+    hashed = []
+
+    class Counted(type(Path())):  # type: ignore[misc]
+        def __hash__(self) -> int:
+            hashed.append(self)
+            return super().__hash__()
+
+    files = [Counted(tmp_path / f"{number}.png") for number in range(50)]
+    FrameFolder(tmp_path, files)
+    assert len(hashed) < 200  # not the square of the number
