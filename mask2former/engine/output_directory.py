@@ -109,7 +109,7 @@ def read_note(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     note = parse_json(str(file))
-    value = note.get("value") if isinstance(note, dict) else None
+    value: Any = note.get("value") if isinstance(note, dict) else None
     if type(value) not in (int, float) or not math.isfinite(value):
         raise BadRecordError(file, "has no number under 'value': delete it, so that the next evaluation writes it anew")
     return note

@@ -12,34 +12,24 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
+from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model
 from detectron2.engine import hooks as d2_hooks
-from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
-from ..checkpoint import CheckpointError, SafeCheckpointer, load_weights, save_safetensors
+from ..checkpoint import SafeCheckpointer
 from ..checkpoint.directory import remove_unfinished
-from ..checkpoint.training_state import check_optimizer_state, mapping
-from ..config import leaves, micro_batch_size
+from ..config import micro_batch_size
 from ..data import build_test_loader, build_train_loader
-from ..errors import ConfigError
 from ..evaluation import build_evaluator
 from ..model_source import dataset_classes, store_classes
-from ..test_time_augmentation import with_tta
 from ..utils.console import FILE_ONLY, file_only
-from ..video.windowed import windowed
-from .best_model import BestModel, evaluate_datasets, store_baseline, without_single_name, write_results
-from .distributed import (
-    check_same_start,
-    get_random_state,
-    preserved_random_state,
-    set_random_state,
-    share_buffers,
-)
+from .best_model import BestModel
+from .distributed import check_same_start
 from .early_stop import EarlyStopHook
 from .ema import WeightAverage
 from .hooks import (
@@ -53,29 +43,21 @@ from .hooks import (
     StopHook,
     WeightAverageHook,
     WriterHook,
-    stop_training,
 )
-from .launch import StopRequested, StopSignal, TrainingInterrupted, keep_workers, training_lock
+from .launch import StopSignal, TrainingInterrupted, keep_workers, training_lock
 from .loggers import build_loggers
 from .metrics_file import MetricsFile
 from .optimizer import build_lr_scheduler, build_optimizer, full_model_clip_norm
-from .resume import (
-    changed_settings,
-    check_trainer_state,
-    continue_schedule,
-    log_changes,
-    log_seed,
-    saved_rates,
-    schedule_is_known,
-)
 from .train_step import TrainStep, select_precision
+from .trainer_evaluation import TrainerEvaluation
+from .trainer_state import TrainerState
 from .training_log import ConsoleWriter
-from .training_summary import dataset_size, training_summary
+from .training_summary import training_summary
 
 logger = logging.getLogger(__name__)
 
 
-class Trainer(TrainerBase):
+class Trainer(TrainerState, TrainerEvaluation):
     """Builds everything from a config and trains.
 
     ```python
@@ -335,274 +317,13 @@ class Trainer(TrainerBase):
         if interrupted is not None:
             raise interrupted
 
-    def _expected_results(self) -> OrderedDict[str, Any] | None:
-        """Compare the last evaluation with TEST.EXPECTED_RESULTS; detectron2 ends the program where they differ."""
-        if not self.cfg.TEST.EXPECTED_RESULTS or not comm.is_main_process():
-            return None
-        if self._results is None:
-            raise ValueError("TEST.EXPECTED_RESULTS is set, but this training has evaluated nothing.")
-        verify_results(self.cfg, self._results)
-        return self._results
-
     def _store_classes(self) -> None:
         """Keep the names of the classes beside the weights, for machines without the dataset."""
         table = dataset_classes(self.cfg) if comm.is_main_process() else None
         if table is not None:
             store_classes(table, Path(self.cfg.OUTPUT_DIR))
 
-    def _check_evaluation(self) -> dict[str, int]:
-        """Read the ground truth of DATASETS.TEST once: a mistake in it must not end the run half way.
-
-        Returns the number of images of each dataset.
-        """
-        images: dict[str, int] = {}
-        if type(self).test.__func__ is not Trainer.test.__func__:  # type: ignore[attr-defined]
-            return images  # a subclass evaluates in its own way
-        for name in self.cfg.DATASETS.TEST if self.start_iter < self.max_iter else ():
-            images[name] = dataset_size(self.build_test_loader(self.cfg, name))
-            with contextlib.suppress(NotImplementedError):  # detectron2: no evaluation of this dataset
-                self.build_evaluator(self.cfg, name)
-        return images
-
     def _tell_skipped_records(self) -> None:
         count = getattr(getattr(self.data_loader, "dataset", None), "skipped", 0)
         if count:
             logger.warning("%d bad records were skipped (DATALOADER.SKIP_BAD_RECORDS); see above.", count)
-
-    def evaluate(self) -> OrderedDict[str, Any]:
-        """Evaluate on DATASETS.TEST with the EMA weights if there are some, and keep the best model.
-
-        Does not change the course of the training: random states are put back.
-        """
-        with self._ready_for_evaluation():
-            results = self._results = self.test(self.cfg, self.checkpointer.model)
-            if comm.is_main_process():
-                self.best.offer(self.checkpointer.model, results, self.iter, self.cfg)
-        if self._early_stop is not None:
-            self._early_stop.add(results, self.cfg.DATASETS.TEST)
-        self.unsaved = True
-        return results
-
-    def evaluate_baseline(self) -> None:
-        """Evaluate before the first iteration; writes OUTPUT_DIR/baseline.json and may be the best model."""
-        results = self.evaluate()
-        if comm.is_main_process():
-            store_baseline(results, self.cfg)
-
-    def evaluate_with_TTA(self) -> OrderedDict[str, Any]:
-        """Evaluate as `evaluate` does, with test-time augmentation; the best model is not chosen by it."""
-        with self._ready_for_evaluation():
-            return self.test_with_TTA(self.cfg, self.checkpointer.model)
-
-    @contextlib.contextmanager
-    def _ready_for_evaluation(self) -> Iterator[None]:
-        """Prepare the model and put everything back; a signal ends the evaluation between batches, and the training."""
-        try:
-            self._stop_signal.raise_if_agreed()
-            with preserved_random_state(), self._averaged_weights():
-                share_buffers(self.checkpointer.model)
-                yield
-        except StopRequested as stop:
-            stop_training(self, stop.number)
-
-    def _averaged_weights(self) -> contextlib.AbstractContextManager[None]:
-        return self.weight_average.applied() if self.weight_average is not None else contextlib.nullcontext()
-
-    @classmethod
-    def test(
-        cls,
-        cfg: CfgNode,
-        model: nn.Module,
-        evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None,
-    ) -> OrderedDict[str, Any]:
-        """Evaluate `model` on each dataset of DATASETS.TEST.
-
-        Logs a table and writes OUTPUT_DIR/inference/metrics.json.
-
-        Args:
-            evaluators: one for each dataset, by default those of `build_evaluator`.
-
-        Returns:
-            {task: {metric: value}} for one dataset, {dataset: {task: {metric: value}}} for several; empty
-            on all ranks but the first.
-        """
-        results = evaluate_datasets(cls, cfg, windowed(cfg, model), evaluators, previews=True)
-        write_results(cfg, results, "inference")
-        return without_single_name(results)
-
-    @classmethod
-    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict[str, Any]:
-        """Evaluate as `test` does, with the test-time augmentation of TEST.AUG; files go to OUTPUT_DIR/inference_TTA.
-
-        Returns:
-            As `test`, but "_TTA" is added to each task.
-
-        Raises:
-            ValueError: there is none for this kind of model.
-        """
-        names, directory = cfg.DATASETS.TEST, Path(cfg.OUTPUT_DIR) / "inference_TTA"
-        evaluators = [
-            cls.build_evaluator(cfg, name, str(directory / name if len(names) > 1 else directory)) for name in names
-        ]
-        results = evaluate_datasets(cls, cfg, with_tta(cfg, model), evaluators, suffix="_TTA")
-        write_results(cfg, results, directory.name)
-        return without_single_name(results)
-
-    @classmethod
-    def load_for_test(cls, cfg: CfgNode, resume: bool = False) -> nn.Module:
-        """Load the model with MODEL.WEIGHTS, or the last checkpoint of OUTPUT_DIR if `resume`.
-
-        With SOLVER.EMA_DECAY > 0 and a checkpoint that holds EMA weights, those.
-
-        Raises:
-            CheckpointError: weights of the model are missing or have another shape, unless
-                MODEL.ALLOW_PARTIAL_WEIGHTS.
-            ConfigError: MODEL.WEIGHTS is empty, unless MODEL.ALLOW_PARTIAL_WEIGHTS.
-        """
-        model = cls.build_model(cfg)
-        checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, required=())
-        resuming = resume and checkpointer.has_checkpoint()
-        if resume and not resuming:
-            logger.warning("No checkpoint in %s to resume: evaluating MODEL.WEIGHTS.", cfg.OUTPUT_DIR)
-        if not resuming and not cfg.MODEL.WEIGHTS:
-            if not cfg.MODEL.ALLOW_PARTIAL_WEIGHTS:
-                raise ConfigError(
-                    "MODEL.WEIGHTS is empty, so the results would be those of random weights: give a file. "
-                    "(MODEL.ALLOW_PARTIAL_WEIGHTS True evaluates nevertheless.)"
-                )
-            logger.warning("MODEL.WEIGHTS is empty: evaluating a model with random weights.")
-        average = WeightAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY > 0 else None
-        if average is not None:
-            checkpointer.add_checkpointable("ema", average)
-        if resuming:
-            checkpointer.resume_or_load("", resume=True)
-        else:
-            checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=list(checkpointer.checkpointables))
-        if checkpointer.last_report is not None:
-            checkpointer.last_report.require_all(cfg.MODEL.ALLOW_PARTIAL_WEIGHTS)
-        if average is not None and average.restored:
-            average.apply()
-            logger.info("Evaluating the EMA weights (SOLVER.EMA_DECAY).")
-        return model
-
-    # Checkpoints.
-
-    def save_checkpoint(self, name: str | None = None) -> Path:
-        """Save the whole state after the present step; all ranks call this together.
-
-        Returns:
-            The path of the file, `model_<step>.pth` if `name` is not given.
-        """
-        name = name or f"model_{self._last_iteration:07d}"
-        self._rank_states = comm.all_gather(self._rank_state())
-        self.checkpointer.save(name, iteration=self._last_iteration)
-        self._rank_states = None
-        self.unsaved = False
-        return Path(self.cfg.OUTPUT_DIR) / f"{name}.pth"
-
-    def save_final(self) -> None:
-        """Save model_final.pth with the whole state and model_final.safetensors with the weights to use."""
-        self.save_checkpoint("model_final")
-        if comm.is_main_process():
-            with self._averaged_weights():
-                save_safetensors(self.checkpointer.model, Path(self.cfg.OUTPUT_DIR) / "model_final.safetensors")
-
-    def _complete_final(self) -> None:
-        """Write the final files of a finished training that was killed before it had written them all."""
-        resumed = self.checkpointer.resumed_from
-        if resumed is None or resumed.name != "model_final.pth":
-            self.iter = self.start_iter - 1
-            self.save_final()
-            self.iter = self.start_iter
-            return
-        file = Path(self.cfg.OUTPUT_DIR) / "model_final.safetensors"
-        # With EMA weights switched on or off since, the file is right as it is.
-        if not comm.is_main_process() or (file.is_file() and "SOLVER.EMA_DECAY" in self._changes):
-            return
-        with self._averaged_weights():
-            if not _has_weights(file, self.checkpointer.model):
-                logger.info("Writing %s, which is missing or of an earlier iteration.", file)
-                save_safetensors(self.checkpointer.model, file)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the "trainer" entry of a checkpoint; its "_trainer" is the form of detectron2's DefaultTrainer."""
-        state: dict[str, Any] = super().state_dict()
-        last = {"iteration": self._last_iteration}
-        step = {**last, "optimizer": self.optimizer.state_dict(), **self.train_step.state_dict()}
-        rank_states = self._rank_states or [self._rank_state()]
-        saved = {"seed": self.seed, "random_states": rank_states, "settings": dict(leaves(self.cfg))}
-        return {**state, **last, "_trainer": step, **saved}
-
-    @property
-    def _last_iteration(self) -> int:
-        """Return the number of the present iteration; after the end of the training that of the last one."""
-        return min(self.iter, self.max_iter - 1)
-
-    def _rank_state(self) -> dict[str, Any]:
-        """Return what differs between the ranks: random states, and losses that are not logged yet."""
-        losses = self.train_step.log.pending()
-        return {**get_random_state(), **({"pending_losses": losses} if losses else {})}
-
-    def check_state_dict(self, state: Any, where: str = "trainer") -> None:
-        """Check what `load_state_dict` will load.
-
-        Raises:
-            ConfigError: more than SOLVER.MAX_ITER iterations are finished.
-            CheckpointError: the state belongs to other parameters or another optimizer, or is damaged.
-        """
-        check_trainer_state(self, mapping(state, where), where)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned; settings such as the learning rate are those of the config.
-
-        Raises:
-            ConfigError, CheckpointError: see `check_state_dict`; nothing is changed then.
-        """
-        self.check_state_dict(state)
-        super().load_state_dict(state)
-        step = state["_trainer"]
-        self.optimizer.load_state_dict(check_optimizer_state(self.optimizer, step["optimizer"], "optimizer"))
-        known = schedule_is_known(self.scheduler, self._hooks)
-        if known:
-            continue_schedule(self.scheduler, self.iter + 1)
-        else:
-            rates = saved_rates(self.optimizer, step["optimizer"]["param_groups"], "optimizer")
-            for group, saved in zip(self.optimizer.param_groups, rates, strict=True):
-                group.update(saved)
-            if hasattr(self.scheduler, "max_iters"):  # poly schedules save their length; a resumed run may be longer
-                self.scheduler.max_iters = self.max_iter
-        self.train_step.load_state_dict(step)
-        self._changes = changed_settings(state.get("settings"), self.cfg, "settings")
-        if "settings" not in state:
-            logger.warning("The checkpoint does not tell the settings of its training; those of the config count.")
-        log_changes(self._changes, own_schedule=not known)
-        log_seed(state.get("seed"), self.cfg.SEED)
-        self.seed = state.get("seed", self.seed)
-        self._rank_states = state.get("random_states")
-
-    def _restore_rank_state(self) -> None:
-        """Restore what `_rank_state` returned on this rank."""
-        states, self._rank_states = self._rank_states, None
-        if self.start_iter == 0:
-            return
-        if not states:
-            logger.warning("The checkpoint has no random states: augmentation will differ from an uninterrupted run.")
-            return
-        if len(states) != comm.get_world_size():
-            text = "The checkpoint is of %d ranks, this run has %d: augmentation will differ from an uninterrupted run."
-            logger.warning(text, len(states), comm.get_world_size())
-            return
-        state = states[comm.get_rank()]
-        set_random_state(state)
-        if "pending_losses" in state:
-            self.train_step.log.restore(state["pending_losses"])
-
-
-def _has_weights(file: Path, model: nn.Module) -> bool:
-    """Return whether a file has exactly the present weights of a model."""
-    try:
-        saved = load_weights(file)
-    except (CheckpointError, OSError):
-        return False
-    current = model.state_dict()
-    return saved.keys() == current.keys() and all(torch.equal(saved[key], current[key].cpu()) for key in current)
