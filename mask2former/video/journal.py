@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ class Journal:
     Raises:
         JournalMismatch: the existing journal is of a different run; the message lists what differs.
         InUseError: another process writes the journal; the message names it and its host.
-        ValueError: the existing state is corrupted.
+        ValueError: a file of the existing journal is damaged.
     """
 
     def __init__(self, directory: Path, run: Mapping[str, Any]) -> None:
@@ -56,7 +55,9 @@ class Journal:
         head = directory / "run.json"
         self.run: dict[str, Any] = json.loads(json.dumps(run))  # as read back from a file: tuples become lists
         if head.is_file():
-            stored = read_json(head, "journal of a video")
+            stored = self.read(head.name)
+            if not isinstance(stored, dict):
+                raise self.damage(head.name, "it does not contain a JSON object")
             differing = sorted(key for key in {*self.run, *stored} if self.run.get(key) != stored.get(key))
             if differing:
                 raise JournalMismatch(
@@ -77,9 +78,39 @@ class Journal:
             return {}
         try:
             with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} is corrupted ({error}); delete {self.directory} to start over") from error
+                state = {name: file[name] for name in file.files}
+        except Exception as error:  # of zipfile, zlib and NumPy: nearly everything, MemoryError too
+            raise self.damage(path.name, str(error) or type(error).__name__) from error
+        shapes = {"done": (), **{name: (2,) for name in state if name.startswith(_LOG)}}
+        for name, shape in shapes.items():
+            value = state.get(name)
+            if (
+                not isinstance(value, np.ndarray)
+                or value.dtype.kind != "i"
+                or value.shape != shape
+                or (value < 0).any()
+            ):
+                raise self.damage(path.name, f"{name} is missing or not a count")
+        if not all(isinstance(value, np.ndarray) for value in state.values()):
+            raise self.damage(path.name, "it does not contain arrays only")
+        return state
+
+    def damage(self, name: str, reason: str) -> ValueError:
+        """Return the error for a damaged file of the journal."""
+        return ValueError(f"{self.directory / name} is damaged ({reason}); delete {self.directory} to start over")
+
+    def read(self, name: str) -> Any:
+        """Return the content of a JSON file of the journal.
+
+        Raises:
+            ValueError: it is missing or not JSON.
+        """
+        try:
+            return read_json(self.directory / name, "journal of a video")
+        except FileNotFoundError as error:
+            raise self.damage(name, "it is missing") from error
+        except ValueError as error:
+            raise self.damage(name, str(error)) from error
 
     def append(
         self,
@@ -94,7 +125,7 @@ class Journal:
             state: arrays that the next window needs.
             rows: name of a log -> rows (R, C) to append to it; `log()` returns them all.
         """
-        write_json(self._window(self.done), window)
+        write_json(self.directory / self.window(self.done), window)
         sizes = {name: value for name, value in self.state.items() if name.startswith(_LOG)}
         for name, new in (rows or {}).items():
             if len(new):
@@ -111,24 +142,22 @@ class Journal:
 
     def facts(self) -> dict[str, Any] | None:
         """Return the facts passed to `finish`, or None if the run has not finished."""
-        path = self.directory / "finished.json"
-        return read_json(path, "journal of a video") if path.is_file() else None
+        return self.read("finished.json") if (self.directory / "finished.json").is_file() else None
 
     def windows(self) -> Iterator[dict[str, Any]]:
         """Yield the finished windows in order, one in memory at a time."""
         for index in range(self.done):
-            yield read_json(self._window(index), "journal of a video")
+            yield self.read(self.window(index))
 
     def log(self, name: str) -> np.ndarray:
         """Return all rows of a log, float64 (R, C); (0, 0) if it is empty. ValueError if the file is truncated."""
-        count, columns = self.state.get(_LOG + name, (0, 0))
+        count, columns = (int(value) for value in self.state.get(_LOG + name, (0, 0)))
         if not count:
             return np.zeros((0, 0))
         path = self._log(name)
-        values = np.fromfile(path, dtype="<f8", count=int(count * columns)) if path.is_file() else np.zeros(0)
-        if len(values) != count * columns:
-            raise ValueError(f"{path} is missing or truncated; delete {self.directory} to start over")
-        return values.reshape(count, columns)
+        if not path.is_file() or path.stat().st_size < count * columns * 8:
+            raise self.damage(path.name, "it is missing or truncated")
+        return np.fromfile(path, dtype="<f8", count=count * columns).reshape(count, columns)
 
     def _extend(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Append rows to the valid ones, dropping what a killed run may have left; return the new size."""
@@ -145,5 +174,7 @@ class Journal:
     def _log(self, name: str) -> Path:
         return self.directory / f"{name}.log"
 
-    def _window(self, index: int) -> Path:
-        return self.directory / f"window_{index:06d}.json"
+    @staticmethod
+    def window(index: int) -> str:
+        """Return the file name of a window."""
+        return f"window_{index:06d}.json"

@@ -26,6 +26,7 @@ from ..utils.atomic_file import atomic_write
 from ..utils.csv_files import write_csv
 from ..utils.file_io import write_json
 from .journal import Journal
+from .journal_checks import checked_facts, checked_windows
 from .reader import FrameSource
 from .tables import TRACK_COLUMNS, count_columns, count_rows, track_rows
 from .windows import tracks_of
@@ -135,16 +136,17 @@ class VideoResult:
         one_class: bool = True,
         keep_alive: tempfile.TemporaryDirectory[str] | None = None,
     ) -> None:
-        facts = journal.facts()
-        assert facts is not None, "the run through the video has not finished"
+        facts = checked_facts(journal)
         self.source, self.journal, self.classes = source, journal, classes
         self.size: tuple[int, int] = (facts["height"], facts["width"])
         self.damaged: bool = facts["damaged"]  # parts of the video could not be read
-        first, every = facts.get("first", 0), facts.get("every", 1)
+        first, every = facts["first"], facts["every"]
         self.frames = range(first, first + every * facts["frames"], every)  # numbers of the tracked frames
         self._keep_alive = keep_alive
         self._selection = {"top_k": top_k, "score_threshold": score_threshold, "one_class": one_class}
         scores, spans, present = tracks_of(journal)
+        if scores.shape[1] > len(classes.names):
+            raise journal.damage("state.npz", f"it has scores of {scores.shape[1]} classes, not {len(classes.names)}")
         selected = choose_tracks(
             scores,
             present,
@@ -212,7 +214,7 @@ class VideoResult:
         """Yield what `masks` does, with positions (0, 1, 2 ...) in place of frame numbers."""
         selected = {track.id for track in self.tracks}
         size = list(self.size)
-        for window in self.journal.windows():
+        for window in checked_windows(self.journal, self.size):
             rles = {int(i): counts for i, counts in window["tracks"].items() if int(i) in selected}
             for t, seconds in enumerate(window["seconds"]):
                 shown = {i: {"size": size, "counts": counts[t]} for i, counts in rles.items() if counts[t]}
@@ -220,7 +222,8 @@ class VideoResult:
 
     def __iter__(self) -> Iterator[TrackedFrame]:
         for frame, (index, seconds, rles) in zip(self.source.read(), self.masks(), strict=False):
-            assert frame.index == index
+            if frame.index != index:
+                raise self.journal.damage("finished.json", f"frame {frame.index} of the video is frame {index} in it")
             yield TrackedFrame(index, seconds, *self._frame(frame.image, rles))
 
     def _frame(self, image: np.ndarray, rles: Mapping[int, dict[str, Any]]) -> tuple[np.ndarray, Result]:

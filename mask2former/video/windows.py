@@ -25,6 +25,7 @@ from ..modeling.device_transfer import to_cpu, to_device
 from ..modeling.mask_resizing import Size, resize_masks
 from ..structures.rle import encode_masks
 from .journal import Journal
+from .journal_checks import check_last_window, check_tracks
 from .reader import Frame, FrameSource
 from .tracks import TrackTable, all_tracks
 
@@ -193,13 +194,18 @@ class LongClip:
         size: Size | None = None
         start = shared = 0
         if state:
+            tracks_of(self.journal)  # checks them
+            check_last_window(self.journal, s.overlap)
             self.table.restore(state)
             end, height, width = (int(v) for v in (state["end"], *state["size"]))
             size, start = (height, width), max(end - s.overlap, 0)
             shared = end - start
             progress(end)
         for window in windows(self.source.read(start), s.window, s.overlap, shared):
-            size = size or self.output or window.frames[0].image.shape[:2]
+            expected: Size = self.output or window.frames[0].image.shape[:2]
+            if size is not None and size != expected:
+                raise self.journal.damage("state.npz", f"its masks have size {size}, not {expected}")
+            size = expected
             entry, state, present = self._window(window, size)
             self.journal.append(entry, state, {"present": present, "closed": self.table.take_closed()})
             progress(window.span[1])
@@ -251,7 +257,10 @@ class LongClip:
         state = self.journal.state
         if not shared or not len(state["shared_ids"]):
             return {}
-        bits = np.unpackbits(state["shared_bits"], axis=1, count=logits[0, :shared].numel())
+        pixels = logits[0, :shared].numel()
+        if state["shared_bits"].shape[1] != (pixels + 7) // 8:
+            raise self.journal.damage("state.npz", "shared_bits are of masks of another size")
+        bits = np.unpackbits(state["shared_bits"], axis=1, count=pixels)
         previous = to_device(torch.from_numpy(bits), logits.device).float()
         current = (logits[:, :shared].flatten(1) > 0).float()
         intersection = previous @ current.T
@@ -289,9 +298,14 @@ class LongClip:
 
 
 def tracks_of(journal: Journal) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return scores (N, K) and spans (N, 3) of all tracks (see `all_tracks`), and rows (M, 2) of window and track."""
-    present = journal.log("present").astype(np.int64).reshape(-1, 2)
-    return *all_tracks(journal.state, journal.log("closed")), present
+    """Return scores (N, K) and spans (N, 3) of all tracks (see `all_tracks`), and rows (M, 2) of window and track.
+
+    Raises:
+        ValueError: the journal is damaged.
+    """
+    present, closed = journal.log("present"), journal.log("closed")
+    check_tracks(journal, present, closed)
+    return *all_tracks(journal.state, closed), present.astype(np.int64).reshape(-1, 2)
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -42,6 +42,7 @@ def late(result: VideoResult, shift: int) -> VideoResult:
     moved.tracks = tuple(dataclasses.replace(row, id=row.id + shift) for row in result.tracks)
     moved.journal = copy.copy(result.journal)
     moved.journal.windows = lambda: iter(windows)  # type: ignore[method-assign]
+    moved.journal.state = result.journal.state | {"count": result.journal.state["count"] + shift}
     return moved
 
 
