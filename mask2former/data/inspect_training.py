@@ -66,7 +66,6 @@ def check_training_data(
     dataset = check_records(name, Rules("instance", names, len(names), 255), records, limit, workers)
     counts = [len(_objects(record)) for record in records]
     report = TrainingReport(name, dict(splits), dataset, suggest_queries(max(counts, default=0)))
-    report.errors += [str(problem) for problem in problems] + dataset.problems + dataset.notes
     report.notes += list(dict.fromkeys(note for data in splits.values() for note in data.notes))
     _check_counts(report, records, counts, queries)
     for split, data in splits.items():
@@ -78,6 +77,8 @@ def check_training_data(
     _check_classes(report)
     _check_copies(report)
     _check_objects(report, records)
+    # After what concerns a split: only the first errors are printed.
+    report.errors += [str(problem) for problem in problems] + dataset.problems + dataset.notes
     return report
 
 

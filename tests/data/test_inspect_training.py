@@ -119,6 +119,18 @@ def test_objects_outside_and_twice(tmp_path: Path) -> None:
     assert report.notes == ["there is no validation split; 'mask2former split' makes one"]
 
 
+def test_the_cause_of_many_errors_is_printed(tmp_path: Path) -> None:
+    sample = samples.sample(0, images=12)
+    content = samples.coco_content(sample)
+    for entry in content["annotations"]:
+        entry["segmentation"] = [[0.01, 0.01, 0.02, 0.01, 0.02, 0.02]]
+    samples.save_images(tmp_path, sample)
+    save_json(tmp_path / "a.json", content)
+    lines = format_training_report(check(tmp_path)).splitlines()
+    assert [line for line in lines if line.startswith("error: ") and "normalized polygons" in line], lines
+    assert any(line.startswith("error: and ") for line in lines)
+
+
 def test_tiny_objects_and_copies(data: Path) -> None:
     for path in data.rglob("labels/*.png"):
         ids = np.zeros(SIZE, np.uint8)
@@ -136,7 +148,7 @@ def test_no_usable_image(tmp_path: Path) -> None:
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "a.png").write_bytes(b"x")
     report = check(tmp_path)
-    assert "no image can be used" in report.errors[-1] and format_training_report(report)
+    assert "no image can be used" in report.errors[0] and format_training_report(report)
 
 
 def test_number_of_queries() -> None:
