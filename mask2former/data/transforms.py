@@ -136,6 +136,9 @@ class Rot90Transform(T.Transform):
 class RandomRot90(T.Augmentation):
     """Rotation by 0, 90, 180 or 270 degrees with equal probability, for images without a natural orientation."""
 
+    def __init__(self) -> None:
+        """Without arguments; detectron2 makes the text of the log from this signature."""
+
     def get_transform(self, image: np.ndarray) -> T.Transform:
         """Draw a rotation."""
         turns = np.random.randint(4)

@@ -129,8 +129,10 @@ def parse_json(path: str) -> Any:
     except CheckpointError as error:  # a URL that is refused, or its checksum
         raise BadRecordError(path, str(error)) from error
     except OSError as error:
-        raise BadRecordError(path, f"cannot be read: {error}") from error
+        raise BadRecordError(path, f"cannot be read: {error.strerror or error}") from error
     except RecursionError as error:
         raise BadRecordError(path, "the JSON is nested too deeply") from error
-    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
+    except UnicodeDecodeError as error:
+        raise BadRecordError(path, f"is not text in UTF-8 ({error}); save it as UTF-8") from error
+    except ValueError as error:  # JSONDecodeError
         raise BadRecordError(path, f"is not a JSON file: {error}") from error

@@ -136,9 +136,9 @@ def test_malformed_files(tmp_path: Path, text: str, message: str) -> None:
 
 def test_binary_file(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(BadRecordError, match="not a JSON file"):
+    with pytest.raises(BadRecordError, match="not text in UTF-8"):
         register_coco_json("tiny", tmp_path / "a.json", tmp_path)
-    with pytest.raises(BadRecordError, match="cannot be read"):
+    with pytest.raises(IsADirectoryError, match="give the file"):
         register_coco_json("tiny", tmp_path, tmp_path)
 
 

@@ -12,7 +12,14 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from mask2former.data import BadRecordError, register_from_config, register_panoptic, register_semantic_folder
+from mask2former.data import (
+    BadRecordError,
+    register_coco_json,
+    register_from_config,
+    register_panoptic,
+    register_semantic_folder,
+    register_ytvis_json,
+)
 from mask2former.data.datasets import unregister
 from mask2former.data.datasets.semantic_folder import pair_files
 
@@ -207,3 +214,17 @@ def test_a_link_that_leads_in_a_circle_gives_every_pair_once(tmp_path: Path) -> 
         Image.new("L", (4, 4)).save(tmp_path / name / "a.png")
         (tmp_path / name / "again").symlink_to(".")
     assert len(pair_files(str(tmp_path / "images"), str(tmp_path / "labels")).pairs) == 1
+
+
+def test_a_file_for_a_directory_and_the_reverse(tmp_path: Path, content: Content) -> None:
+    json_file, images, ids = _write(tmp_path, content)
+    with pytest.raises(NotADirectoryError, match=r"panoptic\.json is a file; give the directory"):
+        register_panoptic("custom", json_file, json_file, ids)
+    with pytest.raises(IsADirectoryError, match="images is a directory; give the file"):
+        register_panoptic("custom", images, images, ids)
+    with pytest.raises(NotADirectoryError, match=r"panoptic\.json is a file"):
+        register_coco_json("custom", json_file, json_file)
+    with pytest.raises(NotADirectoryError, match=r"panoptic\.json is a file"):
+        register_semantic_folder("custom", images, json_file, ["a"])
+    with pytest.raises(IsADirectoryError, match="ids is a directory"):
+        register_ytvis_json("custom", ids, images)

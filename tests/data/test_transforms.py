@@ -107,3 +107,7 @@ def test_large_scale_jitter_draws_scales_evenly() -> None:
     assert 0.1 <= widths.min() < 0.12 and 1.98 < widths.max() <= 2.0
     counts, _ = np.histogram(widths, bins=10, range=(0.1, 2.0))
     assert counts.min() > 150 and counts.max() < 250  # 200 expected, standard deviation 13
+
+
+def test_the_log_names_a_rotation_without_an_address() -> None:
+    assert repr(RandomRot90()) == "RandomRot90()"

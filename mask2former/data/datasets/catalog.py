@@ -138,17 +138,27 @@ def unregister(name: str) -> None:
         MetadataCatalog.pop(name, None)
 
 
-def locate(path: str | os.PathLike[str]) -> str:
+def locate(path: str | os.PathLike[str], *, directory: bool) -> str:
     """Return the absolute path of a file or directory: as given, or below the dataset root.
+
+    Args:
+        path: an absolute one is not looked up below the dataset root.
+        directory: whether it must be a directory or may not be one.
 
     Raises:
         FileNotFoundError: neither exists; names both paths.
+        NotADirectoryError, IsADirectoryError: it is a file instead of a directory, or the reverse.
     """
     given = os.path.expanduser(os.fspath(path))
     candidates = [given] if os.path.isabs(given) else [given, os.path.join(dataset_root(), given)]
     for candidate in candidates:
         if os.path.exists(candidate):
-            return os.path.abspath(candidate)
+            found = os.path.abspath(candidate)
+            if directory and not os.path.isdir(found):
+                raise NotADirectoryError(f"{found} is a file; give the directory")
+            if not directory and os.path.isdir(found):
+                raise IsADirectoryError(f"{found} is a directory; give the file")
+            return found
     tried = " nor ".join(os.path.abspath(candidate) for candidate in candidates)
     raise FileNotFoundError(f"neither {tried} exists" if len(candidates) > 1 else f"{tried} does not exist")
 

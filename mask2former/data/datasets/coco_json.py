@@ -44,10 +44,11 @@ def register_coco_json(
 
     Raises:
         FileNotFoundError: the JSON file or the directory does not exist.
+        NotADirectoryError, IsADirectoryError: a file is given for a directory, or the reverse.
         BadRecordError: the JSON file or its categories are malformed.
         ValueError: the name is already used by other code, or a category to keep is not in the file.
     """
-    json_path, image_path = locate(json_file), locate(image_root)
+    json_path, image_path = locate(json_file, directory=False), locate(image_root, directory=True)
     keep = tuple(keep_category_ids) if keep_category_ids is not None else None
 
     def describe() -> tuple[Callable[[], Records], dict[str, Any]]:

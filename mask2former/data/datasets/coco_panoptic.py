@@ -325,13 +325,15 @@ def register_panoptic(
 
     Raises:
         FileNotFoundError: a file or directory does not exist.
+        NotADirectoryError, IsADirectoryError: a file is given for a directory, or the reverse.
         BadRecordError: the JSON file or its categories are malformed.
         ValueError: the name is already used by other code.
     """
-    json_path = locate(json_file)
-    paths = {"image_root": locate(image_root), "panoptic_root": locate(png_root), "panoptic_json": json_path}
-    labels = {} if sem_seg_root is None else {"sem_seg_root": locate(sem_seg_root)}
-    instances = {} if instances_json is None else {"json_file": locate(instances_json)}
+    json_path = locate(json_file, directory=False)
+    directories = {"image_root": image_root, "panoptic_root": png_root}
+    paths = {key: locate(path, directory=True) for key, path in directories.items()} | {"panoptic_json": json_path}
+    labels = {} if sem_seg_root is None else {"sem_seg_root": locate(sem_seg_root, directory=True)}
+    instances = {} if instances_json is None else {"json_file": locate(instances_json, directory=False)}
 
     def describe() -> tuple[Callable[[], Records], dict[str, Any]]:
         classes = _read_categories(json_path)

@@ -115,9 +115,10 @@ def register_semantic_folder(
 
     Raises:
         FileNotFoundError: a file or directory does not exist.
+        NotADirectoryError, IsADirectoryError: a file is given for a directory, or the reverse.
         ValueError: no classes, a duplicate class name, or the dataset's name is already used by other code.
     """
-    images, labels = locate(image_root), locate(label_root)
+    images, labels = locate(image_root, directory=True), locate(label_root, directory=True)
     names = _class_names(classes)
     if not isinstance(ignore_value, int) or isinstance(ignore_value, bool):
         raise ValueError(
@@ -141,7 +142,7 @@ def register_semantic_folder(
 def _class_names(classes: Sequence[str] | Path) -> list[str]:
     source = "classes"
     if isinstance(classes, (str, os.PathLike)):
-        source = locate(classes)
+        source = locate(classes, directory=False)
         classes = _read_names(source)
     names = list(classes)
     if not names or not all(isinstance(entry, str) and entry for entry in names):

@@ -265,10 +265,11 @@ def register_ytvis_json(
 
     Raises:
         FileNotFoundError: the JSON file or the directory does not exist.
+        NotADirectoryError, IsADirectoryError: a file is given for a directory, or the reverse.
         BadRecordError: the JSON file or its categories are malformed.
         ValueError: the name is already used by other code.
     """
-    json_path, image_path = locate(json_file), locate(image_root)
+    json_path, image_path = locate(json_file, directory=False), locate(image_root, directory=True)
 
     def describe() -> tuple[Callable[[], Records], dict[str, Any]]:
         metadata = category_metadata(json_path)
