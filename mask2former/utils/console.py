@@ -45,9 +45,10 @@ class ConsoleHandler(logging.StreamHandler):
         return sys.stdout
 
     def filter(self, record: logging.LogRecord) -> Any:
-        """Return whether to show the record: warnings always, others unless they are for the file only."""
+        """Return whether to show the record: warnings always, debugging never, others unless they are for the file."""
         hidden = _quiet.get() or getattr(record, "file_only", False) or record.name in _CHATTER
-        return (record.levelno >= logging.WARNING or not hidden) and super().filter(record)
+        shown = record.levelno >= (logging.WARNING if hidden else logging.INFO)
+        return shown and super().filter(record)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record; progress bars are cleared before and drawn again after it."""

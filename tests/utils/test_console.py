@@ -64,6 +64,7 @@ def test_only_the_file_gets_what_is_marked() -> None:
         setup_console()
         logger.info("shown")
         logger.info("config", extra=FILE_ONLY)
+        logger.debug("detail")
         with file_only():
             logger.info("table")
             logger.warning("warned")
@@ -71,7 +72,7 @@ def test_only_the_file_gets_what_is_marked() -> None:
                 logger.info("still inside")
         logger.info("after")
         assert terminal.getvalue().split() == ["shown", "warned", "after"]
-        assert file.getvalue().splitlines() == ["shown", "config", "table", "warned", "still inside", "after"]
+        assert file.getvalue().splitlines() == ["shown", "config", "detail", "table", "warned", "still inside", "after"]
 
 
 def test_setting_up_twice_shows_a_line_once() -> None:
