@@ -277,7 +277,10 @@ def merge_overrides(cfg: CfgNode, overrides: Sequence[Any]) -> None:
         ConfigError: an odd number of entries, an unknown key, a value of the wrong type, None, NaN or infinity.
     """
     if len(overrides) % 2:
-        raise ConfigError(f"Overrides come in pairs KEY VALUE; got an odd number: {' '.join(map(str, overrides))}")
+        given = " ".join(map(str, overrides))
+        joined = next((entry for entry in map(str, overrides[::2]) if "=" in entry), None)
+        remedy = f". Write {joined.replace('=', ' ', 1)!r} instead of {joined!r}" if joined else ""
+        raise ConfigError(f"Config keys and values come in pairs, KEY VALUE; this is an odd number: {given}{remedy}")
     _merge(cfg, list(zip(overrides[::2], overrides[1::2], strict=True)), "the command line")
     _expand_paths(cfg)
 

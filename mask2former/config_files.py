@@ -42,8 +42,16 @@ def find_config(name: str | Path) -> Path:
         kind = "a directory" if given.is_dir() else "not a regular file"
         raise FileNotFoundError(f"Config file '{name}' is {kind}; name a YAML file.")
     known = sorted({str(p.relative_to(r)) for r in _ROOTS for p in r.rglob("*.yaml")})
-    hint = did_you_mean(str(relative), known, 3)
+    beside = [str(given.with_name(p.name)) for p in _yaml_files(given.parent)]
+    hint = did_you_mean(str(given), beside, 1) or did_you_mean(str(relative), known, 3)
     raise FileNotFoundError(f"Config file '{name}' does not exist, neither as a path nor below configs/.{hint}")
+
+
+def _yaml_files(directory: Path) -> list[Path]:
+    try:
+        return sorted(directory.glob("*.y*ml"))
+    except OSError:  # it may not be read
+        return []
 
 
 def read_config(path: Path) -> dict[str, Any]:

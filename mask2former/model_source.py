@@ -33,7 +33,15 @@ def locate_model(
     # A directory of images may have the name of a model; only one with a config is a model.
     if directory.is_dir() and ((directory / "config.yaml").is_file() or name not in zoo.list_models()):
         return _in_directory(directory, weights)
-    entry = zoo.lookup(name)
+    try:
+        entry = zoo.lookup(name)
+    except ValueError:
+        if not directory.is_file():
+            raise
+        raise ValueError(
+            f"{name} is a file, but a model is a name of the zoo, or a directory with config.yaml and weights. A file "
+            "of weights needs its config, too: --config-file FILE --weights FILE (in Python config=FILE, weights=FILE)"
+        ) from None
     return find_config(entry.config_file), weights or zoo.resolve_weights(entry)
 
 

@@ -187,7 +187,7 @@ def lookup(name: str) -> ModelEntry:
     for entry in table.values():
         if name.removeprefix("configs/") in (entry.config, *entry.config_aliases):
             return entry
-    hint = did_you_mean(requested, table, 3) or " mask2former.zoo.list_models() lists them."
+    hint = did_you_mean(requested, table, 3) or " `mask2former models` lists them (mask2former.zoo.list_models())."
     raise ValueError(f"no model named {name!r} in the zoo.{hint}")
 
 

@@ -44,6 +44,15 @@ def test_missing_config_names_the_nearest() -> None:
         find_config("coco/panoptic-segmentation/maskformer2_R50_bs16_60ep.yaml")
 
 
+def test_missing_config_names_the_nearest_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cells.yaml").touch()
+    with pytest.raises(FileNotFoundError, match=rf"Did you mean '{tmp_path}/cells\.yaml'\?"):
+        find_config(tmp_path / "celsl.yaml")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"Did you mean 'cells\.yaml'\?"):
+        find_config("celsl.yaml")
+
+
 def test_unknown_keys_name_the_nearest(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("MODEL:\n  MASK_FORMER:\n    NUM_QUERIES: 5\n")
@@ -53,6 +62,8 @@ def test_unknown_keys_name_the_nearest(tmp_path: Path) -> None:
         load_config(None, ["SOLVER.BASELR", "1"])
     with pytest.raises(ConfigError, match="pairs"):
         load_config(None, ["SOLVER.BASE_LR"])
+    with pytest.raises(ConfigError, match="Write 'SOLVER.MAX_ITER 5' instead of 'SOLVER.MAX_ITER=5'"):
+        load_config(None, ["SEED", "1", "SOLVER.MAX_ITER=5"])
 
 
 def test_wrong_type_is_a_config_error(tmp_path: Path) -> None:

@@ -505,3 +505,10 @@ def test_calls_in_threads_give_the_results_of_single_calls(tiny: Path) -> None:
         assert one.counts() == other.counts()
         assert (one.panoptic.map == other.panoptic.map).all()
         assert one.instances.patches.encode() == other.instances.patches.encode()
+
+
+def test_a_file_is_no_model(tmp_path: Path) -> None:
+    file = tmp_path / "model.pth"
+    file.touch()
+    with pytest.raises(ValueError, match=r"model\.pth is a file, but .* needs its config, too: --config-file FILE"):
+        Segmenter.load(str(file), device="cpu")

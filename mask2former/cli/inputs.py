@@ -15,6 +15,7 @@ from ..data.file_listing import is_hidden, list_files
 from ..data.image_io import IMAGE_SUFFIXES, image_names
 from ..errors import first_few
 from ..result_files import UniqueNames
+from ..utils.downloads import is_download
 from ..utils.file_io import is_special
 from ..utils.hints import did_you_mean
 
@@ -35,6 +36,9 @@ def collect(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
             matches = _in_directory(path)
             if not matches:
                 problems.append(f"{item}: no images in this directory (supported: {', '.join(sorted(IMAGE_SUFFIXES))})")
+        elif is_download(item):
+            matches = []
+            problems.append(f"{item}: is a URL; download it, and give the file")
         elif path.is_file():
             matches = [path]
         elif is_special(path):

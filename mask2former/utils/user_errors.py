@@ -150,7 +150,8 @@ def _remedy_by_text(text: str) -> str | None:
 
 
 def _of_the_system(number: int, reason: str, path: str) -> str:
-    remedy = f": {_REMEDIES[number]}" if number in _REMEDIES else ""
+    # A reason with a semicolon has a remedy already, of `atomic_file.check_writable`.
+    remedy = f": {_REMEDIES[number]}" if number in _REMEDIES and ";" not in reason else ""
     place = f"{path}: " if path else ""
     return f"{place}{reason[:1].lower()}{reason[1:]} (errno {number}){remedy}"
 

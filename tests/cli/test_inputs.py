@@ -60,6 +60,11 @@ def test_pipes_are_named() -> None:
     )
 
 
+def test_urls_are_named() -> None:
+    problem = "https://example.com/a.png: is a URL; download it, and give the file"
+    assert collect(["https://example.com/a.png"]) == ([], [problem])
+
+
 def test_images_of_one_name_can_be_told_apart() -> None:
     files = [Path(name) for name in ("left/a.png", "right/a.png", "c.png", "right/deep/a.png", "a.png", "a.jpg")]
     assert unique_names(files) == ["left/a.png", "right/a.png", "c.png", "right/deep/a.png", "a.png", "a.jpg"]

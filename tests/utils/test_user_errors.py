@@ -16,6 +16,7 @@ from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader
 
 from mask2former.errors import BadRecordError
+from mask2former.utils.atomic_file import check_writable
 from mask2former.utils.user_errors import original_text, user_message
 
 
@@ -37,6 +38,8 @@ def test_what_the_system_says_has_path_reason_number_and_remedy(tmp_path: Path) 
     for number, remedy in ((28, "free some space"), (13, "permission"), (30, "can be written"), (24, "ulimit -n")):
         told = user_message(OSError(number, os.strerror(number), "/data/x"))
         assert told is not None and told.startswith("/data/x: ") and f"(errno {number})" in told and remedy in told
+    told = user_message(caught(lambda: check_writable(path / "out", "--output", directory=True)))
+    assert told == f"{path}/out: not a directory; choose another --output (errno 20)"
     assert user_message(FileNotFoundError("x is missing, give y")) == "x is missing, give y"
 
 
