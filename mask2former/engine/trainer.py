@@ -240,8 +240,15 @@ class Trainer(TrainerState, TrainerEvaluation):
         if self.start_iter > 0:
             self.best.restore()
             logger.info("Resuming after %d of %d iterations.", self.start_iter, self.max_iter)
+        elif not resume and self.checkpointer.has_checkpoint():
+            logger.warning(
+                "%s holds an earlier training; files of the same names are replaced. --resume continues it, another "
+                "OUTPUT_DIR keeps it.",
+                self.cfg.OUTPUT_DIR,
+            )
         if self.start_iter == self.max_iter:
-            logger.info("This training is finished, nothing is left to do; a larger SOLVER.MAX_ITER continues it.")
+            text = "This training is finished: only its last evaluation follows. A larger SOLVER.MAX_ITER continues it."
+            logger.info(text)
         if self.weight_average is not None and not (self.start_iter > 0 and self.weight_average.restored):
             if self.start_iter > 0:
                 logger.warning("The checkpoint has no EMA weights: they start from its weights.")

@@ -160,13 +160,22 @@ def test_fewer_iterations_than_are_finished(middle: Path, monkeypatch: pytest.Mo
         resumed(middle, "SOLVER.MAX_ITER", "2")
 
 
+def test_a_new_training_in_the_directory_of_another_warns(middle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    start(tiny_config(middle, *EMA), resume=False)
+    assert [r.message for r in caplog.records if r.levelno == logging.WARNING and "--resume continues it" in r.message]
+    caplog.clear()
+    resumed(middle)
+    start(tiny_config(middle.parent / "other", *EMA), resume=False)
+    assert "--resume continues it" not in caplog.text
+
+
 def test_as_many_iterations_as_are_finished_complete_the_final_files(
     middle: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
         trainer = resumed(middle, "SOLVER.MAX_ITER", "3")
         trainer.train()
-    assert "finished, nothing is left to do" in caplog.text
+    assert "finished: only its last evaluation follows" in caplog.text
     final = torch.load(middle / "model_final.pth", weights_only=True)
     middle_state = torch.load(middle / "model_0000002.pth", weights_only=True)
     assert final["iteration"] == final["trainer"]["_trainer"]["iteration"] == 2
