@@ -55,9 +55,7 @@ def check_tracks(journal: Journal, present: np.ndarray, closed: np.ndarray) -> N
             raise journal.damage(_STATE, f"{name} does not fit the rest")
     rows = present.shape[1] == 2 and _within(present[:, 0], 0, journal.done - 1) and _within(present[:, 1], 1, count)
     if len(present) and not rows:
-        raise journal.damage(
-            "present.log", f"it has rows that are no window and track"
-        )
+        raise journal.damage("present.log", "it has rows that are no window and track")
 
 
 _TABLE = (("scores", "f"), ("spans", "i"), ("embeds", "f"))
@@ -135,7 +133,7 @@ def checked_windows(journal: Journal, size: tuple[int, int]) -> Iterator[dict[st
     for index, window in enumerate(journal.windows()):
         name = journal.window(index)
         _require_object(journal, name, window)
-        stop = window.get("stop")
+        stop: Any = window.get("stop")
         follows = type(window.get("start")) is int and window["start"] == start and type(stop) is int
         if not follows or not start < stop <= end or (index == journal.done - 1 and stop != end):
             raise journal.damage(name, f"it is of other frames than {start} to at most {end}")
