@@ -84,11 +84,16 @@ def check_progress(state: Mapping[str, Any], where: str) -> int:
     return last
 
 
+def settings_of(cfg: CfgNode) -> dict[str, Any]:
+    """Return what a checkpoint keeps of the config: {key: value}, without the place and the seed of the training."""
+    return {key: value for key, value in leaves(cfg) if key not in _NO_SETTINGS}
+
+
 def changed_settings(saved: Any, cfg: CfgNode, where: str) -> dict[str, tuple[Any, Any]]:
     """Return {key: (old value, new value)} of the settings that a resumed training changes.
 
     Args:
-        saved: `leaves` of the config of the checkpoint's training; None in checkpoints of earlier versions.
+        saved: `settings_of` the checkpoint's training; None in checkpoints of earlier versions.
 
     Raises:
         CheckpointError: a setting cannot change.

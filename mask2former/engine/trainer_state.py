@@ -14,7 +14,6 @@ from torch import nn
 
 from ..checkpoint import CheckpointError, SafeCheckpointer, load_weights, save_safetensors
 from ..checkpoint.training_state import check_optimizer_state, mapping
-from ..config import leaves
 from .distributed import get_random_state, set_random_state
 from .ema import WeightAverage
 from .resume import (
@@ -25,6 +24,7 @@ from .resume import (
     log_seed,
     saved_rates,
     schedule_is_known,
+    settings_of,
 )
 from .train_step import TrainStep
 
@@ -91,7 +91,7 @@ class TrainerState(TrainerBase):
         last = {"iteration": self._last_iteration}
         step = {**last, "optimizer": self.optimizer.state_dict(), **self.train_step.state_dict()}
         rank_states = self._rank_states or [self._rank_state()]
-        saved = {"seed": self.seed, "random_states": rank_states, "settings": dict(leaves(self.cfg))}
+        saved = {"seed": self.seed, "random_states": rank_states, "settings": settings_of(self.cfg)}
         return {**state, **last, "_trainer": step, **saved}
 
     @property

@@ -173,7 +173,7 @@ def test_yaml_with_code_and_aliases(tmp_path: Path) -> None:
         f"{chr(98 + n)}: &{chr(98 + n)} [{f'*{chr(97 + n)}, ' * 9}]\n" for n in range(9)
     )
     save_text(tmp_path / "data.yaml", laughs + "names: *j\n")
-    with pytest.raises(BadRecordError, match=r"data\.yaml: names must be"):
+    with pytest.raises(BadRecordError, match=r"data\.yaml: .*more than 200,000 values"):
         load_data(tmp_path)
 
 
