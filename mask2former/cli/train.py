@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         sys.stdout.write("".join(f"{line}\n" for line in (*plan.notes, *(f"Warning: {w}" for w in plan.warnings))))
         return 0
-    status = launch(train_or_evaluate, _launch_arguments(args, str(plan.config), plan, []))
+    status = launch(train_or_evaluate, _launch_arguments(args, str(plan.config), plan, list(plan.overrides)))
     directory = shlex.quote(short_path(output.path))
     if status == 0:
         sys.stdout.write(summary(output, directory))
@@ -158,7 +158,7 @@ def _plan(args: argparse.Namespace, output: OutputDirectory) -> Plan:
 
 def _new_or_resumed(args: argparse.Namespace, output: OutputDirectory, wishes: Wishes) -> Plan:
     if args.resume:
-        return plan_resume(output, wishes, args.opts, write=not args.dry_run)
+        return plan_resume(output, wishes, args.opts, data=args.data, write=not args.dry_run)
     if not args.dry_run:
         output.check_new()
     return plan_training(
@@ -199,6 +199,7 @@ def _launch_arguments(args: argparse.Namespace, config: str, plan: Plan, opts: l
         setattr(launched, name, getattr(args, name))
     launched.debug = launched.debug or getattr(args, "debug", False)  # of `CommandParser`
     launched.notes, launched.warnings = plan.notes, plan.warnings
+    launched.recipe = None if plan.recipe is None else (config, plan.recipe)
     return launched
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 
+from detectron2.utils import comm
+
+from ..utils.file_io import write_bytes
 from .launch import setup
 from .trainer import Trainer
 
@@ -15,7 +18,8 @@ def train_or_evaluate(args: argparse.Namespace) -> object:
     """Train or evaluate on one rank; return the evaluation results, if any.
 
     Args:
-        args: of `launch.argument_parser`; "notes" and "warnings", if present, are sentences for the log.
+        args: of `launch.argument_parser`; "notes" and "warnings", if present, are sentences for the log; "recipe", if
+            present, a file and its new content, which is written when the checkpoint of a resumed training fits.
     """
     cfg = setup(args)
     for note in getattr(args, "notes", ()):
@@ -30,4 +34,7 @@ def train_or_evaluate(args: argparse.Namespace) -> object:
         return results
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
+    recipe = getattr(args, "recipe", None)
+    if recipe is not None and comm.is_main_process():
+        write_bytes(*recipe)
     return trainer.train()

@@ -17,16 +17,17 @@ from detectron2.config import CfgNode
 from ..checkpoint import load_weights
 from ..checkpoint.directory import finished_iterations
 from ..checkpoint.writing import save_safetensors
-from ..config import leaves, load_config, merge_overrides
+from ..config import load_config, merge_overrides
 from ..data.formats import CocoData, load_data, split, write_coco
 from ..data.inspect_training import records_of
 from ..data.learnable import check_objects
 from ..model_source import dataset_classes, locate_model, stored_classes
 from ..utils.file_io import write_bytes
 from .class_head import adapted_weights, is_unchanged, matching_classes
+from .data_comparison import compare_data
 from .output_directory import RECIPE, OutputDirectory
 from .recipe import DataFacts, DeviceFacts, Recipe, Wishes, make_recipe
-from .resume import changed_settings, check_length
+from .resume import changed_settings, check_length, settings_of
 from .speed import measure_speed
 
 
@@ -38,11 +39,15 @@ class Plan:
         config: the file that holds it; None if nothing was written.
         notes: what was chosen, and why; of a training that is resumed nothing.
         warnings: what asks for attention.
+        overrides: KEY VALUE KEY VALUE ..., which change the file's settings.
+        recipe: new content of the file, for when the training has begun; None: it is as it should be.
     """
 
     config: Path | None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    recipe: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -107,12 +112,25 @@ def plan_training(
 
 
 def plan_resume(
-    output: OutputDirectory, wishes: Wishes | None = None, overrides: Sequence[str] = (), *, write: bool = True
+    output: OutputDirectory,
+    wishes: Wishes | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    data: str | os.PathLike[str] | None = None,
+    write: bool = True,
 ) -> Plan:
-    """Return the plan of a training that was started before; its length may be changed. `write` False only plans.
+    """Return the plan of a training that was started before; its length may be changed. Nothing is written.
+
+    Args:
+        output: directory of the training.
+        wishes: only its length can be given.
+        overrides: KEY VALUE KEY VALUE ...
+        data: what the user takes for the data of the training; None: not given.
+        write: False for a plan that is shown only, with a sentence on its length.
 
     Raises:
-        ValueError: there is nothing to resume, or a setting that cannot change.
+        ValueError: there is nothing to resume, a setting that cannot change, or `data` is of another training.
+        FileNotFoundError: no such `data`.
     """
     output.check_resumable()
     given = replace(wishes or Wishes(), iterations=None)
@@ -122,16 +140,16 @@ def plan_resume(
             "Set others as KEY VALUE at the end of the command, or start a new training in another --output."
         )
     cfg = load_config(output.recipe)
-    before = dict(leaves(cfg))
+    before = settings_of(cfg)
+    changes = [*overrides]
     if wishes is not None and wishes.iterations is not None:
-        cfg.SOLVER.MAX_ITER = wishes.iterations
-    merge_overrides(cfg, overrides)
+        changes = ["SOLVER.MAX_ITER", str(wishes.iterations), *overrides]
+    merge_overrides(cfg, changes)
     changed_settings(before, cfg, str(output.recipe))
     check_length(cfg.SOLVER.MAX_ITER, finished_iterations(output.path), str(output.path))
-    if write:
-        write_bytes(output.recipe, cfg.dump().encode())
-    length = f"Resume: {output.path}, up to iteration {cfg.SOLVER.MAX_ITER}."
-    return Plan(output.recipe, () if write else (length,))
+    notes = () if write else (f"Resume: {output.path}, up to iteration {cfg.SOLVER.MAX_ITER}.",)
+    warning = "" if data is None else compare_data(data, output.path / "data")
+    return Plan(output.recipe, notes, (warning,) if warning else (), tuple(changes), cfg.dump().encode())
 
 
 def _parts(

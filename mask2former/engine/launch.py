@@ -31,6 +31,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch.utils.data import DataLoader
 
+from ..checkpoint.directory import has_checkpoint
 from ..config import find_config, load_config
 from ..config_validation import config_warnings, validate_config
 from ..config_values import check_values
@@ -40,6 +41,7 @@ from ..utils.atomic_file import check_writable
 from ..utils.console import file_only, setup_console
 from ..utils.device import select_device
 from ..utils.failures import add_debug, describe, write_any_character
+from ..utils.file_io import write_bytes
 from ..utils.locks import Lock
 from ..utils.user_errors import user_message
 from .output_directory import LOCK_NAME
@@ -70,7 +72,8 @@ def argument_parser() -> argparse.ArgumentParser:
 def setup(args: argparse.Namespace) -> CfgNode:
     """Load, check and freeze the config; start logging to the console and OUTPUT_DIR; seed this process.
 
-    OUTPUT_DIR gets config.yaml and log.txt (log.txt.rankN for the other processes). The complete config and the
+    OUTPUT_DIR gets log.txt (log.txt.rankN for the other processes) and config.yaml; of a training that is resumed, the
+    latter when `Trainer.resume_or_load` has found that its checkpoint fits. The complete config and the
     environment are written to log.txt only.
 
     Raises:
@@ -98,13 +101,34 @@ def setup(args: argparse.Namespace) -> CfgNode:
         if not args.eval_only:
             _SETUP_LOCKS[cfg.OUTPUT_DIR] = training_lock(cfg.OUTPUT_DIR)
     _setup_log(cfg.OUTPUT_DIR)
-    with file_only():
+    with file_only(), _config_kept(cfg) if args.resume and not args.eval_only else contextlib.nullcontext():
         default_setup(cfg, args)
     if note:
         logger.info("%s", note)
     for warning in config_warnings(cfg) if not args.eval_only and comm.is_main_process() else ():
         logger.warning("%s", warning)
     return cfg
+
+
+_ACCEPTED_LATER: dict[str, str] = {}  # OUTPUT_DIR -> config.yaml of a resumed training
+
+
+@contextlib.contextmanager
+def _config_kept(cfg: CfgNode) -> Iterator[None]:
+    """Keep the config.yaml of a training until its checkpoint is known to fit the new one; see `accept_config`."""
+    file = Path(cfg.OUTPUT_DIR, "config.yaml")
+    before = file.read_bytes() if comm.is_main_process() and file.is_file() and has_checkpoint(cfg.OUTPUT_DIR) else None
+    yield
+    if before is not None:
+        write_bytes(file, before)
+        _ACCEPTED_LATER[cfg.OUTPUT_DIR] = cfg.dump()
+
+
+def accept_config(directory: str) -> None:
+    """Write the config.yaml of a resumed training, whose config fits its checkpoint. For rank 0."""
+    content = _ACCEPTED_LATER.pop(directory, None)
+    if content is not None:
+        write_bytes(Path(directory, "config.yaml"), content.encode())
 
 
 _SETUP_LOCKS: dict[str, Lock] = {}  # OUTPUT_DIR -> lock that the training will take over

@@ -44,7 +44,7 @@ from .hooks import (
     WeightAverageHook,
     WriterHook,
 )
-from .launch import StopSignal, TrainingInterrupted, keep_workers, training_lock
+from .launch import StopSignal, TrainingInterrupted, accept_config, keep_workers, training_lock
 from .loggers import build_loggers
 from .metrics_file import MetricsFile
 from .optimizer import build_lr_scheduler, build_optimizer, full_model_clip_norm
@@ -237,6 +237,8 @@ class Trainer(TrainerState, TrainerEvaluation):
         self.start_iter = self.iter + 1  # `load_state_dict` sets `iter` to the iteration that was finished
         self.resuming = resume
         check_same_start(self.start_iter, self.cfg.OUTPUT_DIR)
+        if comm.is_main_process():
+            accept_config(self.cfg.OUTPUT_DIR)
         if self.start_iter > 0:
             self.best.restore()
             logger.info("Resuming after %d of %d iterations.", self.start_iter, self.max_iter)

@@ -55,7 +55,7 @@ def quiet() -> Iterator[None]:
         logging.getLogger(name).handlers.clear()
 
 
-def draw(directory: Path, count: int = 4, names: tuple[str, ...] = ("disc",)) -> Path:
+def draw(directory: Path, count: int = 4, names: tuple[str, ...] = ("disc",), prefix: str = "") -> Path:
     """Images with bright boxes, and their COCO JSON."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -74,8 +74,8 @@ def draw(directory: Path, count: int = 4, names: tuple[str, ...] = ("disc",)) ->
                     "segmentation": [[x, y, x + 16, y, x + 16, y + 12, x, y + 12]],
                 }
             )
-        Image.fromarray(pixels).save(directory / f"{i}.png")
-        images.append({"id": i + 1, "file_name": f"{i}.png", "width": 64, "height": 48})
+        Image.fromarray(pixels).save(directory / f"{prefix}{i}.png")
+        images.append({"id": i + 1, "file_name": f"{prefix}{i}.png", "width": 64, "height": 48})
     categories = [{"id": k, "name": name} for k, name in enumerate(names, start=1)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (directory / "annotations.json").write_text(json.dumps(content))
@@ -112,7 +112,13 @@ def test_trains_evaluates_first_and_loads(tmp_path: Path, base: Path, capsys: py
 
     with pytest.raises(ValueError, match=r"finished training.*--resume --iterations"):
         command("--data", data, "--model", base, "--output", out)
-    assert command("--output", out, "--resume", "--iterations", "6") == 0
+    kept = {name: (out / name).read_bytes() for name in ("config.yaml", "data/config.yaml")}
+    assert command("--output", out, "--resume", "--iterations", "6", "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "9") == 2
+    assert {name: (out / name).read_bytes() for name in kept} == kept  # the checkpoint does not fit
+    with pytest.raises(ValueError, match="is not the data of this training"):
+        command("--output", out, "--resume", "--data", draw(tmp_path / "more", 5, prefix="x"))
+    assert command("--output", out, "--resume", "--data", data, "--iterations", "6") == 0
+    assert all("MAX_ITER: 6" in (out / name).read_text() for name in kept)
     assert torch.load(out / "model_final.pth", weights_only=True)["iteration"] == 5
     assert "Resuming after 4 of 6 iterations" in (out / "log.txt").read_text()
 
