@@ -197,6 +197,12 @@ def _validate_training(cfg: CfgNode) -> None:
     _one_of("INPUT.DATASET_MAPPER_NAME", cfg.INPUT.DATASET_MAPPER_NAME, mapper_names(video))
     # The number of ranks matters only after SOLVER.REFERENCE_WORLD_SIZE has scaled the batch.
     micro_batch_size(cfg, ranks=1)
+    batch, world = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
+    _require(
+        world == 0 or batch % world == 0,
+        f"SOLVER.IMS_PER_BATCH {batch} must be a multiple of SOLVER.REFERENCE_WORLD_SIZE {world} (0: the batch is not "
+        "scaled with the number of ranks)",
+    )
     warmup, iterations = cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER
     _require(
         warmup < iterations or warmup <= 0,

@@ -119,7 +119,10 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer, state: Any, where: s
         values: dict[Any, Any] = {}
         place = f"{where}['state'][{saved_index!r}]"
         if saved_index in entries:
-            values = _without_none(mapping(entries[saved_index], place))
+            raw = mapping(entries[saved_index], place)
+            if not raw and group.get("momentum") and any(entries.values()):
+                raise CorruptCheckpointError(f"{place} ({name}) has no entry 'momentum_buffer', unlike others")
+            values = _without_none(raw)
             _check_kind(optimizer, group, values, f"{place} ({name})")
         else:
             absent.append(name)

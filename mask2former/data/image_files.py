@@ -237,6 +237,12 @@ def _npy_array(name: str, file: IO[bytes]) -> np.ndarray:
     read_header = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}.get(version)
     if read_header is None:
         raise BadRecordError(name, f".npy format {version} is only for tables; save a plain array")
+    start, end = file.tell(), file.seek(0, os.SEEK_END)
+    file.seek(start)
+    length = int.from_bytes(file.read(2 if version == (1, 0) else 4), "little")
+    if length > end - file.tell():  # NumPy allocates what the file says
+        raise BadRecordError(name, f"the file is truncated: its header has {length} bytes")
+    file.seek(start)
     shape, fortran, dtype = read_header(file)
     if dtype.hasobject:
         raise BadRecordError(name, "the .npy file holds Python objects, which could run code, and no image")

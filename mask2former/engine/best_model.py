@@ -219,10 +219,14 @@ class BestModel:
         """Read the best value of the training that is being resumed.
 
         Raises:
-            BadRecordError: model_best.json is damaged; without its value a worse model would replace the best one.
+            CorruptCheckpointError: see `output_directory.read_note`.
         """
-        if self._weights.is_file():
-            self.value = float(read_note(self._note).get("value", -math.inf))
+        if self._note.is_file() and self._weights.is_file():
+            self.value = read_note(self._note)["value"]
+
+    def reset(self) -> None:
+        """Forget the best value: the training starts from the beginning."""
+        self.value = -math.inf
 
     def offer(self, model: nn.Module, results: Mapping[str, Any], iteration: int, cfg: CfgNode) -> bool:
         """Save `model` if its main metric on the first dataset is better than before; return whether it was saved."""

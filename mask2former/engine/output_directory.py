@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.directory import has_checkpoint
-from ..errors import BadRecordError
+from ..checkpoint.training_state import entry, finite_number, mapping, whole_number
+from ..errors import BadRecordError, CorruptCheckpointError
 from ..utils.file_io import parse_json
 
 RECIPE = Path("data", "config.yaml")
@@ -95,21 +95,30 @@ class OutputDirectory:
 
     def outcome(self) -> Outcome:
         """Read the results of the training so far."""
-        before, best = (read_note(self.path / name) for name in ("baseline.json", "model_best.json"))
+        before, best = (_read(self.path / name) for name in ("baseline.json", "model_best.json"))
         note = best or before
         return Outcome(note.get("metric"), before.get("value"), best.get("value"), best.get("iteration"))
 
 
+def _read(file: Path) -> dict[str, Any]:
+    return read_note(file) if file.is_file() else {}
+
+
 def read_note(file: Path) -> dict[str, Any]:
-    """Read what baseline.json or model_best.json tells of an evaluation: "metric", "value", ...; {} without a file.
+    """Read `model_best.json` or `baseline.json`: metric, value, dataset, and of the first iteration.
 
     Raises:
-        BadRecordError: the file is damaged.
+        CorruptCheckpointError: the file is damaged.
     """
-    if not file.is_file():
-        return {}
-    note = parse_json(str(file))
-    value: Any = note.get("value") if isinstance(note, dict) else None
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise BadRecordError(file, "has no number under 'value': delete it, so that the next evaluation writes it anew")
-    return note
+    try:
+        note = parse_json(str(file))
+        value = finite_number(entry(mapping(note, "the content"), "value", "the content"), "'value'")
+        if not isinstance(note.get("metric", ""), str):
+            raise CorruptCheckpointError("'metric' is no text")
+        whole_number(note.get("iteration", 0), "'iteration'", -1)
+    except (BadRecordError, CorruptCheckpointError) as error:
+        raise CorruptCheckpointError(
+            f"{file} is damaged ({error}). Delete it: without it the training goes on, and what it compares with is "
+            "measured again."
+        ) from error
+    return {**note, "value": value}

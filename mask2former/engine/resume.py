@@ -22,6 +22,7 @@ from ..checkpoint.training_state import check_optimizer_state, entry, finite_num
 from ..config import leaves
 from ..errors import CheckpointError, ConfigError, CorruptCheckpointError
 from .distributed import check_random_state
+from .training_log import checked_pending
 
 logger = logging.getLogger(__name__)
 
@@ -243,3 +244,5 @@ def check_trainer_state(trainer: Resumable, state: Mapping[str, Any], where: str
         raise CorruptCheckpointError(f"{where}['random_states'] is a {type(states).__name__}, not a list")
     for rank, random_state in enumerate(states):
         check_random_state(random_state, f"{where}['random_states'][{rank}]")
+        if "pending_losses" in random_state:
+            checked_pending(random_state["pending_losses"], f"{where}['random_states'][{rank}]['pending_losses']")

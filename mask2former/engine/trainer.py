@@ -229,6 +229,8 @@ class Trainer(TrainerState, TrainerEvaluation):
             for name in ("", "data", "inference", "inference_TTA"):
                 for file in remove_unfinished(Path(self.cfg.OUTPUT_DIR, name)):
                     logger.info("Removed %s, which a killed run has not completed.", file)
+        if resume:
+            self.best.restore()  # before anything is loaded: it may be damaged
         self.iter = -1
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         report = self.checkpointer.last_report
@@ -239,8 +241,9 @@ class Trainer(TrainerState, TrainerEvaluation):
         check_same_start(self.start_iter, self.cfg.OUTPUT_DIR)
         if comm.is_main_process():
             accept_config(self.cfg.OUTPUT_DIR)
+        if self.start_iter == 0:
+            self.best.reset()
         if self.start_iter > 0:
-            self.best.restore()
             logger.info("Resuming after %d of %d iterations.", self.start_iter, self.max_iter)
         elif not resume and self.checkpointer.has_checkpoint():
             logger.warning(

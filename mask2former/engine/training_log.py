@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CorruptCheckpointError
 from ..utils.console import FILE_ONLY, bars_enabled
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,25 @@ class _Window:
     means: dict[str, float] = field(default_factory=dict)
     bad: dict[int, str] = field(default_factory=dict)
     data_time: float = 0.0
+
+
+def checked_pending(
+    state: Any, where: str = "pending_losses"
+) -> tuple[tuple[str, ...], Tensor, list[tuple[int, list[str]]], float]:
+    """Check what `LossLog.pending` returned; return names, rows (steps, names + 1), steps and seconds.
+
+    Raises:
+        CorruptCheckpointError: it is something else.
+    """
+    try:
+        names, rows = tuple(map(str, state["names"])), state["rows"].float()
+        steps = [(int(iteration), [str(file) for file in files]) for iteration, files in state["steps"]]
+        seconds = float(state["seconds"])
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError, RuntimeError) as error:
+        raise CorruptCheckpointError(f"{where} of the checkpoint are invalid: {error!r}") from error
+    if not isinstance(rows, Tensor) or tuple(rows.shape) != (len(steps), len(names) + 1):
+        raise CorruptCheckpointError(f"{where} of the checkpoint are not one row of {len(names)} losses for each step")
+    return names, rows, steps, seconds
 
 
 class LossLog:
@@ -65,16 +84,9 @@ class LossLog:
         """Restore what `pending` returned.
 
         Raises:
-            CheckpointError: it is something else.
+            CorruptCheckpointError: it is something else.
         """
-        try:
-            names, rows = tuple(map(str, state["names"])), state["rows"].float()
-            steps = [(int(iteration), [str(file) for file in files]) for iteration, files in state["steps"]]
-            seconds = float(state["seconds"])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"The pending_losses of the checkpoint are invalid: {error!r}") from error
-        if tuple(rows.shape) != (len(steps), len(names) + 1):
-            raise CheckpointError(f"The checkpoint has losses of shape {tuple(rows.shape)} for {len(names)} names")
+        names, rows, steps, seconds = checked_pending(state)
         self._names, self._rows, self._steps, self._data_seconds = names, list(rows), steps, seconds
         self._restored = len(steps)
 

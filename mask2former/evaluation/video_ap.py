@@ -141,8 +141,10 @@ def clip_shape(segmentations: Sequence[Segmentation | None], size: tuple[int, in
     """
     codes: list[Any] = []
     for segmentation in segmentations:
-        if segmentation and not checked and isinstance(segmentation, dict):
+        if not checked and isinstance(segmentation, dict) and segmentation:
             rle_runs(segmentation, size)
+        elif not checked and segmentation is not None and not isinstance(segmentation, (dict, list)):
+            raise SegmentationError(f"a segmentation is a {type(segmentation).__name__}, not polygons, an RLE or None")
         codes.append(_rle(segmentation, size) if segmentation else None)
     # One by one: with NumPy 2, pycocotools fails to compute the areas of more than 255 masks at once.
     areas = [int(mask_util.area(code)) if code else 0 for code in codes]

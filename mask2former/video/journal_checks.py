@@ -133,8 +133,9 @@ def checked_windows(journal: Journal, size: tuple[int, int]) -> Iterator[dict[st
     for index, window in enumerate(journal.windows()):
         name = journal.window(index)
         _require_object(journal, name, window)
-        stop: Any = window.get("stop")
-        follows = type(window.get("start")) is int and window["start"] == start and type(stop) is int
+        stop = window.get("stop")
+        stop = stop if type(stop) is int else -1
+        follows = type(window.get("start")) is int and window["start"] == start
         if not follows or not start < stop <= end or (index == journal.done - 1 and stop != end):
             raise journal.damage(name, f"it is of other frames than {start} to at most {end}")
         seconds, tracks = window.get("seconds"), window.get("tracks")

@@ -86,6 +86,20 @@ def test_bad_numbers_of_boxes_and_areas(tiny_content: Any, write: Write) -> None
         read_instances(str(write()[0]))
 
 
+@pytest.mark.parametrize("key", ["iscrowd", "ignore"])
+def test_a_crowd_without_a_mask_is_left_out_as_one_with_an_empty_mask(
+    tiny_content: Any, write: Write, key: str
+) -> None:
+    entry = tiny_content[2]["annotations"][0]
+    entry[key] = 1
+    del entry["segmentation"]
+    read = read_instances(str(write()[0]), needs=("segmentation",))
+    assert entry["id"] not in [kept["id"] for kept in read.annotations] and len(read.degenerate) == 1
+    entry[key] = 0
+    with pytest.raises(BadRecordError, match="has no 'segmentation'"):
+        read_instances(str(write()[0]), needs=("segmentation",))
+
+
 def test_all_images_bad(tiny_content: Any, write: Write) -> None:
     for image in tiny_content[2]["images"]:
         image["height"] = None

@@ -541,6 +541,7 @@ def _npy(header: str, body: bytes = b"") -> bytes:
         (_npy("__import__('os').abort()"), "cannot be read"),
         (b"\x93NUMPY\x03\x00\x00\x00\x00\x00", "only for tables"),
         (b"\x93NUMPY", "cannot be read"),
+        (b"\x93NUMPY\x02\x00\xff\xff\xff\xff{}", "its header has 4294967295 bytes"),
     ],
 )
 def test_npy_headers_are_not_believed(tmp_path: Path, content: bytes, match: str) -> None:

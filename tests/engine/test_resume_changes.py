@@ -18,6 +18,7 @@ from tiny_training import TinyTrainer, start, tiny_config, weights
 
 from mask2former.checkpoint import load_weights
 from mask2former.engine.launch import setup
+from mask2former.engine.output_directory import OutputDirectory
 from mask2former.errors import BadRecordError, CheckpointError, ConfigError, CorruptCheckpointError
 
 EMA = ("SOLVER.EMA_DECAY", "0.9")
@@ -241,6 +242,10 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "position behind the words": lambda data: data["trainer"]["random_states"][0]["numpy"].__setitem__(2, 10**6),
     "random state of text": lambda data: data["trainer"].update(random_states=["x"]),
     "random states of text": lambda data: data["trainer"].update(random_states="x"),
+    "losses of text": lambda data: data["trainer"]["random_states"][0].update(pending_losses="x"),
+    "losses without rows": lambda data: data["trainer"]["random_states"][0].update(
+        pending_losses={"names": ["a"], "rows": torch.zeros(2, 2), "steps": [], "seconds": 0.0}
+    ),
     "hooks of text": lambda data: data["trainer"].update(hooks="x"),
 }
 
@@ -256,6 +261,28 @@ def test_a_damaged_checkpoint_is_refused_before_anything_is_loaded(
         trainer.resume_or_load(resume=True)
     assert trainer.optimizer.state_dict()["state"] == {}
     assert all(torch.equal(value, before[name]) for name, value in weights(trainer).items())
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{}", '{"value": "x"}', '{"value": NaN}', "[" * 100_000])
+def test_a_damaged_note_of_the_best_model_is_named_before_anything_is_loaded(middle: Path, text: str) -> None:
+    (middle / "model_best.json").write_text(text)
+    (middle / "model_best.safetensors").write_bytes(b"")
+    trainer = TinyTrainer(tiny_config(middle, *EMA))
+    with pytest.raises(CorruptCheckpointError, match=r"model_best\.json is damaged .*Delete it"):
+        trainer.resume_or_load(resume=True)
+    assert trainer.optimizer.state_dict()["state"] == {}
+    (middle / "baseline.json").write_text(text)
+    with pytest.raises(CorruptCheckpointError, match=r"baseline\.json is damaged"):
+        OutputDirectory(middle).outcome()
+
+
+def test_a_missing_moment_of_sgd_is_noticed(tmp_path: Path) -> None:
+    settings = ("SOLVER.OPTIMIZER", "SGD", "SOLVER.MAX_ITER", "4")
+    start(tiny_config(tmp_path, *settings)).train()
+    for file in tmp_path.glob("*.pth"):
+        edited(tmp_path, in_optimizer(lambda state: state.pop("momentum_buffer")), file.name)
+    with pytest.raises(CorruptCheckpointError, match="has no entry 'momentum_buffer'"):
+        start(tiny_config(tmp_path, *settings), resume=True)
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(trained: Path, tmp_path: Path) -> None:

@@ -151,6 +151,8 @@ def test_sizes_are_means_over_the_frames_that_show_the_object() -> None:
         ({"segmentations": [None]}, r"result 0, video 1 \(1/0.jpg\): 1 segmentations, but truth.json lists 2 frames"),
         ({"segmentations": [rle(np.ones((4, 4))), None]}, r"video 1 .* the RLE is for size \[4, 4\]"),
         ({"segmentations": [{"size": [6, 7], "counts": [3]}, None]}, "the runs of the RLE do not add up"),
+        ({"segmentations": ["x", None]}, "a segmentation is a str"),
+        ({"segmentations": [0, None]}, "a segmentation is a int"),
     ],
 )
 def test_wrong_results_are_named(change: dict[str, Any], message: str) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 
+from mask2former.errors import ConfigError
 from mask2former.modeling.pixel_decoder.msdeformattn import Geometry, MSDeformAttn, MSDeformAttnPixelDecoder
 
 SHAPES = {f"res{i}": ShapeSpec(channels=4 * i, stride=2**i) for i in range(2, 6)}
@@ -25,6 +26,14 @@ def test_shapes() -> None:
     assert mask_features.shape == (2, 16, 16, 24)
     assert [x.shape[-2:] for x in levels] == [(2, 3), (4, 6), (8, 12)]
     assert encoded is levels[0] and all(x.shape[1] == 32 for x in levels)
+
+
+def test_a_map_of_one_value_for_a_norm_names_the_keys() -> None:
+    decoder = make()
+    with pytest.raises(ConfigError, match=r"'res5' has one pixel.*INPUT\.IMAGE_SIZE"):
+        decoder.forward_features(features(1, 32, 32))
+    decoder.forward_features(features(2, 32, 32))
+    make(conv_dim=64).forward_features(features(1, 32, 32))
 
 
 def test_geometry_holds_pixel_centers() -> None:

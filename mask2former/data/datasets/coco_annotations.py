@@ -125,7 +125,9 @@ class _Reader:
         if image is None:
             raise BadRecordError(file, f"belongs to image {image_id!r}, which is not in 'images'", where)
         entry = check_annotation(file, annotation, image, where, self.result.categories)
-        if entry.get("segmentation") == []:
+        # A training drops crowds and objects with "ignore", so one without a mask is as good as one with an empty mask.
+        unused = "segmentation" in self.needs and "segmentation" not in entry and (entry["iscrowd"] or entry["ignore"])
+        if entry.get("segmentation") == [] or unused:
             self.result.degenerate.append(where)
             return
         for key in self.needs:

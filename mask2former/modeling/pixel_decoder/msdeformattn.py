@@ -18,6 +18,7 @@ from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
+from ...errors import ConfigError
 from ...ops import ms_deform_attn
 from ...utils.registry import register
 from ..shape_cache import ShapeCache
@@ -153,12 +154,15 @@ class DeformableEncoder(nn.Module):
         return [p.transpose(1, 2).unflatten(2, shape) for p, shape in zip(parts, shapes, strict=True)]
 
 
+_GROUPS = 32  # of the norms
+
+
 def _projection(in_channels: int, channels: int) -> nn.Sequential:
     convolution = nn.Conv2d(in_channels, channels, 1)
     nn.init.xavier_uniform_(convolution.weight)
     assert convolution.bias is not None
     nn.init.zeros_(convolution.bias)
-    return nn.Sequential(convolution, nn.GroupNorm(32, channels))
+    return nn.Sequential(convolution, nn.GroupNorm(_GROUPS, channels))
 
 
 @register(SEM_SEG_HEADS_REGISTRY)
@@ -263,6 +267,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         return self._decode(features)
 
     def _decode(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        self._check_sizes(features)
         maps = [p(features[n]) for n, p in zip(self.encoder_features, self.input_proj, strict=True)]
         out = self.transformer(maps)
         for name, index in zip(self.fpn_features, range(len(self.fpn_features), 0, -1), strict=True):
@@ -270,6 +275,19 @@ class MSDeformAttnPixelDecoder(nn.Module):
             up = F.interpolate(out[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
             out.append(getattr(self, f"layer_{index}")(lateral + up))
         return self.mask_features(out[-1]), out[0], out[: self.num_output_levels]
+
+    def _check_sizes(self, features: Mapping[str, Tensor]) -> None:
+        """Refuse maps of which a group of the norms has a single value, as torch does without naming the key."""
+        if self.mask_features.in_channels != _GROUPS:
+            return
+        for name in self.encoder_features:
+            batch, _, height, width = features[name].shape
+            if batch * height * width == 1:
+                raise ConfigError(
+                    f"An image is so small that the map {name!r} has one pixel, and with MODEL.SEM_SEG_HEAD.CONVS_DIM "
+                    f"{_GROUPS} a group of its norm has one value. Raise INPUT.IMAGE_SIZE, INPUT.CROP.SIZE, "
+                    "INPUT.MIN_SIZE_TRAIN or MIN_SIZE_TEST, or CONVS_DIM."
+                )
 
     def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None, list[Tensor]]:
         """Call `forward_features`."""
