@@ -202,10 +202,12 @@ def _check(file: Path, shown: str, url: str, known: Digest | None, target: Path)
     """Compare the checksum that is known, and, unless it is a complete SHA-256, that of the first use."""
     check_digest(file, shown, known)
     if known is None or known[0] != "sha256" or len(known[1]) < 64:
-        _check_record(digest_of(file, "sha256"), shown, url, target)
+        # Part of a checksum is known for most models of the zoo: their first download is no reason to worry.
+        level = logging.WARNING if known is None else logging.INFO
+        _check_record(digest_of(file, "sha256"), shown, url, target, level)
 
 
-def _check_record(digest: str, shown: str, url: str, target: Path) -> None:
+def _check_record(digest: str, shown: str, url: str, target: Path, level: int) -> None:
     record = target.with_name(f"{target.name}.sha256")
     if record.is_file():
         expected = record.read_text(encoding="utf-8", errors="replace").split(maxsplit=1)[:1]
@@ -222,8 +224,8 @@ def _check_record(digest: str, shown: str, url: str, target: Path) -> None:
         place = f"recorded in {record}"
     except OSError as error:
         place = f"not recorded ({error})"
-    text = "%s: no SHA-256 is published for this file. This content is trusted on first use; its sha256 %s is %s."
-    logger.warning(text, url, digest, place)
+    text = "%s: no SHA-256 is known. This first copy is trusted, and later ones must equal it: its sha256 %s is %s."
+    logger.log(level, text, url, digest, place)
 
 
 def check_digest(file: Path, shown: str, known: Digest | None) -> None:

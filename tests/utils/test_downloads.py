@@ -130,6 +130,17 @@ def test_the_first_content_is_recorded_and_another_one_refused(
     assert fetch(URL) == file
 
 
+def test_a_published_part_of_a_checksum_is_no_reason_for_a_warning(
+    served: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        file = fetch(URL, ("md5", hashlib.md5(b"weights").hexdigest()[:6]))
+    assert [record.levelno for record in caplog.records] == [logging.INFO]
+    file.write_bytes(b"weighty")
+    with pytest.raises(CorruptCheckpointError, match="md5"):
+        fetch(URL, ("md5", hashlib.md5(b"weights").hexdigest()[:6]))
+
+
 def test_a_file_that_was_put_there_is_recorded_too(served: dict[str, Any]) -> None:
     file = cache_file(URL)
     file.parent.mkdir(parents=True)
