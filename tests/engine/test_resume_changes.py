@@ -19,7 +19,7 @@ from tiny_training import TinyTrainer, start, tiny_config, weights
 from mask2former.checkpoint import load_weights
 from mask2former.engine.launch import setup
 from mask2former.engine.output_directory import OutputDirectory
-from mask2former.errors import BadRecordError, CheckpointError, ConfigError, CorruptCheckpointError
+from mask2former.errors import CheckpointError, ConfigError, CorruptCheckpointError
 
 EMA = ("SOLVER.EMA_DECAY", "0.9")
 OWN = "WarmupMultiStepLR"
@@ -341,5 +341,5 @@ def test_a_damaged_note_of_the_best_model_is_named(middle: Path, note: str) -> N
     (middle / "model_best.json").write_text(note)
     assert resumed(middle).best.value == -math.inf  # without the weights there is nothing to lose
     (middle / "model_best.safetensors").touch()
-    with pytest.raises(BadRecordError, match=r"model_best\.json"):
+    with pytest.raises(CorruptCheckpointError, match=r"model_best\.json"):
         resumed(middle)
