@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, bu
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from .errors import first_few
 from .modeling.criterion import SetCriterion
 from .modeling.device_transfer import to_cpu
 from .modeling.matcher import HungarianMatcher
@@ -163,7 +165,8 @@ class MaskFormer(MaskClassifier):
             `scores`, `pred_classes`), for the tasks that are switched on.
         """
         images = self.preprocess(batched_inputs)
-        outputs = self.sem_seg_head(self.backbone(images.tensor))
+        with naming_tiny_images(images.tensor, [x.get("file_name") for x in batched_inputs]):
+            outputs = self.sem_seg_head(self.backbone(images.tensor))
         if self.training:
             return self.weighted_losses(outputs, [self._target(x, images) for x in batched_inputs])
         return self._results(outputs, batched_inputs, images, settings or self.settings)
@@ -235,3 +238,28 @@ def build_criterion(cfg: Any, num_classes: int) -> SetCriterion:
         importance_sample_ratio=node.IMPORTANCE_SAMPLE_RATIO,
         deep_supervision=node.DEEP_SUPERVISION,
     )
+
+
+@contextlib.contextmanager
+def naming_tiny_images(images: Tensor, names: Sequence[str | None] = ()) -> Iterator[None]:
+    """Say in words that group normalization cannot work with one value in each group, which PyTorch refuses.
+
+    Args:
+        images: (B, 3, H, W) as the network gets them.
+        names: files of the images, where they are known.
+
+    Raises:
+        ValueError: that is so; the message names files, size and keys.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 value per channel"):
+            raise
+        files = f" ({first_few([name for name in names if name])})" if any(names) else ""
+        size = f"{images.shape[-1]} x {images.shape[-2]} pixels"
+        raise ValueError(
+            f"images{files} of {size}, as the network gets them, are too small for the group normalization of this "
+            "model: use a larger INPUT.MIN_SIZE_TEST (--min-size) or INPUT.IMAGE_SIZE, or a larger "
+            "MODEL.SEM_SEG_HEAD.CONVS_DIM"
+        ) from error

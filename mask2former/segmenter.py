@@ -33,6 +33,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .data.image_sources import Channels, ImageSource, iter_pages
+from .data.transforms import ResizeShortestEdge
 from .maskformer_model import MaskFormer
 from .model_loading import class_table, load_model, ready_model
 from .modeling.postprocess import Settings
@@ -59,7 +60,7 @@ class _Call:
     """The settings of one call. They are handed on, never stored: other threads may use the segmenter."""
 
     rules: ObjectRules
-    resize: T.ResizeShortestEdge
+    resize: ResizeShortestEdge
     batch_size: int
     tiles: TileSettings
     progress: bool
@@ -130,7 +131,7 @@ class Segmenter:
         self._bgr = cfg is not None and cfg.INPUT.FORMAT == "BGR"
         if cfg is not None:
             min_size, max_size = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-        self._resize = T.ResizeShortestEdge(min_size, max_size, "choice")
+        self._resize = ResizeShortestEdge(min_size, max_size, "choice")
 
     # ---- loading
     @classmethod
@@ -329,13 +330,13 @@ class Segmenter:
             score_threshold=threshold,
         )
 
-    def _resize_to(self, min_size: int | None) -> T.ResizeShortestEdge:
+    def _resize_to(self, min_size: int | None) -> ResizeShortestEdge:
         """Return the resizing of the evaluation, or one to another shortest edge."""
         if min_size is None:
             return self._resize
         if min_size < 1:
             raise ValueError(f"min_size must be at least 1, not {min_size}")
-        return T.ResizeShortestEdge(min_size, max(self._resize.max_size, 2 * min_size), "choice")
+        return ResizeShortestEdge(min_size, max(self._resize.max_size, 2 * min_size), "choice")
 
     # ---- tiles
     def _segment(self, arrays: list[np.ndarray], call: _Call) -> list[Result]:
@@ -422,7 +423,7 @@ class Segmenter:
         threshold = max(threshold, settings.score_threshold)
         return {"settings": replace(settings, score_threshold=threshold, patches=True)}
 
-    def _prepare(self, array: np.ndarray, resize: T.ResizeShortestEdge, scale: float | None = None) -> dict[str, Any]:
+    def _prepare(self, array: np.ndarray, resize: ResizeShortestEdge, scale: float | None = None) -> dict[str, Any]:
         """Convert (H, W, 3) uint8 RGB to detectron2's input: resized (3, h, w) uint8, and the size of the results."""
         height, width = array.shape[:2]
         if self._bgr:

@@ -12,7 +12,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
-from .maskformer_model import MaskClassifier
+from .maskformer_model import MaskClassifier, naming_tiny_images
 from .modeling.device_transfer import to_cpu, to_device
 from .modeling.postprocess import Size, postprocess_clip
 from .utils.registry import register
@@ -81,7 +81,8 @@ class VideoMaskFormer(MaskClassifier):
         assert not self.training, "clip_outputs is for inference: call model.eval() first"
         head: Any = self.sem_seg_head
         step = max(1, _CHUNK // (images.shape[-2] * images.shape[-1]))
-        parts = [head.pixel_maps(self.backbone(part)) for part in images.split(step)]
+        with naming_tiny_images(images):
+            parts = [head.pixel_maps(self.backbone(part)) for part in images.split(step)]
         outputs = head.predict(_join([p[0] for p in parts]), _join([p[1] for p in parts]), frames=len(images))
         names = {"pred_logits": "pred_logits", "pred_masks": "pred_masks", "query_embeds": "pred_embeds"}
         return {ours: outputs[theirs][0] for theirs, ours in names.items() if theirs in outputs}
@@ -101,7 +102,8 @@ class VideoMaskFormer(MaskClassifier):
         if len(counts) != 1:
             raise ValueError(f"the clips of a batch have {counts} frames; all must have INPUT.SAMPLING_FRAME_NUM")
         images = self.pad_images(frame for record in batched_inputs for frame in record["image"])
-        outputs = self.sem_seg_head(self.backbone(images.tensor), frames=counts[0])
+        with naming_tiny_images(images.tensor, [_clip_name(record) for record in batched_inputs]):
+            outputs = self.sem_seg_head(self.backbone(images.tensor), frames=counts[0])
         return self.weighted_losses(outputs, [self._target(record, images) for record in batched_inputs])
 
     def _target(self, record: Mapping[str, Any], images: ImageList) -> dict[str, Any]:

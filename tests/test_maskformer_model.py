@@ -160,3 +160,14 @@ def test_complete_model_in_half_precision(config: str) -> None:
         rounded = model.bfloat16()(image)[0]["instances"]
     assert rounded.pred_masks.shape == exact.pred_masks.shape
     assert (rounded.scores.float() - exact.scores).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_images_too_small_for_the_normalization_are_named(training: bool) -> None:
+    model = tiny("coco/instance-segmentation/maskformer2_R50_bs16_50ep.yaml").train(training)
+    normalize = torch.nn.GroupNorm(32, 32)
+    model.sem_seg_head.forward = lambda features: normalize(torch.zeros(1, 32, 1, 1))
+    sample = {**record(20, 30, 0, 3), "file_name": "tiny.png"}
+    told = r"images \(tiny\.png\) of \d+ x \d+ pixels, .* too small .* INPUT\.MIN_SIZE_TEST .*CONVS_DIM"
+    with torch.no_grad(), pytest.raises(ValueError, match=told):
+        model([sample])

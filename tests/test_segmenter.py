@@ -158,6 +158,14 @@ def test_resizing_is_that_of_the_evaluation() -> None:
     assert result.instances.masks.shape[1:] == (30, 50) and result.image.shape == (30, 50, 3)
 
 
+@pytest.mark.parametrize("tile", [None, "auto", 1000])
+@pytest.mark.parametrize("size", [(5000, 1), (1, 5000), (1, 1)])
+def test_long_images_keep_their_shortest_edge(size: tuple[int, int], tile: int | str | None) -> None:
+    segment = segmenter(min_size=64, max_size=80)
+    result = segment(np.zeros((*size, 3), np.uint8), tile=tile)
+    assert min(seen(segment).shape) >= 1 and result.image.shape[:2] == size
+
+
 def test_lists_keep_order_and_run_in_batches() -> None:
     images = [gray_tensor(8, 10 + i) for i in range(5)]
     segment = segmenter(batch_size=2)
