@@ -110,6 +110,7 @@ def _read_classes(path: Path) -> ClassTable:
 
 
 def _name(name: Any) -> str:
+    name = name.replace("\ufeff", "") if isinstance(name, str) else name  # a byte order mark that an editor has left
     if not isinstance(name, str) or not name.strip():
         raise TypeError(f"the name {name!r:.40} is no text")
     if any("\ud800" <= character <= "\udfff" for character in name):
