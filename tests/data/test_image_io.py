@@ -199,3 +199,11 @@ def test_pipes_are_no_ground_truth(tmp_path: Path) -> None:
     for read in (lambda p: read_label_map(str(p)), image_size, read_ids):
         with pytest.raises(BadRecordError, match="pipe or device"):
             read(tmp_path / "a.png")
+
+
+def test_photographs_are_upright(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored turned to the left, to be shown turned back
+    Image.fromarray(np.rot90(pixels)).save(tmp_path / "photo.png", exif=exif)
+    np.testing.assert_array_equal(read_image(str(tmp_path / "photo.png")), pixels)

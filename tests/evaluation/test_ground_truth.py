@@ -100,6 +100,23 @@ def test_training_and_evaluation_leave_out_the_same(tmp_path: Path, change: dict
     assert set(evaluator._truth.imgs) == {record["image_id"] for record in DatasetCatalog.get(NAME)}
 
 
+@pytest.mark.parametrize(("shift", "category"), [(-1, 4), (-2, 0), (0, 977), (10**25, 4)])
+def test_ids_of_exports_change_no_result(tmp_path: Path, shift: int, category: int) -> None:
+    """From 0, negative, far above 64 bits; "info": null."""
+    content = instances() | {"info": None}
+    content["categories"][0]["id"] = category
+    for entry in (*content["images"], *content["annotations"]):
+        entry["id"] += shift
+    for entry in content["annotations"]:
+        entry["image_id"], entry["category_id"] = entry["image_id"] + shift, category
+    registered(tmp_path, content)
+    evaluator = InstanceSegEvaluator(NAME)
+    for record in DatasetCatalog.get(NAME)[:2]:
+        assert [entry["category_id"] for entry in record["annotations"]] == [0]
+        evaluator.process([record], [prediction()])
+    assert evaluator.evaluate()["segm"]["AR@100"] == pytest.approx(200 / 3)
+
+
 def test_images_that_the_loader_skipped_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for skip, recall in ((False, 100 / 3), (True, 100)):
         registered(tmp_path, instances(), skip)
