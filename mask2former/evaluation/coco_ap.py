@@ -80,6 +80,11 @@ def _percent(values: np.ndarray) -> float:
     return float(np.mean(present) * 100) if present.size else float("nan")
 
 
+def _order(image_id: Any) -> tuple[bool, Any]:
+    """Return a key to sort image ids by: numbers first, then texts."""
+    return isinstance(image_id, str), image_id
+
+
 def evaluate_coco(
     truth: COCO,
     results: Sequence[Mapping[str, Any]],
@@ -119,7 +124,7 @@ def evaluate_coco(
     else:
         results = checked_results(results, truth, task)
     parameters = Params("bbox" if task == "bbox" else "segm")
-    images = {i: n for n, i in enumerate(sorted(set(truth.imgs if image_ids is None else image_ids)))}
+    images = {i: n for n, i in enumerate(sorted(set(truth.imgs if image_ids is None else image_ids), key=_order))}
     selected = sorted({int(c) for c in (truth.cats if category_ids is None else category_ids)})
     categories = {c: n for n, c in enumerate(selected)}
 

@@ -40,6 +40,18 @@ def ours(truth: dict[str, Any], results: list[dict[str, Any]], task: str = "segm
     return evaluate_coco(index_coco(copy.deepcopy(truth)), results, task, max_dets)
 
 
+def test_ids_of_images_may_be_numbers_and_texts() -> None:
+    box = {"category_id": 1, "bbox": [1, 1, 6, 6], "area": 36, "iscrowd": 0, "segmentation": [[1, 1, 7, 1, 7, 7, 1, 7]]}
+    ids = [3, "b", 1, "a"]
+    truth = {
+        "images": [{"id": i, "height": 9, "width": 9} for i in ids],
+        "categories": [{"id": 1, "name": "cell"}],
+        "annotations": [{**box, "id": n, "image_id": i} for n, i in enumerate(ids, start=1)],
+    }
+    results = [{**box, "image_id": i, "score": 0.5} for i in ids]
+    assert ours(truth, results, "bbox").ap() == pytest.approx(100)
+
+
 def assert_identical(scores: CocoScores, engine: COCOeval) -> None:
     np.testing.assert_array_equal(scores.precision, engine.eval["precision"])
     np.testing.assert_array_equal(scores.recall, engine.eval["recall"])

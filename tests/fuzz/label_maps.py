@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.data import MetadataCatalog
 from PIL import Image
 
+from mask2former.data import register_from_config
+from mask2former.data.datasets import unregister
 from mask2former.data.image_io import read_label_map
 from mask2former.errors import BadRecordError
 
@@ -132,6 +135,10 @@ def run(state: dict[str, Any], case: Case) -> None:
     for skip in (False, True):
         cfg = with_dataset(state["cfg"], "SEMANTIC_FOLDER", images, labels, names, skip=skip)
         cfg.DATASETS.SEMANTIC_FOLDER[0].append(ignored)
+        with contextlib.suppress(Exception):  # the start of a training compares the numbers of classes
+            register_from_config(cfg)
+            cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(MetadataCatalog.get(NAME).stuff_classes)
+        unregister(NAME)
         use_dataset(case, cfg, predict=predict, check_results=lambda *found: check_results(ignored, *found))
 
 

@@ -83,7 +83,7 @@ def _segment(random: Random, tree: Any) -> None:
             ("id", (0, -1, "7", None, 7, 2**24, 2**40, 7.0, True, [7])),
             ("category_id", (7, 17, 99, "7", None, [7], True, 7.0)),
             ("iscrowd", (1, 2, None, "1", [1], True, 0.5)),
-            ("area", (0, -1, None, "x", float("nan"))),
+            ("area", (-1, None, "x", float("nan"))),  # not 0: the official script computes the IoU with it
             ("isthing", (0, 1, None, "x")),
         )
     )

@@ -60,6 +60,8 @@ def run(states: list[dict[str, Any]], case: Case) -> None:
         else:
             content = mutate(random, states[number])
         files.write_bytes(_bytes(content))
+        if settings != SETTINGS[number] and ": ema " in refused:
+            refused = ""  # EMA weights that these settings do not use
     before = {path.name for path in output.glob("*.pth")}
     resumed = case.attempt(_resume, _config(output, settings))
     if resumed.accepted:

@@ -95,14 +95,18 @@ def _directories(base: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(base) if entry.is_dir()) if base.is_dir() else []
 
 
+def _used_categories(annotations: Any) -> set[int | str]:
+    """Return the category ids of annotations that may be malformed, which their reader tells later."""
+    entries = annotations if isinstance(annotations, list) else []
+    ids = (entry.get("category_id") for entry in entries if isinstance(entry, dict))
+    return {number for number in ids if isinstance(number, (int, str))}
+
+
 def _merge_categories(
     contents: Sequence[dict[str, Any]], context: Context
 ) -> tuple[list[dict[str, Any]], list[dict[int, int]]]:
     """Return the categories of all files, and for each file its category ids -> those of the result."""
-    used = [
-        {entry.get("category_id") for entry in content.get("annotations") or [] if isinstance(entry, dict)}
-        for content in contents
-    ]
+    used = [_used_categories(content.get("annotations")) for content in contents]
     tables = [{entry["id"]: entry["name"] for entry in content["categories"]} for content in contents]
     parents = {str(entry.get("supercategory")) for content in contents for entry in content["categories"]}
     for content, table in zip(contents, tables, strict=True):

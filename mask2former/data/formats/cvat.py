@@ -68,7 +68,7 @@ class _Parser:
         try:
             with self.file.open("rb") as file:
                 self._expat.ParseFile(file)
-        except expat.ExpatError as error:
+        except (expat.ExpatError, LookupError) as error:  # LookupError: an encoding that does not exist
             raise BadRecordError(self.file, f"is not an XML file: {error}") from error
         except OSError as error:
             raise BadRecordError(self.file, f"cannot be read: {error}") from error

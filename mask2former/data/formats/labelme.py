@@ -86,6 +86,8 @@ def _shape(shape: Any, file: Path, where: str, size: tuple[int, int]) -> tuple[s
     label, kind, group = shape["label"], shape.get("shape_type") or "polygon", shape.get("group_id")
     if label in _IGNORED:
         return label, None, label
+    if not isinstance(kind, str):
+        raise BadRecordError(file, f"shape_type must be a text, not {str(kind)[:40]}", where)
     if not isinstance(group, (int, str, type(None))):
         raise BadRecordError(file, f"group_id must be a number, not {str(group)[:40]}", where)
     points = _points(shape.get("points"), file, where)

@@ -32,9 +32,10 @@ EXTERNAL = """<?xml version="1.0"?>
 
 @pytest.fixture(autouse=True)
 def _quick() -> Iterator[None]:
-    start = time.monotonic()
+    """Of this process alone, so that other work on the machine does not matter."""
+    start = time.process_time()
     yield
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20
 
 
 @pytest.mark.parametrize("text", [LAUGHS, EXTERNAL])
@@ -174,6 +175,31 @@ def test_yaml_with_code_and_aliases(tmp_path: Path) -> None:
     )
     save_text(tmp_path / "data.yaml", laughs + "names: *j\n")
     with pytest.raises(BadRecordError, match=r"data\.yaml: .*more than 200,000 values"):
+        load_data(tmp_path)
+
+
+def test_encodings_that_do_not_exist(tmp_path: Path) -> None:
+    save_image(tmp_path / "a.png")
+    save_text(tmp_path / "annotations.xml", '<?xml version="1.0" encoding="utf-9"?>\n<annotations></annotations>')
+    with pytest.raises(BadRecordError, match=r"annotations\.xml: is not an XML file"):
+        load_data(tmp_path)
+
+
+@pytest.mark.parametrize("annotations", [1.5, [{"category_id": [3]}], [{"category_id": {}}], [5]])
+def test_coco_annotations_of_other_types(tmp_path: Path, annotations: object) -> None:
+    content = samples.coco_content(samples.sample(0))
+    samples.save_images(tmp_path, samples.sample(0))
+    save_json(tmp_path / "a.json", {**content, "annotations": annotations})
+    with pytest.raises(BadRecordError, match=r"a\.json"):
+        load_data(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [[], {}, 5, True])
+def test_labelme_shapes_of_other_types(tmp_path: Path, kind: object) -> None:
+    shape = {"label": "cell", "points": [[1, 1], [5, 1], [5, 5]], "shape_type": kind or ["polygon"]}
+    save_image(tmp_path / "a.png")
+    save_json(tmp_path / "a.json", samples.labelme_content("a", [shape]))
+    with pytest.raises(BadRecordError, match=r"a\.json: .*shape_type must be a text"):
         load_data(tmp_path)
 
 
