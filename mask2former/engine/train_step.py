@@ -223,7 +223,7 @@ class TrainStep:
         if "grad_scaler" in state:
             self.grad_scaler.load_state_dict(state["grad_scaler"])
         else:
-            logger.warning("The checkpoint has no state of a loss scaler: the scale starts anew.")
+            logger.warning("The checkpoint has no state of a loss scaler: the scale starts from its initial value.")
 
 
 def _gradient_sync(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
