@@ -10,10 +10,11 @@ from pathlib import Path
 
 from ..engine.commands import train_or_evaluate
 from ..engine.fine_tuning import Plan, plan_resume, plan_training
-from ..engine.launch import argument_parser, launch, training_lock
+from ..engine.launch import argument_parser, launch
 from ..engine.output_directory import OutputDirectory
 from ..engine.rank_group import torchrun_place
 from ..engine.recipe import Wishes
+from ..engine.training_setup import training_lock
 from ..model_source import DEFAULT_MODEL
 from ..utils.atomic_file import check_writable
 from ..utils.file_io import short_path

@@ -18,9 +18,9 @@ from torch import nn
 from ..checkpoint.writing import save_safetensors
 from ..utils.console import bars_enabled, file_only, progress_bar
 from ..utils.file_io import write_json
-from .launch import current_stop_signal
 from .output_directory import read_note
 from .previews import open_previews
+from .stop_signals import current_stop_signal
 
 logger = logging.getLogger(__name__)
 

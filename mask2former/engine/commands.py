@@ -8,8 +8,8 @@ import logging
 from detectron2.utils import comm
 
 from ..utils.file_io import write_bytes
-from .launch import setup
 from .trainer import Trainer
+from .training_setup import setup
 
 logger = logging.getLogger(__name__)
 

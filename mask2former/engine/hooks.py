@@ -18,10 +18,10 @@ from detectron2.utils.events import EventWriter
 
 from ..utils.console import progress_bar
 from .early_stop import EarlyStopHook
-from .launch import StopSignal, TrainingInterrupted
 from .loggers import BackgroundLogger
 from .metrics_file import MetricsFile
 from .resume import check_schedule_state, is_function_of_iteration
+from .stop_signals import StopSignal, TrainingInterrupted
 from .training_log import ConsoleWriter
 
 logger = logging.getLogger(__name__)

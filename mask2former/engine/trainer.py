@@ -44,14 +44,15 @@ from .hooks import (
     WeightAverageHook,
     WriterHook,
 )
-from .launch import StopSignal, TrainingInterrupted, accept_config, keep_workers, training_lock
 from .loggers import build_loggers
 from .metrics_file import MetricsFile
 from .optimizer import build_lr_scheduler, build_optimizer, full_model_clip_norm
+from .stop_signals import StopSignal, TrainingInterrupted, keep_workers
 from .train_step import TrainStep, select_precision
 from .trainer_evaluation import TrainerEvaluation
 from .trainer_state import TrainerState
 from .training_log import ConsoleWriter
+from .training_setup import accept_config, training_lock
 from .training_summary import training_summary
 
 logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from .distributed import preserved_random_state, share_buffers
 from .early_stop import EarlyStopHook
 from .ema import WeightAverage
 from .hooks import stop_training
-from .launch import StopRequested, StopSignal
+from .stop_signals import StopRequested, StopSignal
 from .training_summary import dataset_size
 
 logger = logging.getLogger(__name__)

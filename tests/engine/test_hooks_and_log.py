@@ -6,7 +6,6 @@ import json
 import logging
 import random
 import signal
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,11 +17,12 @@ from tiny_training import start, tiny_config
 from torch import nn
 
 from mask2former.checkpoint.writing import plain_data
+from mask2former.engine import stop_signals
 from mask2former.engine.best_model import by_dataset, format_results, main_metric
 from mask2former.engine.distributed import get_random_state, preserved_random_state, set_random_state
 from mask2former.engine.ema import WeightAverage
 from mask2former.engine.hooks import CheckpointHook, EvaluationHook
-from mask2former.engine.launch import StopSignal
+from mask2former.engine.stop_signals import StopSignal
 from mask2former.engine.training_log import ConsoleWriter, condense_losses
 
 
@@ -196,10 +196,8 @@ def test_a_single_kept_checkpoint_is_refused() -> None:
 @pytest.mark.parametrize("later", [signal.SIGTERM, signal.SIGINT])
 def test_one_stop_may_come_as_several_signals(later: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batch system, launcher and parent's death may all tell the same process; a later repetition is meant."""
-    module = sys.modules["mask2former.engine.launch"]  # the name in the package is the function
-
     clock = [100.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(stop_signals.time, "monotonic", lambda: clock[0])
     got: list[int] = []
     before = {s: signal.signal(s, lambda number, frame: got.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
     try:

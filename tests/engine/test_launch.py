@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from mask2former.engine import TrainingInterrupted, argument_parser, launch, setup
+from mask2former.engine import TrainingInterrupted, argument_parser, launch, setup, training_setup
 from mask2former.engine.rank_group import Place, announce_failure, torchrun_place
 from mask2former.errors import InUseError
 from mask2former.utils import locks
@@ -253,7 +253,7 @@ def test_ranks_that_end_together_leave_in_order(
 def test_kept_workers_do_not_keep_a_process_that_fails() -> None:
     """The traceback holds the iterator, which would end them otherwise."""
     code = (
-        "from torch.utils.data import DataLoader; from mask2former.engine.launch import keep_workers\n"
+        "from torch.utils.data import DataLoader; from mask2former.engine.stop_signals import keep_workers\n"
         "def main():\n"
         "    batches = iter(keep_workers(DataLoader(range(1000), num_workers=1)))\n"
         "    raise KeyError(int(next(batches)))\n"
@@ -322,9 +322,9 @@ def test_setup_refuses_detectron2s_default_model() -> None:
 def test_setup_falls_back_to_cpu(gpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if gpus == "1":
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(module, "validate_config", lambda cfg, training: None)
+    monkeypatch.setattr(training_setup, "validate_config", lambda cfg, training: None)
     records: list[str] = []
-    monkeypatch.setattr(module.logger, "info", lambda text, *values: records.append(text % values))
+    monkeypatch.setattr(training_setup.logger, "info", lambda text, *values: records.append(text % values))
     cfg = setup(parse("--num-gpus", gpus, "OUTPUT_DIR", str(tmp_path), "SEED", "3"))
     assert cfg.MODEL.DEVICE == "cpu"
     assert cfg.is_frozen()
@@ -343,7 +343,7 @@ def test_a_second_training_in_one_directory_is_refused(tmp_path: Path, monkeypat
         raise BlockingIOError(errno.EAGAIN, "held")
 
     monkeypatch.setattr(locks.fcntl, "lockf", locked)
-    monkeypatch.setattr(module, "validate_config", lambda cfg, training: None)
+    monkeypatch.setattr(training_setup, "validate_config", lambda cfg, training: None)
     args = parse("--num-gpus", "0", "OUTPUT_DIR", str(tmp_path))
     with pytest.raises(InUseError, match=f"{tmp_path} is in use by process {os.getppid()} on"):
         setup(args)
@@ -354,7 +354,7 @@ def test_a_second_training_in_one_directory_is_refused(tmp_path: Path, monkeypat
 def test_an_output_directory_that_cannot_be_written_is_told_first(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "validate_config", lambda cfg, training: None)
+    monkeypatch.setattr(training_setup, "validate_config", lambda cfg, training: None)
     (tmp_path / "file").write_text("")
     args = parse("--num-gpus", "0", "OUTPUT_DIR", str(tmp_path / name))
     with pytest.raises(OSError, match=r"choose another OUTPUT_DIR: '") as told:

@@ -12,8 +12,8 @@ from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage
 from tiny_training import TinyTrainer, start, tiny_config
 
-from mask2former.engine.launch import TrainingInterrupted
 from mask2former.engine.metrics_file import MetricsFile
+from mask2former.engine.stop_signals import TrainingInterrupted
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

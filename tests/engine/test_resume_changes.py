@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +16,9 @@ from detectron2.projects.deeplab.lr_scheduler import WarmupPolyLR
 from tiny_training import TinyTrainer, start, tiny_config, weights
 
 from mask2former.checkpoint import load_weights
-from mask2former.engine.launch import setup
+from mask2former.engine import training_setup
 from mask2former.engine.output_directory import OutputDirectory
+from mask2former.engine.training_setup import setup
 from mask2former.errors import CheckpointError, ConfigError, CorruptCheckpointError
 
 EMA = ("SOLVER.EMA_DECAY", "0.9")
@@ -151,7 +151,7 @@ def test_an_own_schedule_goes_on_as_it_was_saved(tmp_path: Path, caplog: pytest.
 def test_fewer_iterations_than_are_finished(middle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {file.name: file.read_bytes() for file in middle.iterdir()}
     opts = ["OUTPUT_DIR", str(middle), "SOLVER.MAX_ITER", "2", "MODEL.DEVICE", "cpu", "DATASETS.TRAIN", "()"]
-    monkeypatch.setattr(sys.modules["mask2former.engine.launch"], "validate_config", lambda *args, **kwargs: None)
+    monkeypatch.setattr(training_setup, "validate_config", lambda *args, **kwargs: None)
     with pytest.raises(ConfigError, match=r"SOLVER\.MAX_ITER is 2"):
         setup(Namespace(config_file="", opts=[*opts, "DATASETS.TEST", "()"], resume=True, eval_only=False, num_gpus=0))
     assert {file.name: file.read_bytes() for file in middle.iterdir()} == before

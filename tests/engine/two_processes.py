@@ -18,7 +18,7 @@ from detectron2.utils.logger import setup_logger
 from tiny_training import TinyTrainer, start, tiny_config
 from torch.utils.data import DataLoader
 
-from mask2former.engine.launch import keep_workers
+from mask2former.engine.stop_signals import keep_workers
 
 KEYS = ("SOLVER.IMS_PER_BATCH", "8", "SOLVER.ACCUMULATION_STEPS", "2")
 

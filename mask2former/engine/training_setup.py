@@ -1,0 +1,128 @@
+"""What stands before a command of the trainer: the checked config, the log, and the lock of OUTPUT_DIR."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from ..checkpoint.directory import has_checkpoint
+from ..config import find_config, load_config
+from ..config_validation import config_warnings, validate_config
+from ..config_values import check_values
+from ..data import register_from_config
+from ..errors import ConfigError
+from ..utils.atomic_file import check_writable
+from ..utils.console import file_only, setup_console
+from ..utils.device import select_device
+from ..utils.file_io import write_bytes
+from ..utils.locks import Lock
+from .output_directory import LOCK_NAME
+from .resume import check_length_of
+
+logger = logging.getLogger(__name__)
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Load, check and freeze the config; start logging to the console and OUTPUT_DIR; seed this process.
+
+    OUTPUT_DIR gets log.txt (log.txt.rankN for the other processes) and config.yaml; of a training that is resumed, the
+    latter when `Trainer.resume_or_load` has found that its checkpoint fits. The complete config and the
+    environment are written to log.txt only.
+
+    Raises:
+        FileNotFoundError, ValueError: a mistake in the config, naming file, key and remedy.
+        InUseError: another training writes to OUTPUT_DIR.
+        OSError: OUTPUT_DIR cannot be written; the error names it and the reason.
+    """
+    if args.config_file:
+        args.config_file = str(find_config(args.config_file))
+    cfg = load_config(args.config_file or None, args.opts)
+    check_values(cfg, training=not args.eval_only)  # before anything reads them
+    note = _choose_device(cfg, getattr(args, "num_gpus", 1))
+    # An evaluation takes no look at the training data, which may be on another machine.
+    register_from_config(cfg, [*cfg.DATASETS.TEST, *(() if args.eval_only else cfg.DATASETS.TRAIN)])
+    validate_config(cfg, training=not args.eval_only)
+    try:
+        select_device(cfg.MODEL.DEVICE)
+    except ValueError as error:
+        raise ConfigError(f"MODEL.DEVICE: {error}") from error
+    if args.resume and not args.eval_only:
+        check_length_of(cfg)
+    cfg.freeze()
+    if comm.is_main_process():  # before anything is written there, or read
+        check_writable(cfg.OUTPUT_DIR, "OUTPUT_DIR", directory=True)
+        if not args.eval_only:
+            _SETUP_LOCKS[cfg.OUTPUT_DIR] = training_lock(cfg.OUTPUT_DIR)
+    _setup_log(cfg.OUTPUT_DIR)
+    with file_only(), _config_kept(cfg) if args.resume and not args.eval_only else contextlib.nullcontext():
+        default_setup(cfg, args)
+    if note:
+        logger.info("%s", note)
+    for warning in config_warnings(cfg) if not args.eval_only and comm.is_main_process() else ():
+        logger.warning("%s", warning)
+    return cfg
+
+
+_ACCEPTED_LATER: dict[str, str] = {}  # OUTPUT_DIR -> config.yaml of a resumed training
+
+
+@contextlib.contextmanager
+def _config_kept(cfg: CfgNode) -> Iterator[None]:
+    """Keep the config.yaml of a training until its checkpoint is known to fit the new one; see `accept_config`."""
+    file = Path(cfg.OUTPUT_DIR, "config.yaml")
+    before = file.read_bytes() if comm.is_main_process() and file.is_file() and has_checkpoint(cfg.OUTPUT_DIR) else None
+    yield
+    if before is not None:
+        write_bytes(file, before)
+        _ACCEPTED_LATER[cfg.OUTPUT_DIR] = cfg.dump()
+
+
+def accept_config(directory: str) -> None:
+    """Write the config.yaml of a resumed training, whose config fits its checkpoint. For rank 0."""
+    content = _ACCEPTED_LATER.pop(directory, None)
+    if content is not None:
+        write_bytes(Path(directory, "config.yaml"), content.encode())
+
+
+_SETUP_LOCKS: dict[str, Lock] = {}  # OUTPUT_DIR -> lock that the training will take over
+
+
+def training_lock(directory: str) -> Lock:
+    """Return the lock of OUTPUT_DIR, for one training at a time: the one of `setup`, or a new one. For rank 0.
+
+    Raises:
+        InUseError: another process trains there; the message names it and its host.
+    """
+    return _SETUP_LOCKS.pop(directory, None) or Lock(Path(directory) / LOCK_NAME, f"The output directory {directory}")
+
+
+def _setup_log(directory: str) -> None:
+    rank = comm.get_rank()
+    setup_logger(directory, distributed_rank=rank, name="mask2former", abbrev_name="m2f")
+    # As `default_setup` calls them, which then adds no handlers: detectron2 remembers the arguments.
+    setup_logger(directory, distributed_rank=rank, name="fvcore")
+    setup_logger(directory, distributed_rank=rank)
+    setup_console()
+
+
+def _choose_device(cfg: CfgNode, num_gpus: int) -> str:
+    """Fall back to the CPU where there is no GPU or none is requested; return a line for the log, or ''."""
+    if not cfg.MODEL.DEVICE.startswith("cuda"):
+        return ""
+    if num_gpus == 0:
+        reason = "--num-gpus 0"
+    elif not torch.cuda.is_available():
+        reason = "no GPU is available"
+    else:
+        return ""
+    requested, cfg.MODEL.DEVICE = cfg.MODEL.DEVICE, "cpu"
+    return f"MODEL.DEVICE is set from {requested} to cpu: {reason}."
