@@ -14,7 +14,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, bu
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from .errors import first_few
+from .errors import ConfigError, first_few
 from .modeling.criterion import SetCriterion
 from .modeling.device_transfer import to_cpu
 from .modeling.matcher import HungarianMatcher
@@ -64,6 +64,11 @@ class MaskClassifier(nn.Module):
         """Build the arguments of this class, for the `from_config` of the models."""
         backbone = build_backbone(cfg)
         head = build_sem_seg_head(cfg, backbone.output_shape())
+        if not hasattr(head, "num_classes"):
+            raise ConfigError(
+                f"MODEL.SEM_SEG_HEAD.NAME {cfg.MODEL.SEM_SEG_HEAD.NAME} is no head of mask classification (MaskFormerHead), "
+                f"which MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} needs"
+            )
         return {
             "backbone": backbone,
             "sem_seg_head": head,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from mask2former.errors import ConfigError
 from mask2former.structures.task import Task
 
 from .modeling.tiny_models import clip, record, step_and_predict_without_syncs, tiny, without_gradient
@@ -171,3 +172,11 @@ def test_images_too_small_for_the_normalization_are_named(training: bool) -> Non
     told = r"images \(tiny\.png\) of \d+ x \d+ pixels, .* too small .* INPUT\.MIN_SIZE_TEST .*CONVS_DIM"
     with torch.no_grad(), pytest.raises(ValueError, match=told):
         model([sample])
+
+
+def test_a_head_of_another_kind_is_named() -> None:
+    """detectron2's heads build with the same keys."""
+    with pytest.raises(
+        ConfigError, match=r"MODEL\.SEM_SEG_HEAD\.NAME SemSegFPNHead .*META_ARCHITECTURE MaskFormer needs"
+    ):
+        tiny(next(name for name in IMAGE if "_R50_" in name), "MODEL.SEM_SEG_HEAD.NAME", "SemSegFPNHead")
