@@ -66,8 +66,8 @@ class MaskClassifier(nn.Module):
         head = build_sem_seg_head(cfg, backbone.output_shape())
         if not hasattr(head, "num_classes"):
             raise ConfigError(
-                f"MODEL.SEM_SEG_HEAD.NAME {cfg.MODEL.SEM_SEG_HEAD.NAME} is no head of mask classification (MaskFormerHead), "
-                f"which MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} needs"
+                f"MODEL.SEM_SEG_HEAD.NAME {cfg.MODEL.SEM_SEG_HEAD.NAME} is no head of mask classification "
+                f"(MaskFormerHead), which MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} needs"
             )
         return {
             "backbone": backbone,
