@@ -73,21 +73,10 @@ def build_train_loader(
     )
     mapper = mapper if mapper is not None else build_mapper(cfg, True)
     _check_learnable(records, mapper, cfg.DATASETS.TRAIN)
-    dataset = TrainingRecords(
-        records,
-        mapper,
-        seed=seed,
-        skip_bad=cfg.DATALOADER.SKIP_BAD_RECORDS,
-        num_workers=workers,
-    )
-    logger.info(
-        "training on %d records of %s, %d per micro-batch and rank, seed %d, from iteration %d",
-        len(records),
-        ", ".join(cfg.DATASETS.TRAIN),
-        batch_size,
-        seed,
-        start_iteration,
-    )
+    skip_bad = cfg.DATALOADER.SKIP_BAD_RECORDS
+    dataset = TrainingRecords(records, mapper, seed=seed, skip_bad=skip_bad, num_workers=workers)
+    text = "training on %d records of %s, %d per micro-batch and rank, seed %d, from iteration %d"
+    logger.info(text, len(records), ", ".join(cfg.DATASETS.TRAIN), batch_size, seed, start_iteration)
     return _Loader(
         dataset,
         batch_sampler=batches,

@@ -12,29 +12,16 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.evaluation import DatasetEvaluator
-from tiny_training import TinyTrainer, start, tiny_config, weights
+from tiny_training import EvaluatedTrainer, TinyTrainer, start, tiny_config, weights
 from torch import nn
 
-from mask2former.engine.best_model import evaluate_datasets, without_single_name
 from mask2former.engine.hooks import TrainingInterrupted
 
 KEYS = ("TEST.EVAL_PERIOD", "3", "SOLVER.MAX_ITER", "9", "LOGGERS", "()")
 TIMES = ("time", "data_time", "eta_seconds", "images_per_second")
 
 
-class Loss(DatasetEvaluator):
-    def reset(self) -> None:
-        self.sum = 0.0
-
-    def process(self, inputs: Any, outputs: Any) -> None:
-        self.sum -= float(outputs["loss_ce"])
-
-    def evaluate(self) -> Any:
-        return {"segm": {"AP": self.sum}}
-
-
-class Evaluating(TinyTrainer):
+class Evaluating(EvaluatedTrainer):
     """Evaluates batch by batch; `act` is called with (evaluation, batch), both counted from 0."""
 
     evaluations = 0
@@ -58,14 +45,6 @@ class Evaluating(TinyTrainer):
                     yield [{"x": x, "y": x.sum()}]
 
         return Batches()
-
-    @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
-        return Loss()
-
-    @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
-        return without_single_name(evaluate_datasets(cls, cfg, model))
 
 
 def trainer_class(at: tuple[int, int] | None = None, error: BaseException | None = None) -> type[Evaluating]:
@@ -97,7 +76,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return directory, weights(trainer)
 
 
-def assert_equal_to(straight: Any, directory: Path, trainer: TinyTrainer) -> None:
+def assert_equal_to(straight: Any, directory: Path, trainer: EvaluatedTrainer) -> None:
     assert rows(directory) == rows(straight[0])
     for name, value in straight[1].items():
         assert torch.equal(value, weights(trainer)[name]), name

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluator
 from torch import Tensor, nn
 
 from mask2former.config import load_config
+from mask2former.engine.best_model import evaluate_datasets, without_single_name
 from mask2former.engine.trainer import Trainer
 
 
@@ -80,6 +82,31 @@ class TinyTrainer(Trainer):
         torch.rand(5)
         random.random()
         return {"segm": {"AP": cls.metrics.pop(0) if cls.metrics else 1.0}}
+
+
+class MeanLoss(DatasetEvaluator):
+    """Mean loss, which stands for a metric: it depends on the weights, and gets better."""
+
+    def reset(self) -> None:
+        self.values: list[float] = []
+
+    def process(self, inputs: Any, outputs: Any) -> None:
+        self.values.append(float(outputs["loss_ce"]))
+
+    def evaluate(self) -> Any:
+        return {"segm": {"AP": 100 - 10 * sum(self.values) / len(self.values), "first": self.values[0]}}
+
+
+class EvaluatedTrainer(TinyTrainer):
+    """Evaluates batch by batch, as `Trainer` does; subclasses have the `build_test_loader`."""
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
+        return MeanLoss()
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
+        return without_single_name(evaluate_datasets(cls, cfg, model))
 
 
 def tiny_config(directory: Path, *overrides: str) -> CfgNode:

@@ -27,17 +27,14 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
-from detectron2.evaluation import DatasetEvaluator
 from safetensors.torch import load_file
-from torch import nn
 
 _TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_TESTS.parent))
 sys.path.insert(0, str(_TESTS / "engine"))
 
-from tiny_training import TinyTrainer, start, tiny_config  # noqa: E402
+from tiny_training import EvaluatedTrainer, start, tiny_config  # noqa: E402
 
-from mask2former.engine.best_model import evaluate_datasets, without_single_name  # noqa: E402
 from mask2former.engine.metrics_file import MetricsFile  # noqa: E402
 
 TIMES = frozenset({"time", "data_time", "eta_seconds", "images_per_second"})
@@ -81,19 +78,6 @@ class Between(HookBase):
         POINTS.pass_by("final")
 
 
-class Loss(DatasetEvaluator):
-    """Mean loss, which stands for a metric: it depends on the weights, and gets better."""
-
-    def reset(self) -> None:
-        self.values: list[float] = []
-
-    def process(self, inputs: Any, outputs: Any) -> None:
-        self.values.append(float(outputs["loss_ce"]))
-
-    def evaluate(self) -> Any:
-        return {"segm": {"AP": 100 - 10 * sum(self.values) / len(self.values), "first": self.values[0]}}
-
-
 class Batches:
     """Four batches with points between them."""
 
@@ -108,7 +92,7 @@ class Batches:
         POINTS.pass_by("evaluation")
 
 
-class ChaosTrainer(TinyTrainer):
+class ChaosTrainer(EvaluatedTrainer):
     """Passes points in steps, evaluations and between hooks."""
 
     log_period = 4
@@ -124,14 +108,6 @@ class ChaosTrainer(TinyTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         return Batches()
-
-    @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
-        return Loss()
-
-    @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
-        return without_single_name(evaluate_datasets(cls, cfg, model))
 
 
 def _phase_of(path: Any) -> str:
