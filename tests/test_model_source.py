@@ -47,6 +47,13 @@ def test_damaged_classes_are_an_error_that_names_the_file(tmp_path: Path, rows: 
         read(tmp_path, json.dumps(rows))
 
 
+def test_byte_order_marks_are_no_part_of_a_name(tmp_path: Path) -> None:
+    """Of an editor, in the middle of a file that was put together of two."""
+    assert read(tmp_path, json.dumps(["\ufeffcell", "bar"])) == ClassTable(("cell", "bar"))
+    with pytest.raises(BadRecordError, match="is no text"):
+        read(tmp_path, json.dumps(["\ufeff"]))
+
+
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, b"\xff\xfe[\0", "", "[", b"\0" * 9])
 def test_classes_that_are_no_json(tmp_path: Path, content: str | bytes) -> None:
     with pytest.raises(BadRecordError, match=r"classes\.json"):

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from mask2former.config import load_config
 from mask2former.data import (
     BadRecordError,
     register_coco_json,
@@ -22,6 +23,7 @@ from mask2former.data import (
 )
 from mask2former.data.datasets import unregister
 from mask2former.data.datasets.semantic_folder import pair_files
+from mask2former.errors import ConfigError
 
 CATEGORIES = [
     {"id": 30, "name": "sky", "isthing": 0, "color": [1, 2, 3]},
@@ -228,3 +230,9 @@ def test_a_file_for_a_directory_and_the_reverse(tmp_path: Path, content: Content
         register_semantic_folder("custom", images, json_file, ["a"])
     with pytest.raises(IsADirectoryError, match="ids is a directory"):
         register_ytvis_json("custom", ids, images)
+
+
+@pytest.mark.parametrize("name", [[1], 5, None])
+def test_names_of_datasets_that_are_no_names(name: Any) -> None:
+    with pytest.raises(ConfigError, match=r"DATASETS\.TRAIN and DATASETS\.TEST are lists of dataset names, but have"):
+        register_from_config(load_config(), ["a", name])

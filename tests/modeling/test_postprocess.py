@@ -338,3 +338,18 @@ def test_of_equal_queries_in_two_chunks_the_first_wins(monkeypatch: pytest.Monke
     s = Settings(PANOPTIC)
     _, segments = postprocess(scores, scores, torch.full((2, *size), 9.0), size, size, size, s)["panoptic_seg"]
     assert [x["category_id"] for x in segments] == [0]
+
+
+@pytest.mark.gpu
+def test_patches_of_a_gpu_equal_dense_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores, masks = random_case(5)
+    s = Settings(INSTANCE, topk=20)
+    dense = run(scores, masks, s)["instances"]
+    few = postprocess(scores.cuda(), scores, masks.cuda(), PADDED, IMAGE, OUTPUT, replace(s, patches=True))["instances"]
+    assert few.has("pred_masks")  # where they are small, dense masks need no copy for each object
+    monkeypatch.setattr(module, "_DENSE_ON_GPU", 0)
+    many = postprocess(scores.cuda(), scores, masks.cuda(), PADDED, IMAGE, OUTPUT, replace(s, patches=True))[
+        "instances"
+    ]
+    assert int((torch.from_numpy(paste(many.pred_patches, OUTPUT)) != dense.pred_masks).sum()) <= 1
+    torch.testing.assert_close(many.scores, dense.scores, atol=1e-4, rtol=1e-4)

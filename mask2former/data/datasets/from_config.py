@@ -66,9 +66,9 @@ def register_from_config(cfg: CfgNode, names: Iterable[str] | None = None) -> No
         ConfigError: an entry does not have the form that its key needs; see also the functions that register a dataset.
     """
     names = None if names is None else tuple(names)
-    wrong = next((name for name in names or () if not isinstance(name, str)), None)
-    if wrong is not None:
-        raise ConfigError(f"DATASETS.TRAIN and DATASETS.TEST are lists of dataset names, but have {wrong!r}")
+    for name in names or ():
+        if not isinstance(name, str):
+            raise ConfigError(f"DATASETS.TRAIN and DATASETS.TEST are lists of dataset names, but have {name!r}")
     requested = None if names is None else set(names)
     for key, dataset_format in _FORMATS.items():
         for entry in cfg.DATASETS[key]:
