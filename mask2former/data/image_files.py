@@ -32,6 +32,7 @@ from .tiff_pages import ORIENTATION, SUBFILE, check_page_list, has_deep_planes, 
 # the many formats that nobody trains on. JPEG includes MPO.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP")
 
+_LONG_READ = 2**20  # bytes; a shorter read is not worth looking at the size of the file
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
@@ -40,6 +41,15 @@ def open_with_pillow(file: IO[bytes]) -> Image.Image:
     """Open an image of one of FORMATS; raises what Pillow raises."""
     Image.init()
     return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])  # old versions have no AVIF
+
+
+class _BoundedReader(io.BufferedReader):
+    """A file that allocates no more for a read than it has: damaged lengths in a file ask for gigabytes."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _LONG_READ:
+            size = min(size, max(0, os.fstat(self.fileno()).st_size - self.tell()))
+        return super().read(size)
 
 
 def open_regular(path: str) -> BinaryIO:
@@ -66,7 +76,7 @@ def open_regular(path: str) -> BinaryIO:
         descriptor = -1
     if descriptor < 0:
         raise BadRecordError(path, "is a pipe or device, not a file; pass the bytes that you read from it")
-    return os.fdopen(descriptor, "rb")
+    return _BoundedReader(io.FileIO(descriptor, "rb"))
 
 
 @contextmanager

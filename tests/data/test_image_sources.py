@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
@@ -9,6 +10,7 @@ import pickle
 import struct
 import sys
 import threading
+import tracemalloc
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -657,6 +659,23 @@ def test_size_is_checked_before_memory_is_allocated(
     assert str(caught.value).count(str(path)) == 1
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert load_image(path, page=page).shape == (60, 50, 3)
+
+
+def test_a_damaged_length_in_a_file_takes_no_memory(tmp_path: Path) -> None:
+    """Python allocates what is asked for, before it sees that the file is shorter."""
+    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    start = content.index(b"IDAT")
+    (tmp_path / "a.png").write_bytes(content[: start - 4] + struct.pack(">I", 2**31 - 1) + content[start:])
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(ValueError):
+            read_image(str(tmp_path / "a.png"))
+        with contextlib.suppress(ValueError):
+            load_image(tmp_path / "a.png")
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("name", [*COMMON, "ome.tif", "imagej.tif", "float.tif", "a.npy"])
