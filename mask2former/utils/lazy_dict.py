@@ -44,7 +44,7 @@ class LazyDict(dict[str, Any]):
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value of `key`, or `default`."""
-        return self[key] if key in self else default
+        return self[key] if key in self else default  # noqa: SIM401 (that would be this method)
 
     def items(self) -> Any:
         """Return the items, all computed."""

@@ -1,0 +1,42 @@
+"""Which keywords a function or a constructor of another project takes."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+def accepted(function: Callable[..., Any], keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keywords that a callable takes by name; all of them if it takes any (`**kwargs`).
+
+    For a module the signature of its `forward` counts, because its call hands everything on.
+    """
+    called = getattr(function, "forward", function) if not inspect.isroutine(function) else function
+    parameters = inspect.signature(called).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return dict(keywords)
+    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return {name: value for name, value in keywords.items() if name in named}
+
+
+def fitting(cls: type, arguments: Mapping[str, Any], optional: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the optional arguments that the constructor of a subclass with a narrower signature does not take.
+
+    For `from_config`: subclasses in other projects list the keywords that the reference implementation has, and ours
+    has a few more.
+
+    Args:
+        cls: the class that is built.
+        arguments: of its constructor, from the config.
+        optional: name -> default of the arguments that may be left out; a warning names those with another value.
+    """
+    taken = accepted(cls.__init__, optional)
+    dropped = {name: arguments[name] for name in optional if name in arguments and name not in taken}
+    for name, value in dropped.items():
+        if value != optional[name]:
+            logger.warning("%s takes no %s: its value %r has no effect", cls.__name__, name, value)
+    return {name: value for name, value in arguments.items() if name not in dropped}
