@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,16 +12,18 @@ import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
-from detectron2.structures import ImageList
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from .errors import ConfigError, first_few
 from .modeling.criterion import SetCriterion
 from .modeling.device_transfer import to_cpu
+from .modeling.ground_truth import Target
 from .modeling.matcher import HungarianMatcher
-from .modeling.postprocess import Settings, postprocess
+from .modeling.postprocess import Settings, postprocess, result_of_masks
 from .structures.task import IMAGE_TASKS, Task, tasks_of
 from .utils.registry import register
+from .utils.signatures import fitting, overridden
 
 
 class MaskClassifier(nn.Module):
@@ -131,23 +134,38 @@ class MaskFormer(MaskClassifier):
         **parts: Any,
     ) -> None:
         super().__init__(**parts)
-        thing_ids = getattr(self.metadata, "thing_dataset_id_to_contiguous_id", None)
-        switches = {Task.SEMANTIC: semantic_on, Task.INSTANCE: instance_on, Task.PANOPTIC: panoptic_on}
-        self.settings = Settings(
+        self.object_mask_threshold, self.overlap_threshold = object_mask_threshold, overlap_threshold
+        self.sem_seg_postprocess_before_inference = sem_seg_postprocess_before_inference
+        self.semantic_on, self.instance_on, self.panoptic_on = semantic_on, instance_on, panoptic_on
+        self.test_topk_per_image, self.score_threshold = test_topk_per_image, score_threshold
+        self.things: frozenset[int] | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """Return the settings of post-processing, from the attributes; `things` None: those of the metadata."""
+        things = self.things
+        if things is None and hasattr(self.metadata, "thing_dataset_id_to_contiguous_id"):
+            things = frozenset(self.metadata.thing_dataset_id_to_contiguous_id.values())
+        switches = {
+            Task.SEMANTIC: self.semantic_on,
+            Task.INSTANCE: self.instance_on,
+            Task.PANOPTIC: self.panoptic_on,
+        }
+        return Settings(
             tasks=frozenset(task for task, on in switches.items() if on),
-            topk=test_topk_per_image,
-            score_threshold=score_threshold,
-            object_mask_threshold=object_mask_threshold,
-            overlap_threshold=overlap_threshold,
-            semantic_at_output_size=sem_seg_postprocess_before_inference,
-            things=None if thing_ids is None else frozenset(thing_ids.values()),
+            topk=self.test_topk_per_image,
+            score_threshold=self.score_threshold,
+            object_mask_threshold=self.object_mask_threshold,
+            overlap_threshold=self.overlap_threshold,
+            semantic_at_output_size=self.sem_seg_postprocess_before_inference,
+            things=things,
         )
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
         node, tasks = cfg.MODEL.MASK_FORMER, tasks_of(cfg)
         arguments = cls.parts_from_config(cfg) | {f"{task}_on": task in tasks for task in IMAGE_TASKS}
-        return arguments | {
+        arguments |= {
             "object_mask_threshold": node.TEST.OBJECT_MASK_THRESHOLD,
             "overlap_threshold": node.TEST.OVERLAP_THRESHOLD,
             "sem_seg_postprocess_before_inference": node.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE
@@ -155,6 +173,7 @@ class MaskFormer(MaskClassifier):
             "test_topk_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "score_threshold": cfg.TEST.SCORE_THRESHOLD,
         }
+        return fitting(cls, arguments, {"score_threshold": 0.0})
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]], settings: Settings | None = None) -> Any:
         """Compute losses in training, results otherwise.
@@ -173,28 +192,53 @@ class MaskFormer(MaskClassifier):
         with naming_tiny_images(images.tensor, [x.get("file_name") for x in batched_inputs]):
             outputs = self.sem_seg_head(self.backbone(images.tensor))
         if self.training:
-            return self.weighted_losses(outputs, [self._target(x, images) for x in batched_inputs])
+            return self.weighted_losses(outputs, self._targets(batched_inputs, images))
         return self._results(outputs, batched_inputs, images, settings or self.settings)
 
     def preprocess(self, batched_inputs: Sequence[Mapping[str, Any]]) -> ImageList:
         """Batch the images of the records as `pad_images` does."""
         return self.pad_images(x["image"] for x in batched_inputs)
 
-    def _target(self, record: Mapping[str, Any], images: ImageList) -> dict[str, Any]:
-        if "instances" not in record:
-            raise ValueError(
-                f"training sample {record.get('file_name', '(no file name)')} has no 'instances'; "
-                "check INPUT.DATASET_MAPPER_NAME"
-            )
-        instances = record["instances"]
-        masks = instances.gt_masks
-        masks = getattr(masks, "tensor", masks)
-        return {
-            "labels": instances.gt_classes.to(self.device, non_blocking=True),
-            "masks": masks.to(self.device, non_blocking=True),
-            "size": tuple(images.tensor.shape[-2:]),
-            "name": record.get("file_name"),
-        }
+    def _targets(self, batched_inputs: Sequence[Mapping[str, Any]], images: ImageList) -> Any:
+        for record in batched_inputs:
+            if "instances" not in record:
+                raise ValueError(
+                    f"training sample {record.get('file_name', '(no file name)')} has no 'instances'; "
+                    "check INPUT.DATASET_MAPPER_NAME"
+                )
+            self._check_classes(record)
+        needed = None if overridden(self, MaskFormer, "prepare_targets") else ("gt_classes", "gt_masks")
+        instances = [_to_device(record["instances"], self.device, needed) for record in batched_inputs]
+        targets = self.prepare_targets(instances, images)
+        for target, record in zip(targets, batched_inputs, strict=True):
+            if isinstance(target, Target):
+                target.name = record.get("file_name")
+        return targets
+
+    def _check_classes(self, record: Mapping[str, Any]) -> None:
+        """Refuse classes that the model does not have, which on a GPU end in a message that names no file."""
+        classes, count = record["instances"].gt_classes, getattr(self.sem_seg_head, "num_classes", None)
+        if classes.device.type == "cpu" and len(classes) and isinstance(count, int):
+            low, high = int(classes.min()), int(classes.max())
+            if low < 0 or high >= count:
+                raise ValueError(
+                    f"training sample {record.get('file_name', '(no file name)')} has class "
+                    f"{low if low < 0 else high}, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is {count}"
+                )
+
+    def prepare_targets(self, targets: Sequence[Instances], images: ImageList) -> Sequence[Mapping[str, Any]]:
+        """Convert ground truth to what the criterion takes; a subclass may override it.
+
+        Args:
+            targets: per image `gt_classes` (N,), `gt_masks` bool (N, H', W'), on the device.
+            images: the batch that they belong to.
+
+        Returns:
+            Per image {"labels": (N,), "masks": (N, H, W)}, padded where they are read.
+        """
+        size = (int(images.tensor.shape[-2]), int(images.tensor.shape[-1]))
+        masks = [getattr(x.gt_masks, "tensor", x.gt_masks) for x in targets]
+        return [Target.of(x.gt_classes, m, size) for x, m in zip(targets, masks, strict=True)]
 
     def _results(
         self,
@@ -205,13 +249,60 @@ class MaskFormer(MaskClassifier):
     ) -> list[dict[str, Any]]:
         scores, masks = class_scores_and_masks(outputs)
         host_scores = to_cpu(scores) if settings.objects else scores
-        results = []
+        results, own = [], self._own_inference()
         for i, (record, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
             output = (int(record.get("height", size[0])), int(record.get("width", size[1])))
             padded = (images.tensor.shape[-2], images.tensor.shape[-1])
             image = (int(size[0]), int(size[1]))
-            results.append(postprocess(scores[i], host_scores[i], masks[i], padded, image, output, settings))
+            computed = {task: partial(method, outputs["pred_logits"][i]) for task, method in own.items()}
+            results.append(postprocess(scores[i], host_scores[i], masks[i], padded, image, output, settings, computed))
         return results
+
+    def _own_inference(self) -> dict[Task, Callable[[Tensor, Tensor], Any]]:
+        """Return the inference methods that a subclass, or an assignment to the model, has replaced."""
+        return {
+            task: getattr(self, f"{task}_inference")
+            for task in IMAGE_TASKS
+            if overridden(self, MaskFormer, f"{task}_inference")
+        }
+
+    def semantic_inference(self, mask_cls: Tensor, mask_pred: Tensor) -> Tensor:
+        """Return the semantic scores (K, h, w) of one image; overriding this method changes the result "sem_seg".
+
+        Args:
+            mask_cls: class logits (Q, K + 1).
+            mask_pred: mask logits (Q, h, w) at the size of the result.
+        """
+        return result_of_masks(Task.SEMANTIC, F.softmax(mask_cls.float(), dim=-1), mask_pred, self.settings)
+
+    def panoptic_inference(self, mask_cls: Tensor, mask_pred: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:
+        """Return the panoptic map int32 (h, w) and its segments; overriding it changes the result "panoptic_seg".
+
+        Arguments as for `semantic_inference`.
+        """
+        return result_of_masks(Task.PANOPTIC, F.softmax(mask_cls.float(), dim=-1), mask_pred, self.settings)
+
+    def instance_inference(self, mask_cls: Tensor, mask_pred: Tensor) -> Instances:
+        """Return the instances of one image; overriding it changes the result "instances".
+
+        Arguments as for `semantic_inference`.
+        """
+        return result_of_masks(Task.INSTANCE, F.softmax(mask_cls.float(), dim=-1), mask_pred, self.settings)
+
+
+def _to_device(instances: Instances, device: torch.device, fields: Collection[str] | None) -> Instances:
+    """Copy instances, or only some of their fields, to the device without waiting for it."""
+    moved = Instances(instances.image_size)
+    for name, value in instances.get_fields().items():
+        if fields is not None and name not in fields:
+            continue
+        if isinstance(value, Boxes):
+            moved.set(name, Boxes(value.tensor.to(device, non_blocking=True)))
+        elif isinstance(value, Tensor):
+            moved.set(name, value.to(device, non_blocking=True))
+        else:
+            moved.set(name, value.to(device) if hasattr(value, "to") else value)
+    return moved
 
 
 def class_scores_and_masks(outputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

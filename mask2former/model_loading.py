@@ -6,7 +6,6 @@ import copy
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -133,6 +132,5 @@ def _build(cfg: CfgNode, table: ClassTable) -> nn.Module:
     validate_config(cfg, training=False)
     model = build_model(cfg)
     if isinstance(model, MaskFormer) and not known:
-        things = frozenset(k for k, thing in enumerate(table.is_thing) if thing)
-        model.settings = replace(model.settings, things=things)
+        model.things = frozenset(k for k, thing in enumerate(table.is_thing) if thing)
     return model

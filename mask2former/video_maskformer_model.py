@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +15,11 @@ from torch import Tensor
 
 from .maskformer_model import MaskClassifier, naming_tiny_images
 from .modeling.device_transfer import to_cpu, to_device
+from .modeling.ground_truth import Target
 from .modeling.postprocess import Size, postprocess_clip
+from .utils.lazy_dict import Later
 from .utils.registry import register
+from .utils.signatures import accepted, fitting
 
 # In inference, frames that go through backbone and pixel decoder together hold about this many pixels.
 _CHUNK = 2**22
@@ -39,10 +43,11 @@ class VideoMaskFormer(MaskClassifier):
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
-        return cls.parts_from_config(cfg) | {
+        arguments = cls.parts_from_config(cfg) | {
             "test_topk_per_video": cfg.TEST.DETECTIONS_PER_VIDEO,
             "score_threshold": cfg.TEST.SCORE_THRESHOLD,
         }
+        return fitting(cls, arguments, {"test_topk_per_video": 10, "score_threshold": 0.0})
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Any:
         """Compute losses in training, results otherwise.
@@ -54,13 +59,15 @@ class VideoMaskFormer(MaskClassifier):
                 id of the object in its clip, or -1 in frames where it is not visible.
 
         Returns:
-            In training a dict of weighted losses. Otherwise per clip a dict, on the CPU, with "image_size" (h, w) and,
+            In training a dict of weighted losses. Otherwise a dict for the clip of a batch of one, or else a list with
+            a dict for each clip, on the CPU, with "image_size" (h, w) and,
             best first, "pred_scores" (list of float), "pred_labels" (list of int) and "pred_masks" (list of bool
             (T, h, w)). The score is the class probability alone.
         """
         if self.training:
             return self._train(batched_inputs)
-        return [self._predict(record) for record in batched_inputs]
+        results = [self._predict(record) for record in batched_inputs]
+        return results[0] if len(results) == 1 else results
 
     def preprocess(self, frames: Sequence[Tensor]) -> tuple[Tensor, Size]:
         """Batch T frames (3, H', W'), values 0 to 255, as `pad_images` does; return (T, 3, H, W) and (H', W')."""
@@ -81,9 +88,13 @@ class VideoMaskFormer(MaskClassifier):
         assert not self.training, "clip_outputs is for inference: call model.eval() first"
         head: Any = self.sem_seg_head
         step = max(1, _CHUNK // (images.shape[-2] * images.shape[-1]))
+        frames = len(images)
         with naming_tiny_images(images):
-            parts = [head.pixel_maps(self.backbone(part)) for part in images.split(step)]
-        outputs = head.predict(_join([p[0] for p in parts]), _join([p[1] for p in parts]), frames=len(images))
+            if getattr(head, "by_frame", False):
+                parts = [head.pixel_maps(self.backbone(part)) for part in images.split(step)]
+                outputs = head.predict(_join([p[0] for p in parts]), _join([p[1] for p in parts]), frames=frames)
+            else:
+                outputs = head(self.backbone(images), **accepted(head, {"frames": frames}))
         names = {"pred_logits": "pred_logits", "pred_masks": "pred_masks", "query_embeds": "pred_embeds"}
         return {ours: outputs[theirs][0] for theirs, ours in names.items() if theirs in outputs}
 
@@ -103,10 +114,18 @@ class VideoMaskFormer(MaskClassifier):
             raise ValueError(f"the clips of a batch have {counts} frames; all must have INPUT.SAMPLING_FRAME_NUM")
         images = self.pad_images(frame for record in batched_inputs for frame in record["image"])
         with naming_tiny_images(images.tensor, [_clip_name(record) for record in batched_inputs]):
-            outputs = self.sem_seg_head(self.backbone(images.tensor), frames=counts[0])
-        return self.weighted_losses(outputs, [self._target(record, images) for record in batched_inputs])
+            head = self.sem_seg_head
+            outputs = head(self.backbone(images.tensor), **accepted(head, {"frames": counts[0]}))
+        names = [self._check_clip(record) for record in batched_inputs]
+        targets = self.prepare_targets(batched_inputs, images)
+        for target, name in zip(targets, names, strict=True):
+            if isinstance(target, Target):
+                target.name = name
+        return self.weighted_losses(outputs, targets)
 
-    def _target(self, record: Mapping[str, Any], images: ImageList) -> dict[str, Any]:
+    @staticmethod
+    def _check_clip(record: Mapping[str, Any]) -> str:
+        """Check the ground truth of a clip; return its name."""
         name = _clip_name(record)
         frames = record.get("instances")
         if frames is None or not all(f.has("gt_ids") for f in frames):
@@ -117,16 +136,30 @@ class VideoMaskFormer(MaskClassifier):
                 "check INPUT.DATASET_MAPPER_NAME"
             )
         _common_size([f.image_size for f in frames], name)
-        labels, masks = clip_objects(frames)
-        return {
-            "labels": to_device(labels, self.device),
-            "masks": to_device(masks, self.device),
-            "size": tuple(images.tensor.shape[-2:]),
-            "name": name,
-        }
+        return name
+
+    def prepare_targets(self, targets: Sequence[Mapping[str, Any]], images: ImageList) -> list[Any]:
+        """Convert ground truth to what the criterion takes; a subclass may override it.
+
+        Args:
+            targets: the records of the clips, as for `forward`.
+            images: the batch of all frames.
+
+        Returns:
+            Per clip {"labels": (N,), "ids": (N, T), -1 where an object is not visible, "masks": (N, T, H, W), padded
+            where they are read}, on the device.
+        """
+        size = (int(images.tensor.shape[-2]), int(images.tensor.shape[-1]))
+        prepared = []
+        for record in targets:
+            labels, masks, ids = clip_objects(record["instances"])
+            target = Target.of(to_device(labels, self.device), to_device(masks, self.device), size)
+            target["ids"] = Later(partial(to_device, ids, self.device))
+            prepared.append(target)
+        return prepared
 
 
-def clip_objects(frames: Sequence[Instances]) -> tuple[Tensor, Tensor]:
+def clip_objects(frames: Sequence[Instances]) -> tuple[Tensor, Tensor, Tensor]:
     """Collect the objects that are visible in at least one frame, in the order of their ids.
 
     Args:
@@ -134,13 +167,14 @@ def clip_objects(frames: Sequence[Instances]) -> tuple[Tensor, Tensor]:
             rows with id -1 are objects that are not visible in this frame; their classes and masks are ignored.
 
     Returns:
-        labels (N,) int64, from a frame in which the object is visible, and masks (N, T, H, W) bool, empty where it is
-        not.
+        labels (N,) int64, from a frame in which the object is visible, masks (N, T, H, W) bool, empty where it is not,
+        and ids (N, T) int64, -1 where it is not.
     """
     ids = [f.gt_ids.tolist() for f in frames]
     index_of = {i: n for n, i in enumerate(sorted({i for rows in ids for i in rows if i >= 0}))}
     labels = torch.zeros(len(index_of), dtype=torch.int64)
     masks = torch.zeros(len(index_of), len(frames), *frames[0].image_size, dtype=torch.bool)
+    all_ids = torch.full((len(index_of), len(frames)), -1, dtype=torch.int64)
     for t, (frame, rows) in enumerate(zip(frames, ids, strict=True)):
         visible = torch.tensor([row for row, i in enumerate(rows) if i >= 0], dtype=torch.int64)
         objects = torch.tensor([index_of[i] for i in rows if i >= 0], dtype=torch.int64)
@@ -149,7 +183,8 @@ def clip_objects(frames: Sequence[Instances]) -> tuple[Tensor, Tensor]:
         given = getattr(frame.gt_masks, "tensor", frame.gt_masks)
         labels[objects] = frame.gt_classes.cpu()[visible]
         masks[objects, t] = given.cpu()[visible].bool()
-    return labels, masks
+        all_ids[objects, t] = frame.gt_ids.cpu()[visible].long()
+    return labels, masks, all_ids
 
 
 def _join(parts: Sequence[Any]) -> Any:

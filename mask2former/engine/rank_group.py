@@ -137,10 +137,10 @@ class RankGroup:
 
     def leave(self) -> None:
         """Leave the group in order; all ranks do so together, after their last collective operation."""
-        gc.collect()  # DistributedDataParallel holds the group in reference cycles
         try:
             if dist.is_initialized():  # `main` may have destroyed it
                 dist.destroy_process_group()
+            drop_groups()
         finally:
             self._left.set()
             # A thread that comes back from torch while the interpreter ends would abort the process. Not for ever: it
@@ -184,6 +184,18 @@ class RankGroup:
         with contextlib.suppress(RuntimeError):
             self._store.add(_ENDED, 1)
         end_process(status)
+
+
+def drop_groups() -> None:
+    """Drop the last references to process groups that were destroyed, which ends their threads.
+
+    A thread of gloo that still runs while the interpreter ends aborts the process ("terminate called without an active
+    exception"). detectron2 keeps groups in its module, and DistributedDataParallel in reference cycles.
+    """
+    comm._LOCAL_PROCESS_GROUP = None
+    comm.create_local_process_group.cache_clear()
+    comm._get_global_gloo_group.cache_clear()
+    gc.collect()
 
 
 def end_process(status: int, exit_functions: bool = False) -> NoReturn:

@@ -1,6 +1,9 @@
 """Losses of Mask2Former (arXiv 2112.01527, sections 3.3 and 4.1): classes of all queries, masks of matched queries.
 
 Mask logits are computed for matched queries only, and compared with the ground truth at sampled points.
+
+All predictions are compared together. Where a subclass overrides a loss, or the matcher is another one or has an
+overridden method, they are compared one after another through the methods that other projects know.
 """
 
 from __future__ import annotations
@@ -14,9 +17,12 @@ import torch.nn.functional as F
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from ..utils.signatures import overridden
 from .device_transfer import to_device
+from .ground_truth import GroundTruth
 from .matcher import Assignment, HungarianMatcher
-from .point_sampling import MaskBank, Predictions, sample_maps, uncertain_points
+from .outputs import without_earlier
+from .point_sampling import Predictions, sample_maps, uncertain_points
 
 LOSSES = ("labels", "masks")
 # Mask logits that are processed together have about this many values.
@@ -28,10 +34,10 @@ class SetCriterion(nn.Module):
 
     Args:
         num_classes: K.
-        matcher: matches queries to ground truth.
+        matcher: a `HungarianMatcher`, or a module that returns pairs of queries and targets as its `forward` does.
         weight_dict: loss name -> weight; the caller multiplies (see `MaskFormer`).
         eos_coef: weight of the no-object class in the cross-entropy.
-        losses: any of "labels", "masks".
+        losses: any of "labels", "masks", and names that a subclass adds in `get_loss`.
         num_points: P points per mask; `oversample_ratio` and `importance_sample_ratio` as in `uncertain_points`.
         deep_supervision: supervise the earlier predictions too.
     """
@@ -41,7 +47,7 @@ class SetCriterion(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        matcher: HungarianMatcher,
+        matcher: nn.Module,
         weight_dict: Mapping[str, float],
         eos_coef: float,
         losses: Sequence[str] = LOSSES,
@@ -52,12 +58,13 @@ class SetCriterion(nn.Module):
     ) -> None:
         super().__init__()
         unknown = set(losses) - set(LOSSES)
-        if unknown:
+        if unknown and not overridden(self, SetCriterion, "get_loss"):
             raise ValueError(f"unknown losses {sorted(unknown)}; choose from {LOSSES}")
         self.num_classes = num_classes
         self.matcher = matcher
         self.weight_dict = dict(weight_dict)
-        self.losses = tuple(losses)
+        self.eos_coef = eos_coef
+        self.losses = list(losses)
         self.deep_supervision = deep_supervision
         self.num_points = num_points
         self.oversample_ratio = oversample_ratio
@@ -70,58 +77,147 @@ class SetCriterion(nn.Module):
         """Compute the unweighted losses.
 
         Args:
-            outputs: outputs of a decoder in training (see `Predictions.of`).
+            outputs: `DecoderOutputs`, or a dictionary as for `Predictions.of`.
             targets: per image {"labels": (N,) int64 in [0, K), "masks": bool (N, H, W) or (N, T, H, W);
-                optional "size": (H, W) of the padded batch (default: that of the masks), "name": for messages}.
+                optional "size": (H, W) of the padded batch (default: that of the masks), "name": for messages}; or a
+                `Target`, which has the last two as attributes.
 
         Returns:
             {"loss_ce", "loss_mask", "loss_dice"} of the last prediction; with suffix _0, _1, ... of the earlier ones.
         """
-        predictions = Predictions.of(outputs if self.deep_supervision else {**outputs, "aux_outputs": []})
-        device = predictions.logits.device
-        targets = [_with_frames(t) for t in targets]
-        size = next((t["size"] for t in targets if "size" in t), None) or _largest(targets)
-        bank = MaskBank.of([t["masks"].flatten(0, 1) for t in targets], device)
-        with torch.autocast(device.type, enabled=False):
-            assignments = self.matcher(predictions, targets, bank, size)
+        if not self.deep_supervision:
+            outputs = without_earlier(outputs)
+        if self._layer_by_layer():
+            return self._losses_by_layer(outputs, targets)
+        predictions = Predictions.of(outputs)
+        truth = GroundTruth.of(targets, predictions.logits.device)
+        matcher: Any = self.matcher
+        with torch.autocast(predictions.logits.device.type, enabled=False):
+            assignments = matcher.match_layers(predictions, truth)
             terms: dict[str, Tensor] = {}
             if "labels" in self.losses:
-                terms["loss_ce"] = self._class_loss(predictions.logits, targets, assignments)
+                terms["loss_ce"] = self._class_loss(predictions.logits, truth, assignments)
             if "masks" in self.losses:
-                count = _global_mean(sum(len(t["labels"]) for t in targets), device)
-                cross_entropy, dice = self._mask_losses(predictions, targets, assignments, bank, size)
+                count = self._count(targets, predictions.logits.device)
+                cross_entropy, dice = self._mask_losses(predictions, truth, assignments)
                 terms["loss_mask"], terms["loss_dice"] = cross_entropy / count, dice / count
         suffixes = ["", *(f"_{i}" for i in range(len(predictions.logits) - 1))]
-        return {f"{k}{s}": v for k, values in terms.items() for s, v in zip(suffixes, values.unbind(0), strict=True)}
+        # Copies, because callers scale losses in place, which the views that unbind returns do not allow.
+        return {
+            f"{name}{suffix}": value.clone()
+            for name, values in terms.items()
+            for suffix, value in zip(suffixes, values.unbind(0), strict=True)
+        }
 
-    def _class_loss(
-        self, logits: Tensor, targets: Sequence[Mapping[str, Any]], assignments: Sequence[Assignment]
-    ) -> Tensor:
+    def _layer_by_layer(self) -> bool:
+        """Return whether losses or matching were replaced by forms that know one prediction at a time."""
+        matcher = self.matcher
+        return (
+            not isinstance(matcher, HungarianMatcher)
+            or bool(matcher._forward_hooks or matcher._forward_pre_hooks)
+            or overridden(matcher, HungarianMatcher, "forward", "memory_efficient_forward")
+            or overridden(self, SetCriterion, "loss_labels", "loss_masks", "get_loss")
+            or not set(self.losses) <= set(LOSSES)
+        )
+
+    def _losses_by_layer(self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        last = without_earlier(outputs)
+        layers = [last, *(without_earlier(layer) for layer in outputs.get("aux_outputs", ()))]
+        num_masks = float(self._count(targets, last["pred_logits"].device))
+        losses: dict[str, Tensor] = {}
+        for suffix, layer in zip(["", *(f"_{i}" for i in range(len(layers)))], layers, strict=False):
+            indices = self.matcher(layer, targets)
+            for name in self.losses:
+                terms = self.get_loss(name, layer, targets, indices, num_masks)
+                losses |= {f"{key}{suffix}": value for key, value in terms.items()}
+        return losses
+
+    def get_loss(
+        self,
+        loss: str,
+        outputs: Mapping[str, Any],
+        targets: Sequence[Mapping[str, Any]],
+        indices: Sequence[tuple[Tensor, Tensor]],
+        num_masks: float,
+    ) -> dict[str, Tensor]:
+        """Compute one of `losses` of one prediction.
+
+        Args:
+            loss: its name.
+            outputs: "pred_logits" and "pred_masks".
+            targets: as for `forward`.
+            indices: per image the indices of matched queries and of their targets.
+            num_masks: number of objects, averaged over ranks, at least 1.
+
+        Raises:
+            ValueError: unknown name; a subclass adds names by overriding this method.
+        """
+        known = {"labels": self.loss_labels, "masks": self.loss_masks}
+        if loss not in known:
+            raise ValueError(f"unknown loss '{loss}'; {type(self).__name__}.get_loss has {', '.join(known)}")
+        return known[loss](outputs, targets, indices, num_masks)
+
+    def loss_labels(
+        self,
+        outputs: Mapping[str, Any],
+        targets: Sequence[Mapping[str, Any]],
+        indices: Sequence[tuple[Tensor, Tensor]],
+        num_masks: float,
+    ) -> dict[str, Tensor]:
+        """Compute {"loss_ce"} of one prediction; arguments as for `get_loss`."""
+        logits = outputs["pred_logits"].float()[None]
+        truth = GroundTruth.of(targets, logits.device)
+        return {"loss_ce": self._class_loss(logits, truth, _assignments(indices))[0]}
+
+    def loss_masks(
+        self,
+        outputs: Mapping[str, Any],
+        targets: Sequence[Mapping[str, Any]],
+        indices: Sequence[tuple[Tensor, Tensor]],
+        num_masks: float,
+    ) -> dict[str, Tensor]:
+        """Compute {"loss_mask", "loss_dice"} of one prediction; arguments as for `get_loss`."""
+        predictions = Predictions.of(without_earlier(outputs))
+        truth = GroundTruth.of(targets, predictions.logits.device)
+        with torch.autocast(predictions.logits.device.type, enabled=False):
+            cross_entropy, dice = self._mask_losses(predictions, truth, _assignments(indices))
+        return {"loss_mask": cross_entropy[0] / num_masks, "loss_dice": dice[0] / num_masks}
+
+    def _get_src_permutation_idx(self, indices: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Return image and query of each matched pair, (M,) each."""
+        image = torch.cat([torch.full_like(query, i) for i, (query, _) in enumerate(indices)])
+        return image, torch.cat([query for query, _ in indices])
+
+    def _get_tgt_permutation_idx(self, indices: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Return image and target of each matched pair, (M,) each."""
+        image = torch.cat([torch.full_like(target, i) for i, (_, target) in enumerate(indices)])
+        return image, torch.cat([target for _, target in indices])
+
+    @staticmethod
+    def _count(targets: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor:
+        return _global_mean(sum(len(target["labels"]) for target in targets), device)
+
+    def _class_loss(self, logits: Tensor, truth: GroundTruth, assignments: Sequence[Assignment]) -> Tensor:
         """Return the (L,) weighted cross-entropy; the target of unmatched queries is no-object."""
         layers, _, queries, _ = logits.shape
         class_targets = torch.full(logits.shape[:3], self.num_classes, dtype=torch.int64, device=logits.device)
         flat = class_targets.view(-1)
-        for image, (target, pairs) in enumerate(zip(targets, assignments, strict=True)):
-            positions = (pairs.layer * len(targets) + image) * queries + pairs.query
+        for image, (labels, pairs) in enumerate(zip(truth.labels, assignments, strict=True)):
+            positions = (pairs.layer * len(truth.labels) + image) * queries + pairs.query
             index = to_device(torch.from_numpy(np.stack((positions, pairs.target))), logits.device)
-            flat[index[0]] = target["labels"][index[1]]
+            flat[index[0]] = labels.to(logits.device)[index[1]]
         nll = F.cross_entropy(logits.flatten(0, 2), flat, reduction="none").view(layers, -1)
         weight = self.empty_weight[flat].view(layers, -1)
         return (nll * weight).sum(1) / weight.sum(1)
 
     def _mask_losses(
-        self,
-        predictions: Predictions,
-        targets: Sequence[Mapping[str, Any]],
-        assignments: Sequence[Assignment],
-        bank: MaskBank,
-        size: tuple[int, int],
+        self, predictions: Predictions, truth: GroundTruth, assignments: Sequence[Assignment]
     ) -> tuple[Tensor, Tensor]:
         """Return (L,) sums over matched masks (and frames) of cross-entropy and dice loss."""
         device = predictions.logits.device
         cross_entropy = predictions.logits.new_zeros(len(predictions.logits))
         dice = torch.zeros_like(cross_entropy)
-        for group in self._groups(self._pairs(targets, assignments), predictions):
+        for group in self._groups(self._pairs(truth, assignments), predictions):
             table = to_device(torch.from_numpy(np.concatenate([pairs for _, pairs in group], axis=1)), device)
             sizes = [pairs.shape[1] for _, pairs in group]
             logits = [
@@ -130,22 +226,19 @@ class SetCriterion(nn.Module):
             ]
             frames = logits[0].shape[1]
             rows = (table[2][:, None] + torch.arange(frames, device=device)).flatten()
-            ce_rows, dice_rows = self._compare(torch.cat(logits).flatten(0, 1), bank, rows, size)
+            ce_rows, dice_rows = self._compare(torch.cat(logits).flatten(0, 1), truth, rows)
             layer = table[0].repeat_interleave(frames) if frames > 1 else table[0]
             cross_entropy = cross_entropy.index_add(0, layer, ce_rows)
             dice = dice.index_add(0, layer, dice_rows)
         return cross_entropy, dice
 
     @staticmethod
-    def _pairs(
-        targets: Sequence[Mapping[str, Any]], assignments: Sequence[Assignment]
-    ) -> Iterator[tuple[int, np.ndarray]]:
+    def _pairs(truth: GroundTruth, assignments: Sequence[Assignment]) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the index of each image, and (3, M) layer, query and first row in the bank of its matched pairs."""
         first = 0
-        for image, (target, pairs) in enumerate(zip(targets, assignments, strict=True)):
-            count, frames = target["masks"].shape[:2]
-            yield image, np.stack((pairs.layer, pairs.query, first + pairs.target * frames))
-            first += count * frames
+        for image, (labels, pairs) in enumerate(zip(truth.labels, assignments, strict=True)):
+            yield image, np.stack((pairs.layer, pairs.query, first + pairs.target * truth.frames))
+            first += len(labels) * truth.frames
 
     def _groups(
         self, pairs: Iterator[tuple[int, np.ndarray]], predictions: Predictions
@@ -169,24 +262,49 @@ class SetCriterion(nn.Module):
                 remaining -= part.shape[1]
         yield group
 
-    def _compare(self, logits: Tensor, bank: MaskBank, rows: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def _compare(self, logits: Tensor, truth: GroundTruth, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return (M,) cross-entropy and dice loss of mask logits (M, H, W) and masks `rows` of the bank, at points."""
         points = uncertain_points(logits.detach(), self.num_points, self.oversample_ratio, self.importance_sample_ratio)
-        expected = bank.sample(rows, points, size)
+        expected = truth.bank.sample(rows, points, truth.size)
         predicted = sample_maps(logits[:, None], points)[:, 0]
-        cross_entropy = F.binary_cross_entropy_with_logits(predicted, expected, reduction="none").mean(1)
-        sigmoid = predicted.sigmoid()
-        dice = 1 - (2 * (sigmoid * expected).sum(1) + 1) / (sigmoid.sum(1) + expected.sum(1) + 1)
-        return cross_entropy, dice
+        return _cross_entropy(predicted, expected), _dice(predicted, expected)
 
 
-def _with_frames(target: Mapping[str, Any]) -> dict[str, Any]:
-    masks = target["masks"]
-    return {**target, "masks": masks[:, None] if masks.dim() == 3 else masks}
+def _cross_entropy(logits: Tensor, expected: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, expected, reduction="none").mean(1)
 
 
-def _largest(targets: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
-    return max(t["masks"].shape[-2] for t in targets), max(t["masks"].shape[-1] for t in targets)
+def _dice(logits: Tensor, expected: Tensor) -> Tensor:
+    sigmoid = logits.sigmoid()
+    return 1 - (2 * (sigmoid * expected).sum(1) + 1) / (sigmoid.sum(1) + expected.sum(1) + 1)
+
+
+def sigmoid_ce_loss(inputs: Tensor, targets: Tensor, num_masks: float) -> Tensor:
+    """Return the sum of the mean cross-entropies of mask logits and masks at points, (M, P) each, over `num_masks`."""
+    return _cross_entropy(inputs, targets).sum() / num_masks
+
+
+def dice_loss(inputs: Tensor, targets: Tensor, num_masks: float) -> Tensor:
+    """Return the sum of the dice losses of mask logits and masks at points, (M, P) each, over `num_masks`."""
+    return _dice(inputs.flatten(1), targets.flatten(1)).sum() / num_masks
+
+
+# Names under which programs import compiled forms; these functions need no compilation.
+sigmoid_ce_loss_jit = sigmoid_ce_loss
+dice_loss_jit = dice_loss
+
+
+def calculate_uncertainty(logits: Tensor) -> Tensor:
+    """Return the uncertainty of mask logits (M, 1, ...), largest where they are 0, as PointRend's sampling wants it."""
+    if logits.shape[1] != 1:
+        raise ValueError(f"mask logits must have one channel, got {logits.shape[1]}")
+    return -logits.abs()
+
+
+def _assignments(indices: Sequence[tuple[Tensor, Tensor]]) -> list[Assignment]:
+    """Return pairs of one prediction, (M,) tensors, as assignments."""
+    pairs = [(torch.as_tensor(i).cpu().numpy(), torch.as_tensor(j).cpu().numpy()) for i, j in indices]
+    return [Assignment(np.zeros_like(query), query, target) for query, target in pairs]
 
 
 def _global_mean(count: int, device: torch.device) -> Tensor:

@@ -69,6 +69,14 @@ class ResizedMasks:
         self._image_size = image
         self._at_image = _to_image(logits, padded, image)
 
+    @classmethod
+    def given(cls, logits: Tensor) -> ResizedMasks:
+        """Take logits (N, h, w) that have the size of the results."""
+        masks = cls.__new__(cls)
+        masks._at_image, masks.size = logits, (int(logits.shape[-2]), int(logits.shape[-1]))
+        masks._image_size = masks.size
+        return masks
+
     @cached_property
     def complete(self) -> Tensor:
         """Return all logits (N, h, w)."""

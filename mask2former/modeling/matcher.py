@@ -1,6 +1,7 @@
 """Bipartite matching of queries and ground-truth objects (DETR, arXiv 2005.12872), on sampled points.
 
-All predictions of an iteration are matched together: masks are read once, and costs are copied to the CPU once.
+All predictions of an iteration are matched together by `match_layers`: masks are read once, and costs are copied to the
+CPU once. Called as a module, the matcher matches one prediction.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from .device_transfer import to_cpu, to_device
-from .point_sampling import MaskBank, Predictions
+from .ground_truth import GroundTruth
+from .outputs import without_earlier
+from .point_sampling import Predictions
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +35,24 @@ class Assignment:
     layer: np.ndarray
     query: np.ndarray
     target: np.ndarray
+
+
+def batch_sigmoid_ce_loss(inputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy (Q, N) of mask logits `inputs` (Q, P) and each of the masks `targets` (N, P)."""
+    # -log sigmoid(x) t - log(1 - sigmoid(x)) (1 - t) = softplus(x) - x t
+    return (F.softplus(inputs).sum(-1, keepdim=True) - inputs @ targets.T) / targets.shape[1]
+
+
+def batch_dice_loss(inputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the dice loss (Q, N) of mask logits `inputs` (Q, P) and each of the masks `targets` (N, P)."""
+    sigmoid = inputs.sigmoid()
+    overlap = 2 * (sigmoid @ targets.T) + 1
+    return 1 - overlap / (sigmoid.sum(-1, keepdim=True) + targets.sum(-1) + 1)
+
+
+# Names under which programs import compiled forms; these functions need no compilation.
+batch_sigmoid_ce_loss_jit = batch_sigmoid_ce_loss
+batch_dice_loss_jit = batch_dice_loss
 
 
 class HungarianMatcher(nn.Module):
@@ -60,17 +81,34 @@ class HungarianMatcher(nn.Module):
         self.nonfinite_steps = 0
         self._warned_crowd = False
 
+    def forward(self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]]) -> list[tuple[Tensor, Tensor]]:
+        """Match one prediction of every image.
+
+        Args:
+            outputs: "pred_logits" and "pred_masks" as in `DecoderOutputs`; its "aux_outputs" are not matched.
+            targets: as for `SetCriterion`.
+
+        Returns:
+            Per image the indices of matched queries and of their targets, int64 (min(Q, N),) each, on the CPU.
+        """
+        return self.memory_efficient_forward(outputs, targets)
+
     @torch.no_grad()
-    def forward(
-        self, predictions: Predictions, targets: Sequence[Mapping[str, Any]], bank: MaskBank, size: tuple[int, int]
-    ) -> list[Assignment]:
+    def memory_efficient_forward(
+        self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Match as `forward` does, which calls this method; a subclass that overrides it is asked layer by layer."""
+        predictions = Predictions.of(without_earlier(outputs))
+        pairs = self.match_layers(predictions, GroundTruth.of(targets, predictions.logits.device))
+        return [(torch.from_numpy(p.query), torch.from_numpy(p.target)) for p in pairs]
+
+    @torch.no_grad()
+    def match_layers(self, predictions: Predictions, truth: GroundTruth) -> list[Assignment]:
         """Match every prediction of every image.
 
         Args:
             predictions: L predictions for B images.
-            targets: per image {"labels": (N,) int64, "masks": bool (N, T, H, W), "name": optional str}.
-            bank: the masks of all targets, frame by frame: N * T masks per image.
-            size: (H, W) of the padded images.
+            truth: the objects of the images.
 
         Returns:
             One `Assignment` per image with min(Q, N) pairs for each of the L predictions.
@@ -79,26 +117,23 @@ class HungarianMatcher(nn.Module):
             FloatingPointError: costs were not finite in `max_nonfinite` iterations.
         """
         with torch.autocast(predictions.logits.device.type, enabled=False):
-            costs = self._costs(predictions, targets, bank, size)
+            costs = self._costs(predictions, truth)
         shapes = [tuple(c.shape) for c in costs]
         host = to_cpu(torch.cat([c.flatten() for c in costs])).numpy()
         parts = np.split(host, np.cumsum([np.prod(s) for s in shapes])[:-1])
         costs_host = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
-        self._check_finite(costs_host, targets)
+        self._check_finite(costs_host, truth.names)
         return [self._assign(cost) for cost in costs_host]
 
-    def _costs(
-        self, predictions: Predictions, targets: Sequence[Mapping[str, Any]], bank: MaskBank, size: tuple[int, int]
-    ) -> list[Tensor]:
+    def _costs(self, predictions: Predictions, truth: GroundTruth) -> list[Tensor]:
         """Return the (L, Q, N) cost of each pair, per image."""
         device = predictions.logits.device
-        rows = [t["masks"].shape[0] * t["masks"].shape[1] for t in targets]
-        image = torch.arange(len(targets)).repeat_interleave(torch.tensor(rows))
-        points = torch.rand(len(targets), self.num_points, 2, device=device)
-        values = bank.sample_shared(to_device(image, device), points, size).split(rows)
+        rows = [len(labels) * truth.frames for labels in truth.labels]
+        image = torch.arange(len(rows)).repeat_interleave(torch.tensor(rows))
+        points = torch.rand(len(rows), self.num_points, 2, device=device)
+        values = truth.bank.sample_shared(to_device(image, device), points, truth.size).split(rows)
         costs = []
-        for i, (logits, target, value) in enumerate(zip(predictions.sample(points), targets, values, strict=True)):
-            labels = target["labels"]
+        for i, (logits, labels, value) in enumerate(zip(predictions.sample(points), truth.labels, values, strict=True)):
             costs.append(self._cost(predictions.logits[:, i], logits, labels, value.view(len(labels), logits.shape[1])))
         return costs
 
@@ -117,15 +152,11 @@ class HungarianMatcher(nn.Module):
         count = len(labels)
         if count == 0:
             return class_logits.new_zeros(layers, queries, 0)
-        # -log sigmoid(x) t - log(1 - sigmoid(x)) (1 - t) = softplus(x) - x t
-        cross_entropy = (F.softplus(logits).sum(-1, keepdim=True) - logits @ target.T) / target.shape[1]
-        sigmoid = logits.sigmoid()
-        overlap = 2 * (sigmoid @ target.T) + 1
-        dice = 1 - overlap / (sigmoid.sum(-1, keepdim=True) + target.sum(-1) + 1)
+        cross_entropy, dice = batch_sigmoid_ce_loss(logits, target), batch_dice_loss(logits, target)
         mask_cost = (self.cost_mask * cross_entropy + self.cost_dice * dice).view(layers, queries, count)
         return mask_cost - self.cost_class * class_logits.softmax(-1)[..., labels]
 
-    def _check_finite(self, costs: Sequence[np.ndarray], targets: Sequence[Mapping[str, Any]]) -> None:
+    def _check_finite(self, costs: Sequence[np.ndarray], names: Sequence[str | None]) -> None:
         bad = [(i, c) for i, c in enumerate(costs) if not np.isfinite(c).all()]
         if not bad:
             return
@@ -133,7 +164,7 @@ class HungarianMatcher(nn.Module):
         sources = []
         for image, cost in bad:
             layers = np.flatnonzero(~np.isfinite(cost).all(axis=(1, 2)))
-            name = targets[image].get("name") or f"number {image} of the batch"
+            name = names[image] or f"number {image} of the batch"
             sources.append(f"image {name}, predictions {layers.tolist()}")
             np.nan_to_num(cost, copy=False, nan=_WORST, posinf=_WORST, neginf=-_WORST)
         message = (

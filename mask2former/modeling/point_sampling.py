@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .outputs import MaskLogits, Row, unread
+
 # Samples that are read together; bounds the memory of index arithmetic.
 _CHUNK = 2**24
 
@@ -146,17 +148,20 @@ class Predictions:
 
     @classmethod
     def of(cls, outputs: Mapping[str, Any]) -> Predictions:
-        """Build from the outputs of a decoder.
+        """Build from the outputs of a decoder: `DecoderOutputs`, or a dictionary of tensors.
 
-        Outputs have "pred_logits", and "pred_embeds" and "mask_features" or "pred_masks" (B, Q, H4, W4) or
-        (B, Q, T, H4, W4); "aux_outputs" has earlier predictions.
+        A dictionary may have "pred_embeds" (B, Q, C), and the last prediction "mask_features" (B, T, C, H4, W4),
+        instead of "pred_masks"; "aux_outputs" has earlier predictions.
         """
-        layers = [outputs, *outputs.get("aux_outputs", ())]
-        logits = torch.stack([x["pred_logits"] for x in layers]).float()
+        layers: list[Mapping[str, Any]] = [outputs, *outputs.get("aux_outputs", ())]
+        logits = _stacked(layers, "pred_logits").float()
         if "pred_embeds" in outputs:
-            embeds = torch.stack([x["pred_embeds"] for x in layers]).float()
-            return cls(logits, embeds, outputs["mask_features"].float())
-        masks = torch.stack([x["pred_masks"] for x in layers]).float()
+            return cls(logits, _stacked(layers, "pred_embeds").float(), outputs["mask_features"].float())
+        products = [unread(layer, "pred_masks") for layer in layers]
+        if all(isinstance(product, MaskLogits) for product in products):
+            embeds = torch.stack([product.embeds for product in products]).float()
+            return cls(logits, embeds, products[0].features.float())
+        masks = _stacked(layers, "pred_masks").float()
         return cls(logits, masks=masks[:, :, :, None] if masks.dim() == 5 else masks)
 
     def sample(self, points: Tensor) -> Iterator[Tensor]:
@@ -182,3 +187,11 @@ class Predictions:
             return (self.embeds[layers, image, queries] @ flat).view(-1, frames, height, width)
         assert self.masks is not None
         return self.masks[layers, image, queries]
+
+
+def _stacked(layers: Sequence[Mapping[str, Any]], key: str) -> Tensor:
+    """Return (L, ...) of the layers' entries (...), without cutting apart and joining what already is a stack."""
+    rows = [unread(layer, key) for layer in layers]
+    if all(isinstance(row, Row) and row.index == i and row.stack is rows[0].stack for i, row in enumerate(rows)):
+        return rows[0].stack[: len(rows)]
+    return torch.stack([layer[key] for layer in layers])

@@ -6,7 +6,7 @@ a few at a time, for all results together.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +75,14 @@ def best_pairs(scores: Tensor, topk: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def postprocess(
-    class_scores: Tensor, host_scores: Tensor, mask_logits: Tensor, padded: Size, image: Size, output: Size, s: Settings
+    class_scores: Tensor,
+    host_scores: Tensor,
+    mask_logits: Tensor,
+    padded: Size,
+    image: Size,
+    output: Size,
+    s: Settings,
+    own: Mapping[Task, Callable[[Tensor], Any]] | None = None,
 ) -> dict[str, Any]:
     """Compute all requested results of one image.
 
@@ -84,11 +91,13 @@ def postprocess(
         mask_logits: (Q, H4, W4), before the sigmoid.
         padded, image, output: sizes (h, w) of the network's input, of the image in it, and of the results.
         s: settings.
+        own: other computations of results, of mask logits (Q, h, w) at the size of image or output.
 
     Returns:
         The requested ones of "sem_seg" (K, h, w), "panoptic_seg" (int32 (h, w), segments) and "instances".
     """
     parts = {task: part(class_scores, host_scores, s) for task, part in _PARTS.items() if task in s.tasks}
+    parts |= {task: _Own(len(class_scores), compute) for task, compute in (own or {}).items() if task in s.tasks}
     size = output if s.at_output_size else image
     selected = sorted(set().union(*(part.queries for part in parts.values())))
     for part in parts.values():
@@ -101,6 +110,24 @@ def postprocess(
         scores = results[Task.SEMANTIC.output]
         results[Task.SEMANTIC.output] = F.interpolate(scores[None], output, mode="bilinear", align_corners=False)[0]
     return results
+
+
+def result_of_masks(task: Task, class_scores: Tensor, mask_logits: Tensor, s: Settings) -> Any:
+    """Compute one result of masks that have its size.
+
+    Args:
+        task: the result.
+        class_scores: (Q, K + 1), after the softmax.
+        mask_logits: (Q, h, w), before the sigmoid.
+        s: settings.
+    """
+    part = _PARTS[task](class_scores, to_cpu(class_scores), s)
+    size = (int(mask_logits.shape[-2]), int(mask_logits.shape[-1]))
+    part.start(size)
+    for start in range(0, len(mask_logits), step := max(1, _CHUNK // max(size[0] * size[1], 1))):
+        rows = range(start, min(start + step, len(mask_logits)))
+        part.add(rows, ResizedMasks.given(mask_logits[start : rows.stop].float()))
+    return part.finish()
 
 
 def postprocess_clip(
@@ -313,5 +340,26 @@ class _Panoptic:
         return ids, segments
 
 
-_Part = _Semantic | _Instance | _Panoptic
-_PARTS: dict[Task, type[_Part]] = {Task.SEMANTIC: _Semantic, Task.PANOPTIC: _Panoptic, Task.INSTANCE: _Instance}
+class _Own:
+    """A result that a subclass of the model computes, of all masks."""
+
+    def __init__(self, count: int, compute: Callable[[Tensor], Any]) -> None:
+        self.queries: Sequence[int] = range(count)
+        self.compute = compute
+
+    def start(self, size: Size) -> None:
+        self.masks: list[Tensor] = []
+
+    def add(self, queries: Sequence[int], masks: ResizedMasks) -> None:
+        self.masks.append(masks.complete)
+
+    def finish(self) -> Any:
+        return self.compute(torch.cat(self.masks))
+
+
+_Part = _Semantic | _Instance | _Panoptic | _Own
+_PARTS: dict[Task, type[_Semantic | _Instance | _Panoptic]] = {
+    Task.SEMANTIC: _Semantic,
+    Task.PANOPTIC: _Panoptic,
+    Task.INSTANCE: _Instance,
+}

@@ -24,6 +24,7 @@ from ..maskformer_model import MaskFormer
 from ..modeling.device_transfer import to_cpu, to_device
 from ..modeling.mask_resizing import Size, resize_masks
 from ..structures.rle import encode_masks
+from ..utils.signatures import accepted
 from .journal import Journal
 from .journal_checks import check_last_window, check_tracks
 from .reader import Frame, FrameSource
@@ -55,7 +56,8 @@ class ImageClips:
         return images.tensor, (int(height), int(width))
 
     def clip_outputs(self, images: Tensor) -> dict[str, Tensor]:
-        outputs = self.model.sem_seg_head(self.model.backbone(images))
+        head = self.model.sem_seg_head
+        outputs = head(self.model.backbone(images), **accepted(head, {"frames": 1}))
         if "query_embeds" not in outputs:
             raise ValueError(
                 f"{type(self.model.sem_seg_head).__name__} returns no 'query_embeds', which tracking needs; "

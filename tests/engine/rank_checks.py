@@ -17,6 +17,7 @@ from tiny_training import TinyModel, TinyTrainer, tiny_config
 from torch import nn
 
 from mask2former.config import load_config
+from mask2former.engine.rank_group import drop_groups
 from mask2former.evaluation.gathering import gather_parts
 
 TINY_MASK_FORMER = [
@@ -59,8 +60,8 @@ def joined(rank: int, check: Callable[[int, str], None], directory: str) -> None
     dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=2)
     comm.create_local_process_group(2)
     check(rank, directory)
-    # The threads of a group that is only dropped may be running when the process ends, which aborts it.
     dist.destroy_process_group()
+    drop_groups()
 
 
 def all_evaluate_the_model_that_is_saved(rank: int, directory: str) -> None:

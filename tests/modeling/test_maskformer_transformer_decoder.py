@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from mask2former.modeling.transformer_decoder import StandardTransformerDecoder
-from mask2former.modeling.transformer_decoder.mask2former_transformer_decoder import mask_logits
 
 from .tiny_models import NoHostReads, record, tiny, without_gradient
 
@@ -46,17 +45,16 @@ def test_training_outputs_are_the_inference_outputs(pre_norm: bool) -> None:
     decoder = make(pre_norm=pre_norm)
     x, mask_features = inputs(2)
     training, final = decoder.train()(x, mask_features), decoder.eval()(x, mask_features)
-    assert training["pred_logits"].shape == (2, 5, 4) and final["pred_masks"].shape == (2, 5, 1, 12, 16)
+    assert training["pred_logits"].shape == (2, 5, 4) and final["pred_masks"].shape == (2, 5, 12, 16)
     torch.testing.assert_close(training["pred_logits"], final["pred_logits"], atol=1e-5, rtol=1e-4)
-    masks = mask_logits(training["pred_embeds"], training["mask_features"])
-    torch.testing.assert_close(masks, final["pred_masks"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(training["pred_masks"], final["pred_masks"], atol=1e-4, rtol=1e-4)
 
 
 def test_each_layer_is_supervised_where_that_is_wanted() -> None:
     x, mask_features = inputs(1)
     outputs = make().train()(x, mask_features)
-    assert [set(step) for step in outputs["aux_outputs"]] == [{"pred_logits", "pred_embeds"}] * 2
-    assert not torch.equal(outputs["aux_outputs"][0]["pred_embeds"], outputs["pred_embeds"])
+    assert [set(step) for step in outputs["aux_outputs"]] == [{"pred_logits", "pred_masks"}] * 2
+    assert not torch.equal(outputs["aux_outputs"][0]["pred_masks"], outputs["pred_masks"])
     assert make(deep_supervision=False).train()(x, mask_features)["aux_outputs"] == []
 
 
@@ -66,7 +64,7 @@ def test_an_earlier_prediction_is_that_of_a_shorter_decoder() -> None:
     shorter.load_state_dict({k: v for k, v in decoder.state_dict().items() if "decoder.layers.2" not in k})
     expected = decoder(x, mask_features)["aux_outputs"][1]
     found = shorter(x, mask_features)
-    for key in ("pred_logits", "pred_embeds"):
+    for key in ("pred_logits", "pred_masks"):
         torch.testing.assert_close(found[key], expected[key])
 
 
@@ -74,8 +72,8 @@ def test_without_classes() -> None:
     decoder = make(mask_classification=False)
     assert not any("class_embed" in name for name, _ in decoder.named_parameters())
     x, mask_features = inputs(1)
-    assert set(decoder.eval()(x, mask_features)) == {"pred_masks", "query_embeds", "aux_outputs"}
-    assert set(decoder.train()(x, mask_features)) == {"pred_embeds", "mask_features", "aux_outputs"}
+    for mode in (True, False):
+        assert set(decoder.train(mode)(x, mask_features)) == {"pred_masks", "aux_outputs"}
 
 
 def test_input_projection_exists_only_where_needed() -> None:
@@ -144,7 +142,7 @@ def test_head_reads_no_value_from_the_device() -> None:
     features, head = model.backbone(torch.randn(1, 3, 64, 64)), model.sem_seg_head
     with NoHostReads():
         outputs = head.train()(features)
-        sum(step["pred_embeds"].sum() for step in (outputs, *outputs["aux_outputs"])).backward()
+        sum(step["pred_masks"].sum() for step in (outputs, *outputs["aux_outputs"])).backward()
         head.eval()(features)
 
 

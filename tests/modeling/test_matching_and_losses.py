@@ -13,10 +13,12 @@ import torch.nn.functional as F
 
 from mask2former.modeling import criterion as criterion_module
 from mask2former.modeling.criterion import SetCriterion
+from mask2former.modeling.ground_truth import GroundTruth
 from mask2former.modeling.matcher import HungarianMatcher
-from mask2former.modeling.point_sampling import MaskBank, Predictions
-from mask2former.modeling.transformer_decoder.mask2former_transformer_decoder import mask_logits
+from mask2former.modeling.outputs import mask_logits
+from mask2former.modeling.point_sampling import Predictions
 
+CPU = torch.device("cpu")
 B, Q, K, C, T, LAYERS = 2, 6, 4, 8, 1, 3
 SIZE = (32, 40)
 
@@ -61,8 +63,7 @@ def make_criterion(**options: Any) -> SetCriterion:
 
 
 def match(matcher: HungarianMatcher, outputs: dict[str, Any], targets: list[dict[str, Any]]) -> Any:
-    bank = MaskBank.of([t["masks"].flatten(0, 1) for t in targets], torch.device("cpu"))
-    return matcher(Predictions.of(outputs), targets, bank, SIZE)
+    return matcher.match_layers(Predictions.of(outputs), GroundTruth.of(targets, CPU))
 
 
 def test_assignment_is_the_cheapest_of_all() -> None:
@@ -93,8 +94,7 @@ def test_cost_by_hand() -> None:
     outputs = {"pred_logits": torch.tensor([[[9.0, 0.0], [0.0, 9.0]]]), "pred_masks": masks}
     targets = [{"labels": torch.tensor([0]), "masks": torch.ones(1, 1, 32, 40, dtype=torch.bool)}]
     matcher = HungarianMatcher(2, 5, 5, num_points=256)
-    bank = MaskBank.of([t["masks"][:, 0] for t in targets], torch.device("cpu"))
-    cost = matcher._costs(Predictions.of(outputs), targets, bank, (32, 40))[0][0, :, 0]
+    cost = matcher._costs(Predictions.of(outputs), GroundTruth.of(targets, CPU))[0][0, :, 0]
     border = 0.1  # points within half a pixel of the border are read partly outside
     assert cost[0].item() == pytest.approx(-2 * 0.99988, abs=2 * 20 * border)
     assert cost[1].item() == pytest.approx(5 * 20 + 5 * (1 - 1 / 257), rel=border)
@@ -247,8 +247,8 @@ def test_dice_of_an_empty_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(criterion_module, "uncertain_points", lambda logits, *_: points.expand(len(logits), -1, -1))
     logits = torch.full((2, 8, 10), -20.0)
     logits[1] = 20.0
-    bank = MaskBank.of([torch.zeros(1, *SIZE, dtype=torch.bool)], torch.device("cpu"))
-    _, dice = make_criterion()._compare(logits, bank, torch.zeros(2, dtype=torch.int64), SIZE)
+    empty = {"labels": torch.tensor([0]), "masks": torch.zeros(1, *SIZE, dtype=torch.bool)}
+    _, dice = make_criterion()._compare(logits, GroundTruth.of([empty], CPU), torch.zeros(2, dtype=torch.int64))
     assert dice.tolist() == pytest.approx([0, 1 - 1 / 65], abs=1e-4)
 
 
@@ -370,9 +370,8 @@ def test_losses_are_fp32_under_autocast() -> None:
 def test_costs_are_fp32_under_autocast() -> None:
     outputs, targets = make_outputs(), make_targets((2, 1))
     matcher = HungarianMatcher(2, 5, 5, num_points=64)
-    bank = MaskBank.of([t["masks"].flatten(0, 1) for t in targets], torch.device("cpu"))
     torch.manual_seed(4)
-    expected = matcher._costs(Predictions.of(outputs), targets, bank, SIZE)
+    expected = matcher._costs(Predictions.of(outputs), GroundTruth.of(targets, CPU))
     costs: list[torch.Tensor] = []
     original = matcher._cost
     matcher._cost = lambda *a: costs.append(original(*a)) or costs[-1]  # type: ignore[method-assign, func-returns-value]
@@ -415,10 +414,10 @@ def test_infinite_costs_are_chosen_last_or_first(caplog: pytest.LogCaptureFixtur
     costs = np.array([[[np.inf, 2.0], [np.nan, 1.0], [5.0, -np.inf]]])
     for _ in range(3):  # 0 never stops
         given = costs.copy()
-        matcher._check_finite([given], [{}])
+        matcher._check_finite([given], [None])
     assert given[0, 0, 0] == given[0, 1, 0] == 1e8 and given[0, 2, 1] == -1e8
     assert matcher.nonfinite_steps == 3 and "image number 0 of the batch" in caplog.text
-    matcher._check_finite([np.zeros((1, 2, 2))], [{}])
+    matcher._check_finite([np.zeros((1, 2, 2))], [None])
     assert matcher.nonfinite_steps == 3
 
 
@@ -438,6 +437,6 @@ def test_points_of_the_matcher_differ_between_images() -> None:
     for key in ("pred_logits", "pred_embeds", "mask_features"):
         outputs[key] = outputs[key].detach()[:1].expand(2, *outputs[key].shape[1:])
     targets[1] = targets[0]
-    bank = MaskBank.of([t["masks"].flatten(0, 1) for t in targets], torch.device("cpu"))
-    first, second = matcher._costs(Predictions.of({**outputs, "aux_outputs": []}), targets, bank, SIZE)
+    last = {**outputs, "aux_outputs": []}
+    first, second = matcher._costs(Predictions.of(last), GroundTruth.of(targets, CPU))
     assert not torch.equal(first, second)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mask2former.modeling.transformer_decoder.position_encoding import PositionEncoding
+from mask2former.modeling.transformer_decoder.position_encoding import PositionEmbeddingSine
 from mask2former.modeling.transformer_decoder.transformer import (
     DecoderLayer,
     EncoderLayer,
@@ -78,13 +78,13 @@ def test_dropout_is_active_in_training_only() -> None:
 
 
 def test_tokens_of_maps_and_frames() -> None:
-    encoding = PositionEncoding(4)
+    encoding = PositionEmbeddingSine(2, normalize=True)
     maps = [torch.arange(2 * 4 * 6.0).view(2, 4, 2, 3), torch.rand(2, 4, 1, 2)]
     tokens, position = map_tokens(maps, encoding)
     assert tokens.shape == (2, 8, 4) and position.shape == (8, 4)
     torch.testing.assert_close(tokens[1, 4], maps[0][1, :, 1, 1])  # row 1, column 1
     torch.testing.assert_close(tokens[0, 7], maps[1][0, :, 0, 1])
-    torch.testing.assert_close(position[6:], encoding(1, 1, 2, torch.device("cpu")))
+    torch.testing.assert_close(position[6:], encoding.tokens(1, 1, 2, torch.device("cpu")))
     clip, _ = map_tokens(maps[:1], encoding, frames=2)
     assert clip.shape == (1, 12, 4)
     torch.testing.assert_close(clip[0, 6:], tokens[1, :6])

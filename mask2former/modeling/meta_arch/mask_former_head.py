@@ -11,6 +11,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from ...utils.registry import register
+from ...utils.signatures import accepted, overridden
 from ..pixel_decoder import build_pixel_decoder
 from ..transformer_decoder import build_transformer_decoder
 
@@ -27,6 +28,9 @@ class MaskFormerHead(nn.Module):
             backbone map by name.
         loss_weight, ignore_value: attributes for compatibility with other heads; the criterion weights the mask losses.
     """
+
+    # In state dicts: the layout of the pixel decoder's keys, which the reference implementation renames in older files.
+    _version = 2
 
     @configurable
     def __init__(
@@ -57,8 +61,22 @@ class MaskFormerHead(nn.Module):
             "transformer_in_feature": cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE,
         }
 
-    def forward(self, features: Mapping[str, Tensor], mask: Tensor | None = None, *, frames: int = 1) -> dict[str, Any]:
-        """Return the outputs of the decoder for maps (B * T, C, H, W) by name; see the decoder for their shapes."""
+    def forward(
+        self, features: Mapping[str, Tensor], mask: Tensor | None = None, *, frames: int | None = None
+    ) -> dict[str, Any]:
+        """Return the outputs of the decoder for maps (B * T, C, H, W) by name, by way of `layers`.
+
+        Args:
+            features: maps of the backbone.
+            mask: handed on to the decoder.
+            frames: T; None for images.
+        """
+        return self.layers(features, mask, **_frames(self.layers, frames))
+
+    def layers(
+        self, features: Mapping[str, Tensor], mask: Tensor | None = None, *, frames: int | None = None
+    ) -> dict[str, Any]:
+        """Run pixel decoder and transformer decoder; arguments and result as for `forward`."""
         return self.predict(*self.pixel_maps(features), mask, frames=frames)
 
     def pixel_maps(self, features: Mapping[str, Tensor]) -> tuple[Tensor | list[Tensor], Tensor]:
@@ -66,11 +84,26 @@ class MaskFormerHead(nn.Module):
         return decoder_inputs(self.pixel_decoder, self.transformer_in_feature, features)
 
     def predict(
-        self, source: Tensor | list[Tensor], mask_features: Tensor, mask: Tensor | None = None, *, frames: int = 1
+        self,
+        source: Tensor | list[Tensor],
+        mask_features: Tensor,
+        mask: Tensor | None = None,
+        *,
+        frames: int | None = None,
     ) -> dict[str, Any]:
         """Return the outputs of the decoder for the result of `pixel_maps`."""
-        options = {"frames": frames} if frames > 1 else {}
-        return self.predictor(source, mask_features, mask, **options)
+        return self.predictor(source, mask_features, mask, **_frames(self.predictor, frames))
+
+    @property
+    def by_frame(self) -> bool:
+        """Return whether `pixel_maps` and `predict` are the whole head: no override or hook stands around them."""
+        hooks = self._forward_hooks or self._forward_pre_hooks
+        return not hooks and not overridden(self, MaskFormerHead, "forward", "layers")
+
+
+def _frames(function: Callable[..., Any], frames: int | None) -> dict[str, int]:
+    """Return the keyword `frames` of clips, if a decoder or head of another project takes it."""
+    return {} if frames is None else accepted(function, {"frames": frames})
 
 
 def common_settings(cfg: Any, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:

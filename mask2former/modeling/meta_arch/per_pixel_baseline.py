@@ -14,7 +14,6 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from ...utils.registry import register
-from ..transformer_decoder.mask2former_transformer_decoder import mask_logits
 from ..transformer_decoder.maskformer_transformer_decoder import StandardTransformerDecoder
 from .mask_former_head import common_settings, decoder_channels, decoder_inputs
 
@@ -34,6 +33,8 @@ class PerPixelBaselineHead(nn.Module):
         ignore_value: label of ignored pixels.
         common_stride: stride of the mask features; the scores are upsampled by it.
     """
+
+    _version = 2  # as in MaskFormerHead
 
     @configurable
     def __init__(
@@ -152,7 +153,5 @@ class PerPixelBaselinePlusHead(PerPixelBaselineHead):
         """Return class logits (B, K, H4, W4) of all supervised predictions, the final one last."""
         source, mask_features = decoder_inputs(self.pixel_decoder, self.transformer_in_feature, features)
         outputs = self.predictor(source, mask_features)
-        if not self.training:
-            return [outputs["pred_masks"][:, :, 0]]
-        predictions = [*outputs["aux_outputs"], outputs]
-        return [mask_logits(p["pred_embeds"], outputs["mask_features"])[:, :, 0] for p in predictions]
+        earlier = outputs["aux_outputs"] if self.training else []
+        return [*(prediction["pred_masks"] for prediction in earlier), outputs["pred_masks"]]

@@ -14,7 +14,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from ...utils.registry import register
-from ..transformer_decoder.position_encoding import PositionEncoding
+from ..transformer_decoder.position_encoding import PositionEmbeddingSine
 from ..transformer_decoder.transformer import TransformerEncoder, map_tokens
 
 
@@ -145,7 +145,7 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
             pre_norm=transformer_pre_norm,
         )
         self.transformer = nn.ModuleDict({"encoder": encoder})
-        self.position = PositionEncoding(conv_dim)
+        self.pe_layer = PositionEmbeddingSine(conv_dim // 2, normalize=True)
 
     @classmethod
     def from_config(cls, cfg: Any, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
@@ -161,5 +161,5 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
     def encode(self, coarsest: Tensor) -> Tensor:
         """Encode (B, C, H', W') -> (B, conv_dim, H', W') by self-attention over all positions."""
         projected = self.input_proj(coarsest)
-        tokens = self.transformer["encoder"](*map_tokens([projected], self.position))
+        tokens = self.transformer["encoder"](*map_tokens([projected], self.pe_layer))
         return tokens.transpose(1, 2).unflatten(2, projected.shape[-2:])

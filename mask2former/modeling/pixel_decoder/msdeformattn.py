@@ -22,7 +22,7 @@ from ...errors import ConfigError
 from ...ops import ms_deform_attn
 from ...utils.registry import register
 from ..shape_cache import ShapeCache
-from ..transformer_decoder.position_encoding import PositionEncoding
+from ..transformer_decoder.position_encoding import PositionEmbeddingSine
 from .fpn import lateral_convolution, output_convolution
 
 Shapes = Sequence[tuple[int, int]]
@@ -136,7 +136,7 @@ class DeformableEncoder(nn.Module):
         super().__init__()
         self.encoder = _Encoder(layers)
         self.level_embed = nn.Parameter(torch.randn(levels, dim))
-        self.position = PositionEncoding(dim)
+        self.position = PositionEmbeddingSine(dim // 2, normalize=True)
         self._geometry: ShapeCache[Geometry] = ShapeCache()
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -145,7 +145,7 @@ class DeformableEncoder(nn.Module):
         device = maps[0].device
         tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
         position = torch.cat(
-            [self.position(1, h, w, device) + e for (h, w), e in zip(shapes, self.level_embed, strict=True)]
+            [self.position.tokens(1, h, w, device) + e for (h, w), e in zip(shapes, self.level_embed, strict=True)]
         ).to(tokens.dtype)
         geometry = self._geometry((*shapes, device), lambda: Geometry.of(shapes, device))
         for layer in self.encoder.layers:

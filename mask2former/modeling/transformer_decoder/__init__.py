@@ -1,15 +1,11 @@
 """Transformer decoders and their registry."""
 
-from typing import Any
-
-from torch import nn
-
 from .mask2former_transformer_decoder import (
     MultiScaleMaskedTransformerDecoder,
     VideoMultiScaleMaskedTransformerDecoder,
 )
 from .maskformer_transformer_decoder import StandardTransformerDecoder
-from .registry import TRANSFORMER_DECODER_REGISTRY
+from .registry import TRANSFORMER_DECODER_REGISTRY, build_transformer_decoder
 
 __all__ = [
     "TRANSFORMER_DECODER_REGISTRY",
@@ -18,9 +14,3 @@ __all__ = [
     "VideoMultiScaleMaskedTransformerDecoder",
     "build_transformer_decoder",
 ]
-
-
-def build_transformer_decoder(cfg: Any, in_channels: int, mask_classification: bool = True) -> nn.Module:
-    """Build MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME for levels of `in_channels` channels."""
-    name = cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
-    return TRANSFORMER_DECODER_REGISTRY.get(name)(cfg, in_channels, mask_classification)

@@ -1,22 +1,28 @@
 """Building blocks that the pixel decoders and transformer decoders share.
 
-Parameter names follow the published checkpoints (`in_proj_weight`, `linear1`, `norm`, ...).
+Sequences are (N, B, C), sequence first, and the constructors' and calls' arguments have the names that other projects
+use for them (those of DETR and of the reference implementation). Parameter names follow the published checkpoints
+(`in_proj_weight`, `linear1`, `norm`, ...).
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
+logger = logging.getLogger(__name__)
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "glu": F.glu}
 
 
-def activation(name: str) -> Callable[[Tensor], Tensor]:
-    """Return the activation function `name`, "relu" or "gelu"."""
+def activation_function(name: str) -> Callable[[Tensor], Tensor]:
+    """Return the activation function `name`: "relu", "gelu" or "glu"."""
     if name not in _ACTIVATIONS:
         raise ValueError(f"unknown activation '{name}'; choose from {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
@@ -25,18 +31,22 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
 class Attention(nn.Module):
     """Multi-head attention on `scaled_dot_product_attention` ("Attention is all you need", section 3.2).
 
+    It is called as `torch.nn.MultiheadAttention` is, and has its parameters, but the fused kernels give no attention
+    weights: they are None unless the attribute `need_weights` is True or the call asks for them.
+
     Args:
         dim: channels of queries, keys and values.
         heads: number of heads; must divide `dim`.
         dropout: dropout of the attention weights in training.
     """
 
+    need_weights = False
+
     def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"dim {dim} must be a multiple of heads {heads}")
-        self.heads = heads
-        self.dropout = dropout
+        self.embed_dim, self.num_heads, self.dropout = dim, heads, dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
         self.out_proj = nn.Linear(dim, dim)
@@ -44,115 +54,226 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, D)
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend from `query` (B, N, C) to `key`, `value` (B, S, C).
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = False,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend from `query` (N, B, C) to `key`, `value` (S, B, C).
 
         Args:
-            mask: added to the attention logits (float) or True where attention is allowed (bool);
-                broadcastable to (B, heads, N, S).
+            key_padding_mask: bool (B, S), True where a key is ignored.
+            need_weights: return the attention weights too, which takes more time and memory.
+            attn_mask: True where attention is blocked (bool), or added to the attention logits (float); (N, S),
+                (B * heads, N, S), or broadcastable to (B, heads, N, S).
+            average_attn_weights: of the heads.
 
         Returns:
-            (B, N, C).
+            (N, B, C), and the weights (B, N, S), or (B, heads, N, S) without average, or None.
         """
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        q, k, v = (self._split(F.linear(x, w, b)) for x, w, b in zip((query, key, value), weights, biases, strict=True))
+        q, k, v = (self._project(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
+        mask = self._mask(attn_mask, key_padding_mask, q.dtype)
         dropout = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        return self.out_proj(out.transpose(1, 2).flatten(2))
+        if need_weights or self.need_weights:
+            out, attention = _weighted(q, k, v, mask, dropout)
+            attention = attention.mean(1) if average_attn_weights else attention
+        else:
+            self._warn_of_hooks()
+            out, attention = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout), None
+        return self.out_proj(out.permute(2, 0, 1, 3).flatten(2)), attention
+
+    def _project(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Project (N, B, C) and split it to (B, heads, N, C / heads); sequences stored as (B, N, C) are not copied."""
+        if x.is_contiguous():
+            return F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0, 3)
+        return F.linear(x.transpose(0, 1), weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def _mask(self, attn_mask: Tensor | None, padding: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """Return what `scaled_dot_product_attention` takes: True where attention is allowed, or float logits."""
+        if attn_mask is not None and attn_mask.dim() == 3:
+            attn_mask = attn_mask.unflatten(0, (-1, self.num_heads))
+        if padding is not None:
+            padding = padding[:, None, None]
+            if attn_mask is None:
+                attn_mask = padding
+            elif attn_mask.dtype == torch.bool:
+                attn_mask = attn_mask | padding
+            else:
+                attn_mask = attn_mask.masked_fill(padding, float("-inf"))
+        if attn_mask is None:
+            return None
+        return ~attn_mask if attn_mask.dtype == torch.bool else attn_mask.to(dtype)
+
+    def _warn_of_hooks(self) -> None:
+        if self._forward_hooks and not self.__dict__.get("_warned"):
+            self._warned = True
+            logger.warning(
+                "A forward hook on an attention gets None as its attention weights, because fused kernels give none; "
+                "set the attribute need_weights of this attention to True"
+            )
 
 
-def with_position(x: Tensor, position: Tensor | None) -> Tensor:
-    """Return `x` plus its position encoding, if there is one."""
-    return x if position is None else x + position
+def _weighted(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> tuple[Tensor, Tensor]:
+    """Attend as `scaled_dot_product_attention` does; return the result and the attention weights."""
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if mask is not None:
+        logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
+    weights = F.dropout(logits.softmax(-1), dropout)
+    return weights @ v, weights
 
 
-def residual(x: Tensor, step: Callable[[Tensor], Tensor], norm: nn.Module, pre_norm: bool) -> Tensor:
-    """Apply `step` with a residual connection, with the norm before `step` (`pre_norm`) or after the sum."""
-    return x + step(norm(x)) if pre_norm else norm(x + step(x))
+class _Residual(nn.Module):
+    """Residual connection around `_step`, with a layer norm of the sum, or (`normalize_before`) of the input."""
+
+    normalize_before: bool
+    norm: nn.LayerNorm
+
+    def _step(self, tgt: Tensor, *arguments: Any) -> Tensor:
+        raise NotImplementedError
+
+    def forward_post(self, tgt: Tensor, *arguments: Any) -> Tensor:
+        """Apply the block, and normalize the sum."""
+        return self.norm(tgt + self._step(tgt, *arguments))
+
+    def forward_pre(self, tgt: Tensor, *arguments: Any) -> Tensor:
+        """Apply the block to the normalized input."""
+        return tgt + self._step(self.norm(tgt), *arguments)
+
+    def _run(self, *arguments: Any) -> Tensor:
+        return self.forward_pre(*arguments) if self.normalize_before else self.forward_post(*arguments)
+
+    def with_pos_embed(self, tensor: Tensor, pos: Tensor | None) -> Tensor:
+        """Return `tensor` plus its position encoding, if there is one."""
+        return tensor if pos is None else tensor + pos
 
 
-class _ResidualAttention(nn.Module):
-    """Residual connection and layer norm after (or before, `pre_norm`) an attention."""
+class SelfAttentionLayer(_Residual):
+    """Self-attention of the queries, residual.
 
-    def __init__(self, dim: int, dropout: float, pre_norm: bool) -> None:
+    Args:
+        d_model: channels C.
+        nhead: number of heads.
+        dropout: of attention weights and of the result.
+        activation: not used; other projects pass it.
+        normalize_before: layer norm before the attention instead of after the sum.
+    """
+
+    def __init__(
+        self, d_model: int, nhead: int, dropout: float = 0.0, activation: str = "relu", normalize_before: bool = False
+    ) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dim)
+        self.self_attn = Attention(d_model, nhead, dropout)
+        self.norm = nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
-        self.pre_norm = pre_norm
-
-    def _residual(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
-        return residual(x, lambda y: self.dropout(attend(y)), self.norm, self.pre_norm)
-
-
-class SelfAttentionBlock(_ResidualAttention):
-    """Self-attention of the queries."""
-
-    def __init__(self, dim: int, heads: int, dropout: float = 0.0, pre_norm: bool = False) -> None:
-        super().__init__(dim, dropout, pre_norm)
-        self.self_attn = Attention(dim, heads, dropout)
-
-    def forward(self, x: Tensor, position: Tensor | None = None) -> Tensor:
-        """Attend within `x` (B, N, C) with its position encoding (B, N, C); returns (B, N, C)."""
-
-        def attend(y: Tensor) -> Tensor:
-            q = with_position(y, position)
-            return self.self_attn(q, q, y)
-
-        return self._residual(x, attend)
-
-
-class CrossAttentionBlock(_ResidualAttention):
-    """Masked attention of the queries to a memory."""
-
-    def __init__(self, dim: int, heads: int, dropout: float = 0.0, pre_norm: bool = False) -> None:
-        super().__init__(dim, dropout, pre_norm)
-        self.multihead_attn = Attention(dim, heads, dropout)
+        self.activation = activation_function(activation)
+        self.normalize_before = normalize_before
 
     def forward(
-        self, x: Tensor, keys: Tensor, memory: Tensor, mask: Tensor | None = None, position: Tensor | None = None
+        self,
+        tgt: Tensor,
+        tgt_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        query_pos: Tensor | None = None,
     ) -> Tensor:
-        """Attend from `x` (B, N, C) to `memory` (B, S, C).
+        """Attend within `tgt` (Q, B, C), whose position encoding is `query_pos`; masks as in `Attention`."""
+        return self._run(tgt, tgt_mask, tgt_key_padding_mask, query_pos)
 
-        `position` (B, N, C) is added to queries; `keys` (B, S, C) is memory with position; mask as in `Attention`.
-        """
-        return self._residual(x, lambda y: self.multihead_attn(with_position(y, position), keys, memory, mask))
+    def _step(self, tgt: Tensor, *arguments: Any) -> Tensor:
+        tgt_mask, padding, query_pos = arguments
+        q = self.with_pos_embed(tgt, query_pos)
+        return self.dropout(self.self_attn(q, q, tgt, attn_mask=tgt_mask, key_padding_mask=padding)[0])
 
 
-class FeedForwardBlock(nn.Module):
-    """Residual two-layer perceptron with layer norm."""
+class CrossAttentionLayer(_Residual):
+    """Masked attention of the queries to a memory, residual; arguments as for `SelfAttentionLayer`."""
 
-    def __init__(self, dim: int, hidden: int, dropout: float = 0.0, act: str = "relu", pre_norm: bool = False) -> None:
+    def __init__(
+        self, d_model: int, nhead: int, dropout: float = 0.0, activation: str = "relu", normalize_before: bool = False
+    ) -> None:
         super().__init__()
-        self.linear1 = nn.Linear(dim, hidden)
-        self.linear2 = nn.Linear(hidden, dim)
-        self.norm = nn.LayerNorm(dim)
+        self.multihead_attn = Attention(d_model, nhead, dropout)
+        self.norm = nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
-        self.act = activation(act)
-        self.pre_norm = pre_norm
+        self.activation = activation_function(activation)
+        self.normalize_before = normalize_before
+
+    def forward(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        memory_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+        pos: Tensor | None = None,
+        query_pos: Tensor | None = None,
+    ) -> Tensor:
+        """Attend from `tgt` (Q, B, C) to `memory` (S, B, C).
+
+        Args:
+            memory_mask, memory_key_padding_mask: as in `Attention`.
+            pos, query_pos: position encodings of memory and queries.
+        """
+        return self._run(tgt, memory, memory_mask, memory_key_padding_mask, pos, query_pos)
+
+    def _step(self, tgt: Tensor, *arguments: Any) -> Tensor:
+        memory, mask, padding, pos, query_pos = arguments
+        query, key = self.with_pos_embed(tgt, query_pos), self.with_pos_embed(memory, pos)
+        return self.dropout(self.multihead_attn(query, key, memory, attn_mask=mask, key_padding_mask=padding)[0])
+
+
+class FFNLayer(_Residual):
+    """Two-layer perceptron, residual.
+
+    Args:
+        d_model: channels C.
+        dim_feedforward: channels between the two layers.
+        dropout: of both layers.
+        activation: "relu" or "gelu".
+        normalize_before: layer norm before the layers instead of after the sum.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.0,
+        activation: str = "relu",
+        normalize_before: bool = False,
+    ) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(d_model, dim_feedforward)
+        self.linear2 = nn.Linear(dim_feedforward, d_model)
+        self.norm = nn.LayerNorm(d_model)
+        self.dropout = nn.Dropout(dropout)
+        self.activation = activation_function(activation)
+        self.normalize_before = normalize_before
         for linear in (self.linear1, self.linear2):
             nn.init.xavier_uniform_(linear.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Transform (B, N, C) -> (B, N, C)."""
-        return residual(x, self._expand, self.norm, self.pre_norm)
+    def forward(self, tgt: Tensor) -> Tensor:
+        """Transform (..., C) -> (..., C)."""
+        return self._run(tgt)
 
-    def _expand(self, x: Tensor) -> Tensor:
-        return self.dropout(self.linear2(self.dropout(self.act(self.linear1(x)))))
+    def _step(self, tgt: Tensor, *arguments: Any) -> Tensor:
+        return self.dropout(self.linear2(self.dropout(self.activation(self.linear1(tgt)))))
 
 
 class MLP(nn.Module):
     """Linear layers with ReLU between them; keys `layers.N`."""
 
-    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> None:
+    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int) -> None:
         super().__init__()
-        dims = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
+        self.num_layers = num_layers
+        dims = [input_dim, *[hidden_dim] * (num_layers - 1), output_dim]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(dims))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transform (..., in_dim) -> (..., out_dim)."""
+        """Transform (..., input_dim) -> (..., output_dim)."""
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)

@@ -6,6 +6,7 @@ is all of its T frames (arXiv 2112.10764); an image is a clip of one frame.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,14 +18,31 @@ from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
 from ...utils.registry import register
-from .layers import MLP, CrossAttentionBlock, FeedForwardBlock, SelfAttentionBlock
-from .position_encoding import PositionEncoding
-from .registry import TRANSFORMER_DECODER_REGISTRY, decoder_settings
+from ...utils.signatures import overridden
+from ..outputs import DecoderOutputs, Deferred, MaskLogits, layer_outputs, mask_logits
+from .layers import MLP, CrossAttentionLayer, FFNLayer, SelfAttentionLayer
+from .position_encoding import PositionEmbeddingSine, PositionEmbeddingSine3D
+from .registry import TRANSFORMER_DECODER_REGISTRY, build_transformer_decoder, decoder_settings
+
+__all__ = [
+    "MLP",
+    "TRANSFORMER_DECODER_REGISTRY",
+    "CrossAttentionLayer",
+    "FFNLayer",
+    "MultiScaleMaskedTransformerDecoder",
+    "SelfAttentionLayer",
+    "VideoMultiScaleMaskedTransformerDecoder",
+    "build_transformer_decoder",
+]
 
 
 @register(TRANSFORMER_DECODER_REGISTRY)
 class MultiScaleMaskedTransformerDecoder(nn.Module):
     """Masked-attention decoder.
+
+    A subclass may override `forward_prediction_heads` or `_set_aux_loss`, and register hooks on every part; then masks
+    are computed in every layer, and training takes more memory. `class_embed` is called once for all layers in
+    training, and for the last one alone in inference.
 
     Args:
         in_channels: channels C' of the incoming levels.
@@ -37,8 +55,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         enforce_input_project: project the levels even where C' = C.
     """
 
-    num_levels = 3
-    temporal = False
+    num_feature_levels = 3
+    position_type: type[PositionEmbeddingSine] = PositionEmbeddingSine
 
     @configurable
     def __init__(
@@ -59,23 +77,24 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         super().__init__()
         if not mask_classification:
             raise ValueError("the masked-attention decoder requires mask_classification=True")
-        self.num_layers = dec_layers
-        self.position = PositionEncoding(hidden_dim, temporal=self.temporal)
+        self.mask_classification = mask_classification
+        self.num_heads, self.num_layers, self.num_queries = nheads, dec_layers, num_queries
+        self.pe_layer = self.position_type(hidden_dim // 2, normalize=True)
         self.transformer_self_attention_layers = nn.ModuleList(
-            SelfAttentionBlock(hidden_dim, nheads, pre_norm=pre_norm) for _ in range(dec_layers)
+            SelfAttentionLayer(hidden_dim, nheads, normalize_before=pre_norm) for _ in range(dec_layers)
         )
         self.transformer_cross_attention_layers = nn.ModuleList(
-            CrossAttentionBlock(hidden_dim, nheads, pre_norm=pre_norm) for _ in range(dec_layers)
+            CrossAttentionLayer(hidden_dim, nheads, normalize_before=pre_norm) for _ in range(dec_layers)
         )
         self.transformer_ffn_layers = nn.ModuleList(
-            FeedForwardBlock(hidden_dim, dim_feedforward, pre_norm=pre_norm) for _ in range(dec_layers)
+            FFNLayer(hidden_dim, dim_feedforward, normalize_before=pre_norm) for _ in range(dec_layers)
         )
         self.decoder_norm = nn.LayerNorm(hidden_dim)
         self.query_feat = nn.Embedding(num_queries, hidden_dim)
         self.query_embed = nn.Embedding(num_queries, hidden_dim)
-        self.level_embed = nn.Embedding(self.num_levels, hidden_dim)
+        self.level_embed = nn.Embedding(self.num_feature_levels, hidden_dim)
         self.input_proj = nn.ModuleList()
-        for _ in range(self.num_levels):
+        for _ in range(self.num_feature_levels):
             project = in_channels != hidden_dim or enforce_input_project
             self.input_proj.append(Conv2d(in_channels, hidden_dim, kernel_size=1) if project else nn.Sequential())
             if project:
@@ -89,96 +108,213 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         return decoder_settings(cfg, in_channels, mask_classification) | {"dec_layers": layers}
 
     def forward(
-        self, levels: Sequence[Tensor], mask_features: Tensor, mask: Tensor | None = None, *, frames: int = 1
-    ) -> dict[str, Any]:
+        self, x: Sequence[Tensor], mask_features: Tensor, mask: Tensor | None = None, *, frames: int | None = None
+    ) -> DecoderOutputs:
         """Predict classes and masks of the queries.
 
         Args:
-            levels: three maps (B * T, C', H, W), coarsest first.
+            x: three levels (B * T, C', H, W), coarsest first.
             mask_features: (B * T, mask_dim, H4, W4).
             mask: ignored; part of the interface of decoders.
-            frames: T.
+            frames: T; None for images.
 
         Returns:
-            In training {"pred_logits" (B, Q, K + 1), "pred_embeds" (B, Q, mask_dim), "mask_features"
-            (B, T, mask_dim, H4, W4), "aux_outputs": [{"pred_logits", "pred_embeds"} of each earlier prediction]}:
-            mask logits are the products pred_embeds x mask_features, computed only where the loss needs them.
-            Otherwise {"pred_logits", "pred_masks" (B, Q, T, H4, W4) before the sigmoid, "query_embeds" (B, Q, C):
-            the states that both are computed from, "aux_outputs": []}.
+            `DecoderOutputs`; mask logits, and in inference all of the earlier predictions, are computed where they are
+            read. Clips have in inference also "query_embeds" (B, Q, C): the states that the last prediction was
+            computed from.
         """
-        if len(levels) != self.num_levels:
-            raise ValueError(f"the decoder requires {self.num_levels} feature levels, got {len(levels)}")
-        features = mask_features.unflatten(0, (-1, frames))  # (B, T, C, H4, W4)
-        memory, keys, small = self._memory(levels, mask_features, frames)
-        batch = features.shape[0]
-        queries = self.query_feat.weight[None].expand(batch, -1, -1)
-        position = self.query_embed.weight[None].expand(batch, -1, -1)
-        states = [self.decoder_norm(queries)]
-        embeds = [self.mask_embed(states[0])]
-        for i in range(self.num_layers):
-            level = i % self.num_levels
-            allowed = attention_mask(embeds[-1], small[level])
-            queries = self.transformer_cross_attention_layers[i](queries, keys[level], memory[level], allowed, position)
-            queries = self.transformer_self_attention_layers[i](queries, position)
-            queries = self.transformer_ffn_layers[i](queries)
-            states.append(self.decoder_norm(queries))
+        if len(x) != self.num_feature_levels:
+            raise ValueError(f"the decoder requires {self.num_feature_levels} feature levels, got {len(x)}")
+        features = mask_features.unflatten(0, (-1, frames or 1))  # (B, T, C, H4, W4)
+        if overridden(self, MultiScaleMaskedTransformerDecoder, "forward_prediction_heads", "_set_aux_loss"):
+            return self._outputs_of_overridden_heads(x, mask_features, features, frames is not None)
+        small = [_resized(mask_features, level.shape[-2:]).unflatten(0, (-1, frames or 1)) for level in x]
+        states: list[Tensor] = []
+        embeds: list[Tensor] = []
+
+        def predict(queries: Tensor, level: int) -> Tensor:
+            states.append(self.decoder_norm(queries).transpose(0, 1))
             embeds.append(self.mask_embed(states[-1]))
-        if self.training:
-            return self._training_outputs(states, embeds, features)
-        logits, masks = self.class_embed(states[-1]), mask_logits(embeds[-1], features)
-        return {"pred_logits": logits, "pred_masks": masks, "query_embeds": states[-1], "aux_outputs": []}
+            return _open_empty(attention_mask(embeds[-1], small[level]))[:, None]
 
-    def _memory(
-        self, levels: Sequence[Tensor], mask_features: Tensor, frames: int
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Return, per level, tokens (B, T H W, C), tokens with position, and mask features (B, T, C, H, W) at its size.
+        self._decode(x, features, predict)
+        return self._outputs(states, embeds, features, frames is not None)
 
-        Mask logits are linear in the mask features, so the features are resized once per level instead of the
-        logits once per layer.
-        """
-        memory, keys, small = [], [], []
+    def _decode(self, x: Sequence[Tensor], features: Tensor, predict: Any) -> None:
+        """Run the layers, and `predict(queries, level)`, which returns the attention mask for `level`, between them."""
+        batch, frames = features.shape[:2]
+        memory, position = self._memory(x, frames)
+        queries = self.query_feat.weight[:, None].expand(-1, batch, -1)
+        query_pos = self.query_embed.weight[:, None].expand(-1, batch, -1)
+        mask = predict(queries, 0)
+        for i in range(self.num_layers):
+            level = i % self.num_feature_levels
+            queries = self.transformer_cross_attention_layers[i](
+                queries,
+                memory[level],
+                memory_mask=mask,
+                memory_key_padding_mask=None,
+                pos=position[level],
+                query_pos=query_pos,
+            )
+            queries = self.transformer_self_attention_layers[i](
+                queries, tgt_mask=None, tgt_key_padding_mask=None, query_pos=query_pos
+            )
+            queries = self.transformer_ffn_layers[i](queries)
+            mask = predict(queries, (i + 1) % self.num_feature_levels)
+
+    def _memory(self, levels: Sequence[Tensor], frames: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Return tokens (S, B, C), S = T H W, and their position encoding (S, 1, C), of each level."""
+        memory, position = [], []
         for i, x in enumerate(levels):
             height, width = x.shape[-2:]
             tokens = self.input_proj[i](x).flatten(2) + self.level_embed.weight[i][None, :, None]
             tokens = tokens.unflatten(0, (-1, frames)).transpose(2, 3).flatten(1, 2)  # (B, T H W, C)
-            memory.append(tokens)
-            keys.append(tokens + self.position(frames, height, width, x.device).to(tokens.dtype))
-            with torch.no_grad():
-                resized = F.interpolate(mask_features.float(), (height, width), mode="bilinear", align_corners=False)
-            small.append(resized.unflatten(0, (-1, frames)))
-        return memory, keys, small
+            memory.append(tokens.transpose(0, 1))
+            position.append(self.pe_layer.tokens(frames, height, width, x.device).to(tokens.dtype)[:, None])
+        return memory, position
 
-    def _training_outputs(self, states: list[Tensor], embeds: list[Tensor], features: Tensor) -> dict[str, Any]:
-        logits = self.class_embed(torch.stack(states)).unbind(0)
-        predictions = [{"pred_logits": c, "pred_embeds": e} for c, e in zip(logits, embeds, strict=True)]
-        return {**predictions[-1], "mask_features": features, "aux_outputs": predictions[:-1]}
+    def _outputs(self, states: list[Tensor], embeds: list[Tensor], features: Tensor, clip: bool) -> DecoderOutputs:
+        masks = [MaskLogits(e, features, clip) for e in (embeds[-1], *embeds[:-1])]
+        if self.training:
+            return layer_outputs(self.class_embed(torch.stack((states[-1], *states[:-1]))), masks)
+        earlier = [Deferred(functools.partial(self.class_embed, state)) for state in states[:-1]]
+        more = {"query_embeds": states[-1]} if clip else {}
+        return layer_outputs([self.class_embed(states[-1]), *earlier], masks, **more)
+
+    def forward_prediction_heads(
+        self, output: Tensor, mask_features: Tensor, attn_mask_target_size: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Predict classes and masks of queries; the computation of `forward`, which calls overridden forms of it.
+
+        Args:
+            output: queries (Q, B, C).
+            mask_features: (B, mask_dim, H4, W4), or (B, T, mask_dim, H4, W4) of clips.
+            attn_mask_target_size: (H, W) of the level that attends next.
+
+        Returns:
+            Class logits (B, Q, K + 1), mask logits (B, Q, H4, W4), or (B, Q, T, H4, W4) of clips, and the attention
+            mask bool (B * heads, Q, T H W), True where a query does not attend, which may be everywhere.
+        """
+        clip = mask_features.dim() == 5
+        features = mask_features if clip else mask_features[:, None]
+        state = self.decoder_norm(output).transpose(0, 1)
+        embeds = self.mask_embed(state)
+        masks = mask_logits(embeds, features)
+        small = _resized(features.flatten(0, 1), attn_mask_target_size).unflatten(0, features.shape[:2])
+        blocked = attention_mask(embeds, small)[:, None].expand(-1, self.num_heads, -1, -1).flatten(0, 1)
+        return self.class_embed(state), masks if clip else masks[:, :, 0], blocked
+
+    def _outputs_of_overridden_heads(
+        self, x: Sequence[Tensor], mask_features: Tensor, features: Tensor, clip: bool
+    ) -> DecoderOutputs:
+        classes: list[Tensor] = []
+        masks: list[Tensor] = []
+
+        def predict(queries: Tensor, level: int) -> Tensor:
+            size = x[level].shape[-2:]
+            given = features if clip else mask_features
+            outputs = self.forward_prediction_heads(queries, given, attn_mask_target_size=size)
+            classes.append(outputs[0])
+            masks.append(outputs[1])
+            return _open_empty(outputs[2])
+
+        self._decode(x, features, predict)
+        earlier = self._set_aux_loss(classes if self.mask_classification else None, masks)
+        return DecoderOutputs(pred_logits=classes[-1], pred_masks=masks[-1], aux_outputs=earlier)
+
+    def _set_aux_loss(self, outputs_class: Sequence[Tensor] | None, outputs_seg_masks: Sequence[Tensor]) -> list[Any]:
+        """Return the "aux_outputs" of the predictions of all layers, the first one first."""
+        if outputs_class is None:
+            return [{"pred_masks": masks} for masks in outputs_seg_masks[:-1]]
+        layers = zip(outputs_class[:-1], outputs_seg_masks[:-1], strict=True)
+        return [{"pred_logits": classes, "pred_masks": masks} for classes, masks in layers]
 
 
 @register(TRANSFORMER_DECODER_REGISTRY)
 class VideoMultiScaleMaskedTransformerDecoder(MultiScaleMaskedTransformerDecoder):
-    """Masked-attention decoder whose position encoding includes the frame."""
+    """Masked-attention decoder of clips, whose position encoding includes the frame.
 
-    temporal = True
+    Args:
+        num_frames: T in training, of calls that do not say it; in inference such a call is one clip.
+        others: see `MultiScaleMaskedTransformerDecoder`.
+    """
+
+    position_type = PositionEmbeddingSine3D
+
+    @configurable
+    def __init__(
+        self,
+        in_channels: int,
+        mask_classification: bool = True,
+        *,
+        num_classes: int,
+        hidden_dim: int,
+        num_queries: int,
+        nheads: int,
+        dim_feedforward: int,
+        dec_layers: int,
+        pre_norm: bool,
+        mask_dim: int,
+        enforce_input_project: bool,
+        num_frames: int = 2,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            mask_classification,
+            num_classes=num_classes,
+            hidden_dim=hidden_dim,
+            num_queries=num_queries,
+            nheads=nheads,
+            dim_feedforward=dim_feedforward,
+            dec_layers=dec_layers,
+            pre_norm=pre_norm,
+            mask_dim=mask_dim,
+            enforce_input_project=enforce_input_project,
+        )
+        self.num_frames = num_frames
+
+    @classmethod
+    def from_config(cls, cfg: Any, in_channels: int, mask_classification: bool = True) -> dict[str, Any]:
+        settings = super().from_config(cfg, in_channels, mask_classification)
+        return settings | {"num_frames": cfg.INPUT.SAMPLING_FRAME_NUM}
+
+    def forward(
+        self, x: Sequence[Tensor], mask_features: Tensor, mask: Tensor | None = None, *, frames: int | None = None
+    ) -> DecoderOutputs:
+        """Predict classes and masks of the queries in clips; see `MultiScaleMaskedTransformerDecoder`.
+
+        Args:
+            frames: T; None: `num_frames` in training, all maps in inference.
+        """
+        if frames is None:
+            frames = self.num_frames if self.training else len(mask_features)
+        return super().forward(x, mask_features, mask, frames=frames)
 
 
-def mask_logits(embeds: Tensor, features: Tensor) -> Tensor:
-    """Compute mask logits (B, Q, T, H, W), fp32, of query embeddings (B, Q, C) and mask features (B, T, C, H, W)."""
-    with torch.autocast(embeds.device.type, enabled=False):
-        batch, frames, channels, height, width = features.shape
-        flat = features.float().transpose(1, 2).reshape(batch, channels, -1)
-        return torch.bmm(embeds.float(), flat).view(batch, -1, frames, height, width)
+def _resized(mask_features: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize mask features (B * T, C, H4, W4) to a level.
+
+    Mask logits are linear in the mask features, so the features are resized once per level instead of the logits once
+    per layer.
+    """
+    with torch.no_grad():
+        return F.interpolate(mask_features.float(), tuple(size), mode="bilinear", align_corners=False)
 
 
 @torch.no_grad()
 def attention_mask(embeds: Tensor, features: Tensor) -> Tensor:
-    """Compute where each query attends (equation 2): inside its mask, or everywhere if its mask is empty.
+    """Compute where each query does not attend (equation 2): outside its mask.
 
     Args:
         embeds: (B, Q, C); features: (B, T, C, H, W) at the level's size.
 
     Returns:
-        bool (B, 1, Q, T * H * W), True where attention is allowed, the same for all heads.
+        bool (B, Q, T * H * W), True where attention is blocked; all of it for an empty mask.
     """
-    blocked = mask_logits(embeds, features).flatten(2).sigmoid() < 0.5
-    allowed = ~blocked | blocked.all(dim=-1, keepdim=True)
-    return allowed[:, None]
+    return mask_logits(embeds, features).flatten(2).sigmoid() < 0.5
+
+
+def _open_empty(blocked: Tensor) -> Tensor:
+    """Let queries (..., S) that are blocked everywhere attend everywhere, as softmax cannot do without a key."""
+    return blocked & ~blocked.all(dim=-1, keepdim=True)

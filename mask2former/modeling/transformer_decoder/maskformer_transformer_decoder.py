@@ -12,11 +12,13 @@ from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
 from ...utils.registry import register
+from ..outputs import DecoderOutputs, MaskLogits, layer_outputs
 from .layers import MLP
-from .mask2former_transformer_decoder import mask_logits
-from .position_encoding import PositionEncoding
-from .registry import TRANSFORMER_DECODER_REGISTRY, decoder_settings
+from .position_encoding import PositionEmbeddingSine
+from .registry import TRANSFORMER_DECODER_REGISTRY, build_transformer_decoder, decoder_settings
 from .transformer import TransformerDecoder, TransformerEncoder, map_tokens
+
+__all__ = ["TRANSFORMER_DECODER_REGISTRY", "StandardTransformerDecoder", "build_transformer_decoder"]
 
 
 @register(TRANSFORMER_DECODER_REGISTRY)
@@ -60,7 +62,7 @@ class StandardTransformerDecoder(nn.Module):
         super().__init__()
         self.mask_classification = mask_classification
         self.deep_supervision = deep_supervision
-        self.position = PositionEncoding(hidden_dim)
+        self.pe_layer = PositionEmbeddingSine(hidden_dim // 2, normalize=True)
         layer: dict[str, Any] = {"heads": nheads, "hidden": dim_feedforward, "dropout": dropout, "pre_norm": pre_norm}
         self.transformer = nn.ModuleDict(
             {
@@ -88,7 +90,12 @@ class StandardTransformerDecoder(nn.Module):
         }
 
     def forward(
-        self, x: Tensor | Sequence[Tensor], mask_features: Tensor, mask: Tensor | None = None, *, frames: int = 1
+        self,
+        x: Tensor | Sequence[Tensor],
+        mask_features: Tensor,
+        mask: Tensor | None = None,
+        *,
+        frames: int | None = None,
     ) -> dict[str, Any]:
         """Predict classes and masks of the queries.
 
@@ -96,28 +103,25 @@ class StandardTransformerDecoder(nn.Module):
             x: map (B * T, C', H', W') to attend to, or several maps, which form one sequence.
             mask_features: (B * T, mask_dim, H4, W4).
             mask: ignored, as in the masked-attention decoder.
-            frames: T.
+            frames: T; None for images.
 
         Returns:
-            The outputs of `MultiScaleMaskedTransformerDecoder`, with DEC_LAYERS predictions in training; without
+            The outputs of `MultiScaleMaskedTransformerDecoder`, with DEC_LAYERS predictions; without
             `mask_classification` they have no "pred_logits".
         """
         maps = [x] if isinstance(x, Tensor) else x
-        tokens, position = map_tokens([self.input_proj(m) for m in maps], self.position, frames)
+        tokens, position = map_tokens([self.input_proj(m) for m in maps], self.pe_layer, frames or 1)
         memory = self.transformer["encoder"](tokens, position)
         query_position = self.query_embed.weight[None].expand(memory.shape[0], -1, -1)
         states = self.transformer["decoder"](
             torch.zeros_like(query_position), memory + position, memory, query_position
         )
-        features = mask_features.unflatten(0, (-1, frames))  # (B, T, C, H4, W4)
-        if not self.training:
-            last = self._predict(states[-1])
-            masks = mask_logits(last.pop("pred_embeds"), features)
-            return {**last, "pred_masks": masks, "query_embeds": states[-1], "aux_outputs": []}
-        predictions = [self._predict(state) for state in states[0 if self.deep_supervision else -1 :]]
-        return {**predictions[-1], "mask_features": features, "aux_outputs": predictions[:-1]}
-
-    def _predict(self, state: Tensor) -> dict[str, Tensor]:
-        """Predict class logits (B, Q, K + 1) and query embeddings (B, Q, mask_dim) of queries (B, Q, C)."""
-        logits = {"pred_logits": self.class_embed(state)} if self.mask_classification else {}
-        return {**logits, "pred_embeds": self.mask_embed(state)}
+        features = mask_features.unflatten(0, (-1, frames or 1))  # (B, T, C, H4, W4)
+        states = [states[-1], *states[:-1]] if self.deep_supervision else states[-1:]
+        masks = [MaskLogits(self.mask_embed(state), features, frames is not None) for state in states]
+        if not self.mask_classification:
+            last, *earlier = (DecoderOutputs(pred_masks=m) for m in masks)
+            last["aux_outputs"] = earlier
+            return last
+        more = {"query_embeds": states[0]} if frames is not None and not self.training else {}
+        return layer_outputs(self.class_embed(torch.stack(states)), masks, **more)

@@ -1,13 +1,20 @@
-"""Registry of transformer decoders, and the settings that they share."""
+"""Registry of transformer decoders, how one is built, and the settings that they share."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from detectron2.utils.registry import Registry
+from torch import nn
 
 TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_MODULE")
 TRANSFORMER_DECODER_REGISTRY.__doc__ = "Transformer decoders: called as cls(cfg, in_channels, mask_classification)."
+
+
+def build_transformer_decoder(cfg: Any, in_channels: int, mask_classification: bool = True) -> nn.Module:
+    """Build MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME for levels of `in_channels` channels."""
+    name = cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
+    return TRANSFORMER_DECODER_REGISTRY.get(name)(cfg, in_channels, mask_classification)
 
 
 def decoder_settings(cfg: Any, in_channels: int, mask_classification: bool) -> dict[str, Any]:

@@ -6,14 +6,29 @@ do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Attention, residual, with_position
-from .position_encoding import PositionEncoding
+from .layers import Attention
+from .position_encoding import PositionEmbeddingSine
+
+
+def with_position(x: Tensor, position: Tensor | None) -> Tensor:
+    """Return `x` plus its position encoding, if there is one."""
+    return x if position is None else x + position
+
+
+def residual(x: Tensor, step: Callable[[Tensor], Tensor], norm: nn.Module, pre_norm: bool) -> Tensor:
+    """Apply `step` with a residual connection, with the norm before `step` (`pre_norm`) or after the sum."""
+    return x + step(norm(x)) if pre_norm else norm(x + step(x))
+
+
+def _attend(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend from sequences (B, N, C), batch first."""
+    return attention(q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1))[0].transpose(0, 1)
 
 
 class _Layer(nn.Module):
@@ -33,7 +48,7 @@ class _Layer(nn.Module):
 
     def _self_attention(self, x: Tensor, position: Tensor | None) -> Tensor:
         q = with_position(x, position)
-        return self.dropout(self.self_attn(q, q, x))
+        return self.dropout(_attend(self.self_attn, q, q, x))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x)))))
@@ -60,7 +75,7 @@ class DecoderLayer(_Layer):
         """Decode `x`, `position` (B, Q, C); `keys` is `memory` (B, S, C) with its position. Returns (B, Q, C)."""
 
         def attend(y: Tensor) -> Tensor:
-            return self.dropout(self.multihead_attn(with_position(y, position), keys, memory))
+            return self.dropout(_attend(self.multihead_attn, with_position(y, position), keys, memory))
 
         x = residual(x, lambda y: self._self_attention(y, position), self.norm1, self.pre_norm)
         x = residual(x, attend, self.norm2, self.pre_norm)
@@ -103,7 +118,7 @@ class TransformerDecoder(nn.Module):
         return states
 
 
-def map_tokens(maps: Sequence[Tensor], encoding: PositionEncoding, frames: int = 1) -> tuple[Tensor, Tensor]:
+def map_tokens(maps: Sequence[Tensor], encoding: PositionEmbeddingSine, frames: int = 1) -> tuple[Tensor, Tensor]:
     """Concatenate feature maps to one sequence, each map with its position encoding.
 
     Args:
@@ -114,5 +129,5 @@ def map_tokens(maps: Sequence[Tensor], encoding: PositionEncoding, frames: int =
         Tokens (B, S, C) with S the sum of T H' W', and their position encodings (S, C).
     """
     tokens = [m.flatten(2).unflatten(0, (-1, frames)).transpose(2, 3).flatten(1, 2) for m in maps]
-    position = [encoding(frames, m.shape[2], m.shape[3], m.device) for m in maps]
+    position = [encoding.tokens(frames, m.shape[2], m.shape[3], m.device) for m in maps]
     return torch.cat(tokens, dim=1), torch.cat(position).to(tokens[0].dtype)

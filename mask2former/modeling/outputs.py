@@ -1,0 +1,99 @@
+"""What decoders return: dictionaries that compute what costs much where it is read.
+
+Losses and matching look at mask logits at sampled points only, so the masks of all queries and layers need not exist.
+Who reads them, gets them: other projects' losses and hooks see the tensors that the reference implementation has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..utils.lazy_dict import Later, LazyDict
+
+
+class Deferred(Later[Tensor]):
+    """A tensor that is computed later, in the modes (gradients, inference) of the time when it was put off."""
+
+    def __init__(self, compute: Callable[[], Tensor]) -> None:
+        grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
+        def in_modes() -> Tensor:
+            if inference:
+                with torch.inference_mode():
+                    return compute()
+            with torch.set_grad_enabled(grad):
+                return compute()
+
+        super().__init__(in_modes)
+
+
+class MaskLogits(Deferred):
+    """Mask logits that are not computed: products of query embeddings and mask features.
+
+    Attributes:
+        embeds: (B, Q, C).
+        features: (B, T, C, H4, W4).
+        clip: the logits are (B, Q, T, H4, W4) instead of (B, Q, H4, W4).
+    """
+
+    def __init__(self, embeds: Tensor, features: Tensor, clip: bool) -> None:
+        self.embeds, self.features, self.clip = embeds, features, clip
+
+        def compute() -> Tensor:
+            logits = mask_logits(embeds, features)
+            return logits if clip else logits[:, :, 0]
+
+        super().__init__(compute)
+
+
+class Row(Deferred):
+    """One prediction of `stack` (L, ...), which holds those of all layers, the last one first."""
+
+    def __init__(self, stack: Tensor, index: int) -> None:
+        self.stack, self.index = stack, index
+        super().__init__(lambda: stack[index])
+
+
+class DecoderOutputs(LazyDict):
+    """Outputs of a decoder: "pred_logits" (B, Q, K + 1); "pred_masks" (B, Q, H4, W4), or (B, Q, T, H4, W4) of clips,
+    both before softmax and sigmoid; "aux_outputs", a list of such dictionaries of the earlier predictions, in order.
+    """
+
+
+def layer_outputs(logits: Tensor | Sequence[Any], masks: Sequence[Any], **more: Any) -> DecoderOutputs:
+    """Build the outputs of a decoder from those of its layers.
+
+    Args:
+        logits: (L, B, Q, K + 1), the last layer first, then the earlier ones in order, or one value a layer in this
+            order, each a tensor or `Later`.
+        masks: one value a layer in this order, each a tensor or `Later`.
+        more: further entries.
+    """
+    classes = [Row(logits, i) for i in range(len(logits))] if isinstance(logits, Tensor) else logits
+    last, *earlier = (DecoderOutputs(pred_logits=c, pred_masks=m) for c, m in zip(classes, masks, strict=True))
+    last["aux_outputs"] = earlier
+    last.update(more)
+    return last
+
+
+def unread(values: Mapping[str, Any], key: str) -> Any:
+    """Return the `Later` of a key that nobody has read, or None, also of plain dictionaries."""
+    return values.unread(key) if isinstance(values, LazyDict) else None
+
+
+def without_earlier(outputs: Mapping[str, Any]) -> LazyDict:
+    """Return the last prediction alone, without reading it."""
+    raw = dict.items(outputs) if isinstance(outputs, LazyDict) else outputs.items()
+    return DecoderOutputs((key, value) for key, value in raw if key != "aux_outputs")
+
+
+def mask_logits(embeds: Tensor, features: Tensor) -> Tensor:
+    """Compute mask logits (B, Q, T, H, W), fp32, of query embeddings (B, Q, C) and mask features (B, T, C, H, W)."""
+    with torch.autocast(embeds.device.type, enabled=False):
+        batch, frames, channels, height, width = features.shape
+        flat = features.float().transpose(1, 2).reshape(batch, channels, -1)
+        return torch.bmm(embeds.float(), flat).view(batch, -1, frames, height, width)
