@@ -38,23 +38,23 @@ def frame(ids: list[int], classes: list[int], masks: Any) -> Instances:
 # ---- targets
 def test_labels_come_from_any_frame_that_shows_the_object() -> None:
     # The reference took the last frame's label, which for an absent object is the dummy class (here 40).
-    labels, masks = clip_objects([frame([7, -1], [3, 40], [2, 0]), frame([-1, 9], [40, 5], [0, 4])])
+    labels, masks, _ = clip_objects([frame([7, -1], [3, 40], [2, 0]), frame([-1, 9], [40, 5], [0, 4])])
     assert labels.tolist() == [3, 5]
     assert masks.flatten(2).sum(2).tolist() == [[2, 0], [0, 4]]
     assert masks.dtype == torch.bool and masks.shape == (2, 2, 2, 3)
 
 
 def test_objects_that_no_frame_shows_are_dropped() -> None:
-    labels, masks = clip_objects([frame([-1, 4], [40, 1], [6, 1]), frame([-1, 4], [40, 1], [6, 2])])
+    labels, masks, _ = clip_objects([frame([-1, 4], [40, 1], [6, 1]), frame([-1, 4], [40, 1], [6, 2])])
     assert labels.tolist() == [1] and masks.flatten(2).sum(2).tolist() == [[1, 2]]
-    labels, masks = clip_objects([frame([], [], []), frame([-1], [40], [3])])
+    labels, masks, _ = clip_objects([frame([], [], []), frame([-1], [40], [3])])
     assert labels.shape == (0,) and masks.shape == (0, 2, 2, 3)
 
 
 def test_frames_may_list_objects_in_any_order() -> None:
     second = frame([8, 2], [6, 1], [5, 3])
     second.gt_masks = BitMasks(second.gt_masks)
-    labels, masks = clip_objects([frame([2], [1], [1]), second, frame([], [], [])])
+    labels, masks, _ = clip_objects([frame([2], [1], [1]), second, frame([], [], [])])
     assert labels.tolist() == [1, 6]
     assert masks.flatten(2).sum(2).tolist() == [[1, 3, 0], [0, 5, 0]]
 
@@ -68,12 +68,16 @@ def test_targets_reach_the_criterion(model: Any, monkeypatch: pytest.MonkeyPatch
     finally:
         model.eval()
     outputs, targets = seen
-    assert outputs["mask_features"].shape == (2, 3, 16, 16, 16)  # (B, T, C, H4, W4) of 64 x 64
-    assert [t["size"] for t in targets] == [(64, 64)] * 2
+    assert outputs["pred_masks"].shape[2:] == (3, 16, 16)  # (B, Q, T, H4, W4) of 64 x 64
+    assert [t.size for t in targets] == [(64, 64)] * 2 and [sorted(t) for t in targets] == [["ids", "labels", "masks"]] * 2
     assert torch.equal(targets[0]["labels"], sample["instances"][0].gt_classes)
     for t in range(3):
-        assert torch.equal(targets[0]["masks"][:, t], sample["instances"][t].gt_masks)
-    assert targets[1]["masks"].shape == (0, 3, 30, 64)
+        assert torch.equal(targets[0].unread("masks").masks[:, t], sample["instances"][t].gt_masks)
+    assert targets[0]["ids"].tolist() == torch.stack([x.gt_ids for x in sample["instances"]], 1).tolist()
+    padded = targets[0]["masks"]
+    assert padded.shape == (2, 3, 64, 64) and not padded[..., 40:, :].any() and not padded[..., 50:].any()
+    assert torch.equal(padded[..., :40, :50], torch.stack([x.gt_masks for x in sample["instances"]], 1))
+    assert targets[1]["masks"].shape == (0, 3, 64, 64)
 
 
 # ---- training
@@ -92,14 +96,14 @@ def test_two_steps_lower_the_loss(config: str) -> None:
         history.append(float(total))
     assert history[2] < history[1] < history[0]
     with torch.no_grad():
-        assert len(learner.eval()(batch)[0]["pred_scores"]) == 10
+        assert len(learner.eval()(batch)["pred_scores"]) == 10
 
 
 def test_one_frame_is_a_image() -> None:
     """With T = 1 the losses equal those of the image model with the same weights and the same random points."""
     clips, images = tiny(R50).train(), tiny(COCO, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 40).train()
     # The encoding of time of the only frame is a constant; without it the models are one.
-    clips.sem_seg_head.predictor.position.temporal = False
+    clips.sem_seg_head.predictor.pe_layer.temporal = False
     images.load_state_dict(clips.state_dict())
     image = record(64, 96, 2, 40)
     image["instances"].gt_ids = torch.arange(2)
@@ -183,7 +187,7 @@ def test_results_are_the_best_pairs(model: Any) -> None:
     sample = clip(40, 60, 3, 0)
     images, _ = model.preprocess(sample["image"])
     outputs = model.clip_outputs(images)
-    result = model([sample])[0]
+    result = model([sample])
     scores, index = outputs["pred_logits"].softmax(-1)[:, :-1].flatten().sort(descending=True)
     assert result["pred_scores"] == pytest.approx(scores[:10].tolist())
     assert result["pred_labels"] == (index[:10] % 40).tolist()
@@ -191,7 +195,7 @@ def test_results_are_the_best_pairs(model: Any) -> None:
     whole = F.interpolate(whole, (45, 57), mode="bilinear", align_corners=False) > 0
     for query, mask in zip((index[:10] // 40).tolist(), result["pred_masks"], strict=True):
         assert torch.equal(mask, whole[query])
-    assert model([{"image": sample["image"]}])[0]["image_size"] == (40, 60)
+    assert model([{"image": sample["image"]}])["image_size"] == (40, 60)
 
 
 def test_settings_of_the_results() -> None:
@@ -199,11 +203,11 @@ def test_settings_of_the_results() -> None:
     assert isinstance(few, VideoMaskFormer) and tiny(R50).test_topk_per_video == 10
     sample = clip(32, 32, 2, 0)
     with torch.no_grad():
-        scores = few([sample])[0]["pred_scores"]
+        scores = few([sample])["pred_scores"]
         few.score_threshold = scores[1]
-        above = few([sample])[0]
+        above = few([sample])
         few.score_threshold = 1.0
-        nothing = few([sample])[0]
+        nothing = few([sample])
     assert len(scores) == 3
     assert above["pred_scores"] == scores[:2] and len(above["pred_masks"]) == 2
     assert nothing == {"image_size": (37, 29), "pred_scores": [], "pred_labels": [], "pred_masks": []}

@@ -129,7 +129,7 @@ def test_query_k_of_the_plus_head_is_class_k() -> None:
         features = model.backbone(torch.randn(1, 3, 64, 64))
         scores = head(features)[0]
         mask_features, encoded, _ = head.pixel_decoder(features)
-        masks = head.predictor(encoded, mask_features)["pred_masks"][:, :, 0]
+        masks = head.predictor(encoded, mask_features)["pred_masks"]
     expected = F.interpolate(masks, scale_factor=4, mode="bilinear", align_corners=False)
     torch.testing.assert_close(scores, expected)
 

@@ -13,7 +13,6 @@ import torch
 
 from mask2former.modeling.criterion import SetCriterion
 from mask2former.modeling.matcher import HungarianMatcher
-from mask2former.modeling.point_sampling import MaskBank, Predictions
 from tests.parity.float64 import everything_in_float64
 
 DRAWS = 60
@@ -40,13 +39,8 @@ def inputs(case: dict[str, np.ndarray]) -> tuple[dict[str, Any], list[dict[str, 
 
 def test_assignment(case: dict[str, np.ndarray]) -> None:
     outputs, targets = inputs(case)
-    bank = MaskBank.of([t["masks"] for t in targets], torch.device("cpu"))
-    for target in targets:
-        target["masks"] = target["masks"][:, None]
-    matcher = HungarianMatcher(2, 5, 5)
-    pairs = matcher(Predictions.of(outputs), targets, bank, targets[0]["masks"].shape[-2:])
-    for i, pair in enumerate(pairs):
-        np.testing.assert_array_equal(np.stack((pair.query, pair.target)), case[f"index{i}"])
+    for i, pair in enumerate(HungarianMatcher(2, 5, 5)(outputs, targets)):
+        np.testing.assert_array_equal(np.stack(pair), case[f"index{i}"])
 
 
 def test_losses(case: dict[str, np.ndarray]) -> None:

@@ -66,7 +66,8 @@ def computed(name: str) -> Computed:
     model.double()
     with torch.no_grad(), everything_in_float64():
         outputs = network_outputs(model, inputs["image"])
-        result = model([inputs])[0]
+        results = model([inputs])
+        result = results if isinstance(results, dict) else results[0]  # a dictionary for a clip
     numbers = {"pred_logits": outputs["pred_logits"], "pred_masks_first4": outputs["pred_masks"][:, :4]}
     shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
     segments: list[dict[str, Any]] = []
@@ -172,7 +173,8 @@ def in_float32(name: str) -> tuple[Vector, Any, dict[str, Any]]:
     model, inputs = build(vector), sample(vector)
     with torch.no_grad():
         outputs = network_outputs(model, inputs["image"])
-        result = model([inputs])[0]
+        results = model([inputs])
+        result = results if isinstance(results, dict) else results[0]  # a dictionary for a clip
     assert all(value.dtype == torch.float32 for value in outputs.values())
     return vector, outputs, result
 

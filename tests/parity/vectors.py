@@ -78,7 +78,7 @@ def network_outputs(model: Any, image: Any) -> dict[str, Any]:
         outputs = model.clip_outputs(model.preprocess(image)[0])
         return {"pred_logits": outputs["pred_logits"][None], "pred_masks": outputs["pred_masks"][None]}
     outputs = model.sem_seg_head(model.backbone(model.preprocess([{"image": image}]).tensor))
-    return {"pred_logits": outputs["pred_logits"], "pred_masks": outputs["pred_masks"][:, :, 0]}
+    return {"pred_logits": outputs["pred_logits"], "pred_masks": outputs["pred_masks"]}
 
 
 def _apply(cfg: CfgNode, values: dict[str, Any]) -> None:
