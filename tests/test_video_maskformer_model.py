@@ -69,7 +69,9 @@ def test_targets_reach_the_criterion(model: Any, monkeypatch: pytest.MonkeyPatch
         model.eval()
     outputs, targets = seen
     assert outputs["pred_masks"].shape[2:] == (3, 16, 16)  # (B, Q, T, H4, W4) of 64 x 64
-    assert [t.size for t in targets] == [(64, 64)] * 2 and [sorted(t) for t in targets] == [["ids", "labels", "masks"]] * 2
+    assert [t.size for t in targets] == [(64, 64)] * 2 and [sorted(t) for t in targets] == [
+        ["ids", "labels", "masks"]
+    ] * 2
     assert torch.equal(targets[0]["labels"], sample["instances"][0].gt_classes)
     for t in range(3):
         assert torch.equal(targets[0].unread("masks").masks[:, t], sample["instances"][t].gt_masks)

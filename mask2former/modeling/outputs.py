@@ -19,7 +19,8 @@ class Deferred(Later[Tensor]):
     """A tensor that is computed later, in the modes (gradients, inference) of the time when it was put off."""
 
     def __init__(self, compute: Callable[[], Tensor]) -> None:
-        grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        grad = torch.is_grad_enabled()
+        inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
 
         def in_modes() -> Tensor:
             if inference:
