@@ -312,7 +312,7 @@ def test_segmenters_of_one_model_have_settings_of_their_own(
     used: dict[str, float] = {}
 
     def postprocess_and_note(*arguments: Any) -> Any:
-        used[threading.current_thread().name] = arguments[-1].score_threshold
+        used[threading.current_thread().name] = arguments[6].score_threshold
         return postprocess(*arguments)
 
     monkeypatch.setattr("mask2former.maskformer_model.postprocess", postprocess_and_note)

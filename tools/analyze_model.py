@@ -217,7 +217,10 @@ class Network(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Return the predictions for (T, 3, H, W) as a flat tuple of tensors."""
-        return tuple(_tensors(self.sem_seg_head(self.backbone(image), **self.options)))
+        outputs = self.sem_seg_head(self.backbone(image), **self.options)
+        if isinstance(outputs, Mapping):  # earlier predictions are computed where they are read; inference reads none
+            outputs = [outputs[key] for key in outputs if key != "aux_outputs"]
+        return tuple(_tensors(outputs))
 
 
 def _part(model: nn.Module, name: str) -> Any:

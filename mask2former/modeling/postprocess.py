@@ -96,7 +96,9 @@ def postprocess(
     Returns:
         The requested ones of "sem_seg" (K, h, w), "panoptic_seg" (int32 (h, w), segments) and "instances".
     """
-    parts = {task: part(class_scores, host_scores, s) for task, part in _PARTS.items() if task in s.tasks}
+    parts: dict[Task, _Part] = {
+        task: part(class_scores, host_scores, s) for task, part in _PARTS.items() if task in s.tasks
+    }
     parts |= {task: _Own(len(class_scores), compute) for task, compute in (own or {}).items() if task in s.tasks}
     size = output if s.at_output_size else image
     selected = sorted(set().union(*(part.queries for part in parts.values())))

@@ -34,7 +34,7 @@ def fitting(cls: type, arguments: Mapping[str, Any], optional: Mapping[str, Any]
         arguments: of its constructor, from the config.
         optional: name -> default of the arguments that may be left out; a warning names those with another value.
     """
-    taken = accepted(cls.__init__, optional)
+    taken = accepted(cls.__init__, optional)  # type: ignore[misc]
     dropped = {name: arguments[name] for name in optional if name in arguments and name not in taken}
     for name, value in dropped.items():
         if value != optional[name]:
