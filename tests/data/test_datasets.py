@@ -112,7 +112,8 @@ def test_every_missing_dataset_shows_its_layout(tmp_path: Path) -> None:
     register_all(tmp_path)
     ours = ("ade20k_", "cityscapes_", "coco_", "mapillary_", "lvis_", "ytvis_", "ovis_")
     names = [name for name in DatasetCatalog if name.startswith(ours)]
-    assert len(names) == 48 + 2 + 6 + 10 + 3  # instances and v2.0 of Mapillary Vistas, LVIS, OVIS
+    # Instances and v2.0 of Mapillary Vistas, LVIS, OVIS, polygons of Cityscapes.
+    assert len(names) == 48 + 2 + 6 + 10 + 3 + 3
     for name in names:
         with pytest.raises(FileNotFoundError, match=rf"(?s)'{name}'.*does not exist.*<root>/.*DETECTRON2_DATASETS"):
             DatasetCatalog.get(name)

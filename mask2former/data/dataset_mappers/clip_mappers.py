@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.data import transforms as T
 from detectron2.structures import Instances
 
 from ...errors import BadRecordError

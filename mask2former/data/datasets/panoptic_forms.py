@@ -10,8 +10,6 @@ from .catalog import Records, set_dataset
 from .categories import Category, panoptic_metadata
 from .coco_panoptic import PanopticLayout, load_panoptic, same_id
 
-Splits = dict[str, tuple[str, ...]]  # name of a dataset -> its paths below the root
-
 
 def split_metadata(classes: tuple[Category, ...], only_things_among_things: bool) -> dict[str, Any]:
     """Return class lists and id maps, without `ignore_label` and `label_divisor`; see `panoptic_metadata`."""

@@ -9,6 +9,7 @@ from .categories import class_table, column, index_by_id
 
 __all__ = ["ADE20K_SEM_SEG_FULL_CATEGORIES", "register_all_ade20k_full"]
 
+# "id" is the class index, as "trainId": the numbers that ADE20K itself gives its classes are in no file here.
 ADE20K_SEM_SEG_FULL_CATEGORIES: list[dict[str, Any]] = [
     {**entry, "trainId": index} for index, entry in enumerate(class_table("ade20k_full"))
 ]

@@ -13,15 +13,6 @@ ADE_CATEGORIES: list[dict[str, Any]] = [
     {"id": entry["id"], "name": entry["name"]} for entry in class_table("ade20k_instance")
 ]
 
-# name -> image directory and JSON file below the root
-_PREDEFINED_SPLITS: dict[str, tuple[str, str]] = {
-    f"ade20k_instance_{split}": (
-        f"ADEChallengeData2016/images/{directory}",
-        f"ADEChallengeData2016/ade20k_instance_{split}.json",
-    )
-    for split, directory in (("train", "training"), ("val", "validation"))
-}
-
 
 def _get_ade_instances_meta() -> dict[str, Any]:
     """Return the class names, and the map from the ids of the JSON file to class indices."""
