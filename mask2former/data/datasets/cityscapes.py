@@ -1,7 +1,7 @@
 """Cityscapes: semantic and panoptic with 19 classes, instances of 8; read without cityscapesScripts.
 
-Instance masks of `cityscapes_fine_instance_seg_*` are those of the `instanceIds` files, the ground truth of the official
-evaluation. detectron2 makes them from the polygons, which cannot have holes and are half a pixel larger;
+Instance masks of `cityscapes_fine_instance_seg_*` are those of the `instanceIds` files, the ground truth of the
+official evaluation. detectron2 makes them from the polygons, which cannot have holes and are half a pixel larger;
 `cityscapes_fine_instance_seg_polygons_*` are these.
 """
 
