@@ -286,6 +286,19 @@ def test_detectron2s_loader_trains_with_a_mapper(cfg: Any, tmp_path: Path) -> No
         MetadataCatalog.remove("client_set")
 
 
+def test_a_model_learns_from_objects_that_the_crop_removed(cfg: Any, tmp_path: Path) -> None:
+    mapper = MaskFormerInstanceDatasetMapper(cfg, True)
+    mapper.tfm_gens, mapper.size_divisibility = [T.CropTransform(0, 0, 38, 60)], 64  # one of two, and neither
+    samples = [mapper(record(tmp_path))]
+    mapper.tfm_gens = [T.CropTransform(0, 45, 80, 15)]
+    samples.append(mapper(record(tmp_path)))
+    shown = [sample["instances"].gt_masks.flatten(1).any(1).tolist() for sample in samples]
+    assert shown == [[True, False], [False, False]]
+    losses = client_model(cfg, train=True)(samples)
+    assert len(losses) == 12 and all(bool(loss.isfinite()) for loss in losses.values())
+    sum(losses.values()).backward()
+
+
 def _shape_in_worker(mapper: Any, entry: dict[str, Any], results: Any) -> None:
     results.put(tuple(mapper(entry)["instances"].gt_masks.shape))
 
@@ -340,6 +353,9 @@ def test_the_trainers_mapper_checks_classes(cfg: Any, tmp_path: Path) -> None:
         cfg.INPUT.DATASET_MAPPER_NAME = name
         with pytest.raises(ValueError, match=r"category_id 2 is not a class index in \[0, 2\)"):
             build_mapper(cfg)(record(tmp_path))
+        own = COCOInstanceNewBaselineDatasetMapper(is_train=True, tfm_gens=[], image_format="RGB", num_classes=5)
+        own.use_config(cfg)
+        assert own.num_classes == 5, "what a program set stays"
     cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = 9
     cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"
     assert build_mapper(cfg).ignore_value == 9 and build_mapper(cfg).num_classes == 2

@@ -75,7 +75,8 @@ class COCOInstanceNewBaselineDatasetMapper(SegmentationMapper):
 
     def use_config(self, cfg: CfgNode) -> None:
         """Take the number of classes from the config, and make missing annotations an error."""
-        self.num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        if self.num_classes is None:
+            self.num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         self.annotations_required = True
 
     def make_targets(self) -> Targets:

@@ -57,7 +57,8 @@ class COCOPanopticNewBaselineDatasetMapper(SegmentationMapper):
 
     def use_config(self, cfg: CfgNode) -> None:
         """Take the number of classes and the ignore label from the config; missing annotations become an error."""
-        self.num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        if self.num_classes is None:
+            self.num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         self.ignore_label = dataset_ignore_label(cfg)
         self.annotations_required = True
 

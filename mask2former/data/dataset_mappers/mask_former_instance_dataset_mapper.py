@@ -67,7 +67,8 @@ class MaskFormerInstanceDatasetMapper(SegmentationMapper):
 
     def use_config(self, cfg: CfgNode) -> None:
         """Take the number of classes from the config."""
-        self.num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        if self.num_classes is None:
+            self.num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
 
     def make_targets(self) -> Targets:
         """Build `InstanceTargets` of `num_classes` and `keep_empty`."""

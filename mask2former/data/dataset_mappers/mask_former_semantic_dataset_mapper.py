@@ -69,8 +69,10 @@ class MaskFormerSemanticDatasetMapper(SegmentationMapper):
 
     def use_config(self, cfg: CfgNode) -> None:
         """Take the number of classes and the value of ignored pixels from the config."""
-        self.num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-        self.ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+        if self.num_classes is None:
+            self.num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        if self.ignore_value is None:
+            self.ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
 
     def make_targets(self) -> Targets:
         """Build `SemanticTargets` of `num_classes`, `ignore_label` and `ignore_value`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 # Only training targets need these entries; they are large and would be copied from the workers in vain.
 _TARGET_KEYS = ("annotations", "segments_info", "pan_seg_file_name", "sem_seg_file_name")
 
-Augmentations = Sequence[T.Augmentation | T.Transform] | T.AugmentationList
+Augmentations: TypeAlias = Sequence[T.Augmentation | T.Transform] | T.AugmentationList
 
 
 class SegmentationMapper:
@@ -118,7 +118,10 @@ class SegmentationMapper:
         return []
 
     def use_config(self, cfg: CfgNode) -> None:
-        """Set what `build_mapper` takes from a config beside the constructor's arguments; here nothing."""
+        """Set what `build_mapper` takes from a config beside the constructor's arguments; here nothing.
+
+        The mappers derived from this class set `num_classes` where it is None, and what else they say.
+        """
 
     def __call__(self, record: Record) -> dict[str, Any]:
         """Map one record.

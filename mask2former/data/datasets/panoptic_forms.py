@@ -37,7 +37,7 @@ def load_with_metadata(
 
 
 def register_with_metadata(
-    name: str, metadata: Mapping[str, Any], tree: str, evaluator_type: str, ignore_label: int = 255, **paths: str | None
+    name: str, metadata: Mapping[str, Any], tree: str, evaluator_type: str, ignore_label: int = 255, **paths: Any
 ) -> None:
     """Register a panoptic dataset, or replace the one of this name, without reading any file.
 
