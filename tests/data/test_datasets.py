@@ -126,6 +126,19 @@ def test_names_follow_the_root(tmp_path: Path) -> None:
         assert paths and all(path.startswith(str(tmp_path)) for path in paths), name
 
 
+def test_useless_boxes_and_areas_of_segments_are_left_out(coco_root: Path) -> None:
+    register_all(coco_root)
+    file = coco_root / "coco/annotations/panoptic_val2017.json"
+    content = json.loads(file.read_text())
+    first, second = content["annotations"][-1]["segments_info"]
+    first.update(bbox=[0, 0, float("inf"), 1], area=-1)
+    second.update(bbox=[0, 0, 2, 1], area=2)
+    file.write_text(json.dumps(content))
+    records = DatasetCatalog.get("coco_2017_val_panoptic_with_sem_seg")
+    segments = [record["segments_info"] for record in records if len(record["segments_info"]) == 2][-1]
+    assert [sorted(segment.keys() & {"bbox", "area"}) for segment in segments] == [[], ["area", "bbox"]]
+
+
 def test_panoptic_records(coco_root: Path) -> None:
     register_all(coco_root)
     record = DatasetCatalog.get("coco_2017_val_panoptic_with_sem_seg")[1]
