@@ -109,6 +109,7 @@ def _add_input(cfg: CfgNode) -> None:
             "MIN_SCALE": 0.1,
             "MAX_SCALE": 2.0,
             "RANDOM_ROT90": False,  # ours
+            "KEEP_EMPTY_INSTANCES": True,  # ours: mask_former_instance keeps objects that the crop removed
         },
     )
     _defaults(cfg.INPUT.CROP, {"SINGLE_CATEGORY_MAX_AREA": 1.0})

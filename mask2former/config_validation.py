@@ -254,10 +254,14 @@ def _validate_augmentation(cfg: CfgNode) -> None:
         not node.MIN_SIZE_TRAIN_SAMPLING.startswith("range") or node.MIN_SIZE_TRAIN[0] <= node.MIN_SIZE_TRAIN[-1],
         f"INPUT.MIN_SIZE_TRAIN {tuple(node.MIN_SIZE_TRAIN)} must begin with the smallest shortest edge",
     )
-    for key in ("MIN_SIZE_TRAIN_SAMPLING", "RANDOM_FLIP"):
+    for key, value in (
+        ("MIN_SIZE_TRAIN_SAMPLING", node.MIN_SIZE_TRAIN_SAMPLING),
+        ("RANDOM_FLIP", node.RANDOM_FLIP),
+        ("CROP.TYPE", crop.TYPE),
+    ):
         _require(
-            video or not node[key].endswith("_by_clip"),
-            f"INPUT.{key} is '{node[key]}', which only clips have; MODEL.META_ARCHITECTURE is not 'VideoMaskFormer'",
+            video or not value.endswith("_by_clip"),
+            f"INPUT.{key} is '{value}', which only clips have; MODEL.META_ARCHITECTURE is not 'VideoMaskFormer'",
         )
     relative = crop.TYPE.startswith("relative")
     fits = not crop.ENABLED or all(size <= 1 if relative else size == int(size) for size in crop.SIZE)

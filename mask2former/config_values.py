@@ -204,12 +204,14 @@ MODEL_RULES: dict[str, Rule] = {
 }
 """Rules of the keys that a model, an evaluation or a prediction reads."""
 
+_CROPS = ("relative", "relative_range", "absolute", "absolute_range")
+
 TRAINING_RULES: dict[str, Rule] = {
     "INPUT.MIN_SIZE_TRAIN": items(_shortest_edge),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": one_of("choice", "range", "choice_by_clip", "range_by_clip"),
     "INPUT.MAX_SIZE_TRAIN": _pixels,
     "INPUT.RANDOM_FLIP": one_of("horizontal", "vertical", "none", "flip_by_clip"),
-    "INPUT.CROP.TYPE": one_of("relative", "relative_range", "absolute", "absolute_range"),
+    "INPUT.CROP.TYPE": one_of(*_CROPS, *(f"{kind}_by_clip" for kind in _CROPS)),
     "INPUT.CROP.SIZE": items(number(0, _PIXELS, above=True), count=2),
     "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": _positive,
     "INPUT.SIZE_DIVISIBILITY": integer(-1, _PIXELS),  # 0 and -1: no padding

@@ -85,6 +85,7 @@ def test_wrong_values_name_the_key(key: str) -> None:
         (["INPUT.MIN_SIZE_TRAIN", "()"], "INPUT.MIN_SIZE_TRAIN is .* at least 1 entry"),
         (["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range"], "INPUT.MIN_SIZE_TRAIN_SAMPLING 'range' needs"),
         (["INPUT.RANDOM_FLIP", "flip_by_clip"], "INPUT.RANDOM_FLIP is 'flip_by_clip', which only clips have"),
+        (["INPUT.CROP.TYPE", "absolute_by_clip"], "INPUT.CROP.TYPE is 'absolute_by_clip', which only clips have"),
         (["SOLVER.STEPS", "(30, 20)"], "SOLVER.STEPS .* must increase"),
         (["SOLVER.LR_SCHEDULER_NAME", "WarmupPoly"], "Did you mean 'WarmupPolyLR'"),
         (["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.BASE_LR_END", "1.0"], "SOLVER.BASE_LR_END 1.0 must be"),

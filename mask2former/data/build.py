@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import numpy as np
@@ -21,11 +23,14 @@ from .dataset_mappers import build_mapper
 from .dataset_mappers.clip_mappers import MixedClipDatasetMapper
 from .dataset_mappers.targets import InstanceTargets, PanopticTargets, SemanticTargets
 from .datasets import register_from_config
+from .image_io import image_size
 from .learnable import Finding, check_label_maps, check_objects, check_segments, why_no_objects
 from .mapped_dataset import Mapper, Sample, TestRecords, TrainingRecords
 from .sampler import IndexStream, TrainingBatches
 
 logger = logging.getLogger(__name__)
+
+_SIZE_READERS = 16  # threads; on network disks they wait most of the time
 
 SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler")
 
@@ -69,7 +74,8 @@ def build_train_loader(
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
         start_batch=start_iteration * cfg.SOLVER.ACCUMULATION_STEPS,
-        groups=_orientations(records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
+        # A batch of one has one orientation anyway.
+        groups=_orientations(records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING and batch_size > 1 else None,
     )
     mapper = mapper if mapper is not None else build_mapper(cfg, True)
     _check_learnable(records, mapper, cfg.DATASETS.TRAIN)
@@ -225,8 +231,32 @@ def _repeats(cfg: CfgNode, records: list[dict[str, Any]], seed: int) -> np.ndarr
 
 
 def _orientations(records: list[dict[str, Any]]) -> np.ndarray | None:
-    """Return 1 for images wider than high, else 0, int64 (N,); None if a record has no size."""
-    if not all("width" in record and "height" in record for record in records):
-        logger.info("records have no 'width' and 'height': images are not grouped by aspect ratio")
+    """Return 1 for images wider than high, else 0, int64 (N,); None, with a warning, if a size cannot be known.
+
+    Records of label maps have no "width" and "height"; then the head of each image file is read.
+    """
+    sizes: list[tuple[int, int] | None] = [
+        (record["height"], record["width"]) if "width" in record and "height" in record else None for record in records
+    ]
+    unknown = [index for index, size in enumerate(sizes) if size is None]
+    if unknown:
+        files = [_first_file(records[index]) for index in unknown]
+        start = time.perf_counter()
+        with ThreadPoolExecutor(_SIZE_READERS) as pool:
+            for index, size in zip(unknown, pool.map(image_size, files), strict=True):
+                sizes[index] = size
+        text = "read the sizes of %d images in %.1f s, to group them by aspect ratio (DATALOADER.ASPECT_RATIO_GROUPING)"
+        logger.info(text, len(files), time.perf_counter() - start)
+    bad = sum(size is None for size in sizes)
+    if bad and bad == len(sizes):
+        logger.warning("DATALOADER.ASPECT_RATIO_GROUPING has no effect: no size of an image can be read")
         return None
-    return np.array([record["width"] > record["height"] for record in records], dtype=np.int64)
+    if bad:
+        text = "DATALOADER.ASPECT_RATIO_GROUPING: the size of %d images cannot be read; they count as upright"
+        logger.warning(text, bad)
+    return np.array([size is not None and size[1] > size[0] for size in sizes], dtype=np.int64)
+
+
+def _first_file(record: dict[str, Any]) -> Any:
+    """Return the image of a record, or the first frame of a video; None if it has none."""
+    return record.get("file_name") or next(iter(record.get("file_names") or ()), None)

@@ -7,12 +7,12 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from ..errors import BadRecordError
 from ..structures.panoptic_ids import rgb_to_id
 from ..utils.downloads import open_path
-from .image_files import open_regular, open_with_pillow, page_count
+from .image_files import open_regular, open_with_pillow, opened_image, page_count
 from .image_sources import load_image
 
 IMAGE_FORMATS = ("RGB", "BGR")
@@ -79,6 +79,28 @@ def read_image(path: str, image_format: str = "RGB") -> np.ndarray:
     except (OSError, ValueError) as error:
         raise BadRecordError(path, f"cannot be read as an image: {error}") from error
     return pixels[:, :, ::-1] if image_format == "BGR" else pixels
+
+
+def image_size(path: Any) -> tuple[int, int] | None:
+    """Read height and width of the image that `read_image` returns from the head of the file, without decoding it.
+
+    Returns:
+        The size; None for URLs, arrays (.npy), and files that Pillow cannot open. The EXIF orientation of a PNG is not
+        known.
+    """
+    if not isinstance(path, str) or "://" in path:
+        return None
+    try:
+        with opened_image(path) as image:
+            width, height = image.size
+            # Pillow decodes a PNG to find its EXIF block, which few have.
+            exif: Any = {} if image.format == "PNG" else image.getexif()
+            turned = exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    except MemoryError:
+        raise
+    except Exception:  # any of Pillow's plug-ins on a broken file; whoever reads the image reports it
+        return None
+    return (width, height) if turned else (height, width)
 
 
 def read_panoptic_png(path: str) -> np.ndarray:

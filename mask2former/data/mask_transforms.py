@@ -69,6 +69,19 @@ def index_map(transforms: T.TransformList, size: tuple[int, int]) -> IndexMap | 
     return result
 
 
+def padding_mask(transforms: T.TransformList, size: tuple[int, int]) -> np.ndarray:
+    """Return bool (H, W), True on the pixels of the result that lie outside the image, whatever their value.
+
+    Args:
+        transforms: applied to the image.
+        size: height and width before them.
+    """
+    lookup = index_map(transforms, size)
+    if lookup is not None:
+        return (lookup.rows < 0)[:, None] | (lookup.columns < 0)
+    return transforms.apply_segmentation(np.ones(size, np.uint8)) != 1
+
+
 def move_patches(patches: Sequence[Patch], transforms: T.TransformList, size: tuple[int, int]) -> list[Patch]:
     """Apply transforms to masks, as `apply_segmentation` on each full mask would.
 

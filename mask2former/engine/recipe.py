@@ -218,6 +218,7 @@ def _set_sizes(recipe: Recipe, data: DataFacts, device: DeviceFacts, wishes: Wis
     cfg.MIN_SIZE_TRAIN, cfg.MIN_SIZE_TRAIN_SAMPLING = tuple(round(edge * scale) for scale in _SCALES), "choice"
     cfg.MAX_SIZE_TRAIN = math.ceil(cfg.MAX_SIZE_TEST * max(_SCALES))
     cfg.CROP.ENABLED, cfg.CROP.TYPE, cfg.CROP.SIZE = True, "absolute", [crop, crop]
+    cfg.KEEP_EMPTY_INSTANCES = False  # objects that a crop does not show would take queries from those that it shows
     # As many points for a pixel as with the crops of the base model; a crop of a quarter has four times fewer.
     node = recipe.cfg.MODEL.MASK_FORMER
     if device.device_type == "cpu":

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
-from PIL import Image
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import ExifTags, Image
 
 from mask2former.data import BadRecordError, build_test_loader, build_train_loader, skipped_records
 
@@ -52,6 +52,53 @@ def test_resumed_loader_continues_with_the_same_samples(cfg: CfgNode, grouping: 
     cfg.DATALOADER.NUM_WORKERS = workers
     resumed = _fingerprint(build_train_loader(cfg, start_iteration=3), 6)
     assert resumed == complete[12:]
+
+
+@pytest.fixture
+def unsized(tmp_path: Path) -> Iterator[str]:
+    """Records without sizes: two upright images, one of them by EXIF, two wide ones, and one that is no image."""
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    for name, size, exif in (
+        ("0", (20, 30), {}),
+        ("1", (30, 20), {"exif": turned}),
+        ("2", (30, 20), {}),
+        ("3", (31, 20), {}),
+    ):
+        Image.new("RGB", size).save(tmp_path / f"{name}.jpg", **exif)
+        Image.new("L", size[::-1] if exif else size, 1).save(tmp_path / f"{name}.png")
+    (tmp_path / "4.jpg").write_bytes(b"no image")
+    pairs = [(str(tmp_path / f"{name}.jpg"), str(tmp_path / f"{name}.png")) for name in range(5)]
+    records = [{"file_name": image, "sem_seg_file_name": labels} for image, labels in pairs]
+    DatasetCatalog.register("unsized", lambda: records)
+    yield "unsized"
+    DatasetCatalog.remove("unsized")
+    MetadataCatalog.remove("unsized")
+
+
+def test_records_without_sizes_are_grouped_by_the_sizes_of_their_images(
+    data_cfg: CfgNode, unsized: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    data_cfg.merge_from_list(["DATASETS.TRAIN", (unsized,), "INPUT.DATASET_MAPPER_NAME", "mask_former_semantic"])
+    data_cfg.merge_from_list(["SOLVER.IMS_PER_BATCH", 2, "INPUT.CROP.ENABLED", False, "SEED", 3])
+    data_cfg.DATALOADER.SKIP_BAD_RECORDS = True
+    data_cfg.DATALOADER.ASPECT_RATIO_GROUPING = True
+    loader = build_train_loader(data_cfg)
+    assert loader.batch_sampler.groups.tolist() == [0, 0, 1, 1, 0]
+    assert "ASPECT_RATIO_GROUPING: the size of 1 images cannot be read; they count as upright" in caplog.text
+    data_cfg.SOLVER.IMS_PER_BATCH = 1
+    assert build_train_loader(data_cfg).batch_sampler.groups is None, "nothing to group"
+
+
+def test_no_size_at_all_is_a_warning(
+    data_cfg: CfgNode, unsized: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in tmp_path.glob("*.jpg"):
+        path.write_bytes(b"no image")
+    data_cfg.merge_from_list(["DATASETS.TRAIN", (unsized,), "INPUT.DATASET_MAPPER_NAME", "mask_former_semantic"])
+    data_cfg.merge_from_list(["SOLVER.IMS_PER_BATCH", 2, "DATALOADER.ASPECT_RATIO_GROUPING", True])
+    assert build_train_loader(data_cfg).batch_sampler.groups is None
+    assert "ASPECT_RATIO_GROUPING has no effect: no size of an image can be read" in caplog.text
 
 
 def test_seed_decides(cfg: CfgNode) -> None:

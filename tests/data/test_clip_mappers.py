@@ -133,21 +133,39 @@ def test_contrast_is_that_of_each_frame(video_cfg: CfgNode) -> None:
     assert first.src_image.mean() == pytest.approx(20) and second.src_image.mean() == pytest.approx(220)
 
 
-def test_crop(records: Records, video_cfg: CfgNode) -> None:
-    video_cfg.INPUT.CROP.ENABLED = True
-    video_cfg.INPUT.CROP.SIZE = (10, 20)
+def test_the_crop_comes_before_the_resize(records: Records, video_cfg: CfgNode) -> None:
+    video_cfg.merge_from_list(["INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", (16, 20)])
     video_cfg.INPUT.MIN_SIZE_TRAIN = (32,)
-    sample = draw(YTVISDatasetMapper(video_cfg, True), records[2], 0)
-    assert torch.equal(*sample["image"]) and max(sample["image"][0].shape[1:]) <= 20
-    image = {"file_name": records[2]["file_names"][0], "annotations": _as_image(records[2])}
-    still = CocoClipDatasetMapper(video_cfg, True)
-    clips = [draw(still, image, seed)["image"] for seed in range(10)]
-    assert all(first.shape == second.shape for first, second in clips)
-    assert not all(torch.equal(first, second) for first, second in clips)
+    clips = [draw(YTVISDatasetMapper(video_cfg, True), records[2], seed) for seed in range(10)]  # one frame, twice
+    assert all(frame.shape == (3, 32, 40) for clip in clips for frame in clip["image"]), "pixels of the file, resized"
+    assert not all(torch.equal(*clip["image"]) for clip in clips), "each frame is cropped anew"
+    video_cfg.INPUT.CROP.TYPE = "absolute_by_clip"
+    for mapper_class, record in ((YTVISDatasetMapper, records[2]), (CocoClipDatasetMapper, _as_image(records[2]))):
+        clips = [draw(mapper_class(video_cfg, True), record, seed) for seed in range(6)]
+        assert all(torch.equal(*clip["image"]) for clip in clips)
+        assert len({clip["image"][0].numpy().tobytes() for clip in clips}) > 3
 
 
-def _as_image(record: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{**track, "segmentation": track["segmentations"][0]} for track in record["annotations"]]
+def test_frames_cropped_to_different_sizes_are_padded_to_one(records: Records, video_cfg: CfgNode) -> None:
+    options = ["INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute_range", "INPUT.CROP.SIZE", (12, 24)]
+    video_cfg.merge_from_list([*options, "INPUT.MIN_SIZE_TRAIN", (32,), "INPUT.RANDOM_FLIP", "none"])
+    mapper, padded = YTVISDatasetMapper(video_cfg, True), 0
+    for seed in range(10):
+        sample = draw(mapper, records[2], seed)
+        first, second = sample["image"]
+        assert first.shape == second.shape and min(first.shape[1:]) >= 32
+        for image, instances in zip(sample["image"], sample["instances"], strict=True):
+            assert instances.image_size == image.shape[1:] == instances.gt_masks.shape[1:]
+            gray = (image == 128).all(0)
+            padding = gray.all(0) | gray.all(1)[:, None]  # columns and rows
+            padded += bool(padding.any())
+            assert not (instances.gt_masks & padding).any()
+    assert padded > 3
+
+
+def _as_image(record: dict[str, Any]) -> dict[str, Any]:
+    annotations = [{**track, "segmentation": track["segmentations"][0]} for track in record["annotations"]]
+    return {"file_name": record["file_names"][0], "image_id": 5, "annotations": annotations}
 
 
 def test_clips_of_one_image(records: Records, video_cfg: CfgNode) -> None:
@@ -156,7 +174,7 @@ def test_clips_of_one_image(records: Records, video_cfg: CfgNode) -> None:
     video_cfg.INPUT.AUGMENTATIONS = ["rotation"]
     mapper = build_mapper(video_cfg, True)
     assert isinstance(mapper, CocoClipDatasetMapper)
-    image = {"file_name": records[2]["file_names"][0], "image_id": 5, "annotations": _as_image(records[2])}
+    image = _as_image(records[2])
     sample = draw(mapper, image, 4)
     assert len(sample["image"]) == len(sample["instances"]) == sample["length"] == 3
     assert not torch.equal(sample["image"][0], sample["image"][1])
@@ -169,7 +187,7 @@ def test_clips_of_one_image(records: Records, video_cfg: CfgNode) -> None:
 
 
 def test_videos_and_images_together(records: Records, video_cfg: CfgNode) -> None:
-    image = {"file_name": records[2]["file_names"][0], "image_id": 5, "annotations": _as_image(records[2])}
+    image = _as_image(records[2])
     video_cfg.INPUT.DATASET_MAPPER_NAME = "mixed_clips"
     mapper = build_mapper(video_cfg, True)
     for record, mapper_class in ((records[1], YTVISDatasetMapper), (image, CocoClipDatasetMapper)):

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
+from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +15,8 @@ from detectron2.data.datasets.cityscapes import load_cityscapes_semantic
 from detectron2.data.datasets.cityscapes_panoptic import load_cityscapes_panoptic
 from PIL import Image
 
-from mask2former.data import BadRecordError, register_all
+from mask2former.data import BadRecordError, SegmentationMapper, register_all
+from mask2former.data.dataset_mappers import InstanceTargets
 
 CITIES = {"aachen": ("000000_000019", "000001_000019"), "ulm": ("000002_000019",)}
 
@@ -105,6 +109,38 @@ def test_instances_are_the_regions_of_instance_ids(root: Path) -> None:
     for entry, segment in zip(annotations, (24, 25003, 26000, 26001), strict=True):
         assert (coco_mask.decode(entry["segmentation"]) == (ids == segment)).all()
     assert annotations[2]["bbox"] == [1.0, 1.0, 3.0, 2.0]
+
+
+def test_instances_of_the_polygons_are_detectron2s(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With stand-ins for the labels of cityscapesScripts, which need not be installed."""
+    pytest.importorskip("shapely")
+    label = namedtuple("label", "name id hasInstances ignoreInEval")
+    labels = [label("road", 7, False, False), label("person", 24, True, False), label("car", 26, True, False)]
+    module = types.ModuleType("cityscapesscripts.helpers.labels")
+    by = {"id2label": {one.id: one for one in labels}, "name2label": {one.name: one for one in labels}}
+    vars(module).update(labels=labels, **by)
+    for name in ("cityscapesscripts", "cityscapesscripts.helpers"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    objects = [
+        {"label": "road", "polygon": [[0, 0], [11, 0], [11, 7], [0, 7]]},
+        {"label": "car", "polygon": [[1, 1], [8, 1], [8, 4], [1, 4]]},
+        {"label": "persongroup", "polygon": [[6, 1], [11, 1], [11, 6], [6, 6]]},  # in front of the car
+    ]
+    for path in root.glob("gtFine/val/*/*_polygons.json"):
+        path.write_text(json.dumps({"imgHeight": 8, "imgWidth": 12, "objects": objects}))
+    records = DatasetCatalog.get("cityscapes_fine_instance_seg_polygons_val")
+    assert [record["image_id"] for record in records] == [
+        f"{city}_{frame}_leftImg8bit.png" for city, frames in CITIES.items() for frame in frames
+    ]
+    found = [(entry["category_id"], entry["iscrowd"], entry["bbox"]) for entry in records[0]["annotations"]]
+    assert found == [(0, True, (6, 1, 12, 7)), (1, False, (1, 1, 6.5, 5))], "half a pixel larger, without overlap"
+    mapper = SegmentationMapper(augmentations=[], targets=InstanceTargets(2))
+    masks = mapper(records[0])["instances"].gt_masks
+    assert masks[0].nonzero().amin(0).tolist() == [1, 1] and masks.sum() == 4 * 5
+    monkeypatch.setitem(sys.modules, module.__name__, None)
+    with pytest.raises(ImportError, match="pip install cityscapesscripts shapely"):
+        DatasetCatalog.get("cityscapes_fine_instance_seg_polygons_val")
 
 
 def test_missing_label_maps_name_the_script(root: Path) -> None:

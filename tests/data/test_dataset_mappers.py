@@ -91,8 +91,13 @@ def test_instance_samples(data_cfg: CfgNode, records: Records, name: str, extras
             assert instances.gt_masks.dtype == torch.bool
             assert instances.gt_masks.shape == (len(instances), side, side)
             assert instances.gt_classes.dtype == torch.int64 and len(instances) <= 2
-            assert instances.gt_masks.flatten(1).any(1).all()
-            assert instances.gt_boxes.nonempty().all()
+            shown = instances.gt_masks.flatten(1).any(1)
+            assert torch.equal(instances.gt_boxes.nonempty(), shown)
+            if name == "coco_instance_lsj":
+                assert shown.all(), "objects outside the crop are dropped"
+            else:
+                regular = [entry for entry in record["annotations"] if not entry.get("iscrowd")]
+                assert instances.gt_classes.tolist() == [entry["category_id"] for entry in regular], "they are kept"
             assert sample["height"] == 32 and sample["width"] == 40 and "annotations" not in sample
     assert records == before
 
@@ -141,13 +146,32 @@ def test_objects_outside_the_crop_are_dropped(records: Records) -> None:
     assert instances.gt_boxes.tensor.tolist() == [[5, 4, 14, 13]]
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_mask_former_instance_keeps_vanished_objects_unless_told_otherwise(
+    data_cfg: CfgNode, records: Records, keep: bool
+) -> None:
+    data_cfg.merge_from_list(["INPUT.KEEP_EMPTY_INSTANCES", keep, "INPUT.DATASET_MAPPER_NAME", "mask_former_instance"])
+    for mapper in (build_mapper(data_cfg), MaskFormerInstanceDatasetMapper(data_cfg, True)):
+        mapper.tfm_gens = [T.CropTransform(0, 0, 20, 16)]  # above the bar
+        instances = mapper(records[0])["instances"]
+        assert instances.gt_classes.tolist() == ([1, 0] if keep else [1])
+        assert instances.gt_masks.flatten(1).any(1).tolist() == ([True, False] if keep else [True])
+        assert instances.gt_boxes.tensor.tolist()[1:] == ([[0, 0, 0, 0]] if keep else [])
+    data_cfg.INPUT.DATASET_MAPPER_NAME = "coco_instance_lsj"
+    mapper = build_mapper(data_cfg)
+    mapper.tfm_gens = [T.CropTransform(0, 0, 20, 16)]
+    assert len(mapper(records[0])["instances"]) == 1, "that one always drops them"
+
+
 def test_panoptic_targets(panoptic_record: dict[str, Any]) -> None:
     sample = _mapper(PanopticTargets(), T.HFlipTransform(40))(panoptic_record)
     instances = sample["instances"]
     assert instances.gt_classes.tolist() == [1, 0, 0]
     assert instances.gt_masks.flatten(1).sum(1).tolist() == [640, 240, 4]
     assert instances.gt_boxes.tensor[1].tolist() == [20, 16, 40, 28]
-    assert sample["height"] == 32 and "segments_info" not in sample and "pan_seg_file_name" not in sample
+    assert sample["height"] == 32 and "pan_seg_file_name" not in sample
+    assert sample["segments_info"] == panoptic_record["segments_info"]
+    assert sample["segments_info"][0] is not panoptic_record["segments_info"][0], "the record is not shared"
 
 
 def test_panoptic_keeps_vanished_segments_unless_told_otherwise(

@@ -199,7 +199,7 @@ def test_a_panoptic_sample(cfg: CfgNode, tmp_path: Path, labels: np.ndarray) -> 
         assert instances.gt_classes.tolist() == [0, 2], "the crowd segment is left out, vanished ones stay"
         assert (sample["image"][:, 16:] == 128).all() and not instances.gt_masks[:, 16:].any()
         emptied += int((~instances.gt_masks.flatten(1).any(1)).sum())
-        assert not set(sample) & {"segments_info", "pan_seg_file_name", "sem_seg_file_name"}
+        assert not set(sample) & {"sem_seg", "pan_seg_file_name", "sem_seg_file_name"}
     assert emptied > 5
     cfg.INPUT.DATASET_MAPPER_NAME = "coco_panoptic_lsj"
     assert not mapper.targets.drop_empty and not build_mapper(cfg).targets.drop_empty
@@ -320,15 +320,15 @@ def test_bad_records_are_named(cfg: CfgNode, tmp_path: Path, labels: np.ndarray,
 
 def test_the_order_of_the_augmentations(cfg: CfgNode) -> None:
     cfg.merge_from_list(["INPUT.COLOR_AUG_SSD", True, "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", 0.75])
-    ends = ["ColorAugSSD", "RandomFlip", "PadToSquare"]
     for name, crop in (
         ("mask_former_instance", "RandomCrop"),  # no category limit
         ("mask_former_semantic", "RandomCrop_CategoryAreaConstraint"),
         ("mask_former_panoptic", "RandomCrop_CategoryAreaConstraint"),
     ):
-        augmentations = mask2former.data.dataset_mappers.MAPPERS[name](cfg, True).augmentations
-        assert [type(a).__name__ for a in augmentations] == ["ResizeShortestEdge", crop, *ends]
+        mapper = mask2former.data.dataset_mappers.MAPPERS[name](cfg, True)
+        augmentations, (padding,) = mapper.augmentations, mapper.padding()
+        assert [type(a).__name__ for a in augmentations] == ["ResizeShortestEdge", crop, "ColorAugSSD", "RandomFlip"]
         if name != "mask_former_instance":
             assert augmentations[1].single_category_max_area == 0.75
             assert augmentations[1].ignored_category == 255
-        assert augmentations[-1].label_value == (255 if name == "mask_former_semantic" else 0)
+        assert padding.side == 56 and padding.label_value == (255 if name == "mask_former_semantic" else 0)

@@ -112,7 +112,8 @@ def test_every_missing_dataset_shows_its_layout(tmp_path: Path) -> None:
     register_all(tmp_path)
     ours = ("ade20k_", "cityscapes_", "coco_", "mapillary_", "lvis_", "ytvis_", "ovis_")
     names = [name for name in DatasetCatalog if name.startswith(ours)]
-    assert len(names) == 48 + 2 + 6 + 10 + 3  # instances and v2.0 of Mapillary Vistas, LVIS, OVIS
+    # Instances and v2.0 of Mapillary Vistas, LVIS, OVIS, polygons of Cityscapes.
+    assert len(names) == 48 + 2 + 6 + 10 + 3 + 3
     for name in names:
         with pytest.raises(FileNotFoundError, match=rf"(?s)'{name}'.*does not exist.*<root>/.*DETECTRON2_DATASETS"):
             DatasetCatalog.get(name)
@@ -123,6 +124,19 @@ def test_names_follow_the_root(tmp_path: Path) -> None:
     for name in (*json.loads((FACTS / "dataset_metadata.json").read_text()), "lvis_v1_val"):
         paths = [value for value in _metadata(name).values() if isinstance(value, str) and "/" in value]
         assert paths and all(path.startswith(str(tmp_path)) for path in paths), name
+
+
+def test_useless_boxes_and_areas_of_segments_are_left_out(coco_root: Path) -> None:
+    register_all(coco_root)
+    file = coco_root / "coco/annotations/panoptic_val2017.json"
+    content = json.loads(file.read_text())
+    first, second = content["annotations"][-1]["segments_info"]
+    first.update(bbox=[0, 0, float("inf"), 1], area=-1)
+    second.update(bbox=[0, 0, 2, 1], area=2)
+    file.write_text(json.dumps(content))
+    records = DatasetCatalog.get("coco_2017_val_panoptic_with_sem_seg")
+    segments = [record["segments_info"] for record in records if len(record["segments_info"]) == 2][-1]
+    assert [sorted(segment.keys() & {"bbox", "area"}) for segment in segments] == [[], ["area", "bbox"]]
 
 
 def test_panoptic_records(coco_root: Path) -> None:

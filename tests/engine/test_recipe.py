@@ -84,6 +84,7 @@ def test_every_recipe_is_a_valid_training(
     assert given_wishes.get("iterations", solver.MAX_ITER) == solver.MAX_ITER
     assert cfg.INPUT.MIN_SIZE_TEST <= cfg.INPUT.MAX_SIZE_TEST
     assert cfg.INPUT.IMAGE_SIZE % 32 == 0
+    assert not cfg.INPUT.KEEP_EMPTY_INSTANCES
     assert 0 < solver.EMA_DECAY < 1
     assert len(data.classes) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     # Registered, and their classes are those of any dataset.

@@ -69,6 +69,9 @@ def mapper_names(video: bool = False) -> list[str]:
 def build_mapper(cfg: CfgNode, is_train: bool = True) -> Mapper:
     """Build the mapper that a config asks for.
 
+    The constructors of the mappers take what those of the reference implementation take. What the config says beside
+    that, for example the number of classes, `SegmentationMapper.use_config` sets afterwards.
+
     Args:
         cfg: INPUT.DATASET_MAPPER_NAME names the mapper for training; inference has one mapper.
         is_train: build the mapper for training, with targets, instead of the one for inference.
@@ -86,4 +89,7 @@ def build_mapper(cfg: CfgNode, is_train: bool = True) -> Mapper:
             f"INPUT.DATASET_MAPPER_NAME {name!r} is not one of {', '.join(names)}, "
             f"those for MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r}.{hint}"
         )
-    return (VIDEO_MAPPERS if video else MAPPERS)[name](cfg, True)
+    mapper = (VIDEO_MAPPERS if video else MAPPERS)[name](cfg, True)
+    if isinstance(mapper, SegmentationMapper):
+        mapper.use_config(cfg)
+    return mapper

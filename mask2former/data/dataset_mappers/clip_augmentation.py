@@ -45,45 +45,27 @@ class ClipAugmentation(T.Augmentation):
             return self.augmentation.get_transform(image)
 
 
-class ClipCrop(ClipAugmentation):
-    """A random crop of one size for all frames of a clip, at one position, or (`moving`) at a new one in each.
-
-    Args:
-        augmentation: the crop.
-        moving: draw the position for each frame.
-    """
-
-    def __init__(self, augmentation: T.RandomCrop, moving: bool = False) -> None:
-        super().__init__(augmentation)
-        self.moving = moving
-
-    def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Return the crop of one frame."""
-        crop = super().get_transform(image)
-        if not self.moving:
-            return crop
-        height, width = image.shape[:2]
-        left, top = np.random.randint(width - crop.w + 1), np.random.randint(height - crop.h + 1)
-        return T.CropTransform(int(left), int(top), crop.w, crop.h)
-
-
-def start_clip(augmentations: Iterable[T.Augmentation | T.Transform]) -> None:
+def start_clip(augmentations: Iterable[T.Augmentation | T.Transform] | T.AugmentationList) -> None:
     """Draw the random numbers that all frames of the next clip share."""
-    for augmentation in augmentations:
+    for augmentation in augmentations.augs if isinstance(augmentations, T.AugmentationList) else augmentations:
         if isinstance(augmentation, ClipAugmentation):
             augmentation.start_clip()
+        elif isinstance(augmentation, T.AugmentationList):
+            start_clip(augmentation)
 
 
 def clip_augmentations(cfg: CfgNode, still: bool = False) -> list[T.Augmentation]:
-    """Build the augmentations that INPUT configures, in order: size, crop, flip, then those of INPUT.AUGMENTATIONS.
+    """Build the augmentations that INPUT configures, in order: crop, size, flip, then those of INPUT.AUGMENTATIONS.
 
-    The frames of a clip always have one size, with and without "_by_clip" in INPUT.MIN_SIZE_TRAIN_SAMPLING. The flip
-    is drawn once for a clip if INPUT.RANDOM_FLIP is "flip_by_clip", else for each frame.
+    The shortest edge is drawn once for a clip, with and without "_by_clip" in INPUT.MIN_SIZE_TRAIN_SAMPLING. Position
+    and, for the ranges, size of the crop are drawn for each frame, as in the reference implementation, or with
+    "_by_clip" in INPUT.CROP.TYPE once for a clip. The flip is drawn once for a clip if INPUT.RANDOM_FLIP is
+    "flip_by_clip", else for each frame.
 
     Args:
         cfg: INPUT is read.
-        still: the clip is one image repeated. INPUT.AUGMENTATIONS and the position of the crop are then drawn for each
-            frame, which simulates motion; otherwise once for the clip.
+        still: the clip is one image repeated. INPUT.AUGMENTATIONS are then drawn for each frame, which simulates
+            motion; otherwise once for the clip.
 
     Raises:
         ValueError: an unknown value.
@@ -95,10 +77,12 @@ def clip_augmentations(cfg: CfgNode, still: bool = False) -> list[T.Augmentation
             f"INPUT.MIN_SIZE_TRAIN_SAMPLING is {settings.MIN_SIZE_TRAIN_SAMPLING!r}, use 'choice_by_clip' (one of the "
             "sizes of MIN_SIZE_TRAIN) or 'range_by_clip' (any size between its two)"
         )
-    resize = ResizeShortestEdge(settings.MIN_SIZE_TRAIN, settings.MAX_SIZE_TRAIN, sampling)
-    augmentations: list[T.Augmentation] = [ClipAugmentation(resize)]
+    augmentations: list[T.Augmentation] = []
     if settings.CROP.ENABLED:
-        augmentations.append(ClipCrop(T.RandomCrop(settings.CROP.TYPE, settings.CROP.SIZE), moving=still))
+        crop = T.RandomCrop(settings.CROP.TYPE.removesuffix("_by_clip"), settings.CROP.SIZE)
+        augmentations.append(ClipAugmentation(crop) if settings.CROP.TYPE.endswith("_by_clip") else crop)
+    resize = ResizeShortestEdge(settings.MIN_SIZE_TRAIN, settings.MAX_SIZE_TRAIN, sampling)
+    augmentations.append(ClipAugmentation(resize))
     by_clip = settings.RANDOM_FLIP == "flip_by_clip"
     flips = flip_augmentations("horizontal" if by_clip else settings.RANDOM_FLIP)
     augmentations.extend(ClipAugmentation(flip) if by_clip else flip for flip in flips)

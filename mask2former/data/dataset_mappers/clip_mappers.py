@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.data import transforms as T
 from detectron2.structures import Instances
 
 from ...errors import BadRecordError
 from ...structures.masks import EMPTY_PATCH, Patch
+from ..transforms import IMAGE_PAD_VALUE
 from .augmentations import resize_for_inference
 from .clip_augmentation import clip_augmentations, start_clip
-from .segmentation_mapper import check_image_format, read_and_augment
+from .segmentation_mapper import Augmentations, as_augmentations, check_image_format, read_and_augment
 from .targets import InstanceTargets, Record, check_class, make_instances
 
 logger = logging.getLogger(__name__)
@@ -61,14 +62,16 @@ class ClipMapper:
     Args:
         is_train: build targets.
         augmentations: applied to each frame, in order; a `ClipAugmentation` draws once for the clip.
-        targets: turns the annotations of a frame into masks.
+        targets: turns the annotations of a frame into masks; None for `InstanceTargets(num_classes)`.
         image_format: order of the channels, "RGB" or "BGR".
         sampling_frame_num: frames of a training clip.
         sampling_frame_range: largest distance of a frame from the clip's reference frame.
         sampling_frame_shuffle: return the frames in random order.
+        use_instance_mask: only True; the reference implementation has it.
+        num_classes: classes outside [0, num_classes) are errors; None for no upper bound.
 
     Raises:
-        ValueError: unknown `image_format`, a clip without frames, or a negative range.
+        ValueError: unknown `image_format`, a clip without frames, a negative range, or training without masks.
     """
 
     still = False  # whether all frames are one image
@@ -78,22 +81,26 @@ class ClipMapper:
         self,
         is_train: bool = True,
         *,
-        augmentations: Sequence[T.Augmentation | T.Transform],
-        targets: InstanceTargets,
+        augmentations: Augmentations,
+        targets: InstanceTargets | None = None,
         image_format: str = "RGB",
         sampling_frame_num: int = 2,
         sampling_frame_range: int = 20,
         sampling_frame_shuffle: bool = False,
+        use_instance_mask: bool = True,
+        num_classes: int | None = None,
     ) -> None:
         check_image_format(image_format)
+        if is_train and not use_instance_mask:
+            raise ValueError(f"{type(self).__name__}(use_instance_mask=False): the models learn from masks; use True")
         if sampling_frame_num < 1 or sampling_frame_range < 0:
             raise ValueError(
                 f"INPUT.SAMPLING_FRAME_NUM must be at least 1, not {sampling_frame_num}, "
                 f"and INPUT.SAMPLING_FRAME_RANGE at least 0, not {sampling_frame_range}"
             )
         self.is_train = is_train
-        self.augmentations = list(augmentations)
-        self.targets = targets
+        self.augmentations = as_augmentations(augmentations)
+        self.targets = targets if targets is not None else InstanceTargets(num_classes)
         self.image_format = image_format
         self.sampling_frame_num = sampling_frame_num
         self.sampling_frame_range = sampling_frame_range
@@ -107,11 +114,12 @@ class ClipMapper:
         return {
             "is_train": is_train,
             "augmentations": clip_augmentations(cfg, still=cls.still) if is_train else resize_for_inference(cfg),
-            "targets": InstanceTargets(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES),
             "image_format": cfg.INPUT.FORMAT,
             "sampling_frame_num": cfg.INPUT.SAMPLING_FRAME_NUM,
             "sampling_frame_range": cfg.INPUT.SAMPLING_FRAME_RANGE,
             "sampling_frame_shuffle": cfg.INPUT.SAMPLING_FRAME_SHUFFLE,
+            "use_instance_mask": True,
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
         }
 
     def clip(self, sample: dict[str, Any], files: Sequence[str], frames: Sequence[int], tracks: list[Track]) -> None:
@@ -141,8 +149,10 @@ class ClipMapper:
                     masks[row] = patch
                 patches.append(masks)
                 sizes.append(image.size)
-        sample["image"] = images
+        sample["image"] = _one_size(images)
         if self.is_train:
+            height, width = sample["image"][0].shape[1:]
+            sizes = [(height, width)] * len(sizes)
             classes = [int(track["category_id"]) for track in tracks]
             sample["instances"] = _clip_instances(classes, patches, sizes)
 
@@ -241,6 +251,15 @@ class MixedClipDatasetMapper:
             BadRecordError: frames or annotations cannot be used.
         """
         return (self.videos if "file_names" in record else self.images)(record)
+
+
+def _one_size(frames: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Pad frames, uint8 (3, H, W), right and below with gray to one size, which random crops may not have."""
+    height, width = (max(frame.shape[axis] for frame in frames) for axis in (1, 2))
+    if all(frame.shape[1:] == (height, width) for frame in frames):
+        return frames
+    pads = [(0, width - frame.shape[2], 0, height - frame.shape[1]) for frame in frames]
+    return [F.pad(frame, pad, value=IMAGE_PAD_VALUE) for frame, pad in zip(frames, pads, strict=True)]
 
 
 def _clip_instances(classes: list[int], patches: list[list[Patch]], sizes: list[tuple[int, int]]) -> list[Instances]:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
-from detectron2.data import transforms as T
 
 from .augmentations import build_transform_gen
-from .segmentation_mapper import SegmentationMapper
-from .targets import PanopticTargets, dataset_ignore_label
+from .segmentation_mapper import Augmentations, SegmentationMapper
+from .targets import PanopticTargets, Targets, dataset_ignore_label
 
 
 class COCOPanopticNewBaselineDatasetMapper(SegmentationMapper):
     """Large-scale jitter ("new baseline" in detectron2), and a mask for each segment, things and stuff.
 
     Reads "pan_seg_file_name" and "segments_info" of a record. Segments outside the crop stay as empty masks, as
-    in the training of the published models; crowd segments are dropped.
+    in the training of the published models; crowd segments are dropped. A record without "pan_seg_file_name" gives a
+    sample without "instances", or with `annotations_required` an error, as in the mapper of `build_mapper`. Samples
+    have "padding_mask".
 
     Args:
         is_train: build targets.
@@ -27,26 +27,41 @@ class COCOPanopticNewBaselineDatasetMapper(SegmentationMapper):
         ignore_label: value of pixels without a class in label maps, which only an augmentation may need.
     """
 
+    with_padding_mask = True
+    annotations_required = False
+    num_classes: int | None = None
+    ignore_label = 255
+
     @configurable
     def __init__(
         self,
         is_train: bool = True,
         *,
-        tfm_gens: Sequence[T.Augmentation | T.Transform],
+        tfm_gens: Augmentations,
         image_format: str,
         num_classes: int | None = None,
         ignore_label: int = 255,
     ) -> None:
-        targets = PanopticTargets(num_classes, ignore_label)
-        super().__init__(is_train, augmentations=tfm_gens, targets=targets, image_format=image_format)
+        self.num_classes = num_classes
+        self.ignore_label = ignore_label
+        super().__init__(is_train, augmentations=tfm_gens, image_format=image_format)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """Return the arguments of the constructor for a config."""
+        """Return the arguments of the constructor for a config; `build_mapper` adds classes and ignore label."""
         return {
             "is_train": is_train,
             "tfm_gens": build_transform_gen(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
-            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            "ignore_label": dataset_ignore_label(cfg) if is_train else cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
         }
+
+    def use_config(self, cfg: CfgNode) -> None:
+        """Take the number of classes and the ignore label from the config; missing annotations become an error."""
+        if self.num_classes is None:
+            self.num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        self.ignore_label = dataset_ignore_label(cfg)
+        self.annotations_required = True
+
+    def make_targets(self) -> Targets:
+        """Build `PanopticTargets` of `num_classes`, `ignore_label` and `annotations_required`."""
+        return PanopticTargets(self.num_classes, self.ignore_label, required=self.annotations_required)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 
 from .augmentations import mixed_category_crop, pad_to_square, resize_for_inference, shortest_edge_crop
-from .segmentation_mapper import SegmentationMapper
-from .targets import SemanticTargets, dataset_ignore_label
+from .segmentation_mapper import Augmentations, SegmentationMapper
+from .targets import SemanticTargets, Targets, dataset_ignore_label
 
 
 class MaskFormerSemanticDatasetMapper(SegmentationMapper):
@@ -29,30 +28,36 @@ class MaskFormerSemanticDatasetMapper(SegmentationMapper):
         ignore_value: value of pixels without a class in "sem_seg"; None for `ignore_label`.
     """
 
+    ignore_label = 255
+    size_divisibility = -1
+    num_classes: int | None = None
+    ignore_value: int | None = None
+
     @configurable
     def __init__(
         self,
         is_train: bool = True,
         *,
-        augmentations: Sequence[T.Augmentation | T.Transform],
+        augmentations: Augmentations,
         image_format: str,
         ignore_label: int,
         size_divisibility: int,
         num_classes: int | None = None,
         ignore_value: int | None = None,
     ) -> None:
-        super().__init__(
-            is_train,
-            augmentations=[*augmentations, *pad_to_square(size_divisibility, ignore_label)],
-            targets=SemanticTargets(num_classes, ignore_label, ignore_label if ignore_value is None else ignore_value),
-            image_format=image_format,
-        )
+        self.ignore_label = ignore_label
+        self.size_divisibility = size_divisibility
+        self.num_classes = num_classes
+        self.ignore_value = ignore_value
+        super().__init__(is_train, augmentations=augmentations, image_format=image_format)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """Return the arguments of the constructor for a config; see `mixed_category_crop` for the crop."""
-        head = cfg.MODEL.SEM_SEG_HEAD
-        ignore_label = dataset_ignore_label(cfg) if is_train else head.IGNORE_VALUE
+        """Return the arguments of the constructor for a config; see `mixed_category_crop` for the crop.
+
+        `build_mapper` adds the number of classes and `ignore_value`.
+        """
+        ignore_label = dataset_ignore_label(cfg) if is_train else cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         crop = mixed_category_crop(cfg, ignore_label)
         return {
             "is_train": is_train,
@@ -60,6 +65,20 @@ class MaskFormerSemanticDatasetMapper(SegmentationMapper):
             "image_format": cfg.INPUT.FORMAT,
             "ignore_label": ignore_label,
             "size_divisibility": cfg.INPUT.SIZE_DIVISIBILITY if is_train else -1,
-            "num_classes": head.NUM_CLASSES,
-            "ignore_value": head.IGNORE_VALUE,
         }
+
+    def use_config(self, cfg: CfgNode) -> None:
+        """Take the number of classes and the value of ignored pixels from the config."""
+        if self.num_classes is None:
+            self.num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        if self.ignore_value is None:
+            self.ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+
+    def make_targets(self) -> Targets:
+        """Build `SemanticTargets` of `num_classes`, `ignore_label` and `ignore_value`."""
+        ignore_value = self.ignore_label if self.ignore_value is None else self.ignore_value
+        return SemanticTargets(self.num_classes, self.ignore_label, ignore_value)
+
+    def padding(self) -> list[T.Augmentation]:
+        """Build the padding to a square of `size_divisibility` pixels, `ignore_label` in label maps."""
+        return pad_to_square(self.size_divisibility, self.ignore_label)

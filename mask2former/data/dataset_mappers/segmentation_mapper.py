@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
@@ -19,15 +19,18 @@ logger = logging.getLogger(__name__)
 # Only training targets need these entries; they are large and would be copied from the workers in vain.
 _TARGET_KEYS = ("annotations", "segments_info", "pan_seg_file_name", "sem_seg_file_name")
 
+Augmentations: TypeAlias = Sequence[T.Augmentation | T.Transform] | T.AugmentationList
+
 
 class SegmentationMapper:
     """Reads an image, augments it, and in training transforms its ground truth in the same way.
 
     Compose a mapper of augmentations and targets. The five mappers of the reference implementation derive from this
-    class and define both: `from_config` returns the arguments of their constructors, which build the targets. Built
-    from a config with `is_train=False` it is the mapper for inference.
+    class: their `from_config` returns the arguments of their constructors, and their targets and padding are made of
+    their attributes for each sample. Built from a config with `is_train=False` it is the mapper for inference.
 
-    The attribute `augmentations` is a list; it may be changed, or replaced by another or by an AugmentationList.
+    The attributes `is_train`, `tfm_gens`, `img_format` and `targets` act when they are set, also by a subclass whose
+    constructor does not call this one. `augmentations` and `image_format` are other names of the second and third.
 
     Args:
         is_train: build targets; otherwise annotations are left out of the sample.
@@ -39,26 +42,32 @@ class SegmentationMapper:
         ValueError: unknown `image_format`, or training without targets.
     """
 
+    is_train = True
+    tfm_gens: Augmentations = ()
+    img_format = "RGB"
+    with_padding_mask = False  # whether samples have "padding_mask"
+    _targets: Targets | None = None
+
     @configurable
     def __init__(
         self,
         is_train: bool = True,
         *,
-        augmentations: Sequence[T.Augmentation | T.Transform],
+        augmentations: Augmentations,
         targets: Targets | None = None,
         image_format: str = "RGB",
     ) -> None:
         check_image_format(image_format)
-        if is_train and targets is None:
-            raise ValueError(
-                f"{type(self).__name__} has no targets to train on; pass targets=InstanceTargets() or custom ones"
-            )
         self.is_train = is_train
-        self.augmentations = list(augmentations)
-        self.targets = targets
-        self.image_format = image_format
+        self.tfm_gens = as_augmentations(augmentations)
+        if targets is not None:
+            self.targets = targets
+        self.img_format = image_format
+        if is_train:
+            self._require_targets()
         mode = "training" if is_train else "inference"
-        logger.info("%s: augmentations in %s: %s", type(self).__name__, mode, self.augmentations)
+        augmentations = with_padding(self.tfm_gens, self.padding())
+        logger.info("%s: augmentations in %s: %s", type(self).__name__, mode, augmentations)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -73,6 +82,47 @@ class SegmentationMapper:
             )
         return {"is_train": False, "augmentations": resize_for_inference(cfg), "image_format": cfg.INPUT.FORMAT}
 
+    @property
+    def augmentations(self) -> Augmentations:
+        """Return `tfm_gens`."""
+        return self.tfm_gens
+
+    @augmentations.setter
+    def augmentations(self, value: Augmentations) -> None:
+        self.tfm_gens = value
+
+    @property
+    def image_format(self) -> str:
+        """Return `img_format`."""
+        return self.img_format
+
+    @image_format.setter
+    def image_format(self, value: str) -> None:
+        self.img_format = value
+
+    @property
+    def targets(self) -> Targets | None:
+        """Return what builds the targets: the object that was set, or else that of `make_targets`."""
+        return self._targets if self._targets is not None else self.make_targets()
+
+    @targets.setter
+    def targets(self, value: Targets | None) -> None:
+        self._targets = value
+
+    def make_targets(self) -> Targets | None:
+        """Build the targets of the mapper's attributes; called for each sample while `targets` is not set."""
+        return None
+
+    def padding(self) -> list[T.Augmentation]:
+        """Build what is applied after the augmentations, of the mapper's attributes; called for each sample."""
+        return []
+
+    def use_config(self, cfg: CfgNode) -> None:
+        """Set what `build_mapper` takes from a config beside the constructor's arguments; here nothing.
+
+        The mappers derived from this class set `num_classes` where it is None, and what else they say.
+        """
+
     def __call__(self, record: Record) -> dict[str, Any]:
         """Map one record.
 
@@ -82,25 +132,49 @@ class SegmentationMapper:
         Returns:
             The record's entries and "image" uint8 (3, H, W), "height" and "width" of the file, and in training the
             `Targets.entries`: "instances", and "sem_seg" of label maps. Ground truth entries are dropped in training;
-            at inference only "annotations" is, because evaluation reads the file names of the others.
+            at inference only "annotations" is, because evaluation reads the file names of the others. With
+            `with_padding_mask` also "padding_mask" bool (H, W), True on padding.
 
         Raises:
             BadRecordError: the image or its annotations cannot be used.
         """
-        targets = self.targets if self.is_train else None
+        targets = self._require_targets() if self.is_train else None
         dropped = _TARGET_KEYS if self.is_train else ("annotations",)
         sample = {key: value for key, value in record.items() if key not in dropped}
-        image = read_and_augment(record, sample, self.augmentations, self.image_format, targets)
+        augmentations = with_padding(self.tfm_gens, self.padding())
+        image = read_and_augment(record, sample, augmentations, self.img_format, targets)
         sample["image"] = image.to_tensor()
+        if self.with_padding_mask:
+            sample["padding_mask"] = image.padding_mask()
         if targets is not None:
             sample.update(targets.entries(record, image))
         return sample
+
+    def _require_targets(self) -> Targets:
+        targets = self.targets
+        if targets is None:
+            raise ValueError(
+                f"{type(self).__name__} has no targets to train on; pass targets=InstanceTargets() or custom ones"
+            )
+        return targets
+
+
+def as_augmentations(augmentations: Augmentations) -> Augmentations:
+    """Return an AugmentationList as it is, other sequences as a list, which may be changed."""
+    return augmentations if isinstance(augmentations, T.AugmentationList) else list(augmentations)
+
+
+def with_padding(augmentations: Augmentations, padding: Sequence[T.Augmentation]) -> T.AugmentationList:
+    """Return one chain of augmentations and padding; an AugmentationList stays one link of it, and is called."""
+    if isinstance(augmentations, T.AugmentationList):
+        return T.AugmentationList([augmentations, *padding]) if padding else augmentations
+    return T.AugmentationList([*augmentations, *padding])
 
 
 def read_and_augment(
     record: Record,
     sample: dict[str, Any],
-    augmentations: Sequence[T.Augmentation | T.Transform] | T.AugmentationList,
+    augmentations: Augmentations,
     image_format: str,
     targets: Targets | None = None,
 ) -> AugmentedImage:
@@ -120,10 +194,10 @@ def read_and_augment(
     pixels = read_image(path, image_format)
     size = pixels.shape[:2]
     check_image_size(sample, size, path)
-    chain = augmentations if isinstance(augmentations, T.AugmentationList) else T.AugmentationList(augmentations)
+    chain = with_padding(augmentations, [])
     label_map = None
     if targets is not None:
-        label_map = targets.label_map(record, size, any(_reads_label_map(augmentation) for augmentation in chain.augs))
+        label_map = targets.label_map(record, size, _reads_label_map(chain))
     inputs = T.AugInput(pixels, sem_seg=label_map)
     transforms = chain(inputs)
     return AugmentedImage(inputs.image, size, transforms, inputs.sem_seg)
@@ -140,4 +214,6 @@ def check_image_format(image_format: str) -> None:
 
 
 def _reads_label_map(augmentation: T.Augmentation) -> bool:
+    if isinstance(augmentation, T.AugmentationList):
+        return any(map(_reads_label_map, augmentation.augs))
     return "sem_seg" in inspect.signature(augmentation.get_transform).parameters

@@ -30,7 +30,7 @@ from ...structures.masks import (
     source_patch,
 )
 from ..image_io import read_label_map, read_panoptic_png
-from ..mask_transforms import move_patches, move_polygons
+from ..mask_transforms import move_patches, move_polygons, padding_mask
 
 Record = dict[str, Any]
 
@@ -55,6 +55,10 @@ class AugmentedImage:
     def size(self) -> tuple[int, int]:
         """Return height H and width W."""
         return self.pixels.shape[0], self.pixels.shape[1]
+
+    def padding_mask(self) -> torch.Tensor:
+        """Return bool (H, W), True on padding: the pixels that no pixel of the file gave."""
+        return torch.from_numpy(padding_mask(self.transforms, self.file_size))
 
     def to_tensor(self) -> torch.Tensor:
         """Return the pixels as the model takes them, uint8 (3, H, W), contiguous."""
@@ -108,14 +112,18 @@ class InstanceTargets(Targets):
     Args:
         num_classes: classes outside [0, num_classes) are errors; None for no upper bound.
         drop_empty: leave out objects that the augmentations removed from the image.
+        required: a record without "annotations" is an error; otherwise it has no targets.
     """
 
-    def __init__(self, num_classes: int | None = None, drop_empty: bool = True) -> None:
+    def __init__(self, num_classes: int | None = None, drop_empty: bool = True, *, required: bool = True) -> None:
         self.num_classes = num_classes
         self.drop_empty = drop_empty
+        self.required = required
 
     def entries(self, record: Record, image: AugmentedImage) -> dict[str, Any]:
         """Return "instances" with gt_classes, gt_masks and gt_boxes; see `Targets.entries`."""
+        if not self.required and "annotations" not in record:
+            return {}
         classes, patches = self.objects(record, image)
         return {"instances": make_instances(classes, patches, image.size, self.drop_empty)}
 
@@ -204,12 +212,21 @@ class PanopticTargets(Targets):
         ignore_label: value of pixels without a class in the label map.
         drop_empty: leave out segments that the augmentations removed from the image. The published models were trained
             with them, as empty masks.
+        required: a record without "pan_seg_file_name" is an error; otherwise it has no targets.
     """
 
-    def __init__(self, num_classes: int | None = None, ignore_label: int = 255, drop_empty: bool = False) -> None:
+    def __init__(
+        self,
+        num_classes: int | None = None,
+        ignore_label: int = 255,
+        drop_empty: bool = False,
+        *,
+        required: bool = True,
+    ) -> None:
         self.num_classes = num_classes
         self.ignore_label = ignore_label
         self.drop_empty = drop_empty
+        self.required = required
 
     def label_map(self, record: Record, size: tuple[int, int], for_augmentations: bool) -> np.ndarray | None:
         """Read the label map of the record or make it of the segments, if an augmentation needs it."""
@@ -224,14 +241,21 @@ class PanopticTargets(Targets):
         return labels
 
     def entries(self, record: Record, image: AugmentedImage) -> dict[str, Any]:
-        """Return "instances" with gt_classes, gt_masks and gt_boxes; see `Targets.entries`."""
+        """Return "instances" with gt_classes, gt_masks and gt_boxes, and the record's "segments_info".
+
+        The latter lists crowd segments too, and is that of the file: ids and areas do not follow the augmentations.
+        See `Targets.entries`.
+        """
+        if not self.required and "pan_seg_file_name" not in record:
+            return {}
         ids, segments = self._read_segments(record, image.file_size)
         segments = [segment for segment in segments if not segment.crowd]
         patches_by_id = _patches_by_id(ids, {segment.id for segment in segments})
         patches = [patches_by_id.get(segment.id, EMPTY_PATCH) for segment in segments]
         moved = move_patches(patches, image.transforms, image.file_size)
         classes = [segment.label for segment in segments]
-        return {"instances": make_instances(classes, moved, image.size, self.drop_empty)}
+        instances = make_instances(classes, moved, image.size, self.drop_empty)
+        return {"instances": instances, "segments_info": [dict(entry) for entry in record["segments_info"]]}
 
     def _read_segments(self, record: Record, size: tuple[int, int]) -> tuple[np.ndarray, list[Segment]]:
         """Return segment ids int32 (H, W), and the segments, crowd included."""

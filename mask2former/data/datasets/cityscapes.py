@@ -1,7 +1,8 @@
 """Cityscapes: semantic and panoptic with 19 classes, instances of 8; read without cityscapesScripts.
 
-Instance masks are those of the `instanceIds` files, the ground truth of the official evaluation. (detectron2 makes them
-from the polygons, which cannot have holes and are half a pixel larger.)
+Instance masks of `cityscapes_fine_instance_seg_*` are those of the `instanceIds` files, the ground truth of the
+official evaluation. detectron2 makes them from the polygons, which cannot have holes and are half a pixel larger;
+`cityscapes_fine_instance_seg_polygons_*` are these.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 from typing import Any, NamedTuple
 
 import numpy as np
+from detectron2.data.datasets.cityscapes import load_cityscapes_instances as load_with_detectron2
 
 from ...utils.parallel import map_parallel
 from ..image_io import read_label_map
@@ -23,6 +25,7 @@ LAYOUT = """\
   leftImg8bit/{train,val,test}/<city>/     images, aachen_000000_000019_leftImg8bit.png
   gtFine/{train,val,test}/<city>/
     aachen_000000_000019_gtFine_instanceIds.png
+    aachen_000000_000019_gtFine_polygons.json       for cityscapes_fine_instance_seg_polygons_{train,val}
     aachen_000000_000019_gtFine_labelTrainIds.png   written by datasets/prepare_cityscapes.py
   gtFine/cityscapes_panoptic_{train,val}.json, gtFine/cityscapes_panoptic_{train,val}/   written by the same script"""
 
@@ -51,6 +54,8 @@ def register_cityscapes(root: str) -> None:
         name = f"cityscapes_fine_instance_seg_{split}"
         metadata: dict[str, Any] = {**names, **paths, "evaluator_type": "cityscapes_instance"}
         set_dataset(name, functools.partial(load_cityscapes_instances, name, **paths), metadata)
+        name = f"cityscapes_fine_instance_seg_polygons_{split}"
+        set_dataset(name, functools.partial(load_cityscapes_polygons, name, **paths), metadata)
         name = f"cityscapes_fine_sem_seg_{split}"
         metadata = {**names, **paths, "evaluator_type": "cityscapes_sem_seg", "ignore_label": 255}
         set_dataset(name, functools.partial(load_cityscapes_semantic, name, **paths), metadata)
@@ -79,6 +84,24 @@ def load_cityscapes_instances(name: str, image_dir: str, gt_dir: str) -> Records
     """
     files = _list_files(name, image_dir, gt_dir, "_instanceIds.png")
     return list(map_parallel(_read_instances, files, f"reading {name}"))
+
+
+def load_cityscapes_polygons(name: str, image_dir: str, gt_dir: str) -> Records:
+    """Load records with annotations made from the polygons by detectron2, as the published models were trained.
+
+    Raises:
+        FileNotFoundError: as `load_cityscapes_semantic`.
+        ImportError: cityscapesScripts or shapely, which detectron2 needs for it, is not installed.
+    """
+    _list_files(name, image_dir, gt_dir, "_polygons.json")
+    try:
+        import cityscapesscripts.helpers.labels  # noqa: F401
+        import shapely  # noqa: F401
+    except ImportError as error:
+        packages = "pip install cityscapesscripts shapely"
+        raise ImportError(f"dataset {name!r} is read by detectron2, which needs more packages: {packages}") from error
+    records = load_with_detectron2(image_dir, gt_dir, from_json=True, to_polygons=True)
+    return sorted(records, key=lambda record: record["file_name"])
 
 
 def _list_files(name: str, image_dir: str, gt_dir: str, suffix: str) -> list[_Files]:

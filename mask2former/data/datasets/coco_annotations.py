@@ -265,14 +265,19 @@ def check_segmentation(
     raise BadRecordError(file, "'segmentation' must be a list of polygons or an RLE", where)
 
 
+def is_box(value: Any) -> bool:
+    """Return whether a value is a list of four finite numbers."""
+    numbers = isinstance(value, list) and len(value) == 4 and set(map(type, value)) <= {int, float}
+    return numbers and min(value) > -_LARGEST and max(value) < _LARGEST and not math.isnan(sum(value))
+
+
 def check_box(file: str, box: Any, where: str) -> list[float]:
     """Check and return a box [x, y, width, height].
 
     Raises:
         BadRecordError: it does not have four finite numbers.
     """
-    numbers = isinstance(box, list) and len(box) == 4 and set(map(type, box)) <= {int, float}
-    if not numbers or min(box) <= -_LARGEST or max(box) >= _LARGEST or math.isnan(sum(box)):
+    if not is_box(box):
         raise BadRecordError(file, "'bbox' must be [x, y, width, height]", where)
     return box
 

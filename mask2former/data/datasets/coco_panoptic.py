@@ -19,7 +19,7 @@ from ...structures.rle import encode_label_map
 from ...utils.file_io import read_json_object
 from .catalog import Records, file_state, locate, register_custom, require_files, require_some
 from .categories import Category, panoptic_classes, panoptic_metadata
-from .coco_annotations import is_area, is_id
+from .coco_annotations import is_area, is_box, is_id
 
 
 class Object(NamedTuple):
@@ -239,8 +239,9 @@ def _check_segment(segment: Any, categories: Container[int], seen: set[int], ima
     if crowd is not None and (not isinstance(crowd, (int, float)) or crowd not in (0, 1)):
         raise ValueError(f"{where}: 'iscrowd' must be 0 or 1, not {crowd!r}")
     checked = {**segment, "iscrowd": int(crowd or 0)}
-    if "area" in checked and not is_area(checked["area"]):
-        del checked["area"]
+    for key, is_valid in (("area", is_area), ("bbox", is_box)):  # nothing here needs them, but samples show them
+        if key in checked and not is_valid(checked[key]):
+            del checked[key]
     return checked
 
 
