@@ -337,7 +337,7 @@ def test_segmenters_of_one_model_have_settings_of_their_own(
     hook.remove()
     assert used == {"0": thresholds[0], "1": thresholds[1]}
     assert counts["0"] == len(every) and 0 < counts["1"] < len(every)
-    assert model.settings is settings
+    assert model.settings == settings
 
 
 def test_loading_registers_no_dataset_and_takes_things_from_the_classes(tiny: Path, tmp_path: Path) -> None:
