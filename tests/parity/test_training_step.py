@@ -74,5 +74,5 @@ def test_differences_are_named() -> None:
     record = {"a": {"x": 1.0, "y": 2}, "b": [[1, 2]], "c": 1.0}
     assert not list(differences(record, {"a": {"x": 1 + 1e-12, "y": 2}, "b": [[1, 2]], "c": 1.0}))
     lines = list(differences(record, {"a": {"x": 1 + 1e-8, "y": 3}, "b": [[2, 1]], "d": 1.0}))
-    assert [line.split(":")[0] for line in lines] == ["/a/x", "/a/y", "/b", "/c", "/d"]
+    assert [line.split(":")[0] for line in lines] == ["/a/x", "/a/y", "/b/0", "/c", "/d"]
     assert list(differences({"x": 1.0}, {"x": float("nan")}))

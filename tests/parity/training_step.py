@@ -198,12 +198,20 @@ def differences(recorded: Any, computed: Any, rtol: float = TOLERANCE, path: str
                 yield f"{path}/{key}: {'not computed' if key in recorded else 'not recorded'}"
             else:
                 yield from differences(recorded[key], computed[key], rtol, f"{path}/{key}")
+    elif _are_lists(recorded, computed) and len(recorded) == len(computed):
+        for i, (before, now) in enumerate(zip(recorded, computed, strict=True)):
+            yield from differences(before, now, rtol, f"{path}/{i}")
     elif isinstance(recorded, float) and isinstance(computed, float):
         difference = abs(computed - recorded)
         if not difference <= rtol * abs(recorded):
             yield f"{path}: recorded {recorded!r}, computed {computed!r}"
     elif recorded != computed:
         yield f"{path}: recorded {recorded}, computed {computed}"
+
+
+def _are_lists(*values: Any) -> bool:
+    """Return whether all are lists of lists."""
+    return all(isinstance(value, list) and all(isinstance(entry, list) for entry in value) for value in values)
 
 
 def _by_image(calls: Iterable[tuple[int, list[list[int]]]], counts: Sequence[int]) -> dict[str, list[list[list[int]]]]:
