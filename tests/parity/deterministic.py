@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,11 +22,16 @@ GAIN = {
 }
 
 
-def fill(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+def fill(state_dict: dict[str, Tensor], draw: Callable[..., Any] = torch.randn) -> dict[str, Tensor]:
     """Return new values for every tensor of a model's state dict, each drawn from a generator seeded by its key.
 
     Norm statistics stay positive, matrices keep unit gain, and class scores are sharpened so that the
     panoptic and instance thresholds really decide something. Integer buffers keep their value.
+
+    Args:
+        state_dict: the tensors; only keys, shapes and integer buffers count.
+        draw: `draw(shape, generator=)` gives numbers of mean 0 and variance 1. The last bits of `torch.randn` differ
+            between processors with and without vector instructions; those of `exact` do not.
     """
     out = {}
     for key, tensor in state_dict.items():
@@ -35,14 +42,19 @@ def fill(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         elif key.endswith("running_var"):
             out[key] = 1 + 0.2 * torch.rand(tensor.shape, generator=g)
         elif key.endswith("running_mean") or key.endswith("bias"):
-            out[key] = 0.05 * torch.randn(tensor.shape, generator=g)
+            out[key] = 0.05 * draw(tensor.shape, generator=g)
         elif tensor.dim() == 1:  # norm scales
-            out[key] = 1 + 0.05 * torch.randn(tensor.shape, generator=g)
+            out[key] = 1 + 0.05 * draw(tensor.shape, generator=g)
         else:
             fan_in = math.prod(tensor.shape[1:])
             gain = next((v for k, v in GAIN.items() if k in key), 1.0)
-            out[key] = gain * torch.randn(tensor.shape, generator=g) / math.sqrt(fan_in)
+            out[key] = gain * draw(tensor.shape, generator=g) / math.sqrt(fan_in)
     return out
+
+
+def exact(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Return uniform numbers of mean 0 and variance 1, float64, with the same bits on every machine."""
+    return (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1) * math.sqrt(3)
 
 
 def image(height: int, width: int, seed: int = 0) -> Tensor:
