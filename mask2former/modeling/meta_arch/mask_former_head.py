@@ -28,6 +28,9 @@ class MaskFormerHead(nn.Module):
         loss_weight, ignore_value: attributes for compatibility with other heads; the criterion weights the mask losses.
     """
 
+    # Of the names of the weights in state dicts: a file without it has another layout for the reference implementation.
+    _version = 2
+
     @configurable
     def __init__(
         self,

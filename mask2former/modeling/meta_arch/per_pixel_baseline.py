@@ -35,6 +35,9 @@ class PerPixelBaselineHead(nn.Module):
         common_stride: stride of the mask features; the scores are upsampled by it.
     """
 
+    # Of the names of the weights in state dicts: a file without it has another layout for the reference implementation.
+    _version = 2
+
     @configurable
     def __init__(
         self,
