@@ -123,8 +123,10 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer, state: Any, where: s
             if not raw and group.get("momentum") and any(entries.values()):
                 raise CorruptCheckpointError(f"{place} ({name}) has no entry 'momentum_buffer', unlike others")
             values = _without_none(raw)
-            if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)) and type(values.get("step")) is int:
-                values["step"] = torch.tensor(float(values["step"]))  # PyTorch before 1.12 counted in plain numbers
+            step = values.get("step")
+            if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)) and type(step) is int:
+                whole_number(step, f"{place}['step'] ({name})", highest=_MOST_STEPS)
+                values["step"] = torch.tensor(float(step))  # PyTorch before 1.12 counted in plain numbers
             _check_kind(optimizer, group, values, f"{place} ({name})")
         else:
             absent.append(name)
