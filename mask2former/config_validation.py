@@ -29,7 +29,7 @@ MASKED_ATTENTION_DECODERS = ("MultiScaleMaskedTransformerDecoder", "VideoMultiSc
 def validate_config(cfg: CfgNode, training: bool) -> None:
     """Reject settings that would fail, or silently train a different model, before the first iteration.
 
-    Register the datasets first (`mask2former.data.register_all` and `register_from_config`), and components of your own.
+    Register the datasets (`mask2former.data.register_all` and `register_from_config`) and custom components first.
     INPUT.DATASET_MAPPER_NAME is checked by `check_mapper_name`, because a trainer may have mappers of its own.
 
     Raises:

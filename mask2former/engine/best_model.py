@@ -33,9 +33,7 @@ def by_dataset(results: Mapping[str, Any], names: Sequence[str]) -> dict[str, Ma
     return {names[0]: results} if len(names) == 1 else {name: results.get(name, {}) for name in names}
 
 
-def with_all_tasks(
-    first: Mapping[str, Any], second: Mapping[str, Any], names: Sequence[str]
-) -> OrderedDict[str, Any]:
+def with_all_tasks(first: Mapping[str, Any], second: Mapping[str, Any], names: Sequence[str]) -> OrderedDict[str, Any]:
     """Return the tasks of two evaluations of the same datasets together; all in the form of `by_dataset`'s results."""
     if len(names) == 1:
         return OrderedDict({**first, **second})

@@ -65,7 +65,11 @@ class CocoScores:
     def params(self) -> Params:
         """Thresholds, categories, area ranges and limits, as pycocotools' `COCOeval.params` has them."""
         params = Params("segm")
-        params.iouThrs, params.catIds, params.maxDets = self.iou_thresholds, list(self.category_ids), list(self.max_dets)
+        params.iouThrs, params.catIds, params.maxDets = (
+            self.iou_thresholds,
+            list(self.category_ids),
+            list(self.max_dets),
+        )
         return params
 
     @property

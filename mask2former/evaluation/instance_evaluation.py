@@ -100,8 +100,9 @@ class InstanceSegEvaluator(DatasetEvaluator):
 
     Differences from detectron2's COCOEvaluator: mask AP only, unless boxes are requested (they are then computed from
     the masks); AP without any prediction is 0, not an error; thing ids need not be contiguous; masks are encoded in one
-    call per image; the result file is written atomically. Subclasses override the same methods: `process`, which appends
-    to `_predictions`; `_eval_predictions`, which fills `_results`; `_derive_coco_results`, which makes metrics of scores.
+    call per image; the result file is written atomically. Subclasses override the same methods: `process`, which
+    appends to `_predictions`; `_eval_predictions`, which fills `_results`; `_derive_coco_results`, which makes metrics
+    of scores.
 
     Results, by task: `{"segm": {"AP", "AP50", "AP75", "APs", "APm", "APl", "AR@<max>", "AP-<class>" ...}}` in percent,
     NaN where there is no ground truth. Written to `output_dir`: `coco_instances_results.json`, and

@@ -198,7 +198,9 @@ def test_one_group_for_each_parameter_is_named_by_the_order_of_the_saved_weights
     groups = [{"params": [pair for pair in model.named_parameters() if pair[1].requires_grad]}]
     optimizer = torch.optim.AdamW(groups, lr=0.1, fused=True)
     optimizer.load_state_dict(check_optimizer_state(optimizer, state, "optimizer"))
-    means = {name: float(optimizer.state[p]["exp_avg"].mean()) for name, p in model.named_parameters() if p.requires_grad}
+    means = {
+        name: float(optimizer.state[p]["exp_avg"].mean()) for name, p in model.named_parameters() if p.requires_grad
+    }
     assert means == {"first.weight": 0, "first.bias": 1, "second.weight": 2, "second.bias": 3}
     assert all(float(entry["step"]) == 5 for entry in optimizer.state.values())
 
