@@ -240,10 +240,11 @@ class SafeCheckpointer(DetectionCheckpointer):
         for key, target in self.checkpointables.items():
             if isinstance(target, torch.optim.Optimizer) and key in data:
                 data[key] = with_names(data[key], weights, self.model)
-        step = trainer.get("_trainer") if isinstance(trainer, Mapping) else None
-        if isinstance(step, Mapping) and "optimizer" in step:  # of detectron2's trainers, and of ours
-            named = {**step, "optimizer": with_names(step["optimizer"], weights, self.model)}
-            data["trainer"] = {**trainer, "_trainer": named}
+        if isinstance(trainer, Mapping):  # of detectron2, or ours
+            step = trainer.get("_trainer")
+            if isinstance(step, Mapping) and "optimizer" in step:
+                named = {**step, "optimizer": with_names(step["optimizer"], weights, self.model)}
+                data["trainer"] = {**trainer, "_trainer": named}
         return data
 
     def _resume_candidates(self) -> list[str]:

@@ -89,7 +89,7 @@ class AsyncPredictor:
 
     @property
     def default_buffer_size(self) -> int:
-        """How many images should be on their way, so that no process waits."""
+        """Return how many images should be on their way, so that no process waits."""
         return self._workers * 5
 
 

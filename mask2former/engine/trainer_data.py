@@ -40,7 +40,7 @@ class TrainerData(TrainerBase):
 
     @property
     def data_loader(self) -> Any:
-        """The loader of the training, from `start_iter` on; built when it is first read."""
+        """Return the loader of the training, from `start_iter` on; it is built when it is first read."""
         if self._loader is None or self._loader[0] != self.start_iter:
             self._loader = self.start_iter, keep_workers(self._own_loader(start_iteration=self.start_iter))
         return self._loader[1]

@@ -136,11 +136,8 @@ class TrainerEvaluation(TrainerBase):
             for name in names
         ]
         if cls._has_own_test():
-            short = cls.test(cfg, with_tta(cfg, model), evaluators) or {}
-            results = {
-                name: {f"{task}_TTA": values for task, values in measured.items()}
-                for name, measured in by_dataset(short, names).items()
-            }
+            named = by_dataset(cls.test(cfg, with_tta(cfg, model), evaluators) or {}, names)
+            results = OrderedDict((name, {f"{task}_TTA": v for task, v in named[name].items()}) for name in names)
         else:
             results = evaluate_datasets(cls, cfg, with_tta(cfg, model), evaluators, suffix="_TTA")
         write_results(cfg, results, directory.name)

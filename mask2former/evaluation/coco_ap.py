@@ -58,12 +58,12 @@ class CocoScores:
 
     @property
     def eval(self) -> dict[str, np.ndarray]:
-        """{"precision", "recall"}, as pycocotools' `COCOeval.eval` has them."""
+        """Return {"precision", "recall"}, as pycocotools' `COCOeval.eval` has them."""
         return {"precision": self.precision, "recall": self.recall}
 
     @property
     def params(self) -> Params:
-        """Thresholds, categories, area ranges and limits, as pycocotools' `COCOeval.params` has them."""
+        """Return thresholds, categories, area ranges and limits, as pycocotools' `COCOeval.params` has them."""
         params = Params("segm")
         params.iouThrs, params.catIds, params.maxDets = (
             self.iou_thresholds,
@@ -74,7 +74,7 @@ class CocoScores:
 
     @property
     def stats(self) -> np.ndarray:
-        """The twelve numbers of pycocotools' `COCOeval.stats`, from 0 to 1, -1 where there is no ground truth."""
+        """Return the 12 numbers of pycocotools' `COCOeval.stats`, from 0 to 1, -1 where there is no ground truth."""
         precisions = [self.ap(), self.ap(iou=0.5), self.ap(iou=0.75), *(self.ap(area=area) for area in AREAS[1:])]
         limits = [_percent(self.recall[:, :, 0, min(n, len(self.max_dets) - 1)]) for n in range(3)]
         values = np.array([*precisions, *limits, *(self.ar(area) for area in AREAS[1:])])

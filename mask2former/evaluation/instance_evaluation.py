@@ -81,15 +81,21 @@ def instances_to_records(instances: Instances, image_id: Any, tasks: Sequence[st
     return finite
 
 
-def merge_predictions(parts: Sequence[Sequence[Prediction]]) -> list[Prediction]:
-    """Merge the predictions of all ranks into one list; an image that several ranks report counts once."""
-    merged: dict[Any, Prediction] = {}
-    for prediction in (prediction for part in parts for prediction in part):
-        merged.setdefault(prediction["image_id"], prediction)
-    repeated = sum(map(len, parts)) - len(merged)
+def merge_predictions(parts: Sequence[Sequence[tuple[Any, list[dict[str, Any]]]]]) -> list[dict[str, Any]]:
+    """Merge (image id, records) of all ranks into one list; an image that several ranks report counts once."""
+    seen: set[Any] = set()
+    merged: list[dict[str, Any]] = []
+    repeated = 0
+    for part in parts:
+        for image_id, records in part:
+            if image_id in seen:
+                repeated += 1
+                continue
+            seen.add(image_id)
+            merged.extend(records)
     if repeated:
         logger.warning("%d images were predicted more than once; the first prediction of each counts", repeated)
-    return list(merged.values())
+    return merged
 
 
 class InstanceSegEvaluator(DatasetEvaluator):
@@ -161,12 +167,12 @@ class InstanceSegEvaluator(DatasetEvaluator):
 
     @property
     def _coco_api(self) -> COCO | None:
-        """The ground truth, on the main rank; the name of detectron2's evaluator."""
+        """Return the ground truth, on the main rank; the name of detectron2's evaluator."""
         return self._truth
 
     @property
     def _do_evaluation(self) -> bool:
-        """Whether there are annotations to compare with; the name of detectron2's evaluator."""
+        """Return whether there are annotations to compare with; the name of detectron2's evaluator."""
         return self._truth is not None and "annotations" in self._truth.dataset
 
     def _load_truth(self) -> COCO:
@@ -218,7 +224,7 @@ class InstanceSegEvaluator(DatasetEvaluator):
         parts = gather_parts(self._predictions, self._distributed)
         if parts is None:
             return {}
-        predictions = merge_predictions(parts)
+        predictions = merge_predictions([[(p["image_id"], [p]) for p in part] for part in parts])
         if not any(prediction["instances"] for prediction in predictions):
             logger.warning("dataset %s: the model predicted no instance", self._dataset_name)
         if self._output_dir:
