@@ -42,7 +42,7 @@ def validate_config(cfg: CfgNode, training: bool) -> None:
             _validate_combinations(cfg)
             _validate_model(cfg)
         _validate_backbone(cfg)
-    _validate_inference(cfg)
+        _validate_inference(cfg)
     if training:
         _validate_training(cfg)
         _validate_datasets(cfg, "TRAIN", cfg.DATASETS.TRAIN)

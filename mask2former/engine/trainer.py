@@ -302,6 +302,17 @@ class Trainer(TrainerState, TrainerEvaluation, TrainerData):
                     self.batches = iter(())
         return self._expected_results()
 
+    @property
+    def _trainer(self) -> Any:
+        """Refuse what detectron2's `DefaultTrainer` has inside it.
+
+        Raises:
+            AttributeError: always.
+        """
+        raise AttributeError(
+            "there is no trainer inside this one: override run_step, or use train_step and data_loader"
+        )
+
     def run_step(self) -> None:
         """Take one optimizer step; the hooks run before and after it."""
         self.train_step.run(self.model, self.optimizer, self.batches, self.iter, self.after_backward)

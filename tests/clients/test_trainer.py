@@ -199,6 +199,8 @@ def test_every_override_is_called(tmp_path: Path) -> None:
     assert counts == {**expected, "step": 2, "test of None": 1}
     assert (tmp_path / "own.json").read_text()
     assert trainer.scheduler.last_epoch == 2
+    with pytest.raises(AttributeError, match="override run_step"):
+        trainer._trainer.run_step()
 
 
 def test_augmented_evaluation_of_a_subclass(
