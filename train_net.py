@@ -6,13 +6,17 @@
     torchrun --nproc-per-node 8 train_net.py --config-file ... --resume
 
 Any config key can be set at the end of the command: KEY VALUE KEY VALUE ...
+
+Scripts of other projects import `Trainer`, `setup` and `main`; ADVANCED_USAGE.md says what can be overridden.
 """
 
 import sys
 
 import mask2former  # noqa: F401  (registers models and datasets)
-from mask2former.engine import argument_parser, launch
+from mask2former.engine import Trainer, argument_parser, launch, setup
 from mask2former.engine.commands import train_or_evaluate as main
+
+__all__ = ["Trainer", "main", "setup"]
 
 if __name__ == "__main__":
     sys.exit(launch(main, argument_parser().parse_args()))

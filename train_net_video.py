@@ -7,7 +7,9 @@ python train_net_video.py --config-file configs/youtubevis_2019/video_maskformer
 import sys
 
 from mask2former.engine import argument_parser, launch
-from train_net import main
+from train_net import Trainer, main, setup
+
+__all__ = ["Trainer", "main", "setup"]
 
 if __name__ == "__main__":
     sys.exit(launch(main, argument_parser().parse_args()))

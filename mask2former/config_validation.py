@@ -1,4 +1,8 @@
-"""Checks that reject a wrong setting before the first iteration."""
+"""Checks that reject a wrong setting before the first iteration.
+
+Only what this package builds is checked: a meta-architecture, head or mapper of another project may read the same keys
+in its own way.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
+from fvcore.common.registry import Registry
 
 from .config import micro_batch_size
 from .config_values import check_values
@@ -24,16 +29,20 @@ MASKED_ATTENTION_DECODERS = ("MultiScaleMaskedTransformerDecoder", "VideoMultiSc
 def validate_config(cfg: CfgNode, training: bool) -> None:
     """Reject settings that would fail, or silently train a different model, before the first iteration.
 
-    Register the datasets first (`mask2former.data.register_all` and `register_from_config`).
+    Register the datasets (`mask2former.data.register_all` and `register_from_config`) and custom components first.
+    INPUT.DATASET_MAPPER_NAME is checked by `check_mapper_name`, because a trainer may have mappers of its own.
 
     Raises:
         ConfigError: naming the key, its value and the remedy.
     """
     check_values(cfg, training)
     _validate_components(cfg)
-    _validate_combinations(cfg)
-    _validate_model(cfg)
-    _validate_backbone(cfg)
+    if _has_own_model(cfg):
+        if _has_own_head(cfg):
+            _validate_combinations(cfg)
+            _validate_model(cfg)
+        _validate_backbone(cfg)
+        _validate_inference(cfg)
     if training:
         _validate_training(cfg)
         _validate_datasets(cfg, "TRAIN", cfg.DATASETS.TRAIN)
@@ -57,26 +66,67 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def check_mapper_name(cfg: CfgNode) -> None:
+    """Check INPUT.DATASET_MAPPER_NAME, where `mask2former.data.build_train_loader` is to build the mapper.
+
+    Raises:
+        ConfigError: there is no such mapper.
+    """
+    names = mapper_names(_is_video(cfg))
+    _one_of("INPUT.DATASET_MAPPER_NAME", cfg.INPUT.DATASET_MAPPER_NAME, names)
+
+
+def _is_video(cfg: CfgNode) -> bool:
+    return bool(cfg.MODEL.META_ARCHITECTURE == "VideoMaskFormer")
+
+
+def _is_ours(registry: Registry, name: str) -> bool:
+    """Return whether a registered component is one of this package, or of detectron2, which it builds on."""
+    package = __name__.rpartition(".")[0]
+    owner = registry.get(name).__module__
+    return any(owner == each or owner.startswith(f"{each}.") for each in (package, f"{package}_video", "detectron2"))
+
+
+def _has_own_model(cfg: CfgNode) -> bool:
+    """Return whether this package builds the model: not where another project's meta-architecture does."""
+    return _is_ours(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE)
+
+
+def _has_own_mapper(cfg: CfgNode) -> bool:
+    return cfg.INPUT.DATASET_MAPPER_NAME in mapper_names(_is_video(cfg))
+
+
+def _has_own_head(cfg: CfgNode) -> bool:
+    """Return whether a head of this package builds pixel decoder and transformer decoder."""
+    name = cfg.MODEL.SEM_SEG_HEAD.NAME
+    return name in SEM_SEG_HEADS_REGISTRY and _is_ours(SEM_SEG_HEADS_REGISTRY, name)
+
+
 def _one_of(key: str, value: str, known: Sequence[str]) -> None:
     hint = did_you_mean(value, known)
     _require(value in known, f"{key} is '{value}', which does not exist.{hint} Known: {', '.join(sorted(known))}")
 
 
 def _validate_components(cfg: CfgNode) -> None:
-    known = [name for name in ARCHITECTURES if name in META_ARCH_REGISTRY]
+    name = cfg.MODEL.META_ARCHITECTURE
+    known = [each for each in ARCHITECTURES if each in META_ARCH_REGISTRY]
     _require(
-        cfg.MODEL.META_ARCHITECTURE in known,
-        f"MODEL.META_ARCHITECTURE is '{cfg.MODEL.META_ARCHITECTURE}', which is not a model of this package. Set it to "
-        f"{' or '.join(repr(name) for name in known)}, or start from one of the files in configs/ with --config-file.",
+        name in known or (name in META_ARCH_REGISTRY and not _has_own_model(cfg)),
+        f"MODEL.META_ARCHITECTURE is '{name}', which is not a model of this package, nor one that your program has "
+        f"registered. Set it to {' or '.join(map(repr, known))}, or start from one of the files in configs/ with "
+        "--config-file.",
     )
-    heads = [name for name, _ in SEM_SEG_HEADS_REGISTRY]
-    _one_of("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, [name for name, _ in BACKBONE_REGISTRY])
-    _one_of("MODEL.SEM_SEG_HEAD.NAME", cfg.MODEL.SEM_SEG_HEAD.NAME, heads)
+    heads = [each for each, _ in SEM_SEG_HEADS_REGISTRY]
+    if _has_own_model(cfg):
+        _one_of("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, [each for each, _ in BACKBONE_REGISTRY])
+        _one_of("MODEL.SEM_SEG_HEAD.NAME", cfg.MODEL.SEM_SEG_HEAD.NAME, heads)
+    if not _has_own_head(cfg):
+        return
     _one_of("MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME, heads)
     _one_of(
         "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME",
         cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME,
-        [name for name, _ in TRANSFORMER_DECODER_REGISTRY],
+        [each for each, _ in TRANSFORMER_DECODER_REGISTRY],
     )
 
 
@@ -143,11 +193,15 @@ def _validate_model(cfg: CfgNode) -> None:
     _require(stride & (stride - 1) == 0, f"MODEL.SEM_SEG_HEAD.COMMON_STRIDE {stride} must be a power of 2, such as 4")
     for key in ("IN_FEATURES", "DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES"):
         _require(len(set(head[key])) == len(head[key]), f"MODEL.SEM_SEG_HEAD.{key} names a feature twice: {head[key]}")
+
+
+def _validate_inference(cfg: CfgNode) -> None:
+    """Reject settings of inference that do not fit together."""
     _require(
         bool(tasks_of(cfg)),
         f"MODEL.MASK_FORMER.TEST: turn on at least one of {', '.join(task.switch for task in IMAGE_TASKS)}",
     )
-    tile = node.TEST.TILES.SIZE
+    tile = cfg.MODEL.MASK_FORMER.TEST.TILES.SIZE
     _require(
         tile == 0 or tile >= 16,
         f"MODEL.MASK_FORMER.TEST.TILES.SIZE is {tile}: set 0 (no tiles by themselves), or at least 16 pixels.",
@@ -193,8 +247,6 @@ def _validate_backbone(cfg: CfgNode) -> None:
 
 
 def _validate_training(cfg: CfgNode) -> None:
-    video = cfg.MODEL.META_ARCHITECTURE == "VideoMaskFormer"
-    _one_of("INPUT.DATASET_MAPPER_NAME", cfg.INPUT.DATASET_MAPPER_NAME, mapper_names(video))
     # The number of ranks matters only after SOLVER.REFERENCE_WORLD_SIZE has scaled the batch.
     micro_batch_size(cfg, ranks=1)
     batch, world = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
@@ -240,7 +292,7 @@ def _validate_schedule(cfg: CfgNode) -> None:
 def _validate_augmentation(cfg: CfgNode) -> None:
     """Reject settings of INPUT that do not fit together, or that the selected mapper does not have."""
     node, crop = cfg.INPUT, cfg.INPUT.CROP
-    video = cfg.MODEL.META_ARCHITECTURE == "VideoMaskFormer"
+    video = _is_video(cfg)
     _require(
         node.MIN_SCALE <= node.MAX_SCALE,
         f"INPUT.MIN_SCALE {node.MIN_SCALE} must be at most INPUT.MAX_SCALE {node.MAX_SCALE}",
@@ -260,7 +312,7 @@ def _validate_augmentation(cfg: CfgNode) -> None:
         ("CROP.TYPE", crop.TYPE),
     ):
         _require(
-            video or not value.endswith("_by_clip"),
+            video or not value.endswith("_by_clip") or not _has_own_model(cfg),
             f"INPUT.{key} is '{value}', which only clips have; MODEL.META_ARCHITECTURE is not 'VideoMaskFormer'",
         )
     relative = crop.TYPE.startswith("relative")
@@ -278,6 +330,8 @@ def _validate_datasets(cfg: CfgNode, split: str, names: Sequence[str]) -> None:
             "Register a custom dataset with DATASETS.COCO_JSON: [[name, file.json, image directory]], "
             "DATASETS.COCO_PANOPTIC, DATASETS.SEMANTIC_FOLDER or, for videos, DATASETS.YTVIS_JSON.",
         )
+        if not _has_own_model(cfg) or (split == "TRAIN" and not _has_own_mapper(cfg)):
+            continue  # how images and classes of this dataset are used is not known
         metadata = MetadataCatalog.get(name)
         _validate_frames(cfg, split, name, metadata.get("evaluator_type"))
         evaluator = metadata.get("evaluator_type", "coco")
@@ -301,7 +355,7 @@ def _validate_datasets(cfg: CfgNode, split: str, names: Sequence[str]) -> None:
 
 def _validate_frames(cfg: CfgNode, split: str, name: str, evaluator: str | None) -> None:
     """Require the video model for videos, and a mapper that builds clips where it is trained on images."""
-    video = cfg.MODEL.META_ARCHITECTURE == "VideoMaskFormer"
+    video = _is_video(cfg)
     mapper = cfg.INPUT.DATASET_MAPPER_NAME if split == "TRAIN" else ""
     _require(
         video or evaluator != "ytvis",

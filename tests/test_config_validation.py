@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
+from torch import nn
 
 from mask2former.config import load_config
-from mask2former.config_validation import config_warnings, validate_config
+from mask2former.config_validation import check_mapper_name, config_warnings, validate_config
 from mask2former.errors import ConfigError
 
 PANOPTIC = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
@@ -23,7 +25,6 @@ PER_PIXEL = "ade20k/semantic-segmentation/maskformer/per_pixel_baseline_R50_bs16
     [
         (["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "not a model of this package"),
         (["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 80], "MODEL.SEM_SEG_HEAD.NUM_CLASSES 133"),
-        (["INPUT.DATASET_MAPPER_NAME", "coco_panoptic_ljs"], "coco_panoptic_lsj"),
         (["DATASETS.TRAIN", ("coco_2017_train_panoptik",)], "coco_2017_train_panoptic"),
         (["DATASETS.TRAIN", ()], "DATASETS.TRAIN is empty"),
         (["MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", "MSDeformAttnDecoder"], "MSDeformAttnPixelDecoder"),
@@ -91,7 +92,6 @@ def test_components_that_do_not_fit_together(config: str, overrides: list, messa
         (["DATASETS.TEST", ("coco_2017_val",)], "DATASETS.TEST names 'coco_2017_val', which holds images"),
         (["DATASETS.TRAIN", ("coco_2017_train",)], "INPUT.DATASET_MAPPER_NAME 'coco_clip', or 'mixed_clips' beside"),
         (["INPUT.DATASET_MAPPER_NAME", "coco_clip"], "generates clips from images: set 'ytvis'"),
-        (["INPUT.DATASET_MAPPER_NAME", "coco_instance_lsj"], "Known: coco_clip, mask_former_semantic, mixed"),
         (["MODEL.MASK_FORMER.TEST.SEMANTIC_ON", True], "MODEL.MASK_FORMER.TEST.SEMANTIC_ON and PANOPTIC_ON to False"),
         (["TEST.DETECTIONS_PER_VIDEO", 0], "TEST.DETECTIONS_PER_VIDEO is 0, but must be an integer of at least 1"),
         (["TEST.WINDOW_FRAMES", -1], "TEST.WINDOW_FRAMES is -1, but must be an integer of at least 0"),
@@ -127,3 +127,46 @@ def test_rules_of_objects_and_tiles_are_checked_before_training(key: str, value:
     cfg.merge_from_list([f"MODEL.MASK_FORMER.TEST.{key}", value])
     with pytest.raises(ConfigError, match=key.split(".")[0]):
         validate_config(cfg, training=False)
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "message"),
+    [
+        (PANOPTIC, "coco_panoptic_ljs", "Did you mean 'coco_panoptic_lsj'"),
+        (VIDEO, "coco_instance_lsj", "Known: coco_clip, mask_former_semantic, mixed"),
+    ],
+)
+def test_a_mapper_is_checked_where_it_is_to_be_built(config: str, name: str, message: str) -> None:
+    cfg = load_config(config, ["INPUT.DATASET_MAPPER_NAME", name])
+    with pytest.raises(ConfigError, match=message):
+        check_mapper_name(cfg)
+    # A trainer may build its own loader, with datasets whose classes its mapper changes.
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.DATASETS.TEST = 3, ()
+    validate_config(cfg, training=True)
+
+
+def test_components_of_other_projects_may_read_the_keys_in_their_own_way() -> None:
+    class ForeignArchitecture(nn.Module):
+        pass
+
+    class ForeignHead(nn.Module):
+        pass
+
+    overrides: list[Any] = [
+        *("MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", "of its own registry", "MODEL.MASK_FORMER.NHEADS", 7),
+        *("MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", "none", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 7),
+        *("DATASETS.TRAIN", ("coco_2017_train",), "DATASETS.TEST", ("coco_2017_val",)),
+    ]
+    META_ARCH_REGISTRY.register(ForeignArchitecture)
+    SEM_SEG_HEADS_REGISTRY.register(ForeignHead)
+    try:
+        names = ["MODEL.META_ARCHITECTURE", "ForeignArchitecture", "MODEL.SEM_SEG_HEAD.NAME", "ForeignHead"]
+        validate_config(load_config(PANOPTIC, [*overrides, *names]), training=True)
+        cfg = load_config(PANOPTIC, [*overrides, "MODEL.SEM_SEG_HEAD.NAME", "ForeignHead"])
+        with pytest.raises(ConfigError, match="NUM_CLASSES is 7"):
+            validate_config(cfg, training=True)  # our own model
+        cfg = load_config(PANOPTIC, [*overrides, "MODEL.META_ARCHITECTURE", "ForeignArchitecture"])
+        with pytest.raises(ConfigError, match="PIXEL_DECODER_NAME is 'none'"):
+            validate_config(cfg, training=True)  # our own head
+    finally:
+        del META_ARCH_REGISTRY._obj_map["ForeignArchitecture"], SEM_SEG_HEADS_REGISTRY._obj_map["ForeignHead"]

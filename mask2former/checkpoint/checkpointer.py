@@ -22,7 +22,7 @@ from ..utils.atomic_file import atomic_write
 from .directory import TAG, checkpoint_files, has_checkpoint, iteration_in_name, iteration_of, read_tag
 from .key_mapping import LoadReport, load_state_dict
 from .reading import read_checkpoint
-from .training_state import REMEDY, check_optimizer_state, check_scaler_state, saved_settings
+from .training_state import REMEDY, check_optimizer_state, check_scaler_state, saved_settings, with_names
 from .writing import plain_data
 
 logger = logging.getLogger(__name__)
@@ -233,7 +233,19 @@ class SafeCheckpointer(DetectionCheckpointer):
             stream.write(last_filename_basename.encode())
 
     def _load_file(self, f: str) -> dict[str, Any]:
-        return read_checkpoint(f)
+        data = read_checkpoint(f)
+        weights, trainer = data.get("model"), data.get("trainer")
+        if not isinstance(weights, Mapping):
+            return data
+        for key, target in self.checkpointables.items():
+            if isinstance(target, torch.optim.Optimizer) and key in data:
+                data[key] = with_names(data[key], weights, self.model)
+        if isinstance(trainer, Mapping):  # of detectron2, or ours
+            step = trainer.get("_trainer")
+            if isinstance(step, Mapping) and "optimizer" in step:
+                named = {**step, "optimizer": with_names(step["optimizer"], weights, self.model)}
+                data["trainer"] = {**trainer, "_trainer": named}
+        return data
 
     def _resume_candidates(self) -> list[str]:
         """Return the tagged checkpoint, then the others in the directory, last written first."""

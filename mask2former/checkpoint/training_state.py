@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import CheckpointError, CorruptCheckpointError, first_few
 
@@ -123,6 +123,10 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer, state: Any, where: s
             if not raw and group.get("momentum") and any(entries.values()):
                 raise CorruptCheckpointError(f"{place} ({name}) has no entry 'momentum_buffer', unlike others")
             values = _without_none(raw)
+            step = values.get("step")
+            if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)) and type(step) is int:
+                whole_number(step, f"{place}['step'] ({name})", highest=_MOST_STEPS)
+                values["step"] = torch.tensor(float(step))  # PyTorch before 1.12 counted in plain numbers
             _check_kind(optimizer, group, values, f"{place} ({name})")
         else:
             absent.append(name)
@@ -133,6 +137,34 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer, state: Any, where: s
         text = "%s has no state for %d of %d parameters (%s): their moments start from zero."
         logger.warning(text, where, len(absent), len(parameters), first_few(absent, 3))
     return {**result, "state": current}
+
+
+def with_names(state: Any, weights: Mapping[str, Any], model: nn.Module) -> Any:
+    """Name the parameters of a saved optimizer that has one group for each of them, in the order of the model.
+
+    The reference implementation and other trainers of detectron2 save such states, without names. The order of the
+    trainable parameters is that of the saved weights, which may differ from that of `model`.
+
+    Args:
+        state: state of an optimizer; not changed.
+        weights: state dict that was saved with it.
+        model: tells which of the weights are trainable parameters.
+
+    Returns:
+        The state with "param_names" in its groups; `state` itself if it has names, other groups, or other parameters.
+    """
+    groups = state.get("param_groups") if isinstance(state, Mapping) else None
+    if not isinstance(groups, (list, tuple)) or not all(isinstance(group, Mapping) for group in groups):
+        return state
+    single = all(isinstance(group.get("params"), (list, tuple)) and len(group["params"]) == 1 for group in groups)
+    if not single or any("param_names" in group for group in groups):
+        return state
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    names = [name for name in weights if name in trainable]
+    if len(names) != len(groups):
+        return state
+    logger.info("The optimizer state has a group for each of %d parameters: taken in their order.", len(names))
+    return {**state, "param_groups": [{**g, "param_names": [name]} for g, name in zip(groups, names, strict=True)]}
 
 
 def saved_settings(current: Sequence[dict[str, Any]], saved: Any, where: str) -> list[dict[str, Any]]:
@@ -214,7 +246,7 @@ def _saved_indices(optimizer: torch.optim.Optimizer, groups: Sequence[Mapping[An
     if theirs != ours:
         raise CheckpointError(
             f"Cannot resume: {where} has {len(theirs)} groups of {sum(theirs)} parameters, this training has "
-            f"{len(ours)} of {sum(ours)}. {REMEDY}"
+            f"{len(ours)} of {sum(ours)}. {REMEDY} MODEL.WEIGHTS names the weights to begin with."
         )
     return indices
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -37,6 +38,9 @@ def convert_file(source: str, target: Path, dtype: torch.dtype | None = None) ->
         save_safetensors(state, target, dtype)
         return len(state)
     cast = {k: v.to(dtype) if dtype is not None and v.is_floating_point() else v for k, v in state.items()}
+    weights = OrderedDict((key, value.contiguous()) for key, value in cast.items())
+    # The reference implementation takes the names of a head without a version for older ones, and renames them.
+    weights._metadata = {"sem_seg_head": {"version": 2}}  # type: ignore[attr-defined]
     with atomic_write(target) as file:
-        torch.save({"model": {key: value.contiguous() for key, value in cast.items()}}, file)
+        torch.save({"model": weights}, file)
     return len(state)

@@ -33,6 +33,13 @@ def by_dataset(results: Mapping[str, Any], names: Sequence[str]) -> dict[str, Ma
     return {names[0]: results} if len(names) == 1 else {name: results.get(name, {}) for name in names}
 
 
+def with_all_tasks(first: Mapping[str, Any], second: Mapping[str, Any], names: Sequence[str]) -> OrderedDict[str, Any]:
+    """Return the tasks of two evaluations of the same datasets together; all in the form of `by_dataset`'s results."""
+    if len(names) == 1:
+        return OrderedDict({**first, **second})
+    return OrderedDict((name, {**first.get(name, {}), **second.get(name, {})}) for name in names)
+
+
 class Builders(Protocol):
     """Interface that builds the loader and the evaluator of a dataset: a class such as `Trainer`."""
 

@@ -24,7 +24,6 @@ from torch import nn
 from ..checkpoint import SafeCheckpointer
 from ..checkpoint.directory import remove_unfinished
 from ..config import micro_batch_size
-from ..data import build_test_loader, build_train_loader
 from ..evaluation import build_evaluator
 from ..model_source import dataset_classes, store_classes
 from ..utils.console import FILE_ONLY, file_only
@@ -47,8 +46,9 @@ from .hooks import (
 from .loggers import build_loggers
 from .metrics_file import MetricsFile
 from .optimizer import build_lr_scheduler, build_optimizer, full_model_clip_norm
-from .stop_signals import StopSignal, TrainingInterrupted, keep_workers
+from .stop_signals import StopSignal, TrainingInterrupted
 from .train_step import TrainStep, select_precision
+from .trainer_data import TrainerData
 from .trainer_evaluation import TrainerEvaluation
 from .trainer_state import TrainerState
 from .training_log import ConsoleWriter
@@ -58,7 +58,7 @@ from .training_summary import training_summary
 logger = logging.getLogger(__name__)
 
 
-class Trainer(TrainerState, TrainerEvaluation):
+class Trainer(TrainerState, TrainerEvaluation, TrainerData):
     """Builds everything from a config and trains.
 
     ```python
@@ -78,7 +78,8 @@ class Trainer(TrainerState, TrainerEvaluation):
 
     Attributes:
         model, optimizer, scheduler, checkpointer: the model is in DistributedDataParallel if there are several ranks.
-        data_loader, batches: the loader of `train` and its iterator, which is empty before and after.
+        data_loader, batches: the loader of `train`, built when it is first read, and its iterator, which is empty
+            before and after.
         train_step: runs one optimizer step on `model`, `optimizer` and `batches`.
         finished: number of iterations that are finished.
         unsaved: whether there is something that no checkpoint has.
@@ -93,6 +94,7 @@ class Trainer(TrainerState, TrainerEvaluation):
         super().__init__()
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         micro_batch_size(cfg, comm.get_world_size())  # raises before anything is built
+        self._check_mapper(cfg)
         self.cfg = cfg
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
@@ -116,7 +118,6 @@ class Trainer(TrainerState, TrainerEvaluation):
         )
         # After DistributedDataParallel has given all ranks the same weights.
         self.weight_average = WeightAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY > 0 else None
-        self.data_loader: Any = None
         self.batches: Iterator[list[dict[str, Any]]] = iter(())
         self.train_step = TrainStep(
             precision=select_precision(cfg),
@@ -151,15 +152,6 @@ class Trainer(TrainerState, TrainerEvaluation):
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
         return build_lr_scheduler(cfg, optimizer)
-
-    @classmethod
-    def build_train_loader(cls, cfg: CfgNode, *, start_iteration: int = 0, seed: int | None = None) -> Any:
-        """Build a loader of endless micro-batches for this rank, from those of iteration `start_iteration` on."""
-        return build_train_loader(cfg, start_iteration=start_iteration, seed=seed)
-
-    @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        return keep_workers(build_test_loader(cfg, dataset_name))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
@@ -199,8 +191,7 @@ class Trainer(TrainerState, TrainerEvaluation):
         cfg = self.cfg
         if not cfg.TEST.PRECISE_BN.ENABLED or not get_bn_modules(self.model):
             return None
-        loader = self.build_train_loader(cfg, seed=self.seed)
-        return d2_hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER)
+        return d2_hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, self._own_loader(), cfg.TEST.PRECISE_BN.NUM_ITER)
 
     def build_writers(self) -> list[EventWriter]:
         """Build console line, OUTPUT_DIR/metrics.json (one JSON object a line) and the loggers of LOGGERS."""
@@ -281,9 +272,6 @@ class Trainer(TrainerState, TrainerEvaluation):
             test_images = self._check_evaluation()
         logger.info("Data order and augmentation use seed %d.", self.seed)
         with self._stop_signal.listening(), EventStorage(self.start_iter) as self.storage:
-            self.data_loader = keep_workers(
-                self.build_train_loader(self.cfg, start_iteration=self.start_iter, seed=self.seed)
-            )
             self.batches = iter(self.data_loader)
             self._store_classes()
             logger.info("%s", training_summary(self, test_images))
@@ -314,6 +302,17 @@ class Trainer(TrainerState, TrainerEvaluation):
                     self.batches = iter(())
         return self._expected_results()
 
+    @property
+    def _trainer(self) -> Any:
+        """Refuse what detectron2's `DefaultTrainer` has inside it.
+
+        Raises:
+            AttributeError: always.
+        """
+        raise AttributeError(
+            "there is no trainer inside this one: override run_step, or use train_step and data_loader"
+        )
+
     def run_step(self) -> None:
         """Take one optimizer step; the hooks run before and after it."""
         self.train_step.run(self.model, self.optimizer, self.batches, self.iter, self.after_backward)
@@ -335,8 +334,3 @@ class Trainer(TrainerState, TrainerEvaluation):
         table = dataset_classes(self.cfg) if comm.is_main_process() else None
         if table is not None:
             store_classes(table, Path(self.cfg.OUTPUT_DIR))
-
-    def _tell_skipped_records(self) -> None:
-        count = getattr(getattr(self.data_loader, "dataset", None), "skipped", 0)
-        if count:
-            logger.warning("%d bad records were skipped (DATALOADER.SKIP_BAD_RECORDS); see above.", count)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from torch import nn
 from ..checkpoint import SafeCheckpointer
 from ..errors import ConfigError
 from ..test_time_augmentation import with_tta
+from ..utils.signatures import accepted
 from ..video.windowed import windowed
-from .best_model import BestModel, evaluate_datasets, store_baseline, without_single_name, write_results
+from .best_model import BestModel, by_dataset, evaluate_datasets, store_baseline, without_single_name, write_results
 from .distributed import preserved_random_state, share_buffers
 from .early_stop import EarlyStopHook
 from .ema import WeightAverage
@@ -50,7 +51,8 @@ class TrainerEvaluation(TrainerBase):
         Does not change the course of the training: random states are put back.
         """
         with self._ready_for_evaluation():
-            results = self._results = self.test(self.cfg, self.checkpointer.model)
+            # A subclass may return nothing, as its ranks but the first do.
+            results = self._results = self.test(self.cfg, self.checkpointer.model) or OrderedDict()
             if comm.is_main_process():
                 self.best.offer(self.checkpointer.model, results, self.iter, self.cfg)
         if self._early_stop is not None:
@@ -116,12 +118,35 @@ class TrainerEvaluation(TrainerBase):
             ValueError: there is none for this kind of model.
         """
         names, directory = cfg.DATASETS.TEST, Path(cfg.OUTPUT_DIR) / "inference_TTA"
+        if not accepted(cls.build_evaluator, {"output_folder": ""}):
+            logger.warning(
+                "%s.build_evaluator takes no output_folder: files of the test-time augmentation replace those of the "
+                "evaluation without it.",
+                cls.__name__,
+            )
         evaluators = [
-            cls.build_evaluator(cfg, name, str(directory / name if len(names) > 1 else directory)) for name in names
+            cls.build_evaluator(
+                cfg,
+                name,
+                **accepted(
+                    cls.build_evaluator,
+                    {"output_folder": str(directory / name if len(names) > 1 else directory)},
+                ),
+            )
+            for name in names
         ]
-        results = evaluate_datasets(cls, cfg, with_tta(cfg, model), evaluators, suffix="_TTA")
+        if cls._has_own_test():
+            named = by_dataset(cls.test(cfg, with_tta(cfg, model), evaluators) or {}, names)
+            results = OrderedDict((name, {f"{task}_TTA": v for task, v in named[name].items()}) for name in names)
+        else:
+            results = evaluate_datasets(cls, cfg, with_tta(cfg, model), evaluators, suffix="_TTA")
         write_results(cfg, results, directory.name)
         return without_single_name(results)
+
+    @classmethod
+    def _has_own_test(cls) -> bool:
+        """Return whether a subclass evaluates in its own way."""
+        return cls.test.__func__ is not TrainerEvaluation.test.__func__  # type: ignore[attr-defined]
 
     @classmethod
     def load_for_test(cls, cfg: CfgNode, resume: bool = False) -> nn.Module:
@@ -166,8 +191,8 @@ class TrainerEvaluation(TrainerBase):
         Returns the number of images of each dataset.
         """
         images: dict[str, int] = {}
-        if type(self).test.__func__ is not TrainerEvaluation.test.__func__:  # type: ignore[attr-defined]
-            return images  # a subclass evaluates in its own way
+        if self._has_own_test():
+            return images
         for name in self.cfg.DATASETS.TEST if self.start_iter < self.max_iter else ():
             images[name] = dataset_size(self.build_test_loader(self.cfg, name))
             with contextlib.suppress(NotImplementedError):  # detectron2: no evaluation of this dataset
@@ -180,5 +205,18 @@ class TrainerEvaluation(TrainerBase):
             return None
         if self._results is None:
             raise ValueError("TEST.EXPECTED_RESULTS is set, but this training has evaluated nothing.")
-        verify_results(self.cfg, self._results)
+        check_expected_results(self.cfg, self._results)
         return self._results
+
+
+def check_expected_results(cfg: CfgNode, results: Mapping[str, Any]) -> None:
+    """Compare results with TEST.EXPECTED_RESULTS; detectron2 ends the program with status 1 where they differ.
+
+    Raises:
+        ValueError: a task that the results do not have.
+    """
+    for task, *_ in cfg.TEST.EXPECTED_RESULTS:
+        if task not in results:
+            known = ", ".join(results) or "none"
+            raise ValueError(f"TEST.EXPECTED_RESULTS names {task!r}, but the evaluation gives: {known}")
+    verify_results(cfg, results)

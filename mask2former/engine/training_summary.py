@@ -26,7 +26,10 @@ class Training(Protocol):
 def dataset_size(loader: Any) -> int:
     """Return the number of images of a loader's dataset, 0 where a loader of another kind does not tell."""
     dataset: Any = getattr(loader, "dataset", None)
-    return len(dataset) if hasattr(dataset, "__len__") else 0
+    try:
+        return len(dataset)
+    except TypeError:  # also of detectron2's iterable datasets, which have a length only for some samplers
+        return 0
 
 
 def training_summary(training: Training, test_images: Mapping[str, int]) -> str:

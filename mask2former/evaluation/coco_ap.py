@@ -56,6 +56,30 @@ class CocoScores:
         """Return average recall in percent at the largest detection limit, NaN without ground truth."""
         return _percent(self.recall[..., AREAS.index(area), -1])
 
+    @property
+    def eval(self) -> dict[str, np.ndarray]:
+        """Return {"precision", "recall"}, as pycocotools' `COCOeval.eval` has them."""
+        return {"precision": self.precision, "recall": self.recall}
+
+    @property
+    def params(self) -> Params:
+        """Return thresholds, categories, area ranges and limits, as pycocotools' `COCOeval.params` has them."""
+        params = Params("segm")
+        params.iouThrs, params.catIds, params.maxDets = (
+            self.iou_thresholds,
+            list(self.category_ids),
+            list(self.max_dets),
+        )
+        return params
+
+    @property
+    def stats(self) -> np.ndarray:
+        """Return the 12 numbers of pycocotools' `COCOeval.stats`, from 0 to 1, -1 where there is no ground truth."""
+        precisions = [self.ap(), self.ap(iou=0.5), self.ap(iou=0.75), *(self.ap(area=area) for area in AREAS[1:])]
+        limits = [_percent(self.recall[:, :, 0, min(n, len(self.max_dets) - 1)]) for n in range(3)]
+        values = np.array([*precisions, *limits, *(self.ar(area) for area in AREAS[1:])])
+        return np.where(np.isnan(values), -1.0, values / 100)
+
     def summary(self) -> dict[str, float]:
         """Return the metrics of a COCO table, in percent."""
         return {

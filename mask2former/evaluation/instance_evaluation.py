@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
@@ -12,6 +13,7 @@ from typing import Any
 
 import pycocotools.mask as mask_util
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_json
 from detectron2.evaluation import DatasetEvaluator
@@ -21,6 +23,7 @@ from detectron2.utils.logger import create_small_table
 from pycocotools.coco import COCO
 
 from ..structures.rle import encode_masks
+from ..utils.atomic_file import atomic_write
 from ..utils.file_io import write_json
 from ..utils.tables import distinct, side_by_side
 from .coco_ap import CocoScores, check_task, check_truth, evaluate_coco
@@ -29,7 +32,7 @@ from .ground_truth import PanopticTruth, load_coco_truth, truth_from_panoptic
 
 logger = logging.getLogger(__name__)
 
-Prediction = tuple[Any, list[dict[str, Any]]]  # image id, COCO result records
+Prediction = dict[str, Any]  # "image_id", "instances": COCO result records, classes as the model numbers them
 
 
 def instances_to_records(instances: Instances, image_id: Any, tasks: Sequence[str]) -> list[dict[str, Any]]:
@@ -78,8 +81,8 @@ def instances_to_records(instances: Instances, image_id: Any, tasks: Sequence[st
     return finite
 
 
-def merge_predictions(parts: Sequence[Sequence[Prediction]]) -> list[dict[str, Any]]:
-    """Merge the records of all ranks into one list; an image that several ranks report counts once."""
+def merge_predictions(parts: Sequence[Sequence[tuple[Any, list[dict[str, Any]]]]]) -> list[dict[str, Any]]:
+    """Merge (image id, records) of all ranks into one list; an image that several ranks report counts once."""
     seen: set[Any] = set()
     merged: list[dict[str, Any]] = []
     repeated = 0
@@ -103,20 +106,25 @@ class InstanceSegEvaluator(DatasetEvaluator):
 
     Differences from detectron2's COCOEvaluator: mask AP only, unless boxes are requested (they are then computed from
     the masks); AP without any prediction is 0, not an error; thing ids need not be contiguous; masks are encoded in one
-    call per image; the result file is written atomically.
+    call per image; the result file is written atomically. Subclasses override the same methods: `process`, which
+    appends to `_predictions`; `_eval_predictions`, which fills `_results`; `_derive_coco_results`, which makes metrics
+    of scores.
 
     Results, by task: `{"segm": {"AP", "AP50", "AP75", "APs", "APm", "APl", "AR@<max>", "AP-<class>" ...}}` in percent,
-    NaN where there is no ground truth. Written to `output_dir`: `coco_instances_results.json`.
+    NaN where there is no ground truth. Written to `output_dir`: `coco_instances_results.json`, and
+    `instances_predictions.pth`, the `_predictions` of all images, with classes as the model numbers them.
     """
 
     def __init__(
         self,
         dataset_name: str,
-        tasks: Sequence[str] | None = None,
+        tasks: Sequence[str] | CfgNode | None = None,
         distributed: bool = True,
         output_dir: str | None = None,
         *,
         max_dets_per_image: int | None = None,
+        use_fast_impl: bool = True,
+        allow_cached_coco: bool = True,
         skip_bad_records: bool = False,
     ) -> None:
         """
@@ -124,10 +132,12 @@ class InstanceSegEvaluator(DatasetEvaluator):
             dataset_name: registered dataset. Its metadata has `thing_dataset_id_to_contiguous_id`, `thing_classes` and
                 `json_file`; without `json_file` the things of `panoptic_json` and `panoptic_root` are ground truth,
                 else the annotations of the catalog.
-            tasks: any of "segm", "bbox", "boundary"; ("segm",) if None.
+            tasks: any of "segm", "bbox", "boundary"; ("segm",) if None, or a config, as detectron2 once took.
             distributed: collect predictions from all ranks; the main rank evaluates.
             output_dir: where results are written; nothing is written if None.
             max_dets_per_image: detections per image and category that are counted; 100 if None.
+            use_fast_impl, allow_cached_coco: of detectron2's evaluator, without effect: there is one implementation,
+                equal to pycocotools, and nothing is cached.
             skip_bad_records: leave out and report images with bad records, and images without a prediction, which the
                 loader has left out; also if the metadata has `skip_bad_records`.
 
@@ -135,12 +145,12 @@ class InstanceSegEvaluator(DatasetEvaluator):
             FileNotFoundError: the annotation file does not exist.
             ValueError: unknown task, or the dataset has no instance annotations, or malformed ones.
         """
-        self._tasks = tuple(tasks or ("segm",))
+        self._tasks = ("segm",) if tasks is None or isinstance(tasks, CfgNode) else tuple(tasks) or ("segm",)
         for task in self._tasks:
             check_task(task)
         self._distributed = distributed
         self._output_dir = output_dir
-        self._max_dets = 100 if max_dets_per_image is None else max_dets_per_image
+        self._max_dets_per_image = 100 if max_dets_per_image is None else max_dets_per_image
         self._dataset_name = dataset_name
         self._metadata = MetadataCatalog.get(dataset_name)
         self._skip = skip_bad_records or bool(self._metadata.get("skip_bad_records"))
@@ -152,6 +162,18 @@ class InstanceSegEvaluator(DatasetEvaluator):
         mapping = self._metadata.get("thing_dataset_id_to_contiguous_id")
         self._dataset_ids = None if mapping is None else {v: k for k, v in mapping.items()}
         self._predictions: list[Prediction] = []
+        self._results: OrderedDict[str, dict[str, float]] = OrderedDict()
+        self._logger, self._cpu_device = logger, torch.device("cpu")  # for subclasses
+
+    @property
+    def _coco_api(self) -> COCO | None:
+        """Return the ground truth, on the main rank; the name of detectron2's evaluator."""
+        return self._truth
+
+    @property
+    def _do_evaluation(self) -> bool:
+        """Return whether there are annotations to compare with; the name of detectron2's evaluator."""
+        return self._truth is not None and "annotations" in self._truth.dataset
 
     def _load_truth(self) -> COCO:
         json_file = self._metadata.get("json_file")
@@ -190,7 +212,8 @@ class InstanceSegEvaluator(DatasetEvaluator):
             if "instances" not in output:
                 raise ValueError("the model output has no 'instances'; set MODEL.MASK_FORMER.TEST.INSTANCE_ON True")
             records = instances_to_records(output["instances"], image["image_id"], self._tasks)
-            self._predictions.append((image["image_id"], self._to_dataset_ids(records)))
+            self._check_classes(records)
+            self._predictions.append({"image_id": image["image_id"], "instances": records})
 
     def evaluate(self, img_ids: Sequence[Any] | None = None) -> dict[str, Any]:
         """Return AP over the dataset, or over `img_ids`; empty on all ranks but the main one.
@@ -201,26 +224,39 @@ class InstanceSegEvaluator(DatasetEvaluator):
         parts = gather_parts(self._predictions, self._distributed)
         if parts is None:
             return {}
-        records = merge_predictions(parts)
-        if not records:
+        predictions = merge_predictions([[(p["image_id"], [p]) for p in part] for part in parts])
+        if not any(prediction["instances"] for prediction in predictions):
             logger.warning("dataset %s: the model predicted no instance", self._dataset_name)
+        if self._output_dir:
+            with atomic_write(os.path.join(self._output_dir, "instances_predictions.pth")) as stream:
+                torch.save(predictions, stream)
+        self._results = OrderedDict()
+        self._eval_predictions(predictions, img_ids)
+        return copy.deepcopy(self._results)
+
+    def _eval_predictions(self, predictions: Sequence[Prediction], img_ids: Sequence[Any] | None = None) -> None:
+        """Write the result file and fill `_results` with the metrics of each task, on the main rank.
+
+        Args:
+            predictions: of all images; not changed.
+            img_ids: evaluate only these images; all if None.
+        """
+        records = self._to_dataset_ids([record for prediction in predictions for record in prediction["instances"]])
         if self._output_dir:
             path = os.path.join(self._output_dir, "coco_instances_results.json")
             write_json(path, records)
             logger.info("%d instances written to %s", len(records), path)
-        assert self._truth is not None
-        results: dict[str, Any] = OrderedDict()
-        if "annotations" not in self._truth.dataset:
+        if not self._do_evaluation:
             logger.warning("dataset %s has no annotations, so no AP is computed", self._dataset_name)
-            return results
+            return
+        assert self._truth is not None
         if self._skip:
-            img_ids = self._usable_images({image_id for part in parts for image_id, _ in part}, img_ids)
+            img_ids = self._usable_images({prediction["image_id"] for prediction in predictions}, img_ids)
             records = [record for record in records if record["image_id"] in self._truth.imgs]
+        categories, limit = self._known_categories(), self._max_dets_per_image
         for task in self._tasks:
-            categories = self._known_categories()
-            scores = evaluate_coco(self._truth, records, task, self._max_dets, img_ids, categories, checked=True)
-            results[task] = self._summarize(scores, task)
-        return results
+            scores = evaluate_coco(self._truth, records, task, limit, img_ids, categories, checked=True)
+            self._results[task] = self._derive_coco_results(scores, task, self._class_names(scores.category_ids))
 
     def _usable_images(self, predicted: set[Any], requested: Sequence[Any] | None) -> list[Any]:
         """Return the images that neither the loader nor the reader of the ground truth has left out."""
@@ -236,17 +272,20 @@ class InstanceSegEvaluator(DatasetEvaluator):
             )
         return [image_id for image_id in usable if requested is None or image_id in requested]
 
-    def _to_dataset_ids(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        if self._dataset_ids is None:
-            return records
+    def _check_classes(self, records: list[dict[str, Any]]) -> None:
         for record in records:
-            if record["category_id"] not in self._dataset_ids:
+            if self._dataset_ids is not None and record["category_id"] not in self._dataset_ids:
                 ids = sorted(self._dataset_ids)
                 raise ValueError(
                     f"image {record['image_id']!r}: predicted class {record['category_id']} is not a thing "
                     f"class of {self._dataset_name!r} ({len(ids)} things, {ids[0]} to {ids[-1]}); "
                     f"MODEL.SEM_SEG_HEAD.NUM_CLASSES must match the dataset"
                 )
+
+    def _to_dataset_ids(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if self._dataset_ids is None:
+            return records
+        self._check_classes(records)  # a subclass may have its own `process`
         return [{**r, "category_id": self._dataset_ids[r["category_id"]]} for r in records]
 
     def _known_categories(self) -> list[int] | None:
@@ -270,13 +309,22 @@ class InstanceSegEvaluator(DatasetEvaluator):
                     names[dataset_id] = classes[position]
         return distinct([names[i] for i in category_ids])
 
-    def _summarize(self, scores: CocoScores, task: str) -> dict[str, float]:
-        metrics = scores.summary()
-        logger.info("Results of %s on %s:\n%s", task, self._dataset_name, create_small_table(metrics))
+    def _derive_coco_results(
+        self, coco_eval: CocoScores, iou_type: str, class_names: Sequence[str] | None = None
+    ) -> dict[str, float]:
+        """Log and return the metrics of one task in percent.
+
+        Args:
+            coco_eval: the scores; `eval`, `stats` and `params` are those of pycocotools' `COCOeval`.
+            iou_type: the task.
+            class_names: of the categories, for `"AP-<class>"`; none of those if None.
+        """
+        metrics = coco_eval.summary()
+        logger.info("Results of %s on %s:\n%s", iou_type, self._dataset_name, create_small_table(metrics))
         if any(math.isnan(value) for value in metrics.values()):
             logger.info("nan: there is no ground truth of that size or class")
-        per_class = scores.per_class(self._class_names(scores.category_ids))
+        per_class = coco_eval.per_class(class_names) if class_names is not None else {}
         if per_class:
             rows = [(key.removeprefix("AP-"), ap) for key, ap in per_class.items()]
-            logger.info("%s AP per class:\n%s", task, side_by_side(("class", "AP"), rows))
+            logger.info("%s AP per class:\n%s", iou_type, side_by_side(("class", "AP"), rows))
         return {**metrics, **per_class}

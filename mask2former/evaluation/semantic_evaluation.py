@@ -19,6 +19,7 @@ from torch import Tensor
 from ..data.image_io import read_label_map
 from ..errors import BadRecordError, first_few
 from ..structures.rle import encode_label_map
+from ..utils.atomic_file import atomic_write
 from ..utils.file_io import write_json
 from ..utils.tables import distinct, side_by_side
 from .boundary_iou import DILATION_RATIO, boundary_areas
@@ -150,7 +151,8 @@ class SemanticEvaluator(DatasetEvaluator):
 
     Results: `{"sem_seg": {"mIoU", "fwIoU", "IoU-<class>" ..., "mACC", "pACC", "ACC-<class>" ...}}` in percent; with
     `boundary` also "mBIoU" and `"BIoU-<class>"`, with `panoptic_quality` also "PQ", "SQ", "RQ" and `"PQ-<class>"`.
-    Written to `output_dir`: `sem_seg_predictions.json`, one RLE per image and class.
+    Written to `output_dir`: `sem_seg_predictions.json`, one RLE per image and class, and `sem_seg_evaluation.pth`, the
+    metrics.
     """
 
     def __init__(
@@ -346,6 +348,9 @@ class SemanticEvaluator(DatasetEvaluator):
             matches = {name: match for part in parts for name, match in part.matches.items()}
             # In a fixed order, whichever rank saw the images: the last digit of sums depends on it.
             metrics.update(quality_metrics((matches[name] for name in sorted(matches)), self._class_names))
+        if self._output_dir:
+            with atomic_write(os.path.join(self._output_dir, "sem_seg_evaluation.pth")) as stream:
+                torch.save(metrics, stream)
         shown = ("mIoU", "fwIoU", "mACC", "pACC", "mBIoU", "PQ")
         summary = {key: metrics[key] for key in shown if key in metrics}
         logger.info("Semantic segmentation on %s:\n%s", self._dataset_name, create_small_table(summary))

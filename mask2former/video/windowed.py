@@ -71,7 +71,7 @@ class WindowedClips(nn.Module):
 def windowed(cfg: Any, model: nn.Module) -> nn.Module:
     """Wrap a video model for windowed evaluation; return it unchanged if TEST.WINDOW_FRAMES is 0 or it takes images."""
     inner = model.module if isinstance(model, DistributedDataParallel) else model
-    if not cfg.TEST.WINDOW_FRAMES or not isinstance(inner, VideoMaskFormer):
+    if not isinstance(inner, VideoMaskFormer) or not cfg.TEST.WINDOW_FRAMES:
         return model
     candidates = WindowSettings.candidates_for(inner.test_topk_per_video)
     return WindowedClips(inner, WindowSettings(cfg.TEST.WINDOW_FRAMES, cfg.TEST.WINDOW_OVERLAP, candidates))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mask2former.checkpoint import CheckpointError, CorruptCheckpointError, SafeCheckpointer
-from mask2former.checkpoint.training_state import check_optimizer_state, check_scaler_state
+from mask2former.checkpoint.training_state import check_optimizer_state, check_scaler_state, with_names
 
 
 def optimizer_of(size: int = 3, kind: str = "adamw", steps: int = 1) -> torch.optim.Optimizer:
@@ -56,7 +56,7 @@ DAMAGE: dict[str, Any] = {
     "half step": lambda state: state["state"][0].update(step=torch.tensor(1.5)),
     "steps": lambda state: state["state"][0].update(step=torch.ones(2)),
     "text step": lambda state: state["state"][0].update(step="1"),
-    "number of steps": lambda state: state["state"][0].update(step=1),
+    "number of steps": lambda state: state["state"][0].update(step=10**400),
     "no moment": lambda state: state["state"][0].pop("exp_avg"),
     "None": lambda state: state["state"][0].update(exp_avg=None),
     "tensor for entries": lambda state: state["state"].update({0: torch.zeros(2)}),
@@ -167,3 +167,50 @@ def test_weights_of_another_shape_are_another_model(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"weight: \(2, 3\) in the checkpoint, \(2, 4\) now"):
         SafeCheckpointer(layer, str(tmp_path)).resume_or_load("")
     assert torch.equal(layer.weight, other)
+
+
+class Pair(nn.Module):
+    """Two layers, one of them frozen, that are registered in the order of `names`."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        for name in names:
+            self.add_module(name, nn.Linear(3, 2) if name == "first" else nn.Linear(2, 3))
+        self.frozen = nn.Linear(2, 2).requires_grad_(False)
+
+
+def reference_form(model: nn.Module) -> dict[str, Any]:
+    """A state with one group for each parameter and without names, whose moments tell the parameter."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW([{"params": [p]} for p in parameters], lr=0.1)
+    sum(p.sum() for p in parameters).backward()  # type: ignore[union-attr]
+    optimizer.step()
+    state = optimizer.state_dict()
+    for number, entry in state["state"].items():
+        entry["exp_avg"].fill_(number)
+        entry["step"] = 5  # as PyTorch counted before 1.12
+    return state
+
+
+def test_one_group_for_each_parameter_is_named_by_the_order_of_the_saved_weights() -> None:
+    saved, model = Pair("first", "second"), Pair("second", "first")
+    state = with_names(reference_form(saved), saved.state_dict(), model)
+    groups = [{"params": [pair for pair in model.named_parameters() if pair[1].requires_grad]}]
+    optimizer = torch.optim.AdamW(groups, lr=0.1, fused=True)
+    optimizer.load_state_dict(check_optimizer_state(optimizer, state, "optimizer"))
+    means = {
+        name: float(optimizer.state[p]["exp_avg"].mean()) for name, p in model.named_parameters() if p.requires_grad
+    }
+    assert means == {"first.weight": 0, "first.bias": 1, "second.weight": 2, "second.bias": 3}
+    assert all(float(entry["step"]) == 5 for entry in optimizer.state.values())
+
+
+def test_states_that_cannot_be_named_stay_as_they_are() -> None:
+    model = Pair("first", "second")
+    state = reference_form(model)
+    named = with_names(state, model.state_dict(), model)
+    assert "param_names" not in state["param_groups"][0] and with_names(named, model.state_dict(), model) is named
+    assert with_names(state, {}, model) is state
+    assert with_names(None, {}, model) is None and with_names({"param_groups": [1]}, {}, model) == {"param_groups": [1]}
+    together = torch.optim.SGD(model.parameters(), lr=0.1).state_dict()
+    assert with_names(together, model.state_dict(), model) is together

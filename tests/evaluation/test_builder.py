@@ -137,7 +137,8 @@ def test_all_three_tasks(cfg: CfgNode, coco: str, tmp_path: Path) -> None:
     assert results["segm"]["AP"] == pytest.approx(100 * (6 * both + 4 * half) / 10)
     assert results["segm"]["AP75"] == pytest.approx(100)
     written = {p.name for p in (tmp_path / "out/inference").iterdir()}
-    assert written == {"coco_instances_results.json", "sem_seg_predictions.json", "predictions.json"}
+    tables = {"instances_predictions.pth", "sem_seg_evaluation.pth"}
+    assert written == tables | {"coco_instances_results.json", "sem_seg_predictions.json", "predictions.json"}
 
 
 def test_perfect(cfg: CfgNode, coco: str) -> None:

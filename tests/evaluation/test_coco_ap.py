@@ -99,6 +99,8 @@ def test_summary_equals_pycocotools(random_coco: Callable[..., Any], seed: int) 
     ]
     assert mine == [float(s * 100) if s >= 0 else pytest.approx(math.nan, nan_ok=True) for s in stats[:6]]
     assert scores.ar() == float(stats[8] * 100)
+    np.testing.assert_allclose(scores.stats, stats, rtol=1e-12)
+    assert scores.params.catIds == list(scores.category_ids) and scores.params.maxDets == [1, 10, 100]
 
 
 def _square(x: int, y: int, size: int = 4, side: int = 128) -> dict[str, Any]:

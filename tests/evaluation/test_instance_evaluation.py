@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.config import get_cfg
 from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Boxes, Instances
 
 from mask2former.evaluation import InstanceSegEvaluator
@@ -150,7 +152,11 @@ def test_result_file_is_what_pycocotools_reads(dataset: str, tmp_path: Path) -> 
     (record,) = json.loads((tmp_path / "out/coco_instances_results.json").read_text())
     assert record.keys() == {"image_id", "category_id", "score", "segmentation"}
     assert (record["image_id"], record["category_id"], record["score"]) == (1, 30, 0.75)
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["coco_instances_results.json"]
+    files = {p.name for p in (tmp_path / "out").iterdir()}
+    assert files == {"coco_instances_results.json", "instances_predictions.pth"}
+    first, second = torch.load(tmp_path / "out/instances_predictions.pth", weights_only=True)
+    assert first == {"image_id": 1, "instances": [{**record, "category_id": 1}]}  # as the model numbers the classes
+    assert second == {"image_id": 2, "instances": []}
 
 
 def test_boxes_come_from_masks(dataset: str) -> None:
@@ -208,8 +214,7 @@ def test_merging_equals_one_process(dataset: str) -> None:
     evaluators[2].process(INPUTS[:1], [first])  # the process between them got no image
     whole = InstanceSegEvaluator(dataset)
     expected = run(whole, [first, second])["segm"]
-    merged = merge_predictions([e._predictions for e in evaluators])
-    assert [r["image_id"] for r in merged] == [2, 1, 1]
+    assert [p["image_id"] for e in evaluators for p in e._predictions] == [2, 1]
     whole._predictions = [p for e in evaluators for p in e._predictions]
     assert whole.evaluate()["segm"] == pytest.approx(expected, abs=0, rel=0, nan_ok=True)
 
@@ -291,3 +296,33 @@ def test_test_set_without_annotations(dataset: str, tmp_path: Path) -> None:
     outputs = [predicted(masks_of((0, 0, 8)), [0.9], [0]), predicted(masks_of(), [], [])]
     assert run(InstanceSegEvaluator(dataset, output_dir=str(tmp_path / "out")), outputs) == {}
     assert len(json.loads((tmp_path / "out/coco_instances_results.json").read_text())) == 1
+
+
+def test_a_subclass_in_the_form_of_detectron2s_evaluator(dataset: str) -> None:
+    """As other projects write it: own `process` with detectron2's records, own evaluation, own metrics."""
+
+    class Mine(InstanceSegEvaluator):
+        def process(self, inputs: Any, outputs: Any) -> None:
+            for image, output in zip(inputs, outputs, strict=True):
+                instances = output["instances"].to(self._cpu_device)
+                records = instances_to_coco_json(instances, image["image_id"])
+                self._predictions.append({"image_id": image["image_id"], "instances": records})
+
+        def _eval_predictions(self, predictions: Any, img_ids: Any = None) -> None:
+            assert [len(prediction["instances"]) for prediction in predictions] == [2, 0]
+            super()._eval_predictions(predictions, img_ids=img_ids)
+            assert self._do_evaluation and len(self._coco_api.imgs) == 2 and self._max_dets_per_image == 100
+            self._results["mine"] = {"objects": 2.0}
+
+        def _derive_coco_results(self, coco_eval: Any, iou_type: str, class_names: Any = None) -> dict[str, float]:
+            assert iou_type == "segm" and class_names == ["cat", "dog"]
+            precision = coco_eval.eval["precision"][:, :, 0, 0, -1]
+            results = super()._derive_coco_results(coco_eval, iou_type, class_names)
+            return {**results, "own": float(coco_eval.stats[0] * 100), "cat": float(precision.mean() * 100)}
+
+    outputs = [predicted(masks_of((0, 0, 8), (16, 16, 8)), [0.9, 0.8], [0, 1]), predicted(masks_of(), [], [])]
+    results = run(Mine(dataset, use_fast_impl=False), outputs)
+    plain = run(InstanceSegEvaluator(dataset, get_cfg()), outputs)
+    assert results["segm"]["AP"] == results["segm"]["own"] == plain["segm"]["AP"]
+    assert results["segm"]["cat"] == pytest.approx(results["segm"]["AP-cat"])
+    assert results["mine"] == {"objects": 2.0}

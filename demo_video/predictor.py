@@ -1,0 +1,83 @@
+"""Predictions and drawings of clips, for programs that import them from the demo.
+
+    from demo_video.predictor import VisualizationDemo
+
+    predictions, drawn = VisualizationDemo(cfg).run_on_video([cv2.imread(name) for name in names])
+    drawn[0].save("first.png")
+
+The model sees all frames at once; for long videos, `mask2former.Segmenter.track` goes window by window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.utils.visualizer import ColorMode, VisImage, Visualizer
+
+from mask2former.engine import predictors as images
+from mask2former.engine.predictors import VideoPredictor
+from mask2former.structures.colors import color_of
+
+__all__ = ["AsyncPredictor", "VideoPredictor", "VisualizationDemo"]
+
+
+class VisualizationDemo:
+    """A video model, and the drawing of the tracks that it predicts.
+
+    Args:
+        cfg: config with MODEL.WEIGHTS; DATASETS.TEST names the dataset whose classes are drawn.
+        instance_mode: how detectron2 draws instances.
+        parallel: predict in processes of their own, one for each GPU.
+        score_threshold: tracks with a lower score are not drawn.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        instance_mode: ColorMode = ColorMode.IMAGE,
+        parallel: bool = False,
+        score_threshold: float = 0.0,
+    ) -> None:
+        self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0] if len(cfg.DATASETS.TEST) else "__unused")
+        self.cpu_device = torch.device("cpu")
+        self.instance_mode = instance_mode
+        self.parallel = parallel
+        self.score_threshold = score_threshold
+        self.predictor: Any = (
+            AsyncPredictor(cfg, num_gpus=torch.cuda.device_count()) if parallel else VideoPredictor(cfg)
+        )
+
+    def run_on_video(self, frames: Sequence[np.ndarray]) -> tuple[dict[str, Any], list[VisImage]]:
+        """Segment a clip of T images (H, W, 3) uint8 BGR; return the predictions, and the drawing of each frame."""
+        predictions = self.predictor(frames)
+        drawn = []
+        for number, frame in enumerate(frames):
+            visualizer = Visualizer(frame[:, :, ::-1], self.metadata, instance_mode=self.instance_mode)
+            drawn.append(self._draw(visualizer, predictions, number))
+        return predictions, drawn
+
+    def _draw(self, visualizer: Visualizer, predictions: dict[str, Any], frame: int) -> VisImage:
+        """Draw the tracks that are in a frame; each has one color in all frames."""
+        names = self.metadata.get("thing_classes")
+        masks, labels, colors = [], [], []
+        tracks = zip(predictions["pred_scores"], predictions["pred_labels"], predictions["pred_masks"], strict=True)
+        for number, (score, label, track) in enumerate(tracks):
+            mask = np.asarray(torch.as_tensor(track[frame]).cpu(), dtype=bool)
+            if score >= self.score_threshold and mask.any():
+                masks.append(mask)
+                labels.append(f"{names[int(label)] if names else int(label)} {float(score):.0%}")
+                colors.append(tuple(value / 255 for value in color_of(number)))
+        if not masks:
+            return visualizer.output
+        return visualizer.overlay_instances(masks=np.stack(masks), labels=labels, assigned_colors=colors)
+
+
+class AsyncPredictor(images.AsyncPredictor):
+    """Predictor of clips in processes of their own: `put` and `get` take and return what `VideoPredictor` does."""
+
+    build_predictor = staticmethod(VideoPredictor)
