@@ -52,3 +52,32 @@ class PositionEncoding(nn.Module):
                 return self._encode(frames, height, width, device)
 
         return self._cache((frames, height, width, device), encode)
+
+
+class PositionEmbeddingSine(nn.Module):
+    """Sine position encoding of maps (B, C, H, W) with C = 2 num_pos_feats, by the keywords of DETR."""
+
+    def __init__(
+        self,
+        num_pos_feats: int = 64,
+        temperature: float = 10000.0,
+        normalize: bool = False,
+        scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        if not normalize or scale not in (None, 2 * math.pi):
+            raise ValueError("the position encoding requires normalize=True, scale=2 pi")
+        self.num_pos_feats = num_pos_feats
+        self._encoding = PositionEncoding(2 * num_pos_feats, temperature=temperature)
+
+    def tokens(self, frames: int, height: int, width: int, device: torch.device) -> Tensor:
+        """Return the encoding (T * H * W, C) float32, in the order frames, rows, columns."""
+        return self._encoding(frames, height, width, device)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the encoding (B, C, H, W) of maps `x` (B, any, H, W), one for all images without a copy for each."""
+        if mask is not None:
+            raise ValueError("the position encoding takes no mask")
+        height, width = x.shape[-2:]
+        encoding = self.tokens(1, height, width, x.device).T.unflatten(1, (height, width))
+        return encoding.expand(x.shape[0], -1, -1, -1)
