@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import fvcore.nn.weight_init as weight_init
-import torch
 from detectron2.config import configurable
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 from ...utils.registry import register
 from .layers import MLP
 from .mask2former_transformer_decoder import mask_logits
-from .position_encoding import PositionEncoding
+from .position_encoding import PositionEmbeddingSine
 from .registry import TRANSFORMER_DECODER_REGISTRY, decoder_settings
-from .transformer import TransformerDecoder, TransformerEncoder, map_tokens
+from .transformer import Transformer, as_one_map
 
 
 @register(TRANSFORMER_DECODER_REGISTRY)
@@ -60,13 +59,16 @@ class StandardTransformerDecoder(nn.Module):
         super().__init__()
         self.mask_classification = mask_classification
         self.deep_supervision = deep_supervision
-        self.position = PositionEncoding(hidden_dim)
-        layer: dict[str, Any] = {"heads": nheads, "hidden": dim_feedforward, "dropout": dropout, "pre_norm": pre_norm}
-        self.transformer = nn.ModuleDict(
-            {
-                "encoder": TransformerEncoder(enc_layers, hidden_dim, **layer),
-                "decoder": TransformerDecoder(dec_layers, hidden_dim, **layer),
-            }
+        self.pe_layer = PositionEmbeddingSine(hidden_dim // 2, normalize=True)
+        self.transformer = Transformer(
+            d_model=hidden_dim,
+            nhead=nheads,
+            num_encoder_layers=enc_layers,
+            num_decoder_layers=dec_layers,
+            dim_feedforward=dim_feedforward,
+            dropout=dropout,
+            normalize_before=pre_norm,
+            return_intermediate_dec=deep_supervision,
         )
         self.query_embed = nn.Embedding(num_queries, hidden_dim)
         self.input_proj: nn.Module = nn.Sequential()
@@ -103,12 +105,8 @@ class StandardTransformerDecoder(nn.Module):
             `mask_classification` they have no "pred_logits".
         """
         maps = [x] if isinstance(x, Tensor) else x
-        tokens, position = map_tokens([self.input_proj(m) for m in maps], self.position, frames)
-        memory = self.transformer["encoder"](tokens, position)
-        query_position = self.query_embed.weight[None].expand(memory.shape[0], -1, -1)
-        states = self.transformer["decoder"](
-            torch.zeros_like(query_position), memory + position, memory, query_position
-        )
+        src, position = as_one_map([self.input_proj(m) for m in maps], self.pe_layer, frames)
+        states, _ = self.transformer(src, None, self.query_embed.weight, position)
         features = mask_features.unflatten(0, (-1, frames))  # (B, T, C, H4, W4)
         if not self.training:
             last = self._predict(states[-1])
