@@ -63,6 +63,12 @@ class Mlp(nn.Module):
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
 
 
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """Return a height and a width, given both or one number for both."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
 def _relative_position_index(height: int, width: int) -> Tensor:
     """Return the (N, N) row of the bias table for each pair of the N positions of a window: section 3.2."""
     position = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).flatten(1)
@@ -92,7 +98,7 @@ class WindowAttention(nn.Module):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
-        height, width = (window_size, window_size) if isinstance(window_size, int) else window_size
+        height, width = _pair(window_size)
         self.dim = dim
         self.window_size = (height, width)
         self.num_heads = num_heads
@@ -334,20 +340,24 @@ class PatchEmbed(nn.Module):
     """Non-overlapping patches as a map.
 
     Args:
-        patch_size: height and width of the patches.
+        patch_size: height and width of the patches, or one number for both.
         in_chans: channels of the images.
         embed_dim: C.
         norm_layer: class of a norm of C channels, or None.
     """
 
     def __init__(
-        self, patch_size: int = 4, in_chans: int = 3, embed_dim: int = 96, norm_layer: NormLayer | None = None
+        self,
+        patch_size: int | Sequence[int] = 4,
+        in_chans: int = 3,
+        embed_dim: int = 96,
+        norm_layer: NormLayer | None = None,
     ) -> None:
         super().__init__()
-        self.patch_size = (patch_size, patch_size)
+        self.patch_size = _pair(patch_size)
         self.in_chans = in_chans
         self.embed_dim = embed_dim
-        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size)
+        self.proj = nn.Conv2d(in_chans, embed_dim, self.patch_size, self.patch_size)
         self.norm = None if norm_layer is None else norm_layer(embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
