@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import subprocess
@@ -153,6 +154,13 @@ def test_constructor_with_any_keyword() -> None:
 
     p = Mine(client_config(), INPUT)
     assert p.in_features == ["res2", "res3", "res4", "res5"] and len(p.lateral_convs) == 1
+
+
+def test_copies_use_their_own_convolutions() -> None:
+    for p in (decoder(), BasePixelDecoder(INPUT, conv_dim=32, mask_dim=16)):
+        copied = copy.deepcopy(p)
+        assert copied.lateral_convs[-1] is copied.adapter_1 is not p.adapter_1
+        assert copied.output_convs[-1] is copied.layer_1
 
 
 def test_norm_may_be_none() -> None:
