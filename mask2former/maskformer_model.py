@@ -22,8 +22,9 @@ from .modeling.ground_truth import Target
 from .modeling.matcher import HungarianMatcher
 from .modeling.postprocess import Settings, postprocess, result_of_masks
 from .structures.task import IMAGE_TASKS, Task, tasks_of
+from .utils.overrides import unchanged
 from .utils.registry import register
-from .utils.signatures import fitting, overridden
+from .utils.signatures import fitting
 
 
 class MaskClassifier(nn.Module):
@@ -207,7 +208,7 @@ class MaskFormer(MaskClassifier):
                     "check INPUT.DATASET_MAPPER_NAME"
                 )
             self._check_classes(record)
-        needed = None if overridden(self, MaskFormer, "prepare_targets") else ("gt_classes", "gt_masks")
+        needed = None if not unchanged(self, MaskFormer, "prepare_targets") else ("gt_classes", "gt_masks")
         instances = [_to_device(record["instances"], self.device, needed) for record in batched_inputs]
         targets = self.prepare_targets(instances, images)
         for target, record in zip(targets, batched_inputs, strict=True):
@@ -263,7 +264,7 @@ class MaskFormer(MaskClassifier):
         return {
             task: getattr(self, f"{task}_inference")
             for task in IMAGE_TASKS
-            if overridden(self, MaskFormer, f"{task}_inference")
+            if not unchanged(self, MaskFormer, f"{task}_inference")
         }
 
     def semantic_inference(self, mask_cls: Tensor, mask_pred: Tensor) -> Tensor:

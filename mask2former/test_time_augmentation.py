@@ -6,6 +6,7 @@ instances and panoptic segments are merged by `MergedQueries`. One view is compu
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from detectron2.data import transforms as T
+from detectron2.modeling.test_time_augmentation import DatasetMapperTTA
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -22,6 +24,9 @@ from .modeling.device_transfer import to_cpu
 from .modeling.postprocess import Size, postprocess
 from .structures.task import Task
 from .tta_merging import MergedQueries
+from .utils.overrides import unchanged
+
+logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 # Merged masks have at most this many pixels: with 200 queries 400 MB.
@@ -75,6 +80,7 @@ class _WithTTA(nn.Module):
         super().__init__()
         if not len(cfg.TEST.AUG.MIN_SIZES):
             raise ValueError("TEST.AUG.MIN_SIZES is empty; set at least one shortest edge")
+        self.cfg = cfg.clone()
         self.model: Any = model.module if isinstance(model, DistributedDataParallel) else model
         self.min_sizes: list[int] = list(cfg.TEST.AUG.MIN_SIZES)
         self.max_size: int = cfg.TEST.AUG.MAX_SIZE
@@ -91,9 +97,9 @@ class _WithTTA(nn.Module):
         """
         if self.model.training:
             raise ValueError("test-time augmentation is for inference; call .eval() first")
-        return [self.merge(self._complete(record)) for record in batched_inputs]
+        return [self._inference_one_image(self._complete(record)) for record in batched_inputs]
 
-    def merge(self, record: Record) -> dict[str, Any]:
+    def _inference_one_image(self, record: Record) -> dict[str, Any]:
         """Return the results of one image; the record has "image", "height" and "width"."""
         raise NotImplementedError
 
@@ -107,8 +113,11 @@ class _WithTTA(nn.Module):
         return complete
 
     def _views(self, record: Record) -> list[View]:
-        size = (int(record["image"].shape[-2]), int(record["image"].shape[-1]))
-        return plan_views(size, self.min_sizes, self.max_size, self.mirror)
+        return plan_views(_size(record), self.min_sizes, self.max_size, self.mirror)
+
+
+def _size(record: Mapping[str, Any]) -> Size:
+    return int(record["image"].shape[-2]), int(record["image"].shape[-1])
 
 
 class SemanticSegmentorWithTTA(_WithTTA):
@@ -116,28 +125,47 @@ class SemanticSegmentorWithTTA(_WithTTA):
 
     Args:
         cfg, model: see `_WithTTA`.
-        tta_mapper: builds the views instead, as detectron2's DatasetMapperTTA does: records with "transforms".
+        tta_mapper: builds the views of a record: records with "transforms". By default detectron2's DatasetMapperTTA,
+            whose views are made one at a time.
+        batch_size: has no effect, because views differ in size: one is computed at a time.
     """
 
-    def __init__(self, cfg: Any, model: nn.Module, tta_mapper: Callable[[Record], list[Record]] | None = None) -> None:
+    def __init__(
+        self,
+        cfg: Any,
+        model: nn.Module,
+        tta_mapper: Callable[[Record], list[Record]] | None = None,
+        batch_size: int = 1,
+    ) -> None:
         super().__init__(cfg, model)
-        self.tta_mapper = tta_mapper
+        if batch_size != 1:
+            logger.warning(
+                "test-time augmentation computes one view at a time: batch_size %d has no effect", batch_size
+            )
+        self.tta_mapper: Any = DatasetMapperTTA(cfg) if tta_mapper is None else tta_mapper
+        self.batch_size = batch_size
 
-    def merge(self, record: Record) -> dict[str, Any]:
-        """Return {"sem_seg": (K, h, w)}, the average over the views."""
+    def _inference_one_image(self, record: Record) -> dict[str, Any]:
+        """Return {"sem_seg": (K, h, w)}, the average over the views; the record has "image", "height" and "width"."""
         total = RunningMean()
         for view, augmented in self._augmented(record):
             total.add(view.unflip(self.model([augmented])[0]["sem_seg"]))
         return {"sem_seg": total.mean()}
 
+    def _get_augmented_inputs(self, record: Record) -> tuple[list[Record], list[Any]]:
+        """Return the views of a record, as records, and the TransformList of each."""
+        augmented = self.tta_mapper(record)
+        return augmented, [view.pop("transforms") for view in augmented]
+
     def _augmented(self, record: Record) -> Iterator[tuple[View, Record]]:
-        if self.tta_mapper is None:
-            for view in self._views(record):
+        mapper = self.tta_mapper
+        if type(mapper) is DatasetMapperTTA and unchanged(self, SemanticSegmentorWithTTA, "_get_augmented_inputs"):
+            for view in plan_views(_size(record), mapper.min_sizes, mapper.max_size, mapper.flip):
                 yield view, view.of(record)
             return
-        for augmented in self.tta_mapper(record):
-            flipped = sum(isinstance(t, T.HFlipTransform) for t in augmented["transforms"].transforms) % 2 == 1
-            yield View(tuple(augmented["image"].shape[-2:]), flipped), augmented
+        for augmented, transforms in zip(*self._get_augmented_inputs(record), strict=True):
+            flipped = sum(isinstance(t, T.HFlipTransform) for t in transforms.transforms) % 2 == 1
+            yield View(_size(augmented), flipped), augmented
 
 
 class MaskFormerWithTTA(_WithTTA):
@@ -156,7 +184,7 @@ class MaskFormerWithTTA(_WithTTA):
                 f"TEST.AUG: no test-time augmentation for a {type(self.model).__name__}; set TEST.AUG.ENABLED False"
             )
 
-    def merge(self, record: Record) -> dict[str, Any]:
+    def _inference_one_image(self, record: Record) -> dict[str, Any]:
         """Return those of "sem_seg", "panoptic_seg" and "instances" that are switched on, as from the model."""
         views = self._views(record)
         if len(views) == 1:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from ..utils.signatures import overridden
+from ..utils.overrides import unchanged
 from .device_transfer import to_device
 from .ground_truth import GroundTruth
 from .matcher import Assignment, HungarianMatcher
@@ -58,7 +58,7 @@ class SetCriterion(nn.Module):
     ) -> None:
         super().__init__()
         unknown = set(losses) - set(LOSSES)
-        if unknown and not overridden(self, SetCriterion, "get_loss"):
+        if unknown and unchanged(self, SetCriterion, "get_loss"):
             raise ValueError(f"unknown losses {sorted(unknown)}; choose from {LOSSES}")
         self.num_classes = num_classes
         self.matcher = matcher
@@ -115,8 +115,8 @@ class SetCriterion(nn.Module):
         return (
             not isinstance(matcher, HungarianMatcher)
             or bool(matcher._forward_hooks or matcher._forward_pre_hooks)
-            or overridden(matcher, HungarianMatcher, "forward", "memory_efficient_forward")
-            or overridden(self, SetCriterion, "loss_labels", "loss_masks", "get_loss")
+            or not unchanged(matcher, HungarianMatcher, "forward", "memory_efficient_forward")
+            or not unchanged(self, SetCriterion, "loss_labels", "loss_masks", "get_loss")
             or not set(self.losses) <= set(LOSSES)
         )
 

@@ -40,8 +40,3 @@ def fitting(cls: type, arguments: Mapping[str, Any], optional: Mapping[str, Any]
         if value != optional[name]:
             logger.warning("%s takes no %s: its value %r has no effect", cls.__name__, name, value)
     return {name: value for name, value in arguments.items() if name not in dropped}
-
-
-def overridden(instance: object, base: type, *names: str) -> bool:
-    """Return whether a subclass of `base`, or the instance itself, replaces one of the methods `names`."""
-    return any(getattr(getattr(instance, name), "__func__", None) is not getattr(base, name) for name in names)

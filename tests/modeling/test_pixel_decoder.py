@@ -7,7 +7,8 @@ import torch
 from detectron2.layers import ShapeSpec
 
 from mask2former.errors import ConfigError
-from mask2former.modeling.pixel_decoder.msdeformattn import Geometry, MSDeformAttn, MSDeformAttnPixelDecoder
+from mask2former.modeling.pixel_decoder.msdeformattn import MSDeformAttnPixelDecoder, MSDeformAttnTransformerEncoder
+from mask2former.modeling.pixel_decoder.ops.modules import MSDeformAttn
 
 SHAPES = {f"res{i}": ShapeSpec(channels=4 * i, stride=2**i) for i in range(2, 6)}
 
@@ -36,13 +37,13 @@ def test_a_map_of_one_value_for_a_norm_names_the_keys() -> None:
     make(conv_dim=64).forward_features(features(1, 32, 32))
 
 
-def test_geometry_holds_pixel_centers() -> None:
-    geometry = Geometry.of([(1, 2), (2, 1)], torch.device("cpu"))
-    assert geometry.points.tolist() == [[0.25, 0.5], [0.75, 0.5], [0.5, 0.25], [0.5, 0.75]]
+def test_reference_points_are_pixel_centers() -> None:
+    points = MSDeformAttnTransformerEncoder.get_reference_points([(1, 2), (2, 1)], None, "cpu")
+    assert points[0, :, 0].tolist() == [[0.25, 0.5], [0.75, 0.5], [0.5, 0.25], [0.5, 0.75]]
 
 
 def test_first_directions() -> None:
-    attention = MSDeformAttn(32, levels=2, heads=8, points=3)
+    attention = MSDeformAttn(32, n_levels=2, n_heads=8, n_points=3)
     offsets = attention.sampling_offsets.bias.view(8, 2, 3, 2)
     torch.testing.assert_close(offsets[0, 1], torch.tensor([[1.0, 0], [2, 0], [3, 0]]), atol=1e-6, rtol=0)
     torch.testing.assert_close(offsets[3, 0, 0], torch.tensor([-1.0, 1.0]), atol=1e-6, rtol=0)

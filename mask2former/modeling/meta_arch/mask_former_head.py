@@ -10,8 +10,9 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
+from ...utils.overrides import unchanged
 from ...utils.registry import register
-from ...utils.signatures import accepted, overridden
+from ...utils.signatures import accepted
 from ..pixel_decoder import build_pixel_decoder
 from ..transformer_decoder import build_transformer_decoder
 
@@ -98,7 +99,7 @@ class MaskFormerHead(nn.Module):
     def by_frame(self) -> bool:
         """Return whether `pixel_maps` and `predict` are the whole head: no override or hook stands around them."""
         hooks = self._forward_hooks or self._forward_pre_hooks
-        return not hooks and not overridden(self, MaskFormerHead, "forward", "layers")
+        return not hooks and unchanged(self, MaskFormerHead, "forward", "layers")
 
 
 def _frames(function: Callable[..., Any], frames: int | None) -> dict[str, int]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import fvcore.nn.weight_init as weight_init
@@ -19,139 +18,216 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from ...errors import ConfigError
-from ...ops import ms_deform_attn
+from ...utils.overrides import unchanged
 from ...utils.registry import register
+from ...utils.signatures import fitting
 from ..shape_cache import ShapeCache
+from ..transformer_decoder.layers import activation_function, with_position
 from ..transformer_decoder.position_encoding import PositionEmbeddingSine
+from ..transformer_decoder.transformer import _get_clones, one_for_all, reset_matrices
 from .fpn import lateral_convolution, output_convolution
+from .ops.functions.ms_deform_attn_func import LevelSizes, level_sizes
+from .ops.modules import MSDeformAttn
 
-Shapes = Sequence[tuple[int, int]]
 
+class MSDeformAttnTransformerEncoderLayer(nn.Module):
+    """Deformable self-attention and a feed-forward network, both residual with post-norm.
 
-@dataclass(frozen=True)
-class Geometry:
-    """Sizes of the L levels, and centers of their S tokens.
-
-    Attributes:
-        shapes: (H, W) of each level.
-        points: (S, 2) center (x, y) of every token in [0, 1] of its own map, fp32.
+    Args:
+        d_model: C.
+        d_ffn: hidden channels of the feed-forward network.
+        activation: "relu" or "gelu".
+        n_levels, n_heads, n_points: see `MSDeformAttn`.
     """
 
-    shapes: Shapes
-    points: Tensor
+    with_pos_embed = staticmethod(with_position)
 
-    @classmethod
-    def of(cls, shapes: Shapes, device: torch.device) -> Geometry:
-        """Build on the device from Python ints, without a synchronizing copy."""
-        centers = []
-        for height, width in shapes:
-            y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
-            x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
-            grid = torch.stack((x[None].expand(height, -1), y[:, None].expand(-1, width)), dim=-1)
-            centers.append(grid.flatten(0, 1))
-        return cls(tuple(shapes), torch.cat(centers))
-
-
-class MSDeformAttn(nn.Module):
-    """Self-attention over the tokens of all levels, each sampling P points per level and head."""
-
-    def __init__(self, dim: int, levels: int, heads: int, points: int) -> None:
+    def __init__(
+        self,
+        d_model: int = 256,
+        d_ffn: int = 1024,
+        dropout: float = 0.1,
+        activation: str = "relu",
+        n_levels: int = 4,
+        n_heads: int = 8,
+        n_points: int = 4,
+    ) -> None:
         super().__init__()
-        if dim % heads:
-            raise ValueError(f"dim {dim} must be a multiple of heads {heads}")
-        self.levels, self.heads, self.points = levels, heads, points
-        self.sampling_offsets = nn.Linear(dim, heads * levels * points * 2)
-        self.attention_weights = nn.Linear(dim, heads * levels * points)
-        self.value_proj = nn.Linear(dim, dim)
-        self.output_proj = nn.Linear(dim, dim)
-        self._init()
-
-    def _init(self) -> None:
-        """Initialize head h to sample in direction h, point p at distance p + 1 (Deformable DETR, appendix A.4)."""
-        angle = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
-        direction = torch.stack((angle.cos(), angle.sin()), dim=-1)
-        direction = direction / direction.abs().max(-1, keepdim=True).values  # on the unit square
-        distance = torch.arange(1, self.points + 1, dtype=torch.float32)
-        grid = direction[:, None, None] * distance[:, None]  # (heads, 1, P, 2)
-        with torch.no_grad():
-            self.sampling_offsets.weight.zero_()
-            self.sampling_offsets.bias.copy_(grid.expand(-1, self.levels, -1, -1).flatten())
-            self.attention_weights.weight.zero_()
-            self.attention_weights.bias.zero_()
-        for linear in (self.value_proj, self.output_proj):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
-
-    def forward(self, query: Tensor, geometry: Geometry, tokens: Tensor) -> Tensor:
-        """Attend from each query to its sampling points.
-
-        Args:
-            query: (B, N, C), tokens with their position encoding.
-            geometry: centers of the queries, and sizes of the levels.
-            tokens: (B, S, C), the levels one after another.
-
-        Returns:
-            (B, N, C).
-        """
-        value = self.value_proj(tokens).unflatten(-1, (self.heads, -1))
-        offsets = self.sampling_offsets(query).unflatten(-1, (self.heads, self.levels, self.points, 2))
-        logits = self.attention_weights(query).unflatten(-1, (self.heads, self.levels, self.points))
-        return self.output_proj(ms_deform_attn(value, geometry.shapes, offsets, logits, geometry.points))
-
-
-class EncoderLayer(nn.Module):
-    """Deformable self-attention and a feed-forward network, both residual with post-norm."""
-
-    def __init__(self, dim: int, hidden: int, dropout: float, levels: int, heads: int, points: int) -> None:
-        super().__init__()
-        self.self_attn = MSDeformAttn(dim, levels, heads, points)
-        self.norm1 = nn.LayerNorm(dim)
-        self.linear1 = nn.Linear(dim, hidden)
-        self.linear2 = nn.Linear(hidden, dim)
-        self.norm2 = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.self_attn = MSDeformAttn(d_model, n_levels, n_heads, n_points)
+        self.dropout1 = nn.Dropout(dropout)
+        self.norm1 = nn.LayerNorm(d_model)
+        self.linear1 = nn.Linear(d_model, d_ffn)
+        self.activation = activation_function(activation)
+        self.dropout2 = nn.Dropout(dropout)
+        self.linear2 = nn.Linear(d_ffn, d_model)
+        self.dropout3 = nn.Dropout(dropout)
+        self.norm2 = nn.LayerNorm(d_model)
         for linear in (self.linear1, self.linear2):
             nn.init.xavier_uniform_(linear.weight)
 
-    def forward(self, tokens: Tensor, position: Tensor, geometry: Geometry) -> Tensor:
-        """Apply the layer to `tokens` (B, S, C) with position encoding `position` (S, C); returns (B, S, C)."""
-        attended = self.self_attn(tokens + position, geometry, tokens)
-        tokens = self.norm1(tokens + self.dropout(attended))
-        expanded = self.dropout(F.relu(self.linear1(tokens)))
-        return self.norm2(tokens + self.dropout(self.linear2(expanded)))
+    def forward_ffn(self, src: Tensor) -> Tensor:
+        """Apply the feed-forward network to (B, S, C)."""
+        expanded = self.dropout2(self.activation(self.linear1(src)))
+        return self.norm2(src + self.dropout3(self.linear2(expanded)))
+
+    def forward(
+        self,
+        src: Tensor,
+        pos: Tensor | None,
+        reference_points: Tensor,
+        spatial_shapes: LevelSizes,
+        level_start_index: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Apply the layer to `src` (B, S, C) with position encoding `pos` (B or 1, S, C); returns (B, S, C).
+
+        The other arguments are those of `MSDeformAttn`.
+        """
+        query = self.with_pos_embed(src, pos)
+        attended = self.self_attn(query, reference_points, src, spatial_shapes, level_start_index, padding_mask)
+        return self.forward_ffn(self.norm1(src + self.dropout1(attended)))
 
 
-class _Encoder(nn.Module):
-    """Stack of layers; a separate module because checkpoints name it `transformer.encoder`."""
+class MSDeformAttnTransformerEncoder(nn.Module):
+    """Stack of layers, which start as copies of one."""
 
-    def __init__(self, layers: Sequence[EncoderLayer]) -> None:
+    def __init__(self, encoder_layer: nn.Module, num_layers: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(layers)
+        self.layers = _get_clones(encoder_layer, num_layers)
+        self.num_layers = num_layers
+        self._points: ShapeCache[Tensor] = ShapeCache()
+
+    @staticmethod
+    def get_reference_points(
+        spatial_shapes: LevelSizes, valid_ratios: Tensor | None, device: torch.device | str
+    ) -> Tensor:
+        """Return the centers of the S tokens, (x, y) in [0, 1] of each level.
+
+        Args:
+            spatial_shapes: (H, W) of each level, as integers or as a tensor (L, 2).
+            valid_ratios: (B, L, 2), the shares of width and height of each level that an image covers; None for all.
+
+        Returns:
+            (B, S, L, 2) float32; without `valid_ratios` (1, S, 1, 2), the same for all images and levels.
+        """
+        centers = []
+        for level, (height, width) in enumerate(level_sizes(spatial_shapes)):
+            y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
+            x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
+            grid = torch.stack((x[None].expand(height, -1), y[:, None].expand(-1, width)), dim=-1).flatten(0, 1)
+            centers.append(grid[None] if valid_ratios is None else grid / valid_ratios[:, None, level])
+        points = torch.cat(centers, dim=1)[:, :, None]
+        return points if valid_ratios is None else points * valid_ratios[:, None]
+
+    def forward(
+        self,
+        src: Tensor,
+        spatial_shapes: LevelSizes,
+        level_start_index: Tensor | None,
+        valid_ratios: Tensor | None,
+        pos: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Encode `src` (B, S, C), the levels one after another, with position encoding `pos` (B or 1, S, C)."""
+        device = src.device
+        if valid_ratios is None and not isinstance(spatial_shapes, Tensor):
+            key = (*spatial_shapes, device)
+            points = self._points(key, lambda: self.get_reference_points(spatial_shapes, None, device))
+        else:
+            points = self.get_reference_points(spatial_shapes, valid_ratios, device)
+        for layer in self.layers:
+            src = layer(src, pos, points, spatial_shapes, level_start_index, padding_mask)
+        return src
 
 
-class DeformableEncoder(nn.Module):
-    """Joint encoder of L feature maps."""
+class MSDeformAttnTransformerEncoderOnly(nn.Module):
+    """Joint encoder of L feature maps.
 
-    def __init__(self, layers: Sequence[EncoderLayer], dim: int, levels: int) -> None:
+    Args:
+        d_model: C.
+        nhead: heads of the attention.
+        num_feature_levels: L.
+        enc_n_points: points per level and head.
+        others: see `MSDeformAttnTransformerEncoderLayer`.
+    """
+
+    def __init__(
+        self,
+        d_model: int = 256,
+        nhead: int = 8,
+        num_encoder_layers: int = 6,
+        dim_feedforward: int = 1024,
+        dropout: float = 0.1,
+        activation: str = "relu",
+        num_feature_levels: int = 4,
+        enc_n_points: int = 4,
+    ) -> None:
         super().__init__()
-        self.encoder = _Encoder(layers)
-        self.level_embed = nn.Parameter(torch.randn(levels, dim))
-        self.position = PositionEmbeddingSine(dim // 2, normalize=True)
-        self._geometry: ShapeCache[Geometry] = ShapeCache()
+        self.d_model = d_model
+        self.nhead = nhead
+        layer = MSDeformAttnTransformerEncoderLayer(
+            d_model, dim_feedforward, dropout, activation, num_feature_levels, nhead, enc_n_points
+        )
+        self.encoder = MSDeformAttnTransformerEncoder(layer, num_encoder_layers)
+        self.level_embed = nn.Parameter(torch.empty(num_feature_levels, d_model))
+        self._levels: ShapeCache[tuple[Tensor, Tensor]] = ShapeCache()
+        self._reset_parameters()
 
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Encode L maps (B, C, H, W); returns maps in the same order and shapes."""
-        shapes = [(m.shape[2], m.shape[3]) for m in maps]
-        device = maps[0].device
-        tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
-        position = torch.cat(
-            [self.position.tokens(1, h, w, device) + e for (h, w), e in zip(shapes, self.level_embed, strict=True)]
-        ).to(tokens.dtype)
-        geometry = self._geometry((*shapes, device), lambda: Geometry.of(shapes, device))
-        for layer in self.encoder.layers:
-            tokens = layer(tokens, position, geometry)
-        parts = tokens.split([h * w for h, w in shapes], dim=1)
-        return [p.transpose(1, 2).unflatten(2, shape) for p, shape in zip(parts, shapes, strict=True)]
+    def _reset_parameters(self) -> None:
+        reset_matrices(self)
+        for module in self.modules():
+            if isinstance(module, MSDeformAttn):
+                module._reset_parameters()
+        nn.init.normal_(self.level_embed)
+
+    def forward(self, srcs: Sequence[Tensor], pos_embeds: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode maps together.
+
+        Args:
+            srcs: L maps (B, C, H, W).
+            pos_embeds: their position encodings (B or 1, C, H, W).
+
+        Returns:
+            The encoded maps one after another (B, S, C), the size (H, W) of each as int64 (L, 2), and the index of
+            the first token of each (L,).
+        """
+        sizes = [(x.shape[2], x.shape[3]) for x in srcs]
+        device = srcs[0].device
+        shapes, starts = self._levels((*sizes, device), lambda: _level_tensors(sizes, device))
+        tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in srcs], dim=1)
+        positions = [one_for_all(x).flatten(2).transpose(1, 2) for x in pos_embeds]
+        pos = torch.cat([x + e for x, e in zip(positions, self.level_embed, strict=True)], dim=1).to(tokens.dtype)
+        if self._runs_as_written():  # integers need no copy from the device
+            return self.encoder(tokens, sizes, starts, None, pos), shapes, starts
+        ratios = torch.ones(tokens.shape[0], len(sizes), 2, device=device)
+        return self.encoder(tokens, shapes, starts, ratios, pos), shapes, starts
+
+    def _runs_as_written(self) -> bool:
+        """Return whether nobody replaced, overrode or hooked what gets sizes and points."""
+        layers: list[Any] = list(self.encoder.layers)
+        return (
+            unchanged(self.encoder, MSDeformAttnTransformerEncoder, "forward", "get_reference_points")
+            and all(unchanged(layer, MSDeformAttnTransformerEncoderLayer, "forward") for layer in layers)
+            and all(unchanged(layer.self_attn, MSDeformAttn, "forward") for layer in layers)
+            and not any(_is_hooked(x) for x in (self.encoder, *layers, *(layer.self_attn for layer in layers)))
+        )
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _level_tensors(sizes: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return (H, W) of each level (L, 2) and the index of its first token (L,), int64.
+
+    They are built from scalars: a tensor from a Python list would be a synchronizing copy.
+    """
+
+    def tensor(numbers: Sequence[int]) -> Tensor:
+        return torch.stack([torch.full((), n, dtype=torch.int64, device=device) for n in numbers])
+
+    starts = [sum(h * w for h, w in sizes[:level]) for level in range(len(sizes))]
+    return tensor([n for size in sizes for n in size]).view(-1, 2), tensor(starts)
 
 
 _GROUPS = 32  # of the norms
@@ -176,9 +252,15 @@ class MSDeformAttnPixelDecoder(nn.Module):
         mask_dim: channels of the mask features.
         norm: norm of the FPN convolutions ("GN"; empty for none).
         common_stride: stride of the mask features.
-    """
 
-    num_output_levels = 3
+    Attributes:
+        in_features, feature_strides, feature_channels: of all maps, finest first.
+        transformer_in_features, transformer_feature_strides, transformer_in_channels: of those that are encoded,
+            finest first.
+        input_proj: projections of the encoded maps, coarsest first, as all lists of modules.
+        lateral_convs, output_convs: convolutions of the FPN.
+        maskformer_num_feature_levels: number of levels that are returned.
+    """
 
     @configurable
     def __init__(
@@ -192,53 +274,53 @@ class MSDeformAttnPixelDecoder(nn.Module):
         transformer_points: int = 4,
         conv_dim: int = 256,
         mask_dim: int = 256,
-        norm: str = "GN",
+        norm: str | None = "GN",
         transformer_in_features: Sequence[str] = ("res3", "res4", "res5"),
         common_stride: int = 4,
     ) -> None:
         super().__init__()
-        by_stride = sorted(input_shape, key=lambda name: input_shape[name].stride)
-        # Coarsest first, the order of the encoder levels.
-        self.encoder_features = [name for name in reversed(by_stride) if name in transformer_in_features]
-        if len(self.encoder_features) != len(set(transformer_in_features)):
+        by_stride = sorted(input_shape.items(), key=lambda item: item[1].stride)
+        of_encoder = [(name, shape) for name, shape in by_stride if name in transformer_in_features]
+        self.in_features = [name for name, _ in by_stride]
+        self.feature_strides = [shape.stride for _, shape in by_stride]
+        self.feature_channels = [shape.channels for _, shape in by_stride]
+        self.transformer_in_features = [name for name, _ in of_encoder]
+        self.transformer_in_channels = [shape.channels for _, shape in of_encoder]
+        self.transformer_feature_strides = [shape.stride for _, shape in of_encoder]
+        self.transformer_num_feature_levels = len(of_encoder)
+        if len(of_encoder) != len(set(transformer_in_features)):
             raise ValueError(
                 f"DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES {list(transformer_in_features)} must be a subset of "
-                f"MODEL.SEM_SEG_HEAD.IN_FEATURES {by_stride}"
+                f"MODEL.SEM_SEG_HEAD.IN_FEATURES {self.in_features}"
             )
         self.input_proj = nn.ModuleList(
-            _projection(input_shape[name].channels, conv_dim) for name in self.encoder_features
+            _projection(channels, conv_dim) for channels in reversed(self.transformer_in_channels)
         )
-        levels = len(self.encoder_features)
-        layers = [
-            EncoderLayer(
-                conv_dim,
-                hidden=transformer_dim_feedforward,
-                dropout=transformer_dropout,
-                levels=levels,
-                heads=transformer_nheads,
-                points=transformer_points,
-            )
-            for _ in range(transformer_enc_layers)
-        ]
-        self.transformer = DeformableEncoder(layers, conv_dim, levels)
-        finest = input_shape[self.encoder_features[-1]].stride
-        num_fpn_levels = int(math.log2(finest) - math.log2(common_stride))
-        self.fpn_features = [n for n in reversed(by_stride) if input_shape[n].stride < finest][:num_fpn_levels]
-        for index, name in enumerate(reversed(self.fpn_features), start=1):
-            self._add_fpn_level(index, input_shape[name].channels, conv_dim, norm)
+        self.transformer = MSDeformAttnTransformerEncoderOnly(
+            d_model=conv_dim,
+            nhead=transformer_nheads,
+            num_encoder_layers=transformer_enc_layers,
+            dim_feedforward=transformer_dim_feedforward,
+            dropout=transformer_dropout,
+            num_feature_levels=self.transformer_num_feature_levels,
+            enc_n_points=transformer_points,
+        )
+        self.pe_layer = PositionEmbeddingSine(conv_dim // 2, normalize=True)
         self.mask_dim = mask_dim
+        self.maskformer_num_feature_levels = 3
+        self.common_stride = common_stride
+        self.num_fpn_levels = int(math.log2(min(self.transformer_feature_strides)) - math.log2(common_stride))
+        # Their names count from the finest map: checkpoints have `adapter_1`, `layer_1`.
+        for index, channels in enumerate(self.feature_channels[: self.num_fpn_levels], start=1):
+            self.add_module(f"adapter_{index}", lateral_convolution(channels, conv_dim, norm))
+            self.add_module(f"layer_{index}", output_convolution(conv_dim, conv_dim, norm))
         self.mask_features = Conv2d(conv_dim, mask_dim, kernel_size=1)
         weight_init.c2_xavier_fill(self.mask_features)
-
-    def _add_fpn_level(self, index: int, in_channels: int, conv_dim: int, norm: str) -> None:
-        """Add convolutions `adapter_N` (lateral) and `layer_N` (output); N counts from the finest map."""
-        self.add_module(f"adapter_{index}", lateral_convolution(in_channels, conv_dim, norm))
-        self.add_module(f"layer_{index}", output_convolution(conv_dim, conv_dim, norm))
 
     @classmethod
     def from_config(cls, cfg: Any, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
         head, transformer = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
-        return {
+        arguments = {
             "input_shape": {k: v for k, v in input_shape.items() if k in head.IN_FEATURES},
             "conv_dim": head.CONVS_DIM,
             "mask_dim": head.MASK_DIM,
@@ -251,6 +333,17 @@ class MSDeformAttnPixelDecoder(nn.Module):
             "transformer_in_features": head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES,
             "common_stride": head.COMMON_STRIDE,
         }
+        return fitting(cls, arguments, {"transformer_points": 4})
+
+    @property
+    def lateral_convs(self) -> list[nn.Module]:
+        """Return the lateral convolutions of the FPN, coarsest first."""
+        return [self.get_submodule(f"adapter_{index}") for index in range(self.num_fpn_levels, 0, -1)]
+
+    @property
+    def output_convs(self) -> list[nn.Module]:
+        """Return the output convolutions of the FPN, coarsest first."""
+        return [self.get_submodule(f"layer_{index}") for index in range(self.num_fpn_levels, 0, -1)]
 
     def forward_features(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None, list[Tensor]]:
         """Decode the backbone maps.
@@ -268,19 +361,23 @@ class MSDeformAttnPixelDecoder(nn.Module):
 
     def _decode(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
         self._check_sizes(features)
-        maps = [p(features[n]) for n, p in zip(self.encoder_features, self.input_proj, strict=True)]
-        out = self.transformer(maps)
-        for name, index in zip(self.fpn_features, range(len(self.fpn_features), 0, -1), strict=True):
-            lateral = getattr(self, f"adapter_{index}")(features[name])
+        coarsest_first = list(reversed(self.transformer_in_features))
+        maps = [p(features[name]) for name, p in zip(coarsest_first, self.input_proj, strict=True)]
+        tokens, _, _ = self.transformer(maps, [self.pe_layer(x) for x in maps])
+        parts = tokens.split([x.shape[2] * x.shape[3] for x in maps], dim=1)
+        out = [p.transpose(1, 2).unflatten(2, x.shape[-2:]) for p, x in zip(parts, maps, strict=True)]
+        finer = reversed(self.in_features[: self.num_fpn_levels])
+        for name, lateral_conv, output_conv in zip(finer, self.lateral_convs, self.output_convs, strict=True):
+            lateral = lateral_conv(features[name])
             up = F.interpolate(out[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
-            out.append(getattr(self, f"layer_{index}")(lateral + up))
-        return self.mask_features(out[-1]), out[0], out[: self.num_output_levels]
+            out.append(output_conv(lateral + up))
+        return self.mask_features(out[-1]), out[0], out[: self.maskformer_num_feature_levels]
 
     def _check_sizes(self, features: Mapping[str, Tensor]) -> None:
         """Refuse maps of which a group of the norms has a single value, as torch does without naming the key."""
         if self.mask_features.in_channels != _GROUPS:
             return
-        for name in self.encoder_features:
+        for name in self.transformer_in_features:
             batch, _, height, width = features[name].shape
             if batch * height * width == 1:
                 raise ConfigError(

@@ -28,6 +28,11 @@ def activation_function(name: str) -> Callable[[Tensor], Tensor]:
     return _ACTIVATIONS[name]
 
 
+def with_position(tensor: Tensor, pos: Tensor | None) -> Tensor:
+    """Return `tensor` plus its position encoding, if there is one."""
+    return tensor if pos is None else tensor + pos
+
+
 class Attention(nn.Module):
     """Multi-head attention on `scaled_dot_product_attention` ("Attention is all you need", section 3.2).
 
@@ -133,6 +138,7 @@ class _Residual(nn.Module):
 
     normalize_before: bool
     norm: nn.LayerNorm
+    with_pos_embed = staticmethod(with_position)
 
     def _step(self, tgt: Tensor, *arguments: Any) -> Tensor:
         raise NotImplementedError
@@ -147,10 +153,6 @@ class _Residual(nn.Module):
 
     def _run(self, *arguments: Any) -> Tensor:
         return self.forward_pre(*arguments) if self.normalize_before else self.forward_post(*arguments)
-
-    def with_pos_embed(self, tensor: Tensor, pos: Tensor | None) -> Tensor:
-        """Return `tensor` plus its position encoding, if there is one."""
-        return tensor if pos is None else tensor + pos
 
 
 class SelfAttentionLayer(_Residual):

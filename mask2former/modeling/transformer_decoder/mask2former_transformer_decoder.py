@@ -17,8 +17,8 @@ from detectron2.config import configurable
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
+from ...utils.overrides import unchanged
 from ...utils.registry import register
-from ...utils.signatures import overridden
 from ..outputs import DecoderOutputs, Deferred, MaskLogits, layer_outputs, mask_logits
 from .layers import MLP, CrossAttentionLayer, FFNLayer, SelfAttentionLayer
 from .position_encoding import PositionEmbeddingSine, PositionEmbeddingSine3D
@@ -126,7 +126,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         if len(x) != self.num_feature_levels:
             raise ValueError(f"the decoder requires {self.num_feature_levels} feature levels, got {len(x)}")
         features = mask_features.unflatten(0, (-1, frames or 1))  # (B, T, C, H4, W4)
-        if overridden(self, MultiScaleMaskedTransformerDecoder, "forward_prediction_heads", "_set_aux_loss"):
+        if not unchanged(self, MultiScaleMaskedTransformerDecoder, "forward_prediction_heads", "_set_aux_loss"):
             return self._outputs_of_overridden_heads(x, mask_features, features, frames is not None)
         small = [_resized(mask_features, level.shape[-2:]).unflatten(0, (-1, frames or 1)) for level in x]
         states: list[Tensor] = []

@@ -16,7 +16,7 @@ from ..outputs import DecoderOutputs, MaskLogits, layer_outputs
 from .layers import MLP
 from .position_encoding import PositionEmbeddingSine
 from .registry import TRANSFORMER_DECODER_REGISTRY, build_transformer_decoder, decoder_settings
-from .transformer import TransformerDecoder, TransformerEncoder, map_tokens
+from .transformer import Transformer, as_one_map
 
 __all__ = ["TRANSFORMER_DECODER_REGISTRY", "StandardTransformerDecoder", "build_transformer_decoder"]
 
@@ -63,12 +63,15 @@ class StandardTransformerDecoder(nn.Module):
         self.mask_classification = mask_classification
         self.deep_supervision = deep_supervision
         self.pe_layer = PositionEmbeddingSine(hidden_dim // 2, normalize=True)
-        layer: dict[str, Any] = {"heads": nheads, "hidden": dim_feedforward, "dropout": dropout, "pre_norm": pre_norm}
-        self.transformer = nn.ModuleDict(
-            {
-                "encoder": TransformerEncoder(enc_layers, hidden_dim, **layer),
-                "decoder": TransformerDecoder(dec_layers, hidden_dim, **layer),
-            }
+        self.transformer = Transformer(
+            d_model=hidden_dim,
+            nhead=nheads,
+            num_encoder_layers=enc_layers,
+            num_decoder_layers=dec_layers,
+            dim_feedforward=dim_feedforward,
+            dropout=dropout,
+            normalize_before=pre_norm,
+            return_intermediate_dec=deep_supervision,
         )
         self.query_embed = nn.Embedding(num_queries, hidden_dim)
         self.input_proj: nn.Module = nn.Sequential()
@@ -110,18 +113,14 @@ class StandardTransformerDecoder(nn.Module):
             `mask_classification` they have no "pred_logits".
         """
         maps = [x] if isinstance(x, Tensor) else x
-        tokens, position = map_tokens([self.input_proj(m) for m in maps], self.pe_layer, frames or 1)
-        memory = self.transformer["encoder"](tokens, position)
-        query_position = self.query_embed.weight[None].expand(memory.shape[0], -1, -1)
-        states = self.transformer["decoder"](
-            torch.zeros_like(query_position), memory + position, memory, query_position
-        )
+        src, position = as_one_map([self.input_proj(m) for m in maps], self.pe_layer, frames or 1)
+        states, _ = self.transformer(src, None, self.query_embed.weight, position)
         features = mask_features.unflatten(0, (-1, frames or 1))  # (B, T, C, H4, W4)
-        states = [states[-1], *states[:-1]] if self.deep_supervision else states[-1:]
-        masks = [MaskLogits(self.mask_embed(state), features, frames is not None) for state in states]
+        last_first = torch.cat((states[-1:], states[:-1])) if self.deep_supervision else states[-1:]
+        masks = [MaskLogits(embeds, features, frames is not None) for embeds in self.mask_embed(last_first)]
         if not self.mask_classification:
             last, *earlier = (DecoderOutputs(pred_masks=m) for m in masks)
             last["aux_outputs"] = earlier
             return last
-        more = {"query_embeds": states[0]} if frames is not None and not self.training else {}
-        return layer_outputs(self.class_embed(torch.stack(states)), masks, **more)
+        more = {"query_embeds": last_first[0]} if frames is not None and not self.training else {}
+        return layer_outputs(self.class_embed(last_first), masks, **more)
