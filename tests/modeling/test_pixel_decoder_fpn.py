@@ -124,7 +124,7 @@ def test_settings_come_from_the_config() -> None:
     decoder = build_pixel_decoder(cfg, SHAPES)
     encoder = decoder.transformer.encoder
     layer = encoder.layers[0]
-    assert len(encoder.layers) == 3 and layer.self_attn.heads == 4 and layer.self_attn.dropout == 0.25
+    assert len(encoder.layers) == 3 and layer.self_attn.num_heads == 4 and layer.self_attn.dropout == 0.25
     assert layer.linear1.weight.shape == (24, 32) and layer.normalize_before
     assert decoder.in_features == ["res3", "res4", "res5"] and not hasattr(decoder, "layer_4")
     assert decoder.mask_features.weight.shape == (16, 32, 3, 3) and decoder.layer_1.norm is None

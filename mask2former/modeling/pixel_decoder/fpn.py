@@ -3,7 +3,7 @@ transformer encoder on the coarsest map. The pyramid is that of FPN (arXiv 1612.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import fvcore.nn.weight_init as weight_init
@@ -56,6 +56,12 @@ def output_convolution(in_channels: int, channels: int, norm: str | None) -> Con
     )
     weight_init.c2_xavier_fill(convolution)
     return convolution
+
+
+def set_numbered(parent: nn.Module, name: str, modules: Sequence[nn.Module]) -> None:
+    """Register modules, coarsest first, as `name_N`, where N counts from the finest, as in checkpoints."""
+    for index, module in enumerate(reversed(modules), start=1):
+        parent.add_module(f"{name}_{index}", module)
 
 
 @register(SEM_SEG_HEADS_REGISTRY)
@@ -116,10 +122,18 @@ class BasePixelDecoder(nn.Module):
         count = len(self.in_features)
         return [None, *(self.get_submodule(f"adapter_{index}") for index in range(count - 1, 0, -1))]
 
+    @lateral_convs.setter
+    def lateral_convs(self, modules: Sequence[nn.Module | None]) -> None:
+        set_numbered(self, "adapter", [module for module in modules if module is not None])
+
     @property
     def output_convs(self) -> list[nn.Module]:
         """Return the output convolutions, coarsest first."""
         return [self.get_submodule(f"layer_{index}") for index in range(len(self.in_features), 0, -1)]
+
+    @output_convs.setter
+    def output_convs(self, modules: Sequence[nn.Module]) -> None:
+        set_numbered(self, "layer", modules)
 
     def encode(self, coarsest: Tensor) -> Tensor | None:
         """Return an encoding of the coarsest backbone map (B, C, H', W') that replaces it in the pyramid; here None."""

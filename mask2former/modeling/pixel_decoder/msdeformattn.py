@@ -25,7 +25,7 @@ from ..shape_cache import ShapeCache
 from ..transformer_decoder.layers import activation_function, with_position
 from ..transformer_decoder.position_encoding import PositionEmbeddingSine
 from ..transformer_decoder.transformer import _get_clones, one_for_all, reset_matrices
-from .fpn import lateral_convolution, output_convolution
+from .fpn import lateral_convolution, output_convolution, set_numbered
 from .ops.functions.ms_deform_attn_func import LevelSizes, level_sizes
 from .ops.modules import MSDeformAttn
 
@@ -340,10 +340,18 @@ class MSDeformAttnPixelDecoder(nn.Module):
         """Return the lateral convolutions of the FPN, coarsest first."""
         return [self.get_submodule(f"adapter_{index}") for index in range(self.num_fpn_levels, 0, -1)]
 
+    @lateral_convs.setter
+    def lateral_convs(self, modules: Sequence[nn.Module]) -> None:
+        set_numbered(self, "adapter", modules)
+
     @property
     def output_convs(self) -> list[nn.Module]:
         """Return the output convolutions of the FPN, coarsest first."""
         return [self.get_submodule(f"layer_{index}") for index in range(self.num_fpn_levels, 0, -1)]
+
+    @output_convs.setter
+    def output_convs(self, modules: Sequence[nn.Module]) -> None:
+        set_numbered(self, "layer", modules)
 
     def forward_features(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None, list[Tensor]]:
         """Decode the backbone maps.
