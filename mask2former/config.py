@@ -18,6 +18,7 @@ from .errors import ConfigError
 from .structures.task import IMAGE_TASKS, Task
 from .utils.hints import did_you_mean
 from .utils.text_files import expand_home
+from .video_registration import register_named
 
 __all__ = [
     "add_maskformer2_config",
@@ -252,6 +253,7 @@ def load_config(config_file: str | Path | None = None, overrides: Sequence[Any] 
     """Load the defaults, then `config_file` with its bases, then `overrides` (KEY VALUE KEY VALUE ...). Not frozen.
 
     A leading `~` of OUTPUT_DIR and of weights becomes the home directory (that of datasets, when they are registered).
+    Names of video models and datasets in it are registered.
 
     Raises:
         FileNotFoundError: no such config file.
@@ -267,6 +269,7 @@ def load_config(config_file: str | Path | None = None, overrides: Sequence[Any] 
         _merge(cfg, list(leaves(values)), str(path))
     merge_overrides(cfg, overrides)
     _expand_paths(cfg)
+    register_named(cfg)
     return cfg
 
 

@@ -16,12 +16,13 @@ from .maskformer_model import MaskClassifier, naming_tiny_images
 from .modeling.device_transfer import to_cpu, to_device
 from .modeling.postprocess import Size, postprocess_clip
 from .utils.registry import register
+from .video_registration import VIDEO
 
 # In inference, frames that go through backbone and pixel decoder together hold about this many pixels.
 _CHUNK = 2**22
 
 
-@register(META_ARCH_REGISTRY)
+@register(META_ARCH_REGISTRY, VIDEO)
 class VideoMaskFormer(MaskClassifier):
     """Video instance segmentation: each query is one object in all frames of a clip.
 

@@ -26,7 +26,7 @@ OVIS_LAYOUT = """\
 
 
 def register_ytvis(root: str) -> None:
-    """Register the names of YouTube-VIS and OVIS below `root` without reading any file."""
+    """Register the names of YouTube-VIS below `root` without reading any file."""
     for family in ("ytvis_2019", "ytvis_2021"):
         layout = YTVIS_LAYOUT.format(family=family)
         for split, directory in _SPLITS.items():
@@ -37,12 +37,15 @@ def register_ytvis(root: str) -> None:
             name = f"{family}_{split}"
             metadata = {**instance_metadata(class_table(family)), **paths, "evaluator_type": "ytvis"}
             set_dataset(name, functools.partial(_load, name, layout, **paths), metadata)
+
+
+def register_ovis(root: str) -> None:
+    """Register the names of OVIS, whose classes are read from its JSON files when they are first needed."""
     for split, directory in _SPLITS.items():
         _register_ovis(root, f"ovis_{split}", directory)
 
 
 def _register_ovis(root: str, name: str, directory: str) -> None:
-    """Register OVIS, whose classes are read from its JSON file when they are first needed."""
     paths = {
         "json_file": os.path.join(root, "ovis", f"annotations_{directory}.json"),
         "image_root": os.path.join(root, "ovis", directory),

@@ -17,6 +17,7 @@ from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
 from ...utils.registry import register
+from ...video_registration import VIDEO
 from .layers import MLP, CrossAttentionBlock, FeedForwardBlock, SelfAttentionBlock
 from .position_encoding import PositionEncoding
 from .registry import TRANSFORMER_DECODER_REGISTRY, decoder_settings
@@ -154,7 +155,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         return {**predictions[-1], "mask_features": features, "aux_outputs": predictions[:-1]}
 
 
-@register(TRANSFORMER_DECODER_REGISTRY)
+@register(TRANSFORMER_DECODER_REGISTRY, VIDEO)
 class VideoMultiScaleMaskedTransformerDecoder(MultiScaleMaskedTransformerDecoder):
     """Masked-attention decoder whose position encoding includes the frame."""
 

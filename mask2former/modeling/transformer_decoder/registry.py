@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from detectron2.utils.registry import Registry
+from ...utils.registry import shared_registry
 
-TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_MODULE")
+TRANSFORMER_DECODER_REGISTRY = shared_registry("TRANSFORMER_MODULE")
 TRANSFORMER_DECODER_REGISTRY.__doc__ = "Transformer decoders: called as cls(cfg, in_channels, mask_classification)."
 
 
