@@ -47,7 +47,10 @@ def _section(node: CfgNode, name: str) -> CfgNode:
 
 
 def add_maskformer2_config(cfg: CfgNode) -> None:
-    """Add all image keys (and detectron2's DeepLab keys, which the configs use) to `cfg`, in place. Idempotent."""
+    """Add all keys (and detectron2's DeepLab keys, which the configs use) to `cfg`, in place. Idempotent.
+
+    They include those of videos, so that each published config can be merged after it.
+    """
     if "POLY_LR_POWER" not in cfg.SOLVER:
         from detectron2.projects.deeplab import add_deeplab_config
 
@@ -82,6 +85,7 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
         },
     )
     _defaults(cfg, {"LOGGERS": ["tensorboard"]})  # ours: of tensorboard, wandb, mlflow, clearml
+    add_maskformer2_video_config(cfg)
 
 
 def add_maskformer2_video_config(cfg: CfgNode) -> None:
@@ -262,7 +266,6 @@ def load_config(config_file: str | Path | None = None, overrides: Sequence[Any] 
     """
     cfg = get_cfg()
     add_maskformer2_config(cfg)
-    add_maskformer2_video_config(cfg)
     if config_file:
         path = find_config(config_file)
         values = read_config(path)

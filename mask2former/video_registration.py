@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from .utils.registry import Waiting
+from .utils.registry import Waiting, shared
 
-VIDEO = Waiting()  # the components of video models, and the names of YouTube-VIS; also by `import mask2former_video`
-OVIS = Waiting()  # the names of OVIS
+VIDEO = shared(
+    "VIDEO", Waiting
+)  # the components of video models, and the names of YouTube-VIS; also by `import mask2former_video`
+OVIS = shared("OVIS", Waiting)  # the names of OVIS
 
 _COMPONENTS = ("VideoMaskFormer", "VideoMultiScaleMaskedTransformerDecoder")
 

@@ -7,11 +7,13 @@ import logging
 from collections.abc import Callable, MutableMapping
 from typing import Any, TypeVar
 
+import fvcore.common.registry
 from fvcore.common.registry import Registry
 
 logger = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=type)
+T = TypeVar("T")
 
 _ATTRIBUTE = "_mask2former_defaults"
 
@@ -74,15 +76,17 @@ def _components(registry: Registry) -> Defaults:
     return defaults_of(registry, "_obj_map", "_do_register", _do_register)
 
 
-def shared_registry(name: str) -> Registry:
-    """Return the registry of this name, the same for all copies of this package in the process.
+def shared(name: str, make: Callable[[], T]) -> T:
+    """Return the object of this name that all copies of this package in the process share; `make` makes the first.
 
-    A component of one copy can then be built by a head of the other, where both have registered something.
+    A config then builds a model of one copy, the first that was imported, and a component that a project registers in
+    one copy is known to the other.
     """
-    from detectron2.modeling import META_ARCH_REGISTRY
-
-    shelf: dict[str, Registry] = vars(META_ARCH_REGISTRY).setdefault("_mask2former_registries", {})
-    return shelf.setdefault(name, Registry(name))
+    shelf: dict[str, Any] = vars(fvcore.common.registry).setdefault(_ATTRIBUTE, {})
+    if name not in shelf:
+        shelf[name] = make()
+    found: T = shelf[name]
+    return found
 
 
 class Waiting:

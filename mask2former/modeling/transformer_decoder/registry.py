@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...utils.registry import shared_registry
+from fvcore.common.registry import Registry
 
-TRANSFORMER_DECODER_REGISTRY = shared_registry("TRANSFORMER_MODULE")
+from ...utils.registry import shared
+
+TRANSFORMER_DECODER_REGISTRY: Registry = shared("TRANSFORMER_MODULE", lambda: Registry("TRANSFORMER_MODULE"))
 TRANSFORMER_DECODER_REGISTRY.__doc__ = "Transformer decoders: called as cls(cfg, in_channels, mask_classification)."
 
 
