@@ -10,10 +10,11 @@ from typing import Any
 
 from .utils.registry import Waiting, shared
 
-VIDEO = shared(
-    "VIDEO", Waiting
-)  # the components of video models, and the names of YouTube-VIS; also by `import mask2former_video`
+# The components of video models, and the names of YouTube-VIS; `import mask2former_video` registers them too.
+VIDEO = shared("VIDEO", Waiting)
 OVIS = shared("OVIS", Waiting)  # the names of OVIS
+# The names of YouTube-VIS with annotations listed by frame, in place of those of VIDEO; by `import mask2former_video`.
+YTVIS_BY_FRAME = shared("YTVIS_BY_FRAME", Waiting)
 
 _COMPONENTS = ("VideoMaskFormer", "VideoMultiScaleMaskedTransformerDecoder")
 

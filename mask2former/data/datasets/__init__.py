@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ...video_registration import OVIS, VIDEO
+from ...video_registration import OVIS, VIDEO, YTVIS_BY_FRAME
 from .ade20k import register_ade20k
 from .catalog import dataset_root, set_dataset_root, unregister
 from .cityscapes import register_cityscapes
@@ -46,12 +46,12 @@ OVIS.add(lambda: register_ovis(dataset_root()))
 
 
 def register_images(root: str | os.PathLike[str] | None = None) -> None:
-    """Register the names of all datasets of images, and move the video names that are registered; see `register_all`."""
+    """Register the names of all datasets of images, and again those of videos that are registered."""
     directory = set_dataset_root(root)
     for register in _FAMILIES:
         register(directory)
-    VIDEO.repeat()
-    OVIS.repeat()
+    for waiting in (VIDEO, OVIS, YTVIS_BY_FRAME):
+        waiting.repeat()
 
 
 def register_all(root: str | os.PathLike[str] | None = None) -> None:

@@ -48,10 +48,7 @@ def _register_dataset(catalog: Any, name: str, func: Any) -> None:
 
 
 class DefaultMetadata(Metadata):
-    """Metadata of a default: detectron2 refuses to change a value, but here the first other value makes it the setter's.
-
-    Code that sets values before it registers its dataset of the same name keeps them, and so does code that only sets.
-    """
+    """Metadata of a default: its values can be changed, which detectron2 refuses. It then belongs to who changed it."""
 
     def __setattr__(self, key: str, value: Any) -> None:
         held = self.__dict__.get(key)

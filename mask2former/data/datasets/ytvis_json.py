@@ -100,7 +100,7 @@ def read_ytvis_json(json_file: str, *, skip_bad_records: bool = False) -> VideoA
 
 
 def check_ytvis_content(json_file: str, content: dict[str, Any], *, skip_bad_records: bool = False) -> VideoAnnotations:
-    """Check the content of a YouTube-VIS or OVIS JSON file; see `read_ytvis_json`, whose `json_file` is for messages."""
+    """Check the content of a YouTube-VIS or OVIS JSON file, as `read_ytvis_json`; its name is for messages."""
     categories = dict(read_categories(json_file, content, None))
     annotations = content.get("annotations")
     if not isinstance(annotations, (list, type(None))):
