@@ -160,7 +160,7 @@ def _check_schemas() -> None:
 FROM_OTHER_COPY = hasattr(torch.ops.mask2former, "ms_deform_attn")  # another copy of this package registered the op
 if not FROM_OTHER_COPY:
     # Not a global of this module: what is registered lives as long as the library, and other copies rely on it.
-    torch.ops.mask2former._library = _register()
+    setattr(torch.ops.mask2former, "_library", _register())  # noqa: B010 (mypy knows no such attribute)
 _check_schemas()
 
 ms_deform_attn = torch.ops.mask2former.ms_deform_attn.default

@@ -14,10 +14,11 @@ from PIL import Image
 from .._sibling import core
 
 _augmentation = core("data.dataset_mappers.clip_augmentation")
+_ClipAugmentation: Any = _augmentation.ClipAugmentation
 _SAMPLE_STYLES = ("range", "choice", "range_by_clip", "choice_by_clip")
 
 
-class CountedAugmentation(_augmentation.ClipAugmentation):  # type: ignore[misc]
+class CountedAugmentation(_ClipAugmentation):
     """Draws anew after each `clip_frame_cnt` frames, for mappers that do not say where a clip starts.
 
     Args:
@@ -26,8 +27,8 @@ class CountedAugmentation(_augmentation.ClipAugmentation):  # type: ignore[misc]
     """
 
     def __init__(self, augmentation: Any, clip_frame_cnt: int = 1) -> None:
-        by_clip = isinstance(augmentation, _augmentation.ClipAugmentation)
-        super().__init__(augmentation if by_clip else _augmentation.ClipAugmentation(augmentation))
+        by_clip = isinstance(augmentation, _ClipAugmentation)
+        super().__init__(augmentation if by_clip else _ClipAugmentation(augmentation))
         self.clip_frame_cnt = clip_frame_cnt
         self._frames = 0
 
@@ -96,6 +97,5 @@ def build_pseudo_augs(cfg: CfgNode, is_train: bool = True) -> list[T.Augmentatio
 
 
 def _counted(cfg: CfgNode, augmentations: Sequence[Any]) -> list[T.Augmentation]:
-    by_clip = _augmentation.ClipAugmentation
     count = cfg.INPUT.SAMPLING_FRAME_NUM
-    return [CountedAugmentation(a, count) if isinstance(a, by_clip) else a for a in augmentations]
+    return [CountedAugmentation(a, count) if isinstance(a, _ClipAugmentation) else a for a in augmentations]

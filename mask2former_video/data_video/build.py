@@ -43,9 +43,8 @@ def build_detection_train_loader(
         options: further keywords of detectron2's function, such as `sampler`.
     """
     if not isinstance(cfg, CfgNode):
-        return detectron2.data.build_detection_train_loader(
-            cfg if dataset is None else dataset, mapper=mapper, **options
-        )
+        dataset = cfg if dataset is None else dataset
+        return detectron2.data.build_detection_train_loader(dataset, mapper=mapper, **options)
     if dataset is None:
         dataset = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     mapper = YTVISDatasetMapper(cfg, True) if mapper is None else mapper

@@ -14,6 +14,8 @@ from .._sibling import core
 from .augmentation import build_augmentation, build_pseudo_augs
 
 _mappers = core("data.dataset_mappers.clip_mappers")
+_YTVISDatasetMapper: Any = _mappers.YTVISDatasetMapper
+_CocoClipDatasetMapper: Any = _mappers.CocoClipDatasetMapper
 _targets = core("data.dataset_mappers.targets")
 
 __all__ = ["CocoClipDatasetMapper", "YTVISDatasetMapper", "build_pseudo_augs", "filter_empty_instances"]
@@ -27,7 +29,7 @@ class Augmentations(list[Any]):
         return T.AugmentationList(list(self))(aug_input)
 
 
-class YTVISDatasetMapper(_mappers.YTVISDatasetMapper):  # type: ignore[misc]
+class YTVISDatasetMapper(_YTVISDatasetMapper):
     """`mask2former.YTVISDatasetMapper`; `gt_masks` are detectron2's BitMasks.
 
     Args:
@@ -84,7 +86,7 @@ class YTVISDatasetMapper(_mappers.YTVISDatasetMapper):  # type: ignore[misc]
         return _with_bit_masks(super().__call__(dataset_dict))
 
 
-class CocoClipDatasetMapper(_mappers.CocoClipDatasetMapper):  # type: ignore[misc]
+class CocoClipDatasetMapper(_CocoClipDatasetMapper):
     """`mask2former.CocoClipDatasetMapper`; `gt_masks` are detectron2's BitMasks.
 
     Args:

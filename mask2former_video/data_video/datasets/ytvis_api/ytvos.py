@@ -1,11 +1,11 @@
-"""Annotation and result files of YouTube-VIS with the interface of its tools, over the checked reader of this project."""
+"""Files of YouTube-VIS with the interface of its tools, over the checked reader of this project."""
 
 from __future__ import annotations
 
 import copy
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -132,7 +132,7 @@ class YTVOS:
 
         Args:
             resFile: file of results.json, or its records {"video_id", "category_id", "score", "segmentations"}; they
-                are not changed. The annotations of the index have "id", "iscrowd", "areas", "bboxes" and "avg_area" too.
+                are not changed. The index also has "id", "iscrowd", "areas", "bboxes" and "avg_area" of each.
 
         Raises:
             ValueError: not a list of records, an unknown video, or a segmentation that does not fit it.
@@ -169,9 +169,10 @@ class YTVOS:
     def annToMask(self, ann: Mapping[str, Any], frameId: int) -> np.ndarray:
         """Return the mask uint8 (H, W) of an object in a frame, empty where it is not visible."""
         code = self.annToRLE(ann, frameId)
-        video = self.vids[ann["video_id"]]
-        empty: Callable[[], np.ndarray] = lambda: np.zeros((video["height"], video["width"]), np.uint8)  # noqa: E731
-        return empty() if code is None else mask_util.decode(code)
+        if code is None:
+            video = self.vids[ann["video_id"]]
+            return np.zeros((video["height"], video["width"]), np.uint8)
+        return mask_util.decode(code)
 
 
 def _as_list(value: Any) -> list[Any]:
