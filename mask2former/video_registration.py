@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from .utils.registry import Waiting, shared
+from .utils.registry import Waiting, claim, shared
 
 # The components of video models, and the names of YouTube-VIS; `import mask2former_video` registers them too.
 VIDEO = shared("VIDEO", Waiting)
@@ -28,7 +28,8 @@ def register_named_datasets(names: Iterable[Any]) -> None:
 
 
 def register_named(cfg: Any) -> None:
-    """Register the video components and datasets that a config names."""
+    """Register the video components and datasets that a config names, before a model of this package is built."""
     if cfg.MODEL.META_ARCHITECTURE in _COMPONENTS or cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME in _COMPONENTS:
         VIDEO.activate()
     register_named_datasets((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    claim()

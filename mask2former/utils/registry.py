@@ -79,8 +79,8 @@ def _components(registry: Registry) -> Defaults:
 def shared(name: str, make: Callable[[], T]) -> T:
     """Return the object of this name that all copies of this package in the process share; `make` makes the first.
 
-    A config then builds a model of one copy, the first that was imported, and a component that a project registers in
-    one copy is known to the other.
+    A component that a project registers in one copy is then known to the other. The components of a model are those of
+    the copy that loaded the last config, see `claim`; before that, of the first that was imported.
     """
     shelf: dict[str, Any] = vars(fvcore.common.registry).setdefault(_ATTRIBUTE, {})
     if name not in shelf:
@@ -127,11 +127,23 @@ def register(registry: Registry, when: Waiting | None = None) -> Callable[[C], C
     """
 
     def add(cls: C) -> C:
+        _OWN.append((registry, cls))
         call = functools.partial(_add, registry, cls)
         call() if when is None else when.add(call)
         return cls
 
     return add
+
+
+_OWN: list[tuple[Registry, type]] = []  # what this copy of the package registers
+
+
+def claim() -> None:
+    """Make the components of this copy of the package the defaults, where another copy has set its own."""
+    for registry, cls in _OWN:
+        defaults = _components(registry)
+        if defaults.holds(cls.__name__):
+            defaults.set(cls.__name__, cls)
 
 
 def _add(registry: Registry, cls: type) -> None:

@@ -7,7 +7,8 @@ import pickle
 import pytest
 from fvcore.common.registry import Registry
 
-from mask2former.utils.registry import Waiting, register, shared
+from mask2former.utils import registry as module
+from mask2former.utils.registry import Waiting, claim, register, shared
 
 REGISTRY = Registry("PARTS")
 
@@ -45,6 +46,19 @@ def test_a_second_copy_leaves_the_first_and_a_second_import_replaces_it() -> Non
     assert registry.get("Head") is first
     again = register(registry)(part("Head", "mask2former.head"))
     assert registry.get("Head") is again
+
+
+def test_a_copy_can_claim_its_defaults_but_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_OWN", [])
+    registry = Registry("PARTS")
+    others = [register(registry)(part(name, "other.copy")) for name in ("Head", "Neck")]
+    ours = [register(registry)(part(name, "this.copy")) for name in ("Head", "Neck")]
+    assert [registry.get("Head"), registry.get("Neck")] == others
+    theirs = part("Neck")
+    registry.register(theirs)
+    module._OWN[:] = [(registry, cls) for cls in ours]
+    claim()
+    assert [registry.get("Head"), registry.get("Neck")] == [ours[0], theirs]
 
 
 def test_other_names_are_registered_as_before() -> None:
