@@ -149,7 +149,8 @@ def test_installed_package_works_beside_its_libraries(installed: Path) -> None:
     lent = site / "lent.pth"
     lent.write_text("\n".join(libraries))
     try:
-        script = "import mask2former, mask2former.ops, mask2former_video; print(mask2former.__file__, len(mask2former.__all__))"
+        imports = "import mask2former, mask2former.ops, mask2former_video"
+        script = f"{imports}; print(mask2former.__file__, len(mask2former.__all__))"
         # torch 2.14 makes a FutureWarning of what older ones call a DeprecationWarning.
         strict = ("-W", "error::FutureWarning", "-W", "error:`torch.jit.script`:DeprecationWarning")
         done = execute(installed, installed, *strict, "-c", script)
