@@ -59,7 +59,7 @@ lint: env
 	$(MAKE) --no-print-directory types
 
 types:
-	$(RUN) -m mypy mask2former
+	$(RUN) -m mypy mask2former mask2former_video
 
 format: env
 	$(RUN) -m ruff check --fix .

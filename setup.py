@@ -75,7 +75,10 @@ class Wheel(bdist_wheel):
 if __name__ == "__main__":
     setup(
         # The YAML files: configs/ in the repository, mask2former/configs/ in an installed package.
-        packages=[*find_packages(include=["mask2former", "mask2former.*"]), "mask2former.configs"],
-        package_dir={"mask2former": "mask2former", "mask2former.configs": "configs"},
+        packages=[
+            *find_packages(include=["mask2former", "mask2former.*", "mask2former_video", "mask2former_video.*"]),
+            "mask2former.configs",
+        ],
+        package_dir={"mask2former.configs": "configs"},
         cmdclass={"build": Build, "build_ops": BuildOps, "bdist_wheel": Wheel},
     )

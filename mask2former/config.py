@@ -18,6 +18,7 @@ from .errors import ConfigError
 from .structures.task import IMAGE_TASKS, Task
 from .utils.hints import did_you_mean
 from .utils.text_files import expand_home
+from .video_registration import register_named
 
 __all__ = [
     "add_maskformer2_config",
@@ -46,7 +47,10 @@ def _section(node: CfgNode, name: str) -> CfgNode:
 
 
 def add_maskformer2_config(cfg: CfgNode) -> None:
-    """Add all image keys (and detectron2's DeepLab keys, which the configs use) to `cfg`, in place. Idempotent."""
+    """Add all keys (and detectron2's DeepLab keys, which the configs use) to `cfg`, in place. Idempotent.
+
+    They include those of videos, so that each published config can be merged after it.
+    """
     if "POLY_LR_POWER" not in cfg.SOLVER:
         from detectron2.projects.deeplab import add_deeplab_config
 
@@ -81,6 +85,7 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
         },
     )
     _defaults(cfg, {"LOGGERS": ["tensorboard"]})  # ours: of tensorboard, wandb, mlflow, clearml
+    add_maskformer2_video_config(cfg)
 
 
 def add_maskformer2_video_config(cfg: CfgNode) -> None:
@@ -253,6 +258,7 @@ def load_config(config_file: str | Path | None = None, overrides: Sequence[Any] 
     """Load the defaults, then `config_file` with its bases, then `overrides` (KEY VALUE KEY VALUE ...). Not frozen.
 
     A leading `~` of OUTPUT_DIR and of weights becomes the home directory (that of datasets, when they are registered).
+    Names of video models and datasets in it are registered.
 
     Raises:
         FileNotFoundError: no such config file.
@@ -261,13 +267,13 @@ def load_config(config_file: str | Path | None = None, overrides: Sequence[Any] 
     """
     cfg = get_cfg()
     add_maskformer2_config(cfg)
-    add_maskformer2_video_config(cfg)
     if config_file:
         path = find_config(config_file)
         values = read_config(path)
         _merge(cfg, list(leaves(values)), str(path))
     merge_overrides(cfg, overrides)
     _expand_paths(cfg)
+    register_named(cfg)
     return cfg
 
 

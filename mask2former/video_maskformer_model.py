@@ -20,12 +20,13 @@ from .modeling.postprocess import Size, postprocess_clip
 from .utils.lazy_dict import Later
 from .utils.registry import register
 from .utils.signatures import accepted, fitting
+from .video_registration import VIDEO
 
 # In inference, frames that go through backbone and pixel decoder together hold about this many pixels.
 _CHUNK = 2**22
 
 
-@register(META_ARCH_REGISTRY)
+@register(META_ARCH_REGISTRY, VIDEO)
 class VideoMaskFormer(MaskClassifier):
     """Video instance segmentation: each query is one object in all frames of a clip.
 

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[1] / "mask2former"
 LAYERS = (
     ("errors", "installation"),
     ("utils",),
-    ("structures", "config_files"),
+    ("structures", "config_files", "video_registration"),
     ("config", "ops", "result_parts", "visualization", "zoo"),
     ("checkpoint", "objects"),
     ("data",),

@@ -15,6 +15,7 @@ from ..engine import Trainer, argument_parser, launch, setup
 from ..model_source import locate_model, stored_classes
 from ..utils.file_io import write_json
 from ..utils.hints import did_you_mean
+from ..video_registration import register_named_datasets
 from .parser import not_negative, refuse_given
 
 HELP = "measure a model on a dataset"
@@ -102,6 +103,7 @@ def _dataset(args: argparse.Namespace, config: Path, weights: Path) -> list[str]
     cfg = load_config(find_config(config), args.opts)
     with contextlib.suppress(OSError, ValueError):  # the custom datasets of the training may be on another machine
         register_from_config(cfg, cfg.DATASETS.TEST)
+    register_named_datasets([args.data])
     if args.data not in DatasetCatalog:
         hint = did_you_mean(args.data, DatasetCatalog.keys(), 3)
         raise ValueError(f"--data {args.data}: no such file or directory, and no dataset of this name.{hint}")

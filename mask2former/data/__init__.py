@@ -21,6 +21,7 @@ from .datasets import (
     register_all,
     register_coco_json,
     register_from_config,
+    register_images,
     register_panoptic,
     register_semantic_folder,
     register_ytvis_json,
@@ -54,4 +55,4 @@ __all__ = [
 ]
 
 # detectron2 registers its datasets at import too; a second call changes nothing.
-register_all()
+register_images()

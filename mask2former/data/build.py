@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from ..config import micro_batch_size
 from ..errors import BadRecordError
 from ..utils.hints import did_you_mean
+from .clip_records import by_track, holds_videos, load_clip_records
 from .dataset_mappers import build_mapper
 from .dataset_mappers.clip_mappers import MixedClipDatasetMapper
 from .dataset_mappers.targets import InstanceTargets, PanopticTargets, SemanticTargets
@@ -65,11 +66,12 @@ def build_train_loader(
     if start_iteration < 0:
         raise ValueError(f"start_iteration is {start_iteration}; give an iteration of 0 or more")
     records = _load_records(list(cfg.DATASETS.TRAIN), "DATASETS.TRAIN", cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    tracks = by_track(records)
     if seed is None:
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     workers = cfg.DATALOADER.NUM_WORKERS
     batches = TrainingBatches(
-        IndexStream(_repeats(cfg, records, seed), seed),
+        IndexStream(_repeats(cfg, tracks, seed), seed),
         batch_size,
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
@@ -78,7 +80,7 @@ def build_train_loader(
         groups=_orientations(records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING and batch_size > 1 else None,
     )
     mapper = mapper if mapper is not None else build_mapper(cfg, True)
-    _check_learnable(records, mapper, cfg.DATASETS.TRAIN)
+    _check_learnable(tracks, mapper, cfg.DATASETS.TRAIN)
     skip_bad = cfg.DATALOADER.SKIP_BAD_RECORDS
     dataset = TrainingRecords(records, mapper, seed=seed, skip_bad=skip_bad, num_workers=workers)
     text = "training on %d records of %s, %d per micro-batch and rank, seed %d, from iteration %d"
@@ -173,11 +175,13 @@ def _load_records(names: Sequence[str], key: str, filter_empty: bool) -> list[di
                 f'DATASETS.COCO_JSON \'[["{name}", "annotations.json", "images"]]\''
             )
     try:
+        if holds_videos(names):
+            return load_clip_records(names, filter_empty)
         return get_detection_dataset_dicts(names, filter_empty=filter_empty)
     except AssertionError as error:
         remedy = ""
         if filter_empty:
-            finding = check_objects(_load_records(names, key, False))
+            finding = check_objects(by_track(_load_records(names, key, False)))
             why = why_no_objects(names) if not finding.error or "has an object" in finding.error else ""
             reason = "; ".join(filter(None, [finding.error, why]))
             remedy = f" DATALOADER.FILTER_EMPTY_ANNOTATIONS keeps only images with objects: {reason}"

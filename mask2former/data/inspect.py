@@ -15,6 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ..errors import BadRecordError, first_few
 from ..structures.masks import SegmentationError, segmentation_to_patch
 from ..utils.parallel import map_parallel
+from .clip_records import by_track
 from .datasets.semantic_folder import pair_files
 from .datasets.ytvis_json import frame_records
 from .image_io import check_image_size, read_image, read_label_map, read_panoptic_png
@@ -80,7 +81,7 @@ def check_dataset(name: str, limit: int | None = None, workers: int | None = Non
     """
     if name not in DatasetCatalog:
         raise ValueError(f"no dataset {name!r} is registered; see mask2former.data.register_all")
-    loaded = DatasetCatalog.get(name)
+    loaded = by_track(DatasetCatalog.get(name))
     records = [frame for record in loaded for frame in frame_records(record)]
     if not records:
         raise ValueError(f"dataset {name!r} has no records; check its annotation file")

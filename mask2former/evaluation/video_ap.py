@@ -47,6 +47,25 @@ class VideoScores(CocoScores):
         return dataclasses.replace(self, recall=self.recall[..., number : number + 1], max_dets=(limit,)).ar()
 
 
+@dataclasses.dataclass(frozen=True)
+class VideoApSettings:
+    """What is compared, and how.
+
+    Attributes:
+        iou_thresholds: (T,), rising; COCO's by default.
+        recall_points: (R,), rising; COCO's by default.
+        areas: (A, 2) smallest and largest mean area in pixels; first all sizes.
+        max_dets: limits of detections per video and class, rising.
+        video_ids: evaluate only these videos; None: all.
+    """
+
+    iou_thresholds: np.ndarray = dataclasses.field(default_factory=lambda: Params("segm").iouThrs)
+    recall_points: np.ndarray = dataclasses.field(default_factory=lambda: Params("segm").recThrs)
+    areas: np.ndarray = dataclasses.field(default_factory=lambda: _AREAS)
+    max_dets: tuple[int, ...] = MAX_DETS
+    video_ids: Sequence[int] | None = None
+
+
 class ClipShape(NamedTuple):
     """Masks of an object in T frames: RLEs `codes` (None where it is not visible) and `areas`, pixels, float64 (T,)."""
 
@@ -60,6 +79,7 @@ def evaluate_videos(
     category_ids: Sequence[int] | None = None,
     *,
     checked: bool = False,
+    settings: VideoApSettings | None = None,
 ) -> VideoScores:
     """Compare results in the submission format with ground truth.
 
@@ -69,20 +89,23 @@ def evaluate_videos(
             visible)} each. May be empty: AP is then 0 wherever there is ground truth.
         category_ids: evaluate only these categories; all categories of the ground truth if None.
         checked: the RLEs of the results come from `encode_masks` and are not validated again.
+        settings: thresholds, sizes, limits and videos; by default those of YouTube-VIS and all videos.
 
     Raises:
         ValueError: no ground truth, an unknown video, a wrong number of frames, or a malformed RLE.
     """
     if not truth.has_truth:
         raise ValueError(f"{truth.file} has no annotations; submit results.json to the evaluation server")
-    parameters = Params("segm")
-    videos = {number: position for position, number in enumerate(truth.videos)}
+    s = settings or VideoApSettings()
+    selected = sorted(truth.videos if s.video_ids is None else truth.videos.keys() & set(s.video_ids))
+    videos = {number: position for position, number in enumerate(selected)}
     categories = {c: n for n, c in enumerate(sorted(truth.categories if category_ids is None else category_ids))}
     truths = Objects.of(_truth_records(truth), _shape_and_area, videos, categories)
-    detections = Objects.of(_result_records(truth, results, checked), _shape_and_area, videos, categories, MAX_DETS[-1])
-    matches = match(truths, detections, _plain_iou, parameters.iouThrs, _AREAS)
-    precision, recall = curves(truths, detections, matches, _AREAS, len(categories), MAX_DETS, parameters.recThrs)
-    return VideoScores(precision, recall, parameters.iouThrs, tuple(categories), MAX_DETS)
+    limit = s.max_dets[-1]
+    detections = Objects.of(_result_records(truth, results, checked), _shape_and_area, videos, categories, limit)
+    matches = match(truths, detections, _plain_iou, s.iou_thresholds, s.areas)
+    precision, recall = curves(truths, detections, matches, s.areas, len(categories), s.max_dets, s.recall_points)
+    return VideoScores(precision, recall, s.iou_thresholds, tuple(categories), s.max_dets)
 
 
 def _plain_iou(detections: list[Any], truths: list[Any], crowd: list[int]) -> np.ndarray:
@@ -101,7 +124,7 @@ def _truth_records(truth: VideoAnnotations) -> list[dict[str, Any]]:
             if not shape.areas.any():
                 continue
             annotated = None if track.areas is None else np.array([a or 0 for a in track.areas], dtype=np.float64)
-            area = _mean_area(shape.areas if annotated is None else annotated)
+            area = mean_area(shape.areas if annotated is None else annotated)
             record = {"image_id": video.id, "category_id": track.category_id, "iscrowd": track.crowd}
             records.append({**record, "shape": shape, "area": area})
     return records
@@ -124,7 +147,7 @@ def _result_records(
         except SegmentationError as error:
             raise ValueError(f"{where}: {error}") from error
         record = {"image_id": video.id, "category_id": result["category_id"], "score": result["score"]}
-        records.append({**record, "shape": shape, "area": _mean_area(shape.areas)})
+        records.append({**record, "shape": shape, "area": mean_area(shape.areas)})
     return records
 
 
@@ -179,6 +202,7 @@ def clip_iou(detections: Sequence[ClipShape], truths: Sequence[ClipShape]) -> np
     return shared / (predicted.sum(axis=1)[:, None] + true.sum(axis=1) - shared)
 
 
-def _mean_area(areas: np.ndarray) -> float:
+def mean_area(areas: np.ndarray) -> float:
+    """Return the mean of areas (T,) over the frames that show the object, 0 without any."""
     visible = areas[areas > 0]
     return float(visible.mean()) if visible.size else 0.0

@@ -69,7 +69,13 @@ class YTVISEvaluator(DatasetEvaluator):
     """
 
     def __init__(
-        self, dataset_name: str, tasks: object = None, distributed: bool = True, output_dir: str | None = None
+        self,
+        dataset_name: str,
+        tasks: object = None,
+        distributed: bool = True,
+        output_dir: str | None = None,
+        *,
+        use_fast_impl: bool = True,
     ) -> None:
         """
         Args:
@@ -78,6 +84,7 @@ class YTVISEvaluator(DatasetEvaluator):
             tasks: unused; keeps the position of the next arguments compatible with the reference.
             distributed: collect predictions from all ranks; the main rank evaluates.
             output_dir: where results.json is written; nothing is written if None.
+            use_fast_impl: unused, as `tasks`.
 
         Raises:
             FileNotFoundError: the annotation file does not exist.

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from . import registration
+
 logger = logging.getLogger(__name__)
 
 # First version with the stable ABI that the extension is built for.
@@ -58,6 +60,8 @@ def _load(device_type: str) -> Extension:
         return Extension(device_type, path, f"needs torch {required} or newer, this is {torch.__version__}")
     if device_type == "cuda" and torch.version.cuda is None:
         return Extension(device_type, path, f"this torch ({torch.__version__}) has no CUDA")
+    if registration.FROM_OTHER_COPY and _has_kernel(device_type):
+        return Extension(device_type, path, "")
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
@@ -66,6 +70,10 @@ def _load(device_type: str) -> Extension:
         logger.warning("%s does not load (%s); deformable attention on %s runs in PyTorch", path, reason, device_type)
         return Extension(device_type, path, f"does not load: {reason}")
     return Extension(device_type, path, "")
+
+
+def _has_kernel(device_type: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key("mask2former::ms_deform_attn", device_type.upper())
 
 
 def _torch_version() -> tuple[int, int]:

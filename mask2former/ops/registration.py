@@ -2,6 +2,8 @@
 
 `torch.ops.mask2former.ms_deform_attn` exists with or without the compiled extension, so that an exported program runs
 wherever this package is imported. The extension adds kernels for CPU and CUDA, which take precedence.
+
+A process has one such op. A second copy of this package (one of them inside another project) uses that of the first.
 """
 
 from __future__ import annotations
@@ -15,12 +17,10 @@ from torch import Tensor
 from .reference import ms_deform_attn_reference
 
 _ARGUMENTS = "Tensor value, SymInt[] spatial_shapes, Tensor? reference_points, Tensor sampling, Tensor attention"
-_library = torch.library.Library("mask2former", "DEF")
-_library.define(f"ms_deform_attn({_ARGUMENTS}) -> Tensor")
-_library.define(f"ms_deform_attn_backward(Tensor grad, {_ARGUMENTS}, bool deterministic) -> (Tensor, Tensor, Tensor)")
-
-ms_deform_attn = torch.ops.mask2former.ms_deform_attn.default
-ms_deform_attn_backward = torch.ops.mask2former.ms_deform_attn_backward.default
+_SCHEMAS = (
+    f"ms_deform_attn({_ARGUMENTS}) -> Tensor",
+    f"ms_deform_attn_backward(Tensor grad, {_ARGUMENTS}, bool deterministic) -> (Tensor, Tensor, Tensor)",
+)
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
@@ -55,11 +55,6 @@ def _backward(
     return grads[0].contiguous(), grads[1].contiguous(), grads[2].contiguous()
 
 
-_library.impl("ms_deform_attn", _forward, "CompositeExplicitAutograd")
-_library.impl("ms_deform_attn_backward", _backward, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("mask2former::ms_deform_attn", lib=_library)
 def _fake_forward(
     value: Tensor, spatial_shapes: Sequence[int], reference_points: Tensor | None, sampling: Tensor, attention: Tensor
 ) -> Tensor:
@@ -67,7 +62,6 @@ def _fake_forward(
     return value.new_empty(batch, sampling.shape[1], heads * dim)
 
 
-@torch.library.register_fake("mask2former::ms_deform_attn_backward", lib=_library)
 def _fake_backward(
     grad: Tensor,
     value: Tensor,
@@ -114,17 +108,11 @@ def _reference_gradient(grad_offsets: Tensor, reference_points: Tensor, spatial_
     return grad.sum_to_size(reference_points.shape)
 
 
-torch.library.register_autograd("mask2former::ms_deform_attn", _autograd, setup_context=_setup_context, lib=_library)
-
-
 def _autograd_twice(ctx: Any, *grads: Tensor) -> None:
     raise RuntimeError("ms_deform_attn does not support double backward, as PyTorch's grid_sample does not")
 
 
-torch.library.register_autograd("mask2former::ms_deform_attn_backward", _autograd_twice, lib=_library)
-
-
-def _register_autocast(device: str, key: str) -> None:
+def _register_autocast(library: torch.library.Library, device: str, key: str) -> None:
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
     def kernel(
@@ -139,8 +127,41 @@ def _register_autocast(device: str, key: str) -> None:
         with torch._C._ExcludeDispatchKeyGuard(keys):
             return ms_deform_attn(value, spatial_shapes, reference_points, sampling, attention)
 
-    _library.impl("ms_deform_attn", kernel, key)
+    library.impl("ms_deform_attn", kernel, key)
 
 
-_register_autocast("cpu", "AutocastCPU")
-_register_autocast("cuda", "AutocastCUDA")
+def _register() -> torch.library.Library:
+    library = torch.library.Library("mask2former", "DEF")
+    for schema in _SCHEMAS:
+        library.define(schema)
+    library.impl("ms_deform_attn", _forward, "CompositeExplicitAutograd")
+    library.impl("ms_deform_attn_backward", _backward, "CompositeExplicitAutograd")
+    forward, backward = "mask2former::ms_deform_attn", "mask2former::ms_deform_attn_backward"
+    torch.library.register_fake(forward, _fake_forward, lib=library)
+    torch.library.register_fake(backward, _fake_backward, lib=library)
+    torch.library.register_autograd(forward, _autograd, setup_context=_setup_context, lib=library)
+    torch.library.register_autograd(backward, _autograd_twice, lib=library)
+    _register_autocast(library, "cpu", "AutocastCPU")
+    _register_autocast(library, "cuda", "AutocastCUDA")
+    return library
+
+
+def _check_schemas() -> None:
+    """Refuse the op of another version of this package, whose arguments differ."""
+    for schema in _SCHEMAS:
+        held = str(getattr(torch.ops.mask2former, schema.partition("(")[0]).default._schema)
+        if held != f"mask2former::{schema}":
+            raise ImportError(
+                f"this process has imported another version of mask2former, whose op {held} is not that of "
+                f"{__package__}; import one of them only"
+            )
+
+
+FROM_OTHER_COPY = hasattr(torch.ops.mask2former, "ms_deform_attn")  # another copy of this package registered the op
+if not FROM_OTHER_COPY:
+    # Not a global of this module: what is registered lives as long as the library, and other copies rely on it.
+    setattr(torch.ops.mask2former, "_library", _register())  # noqa: B010 (mypy knows no such attribute)
+_check_schemas()
+
+ms_deform_attn = torch.ops.mask2former.ms_deform_attn.default
+ms_deform_attn_backward = torch.ops.mask2former.ms_deform_attn_backward.default

@@ -32,17 +32,20 @@ class WindowedClips(nn.Module):
         self.model, self.settings = model, settings
         self.train(model.training)
 
-    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Any:
-        """Return one result per clip, with the inputs and outputs of `VideoMaskFormer.forward`.
+    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | list[dict[str, Any]]:
+        """Return results with the inputs and outputs of `VideoMaskFormer.forward`: a dict of one clip, a list of more.
 
         A clip longer than a window has "pred_rles" instead of "pred_masks": for each instance T COCO RLEs, None in
         frames that do not show it. The best TEST.DETECTIONS_PER_VIDEO instances of every window are kept.
         """
-        fits = [len(clip["image"]) <= self.settings.window for clip in batched_inputs]
-        results = [
-            self.model([clip]) if fit else self._long(clip) for clip, fit in zip(batched_inputs, fits, strict=True)
-        ]
+        results = [self._result(clip) for clip in batched_inputs]
         return results[0] if len(results) == 1 else results
+
+    def _result(self, clip: Mapping[str, Any]) -> dict[str, Any]:
+        if len(clip["image"]) > self.settings.window:
+            return self._long(clip)
+        result = self.model([clip])
+        return result if isinstance(result, dict) else result[0]
 
     def _long(self, clip: Mapping[str, Any]) -> dict[str, Any]:
         frames: Sequence[Tensor] = clip["image"]

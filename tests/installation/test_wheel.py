@@ -22,6 +22,7 @@ from mask2former.installation.requirements import build_setuptools, read_pins, t
 from tests.installation.imitation import environment
 
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("mask2former", "mask2former_video")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md", "tools/installation_package.py"):
         (copy / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, copy / name)
-    for name in ("mask2former", "configs"):
+    for name in (*PACKAGES, "configs"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "-w", str(copy), str(copy)]
     done = subprocess.run(
@@ -50,7 +51,7 @@ def test_wheel_carries_every_config_table_and_model_file(wheel: zipfile.ZipFile)
     names = set(wheel.namelist())
     configs = {f"mask2former/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert len(configs) >= 20 and configs <= names
-    package = [path for path in (ROOT / "mask2former").rglob("*") if path.is_file()]
+    package = [path for name in PACKAGES for path in (ROOT / name).rglob("*") if path.is_file()]
     data = [
         path for path in package if path.suffix in (".py", ".json", ".txt") or {"bundled", "csrc"} & set(path.parts)
     ]
@@ -148,7 +149,8 @@ def test_installed_package_works_beside_its_libraries(installed: Path) -> None:
     lent = site / "lent.pth"
     lent.write_text("\n".join(libraries))
     try:
-        script = "import mask2former, mask2former.ops; print(mask2former.__file__, len(mask2former.__all__))"
+        imports = "import mask2former, mask2former.ops, mask2former_video"
+        script = f"{imports}; print(mask2former.__file__, len(mask2former.__all__))"
         # torch 2.14 makes a FutureWarning of what older ones call a DeprecationWarning.
         strict = ("-W", "error::FutureWarning", "-W", "error:`torch.jit.script`:DeprecationWarning")
         done = execute(installed, installed, *strict, "-c", script)

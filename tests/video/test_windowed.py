@@ -28,10 +28,15 @@ def clip(count: int, **more: Any) -> dict[str, Any]:
     return {"image": [torch.from_numpy(image).permute(2, 0, 1) for image in images(count)], **more}
 
 
+def only(result: Any) -> dict[str, Any]:
+    """Return the result of a batch of one clip."""
+    return result if isinstance(result, dict) else result[0]
+
+
 @pytest.mark.parametrize(("window", "overlap"), [(8, 3), (7, 0), (1, 0)])
 def test_a_long_clip_has_its_objects_in_all_frames(window: int, overlap: int) -> None:
     model = Shapes().eval()
-    (output,) = WindowedClips(model, WindowSettings(window, overlap))([clip(30, height=HEIGHT, width=WIDTH)])
+    output = WindowedClips(model, WindowSettings(window, overlap))([clip(30, height=HEIGHT, width=WIDTH)])
     assert max(model.lengths) == window and len(model.lengths) > 1
     assert output["pred_labels"] == [0, 1, 2] and "pred_masks" not in output
     for record in clip_to_records(output, 7):
@@ -42,7 +47,7 @@ def test_a_long_clip_has_its_objects_in_all_frames(window: int, overlap: int) ->
 
 
 def test_masks_have_the_size_of_the_record() -> None:
-    (output,) = WindowedClips(Shapes().eval(), WindowSettings(8, 3))([clip(12, height=2 * HEIGHT, width=2 * WIDTH)])
+    output = WindowedClips(Shapes().eval(), WindowSettings(8, 3))([clip(12, height=2 * HEIGHT, width=2 * WIDTH)])
     assert output["image_size"] == (2 * HEIGHT, 2 * WIDTH)
     large = np.kron(truth(0, 4), np.ones((2, 2))).astype(bool)
     mask = mask_util.decode(output["pred_rles"][0][4]).astype(bool)
@@ -55,7 +60,7 @@ def test_a_clip_that_fits_is_left_to_the_model() -> None:
     wrapped = windowed(cfg, model)
     assert isinstance(wrapped, WindowedClips) and not wrapped.training
     with torch.no_grad():
-        (ours,), (theirs,) = wrapped([clip(4)]), model([clip(4)])
+        ours, theirs = wrapped([clip(4)]), only(model([clip(4)]))
         assert ours["pred_scores"] == theirs["pred_scores"]
         assert all(torch.equal(a, b) for a, b in zip(ours["pred_masks"], theirs["pred_masks"], strict=True))
         short, long = wrapped([clip(3), clip(5)])
@@ -66,7 +71,7 @@ def test_one_window_gives_the_records_of_the_complete_clip() -> None:
     model = tiny(R50).eval()
     record = clip(4, height=HEIGHT, width=WIDTH)
     with torch.no_grad():
-        complete = clip_to_records(model([record])[0], 1)
+        complete = clip_to_records(only(model([record])), 1)
         wrapped = WindowedClips(model, WindowSettings(window=4, overlap=0, candidates=100))
         parts = clip_to_records(wrapped._long(record), 1)
     key = ("score", "category_id")

@@ -1,14 +1,19 @@
-"""Replaceable entries of detectron2's catalogs, and checks of the files of a dataset."""
+"""Entries of detectron2's catalogs that other registrations replace, and checks of the files of a dataset."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
+
+from ...utils.registry import Defaults, defaults_of
+
+logger = logging.getLogger(__name__)
 
 Records = list[dict[str, Any]]
 
@@ -28,7 +33,33 @@ def set_dataset_root(root: str | os.PathLike[str] | None) -> str:
     return _state["root"]
 
 
-class FileMetadata(Metadata):
+def _datasets() -> Defaults:
+    return defaults_of(DatasetCatalog, "data", "register", _register_dataset)
+
+
+def _metadata() -> Defaults:
+    return defaults_of(MetadataCatalog, "data")
+
+
+def _register_dataset(catalog: Any, name: str, func: Any) -> None:
+    if _datasets().give_way(name):
+        _metadata().give_way(name)
+    type(catalog).register(catalog, name, func)
+
+
+class DefaultMetadata(Metadata):
+    """Metadata of a default: its values can be changed, which detectron2 refuses. It then belongs to who changed it."""
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        held = self.__dict__.get(key)
+        if held is None or held == value:
+            super().__setattr__(key, value)
+            return
+        _metadata().ours.pop(self.name, None)
+        self.__dict__[key] = value
+
+
+class FileMetadata(DefaultMetadata):
     """Metadata whose entries are partly read from files of the dataset at the first access.
 
     Args:
@@ -48,9 +79,16 @@ class FileMetadata(Metadata):
         self._fill(read())
         return getattr(self, key)
 
+    def __setattr__(self, key: str, value: Any) -> None:
+        if key in self.__dict__.get("_pending", ((),))[0]:  # not compared: the files may be missing
+            self.__dict__[key] = value
+            _metadata().ours.pop(self.name, None)
+        else:
+            super().__setattr__(key, value)
+
     def _fill(self, values: dict[str, Any]) -> None:
         self.__dict__.pop("_pending", None)
-        self.__dict__.update(values)
+        self.__dict__.update({key: value for key, value in values.items() if key not in self.__dict__})
 
     def as_dict(self) -> dict[str, Any]:
         """Return all entries; without those from files if the files are missing."""
@@ -60,17 +98,35 @@ class FileMetadata(Metadata):
         return {key: value for key, value in super().as_dict().items() if key != "_pending"}
 
 
-def set_dataset(name: str, load: Callable[[], Records], metadata: Metadata | dict[str, Any]) -> None:
-    """Register a name, or replace its entries; equal metadata stays the same object.
+def set_dataset(name: str, load: Callable[[], Records], metadata: FileMetadata | dict[str, Any]) -> None:
+    """Register a default, or replace it; equal metadata stays the same object.
 
-    detectron2 refuses to register a name twice and to change a metadata value, so the entries are replaced.
+    A name that other code has registered stays its own, except those that detectron2 registers at its import.
     """
-    DatasetCatalog[name] = load
-    if isinstance(metadata, Metadata):
-        MetadataCatalog[name] = metadata
-    elif MetadataCatalog.get(name).as_dict() != {"name": name, **metadata}:
-        MetadataCatalog.pop(name)
-        MetadataCatalog.get(name).set(**metadata)
+    datasets, described = _datasets(), _metadata()
+    builtin = _is_builtin(name)
+    if name in DatasetCatalog and not datasets.holds(name) and not builtin:
+        logger.info("dataset %s is registered by other code and stays as it is", name)
+        return
+    datasets.set(name, load)
+    held = MetadataCatalog.data.get(name)
+    if held is not None and len(vars(held)) > 1 and not described.holds(name) and not builtin:
+        return  # other code has set it
+    if isinstance(metadata, FileMetadata):
+        described.set(name, metadata)
+    elif not described.holds(name) or MetadataCatalog.get(name).as_dict() != {"name": name, **metadata}:
+        described.set(name, DefaultMetadata(name=name, **metadata))
+
+
+def _is_builtin(name: str) -> bool:
+    """Return whether detectron2 registered a name at its import, with files below the root that it took then."""
+    load = DatasetCatalog.data.get(name)
+    if load is None or not str(getattr(load, "__module__", "")).startswith("detectron2.data."):
+        return False
+    from detectron2.data.datasets import builtin
+
+    paths = [value for value in MetadataCatalog.get(name).as_dict().values() if isinstance(value, str)]
+    return any(path.startswith(os.path.join(builtin._root, "")) for path in paths)
 
 
 def require_files(name: str, paths: Iterable[str], layout: str) -> None:
@@ -127,7 +183,10 @@ def register_custom(
     if _registered.get(name) == state and name in DatasetCatalog:
         return
     load, metadata = describe()
-    set_dataset(name, load, metadata)
+    DatasetCatalog[name] = load
+    if MetadataCatalog.get(name).as_dict() != {"name": name, **metadata}:
+        MetadataCatalog.pop(name)
+        MetadataCatalog.get(name).set(**metadata)
     _registered[name] = state
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from detectron2.config import CfgNode
 
 from ...errors import ConfigError
+from ...video_registration import register_named, register_named_datasets
 from .coco_json import register_coco_json
 from .coco_panoptic import register_panoptic
 from .semantic_folder import register_semantic_folder
@@ -56,7 +57,7 @@ def _has_form(entry: Any, dataset_format: _Format) -> bool:
 
 
 def register_from_config(cfg: CfgNode, names: Iterable[str] | None = None) -> None:
-    """Register the custom datasets of a config.
+    """Register the custom datasets of a config, and the video datasets that it names.
 
     Args:
         cfg: DATASETS and DATALOADER.SKIP_BAD_RECORDS are read.
@@ -69,6 +70,8 @@ def register_from_config(cfg: CfgNode, names: Iterable[str] | None = None) -> No
     for name in names or ():
         if not isinstance(name, str):
             raise ConfigError(f"DATASETS.TRAIN and DATASETS.TEST are lists of dataset names, but have {name!r}")
+    register_named(cfg)
+    register_named_datasets(names or ())
     requested = None if names is None else set(names)
     for key, dataset_format in _FORMATS.items():
         for entry in cfg.DATASETS[key]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 from typing import Any
 
 from detectron2.data import MetadataCatalog
@@ -25,24 +26,44 @@ OVIS_LAYOUT = """\
   {train,valid,test}/<video>/img_0000001.jpg"""
 
 
+FAMILIES = ("ytvis_2019", "ytvis_2021")
+
+
 def register_ytvis(root: str) -> None:
-    """Register the names of YouTube-VIS and OVIS below `root` without reading any file."""
-    for family in ("ytvis_2019", "ytvis_2021"):
-        layout = YTVIS_LAYOUT.format(family=family)
-        for split, directory in _SPLITS.items():
-            paths = {
-                "json_file": os.path.join(root, family, f"{directory}.json"),
-                "image_root": os.path.join(root, family, directory, "JPEGImages"),
-            }
-            name = f"{family}_{split}"
-            metadata = {**instance_metadata(class_table(family)), **paths, "evaluator_type": "ytvis"}
-            set_dataset(name, functools.partial(_load, name, layout, **paths), metadata)
+    """Register the names of YouTube-VIS below `root` without reading any file."""
+    for family in FAMILIES:
+        register_ytvis_family(root, family, _load)
+
+
+def register_ytvis_family(root: str, family: str, load: Callable[..., Records]) -> None:
+    """Register the names of one year of YouTube-VIS.
+
+    Args:
+        root: directory of the datasets.
+        family: one of FAMILIES.
+        load: returns the records; called with name, layout (for messages), JSON file and directory of the frames.
+    """
+    for name, (directory, file) in ytvis_splits(family).items():
+        paths = {"json_file": os.path.join(root, file), "image_root": os.path.join(root, directory)}
+        metadata = {**instance_metadata(class_table(family)), **paths, "evaluator_type": "ytvis"}
+        set_dataset(name, functools.partial(load, name, YTVIS_LAYOUT.format(family=family), **paths), metadata)
+
+
+def ytvis_splits(family: str) -> dict[str, tuple[str, str]]:
+    """Return name -> directory of the frames and JSON file, both below the root."""
+    return {
+        f"{family}_{split}": (f"{family}/{directory}/JPEGImages", f"{family}/{directory}.json")
+        for split, directory in _SPLITS.items()
+    }
+
+
+def register_ovis(root: str) -> None:
+    """Register the names of OVIS, whose classes are read from its JSON files when they are first needed."""
     for split, directory in _SPLITS.items():
         _register_ovis(root, f"ovis_{split}", directory)
 
 
 def _register_ovis(root: str, name: str, directory: str) -> None:
-    """Register OVIS, whose classes are read from its JSON file when they are first needed."""
     paths = {
         "json_file": os.path.join(root, "ovis", f"annotations_{directory}.json"),
         "image_root": os.path.join(root, "ovis", directory),

@@ -96,6 +96,11 @@ def read_ytvis_json(json_file: str, *, skip_bad_records: bool = False) -> VideoA
         BadRecordError: the file is malformed or, without `skip_bad_records`, one of its records.
     """
     content = read_json_object(json_file, lists=("videos", "categories"))
+    return check_ytvis_content(json_file, content, skip_bad_records=skip_bad_records)
+
+
+def check_ytvis_content(json_file: str, content: dict[str, Any], *, skip_bad_records: bool = False) -> VideoAnnotations:
+    """Check the content of a YouTube-VIS or OVIS JSON file, as `read_ytvis_json`; its name is for messages."""
     categories = dict(read_categories(json_file, content, None))
     annotations = content.get("annotations")
     if not isinstance(annotations, (list, type(None))):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ...utils.overrides import unchanged
 from ...utils.registry import register
+from ...video_registration import VIDEO
 from ..outputs import DecoderOutputs, Deferred, MaskLogits, layer_outputs, mask_logits
 from .layers import MLP, CrossAttentionLayer, FFNLayer, SelfAttentionLayer
 from .position_encoding import PositionEmbeddingSine, PositionEmbeddingSine3D
@@ -231,7 +232,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         return [{"pred_logits": classes, "pred_masks": masks} for classes, masks in layers]
 
 
-@register(TRANSFORMER_DECODER_REGISTRY)
+@register(TRANSFORMER_DECODER_REGISTRY, VIDEO)
 class VideoMultiScaleMaskedTransformerDecoder(MultiScaleMaskedTransformerDecoder):
     """Masked-attention decoder of clips, whose position encoding includes the frame.
 

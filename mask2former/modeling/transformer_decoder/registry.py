@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from detectron2.utils.registry import Registry
+from fvcore.common.registry import Registry
 from torch import nn
 
-TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_MODULE")
+from ...utils.registry import shared
+
+TRANSFORMER_DECODER_REGISTRY: Registry = shared("TRANSFORMER_MODULE", lambda: Registry("TRANSFORMER_MODULE"))
 TRANSFORMER_DECODER_REGISTRY.__doc__ = "Transformer decoders: called as cls(cfg, in_channels, mask_classification)."
 
 

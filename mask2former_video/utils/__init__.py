@@ -1,0 +1,1 @@
+"""Helpers of the reference implementation that video projects import."""
