@@ -37,7 +37,6 @@ NAME = "clips_of_the_video_package"
 Write = Callable[[], tuple[str, str]]
 
 # The classes of images are about to take these forms; remove the mark with it.
-waits = pytest.mark.xfail(reason="waits for the forms of matcher, decoder and position encoding", strict=True)
 
 MODULES = {
     "": [
@@ -149,7 +148,6 @@ def test_criterion_takes_clips() -> None:
     assert sorted(losses) == ["loss_ce", "loss_ce_0", "loss_dice", "loss_dice_0", "loss_mask", "loss_mask_0"]
 
 
-@waits
 def test_matcher_takes_clips() -> None:
     from mask2former_video.modeling.matcher import VideoHungarianMatcher
 
@@ -160,7 +158,6 @@ def test_matcher_takes_clips() -> None:
     assert all(side.dtype == torch.int64 for side in pairs[0])
 
 
-@waits
 def test_decoder_takes_the_number_of_frames() -> None:
     from mask2former_video.modeling.transformer_decoder.video_mask2former_transformer_decoder import (
         VideoMultiScaleMaskedTransformerDecoder,
@@ -185,7 +182,6 @@ def test_decoder_takes_the_number_of_frames() -> None:
     assert shapes(dict(outputs)) == {**one, "aux_outputs": [one] * 3}
 
 
-@waits
 def test_position_encoding_of_clips() -> None:
     from mask2former.modeling.transformer_decoder.position_encoding import PositionEncoding
     from mask2former_video.modeling.transformer_decoder.position_encoding import PositionEmbeddingSine3D
