@@ -183,13 +183,17 @@ def test_decoder_takes_the_number_of_frames() -> None:
 
 
 def test_position_encoding_of_clips() -> None:
-    from mask2former.modeling.transformer_decoder.position_encoding import PositionEncoding
     from mask2former_video.modeling.transformer_decoder.position_encoding import PositionEmbeddingSine3D
 
     x = torch.rand(2, 3, 32, 4, 5)
     encoding = PositionEmbeddingSine3D(16, normalize=True)(x)
     assert encoding.shape == (2, 3, 32, 4, 5)
-    ours = PositionEncoding(32, temporal=True)(3, 4, 5, torch.device("cpu")).view(3, 4, 5, 32).permute(0, 3, 1, 2)
+    ours = (
+        PositionEmbeddingSine3D(16, normalize=True)
+        .tokens(3, 4, 5, torch.device("cpu"))
+        .view(3, 4, 5, 32)
+        .permute(0, 3, 1, 2)
+    )
     assert torch.allclose(encoding, ours.expand_as(encoding), atol=1e-6)
     nothing_hidden = torch.zeros(2, 3, 4, 5, dtype=torch.bool)
     assert torch.allclose(PositionEmbeddingSine3D(16, normalize=True)(x, nothing_hidden), encoding, atol=1e-6)
