@@ -97,6 +97,8 @@ class PositionEmbeddingSine3D(PositionEmbeddingSine):
         Args:
             mask: bool (B, T, H, W), True on padding, which is not counted; None: no padding.
         """
+        if x.dim() != 5:
+            raise ValueError(f"a clip has 5 dimensions (B, T, C, H, W), not the shape {tuple(x.shape)}")
         if mask is not None:
             with torch.autocast(x.device.type, enabled=False):
                 inside = (~mask).float()
