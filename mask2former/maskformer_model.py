@@ -101,9 +101,15 @@ class MaskClassifier(nn.Module):
 
     def weighted_losses(self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Compute the criterion's losses, each multiplied by its weight."""
-        losses = self.criterion(outputs, targets)
-        weights: Any = self.criterion.weight_dict
-        return {name: loss * weights[name] for name, loss in losses.items() if name in weights}
+        criterion: Any = self.criterion
+        plain, weights = _is_plain(criterion), criterion.weight_dict
+        losses = criterion.views(outputs, targets) if plain else criterion(outputs, targets)
+        losses = {name: loss for name, loss in losses.items() if name in weights}
+        factors = [weights[name] for name in losses]
+        if plain and losses and all(isinstance(factor, (int, float)) for factor in factors):
+            scaled = torch._foreach_mul(list(losses.values()), factors)  # in one launch
+            return dict(zip(losses, scaled, strict=True))
+        return {name: loss * factor for (name, loss), factor in zip(losses.items(), factors, strict=True)}
 
 
 @register(META_ARCH_REGISTRY)
@@ -220,7 +226,8 @@ class MaskFormer(MaskClassifier):
         """Refuse classes that the model does not have, which on a GPU end in a message that names no file."""
         classes, count = record["instances"].gt_classes, getattr(self.sem_seg_head, "num_classes", None)
         if classes.device.type == "cpu" and len(classes) and isinstance(count, int):
-            low, high = int(classes.min()), int(classes.max())
+            numbers = classes.tolist()
+            low, high = min(numbers), max(numbers)
             if low < 0 or high >= count:
                 raise ValueError(
                     f"training sample {record.get('file_name', '(no file name)')} has class "
@@ -310,6 +317,12 @@ def class_scores_and_masks(outputs: Mapping[str, Tensor]) -> tuple[Tensor, Tenso
     """Return class scores (B, Q, K + 1), after the softmax, and mask logits (B, Q, H4, W4) of a head's outputs."""
     masks = outputs["pred_masks"]
     return F.softmax(outputs["pred_logits"].float(), dim=-1), masks[:, :, 0] if masks.dim() == 5 else masks
+
+
+def _is_plain(criterion: nn.Module) -> bool:
+    """Return whether calling the criterion gives what its `views` gives: no subclass or hook stands in between."""
+    hooks = criterion._forward_hooks or criterion._forward_pre_hooks
+    return not hooks and unchanged(criterion, SetCriterion, "forward", "views")
 
 
 def build_criterion(cfg: Any, num_classes: int) -> SetCriterion:

@@ -85,6 +85,11 @@ class SetCriterion(nn.Module):
         Returns:
             {"loss_ce", "loss_mask", "loss_dice"} of the last prediction; with suffix _0, _1, ... of the earlier ones.
         """
+        # Copies, because callers scale losses in place, which the views that unbind returns do not allow.
+        return {name: value.clone() for name, value in self.views(outputs, targets).items()}
+
+    def views(self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Compute what `forward` returns, as views that cannot be changed in place."""
         if not self.deep_supervision:
             outputs = without_earlier(outputs)
         if self._layer_by_layer():
@@ -102,9 +107,8 @@ class SetCriterion(nn.Module):
                 cross_entropy, dice = self._mask_losses(predictions, truth, assignments)
                 terms["loss_mask"], terms["loss_dice"] = cross_entropy / count, dice / count
         suffixes = ["", *(f"_{i}" for i in range(len(predictions.logits) - 1))]
-        # Copies, because callers scale losses in place, which the views that unbind returns do not allow.
         return {
-            f"{name}{suffix}": value.clone()
+            f"{name}{suffix}": value
             for name, values in terms.items()
             for suffix, value in zip(suffixes, values.unbind(0), strict=True)
         }

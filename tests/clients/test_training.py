@@ -420,3 +420,19 @@ def test_a_class_that_the_model_does_not_have_is_named() -> None:
     samples[0]["file_name"] = "street.jpg"
     with pytest.raises(ValueError, match=r"street\.jpg has class 133.*NUM_CLASSES is 133"):
         model(samples)
+
+
+def test_weights_of_losses_may_be_learned_and_losses_of_the_model_scaled() -> None:
+    model, samples = client_model(train=True), batch()
+    torch.manual_seed(1)
+    expected = model(samples)
+    weight = nn.Parameter(torch.tensor(2.0))
+    model.criterion.weight_dict = {**model.criterion.weight_dict, "loss_ce": weight}
+    torch.manual_seed(1)
+    losses = model(samples)
+    for name in losses:
+        torch.testing.assert_close(losses[name], expected[name])
+        expected[name] *= 2
+        losses[name] *= 2
+    sum(losses.values()).backward()
+    assert weight.grad is not None and weight.grad.item() == pytest.approx(losses["loss_ce"].item() / 2, rel=1e-4)

@@ -91,6 +91,9 @@ class Attention(nn.Module):
         else:
             self._warn_of_hooks()
             out, attention = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout), None
+        # Some kernels store results batch first, others like the queries: neither needs a copy.
+        if out.stride(0) > out.stride(2):
+            return self.out_proj(out.transpose(1, 2).flatten(2)).transpose(0, 1), attention
         return self.out_proj(out.permute(2, 0, 1, 3).flatten(2)), attention
 
     def _project(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -100,7 +103,7 @@ class Attention(nn.Module):
         return F.linear(x.transpose(0, 1), weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def _mask(self, attn_mask: Tensor | None, padding: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """Return what `scaled_dot_product_attention` takes: True where attention is allowed, or float logits."""
+        """Return what is added to the attention logits, which `scaled_dot_product_attention` would make of bool."""
         if attn_mask is not None and attn_mask.dim() == 3:
             attn_mask = attn_mask.unflatten(0, (-1, self.num_heads))
         if padding is not None:
@@ -113,7 +116,9 @@ class Attention(nn.Module):
                 attn_mask = attn_mask.masked_fill(padding, float("-inf"))
         if attn_mask is None:
             return None
-        return ~attn_mask if attn_mask.dtype == torch.bool else attn_mask.to(dtype)
+        if attn_mask.dtype == torch.bool:
+            return torch.zeros_like(attn_mask, dtype=dtype).masked_fill_(attn_mask, float("-inf"))
+        return attn_mask.to(dtype)
 
     def _warn_of_hooks(self) -> None:
         if self._forward_hooks and not self.__dict__.get("_warned"):
@@ -128,7 +133,7 @@ def _weighted(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: flo
     """Attend as `scaled_dot_product_attention` does; return the result and the attention weights."""
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if mask is not None:
-        logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
+        logits = logits + mask
     weights = F.dropout(logits.softmax(-1), dropout)
     return weights @ v, weights
 

@@ -133,9 +133,11 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         states: list[Tensor] = []
         embeds: list[Tensor] = []
 
-        def predict(queries: Tensor, level: int) -> Tensor:
+        def predict(queries: Tensor, level: int) -> Tensor | None:
             states.append(self.decoder_norm(queries).transpose(0, 1))
             embeds.append(self.mask_embed(states[-1]))
+            if len(states) > self.num_layers:  # nothing attends after the last layer
+                return None
             return _open_empty(attention_mask(embeds[-1], small[level]))[:, None]
 
         self._decode(x, features, predict)
