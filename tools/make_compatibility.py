@@ -313,7 +313,8 @@ def tables(found: Sequence[Entry], remarks: Mapping[str, Any]) -> str:
         "",
     ]
     for module, of_module in itertools.groupby(found, lambda entry: entry.module):
-        lines += [f"#### {module}", "", "| name | state | remark |", "|---|---|---|"]
+        title = module.replace("__", r"\_\_")  # two underscores would begin bold text
+        lines += [f"#### {title}", "", "| name | state | remark |", "|---|---|---|"]
         for entry in of_module:
             text = "; ".join(filter(None, [_text(entry), remark(entry, remarks)]))
             lines.append(f"| {f'`{entry.name}`' if entry.name else 'the file'} | {entry.state} | {text} |")
