@@ -124,8 +124,8 @@ def _check_keys(values: Mapping[Any, Any], path: Path) -> None:
 def _base_path(base: Any, path: Path, chain: tuple[Path, ...]) -> Path:
     """Return the file that an entry of `_BASE_` names.
 
-    Relative names start at the directory of the file itself; where there is none, at `configs/` of this package, so that
-    projects on top of it need no copy of its recipes.
+    Relative names start at the directory of the file itself; where there is none, at `configs/` of this package, so
+    that projects on top of it need no copy of its recipes.
     """
     if not isinstance(base, str) or not base:
         raise ConfigError(f"{path}: {BASE_KEY} must be the name of a YAML file or a list of them, not {base!r}")

@@ -4,6 +4,7 @@ import sys
 
 from mask2former.engine import argument_parser, launch
 from mask2former.engine.commands import train_or_evaluate
+
 from my_segmentation import RECIPE
 
 if __name__ == "__main__":

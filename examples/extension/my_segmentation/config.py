@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from detectron2.config import CfgNode
-
 from mask2former.config import register_config_keys
 
 RECIPE = Path(__file__).with_name("recipe.yaml")

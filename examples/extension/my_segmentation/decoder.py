@@ -5,9 +5,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
-from torch import Tensor, nn
-
 from mask2former.modeling.transformer_decoder import TRANSFORMER_DECODER_REGISTRY, MultiScaleMaskedTransformerDecoder
+from torch import Tensor, nn
 
 
 class CosineClassifier(nn.Module):

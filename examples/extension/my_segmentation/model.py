@@ -4,10 +4,9 @@ from typing import Any
 
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY
-from torch import Tensor
-
 from mask2former import MaskFormer
 from mask2former.modeling.criterion import SetCriterion
+from torch import Tensor
 
 
 class AreaCriterion(SetCriterion):

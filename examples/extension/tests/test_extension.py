@@ -10,11 +10,19 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from mask2former import Segmenter, load_config
 from mask2former.data import build_mapper
+
 from my_segmentation import RECIPE, decoder
 
 SMALL = [
     *("MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
-    *("MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", 1, "MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 100, "INPUT.IMAGE_SIZE", 64),
+    *(
+        "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS",
+        1,
+        "MODEL.MASK_FORMER.TRAIN_NUM_POINTS",
+        100,
+        "INPUT.IMAGE_SIZE",
+        64,
+    ),
 ]
 
 
@@ -42,7 +50,16 @@ def test_keys_of_the_project_act():
 
 
 def test_training_evaluation_and_prediction():
-    schedule = ["SOLVER.MAX_ITER", "2", "SOLVER.WARMUP_ITERS", "1", "SOLVER.STEPS", "(1,)", "DATALOADER.NUM_WORKERS", "0"]
+    schedule = [
+        "SOLVER.MAX_ITER",
+        "2",
+        "SOLVER.WARMUP_ITERS",
+        "1",
+        "SOLVER.STEPS",
+        "(1,)",
+        "DATALOADER.NUM_WORKERS",
+        "0",
+    ]
     script = Path(__file__).parents[1] / "train.py"
     subprocess.run([sys.executable, script, *map(str, SMALL), *schedule], check=True)
     result = Segmenter.load("output", device="cpu", score_threshold=0.0)("data/discs_val/0.png")
