@@ -1,4 +1,4 @@
-"""Train, or with --eval-only evaluate: all arguments of Mask2Former's trainer, without --config-file of our recipe."""
+"""Train, or with --eval-only evaluate, with the arguments of Mask2Former's trainer; --config-file is our recipe."""
 
 import sys
 
