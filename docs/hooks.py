@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "mask2former"
-GUIDES = ("*.md", "configs/*.md", "datasets/*.md", "demo/*.md", "tools/*.md", f"{PACKAGE}/bundled/*/*.md")
+GUIDES = (
+    *("*.md", "configs/*.md", "datasets/*.md", "demo/*.md", "examples/*/*.md", "tools/*.md"),
+    f"{PACKAGE}/bundled/*/*.md",
+)
 
 # A code block, a link or image, inline code: in this order, so that only links outside code match.
 _PARTS = re.compile(

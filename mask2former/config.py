@@ -7,7 +7,7 @@ only this project has are marked "ours" below.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ __all__ = [
     "load_config",
     "merge_overrides",
     "micro_batch_size",
+    "register_config_keys",
 ]
 
 _MAY_BE_INFINITE = {"SOLVER.CLIP_GRADIENTS.NORM_TYPE"}  # the largest gradient
@@ -254,6 +255,20 @@ def _check_known(keys: Iterable[Any], known: Mapping[str, Any], source: str) -> 
         raise ConfigError(f"Unknown config key '{key}' in {source}.{did_you_mean(str(key), known)}")
 
 
+_MORE_KEYS: list[Callable[[CfgNode], None]] = []
+
+
+def register_config_keys(add: Callable[[CfgNode], None]) -> Callable[[CfgNode], None]:
+    """Give all configs that `load_config` loads from now on the keys of another project; usable as a decorator.
+
+    Args:
+        add: sets keys with their defaults in the config that it gets. Called after the keys of this package are there.
+    """
+    if add not in _MORE_KEYS:
+        _MORE_KEYS.append(add)
+    return add
+
+
 def load_config(config_file: str | Path | None = None, overrides: Sequence[Any] = ()) -> CfgNode:
     """Load the defaults, then `config_file` with its bases, then `overrides` (KEY VALUE KEY VALUE ...). Not frozen.
 
@@ -267,6 +282,8 @@ def load_config(config_file: str | Path | None = None, overrides: Sequence[Any] 
     """
     cfg = get_cfg()
     add_maskformer2_config(cfg)
+    for add in _MORE_KEYS:
+        add(cfg)
     if config_file:
         path = find_config(config_file)
         values = read_config(path)

@@ -33,11 +33,10 @@ def find_config(name: str | Path) -> Path:
     given = Path(name).expanduser()
     if given.is_file():
         return given
-    relative = Path(*given.parts[1:]) if given.parts[:1] == ("configs",) else given
-    for root in _ROOTS:
-        for candidate in (root / relative, root / f"{relative}.yaml"):
-            if candidate.is_file():
-                return candidate
+    relative = _below_configs(given)
+    recipe = _recipe(relative)
+    if recipe is not None:
+        return recipe
     if given.exists():
         kind = "a directory" if given.is_dir() else "not a regular file"
         raise FileNotFoundError(f"Config file '{name}' is {kind}; name a YAML file.")
@@ -45,6 +44,16 @@ def find_config(name: str | Path) -> Path:
     beside = [str(given.with_name(p.name)) for p in _yaml_files(given.parent)]
     hint = did_you_mean(str(given), beside, 1) or did_you_mean(str(relative), known, 3)
     raise FileNotFoundError(f"Config file '{name}' does not exist, neither as a path nor below configs/.{hint}")
+
+
+def _below_configs(given: Path) -> Path:
+    return Path(*given.parts[1:]) if given.parts[:1] == ("configs",) else given
+
+
+def _recipe(relative: Path) -> Path | None:
+    """Return a file below `configs/` of this package, wherever it is installed, or None."""
+    candidates = (file for root in _ROOTS for file in (root / relative, root / f"{relative}.yaml"))
+    return next((file for file in candidates if file.is_file()), None)
 
 
 def _yaml_files(directory: Path) -> list[Path]:
@@ -113,12 +122,18 @@ def _check_keys(values: Mapping[Any, Any], path: Path) -> None:
 
 
 def _base_path(base: Any, path: Path, chain: tuple[Path, ...]) -> Path:
-    """Return the file that an entry of `_BASE_` names; relative names start at the directory of the file itself."""
+    """Return the file that an entry of `_BASE_` names.
+
+    Relative names start at the directory of the file itself; where there is none, at `configs/` of this package, so
+    that projects on top of it need no copy of its recipes.
+    """
     if not isinstance(base, str) or not base:
         raise ConfigError(f"{path}: {BASE_KEY} must be the name of a YAML file or a list of them, not {base!r}")
     if "://" in base:
         raise ConfigError(f"{path}: {BASE_KEY} {base} is a URL; download the file and give its path")
     file = path.parent / Path(base).expanduser()
+    if not file.exists() and ".." not in Path(base).parts:
+        file = _recipe(_below_configs(Path(base))) or file
     if file.resolve() in [entry.resolve() for entry in chain]:
         around = " -> ".join(map(str, (*chain, file)))
         raise ConfigError(f"{path}: {BASE_KEY} leads back to a file that is being read: {around}")

@@ -36,10 +36,14 @@ class MaskClassifier(nn.Module):
         metadata: metadata of the training dataset.
         size_divisibility: pad images to a multiple of this; negative: the backbone's own.
         pixel_mean, pixel_std: per channel, in the value range of the images (0 to 255).
+
+    Class attributes, to be set in a subclass:
+        criterion_type: the criterion that is built from a config.
     """
 
     pixel_mean: Tensor
     pixel_std: Tensor
+    criterion_type: type[SetCriterion] = SetCriterion
 
     def __init__(
         self,
@@ -76,7 +80,7 @@ class MaskClassifier(nn.Module):
         return {
             "backbone": backbone,
             "sem_seg_head": head,
-            "criterion": build_criterion(cfg, head.num_classes),
+            "criterion": build_criterion(cfg, head.num_classes, cls.criterion_type),
             "num_queries": cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES,
             "metadata": MetadataCatalog.get(cfg.DATASETS.TRAIN[0]) if len(cfg.DATASETS.TRAIN) else None,
             "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
@@ -325,8 +329,8 @@ def _is_plain(criterion: nn.Module) -> bool:
     return not hooks and unchanged(criterion, SetCriterion, "forward", "views")
 
 
-def build_criterion(cfg: Any, num_classes: int) -> SetCriterion:
-    """Build the criterion with its matcher and the weights of all supervised predictions, from MODEL.MASK_FORMER."""
+def build_criterion(cfg: Any, num_classes: int, cls: type[SetCriterion] = SetCriterion) -> SetCriterion:
+    """Build a criterion with its matcher and the weights of all supervised predictions, from MODEL.MASK_FORMER."""
     node = cfg.MODEL.MASK_FORMER
     matcher = HungarianMatcher(
         cost_class=node.CLASS_WEIGHT,
@@ -338,7 +342,7 @@ def build_criterion(cfg: Any, num_classes: int) -> SetCriterion:
     terms = {"loss_ce": node.CLASS_WEIGHT, "loss_mask": node.MASK_WEIGHT, "loss_dice": node.DICE_WEIGHT}
     earlier = range(node.DEC_LAYERS - 1 if node.DEEP_SUPERVISION else 0)
     weights = terms | {f"{name}_{i}": weight for i in earlier for name, weight in terms.items()}
-    return SetCriterion(
+    return cls(
         num_classes,
         matcher,
         weights,

@@ -11,7 +11,19 @@ import pytest
 from tests.docs.markdown import ROOT, text_of
 
 SUFFIXES = {".py", ".md", ".yaml", ".yml", ".toml", ".cff", ".cu", ".cuh", ".cpp", ".h", ".inl"}
-DIRECTORIES = ("mask2former", "tests", "tools", "demo", "demo_video", "datasets", "docs", "configs", ".github", ".ci")
+DIRECTORIES = (
+    "mask2former",
+    "tests",
+    "tools",
+    "demo",
+    "demo_video",
+    "datasets",
+    "docs",
+    "examples",
+    "configs",
+    ".github",
+    ".ci",
+)
 FILES = sorted(
     [path for path in ROOT.iterdir() if path.suffix in SUFFIXES or path.name == "Makefile"]
     + [path for name in DIRECTORIES for path in (ROOT / name).rglob("*") if path.suffix in SUFFIXES]
