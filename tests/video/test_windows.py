@@ -112,7 +112,7 @@ def test_one_window_equals_the_model_itself(online: bool) -> None:
     count = 1 if online else 3
     images = [torch.randint(0, 256, (3, 52, 70), dtype=torch.uint8) for _ in range(count)]
     with torch.inference_mode():
-        (expected,) = model([{"image": images, "height": 52, "width": 70}])
+        expected = model([{"image": images, "height": 52, "width": 70}])
     result = segmenter(model, score_threshold=0.0).track(images, online=online).filter(one_class=False)
     assert [t.score for t in result.tracks] == expected["pred_scores"]
     assert [t.label for t in result.tracks] == expected["pred_labels"]

@@ -178,11 +178,12 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         return memory, position
 
     def _outputs(self, states: list[Tensor], embeds: list[Tensor], features: Tensor, clip: bool) -> DecoderOutputs:
-        masks = [MaskLogits(e, features, clip) for e in (embeds[-1], *embeds[:-1])]
+        masks: list[Any] = [MaskLogits(e, features, clip) for e in (embeds[-1], *embeds[:-1])]
         if self.training:
             return layer_outputs(self.class_embed(torch.stack((states[-1], *states[:-1]))), masks)
         earlier = [Deferred(functools.partial(self.class_embed, state)) for state in states[:-1]]
         more = {"query_embeds": states[-1]} if clip else {}
+        masks[0] = masks[0].compute()
         return layer_outputs([self.class_embed(states[-1]), *earlier], masks, **more)
 
     def forward_prediction_heads(

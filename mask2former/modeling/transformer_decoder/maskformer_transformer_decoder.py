@@ -117,7 +117,9 @@ class StandardTransformerDecoder(nn.Module):
         states, _ = self.transformer(src, None, self.query_embed.weight, position)
         features = mask_features.unflatten(0, (-1, frames or 1))  # (B, T, C, H4, W4)
         last_first = torch.cat((states[-1:], states[:-1])) if self.deep_supervision else states[-1:]
-        masks = [MaskLogits(embeds, features, frames is not None) for embeds in self.mask_embed(last_first)]
+        masks: list[Any] = [MaskLogits(embeds, features, frames is not None) for embeds in self.mask_embed(last_first)]
+        if not self.training:
+            masks[0] = masks[0].compute()
         if not self.mask_classification:
             last, *earlier = (DecoderOutputs(pred_masks=m) for m in masks)
             last["aux_outputs"] = earlier
