@@ -18,6 +18,7 @@ from .modeling.device_transfer import to_cpu, to_device
 from .modeling.ground_truth import Target
 from .modeling.postprocess import Size, postprocess_clip
 from .utils.lazy_dict import Later
+from .utils.overrides import unchanged
 from .utils.registry import register
 from .utils.signatures import accepted, fitting
 from .video_registration import VIDEO
@@ -31,20 +32,40 @@ class VideoMaskFormer(MaskClassifier):
     """Video instance segmentation: each query is one object in all frames of a clip.
 
     Args:
+        num_frames: T in training (INPUT.SAMPLING_FRAME_NUM); an attribute for other projects, clips say it themselves.
+        object_mask_threshold, overlap_threshold, sem_seg_postprocess_before_inference: attributes for other projects.
         test_topk_per_video: largest number of instances (TEST.DETECTIONS_PER_VIDEO).
         score_threshold: instances with a lower score are dropped.
         parts: arguments of `MaskClassifier`.
     """
 
     @configurable
-    def __init__(self, *, test_topk_per_video: int = 10, score_threshold: float = 0.0, **parts: Any) -> None:
+    def __init__(
+        self,
+        *,
+        object_mask_threshold: float = 0.0,
+        overlap_threshold: float = 0.0,
+        sem_seg_postprocess_before_inference: bool = True,
+        num_frames: int = 2,
+        test_topk_per_video: int = 10,
+        score_threshold: float = 0.0,
+        **parts: Any,
+    ) -> None:
         super().__init__(**parts)
+        self.object_mask_threshold, self.overlap_threshold = object_mask_threshold, overlap_threshold
+        self.sem_seg_postprocess_before_inference = sem_seg_postprocess_before_inference
+        self.num_frames = num_frames
         self.test_topk_per_video = test_topk_per_video
         self.score_threshold = score_threshold
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
+        test = cfg.MODEL.MASK_FORMER.TEST
         arguments = cls.parts_from_config(cfg) | {
+            "object_mask_threshold": test.OBJECT_MASK_THRESHOLD,
+            "overlap_threshold": test.OVERLAP_THRESHOLD,
+            "sem_seg_postprocess_before_inference": True,
+            "num_frames": cfg.INPUT.SAMPLING_FRAME_NUM,
             "test_topk_per_video": cfg.TEST.DETECTIONS_PER_VIDEO,
             "score_threshold": cfg.TEST.SCORE_THRESHOLD,
         }
@@ -102,12 +123,30 @@ class VideoMaskFormer(MaskClassifier):
     def _predict(self, record: Mapping[str, Any]) -> dict[str, Any]:
         images, size = self.preprocess(record["image"])
         outputs = self.clip_outputs(images)
-        scores = to_cpu(F.softmax(outputs["pred_logits"].float(), dim=-1))
         output = (int(record.get("height", size[0])), int(record.get("width", size[1])))
         padded = (images.shape[-2], images.shape[-1])
-        return postprocess_clip(
-            scores, outputs["pred_masks"], padded, size, output, self.test_topk_per_video, self.score_threshold
-        )
+        if unchanged(self, VideoMaskFormer, "inference_video"):
+            return self._results(outputs["pred_logits"], outputs["pred_masks"], padded, size, output)
+        masks = F.interpolate(outputs["pred_masks"].float(), padded, mode="bilinear", align_corners=False)
+        return self.inference_video(outputs["pred_logits"], masks, size, *output)
+
+    def inference_video(
+        self, pred_cls: Tensor, pred_masks: Tensor, img_size: Size, output_height: int, output_width: int
+    ) -> dict[str, Any]:
+        """Return the result of one clip, as `forward` does; overriding this method changes it.
+
+        Args:
+            pred_cls: class logits (Q, K + 1).
+            pred_masks: mask logits (Q, T, H, W), at the padded size.
+            img_size: (H', W') of the frames in it.
+            output_height, output_width: of the result.
+        """
+        padded = (int(pred_masks.shape[-2]), int(pred_masks.shape[-1]))
+        return self._results(pred_cls, pred_masks, padded, img_size, (output_height, output_width))
+
+    def _results(self, logits: Tensor, masks: Tensor, padded: Size, image: Size, output: Size) -> dict[str, Any]:
+        scores = to_cpu(F.softmax(logits.float(), dim=-1))
+        return postprocess_clip(scores, masks, padded, image, output, self.test_topk_per_video, self.score_threshold)
 
     def _train(self, batched_inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         counts = sorted({len(record["image"]) for record in batched_inputs})

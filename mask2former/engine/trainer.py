@@ -52,7 +52,7 @@ from .trainer_data import TrainerData
 from .trainer_evaluation import TrainerEvaluation
 from .trainer_state import TrainerState
 from .training_log import ConsoleWriter
-from .training_setup import accept_config, training_lock
+from .training_setup import accept_config, check_device, training_lock
 from .training_summary import training_summary
 
 logger = logging.getLogger(__name__)
@@ -141,6 +141,7 @@ class Trainer(TrainerState, TrainerEvaluation, TrainerData):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
+        check_device(cfg)
         model: nn.Module = build_model(cfg)
         logger.info("Model:\n%s", model, extra=FILE_ONLY)
         return model

@@ -51,10 +51,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     # An evaluation takes no look at the training data, which may be on another machine.
     register_from_config(cfg, [*cfg.DATASETS.TEST, *(() if args.eval_only else cfg.DATASETS.TRAIN)])
     validate_config(cfg, training=not args.eval_only)
-    try:
-        select_device(cfg.MODEL.DEVICE)
-    except ValueError as error:
-        raise ConfigError(f"MODEL.DEVICE: {error}") from error
+    check_device(cfg)
     if args.resume and not args.eval_only:
         check_length_of(cfg)
     cfg.freeze()
@@ -103,6 +100,18 @@ def training_lock(directory: str) -> Lock:
         InUseError: another process trains there; the message names it and its host.
     """
     return _SETUP_LOCKS.pop(directory, None) or Lock(Path(directory) / LOCK_NAME, f"The output directory {directory}")
+
+
+def check_device(cfg: CfgNode) -> None:
+    """Check that the device of a config is there.
+
+    Raises:
+        ConfigError: MODEL.DEVICE is unknown, or a GPU that PyTorch does not find.
+    """
+    try:
+        select_device(cfg.MODEL.DEVICE)
+    except ValueError as error:
+        raise ConfigError(f"MODEL.DEVICE: {error}") from error
 
 
 def _setup_log(directory: str) -> None:

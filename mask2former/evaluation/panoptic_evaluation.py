@@ -235,7 +235,7 @@ class PanopticEvaluator(DatasetEvaluator):
         texts = {
             "unlisted": "pixels have ids that are not in 'segments_info'; predictions there count as wrong",
             "absent": "segments of 'segments_info' have no pixel in the PNG files; they can only be missed",
-            "resized": "segments have an 'area' that is not their number of pixels; it is used for the IoU",
+            "resized": "segments have an 'area' that is not their number of pixels in the map, which counts",
         }
         for key, text in texts.items():
             count = sum(getattr(image, key) for image in images)

@@ -103,7 +103,8 @@ def match_segments(
 
     Args:
         truth_map: (h, w) integer segment ids, 0 void.
-        truth_segments: dicts `id`, `category_id`, and optionally `iscrowd` (0) and `area` (counted in the map).
+        truth_segments: dicts `id`, `category_id`, and optionally `iscrowd` (0) and `area`, which is compared only: the
+            pixels of the map count.
         pred_map: (h, w) integer segment ids, 0 void.
         pred_segments: dicts `id`, `category_id`; exactly the ids of the map.
 
@@ -131,14 +132,14 @@ def match_segments(
     pred_void = overlap[1, 2:]
     pred_area = overlap[:, 2:].sum(axis=0)
     truth_pixels = overlap[2:].sum(axis=1)
-    truth_area = np.array([s.get("area", n) for s, n in zip(truth, truth_pixels, strict=True)])
+    listed_area = np.array([s.get("area", n) for s, n in zip(truth, truth_pixels, strict=True)])
     truth_category = np.array([s["category_id"] for s in truth], dtype=np.int64)
     pred_category = np.array([s["category_id"] for s in pred], dtype=np.int64)
     crowd = np.array([bool(s.get("iscrowd", 0)) for s in truth], dtype=bool)
 
     comparable = (truth_category[:, None] == pred_category) & ~crowd[:, None] & (common > 0)
-    union = pred_area + truth_area[:, None] - common - pred_void
-    iou = np.divide(common, union, out=np.zeros(common.shape), where=comparable & (union != 0))
+    union = pred_area + truth_pixels[:, None] - common - pred_void
+    iou = np.divide(common, union, out=np.zeros(common.shape), where=comparable)
     rows, columns = np.nonzero(iou > 0.5)  # row-major: by ground truth id, then by predicted id
 
     ignored = pred_void.copy()
@@ -158,7 +159,7 @@ def match_segments(
         spurious=tuple(pred_category[is_spurious].tolist()),
         unlisted=int(overlap[0].sum()),
         absent=int((truth_pixels == 0).sum()),
-        resized=int((truth_area != truth_pixels).sum()),
+        resized=int((listed_area != truth_pixels).sum()),
     )
 
 

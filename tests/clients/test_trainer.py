@@ -233,10 +233,10 @@ def test_our_keywords_are_passed_where_they_are_accepted(tmp_path: Path, caplog:
 
     with caplog.at_level(logging.WARNING):
         assert Any_(tiny_config(tmp_path)).data_loader.batch_size == 4
-        assert not caplog.records
+        assert not [entry for entry in caplog.records if entry.levelno >= logging.WARNING]
         assert Seeded(tiny_config(tmp_path, "SOLVER.ACCUMULATION_STEPS", "2")).data_loader.batch_size == 2
     assert seen == [{"start_iteration": 0, "seed": 7}, {"seed": 7}]
-    (text,) = [entry.getMessage() for entry in caplog.records]
+    (text,) = [entry.getMessage() for entry in caplog.records if entry.levelno >= logging.WARNING]
     assert "Seeded.build_train_loader takes no start_iteration: a resumed training does not continue" in text
     assert "each of the 2 micro-batches of a step (SOLVER.ACCUMULATION_STEPS) is a batch of the loader" in text
 
@@ -304,3 +304,9 @@ def test_expected_results_of_another_task(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Overridden, "load_for_test", classmethod(lambda cls, cfg, resume: TinyModel()))
     with pytest.raises(ValueError, match="'panoptic_seg', but the evaluation gives: segm"):
         train_net.main(SimpleNamespace(eval_only=True, resume=False), Overridden)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_trainer_without_setup_names_the_key_of_a_missing_device(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"MODEL\.DEVICE: device 'cuda': PyTorch finds 0"):
+        Trainer.build_model(tiny_config(tmp_path, "MODEL.DEVICE", "cuda"))

@@ -258,12 +258,12 @@ def test_pixels_that_no_segment_declares_are_not_void() -> None:
     assert m.spurious == (7,) and m.missed == (7,)
 
 
-def test_areas_of_the_file_count() -> None:
+@pytest.mark.parametrize("area", [10, 4, 0])
+def test_pixels_count_and_other_areas_are_reported(area: int) -> None:
+    """With the area of the file, as in the official script, a segment could match itself by more than 100 %."""
     segments = [{"id": 1, "category_id": 7}]
-    m = match_segments(_map("1111 1111"), [{**segments[0], "area": 10}], _map("1111 1111"), segments)
-    assert m.matched == ((7, 8 / 10),)
-    m = match_segments(_map("1111"), [{**segments[0], "area": 0}], _map("1111"), segments)  # a union of nothing
-    assert (m.matched, m.missed, m.spurious) == ((), (7,), (7,))
+    m = match_segments(_map("1111 1111"), [{**segments[0], "area": area}], _map("1111 1111"), segments)
+    assert m.matched == ((7, 1.0),) and m.resized == 1
 
 
 def test_last_crowd_of_a_category_and_repeated_ids_count() -> None:

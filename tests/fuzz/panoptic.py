@@ -102,7 +102,7 @@ def _lists(random: Random, tree: Any) -> None:
 
 def _category(random: Random, tree: Any) -> None:
     categories = tree.get("categories") if isinstance(tree, dict) else None
-    if isinstance(categories, list) and categories and isinstance(categories[0], dict):
+    if isinstance(categories, list) and categories and all(isinstance(category, dict) for category in categories):
         key = random.choice(("color", "isthing", "id", "name"))
         values = {
             "color": (5, [1, 2], ["a", 1, 2], [300, -1, 2], {"r": 1}, [1.5, 2, 3], True, [float("nan")] * 3),
