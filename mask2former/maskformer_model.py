@@ -22,7 +22,7 @@ from .modeling.ground_truth import Target
 from .modeling.matcher import HungarianMatcher
 from .modeling.postprocess import Settings, postprocess, result_of_masks
 from .structures.task import IMAGE_TASKS, Task, tasks_of
-from .utils.overrides import unchanged
+from .utils.overrides import extensible, unchanged
 from .utils.registry import register
 from .utils.signatures import fitting
 
@@ -107,6 +107,7 @@ class MaskClassifier(nn.Module):
 
 
 @register(META_ARCH_REGISTRY)
+@extensible
 class MaskFormer(MaskClassifier):
     """Mask classification for semantic, instance and panoptic segmentation (MaskFormer and Mask2Former).
 

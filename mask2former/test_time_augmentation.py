@@ -24,7 +24,7 @@ from .modeling.device_transfer import to_cpu
 from .modeling.postprocess import Size, postprocess
 from .structures.task import Task
 from .tta_merging import MergedQueries
-from .utils.overrides import unchanged
+from .utils.overrides import extensible, unchanged
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +120,7 @@ def _size(record: Mapping[str, Any]) -> Size:
     return int(record["image"].shape[-2]), int(record["image"].shape[-1])
 
 
+@extensible
 class SemanticSegmentorWithTTA(_WithTTA):
     """Average "sem_seg" over views, for any model that returns it, detectron2's SemanticSegmentor included.
 

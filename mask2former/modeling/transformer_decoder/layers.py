@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...utils.overrides import extensible
+
 logger = logging.getLogger(__name__)
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "glu": F.glu}
@@ -33,6 +35,7 @@ def with_position(tensor: Tensor, pos: Tensor | None) -> Tensor:
     return tensor if pos is None else tensor + pos
 
 
+@extensible
 class Attention(nn.Module):
     """Multi-head attention on `scaled_dot_product_attention` ("Attention is all you need", section 3.2).
 
@@ -192,6 +195,7 @@ class SelfAttentionLayer(_Residual):
         return self.dropout(self.self_attn(q, q, tgt, attn_mask=tgt_mask, key_padding_mask=padding)[0])
 
 
+@extensible
 class CrossAttentionLayer(_Residual):
     """Masked attention of the queries to a memory, residual; arguments as for `SelfAttentionLayer`."""
 
