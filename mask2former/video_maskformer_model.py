@@ -18,6 +18,7 @@ from .modeling.device_transfer import to_cpu, to_device
 from .modeling.ground_truth import Target
 from .modeling.postprocess import Size, postprocess_clip
 from .utils.lazy_dict import Later
+from .utils.overrides import extensible, unchanged
 from .utils.registry import register
 from .utils.signatures import accepted, fitting
 from .video_registration import VIDEO
@@ -27,24 +28,44 @@ _CHUNK = 2**22
 
 
 @register(META_ARCH_REGISTRY, VIDEO)
+@extensible
 class VideoMaskFormer(MaskClassifier):
     """Video instance segmentation: each query is one object in all frames of a clip.
 
     Args:
         test_topk_per_video: largest number of instances (TEST.DETECTIONS_PER_VIDEO).
         score_threshold: instances with a lower score are dropped.
+        object_mask_threshold, overlap_threshold, sem_seg_postprocess_before_inference, num_frames: attributes for
+            subclasses in other projects; not used here.
         parts: arguments of `MaskClassifier`.
     """
 
     @configurable
-    def __init__(self, *, test_topk_per_video: int = 10, score_threshold: float = 0.0, **parts: Any) -> None:
+    def __init__(
+        self,
+        *,
+        test_topk_per_video: int = 10,
+        score_threshold: float = 0.0,
+        object_mask_threshold: float = 0.0,
+        overlap_threshold: float = 0.0,
+        sem_seg_postprocess_before_inference: bool = True,
+        num_frames: int = 2,
+        **parts: Any,
+    ) -> None:
         super().__init__(**parts)
+        self.object_mask_threshold, self.overlap_threshold = object_mask_threshold, overlap_threshold
+        self.sem_seg_postprocess_before_inference, self.num_frames = sem_seg_postprocess_before_inference, num_frames
         self.test_topk_per_video = test_topk_per_video
         self.score_threshold = score_threshold
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
+        test = cfg.MODEL.MASK_FORMER.TEST
         arguments = cls.parts_from_config(cfg) | {
+            "object_mask_threshold": test.OBJECT_MASK_THRESHOLD,
+            "overlap_threshold": test.OVERLAP_THRESHOLD,
+            "sem_seg_postprocess_before_inference": True,
+            "num_frames": cfg.INPUT.SAMPLING_FRAME_NUM,
             "test_topk_per_video": cfg.TEST.DETECTIONS_PER_VIDEO,
             "score_threshold": cfg.TEST.SCORE_THRESHOLD,
         }
@@ -102,12 +123,31 @@ class VideoMaskFormer(MaskClassifier):
     def _predict(self, record: Mapping[str, Any]) -> dict[str, Any]:
         images, size = self.preprocess(record["image"])
         outputs = self.clip_outputs(images)
-        scores = to_cpu(F.softmax(outputs["pred_logits"].float(), dim=-1))
         output = (int(record.get("height", size[0])), int(record.get("width", size[1])))
         padded = (images.shape[-2], images.shape[-1])
-        return postprocess_clip(
-            scores, outputs["pred_masks"], padded, size, output, self.test_topk_per_video, self.score_threshold
-        )
+        logits, masks = outputs["pred_logits"], outputs["pred_masks"]
+        if unchanged(self, VideoMaskFormer, "inference_video"):
+            return self._results(logits, masks, padded, size, output)
+        masks = F.interpolate(masks, padded, mode="bilinear", align_corners=False)
+        return self.inference_video(logits, masks, size, *output)
+
+    def inference_video(
+        self, pred_cls: Tensor, pred_masks: Tensor, img_size: Sequence[int], output_height: int, output_width: int
+    ) -> dict[str, Any]:
+        """Return the instances of a clip as `forward` does; overriding this method changes its result.
+
+        Args:
+            pred_cls: class logits (Q, K + 1).
+            pred_masks: mask logits (Q, T, H, W) at the size of the padded frames.
+            img_size: (h, w) of the frames in them.
+            output_height, output_width: size of the results.
+        """
+        padded, size = (pred_masks.shape[-2], pred_masks.shape[-1]), (int(img_size[0]), int(img_size[1]))
+        return self._results(pred_cls, pred_masks, padded, size, (int(output_height), int(output_width)))
+
+    def _results(self, logits: Tensor, masks: Tensor, padded: Size, image: Size, output: Size) -> dict[str, Any]:
+        scores = to_cpu(F.softmax(logits.float(), dim=-1))
+        return postprocess_clip(scores, masks, padded, image, output, self.test_topk_per_video, self.score_threshold)
 
     def _train(self, batched_inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         counts = sorted({len(record["image"]) for record in batched_inputs})
