@@ -81,6 +81,13 @@ def layer_outputs(logits: Tensor | Sequence[Any], masks: Sequence[Any], **more: 
     return last
 
 
+def aux_outputs(classes: Sequence[Tensor] | None, masks: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+    """Return the "aux_outputs" of the predictions of all layers, the first one first."""
+    if classes is None:
+        return [{"pred_masks": m} for m in masks[:-1]]
+    return [{"pred_logits": c, "pred_masks": m} for c, m in zip(classes[:-1], masks[:-1], strict=True)]
+
+
 def unread(values: Mapping[str, Any], key: str) -> Any:
     """Return the `Later` of a key that nobody has read, or None, also of plain dictionaries."""
     return values.unread(key) if isinstance(values, LazyDict) else None

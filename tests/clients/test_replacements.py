@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -13,9 +14,10 @@ from mask2former import MaskFormer
 from mask2former.modeling.criterion import SetCriterion
 from mask2former.modeling.ground_truth import GroundTruth
 from mask2former.modeling.matcher import HungarianMatcher
-from mask2former.modeling.transformer_decoder import MultiScaleMaskedTransformerDecoder
+from mask2former.modeling.transformer_decoder import MultiScaleMaskedTransformerDecoder, StandardTransformerDecoder
 from mask2former.modeling.transformer_decoder.layers import CrossAttentionLayer
 from mask2former.modeling.transformer_decoder.position_encoding import PositionEmbeddingSine
+from mask2former.test_time_augmentation import with_tta
 from mask2former.utils.lazy_dict import Later, LazyDict
 from mask2former_video import VideoMaskFormer, add_maskformer2_video_config
 
@@ -180,6 +182,67 @@ def test_class_embed_of_another_project_gets_one_layer(model: Any) -> None:
     torch.testing.assert_close(hooked["pred_logits"], plain["pred_logits"])
     model.sem_seg_head.predictor.class_embed = Own()
     assert len(model(batch())) == 12
+
+
+def test_decoder_of_maskformer_in_the_forms_of_others() -> None:
+    class Mine(StandardTransformerDecoder):
+        def _set_aux_loss(self, outputs_class: Any, outputs_seg_masks: Any) -> Any:
+            assert len(outputs_class) == len(outputs_seg_masks) == 2
+            return [{**layer, "mine": 1} for layer in super()._set_aux_loss(outputs_class, outputs_seg_masks)]
+
+    settings: dict[str, Any] = {"num_classes": 3, "hidden_dim": 16, "num_queries": 5, "nheads": 2, "dropout": 0.0}
+    settings |= {"dim_feedforward": 16, "enc_layers": 0, "dec_layers": 2, "pre_norm": False, "deep_supervision": True}
+    settings |= {"mask_dim": 8, "enforce_input_project": False}
+    plain, mine = StandardTransformerDecoder(16, **settings), Mine(16, **settings)
+    assert plain.num_queries == 5 and plain.aux_loss
+    mine.load_state_dict(plain.state_dict())
+    x, features = torch.rand(2, 16, 4, 4), torch.rand(2, 8, 8, 8)
+    expected, found = plain(x, features), mine(x, features)
+    assert found["aux_outputs"][0].pop("mine") == 1
+    torch.testing.assert_close(dict(found), {**expected, "aux_outputs": [dict(x) for x in expected["aux_outputs"]]})
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "mask2former.modeling.transformer_decoder.transformer",
+        "mask2former.modeling.transformer_decoder.mask2former_transformer_decoder",
+        "mask2former.modeling.pixel_decoder.msdeformattn",
+        "mask2former_video.modeling.transformer_decoder.video_mask2former_transformer_decoder",
+    ],
+)
+def test_activations_by_name(module: str) -> None:
+    assert importlib.import_module(module)._get_activation_fn("relu") is torch.nn.functional.relu
+
+
+def test_augmentation_at_test_time_calls_replaced_methods(caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[str] = []
+
+    class Mine(MaskFormer):
+        def semantic_inference(self, mask_cls: Tensor, mask_pred: Tensor) -> Tensor:
+            calls.append("semantic")
+            return super().semantic_inference(mask_cls, mask_pred)
+
+        def instance_inference(self, mask_cls: Tensor, mask_pred: Tensor) -> Any:
+            calls.append("instance")
+            return super().instance_inference(mask_cls, mask_pred)
+
+    class Own(MaskFormer):
+        def forward(self, batched_inputs: Any) -> Any:
+            return super().forward(batched_inputs)
+
+    cfg = client_config(options=["TEST.AUG.MIN_SIZES", [64], "TEST.AUG.FLIP", True])
+    record = [{"image": batch(1)[0]["image"], "height": 40, "width": 50}]
+    plain, mine = client_model(cfg), Mine(cfg).eval()
+    mine.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        expected, found = with_tta(cfg, plain)(record)[0], with_tta(cfg, mine)(record)[0]
+    assert calls == ["semantic", "semantic", "instance"]
+    torch.testing.assert_close(found["sem_seg"], expected["sem_seg"])
+    torch.testing.assert_close(found["instances"].scores, expected["instances"].scores, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        assert list(with_tta(cfg, Own(cfg).eval())(record)[0]) == ["sem_seg"]
+    assert "Own has its own forward" in caplog.text
 
 
 def video_config() -> Any:

@@ -22,7 +22,7 @@ from ...utils.overrides import as_written, extensible
 from ...utils.registry import register
 from ...utils.signatures import fitting
 from ..shape_cache import ShapeCache
-from ..transformer_decoder.layers import activation_function, with_position
+from ..transformer_decoder.layers import _get_activation_fn, with_position
 from ..transformer_decoder.position_encoding import PositionEmbeddingSine
 from ..transformer_decoder.transformer import _get_clones, one_for_all, reset_matrices
 from .fpn import lateral_convolution, output_convolution, set_numbered
@@ -58,7 +58,7 @@ class MSDeformAttnTransformerEncoderLayer(nn.Module):
         self.dropout1 = nn.Dropout(dropout)
         self.norm1 = nn.LayerNorm(d_model)
         self.linear1 = nn.Linear(d_model, d_ffn)
-        self.activation = activation_function(activation)
+        self.activation = _get_activation_fn(activation)
         self.dropout2 = nn.Dropout(dropout)
         self.linear2 = nn.Linear(d_ffn, d_model)
         self.dropout3 = nn.Dropout(dropout)

@@ -30,6 +30,9 @@ def activation_function(name: str) -> Callable[[Tensor], Tensor]:
     return _ACTIVATIONS[name]
 
 
+_get_activation_fn = activation_function  # the name that other projects import
+
+
 def with_position(tensor: Tensor, pos: Tensor | None) -> Tensor:
     """Return `tensor` plus its position encoding, if there is one."""
     return tensor if pos is None else tensor + pos
