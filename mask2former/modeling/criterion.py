@@ -3,7 +3,8 @@
 Mask logits are computed for matched queries only, and compared with the ground truth at sampled points.
 
 All predictions are compared together. Where a subclass overrides a loss, or the matcher is another one or has an
-overridden method, they are compared one after another through the methods that other projects know.
+overridden method, or predictions differ in shape, they are compared one after another through the methods that other
+projects know.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ..utils.overrides import as_written, extensible, unchanged
 from .device_transfer import to_device
 from .ground_truth import GroundTruth
 from .matcher import Assignment, HungarianMatcher
-from .outputs import without_earlier
+from .outputs import same_shapes, without_earlier
 from .point_sampling import Predictions, sample_maps, uncertain_points
 
 LOSSES = ("labels", "masks")
@@ -88,7 +89,7 @@ class SetCriterion(nn.Module):
         """
         if not self.deep_supervision:
             outputs = without_earlier(outputs)
-        if self._layer_by_layer():
+        if self._layer_by_layer() or not same_shapes(outputs):
             return self._losses_by_layer(outputs, targets)
         predictions = Predictions.of(outputs)
         truth = GroundTruth.of(targets, predictions.logits.device)

@@ -93,6 +93,15 @@ def unread(values: Mapping[str, Any], key: str) -> Any:
     return values.unread(key) if isinstance(values, LazyDict) else None
 
 
+def same_shapes(outputs: Mapping[str, Any]) -> bool:
+    """Return whether all predictions have the same shapes, as far as they are tensors already."""
+    layers = [outputs, *outputs.get("aux_outputs", ())]
+    return all(
+        len({layer[key].shape for layer in layers if key in layer and unread(layer, key) is None}) <= 1
+        for key in ("pred_logits", "pred_masks")
+    )
+
+
 def without_earlier(outputs: Mapping[str, Any]) -> LazyDict:
     """Return the last prediction alone, without reading it."""
     raw = dict.items(outputs) if isinstance(outputs, LazyDict) else outputs.items()

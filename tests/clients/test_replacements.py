@@ -97,6 +97,15 @@ def test_further_outputs_of_a_decoder_are_ignored(model: Any) -> None:
     assert model.criterion(outputs, expected) == plain
 
 
+def test_earlier_predictions_may_have_other_numbers_of_queries_and_sizes(model: Any) -> None:
+    outputs = decoder_outputs()
+    other = {"pred_logits": torch.randn(2, 9, 134), "pred_masks": torch.randn(2, 9, 32, 32)}
+    outputs["aux_outputs"][0] = other
+    losses = model.criterion(outputs, targets())
+    assert len(losses) == 12
+    torch.testing.assert_close(losses["loss_ce_0"], model.criterion(other, targets())["loss_ce"], rtol=0.1, atol=0)
+
+
 def test_soft_masks_keep_their_values() -> None:
     soft = torch.rand(2, 8, 8)
     truth = GroundTruth.of(
