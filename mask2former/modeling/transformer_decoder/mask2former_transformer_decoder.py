@@ -135,21 +135,26 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         states: list[Tensor] = []
         embeds: list[Tensor] = []
 
-        def predict(queries: Tensor, level: int) -> Tensor:
-            states.append(self.decoder_norm(queries).transpose(0, 1))
+        def predict(queries: Tensor, level: int, is_last: bool) -> Tensor | None:
+            states.append(self.decoder_norm(queries).transpose(0, 1).contiguous())  # as linear layers want it
             embeds.append(self.mask_embed(states[-1]))
+            if is_last:
+                return None
             return _open_empty(attention_mask(embeds[-1], small[level]))[:, None]  # one for all heads
 
         self._decode(x, features, predict)
         return self._outputs(states, embeds, features, frames is not None)
 
     def _decode(self, x: Sequence[Tensor], features: Tensor, predict: Any) -> None:
-        """Run the layers, and `predict(queries, level)`, which returns the attention mask for `level`, between them."""
+        """Run the layers, and `predict(queries, level, is_last)` between them.
+
+        It returns the attention mask for `level`, which is not used if `is_last`.
+        """
         batch, frames = features.shape[:2]
         memory, position = self._memory(x, frames)
         queries = self.query_feat.weight[:, None].expand(-1, batch, -1)
         query_pos = self.query_embed.weight[:, None].expand(-1, batch, -1)
-        mask = predict(queries, 0)
+        mask = predict(queries, 0, self.num_layers == 0)
         for i in range(self.num_layers):
             level = i % self.num_feature_levels
             layer = self.transformer_cross_attention_layers[i]
@@ -165,7 +170,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                 queries, tgt_mask=None, tgt_key_padding_mask=None, query_pos=query_pos
             )
             queries = self.transformer_ffn_layers[i](queries)
-            mask = predict(queries, (i + 1) % self.num_feature_levels)
+            mask = predict(queries, (i + 1) % self.num_feature_levels, i + 1 == self.num_layers)
 
     def _by_head(self, blocked: Tensor) -> Tensor:
         """Return an attention mask (B, 1, Q, S) in the form (B * heads, Q, S) that `torch.nn` knows."""
@@ -222,7 +227,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         classes: list[Tensor] = []
         masks: list[Tensor] = []
 
-        def predict(queries: Tensor, level: int) -> Tensor:
+        def predict(queries: Tensor, level: int, is_last: bool) -> Tensor:
             size = x[level].shape[-2:]
             given = features if clip else mask_features
             outputs = self.forward_prediction_heads(queries, given, attn_mask_target_size=size)
