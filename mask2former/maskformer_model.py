@@ -22,7 +22,7 @@ from .modeling.ground_truth import Target
 from .modeling.matcher import HungarianMatcher
 from .modeling.postprocess import Settings, postprocess, result_of_masks
 from .structures.task import IMAGE_TASKS, Task, tasks_of
-from .utils.overrides import unchanged
+from .utils.overrides import extensible, unchanged
 from .utils.registry import register
 from .utils.signatures import fitting
 
@@ -117,6 +117,7 @@ class MaskClassifier(nn.Module):
 
 
 @register(META_ARCH_REGISTRY)
+@extensible
 class MaskFormer(MaskClassifier):
     """Mask classification for semantic, instance and panoptic segmentation (MaskFormer and Mask2Former).
 
@@ -261,19 +262,19 @@ class MaskFormer(MaskClassifier):
     ) -> list[dict[str, Any]]:
         scores, masks = class_scores_and_masks(outputs)
         host_scores = to_cpu(scores) if settings.objects else scores
-        results, own = [], self._own_inference()
+        results = []
         for i, (record, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
             output = (int(record.get("height", size[0])), int(record.get("width", size[1])))
             padded = (images.tensor.shape[-2], images.tensor.shape[-1])
             image = (int(size[0]), int(size[1]))
-            computed = {task: partial(method, outputs["pred_logits"][i]) for task, method in own.items()}
-            results.append(postprocess(scores[i], host_scores[i], masks[i], padded, image, output, settings, computed))
+            own = self.replaced_inference(outputs["pred_logits"][i])
+            results.append(postprocess(scores[i], host_scores[i], masks[i], padded, image, output, settings, own))
         return results
 
-    def _own_inference(self) -> dict[Task, Callable[[Tensor, Tensor], Any]]:
-        """Return the inference methods that a subclass, or an assignment to the model, has replaced."""
+    def replaced_inference(self, mask_cls: Tensor) -> dict[Task, Callable[[Tensor], Any]]:
+        """Return the replaced ones of the inference methods, called with the class logits (Q, K + 1) of an image."""
         return {
-            task: getattr(self, f"{task}_inference")
+            task: partial(getattr(self, f"{task}_inference"), mask_cls)
             for task in IMAGE_TASKS
             if not unchanged(self, MaskFormer, f"{task}_inference")
         }

@@ -24,7 +24,7 @@ from .modeling.device_transfer import to_cpu
 from .modeling.postprocess import Size, postprocess
 from .structures.task import Task
 from .tta_merging import MergedQueries
-from .utils.overrides import unchanged
+from .utils.overrides import extensible, unchanged
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +120,7 @@ def _size(record: Mapping[str, Any]) -> Size:
     return int(record["image"].shape[-2]), int(record["image"].shape[-1])
 
 
+@extensible
 class SemanticSegmentorWithTTA(_WithTTA):
     """Average "sem_seg" over views, for any model that returns it, detectron2's SemanticSegmentor included.
 
@@ -194,21 +195,24 @@ class MaskFormerWithTTA(_WithTTA):
         mean, merged = RunningMean(), None
         for view in _nearest_first(views, record["image"].shape[-2:]):
             images = self.model.preprocess([view.of(record)])
-            scores, masks = class_scores_and_masks(self.model.sem_seg_head(self.model.backbone(images.tensor)))
+            outputs = self.model.sem_seg_head(self.model.backbone(images.tensor))
+            scores, masks = class_scores_and_masks(outputs)
             padded = (int(images.tensor.shape[-2]), int(images.tensor.shape[-1]))
             if Task.SEMANTIC in settings.tasks:
-                result = postprocess(scores[0], scores[0], masks[0], padded, view.size, output, semantic)
+                own = self.model.replaced_inference(outputs["pred_logits"][0])
+                result = postprocess(scores[0], scores[0], masks[0], padded, view.size, output, semantic, own)
                 mean.add(view.unflip(result.pop("sem_seg")))
             if settings.objects:
                 if merged is None:
                     merged = MergedQueries(_common_size(views, padded, masks.shape[-2:]))
                 merged.add(scores[0], masks[0], (view.size[0] / padded[0], view.size[1] / padded[1]), view.flipped)
-            del images, masks
+            del images, outputs, masks
         results: dict[str, Any] = {"sem_seg": mean.mean()} if Task.SEMANTIC in settings.tasks else {}
         if merged is not None:
             scores, logits = merged.finish()
             size, objects = merged.size, replace(settings, tasks=settings.tasks - {Task.SEMANTIC})
-            results |= postprocess(scores, to_cpu(scores), logits, size, size, output, objects)
+            own = self.model.replaced_inference(scores.log())  # logits of which these are the softmax
+            results |= postprocess(scores, to_cpu(scores), logits, size, size, output, objects, own)
         return results
 
 
@@ -223,6 +227,13 @@ def with_tta(cfg: Any, model: nn.Module) -> nn.Module:
     if architecture == "VideoMaskFormer":
         raise ValueError("TEST.AUG: no test-time augmentation for videos; set TEST.AUG.ENABLED False")
     if architecture == "SemanticSegmentor":
+        return SemanticSegmentorWithTTA(cfg, inner)
+    if isinstance(inner, MaskFormer) and not unchanged(inner, MaskFormer, "forward"):
+        if inner.settings.objects:
+            logger.warning(
+                "TEST.AUG: %s has its own forward, so only the semantic results of its views are merged",
+                type(inner).__name__,
+            )
         return SemanticSegmentorWithTTA(cfg, inner)
     return MaskFormerWithTTA(cfg, inner)
 

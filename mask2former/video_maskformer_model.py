@@ -18,7 +18,7 @@ from .modeling.device_transfer import to_cpu, to_device
 from .modeling.ground_truth import Target
 from .modeling.postprocess import Size, postprocess_clip
 from .utils.lazy_dict import Later
-from .utils.overrides import unchanged
+from .utils.overrides import extensible, unchanged
 from .utils.registry import register
 from .utils.signatures import accepted, fitting
 from .video_registration import VIDEO
@@ -28,6 +28,7 @@ _CHUNK = 2**22
 
 
 @register(META_ARCH_REGISTRY, VIDEO)
+@extensible
 class VideoMaskFormer(MaskClassifier):
     """Video instance segmentation: each query is one object in all frames of a clip.
 
@@ -125,24 +126,25 @@ class VideoMaskFormer(MaskClassifier):
         outputs = self.clip_outputs(images)
         output = (int(record.get("height", size[0])), int(record.get("width", size[1])))
         padded = (images.shape[-2], images.shape[-1])
+        logits, masks = outputs["pred_logits"], outputs["pred_masks"]
         if unchanged(self, VideoMaskFormer, "inference_video"):
-            return self._results(outputs["pred_logits"], outputs["pred_masks"], padded, size, output)
-        masks = F.interpolate(outputs["pred_masks"].float(), padded, mode="bilinear", align_corners=False)
-        return self.inference_video(outputs["pred_logits"], masks, size, *output)
+            return self._results(logits, masks, padded, size, output)
+        masks = F.interpolate(masks, padded, mode="bilinear", align_corners=False)
+        return self.inference_video(logits, masks, size, *output)
 
     def inference_video(
-        self, pred_cls: Tensor, pred_masks: Tensor, img_size: Size, output_height: int, output_width: int
+        self, pred_cls: Tensor, pred_masks: Tensor, img_size: Sequence[int], output_height: int, output_width: int
     ) -> dict[str, Any]:
-        """Return the result of one clip, as `forward` does; overriding this method changes it.
+        """Return the instances of a clip as `forward` does; overriding this method changes its result.
 
         Args:
             pred_cls: class logits (Q, K + 1).
-            pred_masks: mask logits (Q, T, H, W), at the padded size.
-            img_size: (H', W') of the frames in it.
-            output_height, output_width: of the result.
+            pred_masks: mask logits (Q, T, H, W) at the size of the padded frames.
+            img_size: (h, w) of the frames in them.
+            output_height, output_width: size of the results.
         """
-        padded = (int(pred_masks.shape[-2]), int(pred_masks.shape[-1]))
-        return self._results(pred_cls, pred_masks, padded, img_size, (output_height, output_width))
+        padded, size = (pred_masks.shape[-2], pred_masks.shape[-1]), (int(img_size[0]), int(img_size[1]))
+        return self._results(pred_cls, pred_masks, padded, size, (int(output_height), int(output_width)))
 
     def _results(self, logits: Tensor, masks: Tensor, padded: Size, image: Size, output: Size) -> dict[str, Any]:
         scores = to_cpu(F.softmax(logits.float(), dim=-1))

@@ -3,7 +3,8 @@
 Mask logits are computed for matched queries only, and compared with the ground truth at sampled points.
 
 All predictions are compared together. Where a subclass overrides a loss, or the matcher is another one or has an
-overridden method, they are compared one after another through the methods that other projects know.
+overridden method, or predictions differ in shape, they are compared one after another through the methods that other
+projects know.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import torch.nn.functional as F
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from ..utils.overrides import unchanged
+from ..utils.overrides import as_written, extensible, unchanged
 from .device_transfer import to_device
 from .ground_truth import GroundTruth
 from .matcher import Assignment, HungarianMatcher
-from .outputs import without_earlier
+from .outputs import same_shapes, without_earlier
 from .point_sampling import Predictions, sample_maps, uncertain_points
 
 LOSSES = ("labels", "masks")
@@ -29,6 +30,7 @@ LOSSES = ("labels", "masks")
 _CHUNK = 2**28
 
 
+@extensible
 class SetCriterion(nn.Module):
     """Matching, then cross-entropy of classes and point-wise cross-entropy and dice loss of masks.
 
@@ -78,9 +80,9 @@ class SetCriterion(nn.Module):
 
         Args:
             outputs: `DecoderOutputs`, or a dictionary as for `Predictions.of`.
-            targets: per image {"labels": (N,) int64 in [0, K), "masks": bool (N, H, W) or (N, T, H, W);
-                optional "size": (H, W) of the padded batch (default: that of the masks), "name": for messages}; or a
-                `Target`, which has the last two as attributes.
+            targets: per image {"labels": (N,) int64 in [0, K), "masks": bool (N, H, W) or (N, T, H, W), floats are soft
+                masks; optional "size": (H, W) of the padded batch as a tuple (default: that of the masks; a smaller one
+                is ignored), "name": str for messages}; or a `Target`, which has the last two as attributes.
 
         Returns:
             {"loss_ce", "loss_mask", "loss_dice"} of the last prediction; with suffix _0, _1, ... of the earlier ones.
@@ -92,7 +94,7 @@ class SetCriterion(nn.Module):
         """Compute what `forward` returns, as views that cannot be changed in place."""
         if not self.deep_supervision:
             outputs = without_earlier(outputs)
-        if self._layer_by_layer():
+        if self._layer_by_layer() or not same_shapes(outputs):
             return self._losses_by_layer(outputs, targets)
         predictions = Predictions.of(outputs)
         truth = GroundTruth.of(targets, predictions.logits.device)
@@ -115,22 +117,18 @@ class SetCriterion(nn.Module):
 
     def _layer_by_layer(self) -> bool:
         """Return whether losses or matching were replaced by forms that know one prediction at a time."""
-        matcher = self.matcher
         return (
-            not isinstance(matcher, HungarianMatcher)
-            or bool(matcher._forward_hooks or matcher._forward_pre_hooks)
-            or not unchanged(matcher, HungarianMatcher, "forward", "memory_efficient_forward")
+            not as_written(self.matcher, HungarianMatcher, "forward", "memory_efficient_forward")
             or not unchanged(self, SetCriterion, "loss_labels", "loss_masks", "get_loss")
             or not set(self.losses) <= set(LOSSES)
         )
 
     def _losses_by_layer(self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        last = without_earlier(outputs)
-        layers = [last, *(without_earlier(layer) for layer in outputs.get("aux_outputs", ()))]
-        num_masks = float(self._count(targets, last["pred_logits"].device))
+        layers = [outputs, *outputs.get("aux_outputs", ())]
+        num_masks = float(self._count(targets, outputs["pred_logits"].device))
         losses: dict[str, Tensor] = {}
         for suffix, layer in zip(["", *(f"_{i}" for i in range(len(layers)))], layers, strict=False):
-            indices = self.matcher(layer, targets)
+            indices = self.matcher(without_earlier(layer), targets)
             for name in self.losses:
                 terms = self.get_loss(name, layer, targets, indices, num_masks)
                 losses |= {f"{key}{suffix}": value for key, value in terms.items()}
@@ -148,7 +146,7 @@ class SetCriterion(nn.Module):
 
         Args:
             loss: its name.
-            outputs: "pred_logits" and "pred_masks".
+            outputs: "pred_logits" and "pred_masks"; those of the last prediction have the "aux_outputs" too.
             targets: as for `forward`.
             indices: per image the indices of matched queries and of their targets.
             num_masks: number of objects, averaged over ranks, at least 1.

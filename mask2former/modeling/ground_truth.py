@@ -72,15 +72,15 @@ class GroundTruth:
         frames = {m.shape[1] for m in masks if m.dim() == 4} or {1}
         if len(frames) != 1:
             raise ValueError(f"the clips of a batch have {sorted(frames)} frames; they must have the same number")
-        sizes = [size for size in (_detail(target, "size") for target in targets) if size]
         largest = max(m.shape[-2] for m in masks), max(m.shape[-1] for m in masks)
+        sizes = [size for size in map(_size, targets) if size and size[0] >= largest[0] and size[1] >= largest[1]]
         groups = [m.flatten(0, 1) if m.dim() == 4 else m for m in masks]
         return cls(
             labels=[target["labels"] for target in targets],
             frames=frames.pop(),
             bank=MaskBank.of(groups, device),
             size=sizes[0] if sizes else largest,
-            names=[_detail(target, "name") for target in targets],
+            names=[_name(target) for target in targets],
         )
 
 
@@ -89,5 +89,14 @@ def _as_they_are(target: Mapping[str, Any]) -> Tensor:
     return padded.masks if isinstance(padded, PaddedMasks) else target["masks"]
 
 
-def _detail(target: Mapping[str, Any], name: str) -> Any:
-    return getattr(target, name, None) or target.get(name)
+# The targets of other projects may have keys of these names with another meaning: DETR's "size" is that of an image.
+
+
+def _size(target: Mapping[str, Any]) -> tuple[int, int] | None:
+    size = getattr(target, "size", target.get("size"))
+    return size if isinstance(size, tuple) else None
+
+
+def _name(target: Mapping[str, Any]) -> str | None:
+    name = getattr(target, "name", target.get("name"))
+    return name if isinstance(name, str) else None

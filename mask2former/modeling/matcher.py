@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from ..utils.overrides import extensible
 from .device_transfer import to_cpu, to_device
 from .ground_truth import GroundTruth
 from .outputs import without_earlier
@@ -55,6 +56,7 @@ batch_sigmoid_ce_loss_jit = batch_sigmoid_ce_loss
 batch_dice_loss_jit = batch_dice_loss
 
 
+@extensible
 class HungarianMatcher(nn.Module):
     """Minimum-cost assignment by a weighted sum of class probability, mask cross-entropy and mask dice.
 

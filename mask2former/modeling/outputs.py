@@ -81,9 +81,25 @@ def layer_outputs(logits: Tensor | Sequence[Any], masks: Sequence[Any], **more: 
     return last
 
 
+def aux_outputs(classes: Sequence[Tensor] | None, masks: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+    """Return the "aux_outputs" of the predictions of all layers, the first one first."""
+    if classes is None:
+        return [{"pred_masks": m} for m in masks[:-1]]
+    return [{"pred_logits": c, "pred_masks": m} for c, m in zip(classes[:-1], masks[:-1], strict=True)]
+
+
 def unread(values: Mapping[str, Any], key: str) -> Any:
     """Return the `Later` of a key that nobody has read, or None, also of plain dictionaries."""
     return values.unread(key) if isinstance(values, LazyDict) else None
+
+
+def same_shapes(outputs: Mapping[str, Any]) -> bool:
+    """Return whether all predictions have the same shapes, as far as they are tensors already."""
+    layers = [outputs, *outputs.get("aux_outputs", ())]
+    return all(
+        len({layer[key].shape for layer in layers if key in layer and unread(layer, key) is None}) <= 1
+        for key in ("pred_logits", "pred_masks")
+    )
 
 
 def without_earlier(outputs: Mapping[str, Any]) -> LazyDict:

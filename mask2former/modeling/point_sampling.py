@@ -37,10 +37,10 @@ def sample_maps(maps: Tensor, points: Tensor) -> Tensor:
 
 @dataclass
 class MaskBank:
-    """Binary masks of different sizes in one flat buffer, sampled without padding, copying or converting them.
+    """Masks of different sizes in one flat buffer, sampled without padding, copying or converting them.
 
     Attributes:
-        data: (sum of H * W,) uint8, concatenated masks in row-major order.
+        data: (sum of H * W,) uint8, or float32 of soft masks, concatenated masks in row-major order.
         start, height, width: (N,) int64 offset and size of each mask.
     """
 
@@ -51,15 +51,20 @@ class MaskBank:
 
     @classmethod
     def of(cls, masks: Sequence[Tensor], device: torch.device) -> MaskBank:
-        """Build from groups of masks, bool (n, H, W) each; masks are numbered through the groups in order."""
+        """Build from groups of masks (n, H, W); masks are numbered through the groups in order.
+
+        Nonzero integers belong to the object; numbers with fractions are soft masks, in [0, 1], and keep their values.
+        """
         rows = [(m.shape[-2], m.shape[-1]) for m in masks for _ in range(m.shape[0])]
         sizes = torch.tensor(rows, dtype=torch.int64).view(-1, 2)
         area = sizes.prod(1)
         table = torch.stack((area.cumsum(0) - area, sizes[:, 0], sizes[:, 1]))
         table = table.to(device, non_blocking=True)
-        # Custom mappers may produce masks of any dtype: nonzero pixels belong to the object.
-        binary = [m if m.dtype == torch.bool else m != 0 for m in masks]
-        flat = [m.to(device, non_blocking=True).contiguous().view(torch.uint8).flatten() for m in binary]
+        if any(m.is_floating_point() for m in masks):
+            flat = [m.to(device, torch.float32, non_blocking=True).flatten() for m in masks]
+        else:
+            binary = [m if m.dtype == torch.bool else m != 0 for m in masks]
+            flat = [m.to(device, non_blocking=True).contiguous().view(torch.uint8).flatten() for m in binary]
         data = torch.cat(flat) if flat else torch.zeros(0, dtype=torch.uint8, device=device)
         return cls(data, *table.unbind(0))
 
@@ -150,12 +155,12 @@ class Predictions:
     def of(cls, outputs: Mapping[str, Any]) -> Predictions:
         """Build from the outputs of a decoder: `DecoderOutputs`, or a dictionary of tensors.
 
-        A dictionary may have "pred_embeds" (B, Q, C), and the last prediction "mask_features" (B, T, C, H4, W4),
-        instead of "pred_masks"; "aux_outputs" has earlier predictions.
+        Without "pred_masks", a dictionary has "pred_embeds" (B, Q, C), and the last prediction "mask_features"
+        (B, T, C, H4, W4); "aux_outputs" has earlier predictions.
         """
         layers: list[Mapping[str, Any]] = [outputs, *outputs.get("aux_outputs", ())]
         logits = _stacked(layers, "pred_logits").float()
-        if "pred_embeds" in outputs:
+        if "pred_masks" not in outputs:
             return cls(logits, _stacked(layers, "pred_embeds").float(), outputs["mask_features"].float())
         products = [unread(layer, "pred_masks") for layer in layers]
         if all(isinstance(product, MaskLogits) for product in products):

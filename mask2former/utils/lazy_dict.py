@@ -12,11 +12,23 @@ class Later(Generic[T]):
     """A value that is not computed yet.
 
     Args:
-        compute: returns the value; called at most once by a `LazyDict`.
+        compute: returns the value; called at most once.
     """
 
     def __init__(self, compute: Callable[[], T]) -> None:
         self.compute = compute
+        self._values: list[T] = []
+
+    @property
+    def is_read(self) -> bool:
+        """Return whether the value was computed."""
+        return bool(self._values)
+
+    def value(self) -> T:
+        """Return the value; all dictionaries that hold this object get the same one."""
+        if not self._values:
+            self._values.append(self.compute())
+        return self._values[0]
 
 
 class LazyDict(dict[str, Any]):
@@ -30,12 +42,12 @@ class LazyDict(dict[str, Any]):
     def unread(self, key: str) -> Any:
         """Return the `Later` of a key that nobody has read, or None."""
         value = super().get(key)
-        return value if isinstance(value, Later) else None
+        return value if isinstance(value, Later) and not value.is_read else None
 
     def __getitem__(self, key: str) -> Any:
         value = super().__getitem__(key)
         if isinstance(value, Later):
-            value = value.compute()
+            value = value.value()
             super().__setitem__(key, value)
         return value
 

@@ -16,6 +16,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
+import mask2former_video  # noqa: F401 (registers the components of videos)
 from mask2former.config import load_config
 from tests.parity import deterministic
 

@@ -17,7 +17,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...utils.overrides import unchanged
+from ...utils.overrides import extensible, unchanged
 from ...utils.registry import register
 from ...utils.signatures import fitting
 from ..shape_cache import ShapeCache
@@ -161,6 +161,7 @@ def window_reverse(windows: Tensor, window_size: int, H: int, W: int) -> Tensor:
     return x.transpose(2, 3).reshape(x.shape[0], H, W, -1)
 
 
+@extensible
 class SwinTransformerBlock(nn.Module):
     """Window attention (shifted in every second block) and an MLP, both residual with pre-norm.
 

@@ -10,7 +10,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
-from ...utils.overrides import unchanged
+from ...utils.overrides import as_written, extensible
 from ...utils.registry import register
 from ...utils.signatures import accepted
 from ..pixel_decoder import build_pixel_decoder
@@ -18,6 +18,7 @@ from ..transformer_decoder import build_transformer_decoder
 
 
 @register(SEM_SEG_HEADS_REGISTRY)
+@extensible
 class MaskFormerHead(nn.Module):
     """Pixel decoder and transformer decoder on the feature maps of a backbone.
 
@@ -98,8 +99,7 @@ class MaskFormerHead(nn.Module):
     @property
     def by_frame(self) -> bool:
         """Return whether `pixel_maps` and `predict` are the whole head: no override or hook stands around them."""
-        hooks = self._forward_hooks or self._forward_pre_hooks
-        return not hooks and unchanged(self, MaskFormerHead, "forward", "layers")
+        return as_written(self, MaskFormerHead, "forward", "layers")
 
 
 def _frames(function: Callable[..., Any], frames: int | None) -> dict[str, int]:

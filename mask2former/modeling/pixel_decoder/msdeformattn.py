@@ -18,11 +18,11 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from ...errors import ConfigError
-from ...utils.overrides import unchanged
+from ...utils.overrides import as_written, extensible
 from ...utils.registry import register
 from ...utils.signatures import fitting
 from ..shape_cache import ShapeCache
-from ..transformer_decoder.layers import activation_function, with_position
+from ..transformer_decoder.layers import _get_activation_fn, with_position
 from ..transformer_decoder.position_encoding import PositionEmbeddingSine
 from ..transformer_decoder.transformer import _get_clones, one_for_all, reset_matrices
 from .fpn import lateral_convolution, output_convolution, set_numbered
@@ -30,6 +30,7 @@ from .ops.functions.ms_deform_attn_func import LevelSizes, level_sizes
 from .ops.modules import MSDeformAttn
 
 
+@extensible
 class MSDeformAttnTransformerEncoderLayer(nn.Module):
     """Deformable self-attention and a feed-forward network, both residual with post-norm.
 
@@ -57,7 +58,7 @@ class MSDeformAttnTransformerEncoderLayer(nn.Module):
         self.dropout1 = nn.Dropout(dropout)
         self.norm1 = nn.LayerNorm(d_model)
         self.linear1 = nn.Linear(d_model, d_ffn)
-        self.activation = activation_function(activation)
+        self.activation = _get_activation_fn(activation)
         self.dropout2 = nn.Dropout(dropout)
         self.linear2 = nn.Linear(d_ffn, d_model)
         self.dropout3 = nn.Dropout(dropout)
@@ -88,6 +89,7 @@ class MSDeformAttnTransformerEncoderLayer(nn.Module):
         return self.forward_ffn(self.norm1(src + self.dropout1(attended)))
 
 
+@extensible
 class MSDeformAttnTransformerEncoder(nn.Module):
     """Stack of layers, which start as copies of one."""
 
@@ -206,15 +208,10 @@ class MSDeformAttnTransformerEncoderOnly(nn.Module):
         """Return whether nobody replaced, overrode or hooked what gets sizes and points."""
         layers: list[Any] = list(self.encoder.layers)
         return (
-            unchanged(self.encoder, MSDeformAttnTransformerEncoder, "forward", "get_reference_points")
-            and all(unchanged(layer, MSDeformAttnTransformerEncoderLayer, "forward") for layer in layers)
-            and all(unchanged(layer.self_attn, MSDeformAttn, "forward") for layer in layers)
-            and not any(_is_hooked(x) for x in (self.encoder, *layers, *(layer.self_attn for layer in layers)))
+            as_written(self.encoder, MSDeformAttnTransformerEncoder, "forward", "get_reference_points")
+            and all(as_written(layer, MSDeformAttnTransformerEncoderLayer, "forward") for layer in layers)
+            and all(as_written(layer.self_attn, MSDeformAttn, "forward") for layer in layers)
         )
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _level_tensors(sizes: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...utils.overrides import extensible
+
 logger = logging.getLogger(__name__)
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "glu": F.glu}
@@ -28,11 +30,15 @@ def activation_function(name: str) -> Callable[[Tensor], Tensor]:
     return _ACTIVATIONS[name]
 
 
+_get_activation_fn = activation_function  # the name that other projects import
+
+
 def with_position(tensor: Tensor, pos: Tensor | None) -> Tensor:
     """Return `tensor` plus its position encoding, if there is one."""
     return tensor if pos is None else tensor + pos
 
 
+@extensible
 class Attention(nn.Module):
     """Multi-head attention on `scaled_dot_product_attention` ("Attention is all you need", section 3.2).
 
@@ -197,6 +203,7 @@ class SelfAttentionLayer(_Residual):
         return self.dropout(self.self_attn(q, q, tgt, attn_mask=tgt_mask, key_padding_mask=padding)[0])
 
 
+@extensible
 class CrossAttentionLayer(_Residual):
     """Masked attention of the queries to a memory, residual; arguments as for `SelfAttentionLayer`."""
 

@@ -17,12 +17,12 @@ from detectron2.config import configurable
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
-from ...utils.overrides import unchanged
+from ...utils.overrides import as_written, extensible, unchanged
 from ...utils.registry import register
 from ...video_registration import VIDEO
-from ..outputs import DecoderOutputs, Deferred, MaskLogits, layer_outputs, mask_logits
-from .layers import MLP, CrossAttentionLayer, FFNLayer, SelfAttentionLayer
-from .position_encoding import PositionEmbeddingSine, PositionEmbeddingSine3D
+from ..outputs import DecoderOutputs, Deferred, MaskLogits, aux_outputs, layer_outputs, mask_logits
+from .layers import MLP, Attention, CrossAttentionLayer, FFNLayer, SelfAttentionLayer, _get_activation_fn
+from .position_encoding import PositionEmbeddingSine, PositionEmbeddingSine3D, tokens_of
 from .registry import TRANSFORMER_DECODER_REGISTRY, build_transformer_decoder, decoder_settings
 
 __all__ = [
@@ -33,17 +33,19 @@ __all__ = [
     "MultiScaleMaskedTransformerDecoder",
     "SelfAttentionLayer",
     "VideoMultiScaleMaskedTransformerDecoder",
+    "_get_activation_fn",
     "build_transformer_decoder",
 ]
 
 
 @register(TRANSFORMER_DECODER_REGISTRY)
+@extensible
 class MultiScaleMaskedTransformerDecoder(nn.Module):
     """Masked-attention decoder.
 
     A subclass may override `forward_prediction_heads` or `_set_aux_loss`, and register hooks on every part; then masks
     are computed in every layer, and training takes more memory. `class_embed` is called once for all layers in
-    training, and for the last one alone in inference.
+    training, layer by layer if it has hooks or is no `nn.Linear`, and for the last one alone in inference.
 
     Args:
         in_channels: channels C' of the incoming levels.
@@ -133,29 +135,33 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         states: list[Tensor] = []
         embeds: list[Tensor] = []
 
-        def predict(queries: Tensor, level: int) -> Tensor | None:
-            states.append(self.decoder_norm(queries).transpose(0, 1))
+        def predict(queries: Tensor, level: int, is_last: bool) -> Tensor | None:
+            states.append(self.decoder_norm(queries).transpose(0, 1).contiguous())  # as linear layers want it
             embeds.append(self.mask_embed(states[-1]))
-            if len(states) > self.num_layers:  # nothing attends after the last layer
+            if is_last:
                 return None
-            return _open_empty(attention_mask(embeds[-1], small[level]))[:, None]
+            return _open_empty(attention_mask(embeds[-1], small[level]))[:, None]  # one for all heads
 
         self._decode(x, features, predict)
         return self._outputs(states, embeds, features, frames is not None)
 
     def _decode(self, x: Sequence[Tensor], features: Tensor, predict: Any) -> None:
-        """Run the layers, and `predict(queries, level)`, which returns the attention mask for `level`, between them."""
+        """Run the layers, and `predict(queries, level, is_last)` between them.
+
+        It returns the attention mask for `level`, which is not used if `is_last`.
+        """
         batch, frames = features.shape[:2]
         memory, position = self._memory(x, frames)
         queries = self.query_feat.weight[:, None].expand(-1, batch, -1)
         query_pos = self.query_embed.weight[:, None].expand(-1, batch, -1)
-        mask = predict(queries, 0)
+        mask = predict(queries, 0, self.num_layers == 0)
         for i in range(self.num_layers):
             level = i % self.num_feature_levels
-            queries = self.transformer_cross_attention_layers[i](
+            layer = self.transformer_cross_attention_layers[i]
+            queries = layer(
                 queries,
                 memory[level],
-                memory_mask=mask,
+                memory_mask=mask if _takes_one_mask_for_all_heads(layer) else self._by_head(mask),
                 memory_key_padding_mask=None,
                 pos=position[level],
                 query_pos=query_pos,
@@ -164,23 +170,30 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                 queries, tgt_mask=None, tgt_key_padding_mask=None, query_pos=query_pos
             )
             queries = self.transformer_ffn_layers[i](queries)
-            mask = predict(queries, (i + 1) % self.num_feature_levels)
+            mask = predict(queries, (i + 1) % self.num_feature_levels, i + 1 == self.num_layers)
+
+    def _by_head(self, blocked: Tensor) -> Tensor:
+        """Return an attention mask (B, 1, Q, S) in the form (B * heads, Q, S) that `torch.nn` knows."""
+        return blocked if blocked.dim() == 3 else blocked.expand(-1, self.num_heads, -1, -1).flatten(0, 1)
 
     def _memory(self, levels: Sequence[Tensor], frames: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Return tokens (S, B, C), S = T H W, and their position encoding (S, 1, C), of each level."""
+        """Return tokens (S, B, C), S = T H W, and their position encoding (S, 1 or B, C), of each level."""
         memory, position = [], []
         for i, x in enumerate(levels):
-            height, width = x.shape[-2:]
             tokens = self.input_proj[i](x).flatten(2) + self.level_embed.weight[i][None, :, None]
             tokens = tokens.unflatten(0, (-1, frames)).transpose(2, 3).flatten(1, 2)  # (B, T H W, C)
             memory.append(tokens.transpose(0, 1))
-            position.append(self.pe_layer.tokens(frames, height, width, x.device).to(tokens.dtype)[:, None])
+            position.append(tokens_of(self.pe_layer, x, frames, self.position_type.temporal).to(tokens.dtype))
         return memory, position
 
     def _outputs(self, states: list[Tensor], embeds: list[Tensor], features: Tensor, clip: bool) -> DecoderOutputs:
         masks: list[Any] = [MaskLogits(e, features, clip) for e in (embeds[-1], *embeds[:-1])]
         if self.training:
-            return layer_outputs(self.class_embed(torch.stack((states[-1], *states[:-1]))), masks)
+            ordered = (states[-1], *states[:-1])
+            if not as_written(self.class_embed, nn.Linear, "forward"):  # may know (B, Q, C) alone
+                by_layer = [self.class_embed(state) for state in states]
+                return layer_outputs([by_layer[-1], *by_layer[:-1]], masks)
+            return layer_outputs(self.class_embed(torch.stack(ordered)), masks)
         earlier = [Deferred(functools.partial(self.class_embed, state)) for state in states[:-1]]
         more = {"query_embeds": states[-1]} if clip else {}
         masks[0] = masks[0].compute()
@@ -206,7 +219,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         embeds = self.mask_embed(state)
         masks = mask_logits(embeds, features)
         small = _resized(features.flatten(0, 1), attn_mask_target_size).unflatten(0, features.shape[:2])
-        blocked = attention_mask(embeds, small)[:, None].expand(-1, self.num_heads, -1, -1).flatten(0, 1)
+        blocked = self._by_head(attention_mask(embeds, small)[:, None])
         return self.class_embed(state), masks if clip else masks[:, :, 0], blocked
 
     def _outputs_of_overridden_heads(
@@ -215,7 +228,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         classes: list[Tensor] = []
         masks: list[Tensor] = []
 
-        def predict(queries: Tensor, level: int) -> Tensor:
+        def predict(queries: Tensor, level: int, is_last: bool) -> Tensor:
             size = x[level].shape[-2:]
             given = features if clip else mask_features
             outputs = self.forward_prediction_heads(queries, given, attn_mask_target_size=size)
@@ -229,10 +242,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
     def _set_aux_loss(self, outputs_class: Sequence[Tensor] | None, outputs_seg_masks: Sequence[Tensor]) -> list[Any]:
         """Return the "aux_outputs" of the predictions of all layers, the first one first."""
-        if outputs_class is None:
-            return [{"pred_masks": masks} for masks in outputs_seg_masks[:-1]]
-        layers = zip(outputs_class[:-1], outputs_seg_masks[:-1], strict=True)
-        return [{"pred_logits": classes, "pred_masks": masks} for classes, masks in layers]
+        return aux_outputs(outputs_class, outputs_seg_masks)
 
 
 @register(TRANSFORMER_DECODER_REGISTRY, VIDEO)
@@ -304,6 +314,13 @@ def _resized(mask_features: Tensor, size: Sequence[int]) -> Tensor:
     """
     with torch.no_grad():
         return F.interpolate(mask_features.float(), tuple(size), mode="bilinear", align_corners=False)
+
+
+def _takes_one_mask_for_all_heads(layer: Any) -> bool:
+    """Return whether a layer and its attention are our own: those of other projects get a mask for each head."""
+    return as_written(layer, CrossAttentionLayer, "forward", "forward_post", "forward_pre") and as_written(
+        layer.multihead_attn, Attention, "forward"
+    )
 
 
 @torch.no_grad()

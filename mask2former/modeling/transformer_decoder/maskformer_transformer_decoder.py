@@ -11,8 +11,9 @@ from detectron2.config import configurable
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
+from ...utils.overrides import extensible, unchanged
 from ...utils.registry import register
-from ..outputs import DecoderOutputs, MaskLogits, layer_outputs
+from ..outputs import DecoderOutputs, MaskLogits, aux_outputs, layer_outputs
 from .layers import MLP
 from .position_encoding import PositionEmbeddingSine
 from .registry import TRANSFORMER_DECODER_REGISTRY, build_transformer_decoder, decoder_settings
@@ -22,6 +23,7 @@ __all__ = ["TRANSFORMER_DECODER_REGISTRY", "StandardTransformerDecoder", "build_
 
 
 @register(TRANSFORMER_DECODER_REGISTRY)
+@extensible
 class StandardTransformerDecoder(nn.Module):
     """Decoder whose queries attend to the complete feature map in every layer.
 
@@ -61,7 +63,7 @@ class StandardTransformerDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.mask_classification = mask_classification
-        self.deep_supervision = deep_supervision
+        self.num_queries, self.deep_supervision = num_queries, deep_supervision
         self.pe_layer = PositionEmbeddingSine(hidden_dim // 2, normalize=True)
         self.transformer = Transformer(
             d_model=hidden_dim,
@@ -124,5 +126,19 @@ class StandardTransformerDecoder(nn.Module):
             last, *earlier = (DecoderOutputs(pred_masks=m) for m in masks)
             last["aux_outputs"] = earlier
             return last
+        if not unchanged(self, StandardTransformerDecoder, "_set_aux_loss"):
+            classes, computed = self.class_embed(last_first), [mask.value() for mask in masks]
+            in_order = [*classes[1:], classes[0]], [*computed[1:], computed[0]]
+            earlier = self._set_aux_loss(*in_order) if self.deep_supervision else []
+            return DecoderOutputs(pred_logits=classes[0], pred_masks=computed[0], aux_outputs=earlier)
         more = {"query_embeds": last_first[0]} if frames is not None and not self.training else {}
         return layer_outputs(self.class_embed(last_first), masks, **more)
+
+    @property
+    def aux_loss(self) -> bool:
+        """Return `deep_supervision`, under the name that other projects read."""
+        return self.deep_supervision
+
+    def _set_aux_loss(self, outputs_class: Sequence[Tensor] | None, outputs_seg_masks: Sequence[Tensor]) -> list[Any]:
+        """Return the "aux_outputs" of the predictions of all layers, the first one first; overriding it acts."""
+        return aux_outputs(outputs_class, outputs_seg_masks)

@@ -7,9 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ...utils.overrides import as_written, extensible
 from ..shape_cache import ShapeCache
 
 
+@extensible
 class PositionEmbeddingSine(nn.Module):
     """Sine position encoding of an (H, W) grid, cached per shape.
 
@@ -86,6 +88,7 @@ class PositionEmbeddingSine(nn.Module):
         return torch.stack((angle[..., 0::2].sin(), angle[..., 1::2].cos()), dim=-1).flatten(-2)
 
 
+@extensible
 class PositionEmbeddingSine3D(PositionEmbeddingSine):
     """Position encoding of clips: the frame is encoded over all channels and added (video report, arXiv 2112.10764)."""
 
@@ -109,3 +112,16 @@ class PositionEmbeddingSine3D(PositionEmbeddingSine):
         count, height, width = x.shape[1], x.shape[-2], x.shape[-1]
         encoded = self.tokens(count, height, width, x.device).unflatten(0, (count, height, width))
         return encoded.permute(0, 3, 1, 2).expand(len(x), -1, -1, -1, -1)
+
+
+def tokens_of(encoding: nn.Module, maps: Tensor, frames: int, clips: bool) -> Tensor:
+    """Return the encoding (T * H * W, B or 1, C) of maps (B * T, C', H, W) without padding.
+
+    Modules with another `forward`, or with hooks, are called with maps, or (`clips`) with maps (B, T, C', H, W).
+    """
+    if as_written(encoding, PositionEmbeddingSine3D if clips else PositionEmbeddingSine, "forward"):
+        assert isinstance(encoding, PositionEmbeddingSine)
+        return encoding.tokens(frames, maps.shape[-2], maps.shape[-1], maps.device)[:, None]
+    in_clips = maps.unflatten(0, (-1, frames))
+    encoded = encoding(in_clips, None) if clips else encoding(maps, None).unflatten(0, (-1, frames))
+    return encoded.permute(1, 3, 4, 0, 2).flatten(0, 2)

@@ -12,10 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .layers import Attention, activation_function, with_position
+from .layers import Attention, _get_activation_fn, with_position
 from .position_encoding import PositionEmbeddingSine
-
-_get_activation_fn = activation_function
 
 
 class _Layer(nn.Module):

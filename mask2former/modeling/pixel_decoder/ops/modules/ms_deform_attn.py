@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from .....ops import ms_deform_attn
+from .....utils.overrides import extensible
 from ..functions.ms_deform_attn_func import LevelSizes, MSDeformAttnFunction, level_sizes
 
 
+@extensible
 class MSDeformAttn(nn.Module):
     """Attention to the tokens of all levels, each query sampling P points per level and head.
 
