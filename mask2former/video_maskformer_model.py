@@ -213,6 +213,10 @@ def clip_objects(frames: Sequence[Instances]) -> tuple[Tensor, Tensor, Tensor]:
         and ids (N, T) int64, -1 where it is not.
     """
     ids = [f.gt_ids.tolist() for f in frames]
+    for t, rows in enumerate(ids):
+        twice = sorted({i for i in rows if i >= 0 and rows.count(i) > 1})
+        if twice:
+            raise ValueError(f"frame {t} of a clip has several objects with gt_ids {', '.join(map(str, twice))}")
     index_of = {i: n for n, i in enumerate(sorted({i for rows in ids for i in rows if i >= 0}))}
     labels = torch.zeros(len(index_of), dtype=torch.int64)
     masks = torch.zeros(len(index_of), len(frames), *frames[0].image_size, dtype=torch.bool)

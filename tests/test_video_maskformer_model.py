@@ -308,3 +308,16 @@ def test_the_keywords_of_the_reference() -> None:
 
     cfg = load_config(R50, [*TINY, "INPUT.SAMPLING_FRAME_NUM", 3])
     assert Mine(cfg).num_frames == 3
+
+
+def test_an_id_that_a_frame_has_twice_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"frame 1 of a clip has several objects with gt_ids 4"):
+        clip_objects([frame([4], [1], [2]), frame([4, 4, -1], [1, 2, 0], [1, 2, 0])])
+
+
+def test_frames_of_ground_truth_and_predictions_must_agree(model: Any) -> None:
+    outputs = {"pred_logits": torch.zeros(1, 4, 41), "pred_masks": torch.zeros(1, 4, 3, 8, 8)}
+    truth = [{"labels": torch.tensor([1]), "masks": torch.ones(1, 2, 32, 32, dtype=torch.bool)}]
+    for call in (model.criterion, model.criterion.matcher):
+        with pytest.raises(ValueError, match="ground truth have 2 frames, those of the predictions 3"):
+            call(outputs, truth)

@@ -98,6 +98,7 @@ class SetCriterion(nn.Module):
             return self._losses_by_layer(outputs, targets)
         predictions = Predictions.of(outputs)
         truth = GroundTruth.of(targets, predictions.logits.device)
+        truth.check_frames(predictions.frames)
         matcher: Any = self.matcher
         with torch.autocast(predictions.logits.device.type, enabled=False):
             assignments = matcher.match_layers(predictions, truth)

@@ -83,6 +83,17 @@ class GroundTruth:
             names=[_name(target) for target in targets],
         )
 
+    def check_frames(self, frames: int) -> None:
+        """Check that predictions have the frames of the ground truth.
+
+        Raises:
+            ValueError: they have another number.
+        """
+        if frames != self.frames and any(len(labels) for labels in self.labels):
+            raise ValueError(
+                f"the masks of the ground truth have {self.frames} frames, those of the predictions {frames}"
+            )
+
 
 def _as_they_are(target: Mapping[str, Any]) -> Tensor:
     padded = unread(target, "masks")

@@ -101,7 +101,9 @@ class HungarianMatcher(nn.Module):
     ) -> list[tuple[Tensor, Tensor]]:
         """Match as `forward` does, which calls this method; a subclass that overrides it is asked layer by layer."""
         predictions = Predictions.of(without_earlier(outputs))
-        pairs = self.match_layers(predictions, GroundTruth.of(targets, predictions.logits.device))
+        truth = GroundTruth.of(targets, predictions.logits.device)
+        truth.check_frames(predictions.frames)
+        pairs = self.match_layers(predictions, truth)
         return [(torch.from_numpy(p.query), torch.from_numpy(p.target)) for p in pairs]
 
     @torch.no_grad()

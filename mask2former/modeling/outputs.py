@@ -65,6 +65,12 @@ class DecoderOutputs(LazyDict):
     """
 
 
+# Without it torch's functions on nested containers would take the outputs for one leaf, and leave them as they are.
+torch.utils._pytree.register_pytree_node(
+    DecoderOutputs, lambda outputs: ([*outputs.values()], [*outputs]), lambda values, keys: dict(zip(keys, values))
+)
+
+
 def layer_outputs(logits: Tensor | Sequence[Any], masks: Sequence[Any], **more: Any) -> DecoderOutputs:
     """Build the outputs of a decoder from those of its layers.
 

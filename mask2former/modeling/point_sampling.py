@@ -169,6 +169,14 @@ class Predictions:
         masks = _stacked(layers, "pred_masks").float()
         return cls(logits, masks=masks[:, :, :, None] if masks.dim() == 5 else masks)
 
+    @property
+    def frames(self) -> int:
+        """Return T."""
+        if self.features is not None:
+            return self.features.shape[1]
+        assert self.masks is not None
+        return self.masks.shape[3]
+
     def sample(self, points: Tensor) -> Iterator[Tensor]:
         """Yield mask logits (L * Q, T * P) of each image: all queries at points (B, P, 2), in every frame."""
         if self.embeds is not None and self.features is not None:

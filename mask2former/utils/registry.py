@@ -28,6 +28,7 @@ class Defaults:
     def __init__(self, entries: MutableMapping[str, Any]) -> None:
         self.entries = entries
         self.ours: dict[str, Any] = {}
+        self.waiting: dict[str, Waiting] = {}
 
     def holds(self, name: str) -> bool:
         """Return whether the entry of a name is the default."""
@@ -72,7 +73,17 @@ def _do_register(registry: Registry, name: str, obj: Any) -> None:
     type(registry)._do_register(registry, name, obj)
 
 
+def _get(registry: Registry, name: str) -> Any:
+    """Return an entry; a name that waits, and that nobody else has registered, is needed now."""
+    defaults = _components(registry)
+    if name not in defaults.entries and name in defaults.waiting:
+        defaults.waiting[name].activate()
+    return type(registry).get(registry, name)
+
+
 def _components(registry: Registry) -> Defaults:
+    if _ATTRIBUTE not in vars(registry):
+        registry.get = functools.partial(_get, registry)  # type: ignore[method-assign]
     return defaults_of(registry, "_obj_map", "_do_register", _do_register)
 
 
@@ -129,7 +140,11 @@ def register(registry: Registry, when: Waiting | None = None) -> Callable[[C], C
     def add(cls: C) -> C:
         _OWN.append((registry, cls))
         call = functools.partial(_add, registry, cls)
-        call() if when is None else when.add(call)
+        if when is None:
+            call()
+        else:
+            when.add(call)
+            _components(registry).waiting[cls.__name__] = when
         return cls
 
     return add

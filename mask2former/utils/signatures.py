@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 from collections.abc import Callable, Mapping
@@ -16,11 +17,17 @@ def accepted(function: Callable[..., Any], keywords: Mapping[str, Any]) -> dict[
     For a module the signature of its `forward` counts, because its call hands everything on.
     """
     called = getattr(function, "forward", function) if not inspect.isroutine(function) else function
-    parameters = inspect.signature(called).parameters.values()
+    named = _keywords(getattr(called, "__func__", called))
+    return dict(keywords) if named is None else {name: value for name, value in keywords.items() if name in named}
+
+
+@functools.lru_cache(maxsize=256)
+def _keywords(function: Callable[..., Any]) -> frozenset[str] | None:
+    """Return the names that a function takes as keywords; None for all."""
+    parameters = inspect.signature(function).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return dict(keywords)
-    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    return {name: value for name, value in keywords.items() if name in named}
+        return None
+    return frozenset(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
 
 
 def fitting(cls: type, arguments: Mapping[str, Any], optional: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ from mask2former.modeling.pixel_decoder.ops.functions.ms_deform_attn_func import
 from mask2former.modeling.pixel_decoder.ops.modules import MSDeformAttn
 from mask2former.utils.misc import NestedTensor, is_dist_avail_and_initialized, nested_tensor_from_tensor_list
 
-from .client_models import client_config, client_model, shapes
+from .client_models import batch, client_config, client_model, shapes
 
 ROOT = Path(__file__).parents[2]
 SWIN = "coco/instance-segmentation/swin/maskformer2_swin_tiny_bs16_50ep.yaml"
@@ -409,3 +409,12 @@ def test_nested_tensor() -> None:
     with pytest.raises(ValueError, match=r"\(C, H, W\)"):
         nested_tensor_from_tensor_list([torch.ones(4, 5)])
     assert is_dist_avail_and_initialized() is False
+
+
+def test_a_model_in_double_precision_trains() -> None:
+    model = client_model(train=True).double()
+    samples = batch(1)
+    samples[0]["image"] = samples[0]["image"].double()
+    losses = model(samples)
+    sum(losses.values()).backward()
+    assert model.sem_seg_head.pixel_decoder.mask_features.weight.grad.dtype == torch.float64

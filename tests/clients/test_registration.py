@@ -218,3 +218,22 @@ def check():
 )
 def test_a_project_with_its_own_video_names_gets_its_own(order: str) -> None:
     assert run(CLIENT + order) == ["__main__", "__main__"] + [[1, "theirs.json"]] * 4
+
+
+def test_a_video_model_is_built_from_a_config_that_other_code_has_read() -> None:
+    """The name waits until it is looked up, which no program does that registers its own."""
+    code = """
+import json
+from detectron2.config import get_cfg
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.projects.deeplab import add_deeplab_config
+from mask2former import add_maskformer2_config
+before = "VideoMaskFormer" in META_ARCH_REGISTRY
+cfg = get_cfg()
+add_deeplab_config(cfg)
+add_maskformer2_config(cfg)
+cfg.merge_from_file("configs/youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml")
+cfg.MODEL.DEVICE = "cpu"
+print(json.dumps([before, type(build_model(cfg)).__module__]))
+"""
+    assert run(code) == [False, "mask2former.video_maskformer_model"]

@@ -77,13 +77,29 @@ def test_nothing_is_computed_that_is_not_read() -> None:
     for prediction in predictions(training):
         assert isinstance(prediction.unread("pred_masks"), MaskLogits)
         assert isinstance(prediction.unread("pred_logits"), Row)
-    calls = []
-    decoder.class_embed.register_forward_hook(lambda *_: calls.append(1))
     final = decoder.eval()(*inputs(2))
-    assert len(calls) == 1
-    assert all(prediction.unread("pred_logits") for prediction in final["aux_outputs"])
-    final["aux_outputs"][0]["pred_logits"]
-    assert len(calls) == 2
+    assert final.unread("pred_masks") is None  # every use of inference reads the last ones
+    assert all(isinstance(prediction.unread("pred_masks"), MaskLogits) for prediction in final["aux_outputs"])
+
+
+def test_earlier_classes_are_those_of_the_weights_that_were_there() -> None:
+    decoder = MultiScaleMaskedTransformerDecoder(16, **SETTINGS).eval()
+    given = inputs(1)
+    with torch.no_grad():
+        expected, found = decoder(*given), decoder(*given)
+        before = [prediction["pred_logits"].clone() for prediction in predictions(expected)]
+        decoder.class_embed.weight.zero_()
+        assert all(torch.equal(a, p["pred_logits"]) for a, p in zip(before, predictions(found), strict=True))
+
+
+def test_functions_on_nested_containers_know_the_outputs() -> None:
+    outputs = MultiScaleMaskedTransformerDecoder(16, **SETTINGS)(*inputs(1))
+    detached = torch.utils._pytree.tree_map(torch.Tensor.detach, outputs)
+    assert [sorted(p) for p in [detached, *detached["aux_outputs"]]] == [
+        ["aux_outputs", "pred_logits", "pred_masks"],
+        *[["pred_logits", "pred_masks"]] * 4,
+    ]
+    assert not detached["aux_outputs"][0]["pred_masks"].requires_grad
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

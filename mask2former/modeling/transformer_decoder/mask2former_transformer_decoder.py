@@ -6,7 +6,6 @@ is all of its T frames (arXiv 2112.10764); an image is a clip of one frame.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from ...utils.overrides import as_written, extensible, unchanged
 from ...utils.registry import register
 from ...video_registration import VIDEO
-from ..outputs import DecoderOutputs, Deferred, MaskLogits, aux_outputs, layer_outputs, mask_logits
+from ..outputs import DecoderOutputs, MaskLogits, aux_outputs, layer_outputs, mask_logits
 from .layers import MLP, Attention, CrossAttentionLayer, FFNLayer, SelfAttentionLayer, _get_activation_fn
 from .position_encoding import PositionEmbeddingSine, PositionEmbeddingSine3D, tokens_of
 from .registry import TRANSFORMER_DECODER_REGISTRY, build_transformer_decoder, decoder_settings
@@ -44,8 +43,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
     """Masked-attention decoder.
 
     A subclass may override `forward_prediction_heads` or `_set_aux_loss`, and register hooks on every part; then masks
-    are computed in every layer, and training takes more memory. `class_embed` is called once for all layers in
-    training, layer by layer if it has hooks or is no `nn.Linear`, and for the last one alone in inference.
+    are computed in every layer, and training takes more memory. `class_embed` is called once for all layers, or once a
+    layer where it is hooked or no plain `nn.Linear`.
 
     Args:
         in_channels: channels C' of the incoming levels.
@@ -122,8 +121,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             frames: T; None for images.
 
         Returns:
-            `DecoderOutputs`; mask logits, and in inference all of the earlier predictions, are computed where they are
-            read. Clips have in inference also "query_embeds" (B, Q, C): the states that the last prediction was
+            `DecoderOutputs`; mask logits, in inference those of the earlier layers, are computed where they are read.
+            Clips have in inference also "query_embeds" (B, Q, C): the states that the last prediction was
             computed from.
         """
         if len(x) != self.num_feature_levels:
@@ -188,16 +187,13 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
     def _outputs(self, states: list[Tensor], embeds: list[Tensor], features: Tensor, clip: bool) -> DecoderOutputs:
         masks: list[Any] = [MaskLogits(e, features, clip) for e in (embeds[-1], *embeds[:-1])]
-        if self.training:
-            ordered = (states[-1], *states[:-1])
-            if not as_written(self.class_embed, nn.Linear, "forward"):  # may know (B, Q, C) alone
-                by_layer = [self.class_embed(state) for state in states]
-                return layer_outputs([by_layer[-1], *by_layer[:-1]], masks)
-            return layer_outputs(self.class_embed(torch.stack(ordered)), masks)
-        earlier = [Deferred(functools.partial(self.class_embed, state)) for state in states[:-1]]
-        more = {"query_embeds": states[-1]} if clip else {}
-        masks[0] = masks[0].compute()
-        return layer_outputs([self.class_embed(states[-1]), *earlier], masks, **more)
+        more = {"query_embeds": states[-1]} if clip and not self.training else {}
+        if not self.training:  # nobody leaves out the last ones
+            masks[0] = masks[0].compute()
+        if as_written(self.class_embed, nn.Linear, "forward"):
+            return layer_outputs(self.class_embed(torch.stack((states[-1], *states[:-1]))), masks, **more)
+        by_layer = [self.class_embed(state) for state in states]  # it may know (B, Q, C) alone
+        return layer_outputs([by_layer[-1], *by_layer[:-1]], masks, **more)
 
     def forward_prediction_heads(
         self, output: Tensor, mask_features: Tensor, attn_mask_target_size: Sequence[int]

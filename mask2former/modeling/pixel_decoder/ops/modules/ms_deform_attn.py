@@ -83,6 +83,8 @@ class MSDeformAttn(nn.Module):
         offsets = self.sampling_offsets(query).unflatten(-1, (self.n_heads, self.n_levels, self.n_points, 2))
         logits = self.attention_weights(query).unflatten(-1, (self.n_heads, self.n_levels, self.n_points))
         sizes = level_sizes(input_spatial_shapes)
+        if query.dtype == torch.float64:  # of a model in double precision; the op knows no mixture with it
+            reference_points = reference_points.double()
         if reference_points.shape[-1] == 2:
             return self.output_proj(ms_deform_attn(value, sizes, offsets, logits, reference_points))
         center, extent = reference_points[:, :, None, :, None].split(2, dim=-1)  # (B or 1, N, 1, L or 1, 1, 2)
