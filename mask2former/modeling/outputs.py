@@ -81,6 +81,19 @@ def layer_outputs(logits: Tensor | Sequence[Any], masks: Sequence[Any], **more: 
     return last
 
 
+def earlier_outputs(classes: Sequence[Tensor] | Tensor | None, masks: Sequence[Tensor] | Tensor) -> list[Any]:
+    """Return the "aux_outputs" of the predictions of all layers, the first one first, without the last one.
+
+    Args:
+        classes: class logits (B, Q, K + 1) of each layer; None without classes.
+        masks: mask logits of each layer.
+    """
+    if classes is None:
+        return [{"pred_masks": layer} for layer in masks[:-1]]
+    layers = zip(classes[:-1], masks[:-1], strict=True)
+    return [{"pred_logits": logits, "pred_masks": layer} for logits, layer in layers]
+
+
 def unread(values: Mapping[str, Any], key: str) -> Any:
     """Return the `Later` of a key that nobody has read, or None, also of plain dictionaries."""
     return values.unread(key) if isinstance(values, LazyDict) else None

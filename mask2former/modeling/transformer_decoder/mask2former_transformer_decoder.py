@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from ...utils.overrides import unchanged
 from ...utils.registry import register
 from ...video_registration import VIDEO
-from ..outputs import DecoderOutputs, Deferred, MaskLogits, layer_outputs, mask_logits
+from ..outputs import DecoderOutputs, Deferred, MaskLogits, earlier_outputs, layer_outputs, mask_logits
 from .layers import MLP, CrossAttentionLayer, FFNLayer, SelfAttentionLayer
+from .layers import activation_function as _get_activation_fn
 from .position_encoding import PositionEmbeddingSine, PositionEmbeddingSine3D
 from .registry import TRANSFORMER_DECODER_REGISTRY, build_transformer_decoder, decoder_settings
 
@@ -33,6 +34,7 @@ __all__ = [
     "MultiScaleMaskedTransformerDecoder",
     "SelfAttentionLayer",
     "VideoMultiScaleMaskedTransformerDecoder",
+    "_get_activation_fn",
     "build_transformer_decoder",
 ]
 
@@ -229,10 +231,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
     def _set_aux_loss(self, outputs_class: Sequence[Tensor] | None, outputs_seg_masks: Sequence[Tensor]) -> list[Any]:
         """Return the "aux_outputs" of the predictions of all layers, the first one first."""
-        if outputs_class is None:
-            return [{"pred_masks": masks} for masks in outputs_seg_masks[:-1]]
-        layers = zip(outputs_class[:-1], outputs_seg_masks[:-1], strict=True)
-        return [{"pred_logits": classes, "pred_masks": masks} for classes, masks in layers]
+        return earlier_outputs(outputs_class, outputs_seg_masks)
 
 
 @register(TRANSFORMER_DECODER_REGISTRY, VIDEO)

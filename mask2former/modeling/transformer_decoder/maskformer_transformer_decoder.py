@@ -11,8 +11,9 @@ from detectron2.config import configurable
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
+from ...utils.overrides import unchanged
 from ...utils.registry import register
-from ..outputs import DecoderOutputs, MaskLogits, layer_outputs
+from ..outputs import DecoderOutputs, MaskLogits, earlier_outputs, layer_outputs
 from .layers import MLP
 from .position_encoding import PositionEmbeddingSine
 from .registry import TRANSFORMER_DECODER_REGISTRY, build_transformer_decoder, decoder_settings
@@ -24,6 +25,8 @@ __all__ = ["TRANSFORMER_DECODER_REGISTRY", "StandardTransformerDecoder", "build_
 @register(TRANSFORMER_DECODER_REGISTRY)
 class StandardTransformerDecoder(nn.Module):
     """Decoder whose queries attend to the complete feature map in every layer.
+
+    A subclass may override `_set_aux_loss`; then the masks of every layer are computed.
 
     Args:
         in_channels: channels C' of the incoming map.
@@ -120,9 +123,18 @@ class StandardTransformerDecoder(nn.Module):
         masks: list[Any] = [MaskLogits(embeds, features, frames is not None) for embeds in self.mask_embed(last_first)]
         if not self.training:
             masks[0] = masks[0].compute()
-        if not self.mask_classification:
-            last, *earlier = (DecoderOutputs(pred_masks=m) for m in masks)
-            last["aux_outputs"] = earlier
-            return last
-        more = {"query_embeds": last_first[0]} if frames is not None and not self.training else {}
-        return layer_outputs(self.class_embed(last_first), masks, **more)
+        if self.mask_classification:
+            more = {"query_embeds": last_first[0]} if frames is not None and not self.training else {}
+            outputs = layer_outputs(self.class_embed(last_first), masks, **more)
+        else:
+            outputs, *earlier = (DecoderOutputs(pred_masks=m) for m in masks)
+            outputs["aux_outputs"] = earlier
+        if self.deep_supervision and not unchanged(self, StandardTransformerDecoder, "_set_aux_loss"):
+            layers = [*outputs["aux_outputs"], outputs]
+            classes = torch.stack([layer["pred_logits"] for layer in layers]) if self.mask_classification else None
+            outputs["aux_outputs"] = self._set_aux_loss(classes, torch.stack([x["pred_masks"] for x in layers]))
+        return outputs
+
+    def _set_aux_loss(self, outputs_class: Tensor | None, outputs_seg_masks: Tensor) -> list[Any]:
+        """Return the "aux_outputs" of class logits (L, B, Q, K + 1) and mask logits (L, B, Q, H4, W4) of all layers."""
+        return earlier_outputs(outputs_class, outputs_seg_masks)
