@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 if (ROOT / "mask2former").is_dir():  # a checkout works without being installed
     sys.path.insert(0, str(ROOT))
 
+from detectron2.config import CfgNode  # noqa: E402
+
 from mask2former.cli import arguments  # noqa: E402
 from mask2former.cli.camera import Camera  # noqa: E402
 from mask2former.cli.examples import EXAMPLES, example_images  # noqa: E402
@@ -28,6 +30,7 @@ from mask2former.cli.inputs import collect, similar  # noqa: E402
 from mask2former.cli.segment_images import segment_images  # noqa: E402
 from mask2former.cli.track import add_frames, add_tracking  # noqa: E402
 from mask2former.cli.track_objects import open_video, track_objects  # noqa: E402
+from mask2former.config import load_config  # noqa: E402
 from mask2former.data.image_io import image_names  # noqa: E402
 from mask2former.segmenter import Segmenter  # noqa: E402
 from mask2former.structures.task import Task  # noqa: E402
@@ -36,9 +39,9 @@ from mask2former.utils.failures import run_program  # noqa: E402
 DEFAULT_OUTPUT = Path("output/demo")
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    """Build the parser of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def get_parser(parser_class: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Build the parser of the command line; its results are arguments of `setup_cfg`, too."""
+    parser = parser_class(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     model = parser.add_argument_group("model")
     arguments.add_model(model, tuple(Task))
     arguments.add_threshold(model, "--confidence-threshold")
@@ -71,10 +74,22 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
+def setup_cfg(args: argparse.Namespace) -> CfgNode:
+    """Return the config of parsed arguments, frozen, for programs that build a model or a predictor of it.
+
+    Args:
+        args: `config_file` (None: the defaults), `opts`, a list KEY VALUE KEY VALUE ..., and, if present, `weights`.
+    """
+    weights = getattr(args, "weights", None)
+    cfg = load_config(args.config_file, [*(("MODEL.WEIGHTS", weights) if weights else ()), *args.opts])
+    cfg.freeze()
+    return cfg
+
+
+def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None) -> int:
+    """Run the command line, with `get_parser` or another parser of its arguments; return the exit status."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    return run_program(argument_parser(), _run, argv)
+    return run_program(parser or get_parser(), _run, argv)
 
 
 def _run(args: argparse.Namespace) -> int:

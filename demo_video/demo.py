@@ -9,12 +9,14 @@ scripts.
 
 from __future__ import annotations
 
+import argparse
 import glob
 import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 _YES, _NO = ("true", "yes", "1"), ("false", "no", "0")
@@ -56,14 +58,33 @@ def translated(arguments: Sequence[str]) -> list[str]:
     return result + last
 
 
+class _Parser(argparse.ArgumentParser):
+    """Parser of demo/demo.py that takes the arguments of this script."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse arguments, by default those of the command line, and return what is not known beside them."""
+        try:
+            arguments = translated(sys.argv[1:] if args is None else args)
+        except ValueError as error:
+            self.error(str(error))
+        return super().parse_known_args(arguments, namespace)
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line; its results are arguments of `setup_cfg`, too."""
+    parser: argparse.ArgumentParser = image_demo().get_parser(_Parser)
+    return parser
+
+
+def setup_cfg(args: argparse.Namespace) -> Any:
+    """Return the config of parsed arguments, frozen; see `setup_cfg` of demo/demo.py."""
+    return image_demo().setup_cfg(args)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    try:
-        arguments = translated(sys.argv[1:] if argv is None else argv)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    status: int = image_demo().main(arguments)
+    demo = image_demo()
+    status: int = demo.main(argv, demo.get_parser(_Parser))
     return status
 
 

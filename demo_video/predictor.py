@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.utils.visualizer import ColorMode, VisImage, Visualizer
+from detectron2.structures import Instances
+from detectron2.utils.visualizer import ColorMode, VisImage
 
 from mask2former.engine import predictors as images
-from mask2former.engine.predictors import VideoPredictor
-from mask2former.structures.colors import color_of
+from mask2former.engine.predictors import TrackVisualizer, VideoPredictor
 
 __all__ = ["AsyncPredictor", "VideoPredictor", "VisualizationDemo"]
 
@@ -57,24 +57,21 @@ class VisualizationDemo:
         predictions = self.predictor(frames)
         drawn = []
         for number, frame in enumerate(frames):
-            visualizer = Visualizer(frame[:, :, ::-1], self.metadata, instance_mode=self.instance_mode)
-            drawn.append(self._draw(visualizer, predictions, number))
+            visualizer = TrackVisualizer(frame[:, :, ::-1], self.metadata, instance_mode=self.instance_mode)
+            drawn.append(visualizer.draw_instance_predictions(self._of_frame(predictions, number)))
         return predictions, drawn
 
-    def _draw(self, visualizer: Visualizer, predictions: dict[str, Any], frame: int) -> VisImage:
-        """Draw the tracks that are in a frame; each has one color in all frames."""
-        names = self.metadata.get("thing_classes")
-        masks, labels, colors = [], [], []
-        tracks = zip(predictions["pred_scores"], predictions["pred_labels"], predictions["pred_masks"], strict=True)
-        for number, (score, label, track) in enumerate(tracks):
-            mask = np.asarray(torch.as_tensor(track[frame]).cpu(), dtype=bool)
-            if score >= self.score_threshold and mask.any():
-                masks.append(mask)
-                labels.append(f"{names[int(label)] if names else int(label)} {float(score):.0%}")
-                colors.append(tuple(value / 255 for value in color_of(number)))
-        if not masks:
-            return visualizer.output
-        return visualizer.overlay_instances(masks=np.stack(masks), labels=labels, assigned_colors=colors)
+    def _of_frame(self, predictions: dict[str, Any], frame: int) -> Instances:
+        """Return what a frame shows of the tracks whose score reaches the threshold."""
+        scores = predictions["pred_scores"]
+        kept = [number for number, score in enumerate(scores) if score >= self.score_threshold]
+        instances = Instances(predictions["image_size"])
+        if kept:
+            instances.scores = torch.as_tensor([float(scores[number]) for number in kept])
+            instances.pred_classes = torch.as_tensor([int(predictions["pred_labels"][number]) for number in kept])
+            masks = [torch.as_tensor(predictions["pred_masks"][number][frame]).cpu() for number in kept]
+            instances.pred_masks = torch.stack(masks)
+        return instances
 
 
 class AsyncPredictor(images.AsyncPredictor):

@@ -26,16 +26,21 @@ PER_PIXEL_HEADS = ("PerPixelBaselineHead", "PerPixelBaselinePlusHead")
 MASKED_ATTENTION_DECODERS = ("MultiScaleMaskedTransformerDecoder", "VideoMultiScaleMaskedTransformerDecoder")
 
 
-def validate_config(cfg: CfgNode, training: bool) -> None:
+def validate_config(cfg: CfgNode, training: bool, *, without: Sequence[str] = ()) -> None:
     """Reject settings that would fail, or silently train a different model, before the first iteration.
 
     Register the datasets (`mask2former.data.register_all` and `register_from_config`) and custom components first.
     INPUT.DATASET_MAPPER_NAME is checked by `check_mapper_name`, because a trainer may have mappers of its own.
 
+    Args:
+        cfg: the config.
+        training: check what only a training reads, too.
+        without: see `check_values`.
+
     Raises:
         ConfigError: naming the key, its value and the remedy.
     """
-    check_values(cfg, training)
+    check_values(cfg, training, without=without)
     _validate_components(cfg)
     if _has_own_model(cfg):
         if _has_own_head(cfg):

@@ -266,12 +266,21 @@ TRAINING_RULES: dict[str, Rule] = {
 """Rules of the keys that only a training reads."""
 
 
-def check_values(cfg: CfgNode, training: bool) -> None:
+BUILDERS: dict[str, tuple[str, ...]] = {
+    "build_optimizer": ("SOLVER.OPTIMIZER", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE"),
+    "build_lr_scheduler": ("SOLVER.LR_SCHEDULER_NAME",),
+    "build_train_loader": ("DATALOADER.SAMPLER_TRAIN",),
+}
+"""Keys whose values name what a method of the trainer builds; a method of a subclass may know others."""
+
+
+def check_values(cfg: CfgNode, training: bool, *, without: Sequence[str] = ()) -> None:
     """Check the type and range of every key alone.
 
     Args:
         cfg: may lack keys, and may have others than the defaults, which are not checked.
         training: check the keys that only a training reads, too.
+        without: keys whose type is checked, but not the value.
 
     Raises:
         ConfigError: naming the key, its value, and what it must be.
@@ -283,6 +292,19 @@ def check_values(cfg: CfgNode, training: bool) -> None:
                 f"{key} is {values[key]!r}, but takes a value of type {type(default).__name__}, such as {default!r}"
             )
     rules: Mapping[str, Rule] = MODEL_RULES | TRAINING_RULES if training else MODEL_RULES
+    _check_rules(values, {key: rule for key, rule in rules.items() if key not in without})
+
+
+def check_builders(cfg: CfgNode, methods: Sequence[str]) -> None:
+    """Check the keys of `BUILDERS` that these methods of the trainer read.
+
+    Raises:
+        ConfigError: naming the key, its value, and what it must be.
+    """
+    _check_rules(dict(leaves(cfg)), {key: TRAINING_RULES[key] for method in methods for key in BUILDERS[method]})
+
+
+def _check_rules(values: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
     for key, rule in rules.items():
         problem = rule(values[key]) if key in values else None
         if problem:

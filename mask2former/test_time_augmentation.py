@@ -99,8 +99,8 @@ class _WithTTA(nn.Module):
             raise ValueError("test-time augmentation is for inference; call .eval() first")
         return [self._inference_one_image(self._complete(record)) for record in batched_inputs]
 
-    def _inference_one_image(self, record: Record) -> dict[str, Any]:
-        """Return the results of one image; the record has "image", "height" and "width"."""
+    def _inference_one_image(self, input: Record) -> dict[str, Any]:
+        """Return the results of one image; the record `input` has "image", "height" and "width"."""
         raise NotImplementedError
 
     def _complete(self, record: Mapping[str, Any]) -> Record:
@@ -146,16 +146,16 @@ class SemanticSegmentorWithTTA(_WithTTA):
         self.tta_mapper: Any = DatasetMapperTTA(cfg) if tta_mapper is None else tta_mapper
         self.batch_size = batch_size
 
-    def _inference_one_image(self, record: Record) -> dict[str, Any]:
-        """Return {"sem_seg": (K, h, w)}, the average over the views; the record has "image", "height" and "width"."""
+    def _inference_one_image(self, input: Record) -> dict[str, Any]:
+        """Return {"sem_seg": (K, h, w)}, the average over the views; `input` has "image", "height" and "width"."""
         total = RunningMean()
-        for view, augmented in self._augmented(record):
+        for view, augmented in self._augmented(input):
             total.add(view.unflip(self.model([augmented])[0]["sem_seg"]))
         return {"sem_seg": total.mean()}
 
-    def _get_augmented_inputs(self, record: Record) -> tuple[list[Record], list[Any]]:
+    def _get_augmented_inputs(self, input: Record) -> tuple[list[Record], list[Any]]:
         """Return the views of a record, as records, and the TransformList of each."""
-        augmented = self.tta_mapper(record)
+        augmented = self.tta_mapper(input)
         return augmented, [view.pop("transforms") for view in augmented]
 
     def _augmented(self, record: Record) -> Iterator[tuple[View, Record]]:
@@ -185,16 +185,16 @@ class MaskFormerWithTTA(_WithTTA):
                 f"TEST.AUG: no test-time augmentation for a {type(self.model).__name__}; set TEST.AUG.ENABLED False"
             )
 
-    def _inference_one_image(self, record: Record) -> dict[str, Any]:
+    def _inference_one_image(self, input: Record) -> dict[str, Any]:
         """Return those of "sem_seg", "panoptic_seg" and "instances" that are switched on, as from the model."""
-        views = self._views(record)
+        views = self._views(input)
         if len(views) == 1:
-            return self.model([views[0].of(record)])[0]
-        settings, output = self.model.settings, (int(record["height"]), int(record["width"]))
+            return self.model([views[0].of(input)])[0]
+        settings, output = self.model.settings, (int(input["height"]), int(input["width"]))
         semantic = replace(settings, tasks=frozenset({Task.SEMANTIC}), semantic_at_output_size=settings.at_output_size)
         mean, merged = RunningMean(), None
-        for view in _nearest_first(views, record["image"].shape[-2:]):
-            images = self.model.preprocess([view.of(record)])
+        for view in _nearest_first(views, input["image"].shape[-2:]):
+            images = self.model.preprocess([view.of(input)])
             outputs = self.model.sem_seg_head(self.model.backbone(images.tensor))
             scores, masks = class_scores_and_masks(outputs)
             padded = (int(images.tensor.shape[-2]), int(images.tensor.shape[-1]))

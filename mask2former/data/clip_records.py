@@ -40,7 +40,7 @@ def load_clip_records(names: Sequence[str], filter_empty: bool) -> Records:
     joined = list(itertools.chain.from_iterable(loaded))
     kept = joined
     if filter_empty and "annotations" in joined[0]:
-        kept = [record for record in joined if any(map(_is_object, _objects(record)))]
+        kept = with_objects(joined)
         logger.info("Removed %d videos or images with no usable annotations.", len(joined) - len(kept))
     assert kept, f"No valid data found in {','.join(names)}."
     classes = MetadataCatalog.get(names[0]).get("thing_classes")
@@ -48,6 +48,11 @@ def load_clip_records(names: Sequence[str], filter_empty: bool) -> Records:
         check_metadata_consistency("thing_classes", names)
         print_instances_class_histogram(by_track(kept), classes)
     return kept
+
+
+def with_objects(records: Iterable[dict[str, Any]]) -> Records:
+    """Return the records with an annotation that is no crowd region."""
+    return [record for record in records if any(map(_is_object, _objects(record)))]
 
 
 def by_track(records: Records) -> Records:

@@ -1,4 +1,4 @@
-"""Predictors in the form of detectron2's `DefaultPredictor`: for clips, and in processes of their own."""
+"""Predictors in the form of detectron2's `DefaultPredictor`, for clips in their own processes; drawings of tracks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ import torch
 import torch.multiprocessing as mp
 from detectron2.config import CfgNode
 from detectron2.engine.defaults import DefaultPredictor
+from detectron2.structures import Instances
+from detectron2.utils.visualizer import ColorMode, VisImage, Visualizer
+
+from ..structures.colors import color_of
 
 
 class VideoPredictor(DefaultPredictor):
@@ -35,6 +39,43 @@ class VideoPredictor(DefaultPredictor):
         with torch.no_grad():
             outputs = self.model([{"image": images, "height": height, "width": width}])
         return outputs[0] if isinstance(outputs, list) else outputs
+
+
+class TrackVisualizer(Visualizer):
+    """Drawing of one frame of a clip, in which each track has one color in all frames.
+
+    Args:
+        img_rgb: the frame (H, W, 3) uint8 RGB.
+        metadata: of the dataset; `thing_classes` are written.
+        scale: size of the drawing, relative to the frame.
+        instance_mode: how detectron2 draws instances.
+    """
+
+    def __init__(
+        self, img_rgb: np.ndarray, metadata: Any = None, scale: float = 1.0, instance_mode: ColorMode = ColorMode.IMAGE
+    ) -> None:
+        super().__init__(img_rgb, metadata=metadata, scale=scale, instance_mode=instance_mode)
+
+    def draw_instance_predictions(self, predictions: Instances) -> VisImage:
+        """Draw the tracks that are in this frame, with class names and scores.
+
+        Args:
+            predictions: of all tracks, in the same order for all frames: `pred_masks` (N, H, W), `pred_classes` and
+                `scores` (N,); without fields nothing is drawn.
+        """
+        if not predictions.has("pred_masks"):
+            return self.output
+        masks = np.asarray(torch.as_tensor(predictions.pred_masks).cpu(), dtype=bool)
+        names = self.metadata.get("thing_classes")
+        visible = [number for number, mask in enumerate(masks) if mask.any()]
+        if not visible:
+            return self.output
+        classes, scores = predictions.pred_classes, predictions.scores
+        return self.overlay_instances(
+            masks=masks[visible],
+            labels=[f"{names[int(classes[n])] if names else int(classes[n])} {float(scores[n]):.0%}" for n in visible],
+            assigned_colors=[tuple(value / 255 for value in color_of(n)) for n in visible],
+        )
 
 
 class AsyncPredictor:

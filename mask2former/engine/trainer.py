@@ -24,6 +24,7 @@ from torch import nn
 from ..checkpoint import SafeCheckpointer
 from ..checkpoint.directory import remove_unfinished
 from ..config import micro_batch_size
+from ..config_values import BUILDERS, check_builders
 from ..evaluation import build_evaluator
 from ..model_source import dataset_classes, store_classes
 from ..utils.console import FILE_ONLY, file_only
@@ -95,6 +96,7 @@ class Trainer(TrainerState, TrainerEvaluation, TrainerData):
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         micro_batch_size(cfg, comm.get_world_size())  # raises before anything is built
         self._check_mapper(cfg)
+        self._check_builders(cfg)
         self.cfg = cfg
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
@@ -134,6 +136,16 @@ class Trainer(TrainerState, TrainerEvaluation, TrainerData):
         self.checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, required=("trainer",), **states)
         self.best = BestModel(Path(cfg.OUTPUT_DIR))
         self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def _check_builders(cls, cfg: CfgNode) -> None:
+        """Check what names an optimizer, a schedule and a sampler where our own methods build them.
+
+        Raises:
+            ConfigError: unknown name.
+        """
+        ours = (m for m in BUILDERS if _function(getattr(cls, m)) is _function(getattr(Trainer, m)))
+        check_builders(cfg, tuple(ours))
 
     # Building blocks, to be overridden one by one. Names and signatures are those of detectron2's DefaultTrainer.
 
@@ -335,3 +347,8 @@ class Trainer(TrainerState, TrainerEvaluation, TrainerData):
         table = dataset_classes(self.cfg) if comm.is_main_process() else None
         if table is not None:
             store_classes(table, Path(self.cfg.OUTPUT_DIR))
+
+
+def _function(method: Any) -> object:
+    """Return the function under a class method, by which overrides are told apart."""
+    return getattr(method, "__func__", method)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from detectron2.utils.logger import setup_logger
 from ..checkpoint.directory import has_checkpoint
 from ..config import find_config, load_config
 from ..config_validation import config_warnings, validate_config
-from ..config_values import check_values
+from ..config_values import BUILDERS, check_values
 from ..data import register_from_config
 from ..errors import ConfigError
 from ..utils.atomic_file import check_writable
@@ -46,11 +47,12 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if args.config_file:
         args.config_file = str(find_config(args.config_file))
     cfg = load_config(args.config_file or None, args.opts)
-    check_values(cfg, training=not args.eval_only)  # before anything reads them
+    built = list(itertools.chain(*BUILDERS.values()))  # the trainer checks them: a subclass may know others
+    check_values(cfg, training=not args.eval_only, without=built)  # before anything reads them
     note = _choose_device(cfg, getattr(args, "num_gpus", 1))
     # An evaluation takes no look at the training data, which may be on another machine.
     register_from_config(cfg, [*cfg.DATASETS.TEST, *(() if args.eval_only else cfg.DATASETS.TRAIN)])
-    validate_config(cfg, training=not args.eval_only)
+    validate_config(cfg, training=not args.eval_only, without=built)
     check_device(cfg)
     if args.resume and not args.eval_only:
         check_length_of(cfg)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
@@ -19,10 +20,11 @@ from torch import Tensor
 from ..data.datasets.ytvis_json import VideoAnnotations, read_ytvis_json
 from ..structures.rle import encode_masks
 from ..utils.file_io import write_json
+from ..utils.overrides import extensible, unchanged
 from ..utils.tables import distinct, side_by_side
 from .gathering import gather_parts
 from .instance_evaluation import merge_predictions
-from .video_ap import evaluate_videos
+from .video_ap import VideoScores, evaluate_videos
 
 logger = logging.getLogger(__name__)
 
@@ -60,12 +62,16 @@ def _encoded(masks: Tensor) -> list[dict[str, Any] | None]:
     return [next(rles) if is_visible else None for is_visible in visible.tolist()]
 
 
+@extensible
 class YTVISEvaluator(DatasetEvaluator):
     """Video AP of YouTube-VIS, and results.json for its evaluation server.
 
     Results: `{"segm": {"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AP-<class>" ...}}` in percent, NaN
     where there is no ground truth of that size or class; empty for files without annotations (validation and test of
     YouTube-VIS). results.json is written to `output_dir` in both cases.
+
+    Subclasses override `process`, which appends to `_predictions`; `_eval_predictions`, which fills `_results`;
+    `_derive_coco_results`, which makes metrics of scores.
     """
 
     def __init__(
@@ -93,7 +99,7 @@ class YTVISEvaluator(DatasetEvaluator):
         self._dataset_name = dataset_name
         self._distributed = distributed
         self._output_dir = output_dir
-        metadata = MetadataCatalog.get(dataset_name)
+        metadata = self._metadata = MetadataCatalog.get(dataset_name)
         if not metadata.get("json_file"):
             raise ValueError(
                 f"dataset {dataset_name!r} has no json_file in its metadata; register it with DATASETS.YTVIS_JSON"
@@ -105,11 +111,20 @@ class YTVISEvaluator(DatasetEvaluator):
         self._truth: VideoAnnotations | None = (
             read_ytvis_json(metadata.json_file, skip_bad_records=skip) if needs_truth else None
         )
-        self._predictions: list[tuple[Any, list[dict[str, Any]]]] = []
+        self._predictions: list[dict[str, Any]] = []
+        self._videos: set[Any] = set()
+        self._results: OrderedDict[str, dict[str, float]] = OrderedDict()
+        self._logger, self._cpu_device = logger, torch.device("cpu")  # for subclasses
+
+    @property
+    def _do_evaluation(self) -> bool:
+        """Return whether there is ground truth to compare with, on the main rank."""
+        return self._truth is not None and self._truth.has_truth
 
     def reset(self) -> None:
         """Forget all predictions."""
         self._predictions = []
+        self._videos = set()
 
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -127,15 +142,21 @@ class YTVISEvaluator(DatasetEvaluator):
             if "pred_masks" not in output and "pred_rles" not in output:
                 raise ValueError("the model output has no tracks; set MODEL.META_ARCHITECTURE 'VideoMaskFormer'")
             records = clip_to_records(output, clip["video_id"])
-            for record in records:
-                if record["category_id"] not in self._dataset_ids:
-                    raise ValueError(
-                        f"video {clip['video_id']!r}: predicted class {record['category_id']} is not one of the "
-                        f"{len(self._names)} classes of dataset {self._dataset_name!r}; MODEL.SEM_SEG_HEAD.NUM_CLASSES "
-                        "must match the dataset"
-                    )
-                record["category_id"] = self._dataset_ids[record["category_id"]]
-            self._predictions.append((clip["video_id"], records))
+            self._check_classes(records)
+            if clip["video_id"] in self._videos:
+                logger.warning("video %r is predicted more than once; the first prediction counts", clip["video_id"])
+                continue
+            self._videos.add(clip["video_id"])
+            self._predictions.extend(records)
+
+    def _check_classes(self, records: Sequence[Mapping[str, Any]]) -> None:
+        for record in records:
+            if record["category_id"] not in self._dataset_ids:
+                raise ValueError(
+                    f"video {record['video_id']!r}: predicted class {record['category_id']} is not one of the "
+                    f"{len(self._names)} classes of dataset {self._dataset_name!r}; MODEL.SEM_SEG_HEAD.NUM_CLASSES "
+                    "must match the dataset"
+                )
 
     def evaluate(self) -> dict[str, Any]:
         """Write results.json and return AP where there is ground truth; empty on all ranks but the main one.
@@ -146,31 +167,60 @@ class YTVISEvaluator(DatasetEvaluator):
         parts = gather_parts(self._predictions, self._distributed)
         if parts is None:
             return {}
-        assert self._truth is not None
-        records = merge_predictions(parts)
-        if not records:
+        predictions = merge_predictions([_by_video(part) for part in parts])
+        if not predictions:
             logger.warning("dataset %s: the model predicted no object", self._dataset_name)
+        self._results = OrderedDict()
+        self._eval_predictions(predictions)
+        return copy.deepcopy(self._results)
+
+    def _eval_predictions(self, predictions: Sequence[Mapping[str, Any]]) -> None:
+        """Write results.json and fill `_results` with the metrics, on the main rank.
+
+        Args:
+            predictions: records of `clip_to_records` of all videos, classes as the model numbers them; not changed.
+        """
+        assert self._truth is not None
+        self._check_classes(predictions)  # a subclass may have its own `process`
+        records = [{**p, "category_id": self._dataset_ids[p["category_id"]]} for p in predictions]
         path = os.path.join(self._output_dir, RESULTS_FILE) if self._output_dir else None
         if path:
             write_json(path, records)
             logger.info("%d tracks written to %s", len(records), path)
-        if not self._truth.has_truth:
+        if not self._do_evaluation:
             remedy = f"zip {path} for the evaluation server" if path else "set OUTPUT_DIR to keep the tracks"
             logger.warning("%s has no annotations, so no AP is computed: %s", self._truth.file, remedy)
-            return OrderedDict()
-        return OrderedDict(segm=self._score(records))
-
-    def _score(self, records: list[dict[str, Any]]) -> dict[str, float]:
-        assert self._truth is not None
+            return
         known = sorted(set(self._dataset_ids.values()) & set(self._truth.categories))
         records = [record for record in records if record["video_id"] not in self._truth.left_out]
-        scores = evaluate_videos(self._truth, records, known, checked=True)
-        metrics = scores.summary()
-        logger.info("Video AP on %s:\n%s", self._dataset_name, create_small_table(metrics))
+        # Records of a subclass's own `process` have not been looked at.
+        checked = unchanged(self, YTVISEvaluator, "process")
+        scores = evaluate_videos(self._truth, records, known, checked=checked)
         names = {key: self._names[index] for index, key in self._dataset_ids.items()}
-        if len(known) > 1:
-            labels = distinct([names[category] for category in known])
-            per_class = {label: scores.ap(category=c) for label, c in zip(labels, known, strict=True)}
-            logger.info("AP per class:\n%s", side_by_side(("class", "AP"), list(per_class.items())))
-            metrics.update({f"AP-{name}": ap for name, ap in per_class.items()})
-        return metrics
+        labels = distinct([names[category] for category in scores.category_ids])
+        self._results["segm"] = self._derive_coco_results(scores, class_names=labels)
+
+    def _derive_coco_results(
+        self, coco_eval: VideoScores, class_names: Sequence[str] | None = None
+    ) -> dict[str, float]:
+        """Log and return the metrics in percent.
+
+        Args:
+            coco_eval: the scores; `eval`, `stats` and `params` are those of pycocotools' `COCOeval`.
+            class_names: of the categories, for `"AP-<class>"`; none of those if None.
+        """
+        metrics = coco_eval.summary()
+        logger.info("Video AP on %s:\n%s", self._dataset_name, create_small_table(metrics))
+        per_class = coco_eval.per_class(class_names) if class_names is not None else {}
+        if per_class:
+            rows = [(key.removeprefix("AP-"), ap) for key, ap in per_class.items()]
+            logger.info("AP per class:\n%s", side_by_side(("class", "AP"), rows))
+        return {**metrics, **per_class}
+
+
+def _by_video(records: Sequence[dict[str, Any]]) -> list[tuple[Any, list[dict[str, Any]]]]:
+    """Group records by video, in the order of their first."""
+    videos: dict[Any, list[dict[str, Any]]] = {}
+    for record in records:
+        videos.setdefault(record["video_id"], []).append(record)
+    return list(videos.items())

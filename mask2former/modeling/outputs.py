@@ -87,11 +87,17 @@ def layer_outputs(logits: Tensor | Sequence[Any], masks: Sequence[Any], **more: 
     return last
 
 
-def aux_outputs(classes: Sequence[Tensor] | None, masks: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-    """Return the "aux_outputs" of the predictions of all layers, the first one first."""
+def earlier_outputs(classes: Sequence[Tensor] | Tensor | None, masks: Sequence[Tensor] | Tensor) -> list[Any]:
+    """Return the "aux_outputs" of the predictions of all layers, the first one first, without the last one.
+
+    Args:
+        classes: class logits (B, Q, K + 1) of each layer; None without classes.
+        masks: mask logits of each layer.
+    """
     if classes is None:
-        return [{"pred_masks": m} for m in masks[:-1]]
-    return [{"pred_logits": c, "pred_masks": m} for c, m in zip(classes[:-1], masks[:-1], strict=True)]
+        return [{"pred_masks": layer} for layer in masks[:-1]]
+    layers = zip(classes[:-1], masks[:-1], strict=True)
+    return [{"pred_logits": logits, "pred_masks": layer} for logits, layer in layers]
 
 
 def unread(values: Mapping[str, Any], key: str) -> Any:

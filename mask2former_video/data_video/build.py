@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import detectron2.data
-from detectron2.config import CfgNode
+import detectron2.data.build
+from detectron2.config import CfgNode, configurable
 
 from .._sibling import core
 from .dataset_mapper import YTVISDatasetMapper
@@ -31,48 +32,84 @@ def get_detection_dataset_dicts(
     )
 
 
-def build_detection_train_loader(
-    cfg: Any = None, mapper: Callable[[Any], Any] | None = None, *, dataset: Any = None, **options: Any
-) -> Any:
-    """Build detectron2's endless loader of training batches.
+def filter_images_with_only_crowd_annotations(
+    dataset_dicts: Sequence[dict[str, Any]], dataset_names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return the records that have an object which is no crowd region.
 
     Args:
-        cfg: config; or records, with the keywords of detectron2's function.
+        dataset_dicts: records of videos or images, with annotations.
+        dataset_names: not used.
+    """
+    return _records.with_objects(dataset_dicts)
+
+
+def _train_loader_from_config(
+    cfg: CfgNode, mapper: Callable[[Any], Any] | None = None, *, dataset: Any = None, sampler: Any = None
+) -> dict[str, Any]:
+    """Return the arguments of `build_detection_train_loader` for a config.
+
+    Args:
+        cfg: config of a video model.
         mapper: by default `YTVISDatasetMapper` of the config.
         dataset: records; by default those of DATASETS.TRAIN.
-        options: further keywords of detectron2's function, such as `sampler`.
+        sampler: by default that of DATALOADER.SAMPLER_TRAIN.
     """
-    if not isinstance(cfg, CfgNode):
-        dataset = cfg if dataset is None else dataset
-        return detectron2.data.build_detection_train_loader(dataset, mapper=mapper, **options)
     if dataset is None:
         dataset = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     mapper = YTVISDatasetMapper(cfg, True) if mapper is None else mapper
-    return detectron2.data.build_detection_train_loader(cfg, mapper=mapper, dataset=dataset, **options)
+    return detectron2.data.build._train_loader_from_config(cfg, mapper, dataset=dataset, sampler=sampler)
 
 
-def build_detection_test_loader(
-    cfg: Any = None,
+@configurable(from_config=_train_loader_from_config)
+def build_detection_train_loader(
+    dataset: Any, *, mapper: Callable[[Any], Any] | None, total_batch_size: int, **options: Any
+) -> Any:
+    """Build detectron2's endless loader of training batches.
+
+    It is also called with a config: `(cfg, mapper=None, *, dataset=None, sampler=None)`, with further keywords.
+
+    Args:
+        dataset: records.
+        mapper: maps a record to a sample.
+        total_batch_size: clips of a batch, of all ranks together.
+        options: further keywords of detectron2's function, such as `sampler` and `num_workers`.
+    """
+    return detectron2.data.build_detection_train_loader(
+        dataset, mapper=mapper, total_batch_size=total_batch_size, **options
+    )
+
+
+def _test_loader_from_config(
+    cfg: CfgNode,
     dataset_name: str | Sequence[str] | None = None,
     mapper: Callable[[Any], Any] | None = None,
     *,
     dataset: Any = None,
-    **options: Any,
-) -> Any:
-    """Build detectron2's loader that yields each video once.
+) -> dict[str, Any]:
+    """Return the arguments of `build_detection_test_loader` for a config.
 
     Args:
-        cfg: config; or records, with the keywords of detectron2's function.
+        cfg: config of a video model.
         dataset_name: registered names.
         mapper: by default `YTVISDatasetMapper` of the config, for inference.
         dataset: records instead of names.
+    """
+    if dataset is None and dataset_name is not None:
+        dataset = get_detection_dataset_dicts(dataset_name, filter_empty=False)
+    mapper = YTVISDatasetMapper(cfg, False) if mapper is None else mapper
+    return {"dataset": dataset, "mapper": mapper, "num_workers": cfg.DATALOADER.NUM_WORKERS}
+
+
+@configurable(from_config=_test_loader_from_config)
+def build_detection_test_loader(dataset: Any, *, mapper: Callable[[Any], Any] | None, **options: Any) -> Any:
+    """Build detectron2's loader that yields each video once.
+
+    It is also called with a config: `(cfg, dataset_name, mapper=None)`, with further keywords.
+
+    Args:
+        dataset: records.
+        mapper: maps a record to a sample.
         options: further keywords of detectron2's function, such as `num_workers`.
     """
-    if isinstance(cfg, CfgNode):
-        mapper = YTVISDatasetMapper(cfg, False) if mapper is None else mapper
-        options = {"num_workers": cfg.DATALOADER.NUM_WORKERS} | options
-        if dataset is None and dataset_name is not None:
-            dataset = get_detection_dataset_dicts(dataset_name, filter_empty=False)
-    else:
-        dataset = cfg if dataset is None else dataset
     return detectron2.data.build_detection_test_loader(dataset, mapper=mapper, **options)

@@ -251,6 +251,32 @@ def test_encoders_have_their_usual_constructors() -> None:
     torch.testing.assert_close(first[:, :, :3], second[:, :, :3])
 
 
+def test_an_overridden_ratio_is_called() -> None:
+    class Lower(MSDeformAttnTransformerEncoderOnly):
+        """Takes the lower half of each image for padding."""
+
+        def get_valid_ratio(self, mask: Tensor) -> Tensor:
+            assert mask.dtype == torch.bool and not mask.any()
+            mask[:, mask.shape[1] // 2 :] = True
+            return super().get_valid_ratio(mask)
+
+    kind = {"d_model": 32, "nhead": 4, "num_encoder_layers": 1, "num_feature_levels": 2}
+    joint, lower = MSDeformAttnTransformerEncoderOnly(**kind).eval(), Lower(**kind).eval()
+    lower.load_state_dict(joint.state_dict())
+    levels = [torch.rand(2, 32, *size) for size in SIZES]
+    seen: list[Tensor] = []
+    for each in (joint, lower):
+        each.encoder.register_forward_pre_hook(lambda module, args: seen.append(args[3]))
+        each(levels, levels)
+    assert torch.equal(seen[0], torch.ones(2, 2, 2))
+    assert torch.equal(seen[1], torch.tensor([1.0, 0.5]).expand(2, 2, 2))  # of width and height
+
+
+def test_pixel_decoders_take_targets() -> None:
+    decoder, x = BasePixelDecoder(INPUT, conv_dim=32, mask_dim=16), maps(2)
+    assert torch.equal(decoder(x, targets=None)[0], decoder.forward_features(x)[0])
+
+
 def test_valid_ratios_stretch_reference_points() -> None:
     points = MSDeformAttnTransformerEncoder.get_reference_points(
         LEVELS, torch.tensor([[[0.5, 1.0], [1.0, 0.5]]]), "cpu"

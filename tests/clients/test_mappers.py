@@ -168,10 +168,11 @@ def test_a_subclass_that_extends_the_call(cfg: Any, tmp_path: Path) -> None:
             super().__init__(cfg, is_train)
 
         def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-            sample = super().__call__(copy.deepcopy(dataset_dict))
+            sample = super().__call__(dataset_dict=copy.deepcopy(dataset_dict))
             return {**sample, "extra": len(sample["instances"])}
 
-    assert Mine(cfg)(record(tmp_path))["extra"] == 2
+    entry = record(tmp_path)
+    assert Mine(cfg)(entry)["extra"] == Mine(cfg)(dataset_dict=entry)["extra"] == 2
 
 
 def test_a_subclass_with_more_keywords(cfg: Any, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from torch import nn
 import train_net
 import train_net_video
 from mask2former import COCOInstanceNewBaselineDatasetMapper, InstanceSegEvaluator, MaskFormer
+from mask2former.config_values import BUILDERS
 from mask2former.engine import commands
 from mask2former.engine.trainer_data import TrainerData
 from mask2former.errors import ConfigError
@@ -251,6 +252,34 @@ def test_a_mapper_that_only_a_subclass_knows(tmp_path: Path) -> None:
     Plain._check_mapper(tiny_config(tmp_path))
     with pytest.raises(ConfigError, match="INPUT.DATASET_MAPPER_NAME is 'of_a_client'"):
         Trainer._check_mapper(cfg)
+
+
+OWN_VALUES = {
+    "SOLVER.OPTIMIZER": "LION",
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "agc",
+    "SOLVER.LR_SCHEDULER_NAME": "OneCycleLR",
+    "DATALOADER.SAMPLER_TRAIN": "ClassAwareSampler",
+}
+
+
+@pytest.mark.parametrize("key", OWN_VALUES)
+def test_values_that_only_a_subclass_knows(cfg: CfgNode, tmp_path: Path, key: str) -> None:
+    """`setup` takes any; our own methods name what they know before anything is built."""
+    cfg.merge_from_list([key, OWN_VALUES[key]])
+    file = tmp_path / "client.yaml"
+    file.write_text(cfg.dump())
+    args = default_argument_parser().parse_args(["--config-file", str(file), "--num-gpus", "0"])
+    try:
+        cfg = train_net.setup(args)
+    finally:
+        for name in ("mask2former", "detectron2", "fvcore"):
+            logging.getLogger(name).handlers.clear()
+    Overridden(cfg)
+    method = next(name for name, keys in BUILDERS.items() if key in keys)
+    plain = type("Plain", (Overridden,), {"called": [], method: getattr(Trainer, method)})
+    with pytest.raises(ConfigError, match=rf"^{key} is '{OWN_VALUES[key]}', but must be one of"):
+        plain(cfg)
+    assert plain.called == []  # type: ignore[attr-defined]
 
 
 def test_setup_of_a_registered_architecture(cfg: CfgNode, tmp_path: Path) -> None:

@@ -68,13 +68,13 @@ def test_overridden_methods_act() -> None:
 
     class FirstView(SemanticSegmentorWithTTA):
         def _get_augmented_inputs(self, input):  # type: ignore[no-untyped-def]
-            inputs, transforms = super()._get_augmented_inputs(input)
+            inputs, transforms = super()._get_augmented_inputs(input=input)
             assert len(inputs) == len(transforms) == 4
             return inputs[:1], transforms[:1]
 
     class Doubled(SemanticSegmentorWithTTA):
         def _inference_one_image(self, input):  # type: ignore[no-untyped-def]
-            return {"sem_seg": 2 * super()._inference_one_image(input)["sem_seg"]}
+            return {"sem_seg": 2 * super()._inference_one_image(input=input)["sem_seg"]}
 
     usual = wrapped()
     torch.testing.assert_close(wrapped(Doubled)([x])[0]["sem_seg"], 2 * usual([x])[0]["sem_seg"])

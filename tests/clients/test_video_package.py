@@ -55,7 +55,7 @@ MODULES = {
     "data_video.augmentation": ["build_augmentation", "ResizeShortestEdge", "RandomFlip"],
     "data_video.build": ["build_detection_train_loader", "build_detection_test_loader", "get_detection_dataset_dicts"],
     "data_video.dataset_mapper": ["YTVISDatasetMapper", "CocoClipDatasetMapper", "filter_empty_instances"],
-    "data_video.ytvis_eval": ["YTVISEvaluator", "instances_to_coco_json_video"],
+    "data_video.ytvis_eval": ["YTVISEvaluator", "instances_to_coco_json_video", "_evaluate_predictions_on_coco"],
     "data_video.datasets.builtin": [
         "register_all_ytvis_2019",
         "register_all_ytvis_2021",

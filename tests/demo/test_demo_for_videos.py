@@ -72,5 +72,7 @@ def test_values_that_the_other_demo_does_not_take(demo: ModuleType, given: list[
 
 
 def test_a_wrong_value(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    assert demo.main(["--save-frames=maybe"]) == 2
+    with pytest.raises(SystemExit) as stop:
+        demo.main(["--save-frames=maybe"])
+    assert stop.value.code == 2
     assert "--save-frames maybe: give True or False" in capsys.readouterr().err

@@ -322,7 +322,7 @@ def test_setup_refuses_detectron2s_default_model() -> None:
 def test_setup_falls_back_to_cpu(gpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if gpus == "1":
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(training_setup, "validate_config", lambda cfg, training: None)
+    monkeypatch.setattr(training_setup, "validate_config", lambda cfg, training, **_: None)
     records: list[str] = []
     monkeypatch.setattr(training_setup.logger, "info", lambda text, *values: records.append(text % values))
     cfg = setup(parse("--num-gpus", gpus, "OUTPUT_DIR", str(tmp_path), "SEED", "3"))
@@ -343,7 +343,7 @@ def test_a_second_training_in_one_directory_is_refused(tmp_path: Path, monkeypat
         raise BlockingIOError(errno.EAGAIN, "held")
 
     monkeypatch.setattr(locks.fcntl, "lockf", locked)
-    monkeypatch.setattr(training_setup, "validate_config", lambda cfg, training: None)
+    monkeypatch.setattr(training_setup, "validate_config", lambda cfg, training, **_: None)
     args = parse("--num-gpus", "0", "OUTPUT_DIR", str(tmp_path))
     with pytest.raises(InUseError, match=f"{tmp_path} is in use by process {os.getppid()} on"):
         setup(args)
@@ -354,7 +354,7 @@ def test_a_second_training_in_one_directory_is_refused(tmp_path: Path, monkeypat
 def test_an_output_directory_that_cannot_be_written_is_told_first(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_setup, "validate_config", lambda cfg, training: None)
+    monkeypatch.setattr(training_setup, "validate_config", lambda cfg, training, **_: None)
     (tmp_path / "file").write_text("")
     args = parse("--num-gpus", "0", "OUTPUT_DIR", str(tmp_path / name))
     with pytest.raises(OSError, match=r"choose another OUTPUT_DIR: '") as told:

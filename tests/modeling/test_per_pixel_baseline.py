@@ -35,6 +35,10 @@ def make(**changes: Any) -> PerPixelBaselineHead:
     return PerPixelBaselineHead(SHAPES, **{**settings, **changes})
 
 
+def loss_of(head: PerPixelBaselineHead, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return head.losses(scores, labels)["loss_sem_seg"]
+
+
 def maps(head: nn.Module) -> dict[str, torch.Tensor]:
     """Return maps of a ResNet-50 for an image of 64 x 64."""
     return {name: torch.randn(1, 2**i * 256, 16 // 2**i, 16 // 2**i) for i, name in enumerate(head.in_features)}
@@ -46,7 +50,7 @@ def test_loss_is_the_mean_over_labeled_pixels() -> None:
     labels[0, :5] = 255
     enlarged = F.interpolate(scores, scale_factor=4, mode="bilinear", align_corners=False)
     expected = 0.5 * F.cross_entropy(enlarged, labels, ignore_index=255)
-    torch.testing.assert_close(head.loss(scores, labels), expected)
+    torch.testing.assert_close(loss_of(head, scores, labels), expected)
 
 
 def test_loss_by_hand() -> None:
@@ -55,12 +59,12 @@ def test_loss_by_hand() -> None:
     labels = torch.full((1, 8, 8), 255)
     labels[0, 0, :3], labels[0, 1, 0] = 0, 1
     low = torch.log1p(torch.exp(torch.tensor(-2.0)))
-    torch.testing.assert_close(make().loss(scores, labels), (4 * low + 2) / 4)
+    torch.testing.assert_close(loss_of(make(), scores, labels), (4 * low + 2) / 4)
 
 
 def test_without_labeled_pixels_the_loss_is_zero_and_stays_in_the_graph() -> None:
     scores = torch.randn(1, 3, 2, 2, requires_grad=True)
-    loss = make().loss(scores, torch.full((1, 8, 8), 255))
+    loss = loss_of(make(), scores, torch.full((1, 8, 8), 255))
     loss.backward()
     assert loss == 0 and scores.grad is not None and not scores.grad.any()
 
@@ -69,12 +73,12 @@ def test_labels_whose_size_is_no_multiple_of_the_stride() -> None:
     """The upsampled scores are larger than the image there; they are cropped, not resized."""
     scores, labels = torch.randn(1, 3, 4, 4), torch.randint(0, 3, (1, 13, 14))
     padded = F.pad(labels, (0, 2, 0, 3), value=255)
-    torch.testing.assert_close(make().loss(scores, labels), make().loss(scores, padded))
+    torch.testing.assert_close(loss_of(make(), scores, labels), loss_of(make(), scores, padded))
 
 
 def test_a_wrong_stride_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"COMMON_STRIDE 4.*16 x 16.*IN_FEATURES"):
-        make().loss(torch.randn(1, 3, 2, 2), torch.zeros(1, 16, 16, dtype=torch.int64))
+        loss_of(make(), torch.randn(1, 3, 2, 2), torch.zeros(1, 16, 16, dtype=torch.int64))
 
 
 def test_scores_are_a_convolution_of_the_mask_features() -> None:
@@ -137,9 +141,9 @@ def test_query_k_of_the_plus_head_is_class_k() -> None:
 def test_training_and_inference_score_alike() -> None:
     head = tiny(CONFIG, *PLUS).sem_seg_head
     features = maps(head)
-    training, final = head.train().scores(features), head.eval().scores(features)
-    assert len(training) == 3 and len(final) == 1
-    torch.testing.assert_close(training[-1], final[0], atol=1e-4, rtol=1e-4)
+    training, earlier = head.train().layers(features)
+    assert [prediction["pred_masks"].shape for prediction in earlier] == [training.shape] * 2
+    torch.testing.assert_close(training, head.eval().layers(features)[0], atol=1e-4, rtol=1e-4)
 
 
 def test_without_deep_supervision() -> None:

@@ -163,32 +163,32 @@ class YTVISDatasetMapper(ClipMapper):
     Samples have the record's entries, with "file_names" of the frames of the clip.
     """
 
-    def __call__(self, record: Record) -> dict[str, Any]:
+    def __call__(self, dataset_dict: Record) -> dict[str, Any]:
         """Map one video.
 
         Args:
-            record: as `video_records` returns them, or with annotations in the format of the reference implementation:
-                a list of {"id", "category_id", "segmentation"} for each frame. Not changed.
+            dataset_dict: as `video_records` returns them, or with annotations in the format of the reference
+                implementation: a list of {"id", "category_id", "segmentation"} for each frame. Not changed.
 
         Raises:
             BadRecordError: the record has no frames, or frames or annotations cannot be used.
         """
-        sample = {key: value for key, value in record.items() if key != "annotations"}
-        files = record.get("file_names")
-        name = f"video {record.get('video_id')}"
+        sample = {key: value for key, value in dataset_dict.items() if key != "annotations"}
+        files = dataset_dict.get("file_names")
+        name = f"video {dataset_dict.get('video_id')}"
         if not isinstance(files, (list, tuple)) or not files:
             reason = "record has no 'file_names'; this mapper reads videos, as DATASETS.YTVIS_JSON lists them"
             raise BadRecordError(name, reason)
         frames = list(range(len(files)))
         tracks: list[Track] = []
         if self.is_train:
-            if not isinstance(record.get("annotations"), list):
+            if not isinstance(dataset_dict.get("annotations"), list):
                 reason = (
                     "training sample has no 'annotations'; annotation files of a test server have no ground truth, "
                     "train on another split"
                 )
                 raise BadRecordError(str(files[0]), reason, name)
-            tracks = as_tracks(record["annotations"], str(files[0]), len(files))
+            tracks = as_tracks(dataset_dict["annotations"], str(files[0]), len(files))
             for track in tracks:
                 where = f"annotation {track.get('id')}"
                 check_class(track.get("category_id"), self.targets.num_classes, str(files[0]), where)
@@ -209,23 +209,23 @@ class CocoClipDatasetMapper(ClipMapper):
 
     still = True
 
-    def __call__(self, record: Record) -> dict[str, Any]:
+    def __call__(self, dataset_dict: Record) -> dict[str, Any]:
         """Map one image with instance annotations.
 
         Args:
-            record: in detectron2's format; not changed.
+            dataset_dict: in detectron2's format; not changed.
 
         Raises:
             BadRecordError: the image or its annotations cannot be used.
         """
-        sample = {key: value for key, value in record.items() if key != "annotations"}
-        file = record.get("file_name", "")
+        sample = {key: value for key, value in dataset_dict.items() if key != "annotations"}
+        file = dataset_dict.get("file_name", "")
         count = self.sampling_frame_num if self.is_train else 1
-        annotations = record.get("annotations")
+        annotations = dataset_dict.get("annotations")
         if self.is_train and not isinstance(annotations, list):
             raise BadRecordError(file, "training sample has no 'annotations'; this mapper needs instance annotations")
         tracks = [_still_track(entry, file) for entry in annotations or []]
-        sample.update(length=count, file_names=[file] * count, video_id=record.get("image_id"))
+        sample.update(length=count, file_names=[file] * count, video_id=dataset_dict.get("image_id"))
         self.clip(sample, sample["file_names"], [0] * count, tracks)
         return sample
 
@@ -244,13 +244,13 @@ class MixedClipDatasetMapper:
         self.videos = YTVISDatasetMapper(cfg, is_train)
         self.images = CocoClipDatasetMapper(cfg, is_train)
 
-    def __call__(self, record: Record) -> dict[str, Any]:
+    def __call__(self, dataset_dict: Record) -> dict[str, Any]:
         """Map the record of a video, which has "file_names", or of an image.
 
         Raises:
             BadRecordError: frames or annotations cannot be used.
         """
-        return (self.videos if "file_names" in record else self.images)(record)
+        return (self.videos if "file_names" in dataset_dict else self.images)(dataset_dict)
 
 
 def _one_size(frames: list[torch.Tensor]) -> list[torch.Tensor]:

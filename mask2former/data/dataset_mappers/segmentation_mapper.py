@@ -123,11 +123,11 @@ class SegmentationMapper:
         The mappers derived from this class set `num_classes` where it is None, and what else they say.
         """
 
-    def __call__(self, record: Record) -> dict[str, Any]:
+    def __call__(self, dataset_dict: Record) -> dict[str, Any]:
         """Map one record.
 
         Args:
-            record: in detectron2's format; not changed.
+            dataset_dict: in detectron2's format; not changed.
 
         Returns:
             The record's entries and "image" uint8 (3, H, W), "height" and "width" of the file, and in training the
@@ -140,14 +140,14 @@ class SegmentationMapper:
         """
         targets = self._require_targets() if self.is_train else None
         dropped = _TARGET_KEYS if self.is_train else ("annotations",)
-        sample = {key: value for key, value in record.items() if key not in dropped}
+        sample = {key: value for key, value in dataset_dict.items() if key not in dropped}
         augmentations = with_padding(self.tfm_gens, self.padding())
-        image = read_and_augment(record, sample, augmentations, self.img_format, targets)
+        image = read_and_augment(dataset_dict, sample, augmentations, self.img_format, targets)
         sample["image"] = image.to_tensor()
         if self.with_padding_mask:
             sample["padding_mask"] = image.padding_mask()
         if targets is not None:
-            sample.update(targets.entries(record, image))
+            sample.update(targets.entries(dataset_dict, image))
         return sample
 
     def _require_targets(self) -> Targets:

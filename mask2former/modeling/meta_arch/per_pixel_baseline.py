@@ -14,6 +14,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from ...utils.registry import register
+from ...utils.signatures import fitting
 from ..transformer_decoder.maskformer_transformer_decoder import StandardTransformerDecoder
 from .mask_former_head import common_settings, decoder_channels, decoder_inputs
 
@@ -28,9 +29,9 @@ class PerPixelBaselineHead(nn.Module):
         input_shape: name -> ShapeSpec of the backbone maps.
         num_classes: K.
         pixel_decoder: module with `forward_features` (contract: ADVANCED_USAGE.md).
-        mask_dim: channels of its mask features.
         loss_weight: factor of the loss.
         ignore_value: label of ignored pixels.
+        mask_dim: channels of the mask features; by default `mask_dim` of the pixel decoder.
         common_stride: stride of the mask features; the scores are upsampled by it.
     """
 
@@ -43,9 +44,9 @@ class PerPixelBaselineHead(nn.Module):
         *,
         num_classes: int,
         pixel_decoder: nn.Module,
-        mask_dim: int,
         loss_weight: float = 1.0,
         ignore_value: int = 255,
+        mask_dim: int | None = None,
         common_stride: int = 4,
     ) -> None:
         super().__init__()
@@ -55,53 +56,54 @@ class PerPixelBaselineHead(nn.Module):
         self.loss_weight = loss_weight
         self.common_stride = common_stride
         self.pixel_decoder = pixel_decoder
-        self.predictor: nn.Module = Conv2d(mask_dim, num_classes, kernel_size=1)
+        channels: Any = pixel_decoder.mask_dim if mask_dim is None else mask_dim
+        self.predictor: nn.Module = Conv2d(channels, num_classes, kernel_size=1)
         weight_init.c2_msra_fill(self.predictor)
 
     @classmethod
     def from_config(cls, cfg: Any, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
         head = cfg.MODEL.SEM_SEG_HEAD
-        return common_settings(cfg, input_shape) | {"mask_dim": head.MASK_DIM, "common_stride": head.COMMON_STRIDE}
+        optional = {"mask_dim": head.MASK_DIM, "common_stride": head.COMMON_STRIDE}
+        settings = common_settings(cfg, input_shape) | optional
+        return fitting(cls, settings, optional | {"common_stride": 4})
 
     def forward(self, features: Mapping[str, Tensor], targets: Tensor | None = None) -> Output:
-        """Score the classes at each pixel.
+        """Score the classes at each pixel, by way of `layers` and `losses`.
 
         Args:
             features: backbone maps (B, C, H', W') by name.
             targets: in training int64 (B, H, W), classes in [0, K) or `ignore_value`.
 
         Returns:
-            In training None and {"loss_sem_seg", and with suffix _0, _1, ... those of earlier predictions};
-            otherwise class logits (B, K, H, W), before the softmax, and {}.
+            In training None and the losses; otherwise class logits (B, K, H, W), before the softmax, and {}.
         """
-        scores = self.scores(features)
-        if not self.training:
-            return self._upsample(scores[-1]), {}
-        if targets is None:
-            raise ValueError(
-                "training samples have no 'sem_seg', the label map that per-pixel heads require; "
-                "set INPUT.DATASET_MAPPER_NAME to 'mask_former_semantic'"
-            )
-        suffixes = [*(f"_{i}" for i in range(len(scores) - 1)), ""]
-        return None, {f"loss_sem_seg{s}": self.loss(x, targets) for s, x in zip(suffixes, scores, strict=True)}
+        scores = self.layers(features)
+        return (None, self.losses(scores, targets)) if self.training else (self._upsample(scores), {})
 
-    def scores(self, features: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return class logits (B, K, H4, W4) of all supervised predictions, the final one last."""
+    def layers(self, features: Mapping[str, Tensor]) -> Any:
+        """Return class logits (B, K, H4, W4)."""
         mask_features, _ = decoder_inputs(self.pixel_decoder, "pixel_embedding", features)
-        return [self.predictor(mask_features)]
+        return self.predictor(mask_features)
 
     def _upsample(self, scores: Tensor) -> Tensor:
         factor = float(self.common_stride)
         return F.interpolate(scores.float(), scale_factor=factor, mode="bilinear", align_corners=False)
 
-    def loss(self, scores: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean cross-entropy of logits (B, K, H4, W4) over labeled pixels of `targets` (B, H, W), weighted.
+    def losses(self, predictions: Tensor, targets: Tensor | None) -> dict[str, Tensor]:
+        """Return {"loss_sem_seg"}: the mean cross-entropy over labeled pixels, weighted; zero without labeled pixels.
 
-        The loss is zero without labeled pixels.
+        Args:
+            predictions: class logits (B, K, H4, W4).
+            targets: int64 (B, H, W), classes in [0, K) or `ignore_value`.
         """
+        if targets is None:
+            raise ValueError(
+                "training samples have no 'sem_seg', the label map that per-pixel heads require; "
+                "set INPUT.DATASET_MAPPER_NAME to 'mask_former_semantic'"
+            )
         height, width = targets.shape[-2:]
         # Where H is not a multiple of the stride, the upsampled map is larger than the image.
-        scores = self._upsample(scores)[..., :height, :width]
+        scores = self._upsample(predictions)[..., :height, :width]
         if scores.shape[-2:] != targets.shape[-2:]:
             raise ValueError(
                 f"MODEL.SEM_SEG_HEAD.COMMON_STRIDE {self.common_stride} does not scale the mask features to the "
@@ -109,7 +111,7 @@ class PerPixelBaselineHead(nn.Module):
                 "MODEL.SEM_SEG_HEAD.IN_FEATURES"
             )
         total = F.cross_entropy(scores, targets, reduction="sum", ignore_index=self.ignore_value)
-        return total / (targets != self.ignore_value).sum().clamp(min=1) * self.loss_weight
+        return {"loss_sem_seg": total / (targets != self.ignore_value).sum().clamp(min=1) * self.loss_weight}
 
 
 @register(SEM_SEG_HEADS_REGISTRY)
@@ -119,6 +121,7 @@ class PerPixelBaselinePlusHead(PerPixelBaselineHead):
     Args:
         transformer_predictor: decoder without classes; checkpoints call it `predictor`.
         transformer_in_feature: input of the decoder, as in `MaskFormerHead`.
+        deep_supervision: in training supervise earlier predictions of the decoder, too.
         others: see `PerPixelBaselineHead`.
     """
 
@@ -129,11 +132,13 @@ class PerPixelBaselinePlusHead(PerPixelBaselineHead):
         *,
         transformer_predictor: nn.Module,
         transformer_in_feature: str,
+        deep_supervision: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(input_shape, **options)
         self.predictor = transformer_predictor
         self.transformer_in_feature = transformer_in_feature
+        self.deep_supervision = deep_supervision
 
     @classmethod
     def from_config(cls, cfg: Any, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
@@ -147,11 +152,24 @@ class PerPixelBaselinePlusHead(PerPixelBaselineHead):
         return super().from_config(cfg, input_shape) | {
             "transformer_predictor": StandardTransformerDecoder(cfg, channels, mask_classification=False),
             "transformer_in_feature": cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE,
+            "deep_supervision": cfg.MODEL.MASK_FORMER.DEEP_SUPERVISION,
         }
 
-    def scores(self, features: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return class logits (B, K, H4, W4) of all supervised predictions, the final one last."""
+    def forward(self, features: Mapping[str, Tensor], targets: Tensor | None = None) -> Output:
+        """Score the classes at each pixel as `PerPixelBaselineHead` does.
+
+        In training the losses of earlier predictions are added, with the suffixes _0, _1, ...
+        """
+        scores, earlier = self.layers(features)
+        if not self.training:
+            return self._upsample(scores), {}
+        losses = self.losses(scores, targets)
+        for i, prediction in enumerate(earlier or ()):
+            losses |= {f"{name}_{i}": loss for name, loss in self.losses(prediction["pred_masks"], targets).items()}
+        return None, losses
+
+    def layers(self, features: Mapping[str, Tensor]) -> Any:
+        """Return class logits (B, K, H4, W4), and those of earlier predictions, {"pred_masks"} each, or None."""
         source, mask_features = decoder_inputs(self.pixel_decoder, self.transformer_in_feature, features)
         outputs = self.predictor(source, mask_features)
-        earlier = outputs["aux_outputs"] if self.training else []
-        return [*(prediction["pred_masks"] for prediction in earlier), outputs["pred_masks"]]
+        return outputs["pred_masks"], outputs["aux_outputs"] if self.deep_supervision else None

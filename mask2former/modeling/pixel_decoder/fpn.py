@@ -156,8 +156,10 @@ class BasePixelDecoder(nn.Module):
             levels.append(output_conv(lateral + up))
         return self.mask_features(levels[-1]), encoded, levels[: self.maskformer_num_feature_levels]
 
-    def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-        """Call `forward_features`."""
+    def forward(
+        self, features: Mapping[str, Tensor], targets: object = None
+    ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """Call `forward_features`; `targets` has no effect, and is a part of the interface of detectron2's heads."""
         return self.forward_features(features)
 
 

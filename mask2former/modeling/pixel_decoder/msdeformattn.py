@@ -18,7 +18,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from ...errors import ConfigError
-from ...utils.overrides import as_written, extensible
+from ...utils.overrides import as_written, extensible, unchanged
 from ...utils.registry import register
 from ...utils.signatures import fitting
 from ..shape_cache import ShapeCache
@@ -142,6 +142,7 @@ class MSDeformAttnTransformerEncoder(nn.Module):
         return src
 
 
+@extensible
 class MSDeformAttnTransformerEncoderOnly(nn.Module):
     """Joint encoder of L feature maps.
 
@@ -201,14 +202,25 @@ class MSDeformAttnTransformerEncoderOnly(nn.Module):
         pos = torch.cat([x + e for x, e in zip(positions, self.level_embed, strict=True)], dim=1).to(tokens.dtype)
         if self._runs_as_written():  # integers need no copy from the device
             return self.encoder(tokens, sizes, starts, None, pos), shapes, starts
-        ratios = torch.ones(tokens.shape[0], len(sizes), 2, device=device)
+        masks = [x.new_zeros((len(x), *x.shape[2:]), dtype=torch.bool) for x in srcs]
+        ratios = torch.stack([self.get_valid_ratio(mask) for mask in masks], dim=1)
         return self.encoder(tokens, shapes, starts, ratios, pos), shapes, starts
+
+    def get_valid_ratio(self, mask: Tensor) -> Tensor:
+        """Return the shares of width and height that images cover, float32 (B, 2), of a mask bool (B, H, W).
+
+        Args:
+            mask: True on padding, which `forward` does not know: its masks are False everywhere.
+        """
+        covered = ~mask
+        return torch.stack((covered[:, 0].float().mean(dim=1), covered[:, :, 0].float().mean(dim=1)), dim=-1)
 
     def _runs_as_written(self) -> bool:
         """Return whether nobody replaced, overrode or hooked what gets sizes and points."""
         layers: list[Any] = list(self.encoder.layers)
         return (
-            as_written(self.encoder, MSDeformAttnTransformerEncoder, "forward", "get_reference_points")
+            unchanged(self, MSDeformAttnTransformerEncoderOnly, "get_valid_ratio")
+            and as_written(self.encoder, MSDeformAttnTransformerEncoder, "forward", "get_reference_points")
             and all(as_written(layer, MSDeformAttnTransformerEncoderLayer, "forward") for layer in layers)
             and all(as_written(layer.self_attn, MSDeformAttn, "forward") for layer in layers)
         )

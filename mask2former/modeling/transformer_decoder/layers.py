@@ -23,11 +23,11 @@ logger = logging.getLogger(__name__)
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "glu": F.glu}
 
 
-def activation_function(name: str) -> Callable[[Tensor], Tensor]:
-    """Return the activation function `name`: "relu", "gelu" or "glu"."""
-    if name not in _ACTIVATIONS:
-        raise ValueError(f"unknown activation '{name}'; choose from {', '.join(_ACTIVATIONS)}")
-    return _ACTIVATIONS[name]
+def activation_function(activation: str) -> Callable[[Tensor], Tensor]:
+    """Return the activation function of a name: "relu", "gelu" or "glu"."""
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"unknown activation '{activation}'; choose from {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[activation]
 
 
 _get_activation_fn = activation_function  # the name that other projects import
@@ -145,22 +145,25 @@ def _weighted(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: flo
 
 
 class _Residual(nn.Module):
-    """Residual connection around `_step`, with a layer norm of the sum, or (`normalize_before`) of the input."""
+    """Residual connection around `_step`, with a layer norm of the sum, or (`normalize_before`) of the input.
+
+    `forward_post` and `forward_pre` take the arguments of `forward`, by position or by name.
+    """
 
     normalize_before: bool
     norm: nn.LayerNorm
     with_pos_embed = staticmethod(with_position)
 
-    def _step(self, tgt: Tensor, *arguments: Any) -> Tensor:
+    def _step(self, tgt: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
         raise NotImplementedError
 
-    def forward_post(self, tgt: Tensor, *arguments: Any) -> Tensor:
+    def forward_post(self, tgt: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
         """Apply the block, and normalize the sum."""
-        return self.norm(tgt + self._step(tgt, *arguments))
+        return self.norm(tgt + self._step(tgt, *arguments, **keywords))
 
-    def forward_pre(self, tgt: Tensor, *arguments: Any) -> Tensor:
+    def forward_pre(self, tgt: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
         """Apply the block to the normalized input."""
-        return tgt + self._step(self.norm(tgt), *arguments)
+        return tgt + self._step(self.norm(tgt), *arguments, **keywords)
 
     def _run(self, *arguments: Any) -> Tensor:
         return self.forward_pre(*arguments) if self.normalize_before else self.forward_post(*arguments)
@@ -197,10 +200,15 @@ class SelfAttentionLayer(_Residual):
         """Attend within `tgt` (Q, B, C), whose position encoding is `query_pos`; masks as in `Attention`."""
         return self._run(tgt, tgt_mask, tgt_key_padding_mask, query_pos)
 
-    def _step(self, tgt: Tensor, *arguments: Any) -> Tensor:
-        tgt_mask, padding, query_pos = arguments
+    def _step(
+        self,
+        tgt: Tensor,
+        tgt_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        query_pos: Tensor | None = None,
+    ) -> Tensor:
         q = self.with_pos_embed(tgt, query_pos)
-        return self.dropout(self.self_attn(q, q, tgt, attn_mask=tgt_mask, key_padding_mask=padding)[0])
+        return self.dropout(self.self_attn(q, q, tgt, attn_mask=tgt_mask, key_padding_mask=tgt_key_padding_mask)[0])
 
 
 @extensible
@@ -234,10 +242,18 @@ class CrossAttentionLayer(_Residual):
         """
         return self._run(tgt, memory, memory_mask, memory_key_padding_mask, pos, query_pos)
 
-    def _step(self, tgt: Tensor, *arguments: Any) -> Tensor:
-        memory, mask, padding, pos, query_pos = arguments
+    def _step(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        memory_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+        pos: Tensor | None = None,
+        query_pos: Tensor | None = None,
+    ) -> Tensor:
         query, key = self.with_pos_embed(tgt, query_pos), self.with_pos_embed(memory, pos)
-        return self.dropout(self.multihead_attn(query, key, memory, attn_mask=mask, key_padding_mask=padding)[0])
+        masks = {"attn_mask": memory_mask, "key_padding_mask": memory_key_padding_mask}
+        return self.dropout(self.multihead_attn(query, key, memory, **masks)[0])
 
 
 class FFNLayer(_Residual):
@@ -273,7 +289,7 @@ class FFNLayer(_Residual):
         """Transform (..., C) -> (..., C)."""
         return self._run(tgt)
 
-    def _step(self, tgt: Tensor, *arguments: Any) -> Tensor:
+    def _step(self, tgt: Tensor) -> Tensor:
         return self.dropout(self.linear2(self.dropout(self.activation(self.linear1(tgt)))))
 
 

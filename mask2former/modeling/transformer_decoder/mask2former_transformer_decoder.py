@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from ...utils.overrides import as_written, extensible, unchanged
 from ...utils.registry import register
 from ...video_registration import VIDEO
-from ..outputs import DecoderOutputs, MaskLogits, aux_outputs, layer_outputs, mask_logits
-from .layers import MLP, Attention, CrossAttentionLayer, FFNLayer, SelfAttentionLayer, _get_activation_fn
+from ..outputs import DecoderOutputs, MaskLogits, earlier_outputs, layer_outputs, mask_logits
+from .layers import MLP, Attention, CrossAttentionLayer, FFNLayer, SelfAttentionLayer
+from .layers import activation_function as _get_activation_fn
 from .position_encoding import PositionEmbeddingSine, PositionEmbeddingSine3D, tokens_of
 from .registry import TRANSFORMER_DECODER_REGISTRY, build_transformer_decoder, decoder_settings
 
@@ -238,7 +239,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
     def _set_aux_loss(self, outputs_class: Sequence[Tensor] | None, outputs_seg_masks: Sequence[Tensor]) -> list[Any]:
         """Return the "aux_outputs" of the predictions of all layers, the first one first."""
-        return aux_outputs(outputs_class, outputs_seg_masks)
+        return earlier_outputs(outputs_class, outputs_seg_masks)
 
 
 @register(TRANSFORMER_DECODER_REGISTRY, VIDEO)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...utils.overrides import extensible, unchanged
 from ...utils.registry import register
-from ..outputs import DecoderOutputs, MaskLogits, aux_outputs, layer_outputs
+from ..outputs import DecoderOutputs, MaskLogits, earlier_outputs, layer_outputs
 from .layers import MLP
 from .position_encoding import PositionEmbeddingSine
 from .registry import TRANSFORMER_DECODER_REGISTRY, build_transformer_decoder, decoder_settings
@@ -26,6 +26,8 @@ __all__ = ["TRANSFORMER_DECODER_REGISTRY", "StandardTransformerDecoder", "build_
 @extensible
 class StandardTransformerDecoder(nn.Module):
     """Decoder whose queries attend to the complete feature map in every layer.
+
+    A subclass may override `_set_aux_loss`; then the masks of every layer are computed.
 
     Args:
         in_channels: channels C' of the incoming map.
@@ -122,23 +124,23 @@ class StandardTransformerDecoder(nn.Module):
         masks: list[Any] = [MaskLogits(embeds, features, frames is not None) for embeds in self.mask_embed(last_first)]
         if not self.training:
             masks[0] = masks[0].compute()
-        if not self.mask_classification:
-            last, *earlier = (DecoderOutputs(pred_masks=m) for m in masks)
-            last["aux_outputs"] = earlier
-            return last
-        if not unchanged(self, StandardTransformerDecoder, "_set_aux_loss"):
-            classes, computed = self.class_embed(last_first), [mask.value() for mask in masks]
-            in_order = [*classes[1:], classes[0]], [*computed[1:], computed[0]]
-            earlier = self._set_aux_loss(*in_order) if self.deep_supervision else []
-            return DecoderOutputs(pred_logits=classes[0], pred_masks=computed[0], aux_outputs=earlier)
-        more = {"query_embeds": last_first[0]} if frames is not None and not self.training else {}
-        return layer_outputs(self.class_embed(last_first), masks, **more)
+        if self.mask_classification:
+            more = {"query_embeds": last_first[0]} if frames is not None and not self.training else {}
+            outputs = layer_outputs(self.class_embed(last_first), masks, **more)
+        else:
+            outputs, *earlier = (DecoderOutputs(pred_masks=m) for m in masks)
+            outputs["aux_outputs"] = earlier
+        if self.deep_supervision and not unchanged(self, StandardTransformerDecoder, "_set_aux_loss"):
+            layers = [*outputs["aux_outputs"], outputs]
+            classes = torch.stack([layer["pred_logits"] for layer in layers]) if self.mask_classification else None
+            outputs["aux_outputs"] = self._set_aux_loss(classes, torch.stack([x["pred_masks"] for x in layers]))
+        return outputs
 
     @property
     def aux_loss(self) -> bool:
         """Return `deep_supervision`, under the name that other projects read."""
         return self.deep_supervision
 
-    def _set_aux_loss(self, outputs_class: Sequence[Tensor] | None, outputs_seg_masks: Sequence[Tensor]) -> list[Any]:
-        """Return the "aux_outputs" of the predictions of all layers, the first one first; overriding it acts."""
-        return aux_outputs(outputs_class, outputs_seg_masks)
+    def _set_aux_loss(self, outputs_class: Tensor | None, outputs_seg_masks: Tensor) -> list[Any]:
+        """Return the "aux_outputs" of class logits (L, B, Q, K + 1) and mask logits (L, B, Q, H4, W4) of all layers."""
+        return earlier_outputs(outputs_class, outputs_seg_masks)

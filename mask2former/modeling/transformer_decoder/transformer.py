@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from .position_encoding import PositionEmbeddingSine
 
 class _Layer(nn.Module):
     """Base of both layer types: self-attention, a feed-forward network, and their norms.
+
+    `forward_post` and `forward_pre` take the arguments of `forward`, by position or by name.
 
     Args:
         d_model: C.
@@ -52,6 +55,20 @@ class _Layer(nn.Module):
         for linear in (self.linear1, self.linear2):
             nn.init.xavier_uniform_(linear.weight)
 
+    def _blocks(self, pre_norm: bool, *arguments: Any, **keywords: Any) -> Tensor:
+        raise NotImplementedError
+
+    def forward_post(self, *arguments: Any, **keywords: Any) -> Tensor:
+        """Apply the blocks, each with a layer norm after the sum."""
+        return self._blocks(False, *arguments, **keywords)
+
+    def forward_pre(self, *arguments: Any, **keywords: Any) -> Tensor:
+        """Apply the blocks, each to its normalized input."""
+        return self._blocks(True, *arguments, **keywords)
+
+    def _run(self, *arguments: Any) -> Tensor:
+        return self.forward_pre(*arguments) if self.normalize_before else self.forward_post(*arguments)
+
     def _self_attention(
         self, x: Tensor, pos: Tensor | None, attn_mask: Tensor | None, padding_mask: Tensor | None
     ) -> Tensor:
@@ -83,9 +100,18 @@ class TransformerEncoderLayer(_Layer):
         Returns:
             (S, B, C).
         """
-        before = self.normalize_before
-        x = residual(src, lambda y: self._self_attention(y, pos, src_mask, src_key_padding_mask), self.norm1, before)
-        return residual(x, lambda y: self._feed_forward(y, self.dropout2), self.norm2, before)
+        return self._run(src, src_mask, src_key_padding_mask, pos)
+
+    def _blocks(
+        self,
+        pre_norm: bool,
+        src: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        pos: Tensor | None = None,
+    ) -> Tensor:
+        x = residual(src, lambda y: self._self_attention(y, pos, src_mask, src_key_padding_mask), self.norm1, pre_norm)
+        return residual(x, lambda y: self._feed_forward(y, self.dropout2), self.norm2, pre_norm)
 
 
 class TransformerDecoderLayer(_Layer):
@@ -124,7 +150,21 @@ class TransformerDecoderLayer(_Layer):
         Masks are those of `TransformerEncoderLayer`; `query_pos` (Q, B or 1, C) is added to queries, `pos`
         (S, B or 1, C) to the keys of the memory. Returns (Q, B, C).
         """
+        masks = tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask
+        return self._run(tgt, memory, *masks, pos, query_pos)
 
+    def _blocks(
+        self,
+        pre_norm: bool,
+        tgt: Tensor,
+        memory: Tensor,
+        tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+        pos: Tensor | None = None,
+        query_pos: Tensor | None = None,
+    ) -> Tensor:
         def attend_to_memory(y: Tensor) -> Tensor:
             query, key = self.with_pos_embed(y, query_pos), self.with_pos_embed(memory, pos)
             masks = {"attn_mask": memory_mask, "key_padding_mask": memory_key_padding_mask}
@@ -133,9 +173,9 @@ class TransformerDecoderLayer(_Layer):
         def attend_to_queries(y: Tensor) -> Tensor:
             return self._self_attention(y, query_pos, tgt_mask, tgt_key_padding_mask)
 
-        x = residual(tgt, attend_to_queries, self.norm1, self.normalize_before)
-        x = residual(x, attend_to_memory, self.norm2, self.normalize_before)
-        return residual(x, lambda y: self._feed_forward(y, self.dropout3), self.norm3, self.normalize_before)
+        x = residual(tgt, attend_to_queries, self.norm1, pre_norm)
+        x = residual(x, attend_to_memory, self.norm2, pre_norm)
+        return residual(x, lambda y: self._feed_forward(y, self.dropout3), self.norm3, pre_norm)
 
 
 class TransformerEncoder(nn.Module):
