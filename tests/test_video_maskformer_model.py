@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from detectron2.config import configurable
 from detectron2.structures import BitMasks, Instances
 
 from mask2former import VideoMaskFormer, video_maskformer_model
 from mask2former.checkpoint import load_into
-from mask2former.config import load_config
 from mask2former.video_maskformer_model import clip_objects
 
-from .modeling.tiny_models import TINY, clip, record, step_and_predict_without_syncs, tiny
+from .modeling.tiny_models import clip, record, step_and_predict_without_syncs, tiny
 
 R50 = "youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml"
 SWIN_T = "youtubevis_2019/swin/video_maskformer2_swin_tiny_bs16_8ep.yaml"
@@ -250,64 +247,6 @@ def test_no_hidden_host_syncs() -> None:
     for sample in batch:
         sample["image"] = [image.cuda() for image in sample["image"]]
     step_and_predict_without_syncs(model, batch)
-
-
-# ---- overriding
-def test_an_overridden_inference_makes_the_result(model: Any) -> None:
-    seen = []
-
-    class Mine(VideoMaskFormer):
-        def inference_video(self, pred_cls, pred_masks, img_size, output_height, output_width):
-            seen.append((pred_cls.shape, pred_masks.shape, img_size, output_height, output_width))
-            return super().inference_video(pred_cls, pred_masks, img_size, output_height, output_width)
-
-    plain, sample = tiny(R50).eval(), {**clip(40, 50, 3, 0), "height": 20, "width": 30}
-    mine = copy.copy(plain)
-    mine.__class__ = Mine
-    with torch.no_grad():
-        expected, found = plain([sample]), mine([sample])
-    queries, classes = mine.num_queries, mine.sem_seg_head.num_classes
-    assert seen == [((queries, classes + 1), (queries, 3, 64, 64), (40, 50), 20, 30)]
-    assert found["pred_scores"] == expected["pred_scores"] and found["pred_labels"] == expected["pred_labels"]
-    assert all(torch.equal(a, b) for a, b in zip(found["pred_masks"], expected["pred_masks"], strict=True))
-
-
-def test_the_keywords_of_the_reference() -> None:
-    class Mine(VideoMaskFormer):
-        @configurable
-        def __init__(
-            self,
-            *,
-            backbone,
-            sem_seg_head,
-            criterion,
-            num_queries,
-            object_mask_threshold,
-            overlap_threshold,
-            metadata,
-            size_divisibility,
-            sem_seg_postprocess_before_inference,
-            pixel_mean,
-            pixel_std,
-            num_frames,
-        ):
-            super().__init__(
-                backbone=backbone,
-                sem_seg_head=sem_seg_head,
-                criterion=criterion,
-                num_queries=num_queries,
-                object_mask_threshold=object_mask_threshold,
-                overlap_threshold=overlap_threshold,
-                metadata=metadata,
-                size_divisibility=size_divisibility,
-                sem_seg_postprocess_before_inference=sem_seg_postprocess_before_inference,
-                pixel_mean=pixel_mean,
-                pixel_std=pixel_std,
-                num_frames=num_frames,
-            )
-
-    cfg = load_config(R50, [*TINY, "INPUT.SAMPLING_FRAME_NUM", 3])
-    assert Mine(cfg).num_frames == 3
 
 
 def test_an_id_that_a_frame_has_twice_is_an_error() -> None:

@@ -169,8 +169,8 @@ class _Residual(nn.Module):
         return self.forward_pre(*arguments) if self.normalize_before else self.forward_post(*arguments)
 
 
-class SelfAttentionLayer(_Residual):
-    """Self-attention of the queries, residual.
+class _AttentionLayer(_Residual):
+    """An attention, residual.
 
     Args:
         d_model: channels C.
@@ -180,15 +180,24 @@ class SelfAttentionLayer(_Residual):
         normalize_before: layer norm before the attention instead of after the sum.
     """
 
+    attention: str  # name of the attention in checkpoints
+
     def __init__(
         self, d_model: int, nhead: int, dropout: float = 0.0, activation: str = "relu", normalize_before: bool = False
     ) -> None:
         super().__init__()
-        self.self_attn = Attention(d_model, nhead, dropout)
+        self.add_module(self.attention, Attention(d_model, nhead, dropout))
         self.norm = nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
         self.activation = activation_function(activation)
         self.normalize_before = normalize_before
+
+
+class SelfAttentionLayer(_AttentionLayer):
+    """Self-attention of the queries; arguments as for `_AttentionLayer`."""
+
+    attention = "self_attn"
+    self_attn: Attention
 
     def forward(
         self,
@@ -212,18 +221,11 @@ class SelfAttentionLayer(_Residual):
 
 
 @extensible
-class CrossAttentionLayer(_Residual):
-    """Masked attention of the queries to a memory, residual; arguments as for `SelfAttentionLayer`."""
+class CrossAttentionLayer(_AttentionLayer):
+    """Masked attention of the queries to a memory; arguments as for `_AttentionLayer`."""
 
-    def __init__(
-        self, d_model: int, nhead: int, dropout: float = 0.0, activation: str = "relu", normalize_before: bool = False
-    ) -> None:
-        super().__init__()
-        self.multihead_attn = Attention(d_model, nhead, dropout)
-        self.norm = nn.LayerNorm(d_model)
-        self.dropout = nn.Dropout(dropout)
-        self.activation = activation_function(activation)
-        self.normalize_before = normalize_before
+    attention = "multihead_attn"
+    multihead_attn: Attention
 
     def forward(
         self,
