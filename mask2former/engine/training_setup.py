@@ -21,7 +21,7 @@ from ..config_values import check_values
 from ..data import register_from_config
 from ..errors import ConfigError
 from ..utils.atomic_file import check_writable
-from ..utils.console import file_only, setup_console
+from ..utils.console import PACKAGE, file_only, setup_console
 from ..utils.device import select_device
 from ..utils.file_io import write_bytes
 from ..utils.locks import Lock
@@ -107,11 +107,18 @@ def training_lock(directory: str) -> Lock:
 
 def _setup_log(directory: str) -> None:
     rank = comm.get_rank()
-    setup_logger(directory, distributed_rank=rank, name="mask2former", abbrev_name="m2f")
+    setup_logger(directory, distributed_rank=rank, name=PACKAGE, abbrev_name="m2f")
     # As `default_setup` calls them, which then adds no handlers: detectron2 remembers the arguments.
     setup_logger(directory, distributed_rank=rank, name="fvcore")
     setup_logger(directory, distributed_rank=rank)
     setup_console()
+
+
+def ensure_log(directory: str) -> None:
+    """Log to the console and OUTPUT_DIR where the program has set up no logging of this package, as `setup` does."""
+    if not logging.getLogger(PACKAGE).hasHandlers():
+        setup_logger(directory, distributed_rank=comm.get_rank(), name=PACKAGE, abbrev_name="m2f")
+        setup_console((PACKAGE,))
 
 
 def _choose_device(cfg: CfgNode, num_gpus: int) -> str:
