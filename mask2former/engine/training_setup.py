@@ -35,7 +35,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """Load, check and freeze the config; start logging to the console and OUTPUT_DIR; seed this process.
 
     OUTPUT_DIR gets log.txt (log.txt.rankN for the other processes) and config.yaml; of a training that is resumed, the
-    latter when `Trainer.resume_or_load` has found that its checkpoint fits. The complete config and the
+    latter when `Trainer.resume_or_load` has found that its checkpoint fits; evaluations leave that of a training. The complete config and the
     environment are written to log.txt only.
 
     Raises:
@@ -63,7 +63,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         if not args.eval_only:
             _SETUP_LOCKS[cfg.OUTPUT_DIR] = training_lock(cfg.OUTPUT_DIR)
     _setup_log(cfg.OUTPUT_DIR)
-    with file_only(), _config_kept(cfg) if args.resume and not args.eval_only else contextlib.nullcontext():
+    with file_only(), _config_kept(cfg, args.eval_only) if args.resume or args.eval_only else contextlib.nullcontext():
         default_setup(cfg, args)
     if note:
         logger.info("%s", note)
@@ -76,13 +76,14 @@ _ACCEPTED_LATER: dict[str, str] = {}  # OUTPUT_DIR -> config.yaml of a resumed t
 
 
 @contextlib.contextmanager
-def _config_kept(cfg: CfgNode) -> Iterator[None]:
-    """Keep the config.yaml of a training until its checkpoint is known to fit the new one; see `accept_config`."""
+def _config_kept(cfg: CfgNode, for_good: bool) -> Iterator[None]:
+    """Keep the config.yaml of a training, or until its checkpoint is known to fit the new one; see `accept_config`."""
     file = Path(cfg.OUTPUT_DIR, "config.yaml")
     before = file.read_bytes() if comm.is_main_process() and file.is_file() and has_checkpoint(cfg.OUTPUT_DIR) else None
     yield
     if before is not None:
         write_bytes(file, before)
+    if before is not None and not for_good:
         _ACCEPTED_LATER[cfg.OUTPUT_DIR] = cfg.dump()
 
 
