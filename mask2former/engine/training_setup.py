@@ -35,8 +35,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """Load, check and freeze the config; start logging to the console and OUTPUT_DIR; seed this process.
 
     OUTPUT_DIR gets log.txt (log.txt.rankN for the other processes) and config.yaml; of a training that is resumed, the
-    latter when `Trainer.resume_or_load` has found that its checkpoint fits; evaluations leave that of a training. The complete config and the
-    environment are written to log.txt only.
+    latter when `Trainer.resume_or_load` has found that its checkpoint fits. Evaluations leave the config.yaml of a
+    training. The complete config and the environment are written to log.txt only.
 
     Raises:
         FileNotFoundError, ValueError: a mistake in the config, naming file, key and remedy.
