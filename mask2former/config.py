@@ -252,7 +252,10 @@ def _check_known(keys: Iterable[Any], known: Mapping[str, Any], source: str) -> 
             continue
         if any(other.startswith(f"{key}.") for other in known):
             raise ConfigError(f"{source}: {key} is a section with keys of its own, it has no value itself")
-        raise ConfigError(f"Unknown config key '{key}' in {source}.{did_you_mean(str(key), known)}")
+        hint, section = did_you_mean(str(key), known), str(key).rpartition(".")[0]
+        if not hint or not any(other.startswith(f"{section}.") for other in known):
+            hint += " Is it a key of another project? Import first what gives it to register_config_keys."
+        raise ConfigError(f"Unknown config key '{key}' in {source}.{hint}")
 
 
 _MORE_KEYS: list[Callable[[CfgNode], None]] = []

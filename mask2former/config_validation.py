@@ -118,8 +118,8 @@ def _validate_components(cfg: CfgNode) -> None:
     _require(
         name in known or (name in META_ARCH_REGISTRY and not _has_own_model(cfg)),
         f"MODEL.META_ARCHITECTURE is '{name}', which is not a model of this package, nor one that your program has "
-        f"registered. Set it to {' or '.join(map(repr, known))}, or start from one of the files in configs/ with "
-        "--config-file.",
+        f"registered. Import the module that registers it, or set it to {' or '.join(map(repr, known))}, or start from "
+        "one of the files in configs/ with --config-file.",
     )
     heads = [each for each, _ in SEM_SEG_HEADS_REGISTRY]
     if _has_own_model(cfg):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -25,6 +27,8 @@ from .structures.task import IMAGE_TASKS, Task, tasks_of
 from .utils.overrides import extensible, unchanged
 from .utils.registry import register
 from .utils.signatures import fitting
+
+logger = logging.getLogger(__name__)
 
 
 class MaskClassifier(nn.Module):
@@ -104,10 +108,12 @@ class MaskClassifier(nn.Module):
         return ImageList.from_tensors(normalized, self.size_divisibility)
 
     def weighted_losses(self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Compute the criterion's losses, each multiplied by its weight."""
+        """Compute the criterion's losses, each multiplied by its weight; those without a weight are dropped."""
         criterion: Any = self.criterion
         plain, weights = _is_plain(criterion), criterion.weight_dict
         losses = criterion.views(outputs, targets) if plain else criterion(outputs, targets)
+        for name in losses.keys() - weights.keys():
+            _tell_dropped(re.sub(r"_\d+$", "", name), weights)
         losses = {name: loss for name, loss in losses.items() if name in weights}
         factors = [weights[name] for name in losses]
         if plain and losses and all(isinstance(factor, (int, float)) for factor in factors):
@@ -322,6 +328,16 @@ def class_scores_and_masks(outputs: Mapping[str, Tensor]) -> tuple[Tensor, Tenso
     """Return class scores (B, Q, K + 1), after the softmax, and mask logits (B, Q, H4, W4) of a head's outputs."""
     masks = outputs["pred_masks"]
     return F.softmax(outputs["pred_logits"].float(), dim=-1), masks[:, :, 0] if masks.dim() == 5 else masks
+
+
+def _tell_dropped(name: str, weights: Mapping[str, Any]) -> None:
+    """Tell once of a loss that has a weight for no prediction; earlier predictions alone may well have none."""
+    if name not in weights and name not in _TOLD:
+        _TOLD.add(name)
+        logger.warning("'%s' has no weight in weight_dict of the criterion: this loss is dropped", name)
+
+
+_TOLD: set[str] = set()
 
 
 def _is_plain(criterion: nn.Module) -> bool:

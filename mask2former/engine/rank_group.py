@@ -22,6 +22,8 @@ import torch.distributed as dist
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
+from ..utils.console import PACKAGE
+
 logger = logging.getLogger(__name__)
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -251,7 +253,7 @@ def log_file() -> str | None:
 
 
 def _file_handlers() -> list[logging.StreamHandler]:
-    handlers = [h for h in logging.getLogger("mask2former").handlers if isinstance(h, logging.StreamHandler)]
+    handlers = [h for h in logging.getLogger(PACKAGE).handlers if isinstance(h, logging.StreamHandler)]
     return [handler for handler in handlers if handler.stream not in (sys.stdout, sys.stderr)]
 
 

@@ -53,7 +53,7 @@ from .trainer_data import TrainerData
 from .trainer_evaluation import TrainerEvaluation
 from .trainer_state import TrainerState
 from .training_log import ConsoleWriter
-from .training_setup import accept_config, check_device, training_lock
+from .training_setup import accept_config, check_device, ensure_log, training_lock
 from .training_summary import training_summary
 
 logger = logging.getLogger(__name__)
@@ -93,6 +93,7 @@ class Trainer(TrainerState, TrainerEvaluation, TrainerData):
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
+        ensure_log(cfg.OUTPUT_DIR)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         micro_batch_size(cfg, comm.get_world_size())  # raises before anything is built
         self._check_mapper(cfg)

@@ -81,5 +81,5 @@ def _tell_lost(trainer: str, keywords: Collection[str], cfg: CfgNode) -> None:
     steps = cfg.SOLVER.ACCUMULATION_STEPS
     if steps > 1:
         lost.append(f"each of the {steps} micro-batches of a step (SOLVER.ACCUMULATION_STEPS) is a batch of the loader")
-    text = "%s.build_train_loader takes no %s: %s."
+    text = "%s.build_train_loader takes no %s: %s. Its form (cls, cfg, *, start_iteration=0, seed=None) gets both."
     logger.warning(text, trainer, " and no ".join(keywords), "; ".join(lost))

@@ -22,7 +22,7 @@ from ..config_values import BUILDERS, check_values
 from ..data import register_from_config
 from ..errors import ConfigError
 from ..utils.atomic_file import check_writable
-from ..utils.console import file_only, setup_console
+from ..utils.console import PACKAGE, file_only, setup_console
 from ..utils.device import select_device
 from ..utils.file_io import write_bytes
 from ..utils.locks import Lock
@@ -36,8 +36,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """Load, check and freeze the config; start logging to the console and OUTPUT_DIR; seed this process.
 
     OUTPUT_DIR gets log.txt (log.txt.rankN for the other processes) and config.yaml; of a training that is resumed, the
-    latter when `Trainer.resume_or_load` has found that its checkpoint fits. The complete config and the
-    environment are written to log.txt only.
+    latter when `Trainer.resume_or_load` has found that its checkpoint fits. Evaluations leave the config.yaml of a
+    training. The complete config and the environment are written to log.txt only.
 
     Raises:
         FileNotFoundError, ValueError: a mistake in the config, naming file, key and remedy.
@@ -62,7 +62,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         if not args.eval_only:
             _SETUP_LOCKS[cfg.OUTPUT_DIR] = training_lock(cfg.OUTPUT_DIR)
     _setup_log(cfg.OUTPUT_DIR)
-    with file_only(), _config_kept(cfg) if args.resume and not args.eval_only else contextlib.nullcontext():
+    with file_only(), _config_kept(cfg, args.eval_only) if args.resume or args.eval_only else contextlib.nullcontext():
         default_setup(cfg, args)
     if note:
         logger.info("%s", note)
@@ -75,13 +75,14 @@ _ACCEPTED_LATER: dict[str, str] = {}  # OUTPUT_DIR -> config.yaml of a resumed t
 
 
 @contextlib.contextmanager
-def _config_kept(cfg: CfgNode) -> Iterator[None]:
-    """Keep the config.yaml of a training until its checkpoint is known to fit the new one; see `accept_config`."""
+def _config_kept(cfg: CfgNode, for_good: bool) -> Iterator[None]:
+    """Keep the config.yaml of a training, or until its checkpoint is known to fit the new one; see `accept_config`."""
     file = Path(cfg.OUTPUT_DIR, "config.yaml")
     before = file.read_bytes() if comm.is_main_process() and file.is_file() and has_checkpoint(cfg.OUTPUT_DIR) else None
     yield
     if before is not None:
         write_bytes(file, before)
+    if before is not None and not for_good:
         _ACCEPTED_LATER[cfg.OUTPUT_DIR] = cfg.dump()
 
 
@@ -118,11 +119,18 @@ def check_device(cfg: CfgNode) -> None:
 
 def _setup_log(directory: str) -> None:
     rank = comm.get_rank()
-    setup_logger(directory, distributed_rank=rank, name="mask2former", abbrev_name="m2f")
+    setup_logger(directory, distributed_rank=rank, name=PACKAGE, abbrev_name="m2f")
     # As `default_setup` calls them, which then adds no handlers: detectron2 remembers the arguments.
     setup_logger(directory, distributed_rank=rank, name="fvcore")
     setup_logger(directory, distributed_rank=rank)
     setup_console()
+
+
+def ensure_log(directory: str) -> None:
+    """Log to the console and OUTPUT_DIR where the program has set up no logging of this package, as `setup` does."""
+    if not logging.getLogger(PACKAGE).hasHandlers():
+        setup_logger(directory, distributed_rank=comm.get_rank(), name=PACKAGE, abbrev_name="m2f")
+        setup_console((PACKAGE,))
 
 
 def _choose_device(cfg: CfgNode, num_gpus: int) -> str:

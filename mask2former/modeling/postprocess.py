@@ -332,7 +332,7 @@ class _Panoptic:
                 "id": len(segments) + 1,
                 "isthing": thing,
                 "category_id": label,
-                "score": float(self.scores[i]),
+                "score": self.scores[i].item(),
                 "area": visible[i],
             }
             ids[i] = segment["id"]

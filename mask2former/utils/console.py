@@ -16,6 +16,9 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+PACKAGE = __name__.removesuffix(".utils.console")
+"""Name of the logger above all of this package; a copy inside another project has a longer one."""
+
 FILE_ONLY = {"file_only": True}
 """For `extra` of a log call: the message goes to log.txt, not to the console."""
 
@@ -56,7 +59,7 @@ class ConsoleHandler(logging.StreamHandler):
             super().emit(record)
 
 
-def setup_console(names: Sequence[str] = ("mask2former", "detectron2", "fvcore")) -> None:
+def setup_console(names: Sequence[str] = (PACKAGE, "detectron2", "fvcore")) -> None:
     """Give each of these loggers that writes to stdout one `ConsoleHandler` instead, in the same format.
 
     May be called again after something else has added handlers. Loggers without a handler of stdout stay so.
@@ -80,7 +83,7 @@ def bars_enabled() -> bool:
 
     False on all ranks but the first, which have no console, and in programs that set up logging themselves.
     """
-    ours = any(isinstance(handler, ConsoleHandler) for handler in logging.getLogger("mask2former").handlers)
+    ours = any(isinstance(handler, ConsoleHandler) for handler in logging.getLogger(PACKAGE).handlers)
     return ours and sys.stderr is not None and sys.stderr.isatty()
 
 

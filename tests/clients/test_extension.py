@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from detectron2.config import CfgNode
+from torch import Tensor
 
 from mask2former import MaskFormer, load_config
 from mask2former import config as config_module
@@ -39,6 +43,32 @@ def test_keys_of_a_project_are_in_all_configs(tmp_path: Path, monkeypatch: pytes
     assert load_config(file, ["MODEL.CLIENT.SCALE", 3.0]).MODEL.CLIENT.SCALE == 3.0
     with pytest.raises(ConfigError, match=r"MODEL\.CLIENT\.SIZE"):
         load_config(file, ["MODEL.CLIENT.SIZE", 3.0])
+    config_module._MORE_KEYS.clear()
+    for content, key in ("MODEL: {CLIENT: {SCALE: 2.0}}", "MODEL.CLIENT.SCALE"), ("CLIENT_SCALE: 2.0", "CLIENT_SCALE"):
+        file.write_text(content)
+        with pytest.raises(ConfigError, match=rf"'{key}'.*Import first what gives it to register_config_keys"):
+            load_config(file)
+    with pytest.raises(ConfigError, match=r"Did you mean 'MODEL\.WEIGHTS'\?$"):
+        load_config(None, ["MODEL.WEIGHT", ""])
+
+
+def test_a_loss_without_a_weight_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Own(SetCriterion):
+        def get_loss(self, loss: str, *arguments: Any) -> dict[str, Tensor]:
+            return {"loss_own": torch.ones(())} if loss == "own" else super().get_loss(loss, *arguments)
+
+    class Model(MaskFormer):
+        criterion_type = Own
+
+    model = Model(client_config(INSTANCE)).train()
+    model.criterion.losses.append("own")
+    del model.criterion.weight_dict["loss_dice_0"]  # an earlier prediction alone may have no weight
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert not {"loss_own", "loss_dice_0"} & model(batch()).keys()
+    assert [entry.getMessage().split(":")[0] for entry in caplog.records] == [
+        "'loss_own' has no weight in weight_dict of the criterion"
+    ]
 
 
 @pytest.mark.parametrize("name", [INSTANCE, f"configs/{INSTANCE}", INSTANCE.removesuffix(".yaml")])

@@ -239,7 +239,22 @@ def test_our_keywords_are_passed_where_they_are_accepted(tmp_path: Path, caplog:
     assert seen == [{"start_iteration": 0, "seed": 7}, {"seed": 7}]
     (text,) = [entry.getMessage() for entry in caplog.records if entry.levelno >= logging.WARNING]
     assert "Seeded.build_train_loader takes no start_iteration: a resumed training does not continue" in text
+    assert text.endswith("Its form (cls, cfg, *, start_iteration=0, seed=None) gets both.")
     assert "each of the 2 micro-batches of a step (SOLVER.ACCUMULATION_STEPS) is a batch of the loader" in text
+
+
+def test_a_program_that_set_up_no_logging_sees_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = logging.getLogger("mask2former")
+    for name, value in {"handlers": [], "propagate": False, "level": logging.WARNING}.items():
+        monkeypatch.setattr(log, name, value)
+    Trainer(tiny_config(tmp_path))
+    Trainer(tiny_config(tmp_path))
+    log.info("iter 1/5")
+    assert capsys.readouterr().out.count("iter 1/5") == (tmp_path / "log.txt").read_text().count("iter 1/5") == 1
+    for handler in log.handlers:
+        handler.close()
 
 
 def test_a_mapper_that_only_a_subclass_knows(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ for package, video in zip(packages, videos):
     result["opcheck"].append(sorted(set(torch.library.opcheck(op.ms_deform_attn, arguments).values())))
     ops = importlib.import_module(package.__name__ + ".ops")
     result.setdefault("loaded", []).append(ops.extension.loaded("cpu"))
+result["loggers"] = [importlib.import_module(name + "mask2former.utils.console").PACKAGE for name in order]
 result["video"] = [v.VideoMaskFormer.__module__ for v in videos]
 result["top"] = sorted(m for m in sys.modules if m in ("mask2former", "mask2former_video"))
 print(json.dumps(result))
@@ -94,7 +95,7 @@ def alone(project: Path) -> dict[str, Any]:
 def test_a_vendored_copy_gives_the_same_without_anything_at_the_top_level(project: Path, alone: dict[str, Any]) -> None:
     found = run(project, INSIDE)
     assert found["top"] == [] and found["video"] == [f"{INSIDE}mask2former.video_maskformer_model"]
-    assert found["classes"] == [[INSIDE]] * 2
+    assert found["classes"] == [[INSIDE]] * 2 and found["loggers"] == [f"{INSIDE}mask2former"]
     assert found["losses"] == alone["losses"] and len(found["losses"][0]) == 10
     assert found["opcheck"] == [["SUCCESS"]] and found["loaded"] == alone["loaded"]
 

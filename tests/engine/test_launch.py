@@ -334,6 +334,21 @@ def test_setup_falls_back_to_cpu(gpus: str, tmp_path: Path, monkeypatch: pytest.
     logging.getLogger("mask2former").handlers.clear()
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_an_evaluation_leaves_the_config_of_a_training(
+    trained: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_setup, "validate_config", lambda cfg, training: None)
+    (tmp_path / "config.yaml").write_text("SEED: 1\n")
+    if trained:
+        (tmp_path / "model_final.pth").write_bytes(b"")
+        (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    setup(parse("--eval-only", "--num-gpus", "0", "OUTPUT_DIR", str(tmp_path), "SEED", "3", "MODEL.WEIGHTS", "x.pth"))
+    training_setup.accept_config(str(tmp_path))
+    assert ("SEED: 3" in (tmp_path / "config.yaml").read_text()) is not trained
+    logging.getLogger("mask2former").handlers.clear()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX")
 def test_a_second_training_in_one_directory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is written there."""

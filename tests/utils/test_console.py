@@ -10,7 +10,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from mask2former.utils.console import FILE_ONLY, ConsoleHandler, bars_enabled, file_only, progress_bar, setup_console
+from mask2former.utils.console import (
+    FILE_ONLY,
+    PACKAGE,
+    ConsoleHandler,
+    bars_enabled,
+    file_only,
+    progress_bar,
+    setup_console,
+)
 
 
 class Terminal(io.StringIO):
@@ -119,3 +127,7 @@ def test_no_bar_without_a_terminal_or_our_console(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(sys, "stderr", None)
         assert not bars_enabled()
         assert terminal.getvalue() == ""
+
+
+def test_the_logger_has_the_name_of_the_package() -> None:
+    assert PACKAGE == "mask2former"
