@@ -30,7 +30,7 @@ class Augmentations(list[Any]):
 
 
 class YTVISDatasetMapper(_YTVISDatasetMapper):
-    """`mask2former.YTVISDatasetMapper`; `gt_masks` are detectron2's BitMasks.
+    """`mask2former.YTVISDatasetMapper`.
 
     Args:
         is_train: build targets.
@@ -81,13 +81,9 @@ class YTVISDatasetMapper(_YTVISDatasetMapper):
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
         }
 
-    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """Map one video; the record is not changed."""
-        return _with_bit_masks(super().__call__(dataset_dict))
-
 
 class CocoClipDatasetMapper(_CocoClipDatasetMapper):
-    """`mask2former.CocoClipDatasetMapper`; `gt_masks` are detectron2's BitMasks.
+    """`mask2former.CocoClipDatasetMapper`.
 
     Args:
         is_train, augmentations, image_format, use_instance_mask, sampling_frame_num: as of `YTVISDatasetMapper`.
@@ -127,16 +123,6 @@ class CocoClipDatasetMapper(_CocoClipDatasetMapper):
             "sampling_frame_num": cfg.INPUT.SAMPLING_FRAME_NUM,
             "sampling_frame_range": cfg.INPUT.SAMPLING_FRAME_RANGE,
         }
-
-    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """Map one image with instance annotations; the record is not changed."""
-        return _with_bit_masks(super().__call__(dataset_dict))
-
-
-def _with_bit_masks(sample: dict[str, Any]) -> dict[str, Any]:
-    for frame in sample.get("instances", ()):
-        frame.gt_masks = BitMasks(frame.gt_masks)
-    return sample
 
 
 def filter_empty_instances(

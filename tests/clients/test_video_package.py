@@ -255,7 +255,10 @@ def test_our_pipeline_reads_both_forms(registered: tuple[str, str], video_cfg: C
     assert [s["video_id"] for s in ours] == [s["video_id"] for s in other]
     for a, b in zip(ours, other, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a["image"], b["image"], strict=True))
-        assert all(torch.equal(x.gt_masks, y.gt_masks) for x, y in zip(a["instances"], b["instances"], strict=True))
+        assert all(
+            torch.equal(x.gt_masks.tensor, y.gt_masks.tensor)
+            for x, y in zip(a["instances"], b["instances"], strict=True)
+        )
 
 
 # ------------------------------------------------------------------ mappers

@@ -75,8 +75,8 @@ def test_objects_keep_their_rows(records: Records, video_cfg: CfgNode) -> None:
             assert instances.gt_ids.tolist() == [row if shown[t][row] else -1 for row in rows]
             # The class is there in frames without the object, too (bar: 0, cell: 1).
             assert instances.gt_classes.tolist() == [(1, 0)[row] for row in rows]
-            assert instances.gt_masks.dtype == torch.bool
-            for row, mask in zip(rows, instances.gt_masks, strict=True):
+            assert instances.gt_masks.tensor.dtype == torch.bool
+            for row, mask in zip(rows, instances.gt_masks.tensor, strict=True):
                 assert bool(mask.any()) == shown[t][row]
                 if shown[t][row]:  # objects have the gray value 100 + 20 x annotation id
                     inside = image[0][mask].float()
@@ -94,7 +94,7 @@ def test_one_size_and_one_flip_for_a_clip(records: Records, video_cfg: CfgNode) 
         assert torch.equal(first, second) and first.shape[1] in (24, 32, 48)
         heights.add(first.shape[1])
         # The object reaches from column 6 to 26 of 40.
-        mask = sample["instances"][0].gt_masks[0]
+        mask = sample["instances"][0].gt_masks.tensor[0]
         flipped.add(bool(mask.any(0).nonzero().float().mean() > mask.shape[1] / 2))
     assert heights == {24, 32, 48} and flipped == {True, False}
 
@@ -155,11 +155,11 @@ def test_frames_cropped_to_different_sizes_are_padded_to_one(records: Records, v
         first, second = sample["image"]
         assert first.shape == second.shape and min(first.shape[1:]) >= 32
         for image, instances in zip(sample["image"], sample["instances"], strict=True):
-            assert instances.image_size == image.shape[1:] == instances.gt_masks.shape[1:]
+            assert instances.image_size == image.shape[1:] == instances.gt_masks.tensor.shape[1:]
             gray = (image == 128).all(0)
             padding = gray.all(0) | gray.all(1)[:, None]  # columns and rows
             padded += bool(padding.any())
-            assert not (instances.gt_masks & padding).any()
+            assert not (instances.gt_masks.tensor & padding).any()
     assert padded > 3
 
 
@@ -180,7 +180,7 @@ def test_clips_of_one_image(records: Records, video_cfg: CfgNode) -> None:
     assert not torch.equal(sample["image"][0], sample["image"][1])
     for pixels, instances in zip(sample["image"], sample["instances"], strict=True):
         assert instances.gt_ids.tolist() == [0] and instances.gt_classes.tolist() == [0]
-        assert (pixels[0][instances.gt_masks[0]].float() - 160).abs().median() <= 2
+        assert (pixels[0][instances.gt_masks.tensor[0]].float() - 160).abs().median() <= 2
     image["annotations"][0]["segmentation"] = None
     with pytest.raises(BadRecordError, match=r"00000.png: annotation 3: has no 'segmentation'"):
         mapper(image)
@@ -195,7 +195,7 @@ def test_videos_and_images_together(records: Records, video_cfg: CfgNode) -> Non
         assert len(ours["image"]) == video_cfg.INPUT.SAMPLING_FRAME_NUM
         assert all(torch.equal(a, b) for a, b in zip(ours["image"], theirs["image"], strict=True))
         for a, b in zip(ours["instances"], theirs["instances"], strict=True):
-            assert torch.equal(a.gt_masks, b.gt_masks) and torch.equal(a.gt_ids, b.gt_ids)
+            assert torch.equal(a.gt_masks.tensor, b.gt_masks.tensor) and torch.equal(a.gt_ids, b.gt_ids)
     assert isinstance(build_mapper(video_cfg, False), YTVISDatasetMapper)
 
 
@@ -218,7 +218,9 @@ def test_annotations_listed_by_frame(records: Records, video_cfg: CfgNode) -> No
     for seed in range(5):
         ours, theirs = draw(mapper, record, seed), draw(mapper, {**record, "annotations": listed}, seed)
         for first, second in zip(ours["instances"], theirs["instances"], strict=True):
-            assert torch.equal(first.gt_masks, second.gt_masks) and torch.equal(first.gt_ids, second.gt_ids)
+            assert torch.equal(first.gt_masks.tensor, second.gt_masks.tensor) and torch.equal(
+                first.gt_ids, second.gt_ids
+            )
     listed[2][0]["category_id"] = 0
     with pytest.raises(BadRecordError, match="annotation 1: has different classes in two frames"):
         mapper({**record, "annotations": listed})
@@ -280,7 +282,9 @@ def test_samples_depend_on_seed_and_position_alone(
     def stream(start: int, count: int) -> list[Any]:
         loader = iter(build_train_loader(video_cfg, start_iteration=start, seed=5))
         samples = [sample for _ in range(count) for sample in next(loader)]
-        return [(s["file_names"], torch.stack(s["image"]), [i.gt_masks for i in s["instances"]]) for s in samples]
+        return [
+            (s["file_names"], torch.stack(s["image"]), [i.gt_masks.tensor for i in s["instances"]]) for s in samples
+        ]
 
     straight = stream(0, 4)
     np.random.seed(99)
@@ -298,7 +302,7 @@ def test_flip_by_clip_moves_polygons_and_codes_alike(records: Records, video_cfg
     mapper.augmentations = [T.HFlipTransform(40)]
     sample = draw(mapper, records[1], 11)
     for frame, instances in zip(frame_numbers(sample), sample["instances"], strict=True):
-        for row, mask in zip(instances.gt_ids.tolist(), instances.gt_masks, strict=True):
+        for row, mask in zip(instances.gt_ids.tolist(), instances.gt_masks.tensor, strict=True):
             if row >= 0:
                 left, right = ((4 + frame, 14 + frame), (20, 30 + frame))[row]
                 columns = mask.any(0).nonzero().flatten().tolist()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.structures import Instances
+from detectron2.structures import BitMasks, Instances
 
 from ...errors import BadRecordError
 from ...structures.masks import EMPTY_PATCH, Patch
@@ -55,7 +55,7 @@ class ClipMapper:
     """Base of the mappers of clips: frames and their objects, in the same order in all frames.
 
     A sample has "image", T tensors uint8 (3, H, W), and in training "instances", T Instances of N objects with
-    gt_classes int64 (N,), gt_masks bool (N, H, W), gt_boxes and gt_ids int64 (N,). Row n is the same object of the same
+    gt_classes int64 (N,), gt_masks (BitMasks), gt_boxes and gt_ids int64 (N,). Row n is the same object of the same
     class in all frames; where it is not visible, gt_ids is -1 and its mask is empty. Objects that no frame shows, and
     crowd regions, are left out.
 
@@ -276,6 +276,7 @@ def _clip_instances(classes: list[int], patches: list[list[Patch]], sizes: list[
         instances = make_instances([classes[row] for row in visible], [masks[row] for row in visible], size)
         ids = [row if masks[row].bits.size else -1 for row in visible]
         instances.gt_ids = torch.tensor(ids, dtype=torch.int64)
+        instances.gt_masks = BitMasks(instances.gt_masks)  # the form that models of clips in other projects expect
         result.append(instances)
     return result
 
