@@ -338,7 +338,7 @@ def test_setup_falls_back_to_cpu(gpus: str, tmp_path: Path, monkeypatch: pytest.
 def test_an_evaluation_leaves_the_config_of_a_training(
     trained: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_setup, "validate_config", lambda cfg, training: None)
+    monkeypatch.setattr(training_setup, "validate_config", lambda cfg, **options: None)
     (tmp_path / "config.yaml").write_text("SEED: 1\n")
     if trained:
         (tmp_path / "model_final.pth").write_bytes(b"")
