@@ -40,10 +40,11 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         """Segment an image file.
 
         Returns:
-            A PNG file with the panoptic, instance and semantic segmentation, from top to bottom.
+            A PNG file with the panoptic, instance and semantic segmentation, from top to bottom: those that the model
+            gives.
         """
         result = self.segment(str(image))
-        drawn = [result.draw(task) for task in ("panoptic", "instance", "semantic")]
+        drawn = [result.draw(task) for task in ("panoptic", "instance", "semantic") if task in result.tasks]
         stacked = Image.new("RGB", (drawn[0].width, sum(part.height for part in drawn)))
         top = 0
         for part in drawn:

@@ -96,6 +96,10 @@ class GroundTruth:
 
 
 def _as_they_are(target: Mapping[str, Any]) -> Tensor:
+    if "masks" not in target:
+        raise ValueError(
+            f"a target{_of(target)} has no 'masks', only {', '.join(map(repr, target))}; see prepare_targets"
+        )
     padded = unread(target, "masks")
     return padded.masks if isinstance(padded, PaddedMasks) else target["masks"]
 
@@ -106,6 +110,11 @@ def _as_they_are(target: Mapping[str, Any]) -> Tensor:
 def _size(target: Mapping[str, Any]) -> tuple[int, int] | None:
     size = getattr(target, "size", target.get("size"))
     return size if isinstance(size, tuple) else None
+
+
+def _of(target: Mapping[str, Any]) -> str:
+    name = _name(target)
+    return f" of {name}" if name else ""
 
 
 def _name(target: Mapping[str, Any]) -> str | None:

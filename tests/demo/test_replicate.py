@@ -20,12 +20,15 @@ from ..stub_model import ALL_PARTS, StubModel
 ROOT = Path(__file__).parents[2]
 
 
-def test_an_image_with_its_three_segmentations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("parts", "count"), [(ALL_PARTS, 3), ({"instances"}, 1)], ids=["all", "instances alone"])
+def test_an_image_with_the_segmentations_of_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: Any, count: int
+) -> None:
     names: list[str] = []
 
     def load(name: str, **_: Any) -> Segmenter:
         names.append(name)
-        return Segmenter(StubModel(ALL_PARTS), classes=["cell", "sky"], min_size=0)
+        return Segmenter(StubModel(parts), classes=["cell", "sky"], min_size=0)
 
     monkeypatch.setattr(predict.Segmenter, "load", load)
     predictor = predict.Predictor()
@@ -33,9 +36,8 @@ def test_an_image_with_its_three_segmentations(tmp_path: Path, monkeypatch: pyte
     assert names == [predict.MODEL] and predict.MODEL in zoo.list_models()
     Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(tmp_path / "a.png")
     drawn = Image.open(predictor.predict(image=tmp_path / "a.png"))
-    assert drawn.size == (30, 60)
-    parts = np.split(np.asarray(drawn), 3)
-    assert all((part != 90).any() for part in parts)
+    assert drawn.size == (30, 20 * count)
+    assert all((part != 90).any() for part in np.split(np.asarray(drawn), count))
 
 
 def test_the_environment() -> None:

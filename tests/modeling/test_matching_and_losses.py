@@ -440,3 +440,10 @@ def test_points_of_the_matcher_differ_between_images() -> None:
     last = {**outputs, "aux_outputs": []}
     first, second = matcher._costs(Predictions.of(last), GroundTruth.of(targets, CPU))
     assert not torch.equal(first, second)
+
+
+def test_a_target_without_masks_is_named() -> None:
+    targets = make_targets((1, 1))
+    del targets[1]["masks"]
+    with pytest.raises(ValueError, match=r"a target of 1\.jpg has no 'masks', only 'labels', 'size', 'name'"):
+        make_criterion()(make_outputs(), targets)
