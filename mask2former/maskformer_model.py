@@ -219,12 +219,10 @@ class MaskFormer(MaskClassifier):
 
     def _targets(self, batched_inputs: Sequence[Mapping[str, Any]], images: ImageList) -> Any:
         for record in batched_inputs:
+            name = f"training sample {record.get('file_name', '(no file name)')}"
             if "instances" not in record:
-                raise ValueError(
-                    f"training sample {record.get('file_name', '(no file name)')} has no 'instances'; "
-                    "check INPUT.DATASET_MAPPER_NAME"
-                )
-            self._check_classes(record)
+                raise ValueError(f"{name} has no 'instances'; check INPUT.DATASET_MAPPER_NAME")
+            check_classes(record["instances"].gt_classes, self.sem_seg_head, name)
         needed = None if not unchanged(self, MaskFormer, "prepare_targets") else ("gt_classes", "gt_masks")
         instances = [_to_device(record["instances"], self.device, needed) for record in batched_inputs]
         targets = self.prepare_targets(instances, images)
@@ -232,18 +230,6 @@ class MaskFormer(MaskClassifier):
             if isinstance(target, Target):
                 target.name = record.get("file_name")
         return targets
-
-    def _check_classes(self, record: Mapping[str, Any]) -> None:
-        """Refuse classes that the model does not have, which on a GPU end in a message that names no file."""
-        classes, count = record["instances"].gt_classes, getattr(self.sem_seg_head, "num_classes", None)
-        if classes.device.type == "cpu" and len(classes) and isinstance(count, int):
-            numbers = classes.tolist()
-            low, high = min(numbers), max(numbers)
-            if low < 0 or high >= count:
-                raise ValueError(
-                    f"training sample {record.get('file_name', '(no file name)')} has class "
-                    f"{low if low < 0 else high}, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is {count}"
-                )
 
     def prepare_targets(self, targets: Sequence[Instances], images: ImageList) -> Sequence[Mapping[str, Any]]:
         """Convert ground truth to what the criterion takes; a subclass may override it.
@@ -307,6 +293,21 @@ class MaskFormer(MaskClassifier):
         Arguments as for `semantic_inference`.
         """
         return result_of_masks(Task.INSTANCE, F.softmax(mask_cls.float(), dim=-1), mask_pred, self.settings)
+
+
+def check_classes(classes: Tensor, head: nn.Module, name: str) -> None:
+    """Check that the model has the classes (N,) of a sample, if they are on the CPU, where a look costs nothing.
+
+    Raises:
+        ValueError: it has not; on a GPU that would end in a message that names no file.
+    """
+    count = getattr(head, "num_classes", None)
+    if classes.device.type != "cpu" or not len(classes) or not isinstance(count, int):
+        return
+    numbers = classes.tolist()
+    wrong = min(numbers) if min(numbers) < 0 else max(numbers)
+    if not 0 <= wrong < count:
+        raise ValueError(f"{name} has class {wrong}, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is {count}")
 
 
 def _to_device(instances: Instances, device: torch.device, fields: Collection[str] | None) -> Instances:

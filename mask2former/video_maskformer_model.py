@@ -13,7 +13,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
-from .maskformer_model import MaskClassifier, naming_tiny_images
+from .maskformer_model import MaskClassifier, check_classes, naming_tiny_images
 from .modeling.device_transfer import to_cpu, to_device
 from .modeling.ground_truth import Target
 from .modeling.postprocess import Size, postprocess_clip
@@ -195,6 +195,7 @@ class VideoMaskFormer(MaskClassifier):
         prepared = []
         for record in targets:
             labels, masks, ids = clip_objects(record["instances"])
+            check_classes(labels, self.sem_seg_head, _clip_name(record))
             target = Target.of(to_device(labels, self.device), to_device(masks, self.device), size)
             target["ids"] = Later(partial(to_device, ids, self.device))
             prepared.append(target)

@@ -260,3 +260,17 @@ def test_frames_of_ground_truth_and_predictions_must_agree(model: Any) -> None:
     for call in (model.criterion, model.criterion.matcher):
         with pytest.raises(ValueError, match="ground truth have 2 frames, those of the predictions 3"):
             call(outputs, truth)
+
+
+def test_a_class_that_the_model_does_not_have_is_named(model: Any) -> None:
+    sample = clip(32, 32, 2, 1, 40)
+    for frame_instances in sample["instances"]:
+        frame_instances.gt_classes[:] = 40
+    try:
+        with pytest.raises(ValueError, match=r"clip .* has class 40, but MODEL\.SEM_SEG_HEAD\.NUM_CLASSES is 40"):
+            model.train()([sample])
+        for frame_instances in sample["instances"]:  # rows of objects that are not visible have a dummy class
+            frame_instances.gt_ids[:] = -1
+        model([sample])
+    finally:
+        model.eval()

@@ -270,7 +270,7 @@ class BasicLayer(nn.Module):
         depth: number of blocks.
         drop_path: of each block, or one number for all.
         downsample: class of a `PatchMerging`, or None.
-        use_checkpoint: compute activations anew in the backward pass.
+        use_checkpoint: compute activations a second time, in the backward pass.
         others: see `SwinTransformerBlock`.
     """
 
@@ -452,7 +452,7 @@ class SwinTransformer(nn.Module):
         self._freeze_stages()
 
     def init_weights(self, pretrained: str | None = None) -> None:
-        """Draw the weights of all linear layers anew; the constructor does so."""
+        """Draw the weights of all linear layers; the constructor does so."""
         if pretrained is not None:
             raise ValueError("pretrained weights of a backbone are read with MODEL.WEIGHTS, not by init_weights")
         self.apply(_init_linear)

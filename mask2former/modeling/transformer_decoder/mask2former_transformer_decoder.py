@@ -255,34 +255,9 @@ class VideoMultiScaleMaskedTransformerDecoder(MultiScaleMaskedTransformerDecoder
 
     @configurable
     def __init__(
-        self,
-        in_channels: int,
-        mask_classification: bool = True,
-        *,
-        num_classes: int,
-        hidden_dim: int,
-        num_queries: int,
-        nheads: int,
-        dim_feedforward: int,
-        dec_layers: int,
-        pre_norm: bool,
-        mask_dim: int,
-        enforce_input_project: bool,
-        num_frames: int = 2,
+        self, in_channels: int, mask_classification: bool = True, *, num_frames: int = 2, **others: Any
     ) -> None:
-        super().__init__(
-            in_channels,
-            mask_classification,
-            num_classes=num_classes,
-            hidden_dim=hidden_dim,
-            num_queries=num_queries,
-            nheads=nheads,
-            dim_feedforward=dim_feedforward,
-            dec_layers=dec_layers,
-            pre_norm=pre_norm,
-            mask_dim=mask_dim,
-            enforce_input_project=enforce_input_project,
-        )
+        super().__init__(in_channels, mask_classification, **others)
         self.num_frames = num_frames
 
     @classmethod

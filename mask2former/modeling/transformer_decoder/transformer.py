@@ -316,7 +316,7 @@ def _get_clones(module: nn.Module, N: int) -> nn.ModuleList:
 
 
 def reset_matrices(module: nn.Module) -> None:
-    """Initialize all matrices of a module anew (Xavier, uniform): copies of a layer must not start alike."""
+    """Initialize all matrices of a module (Xavier, uniform): copies of a layer must not start alike."""
     for parameter in module.parameters():
         if parameter.dim() > 1:
             nn.init.xavier_uniform_(parameter)
