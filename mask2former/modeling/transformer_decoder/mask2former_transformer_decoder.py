@@ -190,7 +190,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         masks: list[Any] = [MaskLogits(e, features, clip) for e in (embeds[-1], *embeds[:-1])]
         more = {"query_embeds": states[-1]} if clip and not self.training else {}
         if not self.training:  # nobody leaves out the last ones
-            masks[0] = masks[0].compute()
+            masks[0] = masks[0].value()
         if as_written(self.class_embed, nn.Linear, "forward"):
             return layer_outputs(self.class_embed(torch.stack((states[-1], *states[:-1]))), masks, **more)
         by_layer = [self.class_embed(state) for state in states]  # it may know (B, Q, C) alone

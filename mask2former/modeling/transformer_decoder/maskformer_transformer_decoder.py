@@ -123,7 +123,7 @@ class StandardTransformerDecoder(nn.Module):
         last_first = torch.cat((states[-1:], states[:-1])) if self.deep_supervision else states[-1:]
         masks: list[Any] = [MaskLogits(embeds, features, frames is not None) for embeds in self.mask_embed(last_first)]
         if not self.training:
-            masks[0] = masks[0].compute()
+            masks[0] = masks[0].value()
         if self.mask_classification:
             more = {"query_embeds": last_first[0]} if frames is not None and not self.training else {}
             outputs = layer_outputs(self.class_embed(last_first), masks, **more)
