@@ -70,7 +70,13 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
             "YTVIS_JSON": [],  # [name, JSON file, frame directory] each
         },
     )
-    _defaults(cfg.MODEL, {"ALLOW_PARTIAL_WEIGHTS": False})  # ours: evaluate and predict though weights are missing
+    _defaults(
+        cfg.MODEL,  # ours
+        {
+            "ALLOW_PARTIAL_WEIGHTS": False,  # evaluate and predict though weights are missing
+            "COMPILE": "auto",  # how the network is run: off, graph, compile
+        },
+    )
     # The second is detectron2's, which reads it without declaring it.
     _defaults(cfg.DATALOADER, {"SKIP_BAD_RECORDS": False, "RANDOM_SUBSET_RATIO": 1.0})  # ours
     _defaults(

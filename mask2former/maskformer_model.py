@@ -23,6 +23,7 @@ from .modeling.device_transfer import to_cpu
 from .modeling.ground_truth import Target
 from .modeling.matcher import HungarianMatcher
 from .modeling.postprocess import Settings, postprocess, result_of_masks
+from .modeling.runtime import Runtime
 from .structures.task import IMAGE_TASKS, Task, tasks_of
 from .utils.overrides import extensible, unchanged
 from .utils.registry import register
@@ -40,6 +41,10 @@ class MaskClassifier(nn.Module):
         metadata: metadata of the training dataset.
         size_divisibility: pad images to a multiple of this; negative: the backbone's own.
         pixel_mean, pixel_std: per channel, in the value range of the images (0 to 255).
+        compile: how the network is run, see `Runtime`.
+
+    Attributes:
+        runtime: runs backbone and head.
 
     Class attributes, to be set in a subclass:
         criterion_type: the criterion that is built from a config.
@@ -60,8 +65,10 @@ class MaskClassifier(nn.Module):
         size_divisibility: int,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
+        compile: str = "auto",
     ) -> None:
         super().__init__()
+        self.runtime = Runtime(compile)
         self.backbone = backbone
         self.sem_seg_head = sem_seg_head
         self.criterion = criterion
@@ -90,6 +97,7 @@ class MaskClassifier(nn.Module):
             "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "compile": cfg.MODEL.COMPILE,
         }
 
     @property
@@ -191,15 +199,21 @@ class MaskFormer(MaskClassifier):
             "test_topk_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "score_threshold": cfg.TEST.SCORE_THRESHOLD,
         }
-        return fitting(cls, arguments, {"score_threshold": 0.0})
+        return fitting(cls, arguments, {"score_threshold": 0.0, "compile": "auto"})
 
-    def forward(self, batched_inputs: Sequence[Mapping[str, Any]], settings: Settings | None = None) -> Any:
+    def forward(
+        self,
+        batched_inputs: Sequence[Mapping[str, Any]],
+        settings: Settings | None = None,
+        runtime: Runtime | None = None,
+    ) -> Any:
         """Compute losses in training, results otherwise.
 
         Args:
             batched_inputs: per image {"image": uint8 (3, H, W)}; optional "height", "width" (size of the results,
                 default that of the image); in training "instances" with `gt_classes` (N,), `gt_masks` bool (N, H, W).
             settings: post-processing settings of this call; None: those of the model.
+            runtime: runs backbone and head in this call; None: that of the model.
 
         Returns:
             In training a dict of weighted losses. Otherwise per image a dict with "sem_seg" (K, h, w),
@@ -208,7 +222,7 @@ class MaskFormer(MaskClassifier):
         """
         images = self.preprocess(batched_inputs)
         with naming_tiny_images(images.tensor, [x.get("file_name") for x in batched_inputs]):
-            outputs = self.sem_seg_head(self.backbone(images.tensor))
+            outputs = (runtime or self.runtime)(self.backbone, self.sem_seg_head, images.tensor)
         if self.training:
             return self.weighted_losses(outputs, self._targets(batched_inputs, images))
         return self._results(outputs, batched_inputs, images, settings or self.settings)
