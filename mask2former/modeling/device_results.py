@@ -304,9 +304,9 @@ def _semantic(
             masks = resize_rows(logits, padded, image, size, begin, end, as_probability=True)
             torch.mm(scores, masks.flatten(1), out=sums[:, begin:end].flatten(1))
         if s.semantic_scores:
-            return sums if size == output else F.interpolate(
-                sums[None], output, mode="bilinear", align_corners=False
-            )[0]
+            return (
+                sums if size == output else F.interpolate(sums[None], output, mode="bilinear", align_corners=False)[0]
+            )
         for begin, end in _bands(output, classes):
             labels[begin:end] = resize_rows(sums, output, output, output, begin, end).argmax(0)
         return labels

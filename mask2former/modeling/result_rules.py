@@ -101,11 +101,11 @@ def panoptic_segments(
         if won[i] / areas[i] < s.overlap_threshold:
             continue
         if label in stuff:
-            ids[i] = stuff[label]["id"]
+            ids[i] = int(stuff[label]["id"])
             stuff[label]["area"] += visible[i]
             continue
         thing = s.is_thing(label)
-        segment = {
+        segment: dict[str, Any] = {
             "id": len(segments) + 1,
             "isthing": thing,
             "category_id": label,

@@ -88,7 +88,7 @@ def panoptic_argmax(logits: Tensor, weights: Tensor, padded: Size, image: Size, 
         inside = torch.where(better, probability.gather(0, index[None])[0] >= 0.5, inside)
     flat = winner.flatten().long() + 1
     won, visible = (
-        torch.zeros(len(logits) + 1, dtype=torch.int64, device=flat.device).index_add_(0, flat, counted.flatten().long())
+        flat.new_zeros(len(logits) + 1).index_add_(0, flat, counted.flatten().long())
         for counted in (torch.ones_like(inside), inside)
     )
     numbers = torch.stack((torch.cat(area), won[1:], visible[1:]), 1) if area else flat.new_zeros(0, 3)

@@ -148,7 +148,7 @@ def _fake_resize_rows(
 
 def _register() -> torch.library.Library:
     library = torch.library.Library("mask2former", "FRAGMENT")
-    fakes = (_fake_binary_masks, _fake_panoptic_argmax, _fake_resize_rows)
+    fakes: tuple[Callable[..., Any], ...] = (_fake_binary_masks, _fake_panoptic_argmax, _fake_resize_rows)
     for schema, fake in zip(_SCHEMAS, fakes, strict=True):
         name = schema.partition("(")[0]
         library.define(schema)

@@ -45,7 +45,7 @@ class PackedMasks(Sequence[Patch]):
         return self._patch(range(len(self))[index])
 
     def _patch(self, index: int) -> Patch:
-        left, top, right, bottom = self.boxes[index].tolist()
+        left, top, right, _ = self.boxes[index].tolist()
         if not self.areas[index]:
             return EMPTY_PATCH
         shift = left % 8

@@ -136,8 +136,9 @@ def test_registration() -> None:
     """Schemas, and shapes of graphs."""
     logits, shape = random_logits(3, (4, 6), 0), ([16, 24], [15, 20], [9, 13])
     ops, tests = torch.ops.mask2former, ("test_schema", "test_faketensor")
+    queries = torch.tensor([1, -1])
     for packed in (False, True):
-        torch.library.opcheck(ops.binary_masks.default, (logits, torch.tensor([1, -1]), *shape, packed), test_utils=tests)
+        torch.library.opcheck(ops.binary_masks.default, (logits, queries, *shape, packed), test_utils=tests)
     torch.library.opcheck(ops.panoptic_argmax.default, (logits, torch.ones(3), *shape), test_utils=tests)
     torch.library.opcheck(ops.resize_rows.default, (logits, *shape, 2, 7, True), test_utils=tests)
 
