@@ -1,6 +1,6 @@
 """Results of one image, made on a GPU from class scores and mask logits without a look at any number.
 
-Queries are selected by comparisons on the device, with a fixed number of places, so everything is launched at once (and
+Queries are selected by comparisons on the device, with a fixed number of slots, so everything is launched at once (and
 a CUDA graph can hold it). Masks are resized, compared and counted in one pass by the ops of `ops.mask_results`: nothing
 of the output's size exists in floating point but a band of it for semantic segmentation. `finish` then waits once for a
 few numbers, and makes results of what is there.
@@ -83,8 +83,8 @@ class DeviceResults:
             maps[Task.PANOPTIC] = self.panoptic.map_of(ids)
         found: Instances | _PackedInstances | None = None
         if self.instances is not None:
-            chosen = self.instances.choose(numbers[-1])
-            found = (self.instances.packed if s.patches else self.instances.dense)(chosen, self.size)
+            selected = self.instances.select(numbers[-1])
+            found = (self.instances.packed if s.patches else self.instances.dense)(selected, self.size)
         if s.patches:  # all copies are started before the first is waited for
             copies = {task: _Copy(label_map) for task, label_map in maps.items() if label_map.dim() == 2}
             maps |= {task: copy.kept() for task, copy in copies.items()}
@@ -181,22 +181,22 @@ class _Instances:
         pairs = torch.stack((_as_integers(final), labels, mask, keep, *2 * [torch.zeros_like(labels)]), 1)
         return cls(masks, stats, final, labels, torch.cat((pairs, stats)))
 
-    def choose(self, numbers: Tensor) -> _Chosen:
+    def select(self, numbers: Tensor) -> _Selected:
         """Read the numbers on the CPU."""
         pairs, stats = numbers[: len(self.scores)], numbers[len(self.scores) :]
         kept = pairs[:, 3].nonzero()[:, 0]
         pairs, boxes = pairs[kept], stats[:, 2:] * (stats[:, :1] > 0)
-        return _Chosen(kept, pairs[:, 2], _as_floats(pairs[:, 0]).float(), pairs[:, 1].clone(), stats[:, 0], boxes)
+        return _Selected(kept, pairs[:, 2], _as_floats(pairs[:, 0]).float(), pairs[:, 1].clone(), stats[:, 0], boxes)
 
-    def packed(self, chosen: _Chosen, size: Size) -> _PackedInstances:
+    def packed(self, selected: _Selected, size: Size) -> _PackedInstances:
         """Start to copy packed masks."""
-        return _PackedInstances(self.masks, chosen, size)
+        return _PackedInstances(self.masks, selected, size)
 
-    def dense(self, chosen: _Chosen, size: Size) -> Instances:
+    def dense(self, selected: _Selected, size: Size) -> Instances:
         """Return instances on the device, with `pred_masks`."""
         result, device = Instances(size), self.scores.device
-        pairs, masks = to_device(chosen.pair, device), to_device(chosen.mask, device)
-        in_order = torch.equal(chosen.mask, torch.arange(len(chosen.mask)))
+        pairs, masks = to_device(selected.pair, device), to_device(selected.mask, device)
+        in_order = torch.equal(selected.mask, torch.arange(len(selected.mask)))
         boxes = self.stats[:, 2:] * (self.stats[:, :1] > 0)
         result.pred_masks = self.masks[: len(masks)] if in_order else self.masks[masks]
         result.pred_boxes = Boxes(boxes[masks].float())
@@ -205,7 +205,7 @@ class _Instances:
 
 
 @dataclass(frozen=True)
-class _Chosen:
+class _Selected:
     """The kept pairs of an image, on the CPU."""
 
     pair: Tensor  # int64 (n,), positions among the pairs
@@ -219,24 +219,24 @@ class _Chosen:
 class _PackedInstances:
     """Packed masks on their way to the CPU: all at once where they are small, else the rows of each mask's box."""
 
-    def __init__(self, masks: Tensor, chosen: _Chosen, size: Size) -> None:
-        self._chosen, self._size = chosen, size
-        self._masks = masks[: int(chosen.mask.max()) + 1 if len(chosen.mask) else 0]
+    def __init__(self, masks: Tensor, selected: _Selected, size: Size) -> None:
+        self._selected, self._size = selected, size
+        self._masks = masks[: int(selected.mask.max()) + 1 if len(selected.mask) else 0]
         self._copy = _Copy(self._masks) if self._masks.numel() <= _PINNED else None
 
     def wait(self) -> Instances:
         """Return instances on the CPU, with `pred_patches`."""
-        chosen, result = self._chosen, Instances(self._size)
+        selected, result = self._selected, Instances(self._size)
         host = None if self._copy is None else self._copy.wait()
-        numbers = chosen.mask.unique().tolist()
+        numbers = selected.mask.unique().tolist()
         rows = {}
-        for i, (left, top, right, bottom) in zip(numbers, chosen.boxes[numbers].tolist(), strict=True):
+        for i, (left, top, right, bottom) in zip(numbers, selected.boxes[numbers].tolist(), strict=True):
             strip = (self._masks[i, top:bottom].cpu() if host is None else host[i, top:bottom]).numpy()
             rows[i] = strip[:, left // 8 : -(-right // 8)].copy()  # without the rest, which would stay in memory
-        boxes, areas = chosen.boxes[chosen.mask], chosen.areas[chosen.mask]
-        result.pred_patches = PackedMasks([rows[i] for i in chosen.mask.tolist()], boxes.numpy(), areas.numpy())
+        boxes, areas = selected.boxes[selected.mask], selected.areas[selected.mask]
+        result.pred_patches = PackedMasks([rows[i] for i in selected.mask.tolist()], boxes.numpy(), areas.numpy())
         result.pred_boxes = Boxes(boxes.float())
-        result.scores, result.pred_classes = chosen.scores, chosen.labels
+        result.scores, result.pred_classes = selected.scores, selected.labels
         return result
 
 
@@ -258,11 +258,11 @@ def _one_mask_each(rows: Tensor, keep: Tensor, count: int) -> tuple[Tensor, Tens
     first.scatter_reduce_(0, rows, torch.where(keep, order, pairs), "amin")  # the first pair of each query
     is_first = keep & (first[rows] == order)
     number = is_first.cumsum(0) - 1
-    places = min(pairs, count)
-    queries = torch.full((places + 1,), -1, device=rows.device)
-    queries.scatter_(0, torch.where(is_first, number, places), rows)  # the last place takes what is not kept
+    slots = min(pairs, count)
+    queries = torch.full((slots + 1,), -1, device=rows.device)
+    queries.scatter_(0, torch.where(is_first, number, slots), rows)  # the last place takes what is not kept
     mask = number[first[rows].clamp(max=pairs - 1)].clamp(min=0)
-    return queries[:places], mask
+    return queries[:slots], mask
 
 
 @lru_cache(maxsize=16)

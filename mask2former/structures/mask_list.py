@@ -88,10 +88,10 @@ class MaskList:
     def select(self, index: np.ndarray) -> MaskList:
         """Return the masks at these indices ((M,) integers) or where True ((N,) bool)."""
         index = np.flatnonzero(index) if index.dtype == bool else index
-        masks, chosen = self._masks, MaskList((), self.size)
+        masks, result = self._masks, MaskList((), self.size)
         selected = masks.select(index) if isinstance(masks, PackedMasks) else tuple(masks[i] for i in index)
-        chosen._hold(selected, self.boxes[index], self.areas[index])
-        return chosen
+        result._hold(selected, self.boxes[index], self.areas[index])
+        return result
 
     def dense(self) -> np.ndarray:
         """Return bool (N, H, W).
