@@ -18,7 +18,16 @@ import torch.nn.functional as F
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from ..ops.mask_results import MAX_MASKS, UNIT, binary_masks, panoptic_argmax, resize_rows, takes
+from ..ops.mask_results import (
+    MAX_CLASSES,
+    MAX_MASKS,
+    UNIT,
+    best_classes,
+    binary_masks,
+    panoptic_argmax,
+    resize_rows,
+    takes,
+)
 from ..structures.packed_masks import PackedMasks
 from ..structures.task import Task
 from .device_transfer import to_device
@@ -297,24 +306,17 @@ def _semantic(
         keeps them in fp32 under autocast.
     """
     classes = len(scores)
-    labels = scores.new_empty(output, dtype=label_type(classes))
-    if s.semantic_scores or size != output:
-        sums = scores.new_empty(classes, *size)
-        for begin, end in _bands(size, sum(scores.shape)):
-            masks = resize_rows(logits, padded, image, size, begin, end, as_probability=True)
-            torch.mm(scores, masks.flatten(1), out=sums[:, begin:end].flatten(1))
-        if s.semantic_scores:
-            return (
-                sums if size == output else F.interpolate(sums[None], output, mode="bilinear", align_corners=False)[0]
-            )
-        for begin, end in _bands(output, classes):
-            labels[begin:end] = resize_rows(sums, output, output, output, begin, end).argmax(0)
-        return labels
+    if not s.semantic_scores and size == output and classes <= MAX_CLASSES:
+        return best_classes(logits, scores, padded, image, output)
+    sums = scores.new_empty(classes, *size)
     for begin, end in _bands(size, sum(scores.shape)):
         masks = resize_rows(logits, padded, image, size, begin, end, as_probability=True)
-        sums = scores.new_empty(classes, masks.shape[1] * masks.shape[2])
-        torch.mm(scores, masks.flatten(1), out=sums)
-        labels[begin:end] = sums.argmax(0).view(end - begin, -1)
+        torch.mm(scores, masks.flatten(1), out=sums[:, begin:end].flatten(1))
+    if s.semantic_scores:
+        return sums if size == output else F.interpolate(sums[None], output, mode="bilinear", align_corners=False)[0]
+    labels = scores.new_empty(output, dtype=label_type(classes))
+    for begin, end in _bands(output, classes):
+        labels[begin:end] = resize_rows(sums, output, output, output, begin, end).argmax(0)
     return labels
 
 

@@ -95,6 +95,19 @@ def panoptic_argmax(logits: Tensor, weights: Tensor, padded: Size, image: Size, 
     return torch.where(inside, winner, -1), numbers
 
 
+def best_classes(logits: Tensor, scores: Tensor, padded: Size, image: Size, output: Size) -> Tensor:
+    labels = logits.new_empty(tuple(output), dtype=torch.uint8)
+    scores = scores.float().contiguous()
+    step = max(1, 8 * _CHUNK // (sum(scores.shape) * output[1]))
+    for begin in range(0, output[0], step):
+        end = min(begin + step, output[0])
+        masks = resize_rows(logits, padded, image, output, begin, end, True).flatten(1)
+        sums = masks.new_empty(len(scores), masks.shape[1])
+        torch.mm(scores, masks, out=sums)  # where it is to be written, which keeps it in fp32 under autocast
+        labels[begin:end] = sums.argmax(0).view(end - begin, -1)
+    return labels
+
+
 def resize_rows(
     logits: Tensor, padded: Size, image: Size, output: Size, begin: int, end: int, as_probability: bool
 ) -> Tensor:

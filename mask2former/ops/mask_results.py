@@ -1,9 +1,9 @@
 """From the mask logits of a network to results, without masks of the output's size in floating point.
 
-Three ops, of which CUDA has kernels (`csrc/cuda/mask_results.cu`) and every other device runs PyTorch code
-(`mask_reference`): binary masks, packed or not, with their areas, scores and boxes; the panoptic winner of each pixel;
-some rows of resized masks. All resize bilinearly as the reference does: to the padded size of the network's input, cut
-to the image, to the output. They have no gradients.
+Four ops, of which CUDA has kernels (`csrc/cuda/mask_results.cu`, `best_classes.cu`) and every other device runs PyTorch
+code (`mask_reference`): binary masks, packed or not, with their areas, scores and boxes; the panoptic winner of each
+pixel; the best class of each pixel; some rows of resized masks. All resize bilinearly as the reference does: to the
+padded size of the network's input, cut to the image, to the output. They have no gradients.
 
 Sizes are (h, w): `padded` of the network's input, `image` of the image in it, `output` of the results.
 """
@@ -20,22 +20,34 @@ from . import mask_reference
 from .mask_reference import UNIT, Size, resize_masks
 from .ms_deform_attn import backend
 
-__all__ = ["MAX_MASKS", "UNIT", "binary_masks", "panoptic_argmax", "resize_masks", "resize_rows", "takes"]
+__all__ = [
+    "MAX_CLASSES",
+    "MAX_MASKS",
+    "UNIT",
+    "best_classes",
+    "binary_masks",
+    "panoptic_argmax",
+    "resize_masks",
+    "resize_rows",
+    "takes",
+]
 
 # What the kernels on CUDA take.
-MAX_MASKS = 4096
+MAX_MASKS = 4000
+MAX_CLASSES = 160
 _MAX_EDGE = 2**17
 
 _SIZES = "SymInt[] padded, SymInt[] image, SymInt[] output"
 _SCHEMAS = (
     f"binary_masks(Tensor logits, Tensor queries, {_SIZES}, bool packed) -> (Tensor, Tensor)",
     f"panoptic_argmax(Tensor logits, Tensor weights, {_SIZES}) -> (Tensor, Tensor)",
+    f"best_classes(Tensor logits, Tensor scores, {_SIZES}) -> Tensor",
     f"resize_rows(Tensor logits, {_SIZES}, SymInt begin, SymInt end, bool as_probability) -> Tensor",
 )
 
 
 def takes(logits: Tensor, output: Size) -> bool:
-    """Return whether the ops take so many queries and so large an output (N <= 4096, edges of at most 131,072)."""
+    """Return whether the ops take so many queries and so large an output (N <= 4000, edges of at most 131,072)."""
     return len(logits) <= MAX_MASKS and max(output) <= _MAX_EDGE
 
 
@@ -86,6 +98,30 @@ def panoptic_argmax(logits: Tensor, weights: Tensor, padded: Size, image: Size, 
     if weights.shape != logits.shape[:1]:
         raise ValueError(f"weights must be ({len(logits)},), one for each query, got {tuple(weights.shape)}")
     return _call("panoptic_argmax", logits.device)(logits, weights, [*padded], [*image], [*output])
+
+
+def best_classes(logits: Tensor, scores: Tensor, padded: Size, image: Size, output: Size) -> Tensor:
+    """Return for each pixel the class with the largest sum over queries of class score x mask probability.
+
+    Args:
+        logits: (Q, H4, W4), before the sigmoid.
+        scores: (K, Q), at most 1; K at most 160 (`MAX_CLASSES`).
+        padded, image, output: see above.
+
+    Returns:
+        uint8 (h, w). Sums are as exact as in fp32; of equal ones the first class is taken.
+
+    Raises:
+        ValueError: as `binary_masks`.
+    """
+    _check(logits, padded, image, output)
+    if scores.dim() != 2 or scores.shape[1] != len(logits) or not 1 <= len(scores) <= MAX_CLASSES:
+        given = tuple(scores.shape)
+        raise ValueError(
+            f"scores must be (K, {len(logits)}), of 1 to {MAX_CLASSES} classes for each query, got {given}"
+        )
+    labels: Tensor = _call("best_classes", logits.device)(logits, scores, [*padded], [*image], [*output])
+    return labels
 
 
 def resize_rows(
@@ -140,6 +176,10 @@ def _fake_panoptic_argmax(
     return logits.new_empty(*output, dtype=torch.int32), logits.new_empty(len(logits), 3, dtype=torch.int64)
 
 
+def _fake_best_classes(logits: Tensor, scores: Tensor, padded: Size, image: Size, output: Size) -> Tensor:
+    return logits.new_empty(*output, dtype=torch.uint8)
+
+
 def _fake_resize_rows(
     logits: Tensor, padded: Size, image: Size, output: Size, begin: int, end: int, as_probability: bool
 ) -> Tensor:
@@ -148,7 +188,12 @@ def _fake_resize_rows(
 
 def _register() -> torch.library.Library:
     library = torch.library.Library("mask2former", "FRAGMENT")
-    fakes: tuple[Callable[..., Any], ...] = (_fake_binary_masks, _fake_panoptic_argmax, _fake_resize_rows)
+    fakes: tuple[Callable[..., Any], ...] = (
+        _fake_binary_masks,
+        _fake_panoptic_argmax,
+        _fake_best_classes,
+        _fake_resize_rows,
+    )
     for schema, fake in zip(_SCHEMAS, fakes, strict=True):
         name = schema.partition("(")[0]
         library.define(schema)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mask2former.ops import mask_reference, mask_results
-from mask2former.ops.mask_results import UNIT, binary_masks, panoptic_argmax, resize_masks, resize_rows
+from mask2former.ops.mask_results import UNIT, best_classes, binary_masks, panoptic_argmax, resize_masks, resize_rows
 from mask2former.structures.masks import boxes_from_masks
 
 Sizes = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -74,6 +74,17 @@ def test_panoptic_argmax_by_its_definition(shape: Any, seed: int) -> None:
     assert torch.equal(numbers[:, 0], (probability >= 0.5).sum((1, 2)) * (weights >= 0))
 
 
+@given(sizes(), st.integers(0, 2**31))
+@settings(max_examples=60)
+def test_best_classes_by_their_definition(shape: Any, seed: int) -> None:
+    logits = random_logits(5, shape[0], seed)
+    scores = torch.rand(7, 5, generator=torch.Generator().manual_seed(seed))
+    sums = torch.einsum("kq,qhw->khw", scores, resize_masks(logits, *shape[1]).sigmoid())
+    labels = best_classes(logits, scores, *shape[1])
+    assert labels.dtype == torch.uint8
+    torch.testing.assert_close(sums.gather(0, labels[None].long())[0], sums.amax(0), atol=1e-5, rtol=0)
+
+
 @given(sizes(), st.integers(0, 2**31), st.booleans())
 @settings(max_examples=60)
 def test_rows_are_those_of_the_resized_masks(shape: Any, seed: int, as_probability: bool) -> None:
@@ -113,7 +124,7 @@ def test_of_equal_queries_the_first_wins_and_half_is_inside() -> None:
         ({"logits": torch.zeros(2, 4, 4, dtype=torch.int64)}, "logits must be float"),
         ({"padded": (0, 4)}, "padded must be a size"),
         ({"image": (17, 16)}, r"image \(17, 16\) must lie inside padded"),
-        ({"output": (2**17 + 1, 4)}, "at most 4096 masks with edges of at most 131072 pixels"),
+        ({"output": (2**17 + 1, 4)}, "at most 4000 masks with edges of at most 131072 pixels"),
         ({"queries": torch.zeros(2)}, "queries must be int64"),
     ],
 )
@@ -128,6 +139,9 @@ def test_weights_and_rows_must_fit() -> None:
     size = (4, 4)
     with pytest.raises(ValueError, match="weights must be"):
         panoptic_argmax(torch.zeros(2, *size), torch.zeros(3), size, size, size)
+    for scores in (torch.zeros(3), torch.zeros(5, 3), torch.zeros(161, 2), torch.zeros(0, 2)):
+        with pytest.raises(ValueError, match=r"scores must be \(K, 2\), of 1 to 160 classes"):
+            best_classes(torch.zeros(2, *size), scores, size, size, size)
     with pytest.raises(ValueError, match=r"rows \[2, 5\)"):
         resize_rows(torch.zeros(2, *size), size, size, size, 2, 5)
 
@@ -140,6 +154,7 @@ def test_registration() -> None:
     for packed in (False, True):
         torch.library.opcheck(ops.binary_masks.default, (logits, queries, *shape, packed), test_utils=tests)
     torch.library.opcheck(ops.panoptic_argmax.default, (logits, torch.ones(3), *shape), test_utils=tests)
+    torch.library.opcheck(ops.best_classes.default, (logits, torch.rand(5, 3), *shape), test_utils=tests)
     torch.library.opcheck(ops.resize_rows.default, (logits, *shape, 2, 7, True), test_utils=tests)
 
 
@@ -179,6 +194,34 @@ def test_kernels_equal_pytorch(shape: Any, dtype: torch.dtype, cuda: str) -> Non
         rows = resize_rows(logits, *shape[1], begin, end, as_probability)
         expected = mask_reference.resize_rows(logits, *shape[1], begin, end, as_probability)
         torch.testing.assert_close(rows, expected, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("queries", [1, 16, 65, 100])
+@pytest.mark.parametrize("classes", [1, 19, 80, 133, 160])
+@pytest.mark.parametrize("shape", GPU_SIZES)
+def test_best_classes_equal_pytorch(shape: Any, classes: int, queries: int, cuda: str) -> None:
+    """Where two sums are nearer than rounding either class is right."""
+    logits = random_logits(queries, shape[0], 5).to(cuda)
+    scores = (3 * torch.randn(queries, classes + 1, generator=torch.Generator().manual_seed(6))).softmax(1)
+    scores = scores[:, :-1].T.to(cuda)
+    labels = best_classes(logits, scores, *shape[1])
+    expected = mask_reference.best_classes(logits, scores, *shape[1])
+    assert labels.dtype == expected.dtype and fraction_changed(labels, expected) <= 1e-5
+    sums = torch.einsum("kq,qhw->khw", scores.double(), resize_masks(logits.double(), *shape[1]).sigmoid())
+    missed = sums.amax(0) - sums.gather(0, labels[None].long())[0]
+    assert float(missed.max()) < 1e-5 * max(1.0, float(sums.max()))
+
+
+@pytest.mark.gpu
+def test_best_of_equal_classes_is_the_first(cuda: str) -> None:
+    size = (5, 40)
+    scores = torch.zeros(133, 3, device=cuda)
+    scores[[9, 17, 70]] = 0.5
+    labels = best_classes(torch.ones(3, *size, device=cuda), scores, size, size, size)
+    assert (labels == 9).all()
+    scores[[9, 17]] = 0.25
+    assert (best_classes(torch.ones(3, *size, device=cuda), scores, size, size, size) == 70).all()
 
 
 @pytest.mark.gpu

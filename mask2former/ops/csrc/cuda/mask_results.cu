@@ -3,13 +3,9 @@
 //
 // A block has a strip of columns and some rows; a thread has a column, and keeps what it read of the logits for the
 // next row. Sums are integers, so that they do not depend on the order of blocks.
-#include <cuda_runtime.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-
 #include <tuple>
 
-#include "../bilinear.h"
-#include "../common.h"
+#include "mask_results.cuh"
 
 namespace mask2former {
 namespace {
@@ -17,32 +13,11 @@ namespace {
 using torch::stable::new_empty;
 using torch::stable::new_zeros;
 
-constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kRows = 16;         // of a block
 constexpr int kPanopticRows = 4;  // likewise, where each thread keeps the best query of its pixels
-constexpr int kMaxQueries = 4096;  // three counters of each fit into shared memory
+constexpr int kMaxQueries = 4000;  // three counters of each fit into shared memory
 constexpr int kColumns = 6;       // of the numbers of a mask: area, total, left, top, right, bottom
 constexpr double kUnit = 4294967296.0;  // of `total`
-
-struct Geometry {
-  Axis rows, columns;
-};
-
-__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
-
-// Lines of the block's rows, in shared memory; rows below the output repeat the last one.
-template <bool Twice, int Rows>
-__device__ void place_rows(const Axis& axis, int first, int end, Line (&lines)[Rows]) {
-  if (threadIdx.x < Rows) lines[threadIdx.x] = line_of<Twice>(axis, min(first + static_cast<int>(threadIdx.x), end - 1));
-  __syncthreads();
-}
-
-template <bool Twice>
-__device__ __forceinline__ bool same_rows(const Line& a, const Line& b) {
-  bool same = a.at[0] == b.at[0] && a.at[1] == b.at[1];
-  if (Twice) same = same && a.at[2] == b.at[2] && a.at[3] == b.at[3];
-  return same;
-}
 
 __global__ void clear_numbers(long long* numbers, int count, int height, int width) {
   const int n = blockIdx.x * blockDim.x + threadIdx.x;
@@ -199,58 +174,6 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // ------------------------------------------------------------------ calls
-void check(const char* what) {
-  const cudaError_t error = cudaGetLastError();
-  const char* remedy = error == cudaErrorNoKernelImageForDevice
-                           ? "; build the op for this GPU (TORCH_CUDA_ARCH_LIST) or set MASK2FORMER_OPS_BACKEND=pytorch"
-                           : "";
-  STD_TORCH_CHECK(error == cudaSuccess, what, ": ", cudaGetErrorString(error), remedy);
-}
-
-cudaStream_t stream_of(const Tensor& tensor) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
-Axis axis_of(int64_t logits, int64_t padded, int64_t image, int64_t output) {
-  return {static_cast<int>(logits), static_cast<int>(image), static_cast<int>(output),
-          static_cast<float>(logits) / static_cast<float>(padded), static_cast<float>(image) / static_cast<float>(output)};
-}
-
-// The logits of a call, contiguous and in fp32, and its sizes. Python has checked them with better words.
-struct Call {
-  Tensor logits;
-  Geometry geometry;
-  int count;
-  bool twice;
-
-  Call(const Tensor& given, const std::vector<int64_t>& padded, const std::vector<int64_t>& image,
-       const std::vector<int64_t>& output)
-      : logits(prepared(given, ScalarType::Float)) {
-    STD_TORCH_CHECK(logits.is_cuda() && logits.dim() == 3, "logits must be (N, H4, W4) on a GPU");
-    STD_TORCH_CHECK(padded.size() == 2 && image.size() == 2 && output.size() == 2, "sizes must be (h, w)");
-    for (int i = 0; i < 2; ++i)
-      STD_TORCH_CHECK(logits.size(i + 1) > 0 && 0 < image[i] && image[i] <= padded[i] && 0 < output[i] &&
-                          padded[i] < (1 << 24) && output[i] <= (1 << 17),
-                      "sizes are out of range");
-    STD_TORCH_CHECK(logits.size(1) * logits.size(2) < (int64_t{1} << 31) && logits.size(0) < (1 << 16),
-                    "too many logits");
-    count = static_cast<int>(logits.size(0));
-    geometry.rows = axis_of(logits.size(1), padded[0], image[0], output[0]);
-    geometry.columns = axis_of(logits.size(2), padded[1], image[1], output[1]);
-    twice = image != output;
-  }
-
-  const float* values() const { return static_cast<const float*>(logits.const_data_ptr()); }
-
-  dim3 grid(int64_t rows, int rows_of_block, int64_t masks) const {
-    const int columns = geometry.columns.output;
-    return dim3((columns + kThreads - 1) / kThreads, static_cast<unsigned>((rows + rows_of_block - 1) / rows_of_block),
-                static_cast<unsigned>(masks));
-  }
-};
-
 std::tuple<Tensor, Tensor> binary_masks(const Tensor& logits, const Tensor& queries, std::vector<int64_t> padded,
                                         std::vector<int64_t> image, std::vector<int64_t> output, bool packed) {
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
