@@ -84,6 +84,7 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
         {
             "EVAL_AT_START": False,  # also evaluate before the first iteration
             "SCORE_THRESHOLD": 0.0,  # instances with a lower score are dropped
+            "SEMANTIC_SCORES": True,  # "sem_seg" has the scores of all classes; False: the best class of each pixel
             "INSTANCE_TASKS": ["segm"],  # add "bbox" for AP of the masks' bounding boxes, "boundary" for boundary AP
             "BOUNDARY_IOU": False,  # semantic evaluation: also the boundary IoU of each class
             "SEMANTIC_PQ": False,  # semantic evaluation: also PQ with each class of an image as one segment

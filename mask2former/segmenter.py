@@ -426,12 +426,12 @@ class Segmenter:
         return [replace(result, seconds=seconds) for result in results]
 
     def _options(self, threshold: float) -> dict[str, Any]:
-        """Return settings: masks as patches, and none below the threshold, which are dropped before resizing."""
+        """Return settings of results that are small, and without what is below the threshold."""
         if not self._takes_settings:
             return {}
         settings: Settings = self.model.settings  # type: ignore[assignment]
-        threshold = max(threshold, settings.score_threshold)
-        return {"settings": replace(settings, score_threshold=threshold, patches=True)}
+        small = replace(settings, patches=True, semantic_scores=False, segment_threshold=threshold)
+        return {"settings": replace(small, score_threshold=max(threshold, settings.score_threshold))}
 
     def _prepare(self, array: np.ndarray, resize: ResizeShortestEdge, scale: float | None = None) -> dict[str, Any]:
         """Convert (H, W, 3) uint8 RGB to detectron2's input: resized (3, h, w) uint8, and the size of the results."""
