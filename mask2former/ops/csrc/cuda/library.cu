@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "../common.h"
+#include "assignment.h"
 #include "launch.h"
 
 namespace mask2former {
@@ -137,10 +138,34 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& va
           prepared(grad_attention, attention.scalar_type())};
 }
 
+Tensor assignment(const Tensor& cost, const Tensor& counts) {
+  STD_TORCH_CHECK(cost.is_cuda() && cost.dim() == 3 && cost.scalar_type() == ScalarType::Float,
+                  "cost must be (problems, queries, objects), fp32, on a GPU");
+  STD_TORCH_CHECK(counts.is_cuda() && counts.get_device_index() == cost.get_device_index() && counts.dim() == 1 &&
+                      counts.size(0) == cost.size(0) && counts.scalar_type() == ScalarType::Long,
+                  "counts must be (problems,), int64, on the device of cost");
+  STD_TORCH_CHECK(cost.size(1) <= kMaxAssigned && cost.size(2) <= kMaxAssigned && cost.size(0) < 1ll << 31,
+                  "cost must have at most ", kMaxAssigned, " queries and objects");
+  const torch::stable::accelerator::DeviceGuard guard(cost.get_device_index());
+  Tensor out = new_empty(cost, {cost.size(0), cost.size(2)}, ScalarType::Long);
+  if (out.numel() == 0) return out;
+  const Tensor numbers = prepared(counts, ScalarType::Long);
+  const Assignment call{static_cast<const float*>(cost.const_data_ptr()),
+                        static_cast<const int64_t*>(numbers.const_data_ptr()),
+                        static_cast<int64_t*>(out.mutable_data_ptr()),
+                        cost.stride(0), cost.stride(1), cost.stride(2),
+                        static_cast<int>(cost.size(0)), static_cast<int>(cost.size(1)), static_cast<int>(cost.size(2))};
+  const int32_t device = cost.get_device_index();
+  const cudaError_t error = linear_assignment(call, device, current_stream(device));
+  STD_TORCH_CHECK(error == cudaSuccess, "linear assignment: ", cudaGetErrorString(error));
+  return out;
+}
+
 }  // namespace
 }  // namespace mask2former
 
 STABLE_TORCH_LIBRARY_IMPL(mask2former, CUDA, m) {
   m.impl("ms_deform_attn", TORCH_BOX(&mask2former::forward));
   m.impl("ms_deform_attn_backward", TORCH_BOX(&mask2former::backward));
+  m.impl("linear_assignment", TORCH_BOX(&mask2former::assignment));
 }
