@@ -10,7 +10,7 @@ zero outside. Indices, for B images of T frames, L predictions and Q queries:
       query q ------------------- query      l: layer l - 1)        ...
                                   target ---------------------->  row = first row of image b + target * T + frame
                                                                     ...
-    matched(b, layer, query)                                      sample(row, points)
+    matched(positions in (L, B, Q))                               sample(row, points)
       -> mask logits (M, T, H, W)   == compared at points ==        -> (M * T, P) in [0, 1]
 """
 
@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .grouped_products import products
 from .outputs import MaskLogits, Row, unread
 
 # Samples that are read together; bounds the memory of index arithmetic.
@@ -177,29 +178,37 @@ class Predictions:
         assert self.masks is not None
         return self.masks.shape[3]
 
-    def sample(self, points: Tensor) -> Iterator[Tensor]:
-        """Yield mask logits (L * Q, T * P) of each image: all queries at points (B, P, 2), in every frame."""
+    def sample(self, points: Tensor, images: int) -> Iterator[Tensor]:
+        """Yield mask logits of `images` images at a time: (b, L * Q, T * P), all queries at points (B, P, 2)."""
         if self.embeds is not None and self.features is not None:
             frames = self.features.shape[1]
             per_frame = points.repeat_interleave(frames, dim=0)
             sampled = sample_maps(self.features.flatten(0, 1), per_frame).unflatten(0, (-1, frames))  # (B, T, C, P)
-            for image, values in enumerate(sampled.transpose(1, 2).flatten(2)):
-                yield self.embeds[:, image].flatten(0, 1) @ values
+            values = sampled.transpose(1, 2).flatten(2)
+            embeds = self.embeds.transpose(0, 1).flatten(1, 2)
+            for rows, columns in zip(embeds.split(images), values.split(images), strict=True):
+                yield rows @ columns
             return
         assert self.masks is not None
         frames = self.masks.shape[3]
-        for image in range(self.masks.shape[1]):
-            masks = self.masks[:, image].flatten(0, 2)[None]  # (1, L Q T, H, W)
-            yield sample_maps(masks, points[image][None])[0].view(-1, frames * points.shape[1])
+        for masks, places in zip(self.masks.split(images, dim=1), points.split(images), strict=True):
+            maps = masks.transpose(0, 1).flatten(1, 3)  # (b, L Q T, H, W)
+            yield sample_maps(maps, places).unflatten(1, (-1, frames)).flatten(2)
 
-    def matched(self, image: int, layers: Tensor, queries: Tensor) -> Tensor:
-        """Return mask logits (M, T, H, W) of selected queries of one image; `layers` and `queries` are (M,) int64."""
+    def matched(self, position: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Return mask logits (M, T, H, W) of selected queries.
+
+        Args:
+            position: (M,) int64 indices in (L, B, Q), flattened; image by image.
+            sizes: number of them in each image.
+        """
         if self.embeds is not None and self.features is not None:
-            frames, channels, height, width = self.features.shape[1:]
-            flat = self.features[image].transpose(0, 1).reshape(channels, -1)
-            return (self.embeds[layers, image, queries] @ flat).view(-1, frames, height, width)
+            frames, _, height, width = self.features.shape[1:]
+            rows = self.embeds.flatten(0, 2).index_select(0, position)
+            logits = products(rows, self.features.transpose(1, 2).flatten(2), sizes)
+            return logits.view(-1, frames, height, width)
         assert self.masks is not None
-        return self.masks[layers, image, queries]
+        return self.masks.flatten(0, 2).index_select(0, position)
 
 
 def _stacked(layers: Sequence[Mapping[str, Any]], key: str) -> Tensor:

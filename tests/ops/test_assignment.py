@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from mask2former.installation.toolchain import Unavailable, find_compiler
-from mask2former.ops import assigns_on, assignment, extension, linear_assignment
+from mask2former.ops import assignment, assigns_on, extension, linear_assignment
 
 HERE = Path(__file__).parent
 SPECIAL = np.array([np.inf, -np.inf, np.nan], np.float32)
@@ -203,8 +203,8 @@ def test_ignored_columns_may_hold_anything(kind: str) -> None:
 def test_other_strides_and_dtypes(kind: str) -> None:
     cost, counts = make(6, 20, 8)
     expected = linear_assignment(cost.to(kind), counts.to(kind))
-    for given in (cost.double(), cost.mT.contiguous().mT, cost.repeat(1, 2, 2)[:, :20, :8]):
-        assert torch.equal(linear_assignment(given.to(kind), counts.to(kind)), expected)
+    for same in (cost.double(), cost.mT.contiguous().mT, cost.repeat(1, 2, 2)[:, :20, :8]):
+        assert torch.equal(linear_assignment(same.to(kind), counts.to(kind)), expected)
 
 
 def test_numbers_of_one_query_each(kind: str) -> None:
