@@ -153,9 +153,7 @@ class HungarianMatcher(nn.Module):
         self._warn_of_crowds(counts, queries)
         with torch.autocast(device.type, enabled=False):
             cost, problem_counts = self._padded_costs(predictions, truth)
-        if not _capturing():
-            finite = cost.isfinite().flatten(2).all(2)
-            self._unchecked.append((HostCopy(finite), counts, truth.names))
+        self._unchecked.append((HostCopy(cost.isfinite().flatten(2).all(2)), counts, truth.names))
         solution = linear_assignment(cost.flatten(0, 1), problem_counts)
         return Pairs.of_solution(solution.unflatten(0, (images, -1)), counts, queries)
 
@@ -238,8 +236,6 @@ class HungarianMatcher(nn.Module):
         Raises:
             FloatingPointError: costs were not finite in `max_nonfinite` iterations.
         """
-        if not self._unchecked or _capturing():
-            return
         while self._unchecked and (wait or len(self._unchecked) > _MOST_UNCHECKED or self._unchecked[0][0].ready()):
             finite, counts, names = self._unchecked.popleft()
             rows = zip(finite.value().numpy(), counts, strict=True)
@@ -293,8 +289,3 @@ class HungarianMatcher(nn.Module):
             np.concatenate([p[0] for p in pairs]).astype(np.int64),
             np.concatenate([p[1] for p in pairs]).astype(np.int64),
         )
-
-
-def _capturing() -> bool:
-    """Return whether a CUDA graph is recorded, which has no place for questions about its numbers."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

@@ -1,9 +1,10 @@
-"""Multi-scale deformable attention (Deformable DETR, Zhu et al., ICLR 2021, arXiv 2010.04159), and assignment."""
+"""Deformable attention (Deformable DETR, Zhu et al., ICLR 2021, arXiv 2010.04159), assignment, reading of masks."""
 
 from . import extension
 from .assignment import assigns_on, linear_assignment
+from .mask_sampling import sample_masks
 from .ms_deform_attn import backend, ms_deform_attn, pytorch_backend
 
-__all__ = ["assigns_on", "backend", "linear_assignment", "ms_deform_attn", "pytorch_backend"]
+__all__ = ["assigns_on", "backend", "linear_assignment", "ms_deform_attn", "pytorch_backend", "sample_masks"]
 
 extension.load_all()  # at import, so that `torch.ops.mask2former` is complete
