@@ -32,17 +32,14 @@ class CapturedFunction:
     Args:
         function: maps a tensor to a dictionary of tensors, on its device, without waiting for the device.
         images: an example; other ones must have its shape and type.
-        memory_format: that the function gets images in.
         pool: memory that graphs share which never run at the same time; None for memory of its own.
     """
 
-    def __init__(
-        self, function: Callable[[Tensor], Outputs], images: Tensor, memory_format: torch.memory_format, pool: Any
-    ) -> None:
+    def __init__(self, function: Callable[[Tensor], Outputs], images: Tensor, pool: Any) -> None:
         self._held: list[object] = [function]  # what the graph reads, besides its own memory
         # Tensors of inference mode cannot be written outside of it, where the next call may come from.
         with torch.inference_mode(False), torch.no_grad():
-            self._input = torch.empty_like(images, memory_format=memory_format).copy_(images)
+            self._input = torch.empty_like(images).copy_(images)
             stream = torch.cuda.Stream(images.device)
             stream.wait_stream(torch.cuda.current_stream(images.device))
             with torch.cuda.stream(stream):
@@ -50,8 +47,12 @@ class CapturedFunction:
                     function(self._input)
             torch.cuda.current_stream(images.device).wait_stream(stream)
             self._graph = torch.cuda.CUDAGraph()
-            with holding(self._held), torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-                self._outputs = function(self._input)
+            try:
+                with holding(self._held), torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+                    self._outputs = function(self._input)
+            except Exception:
+                _capture_nothing(images.device)
+                raise
         self._done = torch.cuda.Event()
         self.pool = self._graph.pool()
 
@@ -65,6 +66,12 @@ class CapturedFunction:
             outputs = {name: value.clone() for name, value in self._outputs.items()}
         self._done.record(stream)
         return outputs
+
+
+def _capture_nothing(device: torch.device) -> None:
+    """Capture a graph that works: after one that failed, PyTorch's random numbers on the device stay out of order."""
+    with contextlib.suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode="thread_local"):
+        torch.zeros(1, device=device)
 
 
 class GraphCache:
@@ -96,13 +103,12 @@ class GraphCache:
         key: Hashable,
         function: Callable[[Tensor], Outputs],
         images: Tensor,
-        memory_format: torch.memory_format = torch.preserve_format,
     ) -> Outputs | None:
         """Run the graph of a key, or capture it; None if it is too early for that.
 
         Args:
             key: equal for calls that run the same kernels, apart from the images' shape and type.
-            function, images, memory_format: see `CapturedFunction`.
+            function, images: see `CapturedFunction`.
 
         Raises:
             RuntimeError: the function cannot be captured.
@@ -112,7 +118,7 @@ class GraphCache:
             if key not in self._graphs:
                 if not self._often(key):
                     return None
-                self._graphs[key] = self._capture(function, images, memory_format)
+                self._graphs[key] = self._capture(function, images)
                 while len(self._graphs) > self.entries:
                     dropped, _ = self._graphs.popitem(last=False)
                     self._seen.pop(dropped, None)
@@ -127,11 +133,9 @@ class GraphCache:
         full = len(self._graphs) >= self.entries
         return self._seen[key] >= (max(self.after, _OFTEN) if full else self.after)
 
-    def _capture(
-        self, function: Callable[[Tensor], Outputs], images: Tensor, memory_format: torch.memory_format
-    ) -> CapturedFunction:
+    def _capture(self, function: Callable[[Tensor], Outputs], images: Tensor) -> CapturedFunction:
         start = time.perf_counter()
-        graph = CapturedFunction(function, images, memory_format, self._pool)
+        graph = CapturedFunction(function, images, self._pool)
         self._pool = graph.pool
         self.captured += 1
         count, _, height, width = images.shape

@@ -76,11 +76,10 @@ class Runtime:
             outputs = self._infer(backbone, head, images)
             if outputs is not None:
                 return outputs
-        if images.device.type == "cuda" and _is_known(backbone) and _is_known(head):
-            images = images.contiguous(memory_format=torch.channels_last)  # as tensor cores want it
+        known = images.device.type == "cuda" and _is_known(backbone) and _is_known(head)
         if training and self.compile_training and "compile" not in self._refused:
-            return self._run_compiled(backbone, head, images, frames)
-        return _call(head, backbone(images), frames)
+            return self._run_compiled(backbone, head, _as_kernels_want(images) if known else images, frames)
+        return _run(backbone, head, images, frames, known)
 
     # ---- inference
     def _infer(self, backbone: nn.Module, head: nn.Module, images: Tensor) -> Mapping[str, Any] | None:
@@ -95,7 +94,7 @@ class Runtime:
         if network is None:
             return None
         try:
-            outputs = self._graphs(network.dtype, network, images, network.memory_format)
+            outputs = self._graphs(network.dtype, network, images)
         except (RuntimeError, TypeError) as error:
             self._graphs.clear()
             self._refuse("graph", f"CUDA graphs are not used: {_first_line(error)}")
@@ -163,8 +162,9 @@ class _PreparedNetwork:
         self.dtype = dtype
         self._modules = (backbone, head)
         self._compiled = compiled
-        self.memory_format = torch.channels_last if known else torch.preserve_format
-        self._prepared = Prepared(backbone, head, dtype, fold=compiled is not None, channels_last=known)
+        self._known = known
+        with torch.inference_mode(False):  # a graph is captured outside of it
+            self._prepared = Prepared(backbone, head, dtype, fold=compiled is not None, channels_last=known)
         self._addresses, self._kept = addresses(self._modules)
 
     def of(self, backbone: nn.Module, head: nn.Module) -> bool:
@@ -179,10 +179,11 @@ class _PreparedNetwork:
         """Return the outputs for images, with weights as they are now."""
         with uncached_autocast(images.device.type):
             self._prepared.refresh()  # part of the graph, so that no change of a weight is missed
+            backbone, head = self._prepared.backbone, self._prepared.head
             if self._compiled is not None:
-                outputs = self._compiled(self._prepared.backbone, self._prepared.head, images)
+                outputs = self._compiled(backbone, head, _as_kernels_want(images) if self._known else images)
             else:
-                outputs = self._prepared.head(self._prepared.backbone(images))
+                outputs = _run(backbone, head, images, None, self._known)
         last = without_earlier(outputs)
         values = {name: last[name] for name in last}
         if not all(isinstance(value, Tensor) for value in values.values()):
@@ -212,6 +213,23 @@ class _CompiledNetwork:
         if self._by_parts:
             return self._predict(*self._maps(features), frames=frames)
         return _call(self._head, features, frames)
+
+
+def _run(
+    backbone: nn.Module, head: nn.Module, images: Tensor, frames: int | None, known: bool
+) -> Mapping[str, Any]:
+    """Call backbone and head; known ones on CUDA get images and maps in the memory format that tensor cores want.
+
+    Modules of other projects may rely on the usual format, as `view` does.
+    """
+    if not known:
+        return _call(head, backbone(images), frames)
+    features = backbone(_as_kernels_want(images))
+    return _call(head, {name: _as_kernels_want(x) for name, x in features.items()}, frames)
+
+
+def _as_kernels_want(maps: Tensor) -> Tensor:
+    return maps.contiguous(memory_format=torch.channels_last)
 
 
 def _call(head: Callable[..., Any], features: Mapping[str, Tensor], frames: int | None) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import Tensor, nn
 
 from mask2former.ops import ms_deform_attn, registration
