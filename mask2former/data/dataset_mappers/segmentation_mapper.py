@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 
+from ..deferred_image import DeferredInput
 from ..image_io import IMAGE_FORMATS, check_image_size, read_image
 from .augmentations import resize_for_inference
 from .targets import AugmentedImage, Record, Targets
@@ -198,9 +200,9 @@ def read_and_augment(
     label_map = None
     if targets is not None:
         label_map = targets.label_map(record, size, _reads_label_map(chain))
-    inputs = T.AugInput(pixels, sem_seg=label_map)
-    transforms = chain(inputs)
-    return AugmentedImage(inputs.image, size, transforms, inputs.sem_seg)
+    inputs = DeferredInput(pixels, sem_seg=label_map)
+    transforms = inputs.augment(chain)
+    return AugmentedImage(inputs.pixels(), size, transforms, inputs.sem_seg)
 
 
 def check_image_format(image_format: str) -> None:
@@ -216,4 +218,10 @@ def check_image_format(image_format: str) -> None:
 def _reads_label_map(augmentation: T.Augmentation) -> bool:
     if isinstance(augmentation, T.AugmentationList):
         return any(map(_reads_label_map, augmentation.augs))
-    return "sem_seg" in inspect.signature(augmentation.get_transform).parameters
+    method = augmentation.get_transform
+    return "sem_seg" in _parameters(getattr(method, "__func__", method))
+
+
+@lru_cache(maxsize=256)
+def _parameters(function: Callable[..., Any]) -> Collection[str]:
+    return inspect.signature(function).parameters

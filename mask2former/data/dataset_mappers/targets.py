@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -30,7 +31,8 @@ from ...structures.masks import (
     source_patch,
 )
 from ..image_io import read_label_map, read_panoptic_png
-from ..mask_transforms import move_patches, move_polygons, padding_mask
+from ..mask_transforms import IndexMap, index_map, move_patches, move_polygons, padding_mask
+from ..shared_memory import shared_zeros
 
 Record = dict[str, Any]
 
@@ -56,14 +58,23 @@ class AugmentedImage:
         """Return height H and width W."""
         return self.pixels.shape[0], self.pixels.shape[1]
 
+    @cached_property
+    def lookup(self) -> IndexMap | None:
+        """Return the `index_map` of the transforms."""
+        return index_map(self.transforms, self.file_size)
+
     def padding_mask(self) -> torch.Tensor:
         """Return bool (H, W), True on padding: the pixels that no pixel of the file gave."""
-        return torch.from_numpy(padding_mask(self.transforms, self.file_size))
+        return padding_mask(self.transforms, self.file_size, self.lookup)
 
     def to_tensor(self) -> torch.Tensor:
         """Return the pixels as the model takes them, uint8 (3, H, W), contiguous."""
-        # copy() because torch does not take negative strides and warns of read-only arrays.
-        return torch.from_numpy(self.pixels.transpose(2, 0, 1).copy())
+        planes = self.pixels.transpose(2, 0, 1)
+        if planes.flags.c_contiguous and planes.flags.writeable:
+            return torch.from_numpy(planes)
+        tensor = shared_zeros(planes.shape, torch.uint8)
+        tensor.numpy()[...] = planes
+        return tensor
 
 
 class Targets(Protocol):
@@ -155,8 +166,8 @@ class InstanceTargets(Targets):
                     patches[index] = source_patch(segmentation, image.file_size)
             except SegmentationError as error:
                 raise BadRecordError(file, str(error), where) from error
-        drawn = move_polygons(list(polygons.values()), image.transforms, image.file_size, image.size)
-        moved = move_patches(list(patches.values()), image.transforms, image.file_size)
+        drawn = move_polygons(list(polygons.values()), image.transforms, image.file_size, image.size, image.lookup)
+        moved = move_patches(list(patches.values()), image.transforms, image.file_size, image.lookup)
         masks = dict(zip([*polygons, *patches], [*drawn, *moved], strict=True))
         return classes, [masks[index] for index in range(len(classes))]
 
@@ -252,7 +263,7 @@ class PanopticTargets(Targets):
         segments = [segment for segment in segments if not segment.crowd]
         patches_by_id = _patches_by_id(ids, {segment.id for segment in segments})
         patches = [patches_by_id.get(segment.id, EMPTY_PATCH) for segment in segments]
-        moved = move_patches(patches, image.transforms, image.file_size)
+        moved = move_patches(patches, image.transforms, image.file_size, image.lookup)
         classes = [segment.label for segment in segments]
         instances = make_instances(classes, moved, image.size, self.drop_empty)
         return {"instances": instances, "segments_info": [dict(entry) for entry in record["segments_info"]]}
@@ -298,7 +309,9 @@ def make_instances(
         classes, patches = [classes[index] for index in kept], [patches[index] for index in kept]
     instances = Instances(size)
     instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
-    instances.gt_masks = torch.from_numpy(paste(patches, size))
+    masks = shared_zeros((len(patches), *size), torch.bool)
+    paste(patches, size, masks.numpy())
+    instances.gt_masks = masks
     instances.gt_boxes = Boxes(boxes_from_patches(patches))
     return instances
 
