@@ -24,7 +24,8 @@ constexpr int kBits = 22;
 constexpr int32_t kHalf = 1 << (kBits - 1);
 constexpr int kChannels = 3;
 
-inline uint8_t rounded(int32_t sum) { return static_cast<uint8_t>(std::clamp(sum >> kBits, 0, 255)); }
+// Weights are not negative and add up to 1, so the sum needs no clamp.
+inline uint8_t rounded(int32_t sum) { return static_cast<uint8_t>(static_cast<uint32_t>(sum) >> kBits); }
 
 // For each pixel of [begin, end) in a line that is resized from `from` to `to` pixels: the first input pixel that it
 // depends on, how many there are, and their weights, `most` for each pixel.
