@@ -1,8 +1,8 @@
 """An image whose transforms are applied when its pixels are needed, and then together.
 
-detectron2 transforms the complete image after every augmentation, though most augmentations read only its size. Large-
-scale jitter, for example, enlarges an image to four million pixels and keeps one. Here the resize waits for the crop and
-the padding, and computes what they keep. The result is equal pixel for pixel.
+detectron2 transforms the complete image after every augmentation, though most augmentations read only its size.
+Large-scale jitter, for example, enlarges an image to three million pixels and keeps one. Here the resize waits for the
+crop and the padding, and computes what they keep. The result is equal pixel for pixel.
 """
 
 from __future__ import annotations
@@ -67,6 +67,9 @@ class DeferredInput(T.AugInput):
         sem_seg: label map (H, W), or None.
     """
 
+    sem_seg: np.ndarray | None
+    boxes: np.ndarray | None
+
     def __init__(self, image: np.ndarray, *, sem_seg: np.ndarray | None = None) -> None:
         self._waiting: list[T.Transform] = []
         self._only_size = False
@@ -115,7 +118,7 @@ class DeferredInput(T.AugInput):
             self._only_size = False
 
     def pixels(self) -> np.ndarray:
-        """Return the image after all transforms, uint8 (H, W, 3); its memory may be in another order, or not its own."""
+        """Return the image after all transforms, uint8 (H, W, 3), of any strides and perhaps read-only."""
         return _apply(self._image, self._waiting)
 
     @contextmanager

@@ -8,7 +8,7 @@ is equal pixel for pixel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +49,8 @@ class IndexMap:
         columns = ((self.columns >= left) & (self.columns < left + bits.shape[1])).nonzero()[0]
         if not rows.size or not columns.size:
             return EMPTY_PATCH
-        moved = bits[(self.rows[rows] - top)[:, None], self.columns[columns] - left]
+        # Rows first, which are copied as blocks; one lookup of both is three times slower.
+        moved = bits.take(self.rows[rows] - top, axis=0).take(self.columns[columns] - left, axis=1)
         return Patch(int(rows[0]), int(columns[0]), moved)
 
 
@@ -88,6 +89,41 @@ def padding_mask(transforms: T.TransformList, size: tuple[int, int], lookup: Ind
     bits[lookup.rows < 0] = True
     bits[:, lookup.columns < 0] = True
     return mask
+
+
+def patches_by_id(ids: np.ndarray, requested: Collection[int] | None = None) -> dict[int, Patch]:
+    """Extract the masks of an id map.
+
+    Args:
+        ids: int (H, W).
+        requested: only these; None for all.
+
+    Returns:
+        The mask of each id that is present, in ascending order of ids.
+    """
+    height, width = ids.shape
+    if not ids.size:
+        return {}
+    # Runs of equal pixels in rows are fewer than the pixels.
+    begins = np.ones((height, width), dtype=bool)
+    np.not_equal(ids[:, 1:], ids[:, :-1], out=begins[:, 1:])
+    starts = begins.reshape(-1).nonzero()[0]
+    rows, left = np.divmod(starts, width)
+    right = np.append(left[1:], 0)
+    right[right == 0] = width
+    labels = ids.reshape(-1)[starts]
+    order = labels.argsort(kind="stable")  # by label, then from top to bottom
+    labels, rows = labels[order], rows[order]
+    firsts = np.append(0, (labels[1:] != labels[:-1]).nonzero()[0] + 1)
+    lasts = np.append(firsts[1:], len(labels)) - 1
+    left = np.minimum.reduceat(left[order], firsts)
+    right = np.maximum.reduceat(right[order], firsts)
+    boxes = np.stack([labels[firsts], rows[firsts], rows[lasts] + 1, left, right], axis=1)
+    return {
+        label: Patch(top, left, ids[top:bottom, left:right] == label)
+        for label, top, bottom, left, right in boxes.tolist()
+        if requested is None or label in requested
+    }
 
 
 def move_patches(

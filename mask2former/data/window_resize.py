@@ -38,8 +38,8 @@ def resize_window(pixels: np.ndarray, size: tuple[int, int], origin: tuple[int, 
         origin: row and column of the result where the window begins.
         out: receives the window, uint8 (3, H, W); contiguous in its rows.
     """
-    mirrored = [stride < 0 for stride in pixels.strides]  # torch takes no negative strides
-    base = pixels[tuple(slice(None, None, -1) if flag else slice(None) for flag in mirrored)]
+    backwards = [stride < 0 for stride in pixels.strides]  # torch takes no negative strides
+    base = pixels[tuple(slice(None, None, -1) if flag else slice(None) for flag in backwards)]
     if not base.flags.writeable:  # torch warns of them
         base = base.copy()
-    torch.ops.mask2former.resize_window(torch.from_numpy(base), mirrored, list(size), list(origin), out)
+    torch.ops.mask2former.resize_window(torch.from_numpy(base), backwards, list(size), list(origin), out)

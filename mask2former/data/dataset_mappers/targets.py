@@ -7,7 +7,7 @@ annotations, label maps, and panoptic PNG files.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -18,7 +18,6 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
-from scipy import ndimage
 
 from ...errors import BadRecordError
 from ...structures.masks import (
@@ -31,7 +30,7 @@ from ...structures.masks import (
     source_patch,
 )
 from ..image_io import read_label_map, read_panoptic_png
-from ..mask_transforms import IndexMap, index_map, move_patches, move_polygons, padding_mask
+from ..mask_transforms import IndexMap, index_map, move_patches, move_polygons, padding_mask, patches_by_id
 from ..shared_memory import shared_zeros
 
 Record = dict[str, Any]
@@ -194,7 +193,7 @@ class SemanticTargets(Targets):
         """Return "instances" and "sem_seg" int64 (H, W); see `Targets.entries`."""
         assert image.label_map is not None
         labels = image.label_map.astype(np.int64)
-        patches = _patches_by_id(labels)
+        patches = patches_by_id(labels)
         patches.pop(self.ignore_label, None)
         file = str(record["sem_seg_file_name"])
         classes = [check_class(label, self.num_classes, file, f"label {label}") for label in patches]
@@ -261,8 +260,8 @@ class PanopticTargets(Targets):
             return {}
         ids, segments = self._read_segments(record, image.file_size)
         segments = [segment for segment in segments if not segment.crowd]
-        patches_by_id = _patches_by_id(ids, {segment.id for segment in segments})
-        patches = [patches_by_id.get(segment.id, EMPTY_PATCH) for segment in segments]
+        found = patches_by_id(ids, {segment.id for segment in segments})
+        patches = [found.get(segment.id, EMPTY_PATCH) for segment in segments]
         moved = move_patches(patches, image.transforms, image.file_size, image.lookup)
         classes = [segment.label for segment in segments]
         instances = make_instances(classes, moved, image.size, self.drop_empty)
@@ -407,18 +406,3 @@ def _check_same_size(file: str, pixels: np.ndarray, record: Record, size: tuple[
             file,
             f"is {list(pixels.shape)} (height, width), its image {record['file_name']} {list(size)}",
         )
-
-
-def _patches_by_id(ids: np.ndarray, requested: Collection[int] | None = None) -> dict[int, Patch]:
-    """Extract the mask of each id, or of those requested, from an id map int (H, W); in ascending order of ids."""
-    flat = ids.reshape(-1)
-    # Sort the ids of runs of equal pixels, which are fewer than the pixels.
-    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
-    present, ranks = np.unique(flat[starts], return_inverse=True)
-    ranks = np.repeat(ranks.reshape(-1), np.diff(starts, append=flat.size)).reshape(ids.shape)
-    slices = ndimage.find_objects(ranks + 1)
-    patches = {}
-    for rank, (label, (rows, columns)) in enumerate(zip(present.tolist(), slices, strict=True)):
-        if requested is None or label in requested:
-            patches[label] = Patch(rows.start, columns.start, ranks[rows, columns] == rank)
-    return patches

@@ -102,16 +102,16 @@ void mix(const uint8_t* in, int64_t row, const int32_t* weights, int64_t count, 
   for (int64_t x = 0; x < width; ++x) out[x] = rounded(sums[x]);
 }
 
-// image: uint8 (h, w, 3) of any strides. mirrored: whether rows, columns, channels are read backwards. size: height and
+// image: uint8 (h, w, 3) of any strides. backwards: whether rows, columns, channels are read backwards. size: height and
 // width of the resized image. origin: row and column in it where the window begins. out: uint8 (3, H, W), the window.
-void resize_window(const Tensor& image, const std::vector<int64_t>& mirrored, const std::vector<int64_t>& size,
+void resize_window(const Tensor& image, const std::vector<int64_t>& backwards, const std::vector<int64_t>& size,
                    const std::vector<int64_t>& origin, const Tensor& out) {
   STD_TORCH_CHECK(image.dim() == 3 && image.size(2) == kChannels && image.scalar_type() == ScalarType::Byte,
                   "image must be uint8 (h, w, 3)");
   STD_TORCH_CHECK(out.dim() == 3 && out.size(0) == kChannels && out.scalar_type() == ScalarType::Byte &&
                       out.stride(2) == 1,
                   "out must be uint8 (3, H, W), contiguous in its rows");
-  STD_TORCH_CHECK(mirrored.size() == 3 && size.size() == 2 && origin.size() == 2, "three flags, two sizes, two origins");
+  STD_TORCH_CHECK(backwards.size() == 3 && size.size() == 2 && origin.size() == 2, "three flags, two sizes, two origins");
   const int64_t height = out.size(1), width = out.size(2);
   for (int axis = 0; axis < 2; ++axis)
     STD_TORCH_CHECK(image.size(axis) > 0 && origin[axis] >= 0 && origin[axis] + out.size(axis + 1) <= size[axis],
@@ -123,7 +123,7 @@ void resize_window(const Tensor& image, const std::vector<int64_t>& mirrored, co
   const uint8_t* in = static_cast<const uint8_t*>(image.const_data_ptr());
   for (int axis = 0; axis < 3; ++axis) {
     strides[axis] = image.stride(axis);
-    if (mirrored[axis]) {
+    if (backwards[axis]) {
       in += (image.size(axis) - 1) * strides[axis];
       strides[axis] = -strides[axis];
     }
@@ -157,7 +157,7 @@ void resize_window(const Tensor& image, const std::vector<int64_t>& mirrored, co
 }  // namespace mask2former
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mask2former, m) {
-  m.def("resize_window(Tensor image, int[] mirrored, int[] size, int[] origin, Tensor(a!) out) -> ()");
+  m.def("resize_window(Tensor image, int[] backwards, int[] size, int[] origin, Tensor(a!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mask2former, CPU, m) { m.impl("resize_window", TORCH_BOX(&mask2former::cpu::resize_window)); }
