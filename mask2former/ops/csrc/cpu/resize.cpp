@@ -57,32 +57,32 @@ struct Taps {
   }
 };
 
-// A line of pixels whose channels lie in rows of their own.
-using Planes = uint8_t* [kChannels];
+// The channels of a pixel, and a fourth value that is not used.
+typedef int32_t Pixel __attribute__((vector_size(16)));
 
-// Resizes one row of the input: in[x * column + c * channel].
-void resize_columns(const uint8_t* in, int64_t column, int64_t channel, const Taps& taps, uint8_t* const* out) {
-  const int64_t width = static_cast<int64_t>(taps.first.size());
-  uint8_t *const red = out[0], *const green = out[1], *const blue = out[2];
-  for (int64_t x = 0; x < width; ++x) {
-    const uint8_t* at = in + taps.first[x] * column;
-    const int32_t* weights = taps.weights.data() + x * taps.most;
-    int32_t r = kHalf, g = kHalf, b = kHalf;
-    const int64_t count = taps.count[x];
-    if (count == 2) {  // every enlargement, but for the borders
-      r += weights[0] * at[0] + weights[1] * at[column];
-      g += weights[0] * at[channel] + weights[1] * at[column + channel];
-      b += weights[0] * at[2 * channel] + weights[1] * at[column + 2 * channel];
+// Resizes one row of the input to `out`, a pixel for each of the taps.
+MASK2FORMER_CLONES
+void resize_columns(const Pixel* in, const int64_t* first, const int64_t* count, const int32_t* weights, int64_t most,
+                    int64_t width, Pixel* __restrict out) {
+  for (int64_t x = 0; x < width; ++x, weights += most) {
+    const Pixel* const at = in + first[x];
+    Pixel sum = {kHalf, kHalf, kHalf, kHalf};
+    if (count[x] == 2) {  // every enlargement, but for the borders
+      sum += weights[0] * at[0] + weights[1] * at[1];
     } else {
-      for (int64_t k = 0; k < count; ++k, at += column) {
-        r += weights[k] * at[0];
-        g += weights[k] * at[channel];
-        b += weights[k] * at[2 * channel];
-      }
+      for (int64_t k = 0; k < count[x]; ++k) sum += weights[k] * at[k];
     }
-    red[x] = rounded(r);
-    green[x] = rounded(g);
-    blue[x] = rounded(b);
+    out[x] = sum >> kBits;
+  }
+}
+
+MASK2FORMER_CLONES
+void split_channels(const Pixel* in, int64_t width, uint8_t* __restrict red, uint8_t* __restrict green,
+                    uint8_t* __restrict blue) {
+  for (int64_t x = 0; x < width; ++x) {
+    red[x] = static_cast<uint8_t>(in[x][0]);
+    green[x] = static_cast<uint8_t>(in[x][1]);
+    blue[x] = static_cast<uint8_t>(in[x][2]);
   }
 }
 
@@ -132,9 +132,17 @@ void resize_window(const Tensor& image, const std::vector<int64_t>& backwards, c
   const Taps rows(image.size(0), size[0], origin[0], origin[0] + height);
   const int64_t first = rows.first.front(), count = rows.first.back() + rows.count.back() - first;
   std::vector<uint8_t> narrow(kChannels * count * width);
+  std::vector<Pixel> wide(image.size(1)), line(width);
   for (int64_t y = 0; y < count; ++y) {
-    const Planes line{&narrow[y * width], &narrow[(count + y) * width], &narrow[(2 * count + y) * width]};
-    resize_columns(in + (first + y) * strides[0], strides[1], strides[2], columns, line);
+    const uint8_t* at = in + (first + y) * strides[0];
+    for (Pixel& pixel : wide) {
+      pixel = Pixel{at[0], at[strides[2]], at[2 * strides[2]], 0};
+      at += strides[1];
+    }
+    resize_columns(wide.data(), columns.first.data(), columns.count.data(), columns.weights.data(), columns.most, width,
+                   line.data());
+    split_channels(line.data(), width, &narrow[y * width], &narrow[(count + y) * width],
+                   &narrow[(2 * count + y) * width]);
   }
   std::vector<int32_t> sums(width);
   uint8_t* const to = static_cast<uint8_t*>(out.mutable_data_ptr());
