@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from typing import Any, TypeAlias
 
+import numpy as np
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 
@@ -179,6 +180,7 @@ def read_and_augment(
     augmentations: Augmentations,
     image_format: str,
     targets: Targets | None = None,
+    pixels: np.ndarray | None = None,
 ) -> AugmentedImage:
     """Read the image of a record and augment it, together with the label map of the targets.
 
@@ -188,12 +190,14 @@ def read_and_augment(
         augmentations: applied in order.
         image_format: order of the channels, "RGB" or "BGR".
         targets: may read a label map.
+        pixels: what `read_image` returns for the file, if it is known.
 
     Raises:
         BadRecordError: the image or the label map cannot be used, or the sizes differ.
     """
     path = record.get("file_name", "")
-    pixels = read_image(path, image_format)
+    if pixels is None:
+        pixels = read_image(path, image_format)
     size = pixels.shape[:2]
     check_image_size(sample, size, path)
     chain = with_padding(augmentations, [])
