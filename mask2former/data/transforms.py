@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import cv2
 import numpy as np
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import PadTransform
@@ -32,7 +33,7 @@ class ColorTransform(T.Transform):
         """Change the colors of a uint8 (H, W, 3) image."""
         for space, table in self.steps:
             if space == "rgb":
-                img = table[img]
+                img = cv2.LUT(np.ascontiguousarray(img), table)
                 continue
             rgb = img[:, :, ::-1] if self.image_format == "BGR" else img
             image = Image.fromarray(np.ascontiguousarray(rgb)).convert("HSV")

@@ -308,13 +308,19 @@ def source_patch(segmentation: Any, size: tuple[int, int]) -> Patch:
     raise SegmentationError(f"the segmentation is {actual}, but must be polygons, an RLE or a bitmap")
 
 
-def paste(patches: Sequence[Patch], size: tuple[int, int]) -> np.ndarray:
+def paste(patches: Sequence[Patch], size: tuple[int, int], masks: np.ndarray | None = None) -> np.ndarray:
     """Paste patches that lie inside the canvas into dense masks.
+
+    Args:
+        patches: N masks.
+        size: height H and width W of the canvas.
+        masks: False (N, H, W), where they are pasted; None for a new array.
 
     Returns:
         bool (N, H, W). Memory that is not written is not allocated, so many small objects are cheap.
     """
-    masks = np.zeros((len(patches), *size), dtype=bool)
+    if masks is None:
+        masks = np.zeros((len(patches), *size), dtype=bool)
     for mask, patch in zip(masks, patches, strict=True):
         height, width = patch.bits.shape
         mask[patch.top : patch.top + height, patch.left : patch.left + width] = patch.bits

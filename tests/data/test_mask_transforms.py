@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import PadTransform
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from mask2former.data.mask_transforms import index_map, move_patches, move_polygons
+from mask2former.data.mask_transforms import index_map, move_patches, move_polygons, patches_by_id
 from mask2former.data.transforms import ColorAugSSD, PadToSquare, RandomRot90, ResizeScale, Rot90Transform
 from mask2former.structures.masks import bitmap_to_patch, paste
 
@@ -47,6 +49,22 @@ def test_moving_patches_equals_transforming_whole_masks(chain: int) -> None:
         assert index_map(transforms, size).size == inputs.image.shape[:2]
         moved = move_patches([bitmap_to_patch(mask, size) for mask in masks], transforms, size)
         np.testing.assert_array_equal(paste(moved, inputs.image.shape[:2]), expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.tuples(st.integers(1, 12), st.integers(1, 12)), st.integers(1, 9), st.integers(0, 2**32 - 1))
+def test_patches_of_an_id_map(size: tuple[int, int], count: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, count, size) * 70000
+    ids = ids.repeat(rng.integers(1, 4), axis=0).repeat(rng.integers(1, 4), axis=1)
+    patches = patches_by_id(ids)
+    assert list(patches) == np.unique(ids).tolist()
+    for label, patch in patches.items():
+        expected = bitmap_to_patch(ids == label, ids.shape)
+        assert patch[:2] == expected[:2]
+        np.testing.assert_array_equal(patch.bits, expected.bits)
+    assert list(patches_by_id(ids, {70000, 5})) == ([70000] if (ids == 70000).any() else [])
+    assert patches_by_id(ids[:0]) == {}
 
 
 def test_other_transforms_go_the_slow_way() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
+from ..deferred_image import reads_only_size
 from ..sampler import random_state
 from ..transforms import ResizeShortestEdge, flip_augmentations
 
@@ -34,6 +35,11 @@ class ClipAugmentation(T.Augmentation):
         super().__init__()
         self.augmentation = augmentation
         self.seed = 0
+
+    @property
+    def reads_only_size(self) -> bool:
+        """Return whether the transform is drawn without a look at the pixels."""
+        return type(self) is ClipAugmentation and reads_only_size(self.augmentation)
 
     def start_clip(self) -> None:
         """Draw the seed of the next clip from numpy's global state."""

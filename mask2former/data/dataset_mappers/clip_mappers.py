@@ -14,6 +14,7 @@ from detectron2.structures import BitMasks, Instances
 
 from ...errors import BadRecordError
 from ...structures.masks import EMPTY_PATCH, Patch
+from ..image_io import read_image
 from ..transforms import IMAGE_PAD_VALUE
 from .augmentations import resize_for_inference
 from .clip_augmentation import clip_augmentations, start_clip
@@ -137,11 +138,15 @@ class ClipMapper:
         start_clip(self.augmentations)
         tracks = [track for track in tracks if not track.get("iscrowd", 0)]
         images, patches, sizes = [], [], []
+        pixels, last = None, None
         for file, position in zip(files, frames, strict=True):
+            if pixels is None or file != last:  # frames of a still image, or of a short video, repeat
+                pixels, last = read_image(file, self.image_format), file
             visible = [row for row, track in enumerate(tracks) if _is_there(track["segmentations"][position])]
             annotations = [{**tracks[row], "segmentation": tracks[row]["segmentations"][position]} for row in visible]
             record = {"file_name": file, "annotations": annotations}
-            image = read_and_augment(record, sample, self.augmentations, self.image_format)
+            # A copy, because an augmentation may write into it.
+            image = read_and_augment(record, sample, self.augmentations, self.image_format, pixels=pixels.copy())
             images.append(image.to_tensor())
             if self.is_train:
                 masks = [EMPTY_PATCH] * len(tracks)

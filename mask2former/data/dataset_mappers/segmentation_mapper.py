@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
 from typing import Any, TypeAlias
 
+import numpy as np
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 
+from ..deferred_image import DeferredInput
 from ..image_io import IMAGE_FORMATS, check_image_size, read_image
 from .augmentations import resize_for_inference
 from .targets import AugmentedImage, Record, Targets
@@ -177,6 +180,7 @@ def read_and_augment(
     augmentations: Augmentations,
     image_format: str,
     targets: Targets | None = None,
+    pixels: np.ndarray | None = None,
 ) -> AugmentedImage:
     """Read the image of a record and augment it, together with the label map of the targets.
 
@@ -186,21 +190,23 @@ def read_and_augment(
         augmentations: applied in order.
         image_format: order of the channels, "RGB" or "BGR".
         targets: may read a label map.
+        pixels: what `read_image` returns for the file, if it is known.
 
     Raises:
         BadRecordError: the image or the label map cannot be used, or the sizes differ.
     """
     path = record.get("file_name", "")
-    pixels = read_image(path, image_format)
+    if pixels is None:
+        pixels = read_image(path, image_format)
     size = pixels.shape[:2]
     check_image_size(sample, size, path)
     chain = with_padding(augmentations, [])
     label_map = None
     if targets is not None:
         label_map = targets.label_map(record, size, _reads_label_map(chain))
-    inputs = T.AugInput(pixels, sem_seg=label_map)
-    transforms = chain(inputs)
-    return AugmentedImage(inputs.image, size, transforms, inputs.sem_seg)
+    inputs = DeferredInput(pixels, sem_seg=label_map)
+    transforms = inputs.augment(chain)
+    return AugmentedImage(inputs.pixels(), size, transforms, inputs.sem_seg)
 
 
 def check_image_format(image_format: str) -> None:
@@ -216,4 +222,10 @@ def check_image_format(image_format: str) -> None:
 def _reads_label_map(augmentation: T.Augmentation) -> bool:
     if isinstance(augmentation, T.AugmentationList):
         return any(map(_reads_label_map, augmentation.augs))
-    return "sem_seg" in inspect.signature(augmentation.get_transform).parameters
+    method = augmentation.get_transform
+    return "sem_seg" in _parameters(getattr(method, "__func__", method))
+
+
+@lru_cache(maxsize=256)
+def _parameters(function: Callable[..., Any]) -> Collection[str]:
+    return inspect.signature(function).parameters

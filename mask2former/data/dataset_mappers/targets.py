@@ -7,8 +7,9 @@ annotations, label maps, and panoptic PNG files.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -17,7 +18,6 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
-from scipy import ndimage
 
 from ...errors import BadRecordError
 from ...structures.masks import (
@@ -30,7 +30,8 @@ from ...structures.masks import (
     source_patch,
 )
 from ..image_io import read_label_map, read_panoptic_png
-from ..mask_transforms import move_patches, move_polygons, padding_mask
+from ..mask_transforms import IndexMap, index_map, move_patches, move_polygons, padding_mask, patches_by_id
+from ..shared_memory import shared_zeros
 
 Record = dict[str, Any]
 
@@ -56,14 +57,23 @@ class AugmentedImage:
         """Return height H and width W."""
         return self.pixels.shape[0], self.pixels.shape[1]
 
+    @cached_property
+    def lookup(self) -> IndexMap | None:
+        """Return the `index_map` of the transforms."""
+        return index_map(self.transforms, self.file_size)
+
     def padding_mask(self) -> torch.Tensor:
         """Return bool (H, W), True on padding: the pixels that no pixel of the file gave."""
-        return torch.from_numpy(padding_mask(self.transforms, self.file_size))
+        return padding_mask(self.transforms, self.file_size, self.lookup)
 
     def to_tensor(self) -> torch.Tensor:
         """Return the pixels as the model takes them, uint8 (3, H, W), contiguous."""
-        # copy() because torch does not take negative strides and warns of read-only arrays.
-        return torch.from_numpy(self.pixels.transpose(2, 0, 1).copy())
+        planes = self.pixels.transpose(2, 0, 1)
+        if planes.flags.c_contiguous and planes.flags.writeable:
+            return torch.from_numpy(planes)
+        tensor = shared_zeros(planes.shape, torch.uint8)
+        tensor.numpy()[...] = planes
+        return tensor
 
 
 class Targets(Protocol):
@@ -155,8 +165,8 @@ class InstanceTargets(Targets):
                     patches[index] = source_patch(segmentation, image.file_size)
             except SegmentationError as error:
                 raise BadRecordError(file, str(error), where) from error
-        drawn = move_polygons(list(polygons.values()), image.transforms, image.file_size, image.size)
-        moved = move_patches(list(patches.values()), image.transforms, image.file_size)
+        drawn = move_polygons(list(polygons.values()), image.transforms, image.file_size, image.size, image.lookup)
+        moved = move_patches(list(patches.values()), image.transforms, image.file_size, image.lookup)
         masks = dict(zip([*polygons, *patches], [*drawn, *moved], strict=True))
         return classes, [masks[index] for index in range(len(classes))]
 
@@ -183,7 +193,7 @@ class SemanticTargets(Targets):
         """Return "instances" and "sem_seg" int64 (H, W); see `Targets.entries`."""
         assert image.label_map is not None
         labels = image.label_map.astype(np.int64)
-        patches = _patches_by_id(labels)
+        patches = patches_by_id(labels)
         patches.pop(self.ignore_label, None)
         file = str(record["sem_seg_file_name"])
         classes = [check_class(label, self.num_classes, file, f"label {label}") for label in patches]
@@ -250,9 +260,9 @@ class PanopticTargets(Targets):
             return {}
         ids, segments = self._read_segments(record, image.file_size)
         segments = [segment for segment in segments if not segment.crowd]
-        patches_by_id = _patches_by_id(ids, {segment.id for segment in segments})
-        patches = [patches_by_id.get(segment.id, EMPTY_PATCH) for segment in segments]
-        moved = move_patches(patches, image.transforms, image.file_size)
+        found = patches_by_id(ids, {segment.id for segment in segments})
+        patches = [found.get(segment.id, EMPTY_PATCH) for segment in segments]
+        moved = move_patches(patches, image.transforms, image.file_size, image.lookup)
         classes = [segment.label for segment in segments]
         instances = make_instances(classes, moved, image.size, self.drop_empty)
         return {"instances": instances, "segments_info": [dict(entry) for entry in record["segments_info"]]}
@@ -298,7 +308,9 @@ def make_instances(
         classes, patches = [classes[index] for index in kept], [patches[index] for index in kept]
     instances = Instances(size)
     instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
-    instances.gt_masks = torch.from_numpy(paste(patches, size))
+    masks = shared_zeros((len(patches), *size), torch.bool)
+    paste(patches, size, masks.numpy())
+    instances.gt_masks = masks
     instances.gt_boxes = Boxes(boxes_from_patches(patches))
     return instances
 
@@ -394,18 +406,3 @@ def _check_same_size(file: str, pixels: np.ndarray, record: Record, size: tuple[
             file,
             f"is {list(pixels.shape)} (height, width), its image {record['file_name']} {list(size)}",
         )
-
-
-def _patches_by_id(ids: np.ndarray, requested: Collection[int] | None = None) -> dict[int, Patch]:
-    """Extract the mask of each id, or of those requested, from an id map int (H, W); in ascending order of ids."""
-    flat = ids.reshape(-1)
-    # Sort the ids of runs of equal pixels, which are fewer than the pixels.
-    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
-    present, ranks = np.unique(flat[starts], return_inverse=True)
-    ranks = np.repeat(ranks.reshape(-1), np.diff(starts, append=flat.size)).reshape(ids.shape)
-    slices = ndimage.find_objects(ranks + 1)
-    patches = {}
-    for rank, (label, (rows, columns)) in enumerate(zip(present.tolist(), slices, strict=True)):
-        if requested is None or label in requested:
-            patches[label] = Patch(rows.start, columns.start, ranks[rows, columns] == rank)
-    return patches

@@ -1,0 +1,45 @@
+"""A part of a resized image, without resizing the other parts: a crop after an enlargement needs few of its pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from detectron2.data import transforms as T
+from PIL import Image
+
+from .. import ops
+
+assert ops  # loads the compiled kernels
+
+
+def resizes_windows(transform: T.Transform, pixels: np.ndarray) -> bool:
+    """Return whether `resize_window` gives the result of a transform of an image: a bilinear resize, not lower.
+
+    False without compiled kernels.
+    """
+    return (
+        type(transform) is T.ResizeTransform
+        and transform.interp == Image.Resampling.BILINEAR
+        and pixels.dtype == np.uint8
+        and pixels.ndim == 3
+        and pixels.shape == (transform.h, transform.w, 3)
+        and transform.new_h >= transform.h > 0
+        and min(transform.new_w, transform.w) > 0
+        and hasattr(torch.ops.mask2former, "resize_window")
+    )
+
+
+def resize_window(pixels: np.ndarray, size: tuple[int, int], origin: tuple[int, int], out: torch.Tensor) -> None:
+    """Resize an image as Pillow does (bilinear), and write the pixels of a window of the result.
+
+    Args:
+        pixels: uint8 (h, w, 3), of any strides.
+        size: height and width of the complete result; the height is at least h.
+        origin: row and column of the result where the window begins.
+        out: receives the window, uint8 (3, H, W); contiguous in its rows.
+    """
+    backwards = [stride < 0 for stride in pixels.strides]  # torch takes no negative strides
+    base = pixels[tuple(slice(None, None, -1) if flag else slice(None) for flag in backwards)]
+    if not base.flags.writeable:  # torch warns of them
+        base = base.copy()
+    torch.ops.mask2former.resize_window(torch.from_numpy(base), backwards, list(size), list(origin), out)
