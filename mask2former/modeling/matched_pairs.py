@@ -69,7 +69,7 @@ class Pairs:
         images, layers, width = solution.shape
         matched = np.minimum(counts, queries)
         # The matched objects of a prediction come first, in the order of their queries, as SciPy gives them.
-        query, target = torch.where(solution < 0, queries, solution).sort(-1)
+        query, target = solution.masked_fill(solution < 0, queries).sort(-1)
         each = np.repeat(matched, layers)
         prediction = np.repeat(np.arange(images * layers), each)  # image by image, layer by layer
         rank = np.arange(len(prediction)) - np.repeat(np.cumsum(each) - each, each)

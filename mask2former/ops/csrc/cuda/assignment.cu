@@ -87,7 +87,7 @@ __global__ void assignment_kernel(const __grid_constant__ Assignment call, bool 
   const int count = static_cast<int>(given < 0 ? 0 : given > call.objects ? call.objects : given);
   int64_t* out = call.out + static_cast<int64_t>(blockIdx.x) * call.objects;
   for (int n = threadIdx.x; n < call.objects; n += kThreads) out[n] = -1;
-  // The shorter side takes turns, the longer one is searched.
+  // What there is less of takes turns, the other is searched.
   const bool objects_are_rows = count <= call.queries;
   const int rows = objects_are_rows ? count : call.queries, columns = objects_are_rows ? call.queries : count;
   if (rows == 0) return;
@@ -132,8 +132,8 @@ cudaError_t linear_assignment(const Assignment& call, int device, cudaStream_t s
   int available = 0;
   cudaError_t error = cudaDeviceGetAttribute(&available, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error != cudaSuccess) return error;
-  // Room for any count: with fewer objects than queries, rows and columns change sides, and the row of odd length that
-  // each may have more than its columns is one float.
+  // Room for any count: a problem with fewer objects has no more rows and columns than these, and the odd pitch adds at
+  // most one float a row.
   const size_t state = Assigning::bytes(rows, columns);
   const size_t table = (static_cast<size_t>(call.queries) * call.objects + columns) * sizeof(float);
   const size_t kept = sizeof(Nearest) * 2 * (kThreads / 32);  // the static part
