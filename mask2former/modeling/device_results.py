@@ -31,8 +31,9 @@ from ..ops.mask_results import (
 from ..structures.packed_masks import PackedMasks
 from ..structures.task import Task
 from .device_transfer import to_device
+from .label_maps import label_type
 from .mask_resizing import Size
-from .result_rules import Settings, best_pairs, label_type, panoptic_segments
+from .result_rules import Settings, best_pairs, panoptic_segments
 
 # Devices that compute results this way.
 _DEVICES = {"cuda"}
