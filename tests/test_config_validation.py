@@ -69,6 +69,7 @@ def test_no_task_switched_on() -> None:
     [
         (PER_PIXEL, ["MODEL.META_ARCHITECTURE", "MaskFormer"], "MODEL.META_ARCHITECTURE 'SemanticSegmentor'"),
         (PER_PIXEL, ["MODEL.SEM_SEG_HEAD.NAME", "MaskFormerHead"], "MODEL.META_ARCHITECTURE 'MaskFormer'"),
+        (PANOPTIC, ["TEST.AUG.ENABLED", True, "TEST.SEMANTIC_SCORES", False], "set TEST.SEMANTIC_SCORES True"),
         (PER_PIXEL, ["MODEL.MASK_FORMER.TEST.INSTANCE_ON", True], "INSTANCE_ON and PANOPTIC_ON to False"),
         (PER_PIXEL, ["MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 0], "MODEL.SEM_SEG_HEAD.IGNORE_VALUE 255"),
         (PANOPTIC, ["MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE", "res5"], "'multi_scale_pixel_decoder'"),

@@ -98,6 +98,19 @@ def test_more_detections_than_pairs_is_fine() -> None:
         assert len(model([record(64, 64, 0)])[0]["instances"]) == 10
 
 
+def test_classes_instead_of_semantic_scores() -> None:
+    config, batch = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml", [record(64, 96, 0), record(50, 70, 0)]
+    model = tiny(config).eval()
+    with torch.no_grad():
+        scores = model(batch)
+        model.semantic_scores = False
+        classes = model(batch)
+    for a, b in zip(scores, classes, strict=True):
+        assert b["sem_seg"].dtype == torch.uint8 and torch.equal(b["sem_seg"], a["sem_seg"].argmax(0).byte())
+        assert torch.equal(a["panoptic_seg"][0], b["panoptic_seg"][0])
+    assert not tiny(config, "TEST.SEMANTIC_SCORES", False).settings.semantic_scores
+
+
 def test_training_without_instances_names_the_file_and_the_key() -> None:
     model = tiny("nuclei/maskformer2_R50.yaml").train()
     broken = record(64, 64, 1)

@@ -58,6 +58,24 @@ def test_threshold_drops_instances_and_segments() -> None:
     ]
 
 
+def test_classes_instead_of_scores_give_the_same_result() -> None:
+    output = StubModel(ALL_PARTS).answer(H, W)
+    image, classes = np.zeros((H, W, 3), np.uint8), output | {"sem_seg": output["sem_seg"].argmax(0).to(torch.uint8)}
+    for labels in (classes, output | {"sem_seg": classes["sem_seg"].int()}):
+        found = Result.from_output(image, labels, CLASSES).semantic
+        assert found is not None and found.dtype == np.uint8
+        np.testing.assert_array_equal(found, Result.from_output(image, output, CLASSES).semantic)
+
+
+def test_areas_of_segments_are_those_of_the_model_or_counted() -> None:
+    ids, segments = StubModel(ALL_PARTS).answer(H, W)["panoptic_seg"]
+    assert not any("area" in segment for segment in segments)
+    said = [segment | {"area": 100 + i} for i, segment in enumerate(segments)]
+    for info, areas in ((segments, [30, 1]), (said, [100, 101]), ([said[0], segments[1]], [30, 1])):
+        found = Result.from_output(np.zeros((H, W, 3), np.uint8), {"panoptic_seg": (ids, info)}, CLASSES).panoptic
+        assert found is not None and [segment.area for segment in found.segments] == areas
+
+
 def test_output_without_results_is_explained() -> None:
     with pytest.raises(ValueError, match="PANOPTIC"):
         Result.from_output(np.zeros((2, 2, 3), np.uint8), {"other": 1}, CLASSES)

@@ -24,10 +24,10 @@ from detectron2.utils.logger import create_small_table
 from PIL import Image, UnidentifiedImageError
 
 from ..data.image_files import opened_image
+from ..modeling.label_maps import first_highest
 from ..utils.tables import side_by_side
 from .cityscapes_scripts import Additions, load_script, script_errors, script_settings
 from .gathering import gather_parts
-from .semantic_evaluation import first_highest
 
 logger = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..data.image_io import read_label_map
 from ..errors import BadRecordError, first_few
+from ..modeling.label_maps import first_highest
 from ..structures.rle import encode_label_map
 from ..utils.atomic_file import atomic_write
 from ..utils.file_io import write_json
@@ -30,34 +31,6 @@ from .panoptic_quality import ImageMatches
 from .semantic_pq import class_matches, quality_metrics
 
 logger = logging.getLogger(__name__)
-
-_PIECE = 1 << 15  # pixels: their scores for one class, 128 KiB, fit in the cache
-
-
-def first_highest(scores: Tensor) -> Tensor:
-    """Return the class of each pixel, (K, h, w) scores -> (h, w), equal to `scores.argmax(dim=0)`.
-
-    On a CPU `argmax` dominates the time of semantic evaluation, so classes are compared there one by one, in pieces
-    that stay in the cache.
-    """
-    simple = scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64) and len(scores) <= 256
-    if not simple:
-        return scores.argmax(dim=0).to(torch.int16 if len(scores) <= 1 << 15 else torch.int64)
-    values = scores.detach().numpy().reshape(len(scores), -1)
-    classes = np.zeros(values.shape[1], dtype=np.uint8)
-    for start in range(0, values.shape[1], _PIECE):
-        piece, selected = values[:, start : start + _PIECE], classes[start : start + _PIECE]
-        best = piece[0].copy()
-        higher = np.empty(len(best), dtype=bool)
-        marks = higher.view(np.uint8)
-        for label in range(1, len(piece)):
-            np.greater(piece[label], best, out=higher)
-            np.multiply(marks, np.uint8(label), out=marks)
-            np.maximum(selected, marks, out=selected)
-            np.maximum(best, piece[label], out=best)
-        if np.isnan(best).any():  # argmax takes the first NaN
-            selected[:] = piece.argmax(axis=0)
-    return torch.from_numpy(classes.reshape(scores.shape[1:]))
 
 
 class LabelError(ValueError):

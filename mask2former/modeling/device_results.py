@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from ..ops import backend
 from ..ops.mask_results import (
     MAX_CLASSES,
     MAX_MASKS,
@@ -31,8 +32,9 @@ from ..ops.mask_results import (
 from ..structures.packed_masks import PackedMasks
 from ..structures.task import Task
 from .device_transfer import to_device
+from .label_maps import label_type
 from .mask_resizing import Size
-from .result_rules import Settings, best_pairs, label_type, panoptic_segments
+from .result_rules import Settings, best_pairs, panoptic_segments
 
 # Devices that compute results this way.
 _DEVICES = {"cuda"}
@@ -43,7 +45,12 @@ _PINNED = 2**24
 
 
 def are_possible(class_scores: Tensor, mask_logits: Tensor, size: Size) -> bool:
-    """Return whether results can be made this way: on a GPU, of sizes that the ops take, without gradients."""
+    """Return whether results can be made this way: on a GPU, of sizes that the ops take, without gradients.
+
+    Without compiled ops it would take longer than by parts, because each result resizes the masks again.
+    """
+    if mask_logits.is_cuda and backend("cuda") != "compiled":
+        return False
     if mask_logits.device.type not in _DEVICES or not takes(mask_logits, size) or class_scores.shape[1] > MAX_MASKS:
         return False
     return not (torch.is_grad_enabled() and (class_scores.requires_grad or mask_logits.requires_grad))

@@ -19,8 +19,9 @@ from ..structures.masks import Patch, boxes_from_masks, boxes_from_patches
 from ..structures.task import Task
 from .device_results import DeviceResults, are_possible
 from .device_transfer import to_cpu, to_device
+from .label_maps import first_highest, label_type, labels_of_masks
 from .mask_resizing import ResizedMasks, Size
-from .result_rules import Settings, best_pairs, label_type, panoptic_segments
+from .result_rules import Settings, best_pairs, panoptic_segments
 
 # Masks that are resized together have about this many pixels.
 _CHUNK = 2**25
@@ -92,6 +93,9 @@ def _by_parts(
     }
     parts |= {task: _Own(len(class_scores), compute) for task, compute in own.items() if task in s.tasks}
     size = output if s.at_output_size else image
+    semantic = parts.get(Task.SEMANTIC)
+    if isinstance(semantic, _Semantic):
+        semantic.labels_only = not s.semantic_scores and size == output
     selected = sorted(set().union(*(part.queries for part in parts.values())))
     for part in parts.values():
         part.start(size)
@@ -99,13 +103,10 @@ def _by_parts(
         for part in parts.values():
             part.add(queries, masks)
     results: dict[str, Any] = {task.output: part.finish() for task, part in parts.items()}
-    if Task.SEMANTIC in s.tasks:
-        scores = results[Task.SEMANTIC.output]
-        if size != output:
-            scores = F.interpolate(scores[None], output, mode="bilinear", align_corners=False)[0]
-        if not s.semantic_scores and Task.SEMANTIC not in own:
-            scores = scores.argmax(0).to(label_type(len(scores)))
-        results[Task.SEMANTIC.output] = scores
+    if Task.SEMANTIC in s.tasks and size != output:
+        scores = F.interpolate(results[Task.SEMANTIC.output][None], output, mode="bilinear", align_corners=False)[0]
+        wanted = s.semantic_scores or Task.SEMANTIC in own
+        results[Task.SEMANTIC.output] = scores if wanted else first_highest(scores).to(label_type(len(scores)))
     return results
 
 
@@ -183,16 +184,27 @@ class _Semantic:
     def __init__(self, class_scores: Tensor, host_scores: Tensor, s: Settings) -> None:
         self.scores = class_scores[:, :-1].float()
         self.queries: Sequence[int] = range(len(class_scores))
+        self.labels_only = False  # `finish` returns the best class (h, w), not scores (K, h, w)
 
     def start(self, size: Size) -> None:
-        self.result = self.scores.new_zeros(self.scores.shape[1], *size)
+        self.size = size
+        self.result: Tensor | None = None
 
     def add(self, queries: Sequence[int], masks: ResizedMasks) -> None:
+        if self.labels_only and len(queries) == len(self.queries):
+            self.result = labels_of_masks(self.scores, masks.complete)
+            return
+        if self.result is None:
+            self.result = self.scores.new_zeros(self.scores.shape[1], *self.size)
         # Semantic segmentation uses every query, so a chunk is a contiguous range of queries.
         scores = self.scores[queries[0] : queries[-1] + 1]
         self.result.flatten(1).addmm_(scores.T, masks.complete.sigmoid().flatten(1))
 
     def finish(self) -> Tensor:
+        if self.result is None:  # no queries
+            self.result = self.scores.new_zeros(self.scores.shape[1], *self.size)
+        if self.labels_only and self.result.dim() == 3:
+            self.result = first_highest(self.result).to(label_type(len(self.result)))
         return self.result
 
 

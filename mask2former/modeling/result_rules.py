@@ -6,10 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..structures.classes import VOID
 from ..structures.task import Task
 
 
@@ -65,11 +63,6 @@ def best_pairs(scores: Tensor, topk: int) -> tuple[Tensor, Tensor, Tensor]:
     flat = scores[:, :-1].flatten()
     best, index = flat.topk(min(topk, len(flat)))
     return best, index % classes, index // classes
-
-
-def label_type(classes: int) -> torch.dtype:
-    """Return the type of a map of class indices: uint8 where `VOID` remains free, else int32."""
-    return torch.uint8 if classes <= VOID else torch.int32
 
 
 def panoptic_segments(

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mask2former.errors import BadRecordError
-from mask2former.evaluation import SemanticEvaluator, semantic_evaluation
-from mask2former.evaluation.semantic_evaluation import confusion_matrix, first_highest, semantic_metrics
+from mask2former.evaluation import SemanticEvaluator
+from mask2former.evaluation.semantic_evaluation import confusion_matrix, semantic_metrics
 
 
 def oracle(truth: np.ndarray, predicted: np.ndarray, classes: int, ignore: int) -> dict[str, float]:
@@ -69,20 +69,6 @@ def test_out_of_range_labels() -> None:
         confusion_matrix(ok, ok + 3, 3, 255)
     with pytest.raises(ValueError, match="ground truth is"):
         confusion_matrix(ok, ok[1:], 3, 255)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_first_highest_is_argmax(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(semantic_evaluation, "_PIECE", 50)  # the image in three pieces
-    generator = torch.Generator().manual_seed(0)
-    scores = torch.randint(-3, 3, (7, 11, 13), generator=generator).to(dtype)  # many ties
-    assert (first_highest(scores).long() == scores.argmax(0)).all()
-    scores[2, 4] = math.nan
-    scores[5, :, 3] = math.nan
-    scores[:, 10] = -math.inf
-    assert (first_highest(scores).long() == scores.argmax(0)).all()
-    many = torch.rand(300, 3, 4, generator=generator).to(dtype)
-    assert (first_highest(many).long() == many.argmax(0)).all()
 
 
 CLASSES = ["sky", "road", "car", "never"]
