@@ -27,6 +27,7 @@ from ..config import micro_batch_size
 from ..config_values import BUILDERS, check_builders
 from ..evaluation import build_evaluator
 from ..model_source import dataset_classes, store_classes
+from ..modeling.checkpointing import checkpoint_parts
 from ..utils.console import FILE_ONLY, file_only
 from .best_model import BestModel
 from .data_parallel import distribute
@@ -112,6 +113,7 @@ class Trainer(TrainerState, TrainerEvaluation, TrainerData):
         self._stop_signal = StopSignal()
 
         model = self.build_model(cfg)
+        checkpoint_parts(model, cfg.MODEL.CHECKPOINTING)
         self.optimizer = self.build_optimizer(cfg, model)
         self.scheduler = self.build_lr_scheduler(cfg, self.optimizer)
         self.model = distribute(
