@@ -7,6 +7,7 @@ import contextlib
 import logging
 import multiprocessing
 import multiprocessing.connection
+import os
 import signal
 import sys
 import traceback
@@ -143,6 +144,8 @@ def _child(
 ) -> None:
     # A spawned process would spawn its data workers too: each would import everything and get a copy of the records.
     multiprocessing.set_start_method(start_method, force=True)
+    if "OMP_NUM_THREADS" not in os.environ:  # torchrun limits threads, too: each rank would take all cores
+        torch.set_num_threads(max(1, torch.get_num_threads() // args.num_gpus))
     place = Place(
         rank=args.machine_rank * args.num_gpus + local_rank,
         world_size=args.num_machines * args.num_gpus,

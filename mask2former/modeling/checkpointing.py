@@ -93,6 +93,8 @@ def _recomputed(base: type[nn.Module]) -> type[nn.Module]:
             call = super().__call__
             if not (self.training and torch.is_grad_enabled()):
                 return call(*arguments, **keywords)
+            if torch.compiler.is_compiling():  # compiled code changes statistics once, and takes no such contexts
+                return checkpoint(call, *arguments, use_reentrant=False, **keywords)
             contexts = functools.partial(_contexts, self)
             return checkpoint(call, *arguments, use_reentrant=False, context_fn=contexts, **keywords)
 
