@@ -75,10 +75,17 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
         {
             "ALLOW_PARTIAL_WEIGHTS": False,  # evaluate and predict though weights are missing
             "COMPILE": "auto",  # how the network is run: off, graph, compile
+            "CHECKPOINTING": [],  # of backbone, pixel_decoder, transformer_decoder: computed twice in training
         },
     )
-    # The second is detectron2's, which reads it without declaring it.
-    _defaults(cfg.DATALOADER, {"SKIP_BAD_RECORDS": False, "RANDOM_SUBSET_RATIO": 1.0})  # ours
+    _defaults(
+        cfg.DATALOADER,
+        {
+            "SKIP_BAD_RECORDS": False,  # ours
+            "RANDOM_SUBSET_RATIO": 1.0,  # detectron2's, which reads it without declaring it
+            "BALANCE_OBJECTS": False,  # ours: images with about as many objects go to all ranks at the same time
+        },
+    )
     _defaults(
         cfg.TEST,  # ours
         {
@@ -136,6 +143,7 @@ def _add_solver(cfg: CfgNode) -> None:
             "OPTIMIZER": "ADAMW",
             "BACKBONE_MULTIPLIER": 0.1,
             "ACCUMULATION_STEPS": 1,  # ours
+            "GRADIENT_REDUCTION": "fp32",  # ours: or bf16, the format in which gradients go from rank to rank
             "MAX_NONFINITE_STEPS": 10,  # ours
             "EMA_DECAY": 0.0,  # ours
             "EARLY_STOP_PATIENCE": 0,  # ours: evaluations without improvement after which a training ends; 0: never

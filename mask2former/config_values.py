@@ -209,6 +209,7 @@ MODEL_RULES: dict[str, Rule] = {
 _CROPS = ("relative", "relative_range", "absolute", "absolute_range")
 
 TRAINING_RULES: dict[str, Rule] = {
+    "MODEL.CHECKPOINTING": items(one_of("backbone", "pixel_decoder", "transformer_decoder"), least=0),
     "INPUT.MIN_SIZE_TRAIN": items(_shortest_edge),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": one_of("choice", "range", "choice_by_clip", "range_by_clip"),
     "INPUT.MAX_SIZE_TRAIN": _pixels,
@@ -251,6 +252,7 @@ TRAINING_RULES: dict[str, Rule] = {
     "SOLVER.CHECKPOINT_PERIOD": integer(0),
     "SOLVER.IMS_PER_BATCH": integer(1, 1_000_000),
     "SOLVER.ACCUMULATION_STEPS": integer(1, 1_000_000),
+    "SOLVER.GRADIENT_REDUCTION": one_of("fp32", "bf16"),
     "SOLVER.REFERENCE_WORLD_SIZE": integer(0, 1_000_000),
     "SOLVER.MAX_NONFINITE_STEPS": integer(0),
     "SOLVER.EMA_DECAY": _rate,

@@ -14,11 +14,12 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.samplers import InferenceSampler, RepeatFactorTrainingSampler
 from detectron2.utils import comm
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from ..config import micro_batch_size
 from ..errors import BadRecordError
 from ..utils.hints import did_you_mean
+from .balancing import BalancedBatches, object_counts
 from .clip_records import by_track, holds_videos, load_clip_records
 from .dataset_mappers import build_mapper
 from .dataset_mappers.clip_mappers import MixedClipDatasetMapper
@@ -27,7 +28,7 @@ from .datasets import register_from_config
 from .image_io import image_size
 from .learnable import Finding, check_label_maps, check_objects, check_segments, why_no_objects
 from .mapped_dataset import Mapper, Sample, TestRecords, TrainingRecords
-from .sampler import IndexStream, TrainingBatches
+from .sampler import Draw, IndexStream, TrainingBatches
 
 logger = logging.getLogger(__name__)
 
@@ -70,15 +71,20 @@ def build_train_loader(
     if seed is None:
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     workers = cfg.DATALOADER.NUM_WORKERS
-    batches = TrainingBatches(
-        IndexStream(_repeats(cfg, tracks, seed), seed),
-        batch_size,
-        rank=comm.get_rank(),
-        world_size=comm.get_world_size(),
-        start_batch=start_iteration * cfg.SOLVER.ACCUMULATION_STEPS,
+    stream = IndexStream(_repeats(cfg, tracks, seed), seed)
+    settings: dict[str, Any] = {
+        "rank": comm.get_rank(),
+        "world_size": comm.get_world_size(),
+        "start_batch": start_iteration * cfg.SOLVER.ACCUMULATION_STEPS,
         # A batch of one has one orientation anyway.
-        groups=_orientations(records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING and batch_size > 1 else None,
-    )
+        "groups": _orientations(records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING and batch_size > 1 else None,
+    }
+    objects = _objects_to_balance(tracks) if cfg.DATALOADER.BALANCE_OBJECTS and comm.get_world_size() > 1 else None
+    batches: Sampler[list[Draw]]
+    if objects is None:
+        batches = TrainingBatches(stream, batch_size, **settings)
+    else:
+        batches = BalancedBatches(stream, objects, batch_size, **settings)
     mapper = mapper if mapper is not None else build_mapper(cfg, True)
     _check_learnable(tracks, mapper, cfg.DATASETS.TRAIN)
     skip_bad = cfg.DATALOADER.SKIP_BAD_RECORDS
@@ -232,6 +238,14 @@ def _repeats(cfg: CfgNode, records: list[dict[str, Any]], seed: int) -> np.ndarr
         repeats[np.random.default_rng(seed).permutation(len(records))[:count]] = 1
         return repeats
     raise ValueError(f"DATALOADER.SAMPLER_TRAIN {name!r} is not one of {', '.join(SAMPLERS)}")
+
+
+def _objects_to_balance(records: list[dict[str, Any]]) -> np.ndarray | None:
+    """Return the number of objects of each record, int64 (N,); None, with a warning, if no record has objects."""
+    counts = object_counts(records)
+    if counts is None:
+        logger.warning("DATALOADER.BALANCE_OBJECTS has no effect: the records have no objects")
+    return counts
 
 
 def _orientations(records: list[dict[str, Any]]) -> np.ndarray | None:

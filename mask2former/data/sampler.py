@@ -53,6 +53,10 @@ class IndexStream:
 
     def draws(self, start: int, step: int) -> Iterator[Draw]:
         """Yield the draws at positions start, start + step, start + 2 step, ... without end."""
+        return (draw for _, draw in self.draws_of_epochs(start, step))
+
+    def draws_of_epochs(self, start: int, step: int) -> Iterator[tuple[int, Draw]]:
+        """Yield the same draws, each after the number of its epoch."""
         epoch, first = 0, 0  # number of the epoch, and its first position
         if self._constant:
             size = int(self.repeats.sum())
@@ -62,7 +66,7 @@ class IndexStream:
         while True:
             indices = self.epoch(epoch)
             while position < first + len(indices):
-                yield Draw(int(indices[position - first]), position)
+                yield epoch, Draw(int(indices[position - first]), position)
                 position += step
             first += len(indices)
             epoch += 1

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import multiprocessing
 import multiprocessing.connection
+import os
 import signal
 import sys
 import traceback
@@ -125,14 +126,26 @@ def _start_ranks(main: Callable[[argparse.Namespace], object], args: argparse.Na
     # Served here: the port is taken before it is told, and the store outlives a rank that fails.
     store = _open_store(host, port, serve=args.machine_rank == 0)
     with passed_on_to_children() as received:
-        started = mp.start_processes(_child, args=(main, args, host, store.port), nprocs=args.num_gpus, join=False)
+        method = multiprocessing.get_start_method()
+        started = mp.start_processes(
+            _child, args=(main, args, host, store.port, method), nprocs=args.num_gpus, join=False
+        )
         status = _wait_for(started.processes, failures_in(store))
     return 128 + received[0] if received and not status else status
 
 
 def _child(
-    local_rank: int, main: Callable[[argparse.Namespace], object], args: argparse.Namespace, host: str, port: int
+    local_rank: int,
+    main: Callable[[argparse.Namespace], object],
+    args: argparse.Namespace,
+    host: str,
+    port: int,
+    start_method: str,
 ) -> None:
+    # A spawned process would spawn its data workers too: each would import everything and get a copy of the records.
+    multiprocessing.set_start_method(start_method, force=True)
+    if "OMP_NUM_THREADS" not in os.environ:  # torchrun limits threads, too: each rank would take all cores
+        torch.set_num_threads(max(1, torch.get_num_threads() // args.num_gpus))
     place = Place(
         rank=args.machine_rank * args.num_gpus + local_rank,
         world_size=args.num_machines * args.num_gpus,

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model
+from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine import hooks as d2_hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
@@ -27,9 +27,11 @@ from ..config import micro_batch_size
 from ..config_values import BUILDERS, check_builders
 from ..evaluation import build_evaluator
 from ..model_source import dataset_classes, store_classes
+from ..modeling.checkpointing import checkpoint_parts
 from ..utils.console import FILE_ONLY, file_only
 from .best_model import BestModel
 from .compilation import compile_if_worthwhile
+from .data_parallel import distribute
 from .distributed import check_same_start
 from .early_stop import EarlyStopHook
 from .ema import WeightAverage
@@ -113,13 +115,15 @@ class Trainer(TrainerState, TrainerEvaluation, TrainerData):
 
         model = self.build_model(cfg)
         compile_if_worthwhile(cfg, model)
+        checkpoint_parts(model, cfg.MODEL.CHECKPOINTING)
         self.optimizer = self.build_optimizer(cfg, model)
         self.scheduler = self.build_lr_scheduler(cfg, self.optimizer)
-        self.model = create_ddp_model(
+        self.model = distribute(
             model.train(),
-            broadcast_buffers=False,
             find_unused_parameters=self.find_unused_parameters,
-            device_ids=[comm.get_local_rank()] if next(model.parameters()).is_cuda else None,
+            # An override may call the model in other ways.
+            static_graph=cfg.SOLVER.ACCUMULATION_STEPS == 1 and type(self).run_step is Trainer.run_step,
+            reduction=cfg.SOLVER.GRADIENT_REDUCTION,
         )
         # After DistributedDataParallel has given all ranks the same weights.
         self.weight_average = WeightAverage(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY > 0 else None

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_setup
 from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from ..checkpoint.directory import has_checkpoint
@@ -63,12 +64,33 @@ def setup(args: argparse.Namespace) -> CfgNode:
             _SETUP_LOCKS[cfg.OUTPUT_DIR] = training_lock(cfg.OUTPUT_DIR)
     _setup_log(cfg.OUTPUT_DIR)
     with file_only(), _config_kept(cfg, args.eval_only) if args.resume or args.eval_only else contextlib.nullcontext():
-        default_setup(cfg, args)
+        _describe_run(cfg, args)
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
+    if not args.eval_only:
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     if note:
         logger.info("%s", note)
     for warning in config_warnings(cfg) if not args.eval_only and comm.is_main_process() else ():
         logger.warning("%s", warning)
     return cfg
+
+
+def _describe_run(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Write environment, arguments and config to the log, and config.yaml, of rank 0.
+
+    detectron2's `default_setup` does so on every rank, which costs each of them programs that it starts to look at
+    compiled libraries, and several dumps of the config.
+    """
+    logger.info("Rank %d of %d.", comm.get_rank(), comm.get_world_size())
+    if not comm.is_main_process():
+        return
+    logger.info("Environment info:\n%s", collect_env_info())
+    logger.info("Command line arguments: %s", args)
+    if args.config_file:
+        logger.info("Contents of %s:\n%s", args.config_file, Path(args.config_file).read_text(encoding="utf-8"))
+    content = cfg.dump()
+    logger.info("Running with full config:\n%s", content)
+    write_bytes(Path(cfg.OUTPUT_DIR, "config.yaml"), content.encode())
 
 
 _ACCEPTED_LATER: dict[str, str] = {}  # OUTPUT_DIR -> config.yaml of a resumed training
@@ -120,7 +142,6 @@ def check_device(cfg: CfgNode) -> None:
 def _setup_log(directory: str) -> None:
     rank = comm.get_rank()
     setup_logger(directory, distributed_rank=rank, name=PACKAGE, abbrev_name="m2f")
-    # As `default_setup` calls them, which then adds no handlers: detectron2 remembers the arguments.
     setup_logger(directory, distributed_rank=rank, name="fvcore")
     setup_logger(directory, distributed_rank=rank)
     setup_console()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,6 +111,18 @@ def read_json_object(path: str, lists: Sequence[str] = ()) -> dict[str, Any]:
     return content
 
 
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the collector of cycles, which JSON does not have, from looking through millions of new objects."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def parse_json(path: str) -> Any:
     """Read a JSON file in UTF-8, with or without byte order mark.
 
@@ -120,7 +134,7 @@ def parse_json(path: str) -> Any:
         path = expand_home(path)
         if is_special(path):
             raise BadRecordError(path, "is a pipe or device, not a JSON file")
-        with open_path(path, "r", encoding="utf-8-sig") as file:
+        with open_path(path, "r", encoding="utf-8-sig") as file, _no_collection():
             return json.load(file)
     except BadRecordError:
         raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
-from detectron2.engine import create_ddp_model
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from detectron2.utils import comm
@@ -17,8 +18,10 @@ from tiny_training import TinyModel, TinyTrainer, tiny_config
 from torch import nn
 
 from mask2former.config import load_config
+from mask2former.engine.data_parallel import distribute
 from mask2former.engine.rank_group import drop_groups
 from mask2former.evaluation.gathering import gather_parts
+from mask2former.modeling.checkpointing import PARTS, checkpoint_parts
 
 TINY_MASK_FORMER = [
     *("MODEL.DEVICE", "cpu", "MODEL.TIMM.NAME", "mobilenetv3_small_050", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "32"),
@@ -119,7 +122,7 @@ def image(objects: int) -> dict[str, Any]:
 def images_without_objects_are_no_obstacle(rank: int, directory: str) -> None:
     """On one process, on both, and more objects than queries: no hang, every gradient there and the same."""
     cfg = load_config("nuclei/maskformer2_efficientnet_lite0.yaml", TINY_MASK_FORMER)
-    model = create_ddp_model(build_model(cfg).train(), broadcast_buffers=False, device_ids=None)
+    model = distribute(build_model(cfg).train())
     for counts in ((2, 0), (0, 0), (0, 12)):
         model.zero_grad()
         losses = model([image(counts[rank]), image(0)])
@@ -131,3 +134,59 @@ def images_without_objects_are_no_obstacle(rank: int, directory: str) -> None:
                 assert parameter.grad is not None, name
                 norms = comm.all_gather(float(parameter.grad.norm()))
                 assert norms[0] == norms[1], (name, norms)
+
+
+def gradients_do_not_depend_on_the_way_of_reduction(rank: int, directory: str) -> None:
+    """Static graph, checkpointing and accumulation give the mean over the ranks, in each iteration; bf16 rounds it."""
+    cfg = load_config("nuclei/maskformer2_efficientnet_lite0.yaml", TINY_MASK_FORMER)
+    plain = build_model(cfg).train()
+    comm.synchronize()
+    for value in [*plain.parameters(), *plain.buffers()]:
+        dist.broadcast(value.data, 0)
+    batches = [[image(2 + rank)], [image(3 - rank)], [image(1)]]
+    expected = [_mean_gradients(plain, [batch]) for batch in batches]
+    for find, static, recompute, reduction in (
+        (False, True, False, "fp32"),
+        (False, False, True, "fp32"),
+        (True, True, False, "fp32"),
+        (False, True, True, "fp32"),
+        (False, True, False, "bf16"),
+    ):
+        copied = copy.deepcopy(plain)
+        if recompute:
+            checkpoint_parts(copied, PARTS)
+        model = distribute(copied, find_unused_parameters=find, static_graph=static, reduction=reduction)
+        for batch, gradients in zip(batches, expected, strict=True):
+            found = _gradients(model, [batch])
+            if reduction == "bf16":  # gradients that nearly cancel have any error relative to their sum
+                size = torch.nn.utils.get_total_norm(gradients.values())
+                error = torch.nn.utils.get_total_norm([found[f"module.{n}"] - x for n, x in gradients.items()])
+                assert 0 < error < 2**-6 * size, (error, size)
+                continue
+            for name, gradient in gradients.items():
+                torch.testing.assert_close(found[f"module.{name}"], gradient, rtol=1e-5, atol=1e-6, msg=name)
+    model = distribute(copy.deepcopy(plain), static_graph=False)
+    accumulated = _mean_gradients(plain, batches[:2])
+    for _ in range(2):
+        found = _gradients(model, batches[:2])
+        for name, gradient in accumulated.items():
+            torch.testing.assert_close(found[f"module.{name}"], gradient, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def _gradients(model: nn.Module, batches: list[list[dict[str, Any]]]) -> dict[str, torch.Tensor]:
+    """Gradients of micro-batches, with the same random numbers in each call."""
+    model.zero_grad()
+    for number, batch in enumerate(batches):
+        torch.manual_seed(number)
+        last = number == len(batches) - 1
+        with contextlib.nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync():
+            sum(model(batch).values()).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def _mean_gradients(model: nn.Module, batches: list[list[dict[str, Any]]]) -> dict[str, torch.Tensor]:
+    found = _gradients(copy.deepcopy(model), batches)
+    for gradient in found.values():
+        dist.all_reduce(gradient)
+        gradient /= 2
+    return found

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from tiny_training import start, tiny_config
 
@@ -78,6 +79,35 @@ def test_two_processes_equal_one(tmp_path: Path, launcher: str) -> None:
     assert (tmp_path / "two" / "exit_0").exists() and (tmp_path / "two" / "exit_1").exists()  # atexit ran
     resumed = run_two(tmp_path, launcher, tmp_path / "two", "--resume")
     assert resumed.returncode == 0, resumed.stderr
+
+
+@pytest.mark.slow
+def test_two_machines_of_one_process_train_as_one(tmp_path: Path) -> None:
+    """Two agents of torchrun, as GETTING_STARTED.md starts them on two machines; they meet in a free port."""
+    import two_processes
+
+    alone = start(tiny_config(tmp_path / "one", *two_processes.KEYS), trainer_class=two_processes.HalfTrainer)
+    alone.train()
+    command, environment = prepare_two(tmp_path, "torchrun", tmp_path / "two")
+    # Kept open while the agents run, so that the port cannot go to somebody else: they are clients of this store.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "test"]
+    place += ["--rdzv-endpoint", f"127.0.0.1:{store.port}", "--rdzv-conf", "is_host=0", "--local-addr", "127.0.0.1"]
+    index = command.index("--nproc-per-node")
+    command[index : index + 3] = place
+    agents = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(2)
+    ]
+    try:
+        texts = [agent.communicate()[0] for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
+    assert [agent.returncode for agent in agents] == [0, 0], texts
+    one, two = (load_file(tmp_path / name / "model_final.safetensors") for name in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
 @pytest.mark.slow

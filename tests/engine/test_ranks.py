@@ -19,6 +19,7 @@ import torch.multiprocessing as mp
         rank_checks.averages_begin_with_the_common_weights,
         rank_checks.a_checkpoint_that_one_process_lacks_is_an_error,
         rank_checks.images_without_objects_are_no_obstacle,
+        rank_checks.gradients_do_not_depend_on_the_way_of_reduction,
     ],
 )
 def test_two_processes(check: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
