@@ -43,7 +43,7 @@ def run(args: argparse.Namespace, config: str) -> Report:
     with _quiet():
         eager = cfg.clone()
         set_compile(eager, "off")
-        works = _works(args, eager)
+        works = _works(args, eager, counted=True)
         costs = {name: cost(works[name]) for name in (NETWORK, RESULTS)}
         costs[SEGMENTER] = costs[RESULTS]
         del works
@@ -54,9 +54,11 @@ def run(args: argparse.Namespace, config: str) -> Report:
     return report
 
 
-def _works(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Work]:
-    """Return what is timed, by name."""
+def _works(args: argparse.Namespace, cfg: CfgNode, counted: bool = False) -> dict[str, Work]:
+    """Return what is timed, by name; `counted`: not timed, but to be given to `cost`."""
     model: Any = build(cfg, dense=args.dense)
+    if counted:
+        model.requires_grad_(False)  # FlopCounterMode asks for the gradients of what has any
     device = torch.device(cfg.MODEL.DEVICE)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
     batch = batch_of(args, cfg)

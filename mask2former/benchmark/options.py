@@ -10,19 +10,19 @@ from .synthetic import COMPILE
 COMPARE = ("huggingface",)
 
 
-def add_output(parser: argparse.ArgumentParser) -> None:
+def add_output(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add where the report goes."""
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON too")
     parser.add_argument("--label", metavar="TEXT", help="of this run, in the JSON: before, after, ...")
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add what changes a model and what it is compared with."""
     parser.add_argument("--compile", choices=COMPILE, help="MODEL.COMPILE (default: that of the config)")
     parser.add_argument("--compare", choices=COMPARE, help="measure this implementation too, in turn")
 
 
-def add_inference(parser: argparse.ArgumentParser) -> None:
+def add_inference(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add what only inference has."""
     parser.add_argument(
         "--source",
@@ -34,6 +34,6 @@ def add_inference(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dense", action="store_true", help="class scores near 1, so that results hold most queries")
 
 
-def add_training(parser: argparse.ArgumentParser) -> None:
+def add_training(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add what only training has."""
     parser.add_argument("--uneven", action="store_true", help="1 to 2 x --objects per image, at random")

@@ -127,7 +127,8 @@ def step_row(
         row.add("host waits", activity.waits)
         row.add("GPU busy", min(1.0, activity.busy / middle) * 100, "%")
     if cost is not None and peaks is not None:
-        row.add("floor of FLOPs", cost.flops / peaks.flops * 1e3, "ms")
+        if cost.flops:
+            row.add("floor of FLOPs", cost.flops / peaks.flops * 1e3, "ms")
         row.add("floor of bytes", cost.bytes / peaks.bandwidth * 1e3, "ms")
         row.add("share of the floor", cost.seconds(peaks) / middle * 100, "%")
     return row
@@ -190,12 +191,16 @@ class Report:
             }
         return found
 
-    def publish(self, path: str | os.PathLike[str] | None, label: str | None = None) -> None:
-        """Print the report, and write it atomically as JSON if `path` is given."""
-        print(self)
+    def write(self, path: str | os.PathLike[str] | None, label: str | None = None) -> None:
+        """Write the report atomically as JSON, and say so; nothing without `path`."""
         self.label = label or ""
         if path is not None:
             print(f"written: {write_json(path, self.to_json(), nan='null', indent=1)}")
+
+    def publish(self, path: str | os.PathLike[str] | None, label: str | None = None) -> None:
+        """Print the report, and `write` it."""
+        print(self)
+        self.write(path, label)
 
 
 def command_line() -> str:

@@ -10,6 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..engine.optimizer import build_optimizer, full_model_clip_norm
 from ..engine.train_step import Precision, TrainStep
@@ -76,7 +77,7 @@ def training_step(args: argparse.Namespace, cfg: CfgNode, model: nn.Module, batc
         model: in training mode; may be in DistributedDataParallel.
         batch: the samples of this rank.
     """
-    plain = model.module if hasattr(model, "module") else model
+    plain: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
     optimizer = build_optimizer(cfg, plain)
     step = TrainStep(
         precision=_precision(args, cfg),

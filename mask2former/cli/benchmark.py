@@ -72,4 +72,4 @@ def run(args: argparse.Namespace) -> int:
 
 def _config_of(name: str | None) -> Path:
     """Return the config of a model, without its weights."""
-    return locate_model(name, None, "random")[0]
+    return locate_model(name or DEFAULT_MODEL, None, "random")[0]
