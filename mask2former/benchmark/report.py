@@ -223,5 +223,5 @@ def _digits(value: float) -> str:
     """Return a number with about four digits."""
     if value == int(value) and abs(value) < 1e6:
         return f"{value:.0f}"
-    places = next((places for limit, places in ((1000, 0), (100, 1), (10, 2), (1, 3)) if abs(value) >= limit), 4)
-    return f"{value:.{places}f}"
+    digits = next((digits for limit, digits in ((1000, 0), (100, 1), (10, 2), (1, 3)) if abs(value) >= limit), 4)
+    return f"{value:.{digits}f}"
