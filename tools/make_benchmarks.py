@@ -103,7 +103,7 @@ def section(benchmark: str, found: Sequence[Run]) -> str:
         if run["benchmark"] == benchmark:
             cases.setdefault(case_of(run), []).append(run)
     if not cases:
-        return f"No report is stored yet: `python tools/benchmark.py {benchmark} --json docs/benchmarks/NAME.json`.\n"
+        return f"No report is stored yet: `python tools/benchmark.py {benchmark} --json FILE`.\n"
     of_cases = sorted(cases.values(), key=lambda case: (case[-1]["title"], case[-1]["hardware"]["device"]))
     return "\n".join(map(_case, of_cases))
 

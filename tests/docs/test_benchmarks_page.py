@@ -72,7 +72,7 @@ def test_two_runs_of_a_case_stand_side_by_side(tool: ModuleType) -> None:
 
 
 def test_without_reports_the_page_says_how_to_make_one(tool: ModuleType) -> None:
-    assert "tools/benchmark.py infer --json docs/benchmarks/NAME.json" in tool.page(TEMPLATE, [])
+    assert "tools/benchmark.py infer --json FILE" in tool.page(TEMPLATE, [])
 
 
 def test_a_report_without_place_is_an_error(tool: ModuleType) -> None:
