@@ -214,40 +214,47 @@ def run(args: argparse.Namespace, describe: str) -> Report:
             function, fused = implementations[name]
             errors = check(function, fused, min(size, 512), dtype, device)
             print(f"{name:22s} {str(dtype)[6:]:9s} " + "  ".join(f"{e:.1e}" for e in errors))
+    once: list[Callable[[], Any]] = []
     for dtype in dtypes:
         inputs = [Inputs.make(size, batch, dtype, device, seed) for seed in range(SETS)]
         for backward in (False, True):
             kind = ("forward + backward" if backward else "forward") + f", {str(dtype)[6:]}"
             base: dict[bool, float] = {}
             for name, (function, fused) in implementations.items():
-                row = measured(f"{kind}: {name}", function, fused, inputs, backward, args.repeats, device, peaks)
+                work = prepared(function, fused, backward)
+                row = measured(f"{kind}: {name}", work, inputs, args.repeats, bytes_moved(inputs[0], backward), peaks)
                 base.setdefault(fused, row.value("time"))
                 row.add("ratio", base[fused] / row.value("time"), "x PyTorch")
                 report.rows.append(row)
+                once.append(partial(work, inputs[0]))
+    for row, call in zip(report.rows, once, strict=True):  # last, because the profiler may slow down what follows
+        activity = profile(call, device)
+        if activity is not None:
+            row.add_activity(activity)
     print(f"\n{report}")
     return report
 
 
-def measured(
-    name: str,
-    function: Run,
-    fused: bool,
-    inputs: list[Inputs],
-    backward: bool,
-    repeats: int,
-    device: torch.device,
-    peaks: Peaks,
-) -> Row:
-    """Measure an implementation on all input sets; return its row."""
-    for x in inputs:
+def prepared(function: Run, fused: bool, backward: bool) -> Callable[[Inputs], Any]:
+    """Return what is timed, for inputs whose tensors need gradients or not."""
+    work: Callable[[Inputs], Any] = forward_and_backward(function, fused) if backward else function
+
+    def call(x: Inputs) -> Any:
         for t in x.leaves(True) + x.leaves(False):
             t.requires_grad_(False)
         for t in x.leaves(fused):
             t.requires_grad_(backward)
-    work: Callable[[Inputs], Any] = forward_and_backward(function, fused) if backward else function
+        return work(x)
+
+    return call
+
+
+def measured(
+    name: str, work: Callable[[Inputs], Any], inputs: list[Inputs], repeats: int, moved: int, peaks: Peaks
+) -> Row:
+    """Measure an implementation on all input sets; return its row."""
+    device = inputs[0].value.device
     timer = time_on_gpu if device.type == "cuda" else time_on_cpu
     seconds = timer(work, inputs, repeats)
-    once = partial(work, inputs[0])
-    moved = Cost(0, bytes_moved(inputs[0], backward))
-    memory, activity = peak_memory(once, device), profile(once, device)
-    return step_row(name, seconds, memory=memory, activity=activity, cost=moved, peaks=peaks)
+    memory = peak_memory(partial(work, inputs[0]), device)
+    return step_row(name, seconds, memory=memory, cost=Cost(0, moved), peaks=peaks)

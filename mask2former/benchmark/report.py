@@ -76,6 +76,14 @@ class Row:
         """Add a figure of one sample."""
         self.figures.append(Figure(name, value, unit))
 
+    def add_activity(self, activity: Activity) -> None:
+        """Add what the GPU does in the time of this row, which is in ms."""
+        self.add("kernels", activity.kernels)
+        self.add("copies", activity.copies)
+        self.add("launches", activity.launches)
+        self.add("host waits", activity.waits)
+        self.add("GPU busy", min(1.0, activity.busy * 1e3 / self.value("time")) * 100, "%")
+
     def value(self, name: str) -> float:
         """Return the value of a figure.
 
@@ -115,22 +123,18 @@ def step_row(
         activity: of the GPU.
         cost, peaks: give the physical floor.
     """
-    row, middle = Row(name, [Figure.of("time", [s * 1e3 for s in seconds], "ms")]), statistics.median(seconds)
+    row = Row(name, [Figure.of("time", [s * 1e3 for s in seconds], "ms")])
     if images:
         row.figures.append(Figure.of("images", [images / s for s in seconds], "images/s"))
     if memory is not None:
         row.add("peak memory", memory / GIB, "GiB")
     if activity is not None:
-        row.add("kernels", activity.kernels)
-        row.add("copies", activity.copies)
-        row.add("launches", activity.launches)
-        row.add("host waits", activity.waits)
-        row.add("GPU busy", min(1.0, activity.busy / middle) * 100, "%")
+        row.add_activity(activity)
     if cost is not None and peaks is not None:
         if cost.flops:
             row.add("floor of FLOPs", cost.flops / peaks.flops * 1e3, "ms")
         row.add("floor of bytes", cost.bytes / peaks.bandwidth * 1e3, "ms")
-        row.add("share of the floor", cost.seconds(peaks) / middle * 100, "%")
+        row.add("share of the floor", cost.seconds(peaks) / statistics.median(seconds) * 100, "%")
     return row
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from .floor import Cost, Peaks
-from .measure import Activity, Work, allocated, peak_memory, profile, timed_in_turn
+from .measure import Work, allocated, peak_memory, profile, timed_in_turn
 from .report import Row, step_row
 
 WARMUP = 3
@@ -22,7 +22,9 @@ def measure_sides(
     costs: Mapping[str, Cost],
     peaks: Peaks,
 ) -> list[Row]:
-    """Measure memory and activity one side after the other, then the times of all in turn.
+    """Measure the memory of one side after the other, then the times of all in turn, then what a GPU does.
+
+    The profiler comes last, because it may slow down what runs after it.
 
     Args:
         sides: each builds a model, and returns what is timed by name. Names of the sides after the first are
@@ -34,23 +36,23 @@ def measure_sides(
         peaks: of the device.
     """
     works: dict[str, Work] = {}
-    explained: dict[str, tuple[int, Activity | None]] = {}
+    memory: dict[str, int] = {}
     for build in sides:
         others = allocated(device)
         for name, work in build().items():
             for _ in range(WARMUP):
                 work()
-            explained[name] = peak_memory(work, device, others), profile(work, device)
+            memory[name] = peak_memory(work, device, others)
             works[name] = work
     seconds = timed_in_turn(works, repeats, device, warmup=1)
     rows = {}
-    for name, (memory, activity) in explained.items():
+    for name, work in works.items():
         rows[name] = step_row(
             name,
             seconds[name],
             images=images,
-            memory=memory,
-            activity=activity,
+            memory=memory[name],
+            activity=profile(work, device),
             cost=costs.get(name),
             peaks=peaks,
         )
