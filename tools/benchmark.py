@@ -21,7 +21,6 @@ import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -29,8 +28,9 @@ import torch
 
 from mask2former.benchmark import inference, training
 from mask2former.benchmark.hardware import describe
+from mask2former.benchmark.measure import peak_resident
 from mask2former.benchmark.options import add_inference, add_model, add_output, add_training
-from mask2former.benchmark.report import Report
+from mask2former.benchmark.report import GIB, Report, Row
 from mask2former.utils.failures import run_program
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -48,12 +48,13 @@ USED = {  # arguments beside those of all
     "train": (*_TRAINING, "compare"),
     "scale": (*_TRAINING, "ranks"),
     "op": ("batch", "repeats"),
-    "data": ("config_file", "images", "repeats", "opts"),
+    "data": ("config_file", "images", "repeats"),
     "eval": ("images", "boundary"),
     "video": ("config_file", "bf16", "opts", "frames", "window", "overlap", "online"),
 }
 OF_ALL = ("what", "device", "size", "json", "label", "debug")
 ALIASES = {"model": "infer"}
+IMAGES = {"eval": 500, "data": 40}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,6 +68,7 @@ def _measure(args: argparse.Namespace) -> None:
     changed = next((name for name in unused if getattr(args, name) != parser().get_default(name)), None)
     if changed is not None:
         raise ValueError(f"--{changed.replace('_', '-')} has no effect on '{args.what}'")
+    args.images = args.images or IMAGES.get(args.what)
     config = args.config_file or CONFIG
     if args.what in ("infer", "train"):
         measure = inference.run if args.what == "infer" else training.run
@@ -76,26 +78,43 @@ def _measure(args: argparse.Namespace) -> None:
     if args.what == "scale":
         report = benchmark_scale.run(args, about, config)
     else:
-        report = _parts()[args.what](args, about)
-    if report is not None:
-        report.write(args.json, args.label)
-    elif args.json is not None:
-        raise ValueError(f"--json: '{args.what}' makes no report")
+        report = _PARTS[args.what](args, about)
+    report.write(args.json, args.label)
 
 
-def _parts() -> dict[str, Callable[[argparse.Namespace, str], Report | None]]:
-    return {"op": benchmark_op.run, "eval": benchmark_eval.run, "video": benchmark_video.run, "data": _data}
-
-
-def _data(args: argparse.Namespace, about: str) -> Any:
-    """Run the benchmark of the loader.
+def _data(args: argparse.Namespace, about: str) -> Report:
+    """Run the benchmark of the mapper, whose figures are milliseconds an image: here, and ", plain".
 
     Raises:
         ValueError: this checkout has none.
     """
     if importlib.util.find_spec("benchmark_data") is None:
         raise ValueError("'data' needs tools/benchmark_data.py, which this checkout does not have")
-    return importlib.import_module("benchmark_data").run(args, about)
+    part = importlib.import_module("benchmark_data")
+    found: dict[str, float] = part.run(args, about)
+    config = args.config_file or part.CONFIG
+    title = f"{config}, {args.images} images of {args.size[0]} x {args.size[1]}, CPU time of one thread"
+    settings = {"config": config, "images": args.images, "size": list(args.size)}
+    report = Report("data", title, settings, torch.device("cpu"))
+    for name, milliseconds in found.items():
+        if name.endswith(", plain"):
+            continue
+        row = Row(name)
+        row.add("time", milliseconds, "ms an image")
+        if f"{name}, plain" in found:
+            row.add("time of the plain way", found[f"{name}, plain"], "ms an image")
+            row.add("ratio", found[f"{name}, plain"] / milliseconds, "x the time here")
+        report.rows.append(row)
+    report.rows[-1].add("peak memory of the process", peak_resident() / GIB, "GiB")
+    return report
+
+
+_PARTS: dict[str, Callable[[argparse.Namespace, str], Report]] = {
+    "op": benchmark_op.run,
+    "eval": benchmark_eval.run,
+    "video": benchmark_video.run,
+    "data": _data,
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -112,7 +131,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--config-file", help=f"default: {CONFIG}, for video {benchmark_video.CONFIG}")
     p.add_argument("--size", type=int, nargs=2, default=(480, 640), metavar=("HEIGHT", "WIDTH"))
     p.add_argument("--batch", type=int, default=1, help="images in a step, of each rank")
-    p.add_argument("--images", type=int, default=500, help="images of the synthetic dataset of `eval` and `data`")
+    p.add_argument(
+        "--images", type=int, help=f"images of the synthetic dataset of `eval` and `data` (default: {IMAGES})"
+    )
     p.add_argument(
         "--boundary", action="store_true", help="`eval`: keep detectron2's boundary IoU, which it computes by default"
     )

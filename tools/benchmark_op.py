@@ -224,7 +224,7 @@ def run(args: argparse.Namespace, describe: str) -> Report:
                 work = prepared(function, fused, backward)
                 row = measured(f"{kind}: {name}", work, inputs, args.repeats, bytes_moved(inputs[0], backward), peaks)
                 base.setdefault(fused, row.value("time"))
-                row.add("ratio", base[fused] / row.value("time"), "x PyTorch")
+                row.add("ratio", base[fused] / row.value("time"), "x as fast as PyTorch")
                 report.rows.append(row)
                 once.append(partial(work, inputs[0]))
     for row, call in zip(report.rows, once, strict=True):  # last, because the profiler may slow down what follows

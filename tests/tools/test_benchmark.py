@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import benchmark
 import pytest
@@ -34,6 +36,19 @@ def test_a_part_that_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert benchmark.main(["data", "--device", "cpu"]) == 2
     assert "tools/benchmark_data.py" in capsys.readouterr().err
+
+
+def test_figures_of_the_mapper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = ModuleType("benchmark_data")
+    figures = {"read": 2.0, "read, plain": 5.0, "mapper": 8.0}
+    part.CONFIG, part.run = "a.yaml", lambda args, about: figures if args.images == 40 else {}  # type: ignore[attr-defined]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    monkeypatch.setitem(sys.modules, "benchmark_data", part)
+    assert benchmark.main(["data", "--device", "cpu", "--json", str(tmp_path / "data.json")]) == 0
+    content = json.loads((tmp_path / "data.json").read_text())
+    read, mapper = ({f["name"]: f["value"] for f in row["figures"]} for row in content["rows"])
+    assert read == {"time": 2, "time of the plain way": 5, "ratio": 2.5}
+    assert mapper["time"] == 8 and content["settings"]["config"] == "a.yaml"
 
 
 def test_deformable_attention(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
