@@ -70,7 +70,13 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
             "YTVIS_JSON": [],  # [name, JSON file, frame directory] each
         },
     )
-    _defaults(cfg.MODEL, {"ALLOW_PARTIAL_WEIGHTS": False})  # ours: evaluate and predict though weights are missing
+    _defaults(
+        cfg.MODEL,  # ours
+        {
+            "ALLOW_PARTIAL_WEIGHTS": False,  # evaluate and predict though weights are missing
+            "COMPILE": "auto",  # how the network is run: off, graph, compile
+        },
+    )
     # The second is detectron2's, which reads it without declaring it.
     _defaults(cfg.DATALOADER, {"SKIP_BAD_RECORDS": False, "RANDOM_SUBSET_RATIO": 1.0})  # ours
     _defaults(
@@ -78,6 +84,7 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
         {
             "EVAL_AT_START": False,  # also evaluate before the first iteration
             "SCORE_THRESHOLD": 0.0,  # instances with a lower score are dropped
+            "SEMANTIC_SCORES": True,  # "sem_seg" has the scores of all classes; False: the best class of each pixel
             "INSTANCE_TASKS": ["segm"],  # add "bbox" for AP of the masks' bounding boxes, "boundary" for boundary AP
             "BOUNDARY_IOU": False,  # semantic evaluation: also the boundary IoU of each class
             "SEMANTIC_PQ": False,  # semantic evaluation: also PQ with each class of an image as one segment

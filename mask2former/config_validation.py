@@ -211,6 +211,10 @@ def _validate_inference(cfg: CfgNode) -> None:
         tile == 0 or tile >= 16,
         f"MODEL.MASK_FORMER.TEST.TILES.SIZE is {tile}: set 0 (no tiles by themselves), or at least 16 pixels.",
     )
+    _require(
+        cfg.TEST.SEMANTIC_SCORES or not cfg.TEST.AUG.ENABLED,
+        "TEST.AUG.ENABLED averages the scores of classes: set TEST.SEMANTIC_SCORES True.",
+    )
     window = cfg.TEST.WINDOW_FRAMES
     _require(
         window == 0 or window > cfg.TEST.WINDOW_OVERLAP,

@@ -17,6 +17,7 @@ from .config import leaves, load_config
 from .data.build import SAMPLERS
 from .data.dataset_mappers.clip_augmentation import EXTRA_AUGMENTATIONS
 from .errors import ConfigError
+from .modeling.runtime import MODES
 from .objects import COMPONENTS
 from .utils.device import AMP_DTYPES
 from .utils.hints import did_you_mean
@@ -117,6 +118,7 @@ _shortest_edge = integer(0, _PIXELS)  # 0: images keep their size
 
 MODEL_RULES: dict[str, Rule] = {
     "MODEL.DEVICE": device,
+    "MODEL.COMPILE": one_of(*MODES),
     "MODEL.PIXEL_MEAN": items(number(-1e6, 1e6), count=3),
     "MODEL.PIXEL_STD": items(number(0, 1e6, above=True), count=3),
     "MODEL.BACKBONE.FREEZE_AT": integer(-1, 5),

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from .errors import ConfigError, first_few
 from .modeling.criterion import SetCriterion
-from .modeling.device_transfer import to_cpu
 from .modeling.ground_truth import Target
 from .modeling.matcher import HungarianMatcher
-from .modeling.postprocess import Settings, postprocess, result_of_masks
+from .modeling.postprocess import Settings, begin, result_of_masks
+from .modeling.runtime import Runtime
 from .structures.task import IMAGE_TASKS, Task, tasks_of
 from .utils.overrides import extensible, unchanged
 from .utils.registry import register
@@ -40,6 +40,10 @@ class MaskClassifier(nn.Module):
         metadata: metadata of the training dataset.
         size_divisibility: pad images to a multiple of this; negative: the backbone's own.
         pixel_mean, pixel_std: per channel, in the value range of the images (0 to 255).
+        compile: how the network is run, see `Runtime`.
+
+    Attributes:
+        runtime: runs backbone and head.
 
     Class attributes, to be set in a subclass:
         criterion_type: the criterion that is built from a config.
@@ -60,8 +64,10 @@ class MaskClassifier(nn.Module):
         size_divisibility: int,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
+        compile: str = "auto",
     ) -> None:
         super().__init__()
+        self.runtime = Runtime(compile)
         self.backbone = backbone
         self.sem_seg_head = sem_seg_head
         self.criterion = criterion
@@ -90,6 +96,7 @@ class MaskClassifier(nn.Module):
             "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "compile": cfg.MODEL.COMPILE,
         }
 
     @property
@@ -133,6 +140,7 @@ class MaskFormer(MaskClassifier):
         semantic_on, panoptic_on, instance_on: the tasks whose results inference returns.
         test_topk_per_image: largest number of instances.
         score_threshold: instances with a lower score are dropped.
+        semantic_scores: "sem_seg" has the scores of all classes, not the best class of each pixel.
         parts: arguments of `MaskClassifier`; things are the classes in the metadata's
             `thing_dataset_id_to_contiguous_id`.
     """
@@ -149,6 +157,7 @@ class MaskFormer(MaskClassifier):
         instance_on: bool,
         test_topk_per_image: int,
         score_threshold: float = 0.0,
+        semantic_scores: bool = True,
         **parts: Any,
     ) -> None:
         super().__init__(**parts)
@@ -156,6 +165,7 @@ class MaskFormer(MaskClassifier):
         self.sem_seg_postprocess_before_inference = sem_seg_postprocess_before_inference
         self.semantic_on, self.instance_on, self.panoptic_on = semantic_on, instance_on, panoptic_on
         self.test_topk_per_image, self.score_threshold = test_topk_per_image, score_threshold
+        self.semantic_scores = semantic_scores
         self.things: frozenset[int] | None = None
 
     @property
@@ -176,6 +186,7 @@ class MaskFormer(MaskClassifier):
             object_mask_threshold=self.object_mask_threshold,
             overlap_threshold=self.overlap_threshold,
             semantic_at_output_size=self.sem_seg_postprocess_before_inference,
+            semantic_scores=self.semantic_scores,
             things=things,
         )
 
@@ -190,25 +201,32 @@ class MaskFormer(MaskClassifier):
             or bool(tasks - {Task.SEMANTIC}),
             "test_topk_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "score_threshold": cfg.TEST.SCORE_THRESHOLD,
+            "semantic_scores": cfg.TEST.SEMANTIC_SCORES,
         }
-        return fitting(cls, arguments, {"score_threshold": 0.0})
+        return fitting(cls, arguments, {"score_threshold": 0.0, "semantic_scores": True, "compile": "auto"})
 
-    def forward(self, batched_inputs: Sequence[Mapping[str, Any]], settings: Settings | None = None) -> Any:
+    def forward(
+        self,
+        batched_inputs: Sequence[Mapping[str, Any]],
+        settings: Settings | None = None,
+        runtime: Runtime | None = None,
+    ) -> Any:
         """Compute losses in training, results otherwise.
 
         Args:
             batched_inputs: per image {"image": uint8 (3, H, W)}; optional "height", "width" (size of the results,
                 default that of the image); in training "instances" with `gt_classes` (N,), `gt_masks` bool (N, H, W).
             settings: post-processing settings of this call; None: those of the model.
+            runtime: runs backbone and head in this call; None: that of the model.
 
         Returns:
-            In training a dict of weighted losses. Otherwise per image a dict with "sem_seg" (K, h, w),
-            "panoptic_seg" (int32 map (h, w), segments) and "instances" (`pred_masks` bool (N, h, w), `pred_boxes`,
-            `scores`, `pred_classes`), for the tasks that are switched on.
+            In training a dict of weighted losses. Otherwise per image a dict with "sem_seg" (scores (K, h, w), or
+            classes (h, w) without `semantic_scores`), "panoptic_seg" (int32 map (h, w), segments) and "instances"
+            (`pred_masks` bool (N, h, w), `pred_boxes`, `scores`, `pred_classes`), for the tasks that are switched on.
         """
         images = self.preprocess(batched_inputs)
         with naming_tiny_images(images.tensor, [x.get("file_name") for x in batched_inputs]):
-            outputs = self.sem_seg_head(self.backbone(images.tensor))
+            outputs = (runtime or self.runtime)(self.backbone, self.sem_seg_head, images.tensor)
         if self.training:
             return self.weighted_losses(outputs, self._targets(batched_inputs, images))
         return self._results(outputs, batched_inputs, images, settings or self.settings)
@@ -253,15 +271,14 @@ class MaskFormer(MaskClassifier):
         settings: Settings,
     ) -> list[dict[str, Any]]:
         scores, masks = class_scores_and_masks(outputs)
-        host_scores = to_cpu(scores) if settings.objects else scores
-        results = []
+        begun = []
         for i, (record, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
             output = (int(record.get("height", size[0])), int(record.get("width", size[1])))
             padded = (images.tensor.shape[-2], images.tensor.shape[-1])
             image = (int(size[0]), int(size[1]))
             own = self.replaced_inference(outputs["pred_logits"][i])
-            results.append(postprocess(scores[i], host_scores[i], masks[i], padded, image, output, settings, own))
-        return results
+            begun.append(begin(scores[i], None, masks[i], padded, image, output, settings, own))
+        return [finish() for finish in begun]
 
     def replaced_inference(self, mask_cls: Tensor) -> dict[Task, Callable[[Tensor], Any]]:
         """Return the replaced ones of the inference methods, called with the class logits (Q, K + 1) of an image."""

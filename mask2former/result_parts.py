@@ -134,7 +134,7 @@ def instances_from_output(predicted: Any, classes: ClassTable, score_threshold: 
     scores = predicted.scores[order].float().cpu().numpy()
     names = tuple(classes.names[k] for k in labels)
     if predicted.has("pred_patches"):
-        patches = MaskList((predicted.pred_patches[i] for i in order.tolist()), predicted.image_size)
+        patches = MaskList(predicted.pred_patches, predicted.image_size).select(order.numpy())
         return InstanceResult(patches, scores, labels, names)
     return InstanceResult.from_masks(predicted.pred_masks[order].to(torch.bool).cpu().numpy(), scores, labels, names)
 
@@ -142,9 +142,14 @@ def instances_from_output(predicted: Any, classes: ClassTable, score_threshold: 
 def panoptic_from_output(
     id_map: torch.Tensor, info: Sequence[Mapping[str, Any]], classes: ClassTable
 ) -> PanopticResult:
-    """Convert detectron2's panoptic output: ids (H, W) and a dictionary for each segment."""
+    """Convert detectron2's panoptic output: ids (H, W) and a dictionary for each segment.
+
+    Areas are counted where the model does not say them ("area").
+    """
     ids = id_map.to(torch.int32).cpu().numpy()
-    areas = dict(zip(*(v.tolist() for v in np.unique(ids, return_counts=True)), strict=True))
+    areas = {int(item["id"]): item["area"] for item in info if "area" in item}
+    if len(areas) < len(info):
+        areas = dict(zip(*(v.tolist() for v in np.unique(ids, return_counts=True)), strict=True))
     segments = []
     for item in info:
         label, score = int(item["category_id"]), item.get("score")

@@ -69,14 +69,13 @@ class Result(ResultExports):
         if Task.PANOPTIC.output in output:
             id_map, info = output[Task.PANOPTIC.output]
             panoptic = panoptic_from_output(id_map, info, classes)
-            if score_threshold > 0:
-                panoptic = panoptic.select(
-                    s for s in panoptic.segments if s.score is None or s.score >= score_threshold
-                )
+            kept = [s for s in panoptic.segments if s.score is None or s.score >= score_threshold]
+            if len(kept) < len(panoptic):
+                panoptic = panoptic.select(kept)
         if Task.SEMANTIC.output in output:
-            scores = output[Task.SEMANTIC.output]
-            dtype = torch.uint8 if len(scores) <= VOID else torch.int32
-            semantic = scores.argmax(dim=0).to(dtype).cpu().numpy()
+            scores = output[Task.SEMANTIC.output]  # (K, h, w), or the best classes already
+            count, best = (len(scores), scores.argmax(dim=0)) if scores.dim() == 3 else (len(classes), scores)
+            semantic = best.to(torch.uint8 if count <= VOID else torch.int32).cpu().numpy()
         if instances is None and panoptic is None and semantic is None:
             raise ValueError(
                 f"the model's output has only the keys {sorted(output)}; expected one of "

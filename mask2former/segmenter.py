@@ -37,6 +37,7 @@ from .data.transforms import ResizeShortestEdge
 from .maskformer_model import MaskFormer
 from .model_loading import class_table, load_model, ready_model
 from .modeling.postprocess import Settings
+from .modeling.runtime import Runtime
 from .objects import ObjectRules
 from .results import Result
 from .structures.classes import ClassTable
@@ -85,6 +86,7 @@ class Segmenter:
         rules: ObjectRules | None = None,
         batch_size: int = 1,
         amp: bool | str = False,
+        compile: str | None = None,
         min_size: int = 800,
         max_size: int = 1333,
     ) -> None:
@@ -106,6 +108,7 @@ class Segmenter:
                 changes results a little; 1 reproduces the evaluation.
             amp: run in lower precision: True or "auto" (bfloat16 where the GPU supports it, else float16),
                 "bfloat16", "float16".
+            compile: how the network is run, "auto", "off", "graph" or "compile"; default: MODEL.COMPILE.
 
         Raises:
             ValueError: an invalid argument, or neither `cfg` nor `classes`.
@@ -125,6 +128,13 @@ class Segmenter:
         # Settings are passed with each call, because other segmenters may use the same model with other settings.
         arguments = inspect.signature(model.forward).parameters
         self._takes_settings = isinstance(model, MaskFormer) and "settings" in arguments
+        self._runtime: dict[str, Runtime] = {}
+        if compile is not None:
+            runtime = Runtime(compile)
+            if isinstance(model, MaskFormer) and "runtime" in arguments:
+                self._runtime = {"runtime": runtime}
+            elif compile != "auto":
+                logger.warning("compile=%r has no effect on this %s", compile, type(model).__name__)
         self.cfg = cfg
         self.classes = class_table(cfg, classes)
         self._amp_dtype = amp_dtype(amp, self.device)
@@ -159,7 +169,7 @@ class Segmenter:
             overrides: config keys and values, KEY VALUE KEY VALUE ...
             task: which results to compute, see `Segmenter`; "auto": those the config turns on.
             classes: class names, if neither the test dataset nor the model's directory has them.
-            options: `score_threshold`, `rules`, `batch_size`, `amp` of `Segmenter`.
+            options: `score_threshold`, `rules`, `batch_size`, `amp`, `compile` of `Segmenter`.
 
         Raises:
             ValueError: unknown model or config key, contradictory arguments, no weights or incomplete ones.
@@ -405,7 +415,7 @@ class Segmenter:
         """Return what the model says of images, resized by `scale` or else to the call's shortest edge."""
         start = time.perf_counter()
         threshold = call.rules.score_threshold
-        options = self._options(threshold)
+        options = self._options(threshold) | self._runtime
         with torch.inference_mode(), self._autocast():
             outputs = self.model([self._prepare(array, call.resize, scale) for array in arrays], **options)
             results = [
@@ -416,12 +426,12 @@ class Segmenter:
         return [replace(result, seconds=seconds) for result in results]
 
     def _options(self, threshold: float) -> dict[str, Any]:
-        """Return settings: masks as patches, and none below the threshold, which are dropped before resizing."""
+        """Return settings of results that are small, and without what is below the threshold."""
         if not self._takes_settings:
             return {}
         settings: Settings = self.model.settings  # type: ignore[assignment]
-        threshold = max(threshold, settings.score_threshold)
-        return {"settings": replace(settings, score_threshold=threshold, patches=True)}
+        small = replace(settings, patches=True, semantic_scores=False, segment_threshold=threshold)
+        return {"settings": replace(small, score_threshold=max(threshold, settings.score_threshold))}
 
     def _prepare(self, array: np.ndarray, resize: ResizeShortestEdge, scale: float | None = None) -> dict[str, Any]:
         """Convert (H, W, 3) uint8 RGB to detectron2's input: resized (3, h, w) uint8, and the size of the results."""

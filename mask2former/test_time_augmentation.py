@@ -191,7 +191,10 @@ class MaskFormerWithTTA(_WithTTA):
         if len(views) == 1:
             return self.model([views[0].of(input)])[0]
         settings, output = self.model.settings, (int(input["height"]), int(input["width"]))
-        semantic = replace(settings, tasks=frozenset({Task.SEMANTIC}), semantic_at_output_size=settings.at_output_size)
+        at_output = settings.at_output_size
+        semantic = replace(
+            settings, tasks=frozenset({Task.SEMANTIC}), semantic_at_output_size=at_output, semantic_scores=True
+        )
         mean, merged = RunningMean(), None
         for view in _nearest_first(views, input["image"].shape[-2:]):
             images = self.model.preprocess([view.of(input)])

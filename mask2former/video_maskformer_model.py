@@ -70,7 +70,7 @@ class VideoMaskFormer(MaskClassifier):
             "test_topk_per_video": cfg.TEST.DETECTIONS_PER_VIDEO,
             "score_threshold": cfg.TEST.SCORE_THRESHOLD,
         }
-        return fitting(cls, arguments, {"test_topk_per_video": 10, "score_threshold": 0.0})
+        return fitting(cls, arguments, {"test_topk_per_video": 10, "score_threshold": 0.0, "compile": "auto"})
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Any:
         """Compute losses in training, results otherwise.
@@ -156,8 +156,7 @@ class VideoMaskFormer(MaskClassifier):
             raise ValueError(f"the clips of a batch have {counts} frames; all must have INPUT.SAMPLING_FRAME_NUM")
         images = self.pad_images(frame for record in batched_inputs for frame in record["image"])
         with naming_tiny_images(images.tensor, [_clip_name(record) for record in batched_inputs]):
-            head = self.sem_seg_head
-            outputs = head(self.backbone(images.tensor), **accepted(head, {"frames": counts[0]}))
+            outputs = self.runtime(self.backbone, self.sem_seg_head, images.tensor, counts[0])
         names = [self._check_clip(record) for record in batched_inputs]
         targets = self.prepare_targets(batched_inputs, images)
         for target, name in zip(targets, names, strict=True):

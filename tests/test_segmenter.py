@@ -18,7 +18,7 @@ from PIL import Image
 from scipy import ndimage
 
 from mask2former.config import load_config
-from mask2former.modeling.postprocess import postprocess
+from mask2former.modeling.postprocess import begin
 from mask2former.objects import ObjectRules
 from mask2former.segmenter import Segmenter, select_device
 from mask2former.structures.classes import ClassTable
@@ -312,11 +312,11 @@ def test_segmenters_of_one_model_have_settings_of_their_own(
     thresholds = (0.0, float(every[len(every) // 2]))
     used: dict[str, float] = {}
 
-    def postprocess_and_note(*arguments: Any) -> Any:
+    def begin_and_note(*arguments: Any) -> Any:
         used[threading.current_thread().name] = arguments[6].score_threshold
-        return postprocess(*arguments)
+        return begin(*arguments)
 
-    monkeypatch.setattr("mask2former.maskformer_model.postprocess", postprocess_and_note)
+    monkeypatch.setattr("mask2former.maskformer_model.begin", begin_and_note)
     meeting = threading.Barrier(2)
 
     def meet(*_: Any) -> None:

@@ -22,7 +22,7 @@ from detectron2.utils import comm
 from mask2former.benchmark import training
 from mask2former.benchmark.measure import peak_memory, timed
 from mask2former.benchmark.report import GIB, Figure, Report, Row
-from mask2former.benchmark.synthetic import batch_of, build, config_of, settings, title
+from mask2former.benchmark.synthetic import batch_of, config_of, settings, title
 from mask2former.engine.launch import launch
 from mask2former.utils.file_io import read_json, write_json
 
@@ -94,7 +94,7 @@ def steps_of_a_rank(args: argparse.Namespace) -> None:
         device = torch.device("cuda", comm.get_local_rank())
         cfg.MODEL.DEVICE = str(device)
     model = create_ddp_model(
-        build(cfg, train=True),
+        training.build_for_training(cfg),
         broadcast_buffers=False,
         device_ids=[comm.get_local_rank()] if device.type == "cuda" else None,
     )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..checkpoint.huggingface_config import config_to_huggingface
 from ..structures.task import Task, tasks_of
 from .measure import Work
-from .synthetic import batch_of, compile_mode
+from .synthetic import batch_of
 
 NAME = "Hugging Face"
 
@@ -57,8 +57,8 @@ def _resnet(cfg: CfgNode, transformers: Any) -> Any:
 
 
 def _compiled(model: nn.Module, cfg: CfgNode) -> Any:
-    """Compile their model where ours is compiled."""
-    return torch.compile(model) if compile_mode(cfg) in ("compile", "auto") else model
+    """Compile their model if ours is to be compiled in all cases."""
+    return torch.compile(model) if cfg.MODEL.COMPILE == "compile" else model
 
 
 def _pixels(args: argparse.Namespace, cfg: CfgNode) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import inspect
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +20,7 @@ from .floor import Peaks, cost
 from .measure import Work, wait
 from .report import Report
 from .sides import measure_sides
-from .synthetic import arrays_of, batch_of, build, compile_mode, config_of, set_compile, settings, title
+from .synthetic import arrays_of, batch_of, build, config_of, eager, settings, title
 
 NETWORK, RESULTS, SEGMENTER = "network", "network and results", "Segmenter"
 
@@ -41,9 +40,7 @@ def run(args: argparse.Namespace, config: str) -> Report:
     report = Report("infer", title(args, config, cfg), settings(args, config, cfg), device)
     report.peaks = Peaks.of(device, args.bf16)
     with _quiet():
-        eager = cfg.clone()
-        set_compile(eager, "off")
-        works = _works(args, eager, counted=True)
+        works = _works(args, eager(cfg), counted=True)
         costs = {name: cost(works[name]) for name in (NETWORK, RESULTS)}
         costs[SEGMENTER] = costs[RESULTS]
         del works
@@ -65,15 +62,13 @@ def _works(args: argparse.Namespace, cfg: CfgNode, counted: bool = False) -> dic
     for sample in batch:
         sample["height"], sample["width"] = args.source or args.size
     arrays = arrays_of(args)
-    options: dict[str, Any] = {"amp": "bfloat16"} if args.bf16 else {}
-    if "compile" in inspect.signature(Segmenter).parameters:
-        options["compile"] = compile_mode(cfg)
+    amp = "bfloat16" if args.bf16 else False
     classes = ClassTable.numbered(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
-    segment = Segmenter(model, cfg, classes=classes, device=device, batch_size=args.batch, **options)
+    segment = Segmenter(model, cfg, classes=classes, device=device, batch_size=args.batch, amp=amp)
 
     def network() -> None:
         with torch.inference_mode(), autocast:
-            model.sem_seg_head(model.backbone(model.preprocess(batch).tensor))
+            model.runtime(model.backbone, model.sem_seg_head, model.preprocess(batch).tensor)
 
     def results() -> None:
         with torch.inference_mode(), autocast:

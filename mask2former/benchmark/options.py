@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .synthetic import COMPILE
+from ..modeling.runtime import MODES
 
 COMPARE = ("huggingface",)
 
@@ -18,7 +18,7 @@ def add_output(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> Non
 
 def add_model(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add what changes a model and what it is compared with."""
-    parser.add_argument("--compile", choices=COMPILE, help="MODEL.COMPILE (default: that of the config)")
+    parser.add_argument("--compile", choices=MODES, help="MODEL.COMPILE (default: that of the config)")
     parser.add_argument("--compare", choices=COMPARE, help="measure this implementation too, in turn")
 
 

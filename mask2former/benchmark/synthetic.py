@@ -14,8 +14,6 @@ from torch import nn
 
 from ..config import load_config
 
-COMPILE = ("off", "graph", "compile", "auto")
-
 _CERTAIN = 100.0  # logits of random weights differ by a few tenths
 
 
@@ -27,7 +25,7 @@ def config_of(args: argparse.Namespace, config: str) -> CfgNode:
         config: config file.
 
     Raises:
-        ValueError: a video model, or --compile without MODEL.COMPILE.
+        ValueError: a video model.
     """
     height, width = args.size
     size = ["INPUT.MIN_SIZE_TEST", str(min(height, width)), "INPUT.MAX_SIZE_TEST", str(max(height, width))]
@@ -35,25 +33,15 @@ def config_of(args: argparse.Namespace, config: str) -> CfgNode:
     if cfg.MODEL.META_ARCHITECTURE == "VideoMaskFormer":
         raise ValueError(f"{config} is a video model; in a checkout run: python tools/benchmark.py video")
     if args.compile is not None:
-        set_compile(cfg, args.compile)
+        cfg.MODEL.COMPILE = args.compile
     return cfg
 
 
-def set_compile(cfg: CfgNode, mode: str) -> None:
-    """Set MODEL.COMPILE; "off" is possible without the key.
-
-    Raises:
-        ValueError: there is no such key.
-    """
-    if "COMPILE" in cfg.MODEL:
-        cfg.MODEL.COMPILE = mode
-    elif mode != "off":
-        raise ValueError(f"--compile {mode}: this version has no config key MODEL.COMPILE")
-
-
-def compile_mode(cfg: CfgNode) -> str:
-    """Return MODEL.COMPILE; "off" without the key."""
-    return str(cfg.MODEL.get("COMPILE", "off"))
+def eager(cfg: CfgNode) -> CfgNode:
+    """Return the config of the same model whose operations run one by one, as `floor.cost` sees them."""
+    changed = cfg.clone()
+    changed.MODEL.COMPILE = "off"
+    return changed
 
 
 def build(cfg: CfgNode, *, train: bool = False, dense: bool = False) -> nn.Module:
@@ -110,9 +98,8 @@ def arrays_of(args: argparse.Namespace) -> list[np.ndarray]:
 
 def title(args: argparse.Namespace, config: str, cfg: CfgNode) -> str:
     """Return what is measured in one line."""
-    text = f"{config}, {args.batch} x {args.size[0]} x {args.size[1]}, {'bf16' if args.bf16 else 'fp32'}"
-    mode = compile_mode(cfg)
-    return text if mode == "off" else f"{text}, compile {mode}"
+    precision = "bf16" if args.bf16 else "fp32"
+    return f"{config}, {args.batch} x {args.size[0]} x {args.size[1]}, {precision}, compile {cfg.MODEL.COMPILE}"
 
 
 def settings(args: argparse.Namespace, config: str, cfg: CfgNode, *more: str) -> dict[str, Any]:
@@ -122,4 +109,4 @@ def settings(args: argparse.Namespace, config: str, cfg: CfgNode, *more: str) ->
         value = getattr(args, name, None)
         if value:
             found[name] = list(value) if isinstance(value, tuple) else value
-    return found | {"compile": compile_mode(cfg)}
+    return found | {"compile": cfg.MODEL.COMPILE}

@@ -12,6 +12,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..engine.compilation import compile_if_worthwhile
 from ..engine.optimizer import build_optimizer, full_model_clip_norm
 from ..engine.train_step import Precision, TrainStep
 from . import huggingface
@@ -19,7 +20,7 @@ from .floor import Peaks, cost
 from .measure import Work
 from .report import Report
 from .sides import measure_sides
-from .synthetic import batch_of, build, config_of, set_compile, settings, title
+from .synthetic import batch_of, build, config_of, eager, settings, title
 
 GRADIENTS, STEP = "forward, losses, backward", "training step"
 LOG_PERIOD = 20  # iterations, as in `Trainer`; in each of them the losses are fetched once
@@ -39,9 +40,7 @@ def run(args: argparse.Namespace, config: str) -> Report:
     device = torch.device(cfg.MODEL.DEVICE)
     report = Report("train", title(args, config, cfg), settings(args, config, cfg, "objects"), device)
     report.peaks = Peaks.of(device, args.bf16)
-    eager = cfg.clone()
-    set_compile(eager, "off")
-    counted = cost(_works(args, eager)[GRADIENTS])
+    counted = cost(_works(args, eager(cfg))[GRADIENTS])
     sides = [lambda: _works(args, cfg)]
     if args.compare is not None:
         sides.append(lambda: huggingface.training(args, cfg))
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace, config: str) -> Report:
 
 
 def _works(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Work]:
-    model = build(cfg, train=True)
+    model = build_for_training(cfg)
     batch = batch_of(args, cfg)
     precision = _precision(args, cfg)
 
@@ -62,6 +61,13 @@ def _works(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Work]:
         total.backward()
 
     return {GRADIENTS: gradients, STEP: training_step(args, cfg, model, batch)}
+
+
+def build_for_training(cfg: CfgNode) -> nn.Module:
+    """Build a model that compiles its training where `Trainer` lets it."""
+    model = build(cfg, train=True)
+    compile_if_worthwhile(cfg, model)
+    return model
 
 
 def _precision(args: argparse.Namespace, cfg: CfgNode) -> Precision:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..data.image_io import IMAGE_SUFFIXES
 from ..model_source import DEFAULT_MODEL
+from ..modeling.runtime import MODES
 from ..segmenter import Segmenter
 from ..structures.task import IMAGE_TASKS, Task
 from ..utils.hints import did_you_mean
@@ -29,7 +30,7 @@ _LIKE_A_FILE = re.compile(r"\.[a-z]{2,5}")  # a suffix that no directory is like
 
 
 def add_model(group: argparse._ArgumentGroup, tasks: tuple[str, ...] = IMAGE_TASKS) -> None:
-    """Add the arguments that select a model: --model or --config-file and --weights, --device, --task, --amp."""
+    """Add the arguments that select and run a model: --model or --config-file and --weights, --device, --task, ..."""
     group.add_argument(
         "--model", metavar="NAME", help=f"model of the zoo, or a training output directory (default: {DEFAULT_MODEL})"
     )
@@ -45,6 +46,12 @@ def add_model(group: argparse._ArgumentGroup, tasks: tuple[str, ...] = IMAGE_TAS
             + ("; video: track objects through a video" if Task.VIDEO in tasks else ""),
         )
     group.add_argument("--amp", action="store_true", help="lower precision (bfloat16 or float16): faster on a GPU")
+    group.add_argument(
+        "--compile",
+        choices=MODES,
+        help="how the network is run: off, graph (CUDA graphs), compile (a minute or two to start, then fastest) "
+        "(default: MODEL.COMPILE, which is auto: graphs of shapes that come again)",
+    )
     group.add_argument(
         "--min-size",
         type=positive,
@@ -147,6 +154,7 @@ def load_segmenter(args: argparse.Namespace) -> Segmenter:
         overrides=args.opts,
         task=args.task,
         amp=args.amp,
+        compile=args.compile,
         **options,
     )
     print(f"model: {model_name(args)}, {segment}")

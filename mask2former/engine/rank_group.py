@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -28,9 +28,10 @@ logger = logging.getLogger(__name__)
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _FAILURE = "failure"  # key of "RANK STATUS" of the rank that failed first
+_TOLD = "told"  # key that is set when that rank has written its message
 _ENDED = "ended"  # key of the number of ranks that ended because of it
 _LOOK = 0.2  # seconds between two looks at the store
-_FAREWELL = 5.0  # seconds that a rank which failed waits for the others to end
+_FAREWELL = 5.0  # seconds that ranks wait for each other at most, when one of them has failed
 
 
 @dataclass(frozen=True)
@@ -159,11 +160,11 @@ class RankGroup:
         if rank != self.place.rank:
             self._end_quietly(rank, status)
         sys.stderr.write(message)
+        sys.stderr.flush()
         # The others end before this rank's connections break: a broken connection is another error to them.
-        deadline = time.monotonic() + _FAREWELL
         with contextlib.suppress(RuntimeError):
-            while self._store.add(_ENDED, 0) < self.place.world_size - 1 and time.monotonic() < deadline:
-                time.sleep(_LOOK / 4)
+            self._store.set(_TOLD, "1")
+            _wait_until(lambda: self._store.add(_ENDED, 0) >= self.place.world_size - 1)
         end_process(status, exit_functions=True)
 
     def _watch(self) -> None:
@@ -184,6 +185,8 @@ class RankGroup:
         culprit = f"rank {failed}" if failed >= 0 else "another rank"
         write_to_log_files(logging.ERROR, f"Rank {self.place.rank} ends because {culprit} ended with status {status}.")
         with contextlib.suppress(RuntimeError):
+            if failed >= 0:  # torchrun ends all ranks as soon as one has ended, also the one that is about to tell why
+                _wait_until(lambda: self._store.check([_TOLD]))
             self._store.add(_ENDED, 1)
         end_process(status)
 
@@ -255,6 +258,13 @@ def log_file() -> str | None:
 def _file_handlers() -> list[logging.StreamHandler]:
     handlers = [h for h in logging.getLogger(PACKAGE).handlers if isinstance(h, logging.StreamHandler)]
     return [handler for handler in handlers if handler.stream not in (sys.stdout, sys.stderr)]
+
+
+def _wait_until(done: Callable[[], bool]) -> None:
+    """Wait until another rank is `done`, which it may never be, for it may have died."""
+    deadline = time.monotonic() + _FAREWELL
+    while not done() and time.monotonic() < deadline:
+        time.sleep(_LOOK / 4)
 
 
 def _connect(place: Place) -> dist.Store:

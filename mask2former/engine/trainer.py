@@ -29,6 +29,7 @@ from ..evaluation import build_evaluator
 from ..model_source import dataset_classes, store_classes
 from ..utils.console import FILE_ONLY, file_only
 from .best_model import BestModel
+from .compilation import compile_if_worthwhile
 from .distributed import check_same_start
 from .early_stop import EarlyStopHook
 from .ema import WeightAverage
@@ -111,6 +112,7 @@ class Trainer(TrainerState, TrainerEvaluation, TrainerData):
         self._stop_signal = StopSignal()
 
         model = self.build_model(cfg)
+        compile_if_worthwhile(cfg, model)
         self.optimizer = self.build_optimizer(cfg, model)
         self.scheduler = self.build_lr_scheduler(cfg, self.optimizer)
         self.model = create_ddp_model(

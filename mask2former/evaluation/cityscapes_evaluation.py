@@ -166,7 +166,8 @@ class CityscapesSemSegEvaluator(_CityscapesEvaluator):
         self._ids = np.array([evaluated[i] for i in range(len(evaluated))], dtype=np.uint8)
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
-        """Write the predictions of a batch: inputs with `file_name`, outputs with `sem_seg` (19, h, w) scores.
+        """Write the predictions of a batch: inputs with `file_name`, outputs with `sem_seg`, (19, h, w) scores or
+        (h, w) classes.
 
         Raises ValueError for a wrong number of classes or a wrong size, FileNotFoundError for a missing annotation.
         """
@@ -174,12 +175,12 @@ class CityscapesSemSegEvaluator(_CityscapesEvaluator):
             if "sem_seg" not in output:
                 raise ValueError("the model output has no 'sem_seg'; set MODEL.MASK_FORMER.TEST.SEMANTIC_ON True")
             scores = output["sem_seg"]
-            if scores.dim() != 3 or len(scores) != len(self._ids):
+            if scores.dim() != 2 and len(scores) != len(self._ids):
                 raise ValueError(
                     f"Cityscapes has {len(self._ids)} classes, the model predicts {tuple(scores.shape)}; "
                     f"set MODEL.SEM_SEG_HEAD.NUM_CLASSES {len(self._ids)}"
                 )
-            classes = first_highest(scores).cpu().numpy()
+            classes = (first_highest(scores) if scores.dim() == 3 else scores).cpu().numpy()
             self._truth(image, classes.shape)
             path = self._path(image, "_pred.png")
             Image.fromarray(self._ids[classes]).save(path, compress_level=1)

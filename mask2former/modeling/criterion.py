@@ -19,9 +19,9 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ..utils.overrides import as_written, extensible, unchanged
-from .device_transfer import to_device
 from .ground_truth import GroundTruth
-from .matcher import Assignment, HungarianMatcher
+from .matched_pairs import Assignment, Pairs
+from .matcher import HungarianMatcher
 from .outputs import same_shapes, without_earlier
 from .point_sampling import Predictions, sample_maps, uncertain_points
 
@@ -101,13 +101,13 @@ class SetCriterion(nn.Module):
         truth.check_frames(predictions.frames)
         matcher: Any = self.matcher
         with torch.autocast(predictions.logits.device.type, enabled=False):
-            assignments = matcher.match_layers(predictions, truth)
+            pairs = matcher.match_pairs(predictions, truth)
             terms: dict[str, Tensor] = {}
             if "labels" in self.losses:
-                terms["loss_ce"] = self._class_loss(predictions.logits, truth, assignments)
+                terms["loss_ce"] = self._class_loss(predictions.logits, truth, pairs)
             if "masks" in self.losses:
                 count = self._count(targets, predictions.logits.device)
-                cross_entropy, dice = self._mask_losses(predictions, truth, assignments)
+                cross_entropy, dice = self._mask_losses(predictions, truth, pairs)
                 terms["loss_mask"], terms["loss_dice"] = cross_entropy / count, dice / count
         suffixes = ["", *(f"_{i}" for i in range(len(predictions.logits) - 1))]
         return {
@@ -170,7 +170,7 @@ class SetCriterion(nn.Module):
         """Compute {"loss_ce"} of one prediction; arguments as for `get_loss`."""
         logits = outputs["pred_logits"].float()[None]
         truth = GroundTruth.of(targets, logits.device)
-        return {"loss_ce": self._class_loss(logits, truth, _assignments(indices))[0]}
+        return {"loss_ce": self._class_loss(logits, truth, _pairs(indices, truth, logits))[0]}
 
     def loss_masks(
         self,
@@ -183,7 +183,8 @@ class SetCriterion(nn.Module):
         predictions = Predictions.of(without_earlier(outputs))
         truth = GroundTruth.of(targets, predictions.logits.device)
         with torch.autocast(predictions.logits.device.type, enabled=False):
-            cross_entropy, dice = self._mask_losses(predictions, truth, _assignments(indices))
+            pairs = _pairs(indices, truth, predictions.logits)
+            cross_entropy, dice = self._mask_losses(predictions, truth, pairs)
         return {"loss_mask": cross_entropy[0] / num_masks, "loss_dice": dice[0] / num_masks}
 
     def _get_src_permutation_idx(self, indices: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -200,69 +201,55 @@ class SetCriterion(nn.Module):
     def _count(targets: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor:
         return _global_mean(sum(len(target["labels"]) for target in targets), device)
 
-    def _class_loss(self, logits: Tensor, truth: GroundTruth, assignments: Sequence[Assignment]) -> Tensor:
+    def _class_loss(self, logits: Tensor, truth: GroundTruth, pairs: Pairs) -> Tensor:
         """Return the (L,) weighted cross-entropy; the target of unmatched queries is no-object."""
-        layers, _, queries, _ = logits.shape
+        layers = len(logits)
         class_targets = torch.full(logits.shape[:3], self.num_classes, dtype=torch.int64, device=logits.device)
         flat = class_targets.view(-1)
-        for image, (labels, pairs) in enumerate(zip(truth.labels, assignments, strict=True)):
-            positions = (pairs.layer * len(truth.labels) + image) * queries + pairs.query
-            index = to_device(torch.from_numpy(np.stack((positions, pairs.target))), logits.device)
-            flat[index[0]] = labels.to(logits.device)[index[1]]
+        flat[pairs.position] = truth.all_labels(logits.device)[pairs.object]
         nll = F.cross_entropy(logits.flatten(0, 2), flat, reduction="none").view(layers, -1)
         weight = self.empty_weight[flat].view(layers, -1)
         return (nll * weight).sum(1) / weight.sum(1)
 
-    def _mask_losses(
-        self, predictions: Predictions, truth: GroundTruth, assignments: Sequence[Assignment]
-    ) -> tuple[Tensor, Tensor]:
+    def _mask_losses(self, predictions: Predictions, truth: GroundTruth, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """Return (L,) sums over matched masks (and frames) of cross-entropy and dice loss."""
-        device = predictions.logits.device
+        device, frames = predictions.logits.device, predictions.frames
         cross_entropy = predictions.logits.new_zeros(len(predictions.logits))
         dice = torch.zeros_like(cross_entropy)
-        for group in self._groups(self._pairs(truth, assignments), predictions):
-            table = to_device(torch.from_numpy(np.concatenate([pairs for _, pairs in group], axis=1)), device)
-            sizes = [pairs.shape[1] for _, pairs in group]
-            logits = [
-                predictions.matched(image, layer, query)
-                for (image, _), (layer, query, _) in zip(group, table.split(sizes, dim=1), strict=True)
-            ]
-            frames = logits[0].shape[1]
-            rows = (table[2][:, None] + torch.arange(frames, device=device)).flatten()
-            ce_rows, dice_rows = self._compare(torch.cat(logits).flatten(0, 1), truth, rows)
-            layer = table[0].repeat_interleave(frames) if frames > 1 else table[0]
+        first = 0
+        for sizes in self._groups(pairs.sizes, predictions):
+            part = slice(first, first + sum(sizes))
+            first = part.stop
+            layer, rows = pairs.layer[part], pairs.object[part]
+            if frames > 1:
+                layer = layer.repeat_interleave(frames)
+                rows = (rows[:, None] * frames + torch.arange(frames, device=device)).flatten()
+            logits = predictions.matched(pairs.position[part], sizes)
+            ce_rows, dice_rows = self._compare(logits.flatten(0, 1), truth, rows)
             cross_entropy = cross_entropy.index_add(0, layer, ce_rows)
             dice = dice.index_add(0, layer, dice_rows)
         return cross_entropy, dice
 
-    @staticmethod
-    def _pairs(truth: GroundTruth, assignments: Sequence[Assignment]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the index of each image, and (3, M) layer, query and first row in the bank of its matched pairs."""
-        first = 0
-        for image, (labels, pairs) in enumerate(zip(truth.labels, assignments, strict=True)):
-            yield image, np.stack((pairs.layer, pairs.query, first + pairs.target * truth.frames))
-            first += len(labels) * truth.frames
+    def _groups(self, sizes: Sequence[int], predictions: Predictions) -> Iterator[list[int]]:
+        """Yield how many pairs of each image are processed together: few kernels, bounded memory.
 
-    def _groups(
-        self, pairs: Iterator[tuple[int, np.ndarray]], predictions: Predictions
-    ) -> Iterator[list[tuple[int, np.ndarray]]]:
-        """Yield groups of pairs of one or more images that are processed together: few kernels, bounded memory.
-
-        An image without pairs is part of a group too, so that its zero losses stay attached to the graph.
+        Args:
+            sizes: number of pairs of each image; they are processed in order.
+            predictions: their maps say how much memory a pair takes.
         """
         maps = predictions.features if predictions.features is not None else predictions.masks
         assert maps is not None
         values = maps.shape[-2] * maps.shape[-1] + int(4 * self.num_points * self.oversample_ratio)
         limit = max(1, _CHUNK // values)
-        group: list[tuple[int, np.ndarray]] = []
-        remaining = limit
-        for image, table in pairs:
-            for part in np.split(table, range(limit, table.shape[1], limit), axis=1):
-                if part.shape[1] > remaining:
+        group, remaining = [0] * len(sizes), limit
+        for image, size in enumerate(sizes):
+            for first in range(0, size, limit):
+                part = min(limit, size - first)
+                if part > remaining:
                     yield group
-                    group, remaining = [], limit
-                group.append((image, part))
-                remaining -= part.shape[1]
+                    group, remaining = [0] * len(sizes), limit
+                group[image] = part
+                remaining -= part
         yield group
 
     def _compare(self, logits: Tensor, truth: GroundTruth, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -304,10 +291,11 @@ def calculate_uncertainty(logits: Tensor) -> Tensor:
     return -logits.abs()
 
 
-def _assignments(indices: Sequence[tuple[Tensor, Tensor]]) -> list[Assignment]:
-    """Return pairs of one prediction, (M,) tensors, as assignments."""
-    pairs = [(torch.as_tensor(i).cpu().numpy(), torch.as_tensor(j).cpu().numpy()) for i, j in indices]
-    return [Assignment(np.zeros_like(query), query, target) for query, target in pairs]
+def _pairs(indices: Sequence[tuple[Tensor, Tensor]], truth: GroundTruth, logits: Tensor) -> Pairs:
+    """Return the pairs of one prediction, whose class logits are (1, B, Q, K + 1), given as `indices` per image."""
+    on_cpu = [(torch.as_tensor(i).cpu().numpy(), torch.as_tensor(j).cpu().numpy()) for i, j in indices]
+    assignments = [Assignment(np.zeros_like(query), query, target) for query, target in on_cpu]
+    return Pairs.of(assignments, truth.counts, logits.shape[2], logits.device)
 
 
 def _global_mean(count: int, device: torch.device) -> Tensor:

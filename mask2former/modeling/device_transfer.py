@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
 
+class HostCopy:
+    """A copy to the CPU that is under way; only `value` waits for it.
+
+    Copies and pickles of this object hold the finished copy.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._done: torch.cuda.Event | None = None
+        if tensor.device.type != "cuda":
+            self._host = tensor.cpu()
+            return
+        self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        self._host.copy_(tensor, non_blocking=True)
+        self._done = torch.cuda.Event()
+        self._done.record(torch.cuda.current_stream(tensor.device))
+
+    def ready(self) -> bool:
+        """Return whether `value` would not wait."""
+        return self._done is None or self._done.query()
+
+    def value(self) -> Tensor:
+        """Return the tensor on the CPU."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._host
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return HostCopy, (self.value(),)
+
+
 def to_cpu(tensor: Tensor) -> Tensor:
     """Copy `tensor` to the CPU and wait for it; no other function of this package synchronizes in forward and loss."""
-    if tensor.device.type != "cuda":
-        return tensor.cpu()
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    host.copy_(tensor, non_blocking=True)
-    done = torch.cuda.Event()
-    done.record(torch.cuda.current_stream(tensor.device))
-    done.synchronize()
-    return host
+    return HostCopy(tensor).value()
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -23,3 +49,10 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def to_device_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Copy small CPU tensors of one dtype to `device`, all in one copy, without synchronization."""
+    flat = to_device(torch.cat([tensor.flatten() for tensor in tensors]), device)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..utils.lazy_dict import Later, LazyDict
+from .device_transfer import to_device
 from .outputs import unread
 from .point_sampling import MaskBank
 
@@ -82,6 +83,16 @@ class GroundTruth:
             size=sizes[0] if sizes else largest,
             names=[_name(target) for target in targets],
         )
+
+    @property
+    def counts(self) -> list[int]:
+        """Return the number of objects of each image."""
+        return [len(labels) for labels in self.labels]
+
+    def all_labels(self, device: torch.device) -> Tensor:
+        """Return the (sum of N,) labels of all images on `device`."""
+        labels = torch.cat(self.labels)
+        return labels if labels.device == device else to_device(labels, device)
 
     def check_frames(self, frames: int) -> None:
         """Check that predictions have the frames of the ground truth.

@@ -15,8 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops.mask_reference import resize_masks, to_image
 from ..structures.masks import EMPTY_PATCH, Patch, tighten
 from .device_transfer import to_cpu
+
+__all__ = ["Box", "ResizedMasks", "Size", "resize_masks"]
 
 Size = tuple[int, int]
 # Pixels that are interpolated together: small enough for a processor's cache, large enough for a GPU.
@@ -44,18 +47,6 @@ class _Axis(NamedTuple):
         return int(np.searchsorted(self.high, first)), int(np.searchsorted(self.low, last))
 
 
-def resize_masks(logits: Tensor, padded: Size, image: Size, output: Size | None) -> Tensor:
-    """Resize mask logits (N, H4, W4) to the padded size, crop to the image, resize to the output (N, h, w)."""
-    masks = _to_image(logits, padded, image)
-    if output is None or output == image:
-        return masks
-    return F.interpolate(masks[None], output, mode="bilinear", align_corners=False)[0]
-
-
-def _to_image(logits: Tensor, padded: Size, image: Size) -> Tensor:
-    return F.interpolate(logits[None], padded, mode="bilinear", align_corners=False)[0, :, : image[0], : image[1]]
-
-
 class ResizedMasks:
     """The masks of some queries of one image.
 
@@ -67,7 +58,7 @@ class ResizedMasks:
     def __init__(self, logits: Tensor, padded: Size, image: Size, output: Size) -> None:
         self.size = output
         self._image_size = image
-        self._at_image = _to_image(logits, padded, image)
+        self._at_image = to_image(logits, padded, image)
 
     @classmethod
     def given(cls, logits: Tensor) -> ResizedMasks:

@@ -1,14 +1,15 @@
 """Bipartite matching of queries and ground-truth objects (DETR, arXiv 2005.12872), on sampled points.
 
-All predictions of an iteration are matched together by `match_layers`: masks are read once, and costs are copied to the
-CPU once. Called as a module, the matcher matches one prediction.
+All predictions of an iteration are matched together: masks are read once. `match_layers` copies costs to the CPU, once;
+`match_pairs` lets a GPU solve the assignment, and waits for nothing. Called as a module, the matcher matches one
+prediction.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,38 +18,40 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from ..utils.overrides import extensible
-from .device_transfer import to_cpu, to_device
+from ..ops import assigns_on, linear_assignment
+from ..ops.assignment import WORST
+from ..utils.overrides import extensible, unchanged
+from .device_transfer import HostCopy, to_cpu, to_device, to_device_together
 from .ground_truth import GroundTruth
+from .matched_pairs import Assignment, Pairs
 from .outputs import without_earlier
 from .point_sampling import Predictions
 
 logger = logging.getLogger(__name__)
 
-# Replaces non-finite costs: larger than any finite cost, so that such a pair is matched last.
-_WORST = 1e8
-
-
-@dataclass
-class Assignment:
-    """Matched pairs of one image: `layer`, `query` and `target` are (M,) int64 arrays on the CPU."""
-
-    layer: np.ndarray
-    query: np.ndarray
-    target: np.ndarray
+# Mask logits that a GPU compares with all objects together have about this many values.
+_CHUNK = 2**26
+# Iterations that a GPU may be behind when their costs are checked.
+_MOST_UNCHECKED = 16
 
 
 def batch_sigmoid_ce_loss(inputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy (Q, N) of mask logits `inputs` (Q, P) and each of the masks `targets` (N, P)."""
+    """Return the mean cross-entropy (Q, N) of mask logits `inputs` (Q, P) and each of the masks `targets` (N, P).
+
+    All may have the same leading dimensions.
+    """
     # -log sigmoid(x) t - log(1 - sigmoid(x)) (1 - t) = softplus(x) - x t
-    return (F.softplus(inputs).sum(-1, keepdim=True) - inputs @ targets.T) / targets.shape[1]
+    return (F.softplus(inputs).sum(-1, keepdim=True) - inputs @ targets.mT) / targets.shape[-1]
 
 
 def batch_dice_loss(inputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the dice loss (Q, N) of mask logits `inputs` (Q, P) and each of the masks `targets` (N, P)."""
+    """Return the dice loss (Q, N) of mask logits `inputs` (Q, P) and each of the masks `targets` (N, P).
+
+    All may have the same leading dimensions.
+    """
     sigmoid = inputs.sigmoid()
-    overlap = 2 * (sigmoid @ targets.T) + 1
-    return 1 - overlap / (sigmoid.sum(-1, keepdim=True) + targets.sum(-1) + 1)
+    overlap = 2 * (sigmoid @ targets.mT) + 1
+    return 1 - overlap / (sigmoid.sum(-1, keepdim=True) + targets.sum(-1)[..., None, :] + 1)
 
 
 # Names under which programs import compiled forms; these functions need no compilation.
@@ -63,7 +66,8 @@ class HungarianMatcher(nn.Module):
     Args:
         cost_class, cost_mask, cost_dice: weights of the terms.
         num_points: random points per image at which masks are compared; all predictions of an image share them.
-        max_nonfinite: raise after this many iterations with a non-finite cost (0: never).
+        max_nonfinite: raise after this many iterations with a non-finite cost (0: never). Where a GPU solves the
+            assignment, an iteration is counted in one of the next ones, when its costs were seen without waiting.
     """
 
     def __init__(
@@ -82,6 +86,8 @@ class HungarianMatcher(nn.Module):
         self.max_nonfinite = max_nonfinite
         self.nonfinite_steps = 0
         self._warned_crowd = False
+        # Of each iteration on a GPU: whether the costs of (B, L) are finite, and objects and name of each image.
+        self._unchecked: deque[tuple[HostCopy, list[int], list[str | None]]] = deque()
 
     def forward(self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]]) -> list[tuple[Tensor, Tensor]]:
         """Match one prediction of every image.
@@ -129,6 +135,28 @@ class HungarianMatcher(nn.Module):
         self._check_finite(costs_host, truth.names)
         return [self._assign(cost) for cost in costs_host]
 
+    @torch.no_grad()
+    def match_pairs(self, predictions: Predictions, truth: GroundTruth) -> Pairs:
+        """Match every prediction of every image, on a GPU without waiting for it.
+
+        Costs on other devices, and problems that the kernel of `ops.linear_assignment` has no room for, are matched by
+        `match_layers`; the pairs are the same, except that of several best assignments another one may be found.
+
+        Raises:
+            FloatingPointError: as `match_layers`, for costs of this or of an earlier iteration.
+        """
+        device, (_, images, queries, _) = predictions.logits.device, predictions.logits.shape
+        counts = truth.counts
+        self.check_earlier_costs()
+        if not assigns_on(device.type, queries, max(counts)) or not unchanged(self, HungarianMatcher, "match_layers"):
+            return Pairs.of(self.match_layers(predictions, truth), counts, queries, device)
+        self._warn_of_crowds(counts, queries)
+        with torch.autocast(device.type, enabled=False):
+            cost, problem_counts = self._padded_costs(predictions, truth)
+        self._unchecked.append((HostCopy(cost.isfinite().flatten(2).all(2)), counts, truth.names))
+        solution = linear_assignment(cost.flatten(0, 1), problem_counts)
+        return Pairs.of_solution(solution.unflatten(0, (images, -1)), counts, queries)
+
     def _costs(self, predictions: Predictions, truth: GroundTruth) -> list[Tensor]:
         """Return the (L, Q, N) cost of each pair, per image."""
         device = predictions.logits.device
@@ -137,12 +165,51 @@ class HungarianMatcher(nn.Module):
         points = torch.rand(len(rows), self.num_points, 2, device=device)
         values = truth.bank.sample_shared(to_device(image, device), points, truth.size).split(rows)
         costs = []
-        for i, (logits, labels, value) in enumerate(zip(predictions.sample(points), truth.labels, values, strict=True)):
-            costs.append(self._cost(predictions.logits[:, i], logits, labels, value.view(len(labels), logits.shape[1])))
+        samples = predictions.sample(points, images=1)
+        for i, (logits, labels, value) in enumerate(zip(samples, truth.labels, values, strict=True)):
+            target = value.view(len(labels), logits.shape[-1])
+            costs.append(self._cost(predictions.logits[:, i], logits[0], labels, target))
         return costs
 
+    def _padded_costs(self, predictions: Predictions, truth: GroundTruth) -> tuple[Tensor, Tensor]:
+        """Compute the costs of all images together, in a number of steps that does not depend on that of the images.
+
+        Returns:
+            The (B, L, Q, N) cost of each pair, where N is the largest number of objects, and the (B * L,) number of
+            objects of each problem. Costs behind it repeat those of the last object of the image.
+        """
+        logits = predictions.logits
+        layers, images, queries, _ = logits.shape
+        counts = np.array(truth.counts)
+        most, total = int(counts.max()), int(counts.sum())
+        objects = (np.cumsum(counts) - counts)[:, None] + np.minimum(np.arange(most), counts[:, None] - 1)
+        tables = (
+            np.repeat(np.arange(images), counts * truth.frames),
+            objects.clip(0, max(total - 1, 0)),  # those of images without objects are never read
+            np.repeat(counts, layers),
+        )
+        image, index, problem_counts = to_device_together([torch.from_numpy(t) for t in tables], logits.device)
+        points = torch.rand(images, self.num_points, 2, device=logits.device)
+        if most == 0:
+            return logits.new_zeros(images, layers, queries, 0), problem_counts
+        masks = truth.bank.sample_shared(image, points, truth.size).view(total, -1)
+        labels = truth.all_labels(logits.device)
+        together = max(1, _CHUNK // (layers * queries * masks.shape[1]))
+        parts = zip(
+            predictions.sample(points, together),
+            logits.transpose(0, 1).split(together),
+            index.split(together),
+            strict=True,
+        )
+        costs = []
+        for sampled, classes, of_part in parts:
+            flat = of_part.flatten()
+            targets = masks.index_select(0, flat).view(*of_part.shape, -1)
+            costs.append(self._cost(classes, sampled, labels.index_select(0, flat).view_as(of_part), targets))
+        return torch.cat(costs), problem_counts
+
     def _cost(self, class_logits: Tensor, logits: Tensor, labels: Tensor, target: Tensor) -> Tensor:
-        """Return the cost of each pair of one image.
+        """Return the cost of each pair of one image, or of several if all arguments have this dimension first.
 
         Args:
             class_logits: (L, Q, K + 1).
@@ -152,25 +219,46 @@ class HungarianMatcher(nn.Module):
         Returns:
             (L, Q, N).
         """
-        layers, queries, _ = class_logits.shape
-        count = len(labels)
-        if count == 0:
-            return class_logits.new_zeros(layers, queries, 0)
+        shape = *class_logits.shape[:-1], labels.shape[-1]
+        if labels.shape[-1] == 0:
+            return class_logits.new_zeros(shape)
         cross_entropy, dice = batch_sigmoid_ce_loss(logits, target), batch_dice_loss(logits, target)
-        mask_cost = (self.cost_mask * cross_entropy + self.cost_dice * dice).view(layers, queries, count)
-        return mask_cost - self.cost_class * class_logits.softmax(-1)[..., labels]
+        mask_cost = (self.cost_mask * cross_entropy + self.cost_dice * dice).view(shape)
+        probability = class_logits.softmax(-1).gather(-1, labels[..., None, None, :].expand(shape))
+        return mask_cost - self.cost_class * probability
+
+    def check_earlier_costs(self, wait: bool = False) -> None:
+        """Count and report costs that were not finite in earlier iterations, those that a GPU has computed by now.
+
+        Args:
+            wait: wait for the GPU, and check those of all iterations.
+
+        Raises:
+            FloatingPointError: costs were not finite in `max_nonfinite` iterations.
+        """
+        while self._unchecked and (wait or len(self._unchecked) > _MOST_UNCHECKED or self._unchecked[0][0].ready()):
+            finite, counts, names = self._unchecked.popleft()
+            rows = zip(finite.value().numpy(), counts, strict=True)
+            bad = {i: np.flatnonzero(~row) for i, (row, count) in enumerate(rows) if count and not row.all()}
+            self._report(bad, names)
 
     def _check_finite(self, costs: Sequence[np.ndarray], names: Sequence[str | None]) -> None:
-        bad = [(i, c) for i, c in enumerate(costs) if not np.isfinite(c).all()]
+        bad = {}
+        for image, cost in enumerate(costs):
+            if not np.isfinite(cost).all():
+                bad[image] = np.flatnonzero(~np.isfinite(cost).all(axis=(1, 2)))
+                np.nan_to_num(cost, copy=False, nan=WORST, posinf=WORST, neginf=-WORST)
+        self._report(bad, names)
+
+    def _report(self, bad: Mapping[int, np.ndarray], names: Sequence[str | None]) -> None:
+        """Count an iteration with non-finite costs, and warn of it or raise; `bad` has the predictions by image."""
         if not bad:
             return
         self.nonfinite_steps += 1
-        sources = []
-        for image, cost in bad:
-            layers = np.flatnonzero(~np.isfinite(cost).all(axis=(1, 2)))
-            name = names[image] or f"number {image} of the batch"
-            sources.append(f"image {name}, predictions {layers.tolist()}")
-            np.nan_to_num(cost, copy=False, nan=_WORST, posinf=_WORST, neginf=-_WORST)
+        sources = [
+            f"image {names[image] or f'number {image} of the batch'}, predictions {layers.tolist()}"
+            for image, layers in bad.items()
+        ]
         message = (
             f"Matching costs are not finite ({self.nonfinite_steps} iterations so far): {'; '.join(sources)}. "
             "Prediction 0 is of the last layer, n > 0 of layer n - 1. Usual causes: a learning rate that is too "
@@ -180,9 +268,9 @@ class HungarianMatcher(nn.Module):
         if self.max_nonfinite and self.nonfinite_steps >= self.max_nonfinite:
             raise FloatingPointError(message + " Lower SOLVER.BASE_LR or set SOLVER.AMP.DTYPE bfloat16.")
 
-    def _assign(self, cost: np.ndarray) -> Assignment:
-        layers, queries, count = cost.shape
-        if count > queries and not self._warned_crowd:
+    def _warn_of_crowds(self, counts: Sequence[int], queries: int) -> None:
+        count = next((n for n in counts if n > queries), 0)
+        if count and not self._warned_crowd:
             self._warned_crowd = True
             logger.warning(
                 "An image has %d objects but the model only %d queries; the rest are not matched. "
@@ -190,6 +278,10 @@ class HungarianMatcher(nn.Module):
                 count,
                 queries,
             )
+
+    def _assign(self, cost: np.ndarray) -> Assignment:
+        layers, queries, count = cost.shape
+        self._warn_of_crowds([count], queries)
         pairs = [linear_sum_assignment(c) for c in cost]
         matched = min(queries, count)
         return Assignment(

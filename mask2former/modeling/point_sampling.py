@@ -10,7 +10,7 @@ zero outside. Indices, for B images of T frames, L predictions and Q queries:
       query q ------------------- query      l: layer l - 1)        ...
                                   target ---------------------->  row = first row of image b + target * T + frame
                                                                     ...
-    matched(b, layer, query)                                      sample(row, points)
+    matched(positions in (L, B, Q))                               sample(row, points)
       -> mask logits (M, T, H, W)   == compared at points ==        -> (M * T, P) in [0, 1]
 """
 
@@ -24,6 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops import sample_masks
+from ..ops.mask_sampling import compiled
+from .device_transfer import to_device
+from .grouped_products import products
 from .outputs import MaskLogits, Row, unread
 
 # Samples that are read together; bounds the memory of index arithmetic.
@@ -32,7 +36,8 @@ _CHUNK = 2**24
 
 def sample_maps(maps: Tensor, points: Tensor) -> Tensor:
     """Sample maps (N, C, H, W) bilinearly at points (N, P, 2) in [0, 1]; returns (N, C, P)."""
-    return F.grid_sample(maps, 2 * points[:, :, None].to(maps.dtype) - 1, align_corners=False)[..., 0]
+    grid = (2 * points[:, :, None].to(maps.dtype)).sub_(1)  # in place: there are many candidates for the losses
+    return F.grid_sample(maps, grid, align_corners=False)[..., 0]
 
 
 @dataclass
@@ -41,13 +46,11 @@ class MaskBank:
 
     Attributes:
         data: (sum of H * W,) uint8, or float32 of soft masks, concatenated masks in row-major order.
-        start, height, width: (N,) int64 offset and size of each mask.
+        table: (3, N) int64, offset, height and width of each mask.
     """
 
     data: Tensor
-    start: Tensor
-    height: Tensor
-    width: Tensor
+    table: Tensor
 
     @classmethod
     def of(cls, masks: Sequence[Tensor], device: torch.device) -> MaskBank:
@@ -59,14 +62,14 @@ class MaskBank:
         sizes = torch.tensor(rows, dtype=torch.int64).view(-1, 2)
         area = sizes.prod(1)
         table = torch.stack((area.cumsum(0) - area, sizes[:, 0], sizes[:, 1]))
-        table = table.to(device, non_blocking=True)
+        table = to_device(table, device)
         if any(m.is_floating_point() for m in masks):
             flat = [m.to(device, torch.float32, non_blocking=True).flatten() for m in masks]
         else:
             binary = [m if m.dtype == torch.bool else m != 0 for m in masks]
             flat = [m.to(device, non_blocking=True).contiguous().view(torch.uint8).flatten() for m in binary]
         data = torch.cat(flat) if flat else torch.zeros(0, dtype=torch.uint8, device=device)
-        return cls(data, *table.unbind(0))
+        return cls(data, table)
 
     def sample(self, index: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
         """Sample the masks `index` at points of a padded image; values are in [0, 1].
@@ -79,19 +82,7 @@ class MaskBank:
         Returns:
             (M, P) float32.
         """
-        height, width = self.height[index, None], self.width[index, None]
-        x = points[..., 0].float() * size[1] - 0.5
-        y = points[..., 1].float() * size[0] - 0.5
-        left, top = x.floor(), y.floor()
-        dx, dy = x - left, y - top
-        out = torch.zeros((), device=points.device)
-        for row, row_weight in ((top.long(), 1 - dy), (top.long() + 1, dy)):
-            for column, column_weight in ((left.long(), 1 - dx), (left.long() + 1, dx)):
-                inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-                offset = self.start[index, None] + row * width + column
-                value = self.data[torch.where(inside, offset, 0)] if len(self.data) else torch.zeros_like(offset)
-                out = out + row_weight * column_weight * (value * inside)
-        return out
+        return sample_masks(self.data, self.table, index, points, size)
 
     def sample_shared(self, group: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
         """Sample all masks at the points that their group shares.
@@ -104,10 +95,14 @@ class MaskBank:
             (N, P) float32.
         """
         index = torch.arange(len(group), device=group.device)
-        chunk = max(1, _CHUNK // points.shape[1])
+        # Without a kernel the arithmetic of indices takes memory.
+        chunk = max(1, len(group) if compiled(self.data.device.type) else _CHUNK // points.shape[1])
         parts = [
-            self.sample(index[i : i + chunk], points[group[i : i + chunk]], size) for i in range(0, len(group), chunk)
+            sample_masks(self.data, self.table, index[i : i + chunk], points, size, group[i : i + chunk])
+            for i in range(0, len(group), chunk)
         ]
+        if len(parts) == 1:
+            return parts[0]
         return torch.cat(parts) if parts else points.new_zeros(0, points.shape[1])
 
 
@@ -177,29 +172,37 @@ class Predictions:
         assert self.masks is not None
         return self.masks.shape[3]
 
-    def sample(self, points: Tensor) -> Iterator[Tensor]:
-        """Yield mask logits (L * Q, T * P) of each image: all queries at points (B, P, 2), in every frame."""
+    def sample(self, points: Tensor, images: int) -> Iterator[Tensor]:
+        """Yield mask logits of `images` images at a time: (b, L * Q, T * P), all queries at points (B, P, 2)."""
         if self.embeds is not None and self.features is not None:
             frames = self.features.shape[1]
             per_frame = points.repeat_interleave(frames, dim=0)
             sampled = sample_maps(self.features.flatten(0, 1), per_frame).unflatten(0, (-1, frames))  # (B, T, C, P)
-            for image, values in enumerate(sampled.transpose(1, 2).flatten(2)):
-                yield self.embeds[:, image].flatten(0, 1) @ values
+            values = sampled.transpose(1, 2).flatten(2)
+            embeds = self.embeds.transpose(0, 1).flatten(1, 2)
+            for rows, columns in zip(embeds.split(images), values.split(images), strict=True):
+                yield rows @ columns
             return
         assert self.masks is not None
         frames = self.masks.shape[3]
-        for image in range(self.masks.shape[1]):
-            masks = self.masks[:, image].flatten(0, 2)[None]  # (1, L Q T, H, W)
-            yield sample_maps(masks, points[image][None])[0].view(-1, frames * points.shape[1])
+        for masks, places in zip(self.masks.split(images, dim=1), points.split(images), strict=True):
+            maps = masks.transpose(0, 1).flatten(1, 3)  # (b, L Q T, H, W)
+            yield sample_maps(maps, places).unflatten(1, (-1, frames)).flatten(2)
 
-    def matched(self, image: int, layers: Tensor, queries: Tensor) -> Tensor:
-        """Return mask logits (M, T, H, W) of selected queries of one image; `layers` and `queries` are (M,) int64."""
+    def matched(self, position: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Return mask logits (M, T, H, W) of selected queries.
+
+        Args:
+            position: (M,) int64 indices in (L, B, Q), flattened; image by image.
+            sizes: number of them in each image.
+        """
         if self.embeds is not None and self.features is not None:
-            frames, channels, height, width = self.features.shape[1:]
-            flat = self.features[image].transpose(0, 1).reshape(channels, -1)
-            return (self.embeds[layers, image, queries] @ flat).view(-1, frames, height, width)
+            frames, _, height, width = self.features.shape[1:]
+            rows = self.embeds.flatten(0, 2).index_select(0, position)
+            logits = products(rows, self.features.transpose(1, 2).flatten(2), sizes)
+            return logits.view(-1, frames, height, width)
         assert self.masks is not None
-        return self.masks[layers, image, queries]
+        return self.masks.flatten(0, 2).index_select(0, position)
 
 
 def _stacked(layers: Sequence[Mapping[str, Any]], key: str) -> Tensor:

@@ -1,13 +1,13 @@
 """Semantic, instance and panoptic results from the class and mask logits of one image (Mask2Former, MaskFormer).
 
 Masks are large: queries are selected first, by their class scores on the CPU; each selected mask is then resized once,
-a few at a time, for all results together.
+a few at a time, for all results together. On a GPU `device_results` does the same without a look at the scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +17,10 @@ from torch import Tensor
 
 from ..structures.masks import Patch, boxes_from_masks, boxes_from_patches
 from ..structures.task import Task
+from .device_results import DeviceResults, are_possible
 from .device_transfer import to_cpu, to_device
 from .mask_resizing import ResizedMasks, Size
+from .result_rules import Settings, best_pairs, label_type, panoptic_segments
 
 # Masks that are resized together have about this many pixels.
 _CHUNK = 2**25
@@ -26,57 +28,9 @@ _CHUNK = 2**25
 _DENSE_ON_GPU = 2**28
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Requested results and their thresholds (MODEL.MASK_FORMER.TEST).
-
-    Attributes:
-        tasks: the requested results.
-        topk: number of instances (TEST.DETECTIONS_PER_IMAGE).
-        score_threshold: instances with a lower score are left out (TEST.SCORE_THRESHOLD).
-        object_mask_threshold: panoptic segmentation keeps queries with a higher class score.
-        overlap_threshold: panoptic segmentation drops segments with a lower visible fraction.
-        semantic_at_output_size: resize masks, not semantic scores, to the output size; implied by the other results.
-        patches: instances may have `pred_patches`, a list of `Patch`, instead of `pred_masks`, which saves memory and
-            time where objects are small compared to the image.
-        things: contiguous ids of thing classes; None: all classes are things.
-    """
-
-    tasks: frozenset[Task] = frozenset({Task.SEMANTIC})
-    topk: int = 100
-    score_threshold: float = 0.0
-    object_mask_threshold: float = 0.0
-    overlap_threshold: float = 0.0
-    semantic_at_output_size: bool = False
-    patches: bool = False
-    things: Collection[int] | None = None
-
-    @property
-    def objects(self) -> bool:
-        """Return whether results of selected queries are requested, which need the class scores on the CPU."""
-        return bool(self.tasks - {Task.SEMANTIC})
-
-    @property
-    def at_output_size(self) -> bool:
-        """Return whether masks are resized to the output size before results are computed."""
-        return self.semantic_at_output_size or self.objects
-
-    def is_thing(self, label: int) -> bool:
-        """Return whether contiguous class `label` is a thing."""
-        return self.things is None or label in self.things
-
-
-def best_pairs(scores: Tensor, topk: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Select the best (query, class) pairs of scores (Q, K + 1); returns scores, classes and queries, best first."""
-    classes = scores.shape[1] - 1
-    flat = scores[:, :-1].flatten()
-    best, index = flat.topk(min(topk, len(flat)))
-    return best, index % classes, index // classes
-
-
 def postprocess(
     class_scores: Tensor,
-    host_scores: Tensor,
+    host_scores: Tensor | None,
     mask_logits: Tensor,
     padded: Size,
     image: Size,
@@ -87,19 +41,56 @@ def postprocess(
     """Compute all requested results of one image.
 
     Args:
-        class_scores: (Q, K + 1), after the softmax, on the device; `host_scores` the same on the CPU.
+        class_scores: (Q, K + 1), after the softmax, on the device.
+        host_scores: the same on the CPU, where the caller has them.
         mask_logits: (Q, H4, W4), before the sigmoid.
         padded, image, output: sizes (h, w) of the network's input, of the image in it, and of the results.
         s: settings.
         own: other computations of results, of mask logits (Q, h, w) at the size of image or output.
 
     Returns:
-        The requested ones of "sem_seg" (K, h, w), "panoptic_seg" (int32 (h, w), segments) and "instances".
+        The requested ones of "sem_seg" (scores (K, h, w), or classes (h, w) without `s.semantic_scores`),
+        "panoptic_seg" (int32 (h, w), segments) and "instances".
     """
+    return begin(class_scores, host_scores, mask_logits, padded, image, output, s, own)()
+
+
+def begin(
+    class_scores: Tensor,
+    host_scores: Tensor | None,
+    mask_logits: Tensor,
+    padded: Size,
+    image: Size,
+    output: Size,
+    s: Settings,
+    own: Mapping[Task, Callable[[Tensor], Any]] | None = None,
+) -> Callable[[], dict[str, Any]]:
+    """Start what `postprocess` does, and return the function that waits for it and returns the results.
+
+    Images of a batch are begun one after another before the first is waited for, so that the device goes on.
+    """
+    size = output if s.at_output_size else image
+    if not own and are_possible(class_scores, mask_logits, size):
+        return DeviceResults(class_scores, mask_logits, padded, image, output, s).start_copy().finish
+    return partial(_by_parts, class_scores, host_scores, mask_logits, padded, image, output, s, own or {})
+
+
+def _by_parts(
+    class_scores: Tensor,
+    host_scores: Tensor | None,
+    mask_logits: Tensor,
+    padded: Size,
+    image: Size,
+    output: Size,
+    s: Settings,
+    own: Mapping[Task, Callable[[Tensor], Any]],
+) -> dict[str, Any]:
+    if host_scores is None:
+        host_scores = to_cpu(class_scores) if s.objects else class_scores
     parts: dict[Task, _Part] = {
         task: part(class_scores, host_scores, s) for task, part in _PARTS.items() if task in s.tasks
     }
-    parts |= {task: _Own(len(class_scores), compute) for task, compute in (own or {}).items() if task in s.tasks}
+    parts |= {task: _Own(len(class_scores), compute) for task, compute in own.items() if task in s.tasks}
     size = output if s.at_output_size else image
     selected = sorted(set().union(*(part.queries for part in parts.values())))
     for part in parts.values():
@@ -108,9 +99,13 @@ def postprocess(
         for part in parts.values():
             part.add(queries, masks)
     results: dict[str, Any] = {task.output: part.finish() for task, part in parts.items()}
-    if Task.SEMANTIC in s.tasks and size != output:
+    if Task.SEMANTIC in s.tasks:
         scores = results[Task.SEMANTIC.output]
-        results[Task.SEMANTIC.output] = F.interpolate(scores[None], output, mode="bilinear", align_corners=False)[0]
+        if size != output:
+            scores = F.interpolate(scores[None], output, mode="bilinear", align_corners=False)[0]
+        if not s.semantic_scores and Task.SEMANTIC not in own:
+            scores = scores.argmax(0).to(label_type(len(scores)))
+        results[Task.SEMANTIC.output] = scores
     return results
 
 
@@ -297,8 +292,8 @@ class _Panoptic:
         if not self.queries:
             return torch.zeros(self.best.shape, dtype=torch.int32, device=self.device), []
         won, visible = self._areas()
-        table = to_cpu(torch.stack((self.area, won, visible))).tolist()
-        ids, segments = self._segments(*table)
+        areas, won, visible = to_cpu(torch.stack((self.area, won, visible))).tolist()
+        ids, segments = panoptic_segments(self.labels, self.scores.tolist(), areas, won, visible, self.settings)
         lookup = to_device(torch.tensor(ids, dtype=torch.int32), self.device)
         return lookup[self.winner] * self.inside, segments
 
@@ -312,34 +307,6 @@ class _Panoptic:
             won.append(hit.flatten(1).sum(1))
             visible.append((hit & self.inside).flatten(1).sum(1))
         return torch.cat(won), torch.cat(visible)
-
-    def _segments(self, areas: list[int], won: list[int], visible: list[int]) -> tuple[list[int], list[dict[str, Any]]]:
-        """Return the segment id of each kept query (0: dropped), and the segments; one segment per stuff class."""
-        ids = [0] * len(areas)
-        segments: list[dict[str, Any]] = []
-        stuff: dict[int, dict[str, Any]] = {}
-        for i, label in enumerate(self.labels):
-            if won[i] == 0 or areas[i] == 0 or visible[i] == 0:
-                continue
-            if won[i] / areas[i] < self.settings.overlap_threshold:
-                continue
-            if label in stuff:
-                ids[i] = stuff[label]["id"]
-                stuff[label]["area"] += visible[i]
-                continue
-            thing = self.settings.is_thing(label)
-            segment = {
-                "id": len(segments) + 1,
-                "isthing": thing,
-                "category_id": label,
-                "score": self.scores[i].item(),
-                "area": visible[i],
-            }
-            ids[i] = segment["id"]
-            segments.append(segment)
-            if not thing:
-                stuff[label] = segment
-        return ids, segments
 
 
 class _Own:

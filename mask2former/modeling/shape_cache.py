@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, TypeVar
 
 import torch
 
 V = TypeVar("V")
+_holders = threading.local()
+
+
+@contextlib.contextmanager
+def holding(values: list[object]) -> Iterator[None]:
+    """Append all values that caches of this thread give out to a list: a CUDA graph reads them for as long as it lives,
+    but a cache may forget them.
+    """
+    before = getattr(_holders, "values", None)
+    _holders.values = values
+    try:
+        yield
+    finally:
+        _holders.values = before
+
+
+def _held(value: V) -> V:
+    values = getattr(_holders, "values", None)
+    if values is not None:
+        values.append(value)
+    return value
 
 
 class ShapeCache(Generic[V]):
@@ -30,7 +52,7 @@ class ShapeCache(Generic[V]):
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
-                return self._values[key]
+                return _held(self._values[key])
         # Outside inference mode and autocast: training may use values computed in evaluation.
         with torch.inference_mode(False), torch.no_grad():
             value = make()
@@ -38,7 +60,7 @@ class ShapeCache(Generic[V]):
             self._values[key] = value
             while len(self._values) > self.entries:
                 self._values.popitem(last=False)
-        return value
+        return _held(value)
 
     def __deepcopy__(self, memo: object) -> ShapeCache[V]:
         return ShapeCache(self.entries)

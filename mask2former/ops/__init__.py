@@ -1,8 +1,18 @@
-"""Multi-scale deformable attention (Deformable DETR, Zhu et al., ICLR 2021, arXiv 2010.04159)."""
+"""Deformable attention (Deformable DETR, Zhu et al., ICLR 2021, arXiv 2010.04159), assignment, and what reads masks."""
 
-from . import extension
+from . import extension, mask_results
+from .assignment import assigns_on, linear_assignment
+from .mask_sampling import sample_masks
 from .ms_deform_attn import backend, ms_deform_attn, pytorch_backend
 
-__all__ = ["backend", "ms_deform_attn", "pytorch_backend"]
+__all__ = [
+    "assigns_on",
+    "backend",
+    "linear_assignment",
+    "mask_results",
+    "ms_deform_attn",
+    "pytorch_backend",
+    "sample_masks",
+]
 
 extension.load_all()  # at import, so that `torch.ops.mask2former` is complete

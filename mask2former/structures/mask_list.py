@@ -11,6 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from .masks import EMPTY_PATCH, Patch, bitmap_to_patch, boxes_from_patches, paste, rle_to_patch, tighten
+from .packed_masks import PackedMasks
 from .rle import Rle, encode_patches
 
 
@@ -24,14 +25,30 @@ class MaskList:
         """Hold patches that lie inside the image; empty borders are cropped.
 
         Args:
-            patches: pixel (0, 0) of `bits`, bool (h, w), is (top, left) of the image.
+            patches: pixel (0, 0) of `bits`, bool (h, w), is (top, left) of the image. `PackedMasks` are unpacked when
+                the first of them is looked at.
             size: height and width of the image in pixels.
         """
-        self.patches: tuple[Patch, ...] = tuple(tighten(patch) for patch in patches)
         self.size: tuple[int, int] = (int(size[0]), int(size[1]))
-        self.boxes: np.ndarray = boxes_from_patches(self.patches).numpy()  # (N, 4) float32 XYXY, zeros where empty
-        areas = [np.count_nonzero(patch.bits) for patch in self.patches]
-        self.areas: np.ndarray = np.array(areas, dtype=np.int64)  # (N,) pixels
+        if isinstance(patches, PackedMasks):
+            self._hold(patches, patches.boxes.astype(np.float32), patches.areas)
+            return
+        tight = tuple(tighten(patch) for patch in patches)
+        areas = [np.count_nonzero(patch.bits) for patch in tight]
+        self._hold(tight, boxes_from_patches(tight).numpy(), np.array(areas, dtype=np.int64))
+
+    def _hold(self, masks: PackedMasks | tuple[Patch, ...], boxes: np.ndarray, areas: np.ndarray) -> None:
+        self._masks: PackedMasks | tuple[Patch, ...] = masks
+        self.boxes: np.ndarray = boxes  # (N, 4) float32 XYXY, zeros where empty
+        self.areas: np.ndarray = areas  # (N,) pixels
+
+    @property
+    def patches(self) -> tuple[Patch, ...]:
+        """Return all masks; those that were packed are unpacked at the first use."""
+        masks = self._masks
+        if isinstance(masks, PackedMasks):
+            masks = self._masks = tuple(masks)
+        return masks
 
     @classmethod
     def from_dense(cls, masks: Sequence[np.ndarray] | np.ndarray, size: tuple[int, int] | None = None) -> MaskList:
@@ -60,7 +77,7 @@ class MaskList:
         return cls((patches[i] for i in inverse), (label_map.shape[0], label_map.shape[1]))
 
     def __len__(self) -> int:
-        return len(self.patches)
+        return len(self._masks)
 
     def __iter__(self) -> Iterator[Patch]:
         return iter(self.patches)
@@ -71,7 +88,10 @@ class MaskList:
     def select(self, index: np.ndarray) -> MaskList:
         """Return the masks at these indices ((M,) integers) or where True ((N,) bool)."""
         index = np.flatnonzero(index) if index.dtype == bool else index
-        return MaskList((self.patches[i] for i in index), self.size)
+        masks, result = self._masks, MaskList((), self.size)
+        selected = masks.select(index) if isinstance(masks, PackedMasks) else tuple(masks[i] for i in index)
+        result._hold(selected, self.boxes[index], self.areas[index])
+        return result
 
     def dense(self) -> np.ndarray:
         """Return bool (N, H, W).

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from mask2former.benchmark import inference, training
-from mask2former.benchmark.synthetic import batch_of, build, compile_mode, config_of
-from mask2former.config import load_config
+from mask2former.benchmark.synthetic import batch_of, build, config_of
 
 from ..modeling.tiny_models import TINY
 
@@ -38,7 +37,7 @@ def test_rows_of_inference_beside_another_implementation() -> None:
     network, _, _, theirs, _ = report.rows
     assert theirs.value("ratio") == theirs.value("time") / network.value("time")
     assert network.value("floor of FLOPs") > 0 and network.value("floor of bytes") > 0
-    assert report.settings["source"] == [40, 50] and report.settings["compile"] == "off"
+    assert report.settings["source"] == [40, 50] and report.settings["compile"] == "auto"
 
 
 @pytest.mark.slow
@@ -87,13 +86,9 @@ def test_uneven_batches_differ_from_image_to_image() -> None:
     assert len(set(counts)) > 1 and all(1 <= count <= 20 for count in counts)
 
 
-def test_compile_needs_its_key() -> None:
-    if "COMPILE" in load_config(CONFIG).MODEL:
-        assert compile_mode(config_of(arguments(compile="graph"), CONFIG)) == "graph"
-        return
-    assert compile_mode(config_of(arguments(compile="off"), CONFIG)) == "off"
-    with pytest.raises(ValueError, match="MODEL.COMPILE"):
-        config_of(arguments(compile="graph"), CONFIG)
+def test_compile_is_a_config_key() -> None:
+    assert config_of(arguments(compile="graph"), CONFIG).MODEL.COMPILE == "graph"
+    assert config_of(arguments(), CONFIG).MODEL.COMPILE == "auto"
 
 
 @pytest.mark.gpu

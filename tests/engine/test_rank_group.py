@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import threading
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -47,6 +48,7 @@ def test_the_first_failure_counts() -> None:
 def test_a_rank_ends_quietly_when_another_has_failed(capsys: pytest.CaptureFixture[str]) -> None:
     store = dist.HashStore()
     announce_failure(store, 1, 7)
+    store.set("told", "1")
     with pytest.raises(Ended, match="7"):
         member(store, 0)._watch()
     with pytest.raises(Ended, match="7"):  # its own error is one of the other's
@@ -72,6 +74,52 @@ def test_the_rank_that_fails_speaks_and_goes_last(capsys: pytest.CaptureFixture[
     assert ended == [0]
     failing._watch()  # does not end its rank by itself: the message comes first
     assert capsys.readouterr().err == "a mistake\n"
+
+
+def test_no_rank_ends_before_the_message_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torchrun would end the rank that is about to write it."""
+    store, order = dist.HashStore(), []
+
+    class Terminal(io.StringIO):
+        def write(self, text: str) -> int:
+            order.append(text)
+            # The other rank has long seen the failure, and looked for the message, before it is complete.
+            assert looked.wait(60)
+            order.append("written")
+            return super().write(text)
+
+    looked = threading.Event()
+
+    class Store:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(store, name)
+
+        def check(self, keys: list[str]) -> bool:
+            found = store.check(keys)
+            if keys == ["told"]:
+                looked.set()
+            return found
+
+    def other() -> None:
+        with pytest.raises(Ended, match="2"):
+            member(Store(), 0).fail(2, "the same mistake\n")
+        order.append("ended")
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    announce_failure(store, 1, 2)
+    thread = threading.Thread(target=other)
+    thread.start()
+    with pytest.raises(Ended, match="2"):
+        member(store, 1).fail(2, "a mistake\n")
+    thread.join()
+    assert order == ["a mistake\n", "written", "ended"]
+
+
+def test_a_killed_rank_tells_nothing_that_others_would_wait_for() -> None:
+    store = dist.HashStore()
+    announce_failure(store, -1, 137)
+    with pytest.raises(Ended, match="137"):
+        member(store, 0)._watch()
 
 
 def test_a_rank_that_has_left_is_not_ended() -> None:
@@ -113,6 +161,7 @@ def test_a_group_that_main_has_destroyed_is_left_all_the_same() -> None:
 def test_log_files_tell_why_a_rank_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = dist.HashStore()
     announce_failure(store, 1, 7)
+    store.set("told", "1")
     log = logging.getLogger("mask2former")
     with (tmp_path / "log.txt.rank0").open("w") as file:
         handlers = [logging.StreamHandler(file), logging.StreamHandler(sys.stdout)]

@@ -326,24 +326,20 @@ def test_number_of_objects_is_a_mean_over_ranks(
 
 def test_groups_hold_a_bounded_number_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory is bounded by the pairs of a group; all pairs come once and in order, also those of an image with many."""
-    sizes = (2, 2, 7, 0, 1, 3, 4)
-    numbers = np.arange(3 * sum(sizes)).reshape(3, -1)
-    tables = list(enumerate(np.split(numbers, np.cumsum(sizes)[:-1], axis=1)))
     predictions = Predictions(torch.zeros(1, 1, 1, 2), masks=torch.zeros(1, 1, 1, 1, 10, 10))
     criterion = make_criterion()  # 64 points, of which 4 x 3 x 64 values are drawn: 868 values a pair
     monkeypatch.setattr(criterion_module, "_CHUNK", 3 * 868 + 867)
-    groups = list(criterion._groups(iter(tables), predictions))
-    assert [[(image, part.shape[1]) for image, part in group] for group in groups] == [
-        [(0, 2)],
-        [(1, 2)],
-        [(2, 3)],
-        [(2, 3)],
-        [(2, 1), (3, 0), (4, 1)],
-        [(5, 3)],
-        [(6, 3)],
-        [(6, 1)],
+    assert list(criterion._groups((2, 2, 7, 0, 1, 3, 4), predictions)) == [
+        [2, 0, 0, 0, 0, 0, 0],
+        [0, 2, 0, 0, 0, 0, 0],
+        [0, 0, 3, 0, 0, 0, 0],
+        [0, 0, 3, 0, 0, 0, 0],
+        [0, 0, 1, 0, 1, 0, 0],
+        [0, 0, 0, 0, 0, 3, 0],
+        [0, 0, 0, 0, 0, 0, 3],
+        [0, 0, 0, 0, 0, 0, 1],
     ]
-    assert np.array_equal(np.concatenate([part for group in groups for _, part in group], axis=1), numbers)
+    assert list(criterion._groups((0, 0), predictions)) == [[0, 0]]
 
 
 def test_unknown_losses() -> None:
@@ -388,10 +384,10 @@ def test_mask_logits_without_frames_are_those_of_one_frame() -> None:
     points = torch.rand(B, 9, 2)
     assert predictions.masks is not None and bare.masks is not None
     assert bare.masks.shape == (LAYERS, B, Q, 1, 8, 10) and torch.equal(predictions.masks, bare.masks)
-    for image, (a, b) in enumerate(zip(predictions.sample(points), bare.sample(points), strict=True)):
-        assert a.shape == (LAYERS * Q, 9) and torch.equal(a, b)
+    for image, (a, b) in enumerate(zip(predictions.sample(points, 1), bare.sample(points, 1), strict=True)):
+        assert a.shape == (1, LAYERS * Q, 9) and torch.equal(a, b)
         first = predictions.masks[0, image, 0]
-        torch.testing.assert_close(a[:1], read(first, points[image]))
+        torch.testing.assert_close(a[0, :1], read(first, points[image]))
 
 
 @pytest.mark.parametrize("convert", [lambda o: o, dense], ids=["embeddings", "masks"])
@@ -401,12 +397,13 @@ def test_samples_of_clips_come_frame_by_frame(convert: Any) -> None:
     expected = Predictions.of(dense(make_outputs(frames=3))).masks
     assert expected is not None
     points = torch.rand(B, 9, 2)
-    for image, values in enumerate(Predictions.of(outputs).sample(points)):
+    assert [len(values) for values in Predictions.of(outputs).sample(points, 5)] == [B]
+    for image, values in enumerate(torch.cat(list(Predictions.of(outputs).sample(points, 1)))):
         for row, maps in zip(values, expected[:, image].flatten(0, 1), strict=True):
             torch.testing.assert_close(row.view(3, 9), read(maps, points[image]), atol=1e-4, rtol=1e-4)
-    layers, queries = torch.tensor([2, 0]), torch.tensor([1, 5])
-    found = Predictions.of(outputs).matched(1, layers, queries)
-    torch.testing.assert_close(found, expected[layers, 1, queries], atol=1e-4, rtol=1e-4)
+    image, layers, queries = torch.tensor([0, 1, 1]), torch.tensor([1, 2, 0]), torch.tensor([3, 1, 5])
+    found = Predictions.of(outputs).matched((layers * B + image) * Q + queries, [1, 2])
+    torch.testing.assert_close(found, expected[layers, image, queries], atol=1e-4, rtol=1e-4)
 
 
 def test_infinite_costs_are_chosen_last_or_first(caplog: pytest.LogCaptureFixture) -> None:

@@ -82,10 +82,8 @@ def test_shared_points_are_those_of_the_group(monkeypatch: pytest.MonkeyPatch, c
 
 def test_shared_points_are_read_in_few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    sample = MaskBank.sample
-    monkeypatch.setattr(
-        MaskBank, "sample", lambda self, index, *rest: calls.append(len(index)) or sample(self, index, *rest)
-    )
+    sample = module.sample_masks
+    monkeypatch.setattr(module, "sample_masks", lambda *rest: calls.append(len(rest[2])) or sample(*rest))
     monkeypatch.setattr(module, "_CHUNK", 25)
     bank = MaskBank.of([torch.ones(5, 2, 2, dtype=torch.bool)], torch.device("cpu"))
     bank.sample_shared(torch.zeros(5, dtype=torch.int64), torch.rand(1, 10, 2), (2, 2))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mask2former.modeling import mask_resizing
+from mask2former.modeling import device_results, mask_resizing
 from mask2former.modeling import postprocess as module
 from mask2former.modeling.mask_resizing import resize_masks
 from mask2former.modeling.postprocess import Settings, postprocess, postprocess_clip
@@ -343,6 +343,7 @@ def test_of_equal_queries_in_two_chunks_the_first_wins(monkeypatch: pytest.Monke
 @pytest.mark.gpu
 def test_patches_of_a_gpu_equal_dense_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     scores, masks = random_case(5)
+    monkeypatch.setattr(device_results, "_DEVICES", set())  # as where a model replaces a result
     s = Settings(INSTANCE, topk=20)
     dense = run(scores, masks, s)["instances"]
     few = postprocess(scores.cuda(), scores, masks.cuda(), PADDED, IMAGE, OUTPUT, replace(s, patches=True))["instances"]

@@ -9,11 +9,12 @@ from typing import Any
 import fvcore.nn.weight_init as weight_init
 import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from ...utils.registry import register
+from ..normalization import build_norm
 from ..transformer_decoder.position_encoding import PositionEmbeddingSine
 from ..transformer_decoder.transformer import (
     TransformerEncoder,
@@ -38,7 +39,7 @@ def build_pixel_decoder(cfg: Any, input_shape: Any) -> nn.Module:
 
 def lateral_convolution(in_channels: int, channels: int, norm: str | None) -> Conv2d:
     """Build a lateral connection of the pyramid: 1x1 convolution and `norm` ("" for none)."""
-    convolution = Conv2d(in_channels, channels, kernel_size=1, bias=not norm, norm=get_norm(norm, channels))
+    convolution = Conv2d(in_channels, channels, kernel_size=1, bias=not norm, norm=build_norm(norm, channels))
     weight_init.c2_xavier_fill(convolution)
     return convolution
 
@@ -51,7 +52,7 @@ def output_convolution(in_channels: int, channels: int, norm: str | None) -> Con
         kernel_size=3,
         padding=1,
         bias=not norm,
-        norm=get_norm(norm, channels),
+        norm=build_norm(norm, channels),
         activation=F.relu,
     )
     weight_init.c2_xavier_fill(convolution)

@@ -21,6 +21,7 @@ from ...errors import ConfigError
 from ...utils.overrides import as_written, extensible, unchanged
 from ...utils.registry import register
 from ...utils.signatures import fitting
+from ..normalization import GroupNorm
 from ..shape_cache import ShapeCache
 from ..transformer_decoder.layers import _get_activation_fn, with_position
 from ..transformer_decoder.position_encoding import PositionEmbeddingSine
@@ -247,7 +248,7 @@ def _projection(in_channels: int, channels: int) -> nn.Sequential:
     nn.init.xavier_uniform_(convolution.weight)
     assert convolution.bias is not None
     nn.init.zeros_(convolution.bias)
-    return nn.Sequential(convolution, nn.GroupNorm(_GROUPS, channels))
+    return nn.Sequential(convolution, GroupNorm(_GROUPS, channels))
 
 
 @register(SEM_SEG_HEADS_REGISTRY)

@@ -4,7 +4,9 @@
 #include <tuple>
 
 #include "../common.h"
+#include "assignment.h"
 #include "launch.h"
+#include "mask_sampling.h"
 
 namespace mask2former {
 namespace {
@@ -137,10 +139,65 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& va
           prepared(grad_attention, attention.scalar_type())};
 }
 
+Tensor assignment(const Tensor& cost, const Tensor& counts) {
+  STD_TORCH_CHECK(cost.is_cuda() && cost.dim() == 3 && cost.scalar_type() == ScalarType::Float,
+                  "cost must be (problems, queries, objects), fp32, on a GPU");
+  STD_TORCH_CHECK(counts.is_cuda() && counts.get_device_index() == cost.get_device_index() && counts.dim() == 1 &&
+                      counts.size(0) == cost.size(0) && counts.scalar_type() == ScalarType::Long,
+                  "counts must be (problems,), int64, on the device of cost");
+  STD_TORCH_CHECK(cost.size(1) <= kMaxAssigned && cost.size(2) <= kMaxAssigned && cost.size(0) < 1ll << 31,
+                  "cost must have at most ", kMaxAssigned, " queries and objects");
+  const torch::stable::accelerator::DeviceGuard guard(cost.get_device_index());
+  Tensor out = new_empty(cost, {cost.size(0), cost.size(2)}, ScalarType::Long);
+  if (out.numel() == 0) return out;
+  const Tensor numbers = prepared(counts, ScalarType::Long);
+  const Assignment call{static_cast<const float*>(cost.const_data_ptr()),
+                        static_cast<const int64_t*>(numbers.const_data_ptr()),
+                        static_cast<int64_t*>(out.mutable_data_ptr()),
+                        cost.stride(0), cost.stride(1), cost.stride(2),
+                        static_cast<int>(cost.size(0)), static_cast<int>(cost.size(1)), static_cast<int>(cost.size(2))};
+  const int32_t device = cost.get_device_index();
+  const cudaError_t error = linear_assignment(call, device, current_stream(device));
+  STD_TORCH_CHECK(error == cudaSuccess, "linear assignment: ", cudaGetErrorString(error));
+  return out;
+}
+
+Tensor masks_at_points(const Tensor& data, const Tensor& table, const Tensor& index, const Tensor& points,
+                       std::optional<Tensor> point_rows, int64_t height, int64_t width) {
+  const ScalarType type = data.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Byte || type == ScalarType::Float, "data must be uint8 or fp32");
+  STD_TORCH_CHECK(data.dim() == 1 && table.dim() == 2 && table.size(0) == 3 && index.dim() == 1,
+                  "data must be flat, table (3, masks), index (rows,)");
+  STD_TORCH_CHECK(points.dim() == 3 && points.size(2) == 2, "points must be (sets, points, 2)");
+  STD_TORCH_CHECK(point_rows ? point_rows->dim() == 1 && point_rows->size(0) == index.size(0)
+                             : points.size(0) == 1 || points.size(0) == index.size(0),
+                  "points must fit index");
+  for (const Tensor& t : {data, table, index, points, point_rows ? *point_rows : data})
+    STD_TORCH_CHECK(t.is_cuda() && t.get_device_index() == data.get_device_index(),
+                    "all tensors must be on the device of data");
+  const torch::stable::accelerator::DeviceGuard guard(data.get_device_index());
+  const Tensor values = prepared(data, type), places = prepared(points, ScalarType::Float);
+  const Tensor sizes = prepared(table, ScalarType::Long), masks = prepared(index, ScalarType::Long);
+  const Tensor rows = point_rows ? prepared(*point_rows, ScalarType::Long) : masks;
+  Tensor out = new_empty(places, {index.size(0), points.size(1)});
+  const MaskSampling call{values.const_data_ptr(), type == ScalarType::Float,
+                          static_cast<const int64_t*>(sizes.const_data_ptr()),
+                          static_cast<const int64_t*>(masks.const_data_ptr()),
+                          point_rows ? static_cast<const int64_t*>(rows.const_data_ptr()) : nullptr,
+                          static_cast<const float*>(places.const_data_ptr()),
+                          static_cast<float*>(out.mutable_data_ptr()), table.size(1), index.size(0), points.size(1),
+                          points.size(0), static_cast<float>(height), static_cast<float>(width)};
+  const cudaError_t error = sample_masks(call, current_stream(data.get_device_index()));
+  STD_TORCH_CHECK(error == cudaSuccess, "sampling of masks: ", cudaGetErrorString(error));
+  return out;
+}
+
 }  // namespace
 }  // namespace mask2former
 
 STABLE_TORCH_LIBRARY_IMPL(mask2former, CUDA, m) {
   m.impl("ms_deform_attn", TORCH_BOX(&mask2former::forward));
   m.impl("ms_deform_attn_backward", TORCH_BOX(&mask2former::backward));
+  m.impl("sample_masks", TORCH_BOX(&mask2former::masks_at_points));
+  m.impl("linear_assignment", TORCH_BOX(&mask2former::assignment));
 }

@@ -1,0 +1,160 @@
+"""CUDA graphs of a function of one tensor, one for each shape: its kernels are launched at once, without Python.
+
+A captured graph runs the same kernels on the same memory. What it reads must therefore stay where it is: graphs hold
+references to all that, and their owner says when the function has changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .shape_cache import holding
+
+logger = logging.getLogger(__name__)
+
+Outputs = dict[str, Tensor]
+_OFTEN = 8  # calls of a shape that are worth to drop the graph of another one
+_WARM_UP = 2  # runs before the capture: libraries choose their kernels in them, and compiled code is made
+
+
+class CapturedFunction:
+    """A CUDA graph of `function(images)`.
+
+    Args:
+        function: maps a tensor to a dictionary of tensors, on its device, without waiting for the device.
+        images: an example; other ones must have its shape and type.
+        memory_format: that the function gets images in.
+        pool: memory that graphs share which never run at the same time; None for memory of its own.
+    """
+
+    def __init__(
+        self, function: Callable[[Tensor], Outputs], images: Tensor, memory_format: torch.memory_format, pool: Any
+    ) -> None:
+        self._held: list[object] = [function]  # what the graph reads, besides its own memory
+        # Tensors of inference mode cannot be written outside of it, where the next call may come from.
+        with torch.inference_mode(False), torch.no_grad():
+            self._input = torch.empty_like(images, memory_format=memory_format).copy_(images)
+            stream = torch.cuda.Stream(images.device)
+            stream.wait_stream(torch.cuda.current_stream(images.device))
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UP):
+                    function(self._input)
+            torch.cuda.current_stream(images.device).wait_stream(stream)
+            self._graph = torch.cuda.CUDAGraph()
+            with holding(self._held), torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+                self._outputs = function(self._input)
+        self._done = torch.cuda.Event()
+        self.pool = self._graph.pool()
+
+    def __call__(self, images: Tensor) -> Outputs:
+        """Return the outputs for images; later calls do not change them. Threads must take turns."""
+        stream = torch.cuda.current_stream(images.device)
+        stream.wait_event(self._done)  # of the last call, which may have been on another stream
+        with torch.inference_mode(False), torch.no_grad():
+            self._input.copy_(images)
+            self._graph.replay()
+            outputs = {name: value.clone() for name, value in self._outputs.items()}
+        self._done.record(stream)
+        return outputs
+
+
+class GraphCache:
+    """CUDA graphs of the shapes that were used last.
+
+    Args:
+        entries: number of graphs; their activations share memory, their results and inputs do not.
+        after: capture a shape when it comes for the `after`-th time, since a capture takes longer than a few calls; a
+            graph gives way to another one only if that comes more often.
+    """
+
+    def __init__(self, entries: int = 32, after: int = 2) -> None:
+        self.entries, self.after = entries, after
+        self.captured = 0  # number of captures so far
+        self._graphs: OrderedDict[Hashable, CapturedFunction] = OrderedDict()
+        self._seen: OrderedDict[Hashable, int] = OrderedDict()
+        self._pool: Any = None
+        self._lock = threading.Lock()
+
+    def clear(self) -> None:
+        """Drop all graphs, whose function has changed."""
+        with self._lock:
+            self._graphs.clear()
+            self._seen.clear()
+            self._pool = None
+
+    def __call__(
+        self,
+        key: Hashable,
+        function: Callable[[Tensor], Outputs],
+        images: Tensor,
+        memory_format: torch.memory_format = torch.preserve_format,
+    ) -> Outputs | None:
+        """Run the graph of a key, or capture it; None if it is too early for that.
+
+        Args:
+            key: equal for calls that run the same kernels, apart from the images' shape and type.
+            function, images, memory_format: see `CapturedFunction`.
+
+        Raises:
+            RuntimeError: the function cannot be captured.
+        """
+        key = (key, tuple(images.shape), images.dtype, images.device)
+        with self._lock:
+            if key not in self._graphs:
+                if not self._often(key):
+                    return None
+                self._graphs[key] = self._capture(function, images, memory_format)
+                while len(self._graphs) > self.entries:
+                    dropped, _ = self._graphs.popitem(last=False)
+                    self._seen.pop(dropped, None)
+            self._graphs.move_to_end(key)
+            return self._graphs[key](images)
+
+    def _often(self, key: Hashable) -> bool:
+        self._seen[key] = self._seen.get(key, 0) + 1
+        self._seen.move_to_end(key)
+        while len(self._seen) > 64 * self.entries:
+            self._seen.popitem(last=False)
+        full = len(self._graphs) >= self.entries
+        return self._seen[key] >= (max(self.after, _OFTEN) if full else self.after)
+
+    def _capture(
+        self, function: Callable[[Tensor], Outputs], images: Tensor, memory_format: torch.memory_format
+    ) -> CapturedFunction:
+        start = time.perf_counter()
+        graph = CapturedFunction(function, images, memory_format, self._pool)
+        self._pool = graph.pool
+        self.captured += 1
+        count, _, height, width = images.shape
+        seconds = time.perf_counter() - start
+        logger.info("captured a CUDA graph for %d x %d x %d in %.1f s", count, height, width, seconds)
+        return graph
+
+
+@contextlib.contextmanager
+def uncached_autocast(device: str) -> Iterator[None]:
+    """Repeat the current autocast without its cache of casted weights, which a graph must not read."""
+    enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    with torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False):
+        yield
+
+
+def addresses(networks: Iterable[nn.Module]) -> tuple[list[int], list[object]]:
+    """Return where all parameters and buffers are, and objects that keep this memory for as long as they live."""
+    tensors = [
+        tensor
+        for network in networks
+        for module in network.modules()
+        for tensor in (*module._parameters.values(), *module._buffers.values())
+        if tensor is not None
+    ]
+    return [tensor.data_ptr() for tensor in tensors], [tensor.untyped_storage() for tensor in tensors]

@@ -1,0 +1,57 @@
+"""Products of many vectors with the maps of their images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def products(rows: Tensor, maps: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Multiply each vector with the maps of its image.
+
+    Args:
+        rows: (M, C), image by image.
+        maps: (B, C, S).
+        sizes: number of rows of each image, M together.
+
+    Returns:
+        (M, S).
+    """
+    if len(set(sizes)) == 1:
+        return torch.bmm(rows.view(len(maps), sizes[0], maps.shape[1]), maps).flatten(0, 1)
+    return _Products.apply(rows, maps, list(sizes))
+
+
+class _Products(torch.autograd.Function):
+    """One product an image, written where it belongs: no joining of results, and no gradient of the maps per image."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, maps: Tensor, sizes: list[int]) -> Tensor:
+        ctx.sizes = sizes
+        ctx.save_for_backward(rows, maps)
+        out = rows.new_empty(len(rows), maps.shape[2])
+        for row, image, target in zip(rows.split(sizes), maps, out.split(sizes), strict=True):
+            if len(row):
+                torch.mm(row, image, out=target)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, maps = ctx.saved_tensors
+        grad_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
+        grad_maps = maps.new_empty(maps.shape) if ctx.needs_input_grad[1] else None
+        first = 0
+        for image, size in enumerate(ctx.sizes):
+            part = slice(first, first + size)
+            first += size
+            if grad_maps is not None:
+                # Without rows this is zero.
+                torch.mm(rows[part].T, grad[part], out=grad_maps[image])
+            if grad_rows is not None and size:
+                torch.mm(grad[part], maps[image].T, out=grad_rows[part])
+        return grad_rows, grad_maps, None

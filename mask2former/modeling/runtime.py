@@ -1,0 +1,234 @@
+"""How backbone and head are run: operation by operation, as a CUDA graph, or compiled (MODEL.COMPILE)."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Generic
+
+import torch
+from torch import Tensor, nn
+
+from ..utils.signatures import accepted
+from .cuda_graphs import GraphCache, Outputs, addresses, uncached_autocast
+from .outputs import without_earlier
+from .prepared import Prepared
+
+logger = logging.getLogger(__name__)
+
+MODES = ("auto", "off", "graph", "compile")
+# Larger batches keep a GPU busy anyway, and their graphs would keep much memory.
+_LARGEST = 2**23  # pixels
+# Code of which we know that the same kernels are right in each call; other code may look at values, or at the clock.
+_KNOWN = ("torch.", "torchvision.", "detectron2.", "fvcore.", "timm.", f"{__name__.rpartition('.modeling.')[0]}.")
+_PLAIN = (object, Generic, ABC)
+
+
+class Runtime:
+    """Runs a backbone and a head in the way that is fastest for a call.
+
+    In inference on CUDA, "auto" and "graph" launch a captured graph of the kernels that the modules would launch one by
+    one, on weights that are casted beforehand; "compile" captures code that PyTorch's compiler made, with batch norms
+    folded into convolutions, which changes rounding. In training, "compile" runs compiled forms of backbone, pixel
+    decoder and transformer decoder. In all other cases the modules are called as they are. Where a way is not possible,
+    one line says why.
+
+    Args:
+        mode: one of `MODES`. "auto" calls as they are: modules of other projects, hooked ones, and the first image of
+            each shape.
+
+    Attributes:
+        compile_training: whether training runs compiled code.
+        backend: of `torch.compile`.
+    """
+
+    def __init__(self, mode: str = "auto") -> None:
+        if mode not in MODES:
+            raise ValueError(f"MODEL.COMPILE must be one of {', '.join(MODES)}, not {mode!r}")
+        self.mode = mode
+        self.compile_training = mode == "compile"
+        self.backend = "inductor"
+        self._graphs = GraphCache(after=2 if mode == "auto" else 1)
+        self._prepared: dict[torch.dtype | None, _PreparedNetwork] = {}
+        self._compiled: list[_CompiledNetwork] = []
+        self._refused: set[str] = set()
+
+    @property
+    def captured(self) -> int:
+        """Return the number of CUDA graphs that were captured so far."""
+        return self._graphs.captured
+
+    def __call__(
+        self, backbone: nn.Module, head: nn.Module, images: Tensor, frames: int | None = None
+    ) -> Mapping[str, Any]:
+        """Return the outputs of `head(backbone(images))`; those of inference may lack "aux_outputs".
+
+        Args:
+            images: (B, 3, H, W), or (B * T, 3, H, W) of clips.
+            frames: T; None for images.
+        """
+        if torch.compiler.is_compiling():
+            return _call(head, backbone(images), frames)
+        training = torch.is_grad_enabled() or backbone.training or head.training
+        if not training and frames is None and self.mode != "off":
+            outputs = self._infer(backbone, head, images)
+            if outputs is not None:
+                return outputs
+        if images.device.type == "cuda" and _is_known(backbone) and _is_known(head):
+            images = images.contiguous(memory_format=torch.channels_last)  # as tensor cores want it
+        if training and self.compile_training and "compile" not in self._refused:
+            return self._run_compiled(backbone, head, images, frames)
+        return _call(head, backbone(images), frames)
+
+    # ---- inference
+    def _infer(self, backbone: nn.Module, head: nn.Module, images: Tensor) -> Mapping[str, Any] | None:
+        if images.device.type != "cuda":
+            if self.mode == "compile" and "compile" not in self._refused:
+                return self._run_compiled(backbone, head, images, None)
+            return None
+        count, _, height, width = images.shape
+        if "graph" in self._refused or count * height * width > _LARGEST or torch.cuda.is_current_stream_capturing():
+            return None
+        network = self._prepared_network(backbone, head)
+        if network is None:
+            return None
+        try:
+            outputs = self._graphs(network.dtype, network, images, network.memory_format)
+        except (RuntimeError, TypeError) as error:
+            self._graphs.clear()
+            self._refuse("graph", f"CUDA graphs are not used: {_first_line(error)}")
+            return None
+        if outputs is None or network.fits():  # looked at while the GPU works
+            return outputs
+        self._prepared.clear()
+        self._graphs.clear()
+        return None
+
+    def _prepared_network(self, backbone: nn.Module, head: nn.Module) -> _PreparedNetwork | None:
+        """Return the form of the network that is captured; None if the modules are to be called as they are."""
+        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+        network = self._prepared.get(dtype)
+        if network is None or not network.of(backbone, head):
+            known = _is_known(backbone) and _is_known(head)
+            if self.mode == "auto" and not known:
+                return None
+            run = partial(self._run_compiled, frames=None) if self.mode == "compile" else None
+            network = self._prepared[dtype] = _PreparedNetwork(backbone, head, dtype, known, run)
+            self._graphs.clear()
+        return network
+
+    # ---- compiled code
+    def _run_compiled(
+        self, backbone: nn.Module, head: nn.Module, images: Tensor, frames: int | None
+    ) -> Mapping[str, Any]:
+        network = next((x for x in self._compiled if x.of(backbone, head)), None)
+        try:
+            if network is None:
+                logger.info("compiling the network, which takes a minute or two; PyTorch keeps the code for next time")
+                network = _CompiledNetwork(backbone, head, self.backend)
+                self._compiled = [*self._compiled[-3:], network]
+            return network(images, frames)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            self._compiled = []
+            self._refuse("compile", f"the network is not compiled: {_first_line(error)}")
+            return _call(head, backbone(images), frames)
+
+    def _refuse(self, way: str, message: str) -> None:
+        if way not in self._refused:
+            self._refused.add(way)
+            logger.warning("%s", message)
+
+    def __deepcopy__(self, memo: object) -> Runtime:
+        copied = Runtime(self.mode)
+        copied.compile_training = self.compile_training
+        return copied
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Runtime, (self.mode,)
+
+
+class _PreparedNetwork:
+    """The form of a network that is captured, and whether it still is that of the modules."""
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        dtype: torch.dtype | None,
+        known: bool,
+        compiled: Callable[[nn.Module, nn.Module, Tensor], Mapping[str, Any]] | None,
+    ) -> None:
+        self.dtype = dtype
+        self._modules = (backbone, head)
+        self._compiled = compiled
+        self.memory_format = torch.channels_last if known else torch.preserve_format
+        self._prepared = Prepared(backbone, head, dtype, fold=compiled is not None, channels_last=known)
+        self._addresses, self._kept = addresses(self._modules)
+
+    def of(self, backbone: nn.Module, head: nn.Module) -> bool:
+        """Return whether it is made of these modules."""
+        return self._modules == (backbone, head)
+
+    def fits(self) -> bool:
+        """Return whether modules, hooks and the places of weights are those that graphs were captured with."""
+        return self._prepared.fits() and addresses(self._modules)[0] == self._addresses
+
+    def __call__(self, images: Tensor) -> Outputs:
+        """Return the outputs for images, with weights as they are now."""
+        with uncached_autocast(images.device.type):
+            self._prepared.refresh()  # part of the graph, so that no change of a weight is missed
+            if self._compiled is not None:
+                outputs = self._compiled(self._prepared.backbone, self._prepared.head, images)
+            else:
+                outputs = self._prepared.head(self._prepared.backbone(images))
+        last = without_earlier(outputs)
+        values = {name: last[name] for name in last}
+        if not all(isinstance(value, Tensor) for value in values.values()):
+            raise TypeError("the head returns other things than tensors")
+        return values
+
+
+class _CompiledNetwork:
+    """Compiled forms of a backbone and of the parts of a head."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, backend: str) -> None:
+        self._modules = (backbone, head)
+        self._backbone = torch.compile(backbone, backend=backend)
+        self._by_parts = bool(getattr(head, "by_frame", False))
+        if self._by_parts:
+            own: Any = head
+            self._maps = torch.compile(own.pixel_maps, backend=backend)
+            self._predict = torch.compile(own.predict, backend=backend)
+        else:
+            self._head = torch.compile(head, backend=backend)
+
+    def of(self, backbone: nn.Module, head: nn.Module) -> bool:
+        return self._modules == (backbone, head)
+
+    def __call__(self, images: Tensor, frames: int | None) -> Mapping[str, Any]:
+        features = self._backbone(images)
+        if self._by_parts:
+            return self._predict(*self._maps(features), frames=frames)
+        return _call(self._head, features, frames)
+
+
+def _call(head: Callable[..., Any], features: Mapping[str, Tensor], frames: int | None) -> Mapping[str, Any]:
+    """Call a head; clips have the keyword `frames`, if a head of another project takes it."""
+    return head(features) if frames is None else head(features, **accepted(head, {"frames": frames}))
+
+
+def _is_known(network: nn.Module) -> bool:
+    """Return whether all modules are of libraries that we know, without hooks and methods from elsewhere."""
+    for module in network.modules():
+        own = vars(module)
+        if own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own:
+            return False
+        if not all(f"{base.__module__}.".startswith(_KNOWN) for base in type(module).__mro__ if base not in _PLAIN):
+            return False
+    return True
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,236 @@
+"""Results made without a look at numbers equal those of queries that are selected on the CPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mask2former.modeling import device_results as module
+from mask2former.modeling.postprocess import Settings, begin, postprocess
+from mask2former.structures.masks import paste
+from mask2former.structures.task import IMAGE_TASKS, Task
+
+Size = tuple[int, int]
+ALL = frozenset(IMAGE_TASKS)
+SEMANTIC, INSTANCE, PANOPTIC = (frozenset({task}) for task in IMAGE_TASKS)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return a device that makes results so, a GPU or, for this test, the CPU."""
+    monkeypatch.setattr(module, "_DEVICES", {request.param})
+    return str(request.param)
+
+
+def random_case(seed: int, queries: int = 9, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    scores = (4 * torch.randn(queries, classes + 1, generator=g)).softmax(-1)
+    coarse = 6 * torch.randn(1, queries, 3, 4, generator=g)
+    masks = F.interpolate(coarse, (8, 12), mode="bicubic")[0]
+    masks[seed % queries] = -5.0  # an empty mask
+    return scores, masks
+
+
+def compare(scores: torch.Tensor, masks: torch.Tensor, sizes: tuple[Size, Size, Size], s: Settings, device: str) -> Any:
+    """Compare with the results of the CPU, and return them."""
+    before, module._DEVICES = module._DEVICES, set()
+    try:
+        expected = postprocess(scores, scores, masks, *sizes, replace(s, patches=False))
+    finally:
+        module._DEVICES = before
+    found = postprocess(scores.to(device), None, masks.to(device), *sizes, s)
+    assert found.keys() == expected.keys()
+    if "sem_seg" in found:
+        assert found["sem_seg"].dtype == expected["sem_seg"].dtype
+        if s.semantic_scores:
+            torch.testing.assert_close(found["sem_seg"].cpu(), expected["sem_seg"], atol=1e-5, rtol=1e-5)
+        else:
+            assert same(found["sem_seg"], expected["sem_seg"])
+    if "panoptic_seg" in found:
+        (ids, segments), (expected_ids, expected_segments) = found["panoptic_seg"], expected["panoptic_seg"]
+        assert ids.dtype == torch.int32 and same(ids, expected_ids)
+        assert [x | {"area": 0} for x in segments] == [x | {"area": 0} for x in expected_segments]
+        assert all(abs(x["area"] - y["area"]) <= 1 for x, y in zip(segments, expected_segments))
+    if "instances" in found:
+        check_instances(found["instances"], expected["instances"], s, sizes[2])
+    return found
+
+
+def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Return whether two maps are equal, but for a pixel that rounding decides."""
+    return found.shape == expected.shape and int((found.cpu() != expected).sum()) <= 1
+
+
+def check_instances(found: Any, expected: Any, s: Settings, size: Size) -> None:
+    assert len(found) == len(expected) and found.image_size == expected.image_size
+    torch.testing.assert_close(found.scores.cpu(), expected.scores, atol=1e-5, rtol=1e-5)
+    assert torch.equal(found.pred_classes.cpu(), expected.pred_classes)
+    torch.testing.assert_close(found.pred_boxes.tensor.cpu(), expected.pred_boxes.tensor, atol=1, rtol=0)
+    assert found.has("pred_patches") == s.patches
+    masks = torch.from_numpy(paste(found.pred_patches, found.image_size)) if s.patches else found.pred_masks
+    assert masks.dtype == torch.bool and same(masks, expected.pred_masks)
+
+
+SIZES = [
+    ((32, 48), (30, 41), (23, 37)),
+    ((32, 48), (30, 41), (30, 41)),
+    ((32, 48), (32, 48), (90, 123)),
+    ((32, 48), (1, 1), (7, 200)),
+    ((8, 12), (8, 9), (1, 1)),
+]
+
+
+def settings_of(seed: int, tasks: frozenset[Task], topk: int, threshold: float, patches: bool) -> Settings:
+    return Settings(
+        tasks,
+        topk=topk,
+        score_threshold=threshold,
+        object_mask_threshold=threshold / 2,
+        overlap_threshold=0.4,
+        semantic_scores=seed % 3 == 0,
+        patches=patches,
+        things=frozenset({0, 2}) if seed % 2 else None,
+    )
+
+
+@given(
+    st.integers(0, 2**31),
+    st.sampled_from(SIZES),
+    st.sampled_from([ALL, INSTANCE, PANOPTIC, INSTANCE | PANOPTIC, SEMANTIC]),
+    st.integers(1, 60),
+    st.sampled_from([0.0, 0.05, 0.6]),
+    st.booleans(),
+)
+@settings(max_examples=80)
+def test_results_equal_those_of_the_cpu(
+    seed: int, sizes: Any, tasks: frozenset[Task], topk: int, threshold: float, patches: bool
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_DEVICES", {"cpu"})
+        compare(*random_case(seed), sizes, settings_of(seed, tasks, topk, threshold, patches), "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("patches", [False, True])
+@pytest.mark.parametrize("sizes", SIZES)
+def test_results_of_a_gpu_equal_those_of_the_cpu(sizes: Any, patches: bool) -> None:
+    for seed in range(12):
+        for threshold in (0.0, 0.3):
+            compare(*random_case(seed), sizes, settings_of(seed, ALL, 20, threshold, patches), "cuda")
+
+
+def test_bands_and_large_masks(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row at a time for semantic segmentation, and each mask copied alone."""
+    monkeypatch.setattr(module, "_BAND", 1)
+    monkeypatch.setattr(module, "_PINNED", 0)
+    for seed, sizes in enumerate(SIZES):
+        for scores in (True, False):
+            s = replace(settings_of(seed, ALL, 20, 0.05, True), semantic_scores=scores)
+            compare(*random_case(seed), sizes, s, device)
+
+
+@pytest.mark.parametrize("at_output", [True, False])
+def test_classes_are_those_of_the_best_scores(at_output: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores, masks = (x.to(device) for x in random_case(3))
+    s = Settings(SEMANTIC, semantic_at_output_size=at_output)
+    full = postprocess(scores, None, masks, *SIZES[0], s)["sem_seg"]
+    assert full.shape == (4, *SIZES[0][2])
+    for devices in ({device}, set[str]()):
+        monkeypatch.setattr(module, "_DEVICES", devices)
+        labels = postprocess(scores, None, masks, *SIZES[0], replace(s, semantic_scores=False))["sem_seg"]
+        assert labels.dtype == torch.uint8 and same(labels, full.argmax(0).cpu())
+
+
+def test_segments_below_the_threshold_leave_the_map(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others keep their ids."""
+    scores = torch.tensor([[0.9, 0.0, 0.1], [0.4, 0.0, 0.6], [0.0, 0.4, 0.3], [0.0, 0.6, 0.4]]).to(device)
+    masks = torch.full((4, 8, 8), -30.0, device=device)
+    for q in range(4):
+        masks[q, 2 * q : 2 * q + 2] = 30.0
+    size = (8, 8)
+    for devices in ({device}, set[str]()):
+        monkeypatch.setattr(module, "_DEVICES", devices)
+        s = Settings(PANOPTIC, segment_threshold=0.5)
+        ids, segments = postprocess(scores, None, masks, size, size, size, s)["panoptic_seg"]
+        assert ids[:, 0].tolist() == [1, 1, 0, 0, 0, 0, 3, 3]
+        assert [(x["id"], x["category_id"], x["area"]) for x in segments] == [(1, 0, 16), (3, 1, 16)]
+
+
+def test_no_object_and_no_query(device: str) -> None:
+    for scores in (torch.tensor([[0.0, 0.0, 1.0]] * 3), torch.zeros(0, 3)):
+        masks = torch.full((len(scores), 8, 12), -5.0)
+        for patches in (False, True):
+            s = Settings(INSTANCE | PANOPTIC, score_threshold=0.5, object_mask_threshold=0.5, patches=patches)
+            compare(scores, masks, SIZES[0], s, device)
+
+
+def test_images_of_a_batch_are_begun_before_the_first_is_waited_for(device: str) -> None:
+    cases = [random_case(seed) for seed in range(3)]
+    s = Settings(ALL, patches=True, semantic_scores=False)
+    begun = [begin(scores.to(device), None, masks.to(device), *SIZES[0], s) for scores, masks in cases]
+    for finish, (scores, masks) in zip(begun, cases, strict=True):
+        alone = postprocess(scores.to(device), None, masks.to(device), *SIZES[0], s)
+        together = finish()
+        assert torch.equal(together["panoptic_seg"][0], alone["panoptic_seg"][0])
+        assert torch.equal(together["instances"].scores, alone["instances"].scores)
+
+
+def test_results_with_gradients_are_made_by_parts(device: str) -> None:
+    scores, masks = (x.to(device).requires_grad_() for x in random_case(2))
+    result = postprocess(scores, None, masks, *SIZES[0], Settings())["sem_seg"]
+    result.sum().backward()
+    assert masks.grad is not None and scores.grad is not None
+    assert module.are_possible(scores.detach(), masks.detach(), SIZES[0][2])
+
+
+@pytest.mark.gpu
+def test_small_results_are_where_they_are_needed() -> None:
+    """With patches on the CPU and in ordinary memory, else on the GPU."""
+    scores, masks = (x.cuda() for x in random_case(1))
+    s = Settings(ALL, semantic_scores=False)
+    there = postprocess(scores, None, masks, *SIZES[0], s)
+    assert all(x.is_cuda for x in (there["sem_seg"], there["panoptic_seg"][0], there["instances"].pred_masks))
+    here = postprocess(scores, None, masks, *SIZES[0], replace(s, patches=True))
+    for x in (here["sem_seg"], here["panoptic_seg"][0], here["instances"].scores):
+        assert x.device.type == "cpu" and not (x.is_pinned() and x.numel() > 1000)
+
+
+@pytest.mark.gpu
+def test_a_cuda_graph_holds_the_device_part() -> None:
+    scores, masks = (x.cuda() for x in random_case(1))
+    other = tuple(x.cuda() for x in random_case(8))
+    s = Settings(ALL, patches=True, semantic_scores=False, things=frozenset({0, 2}))
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        module.DeviceResults(scores, masks, *SIZES[0], s)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = module.DeviceResults(scores, masks, *SIZES[0], s)
+    scores.copy_(other[0]), masks.copy_(other[1])
+    graph.replay()
+    found, expected = results.start_copy().finish(), postprocess(*other[:1], None, other[1], *SIZES[0], s)
+    assert torch.equal(found["sem_seg"], expected["sem_seg"])
+    assert torch.equal(found["panoptic_seg"][0], expected["panoptic_seg"][0])
+    assert torch.equal(found["instances"].scores, expected["instances"].scores)
+
+
+@pytest.mark.gpu
+def test_memory_of_a_large_image() -> None:
+    """24 megapixels with a hundred queries, in less than 3 GiB."""
+    generator = torch.Generator().manual_seed(0)
+    scores = (3 * torch.randn(100, 134, generator=generator)).softmax(-1).cuda()
+    masks = F.interpolate(6 * torch.randn(1, 100, 8, 8, generator=generator), (200, 304), mode="bicubic")[0].cuda()
+    s = Settings(ALL, patches=True, semantic_scores=False)
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    result = postprocess(scores, None, masks, (800, 1216), (800, 1200), (4000, 6000), s)
+    assert torch.cuda.max_memory_allocated() < 3 * 2**30
+    assert result["sem_seg"].shape == (4000, 6000)

@@ -1,0 +1,287 @@
+"""The ways in which the network is run give the same results."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mask2former.modeling import cuda_graphs, runtime
+from mask2former.modeling.cuda_graphs import GraphCache, addresses
+from mask2former.modeling.runtime import Runtime
+from mask2former.modeling.shape_cache import ShapeCache, holding
+
+from .tiny_models import clip, record, tiny
+
+PANOPTIC = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
+VIDEO = "youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml"
+R18 = ("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.MASK_FORMER.DEC_LAYERS", 3)
+
+
+class Hooked(nn.Module):
+    """A module of another project."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def losses_and_gradients(model: nn.Module, batch: list[dict[str, Any]]) -> tuple[dict[str, Tensor], list[Tensor]]:
+    torch.manual_seed(0)
+    model.zero_grad(set_to_none=True)
+    losses = model.train()(batch)
+    sum(losses.values()).backward()
+    return losses, [p.grad for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [PANOPTIC, VIDEO])
+def test_compiled_training_gives_the_same_losses_and_gradients(config: str) -> None:
+    torch.compiler.reset()
+    model = tiny(config, *R18)
+    make = clip if config == VIDEO else record
+    frames = (2,) if config == VIDEO else ()
+    batch = [make(64, 64, *frames, 3, 30), make(64, 64, *frames, 2, 30, 1)]
+    losses, gradients = losses_and_gradients(model, batch)
+    model.runtime.compile_training, model.runtime.backend = True, "aot_eager"
+    compiled, of_compiled = losses_and_gradients(model, batch)
+    assert len(model.runtime._compiled) == 1
+    torch.testing.assert_close(compiled, losses, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(of_compiled, gradients, rtol=1e-3, atol=1e-4)
+
+
+def test_a_compiler_that_fails_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    torch.compiler.reset()
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        raise OSError("no C++ compiler")
+
+    model = tiny(PANOPTIC, *R18, "MODEL.COMPILE", "compile")
+    model.runtime.backend = backend
+    batch = [record(64, 64, 2, 30)]
+    with caplog.at_level(logging.WARNING, "mask2former"):
+        losses, _ = losses_and_gradients(model, batch)
+        losses_and_gradients(model, batch)
+    model.runtime = Runtime("off")
+    torch.testing.assert_close(losses, losses_and_gradients(model, batch)[0])
+    assert sum("the network is not compiled" in message for message in caplog.messages) == 1
+
+
+@pytest.mark.parametrize("mode", ["auto", "off", "graph"])
+def test_on_the_cpu_modules_are_called_as_they_are(mode: str) -> None:
+    model = tiny(PANOPTIC, *R18, "MODEL.COMPILE", mode).eval()
+    called: list[str] = []
+    model.backbone.register_forward_hook(lambda *_: called.append("backbone"))
+    model.sem_seg_head.register_forward_hook(lambda *_: called.append("head"))
+    with torch.no_grad():
+        model([record(64, 64, 0)])
+    assert called == ["backbone", "head"]
+
+
+def test_modes() -> None:
+    with pytest.raises(ValueError, match="MODEL.COMPILE must be one of auto, off, graph, compile, not 'fast'"):
+        Runtime("fast")
+    copied = copy.deepcopy(Runtime("graph"))
+    assert copied.mode == "graph"
+
+
+def test_only_modules_of_known_libraries_are_captured_unasked() -> None:
+    model = tiny(PANOPTIC, *R18)
+    assert runtime._is_known(model.backbone) and runtime._is_known(model.sem_seg_head)
+    handle = model.backbone.res4[0].register_forward_hook(lambda *_: None)
+    assert not runtime._is_known(model.backbone)
+    handle.remove()
+    model.backbone.res4[0].forward = lambda x: x
+    assert not runtime._is_known(model.backbone)
+    model.sem_seg_head.pixel_decoder.layer_1 = Hooked()
+    assert not runtime._is_known(model.sem_seg_head)
+
+
+def test_graphs_of_frequent_shapes_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Captured:
+        pool = None
+
+        def __init__(self, function: Any, images: Tensor, *_: Any) -> None:
+            self.function = function
+
+        def __call__(self, images: Tensor) -> Any:
+            return self.function(images)
+
+    monkeypatch.setattr(cuda_graphs, "CapturedFunction", Captured)
+    cache = GraphCache(entries=2, after=2)
+
+    def run(width: int) -> bool:
+        return cache("key", lambda x: {"x": x}, torch.zeros(1, 3, 4, width)) is not None
+
+    assert [run(1) for _ in range(3)] == [False, True, True]
+    assert [run(2) for _ in range(3)] == [False, True, True]
+    assert [run(3) for _ in range(8)] == [False] * 7 + [True]  # in the place of the first
+    assert cache.captured == 3 and run(2) and not run(1)
+    cache.clear()
+    assert not run(2)
+
+
+def test_what_a_graph_reads_is_held() -> None:
+    cache: ShapeCache[Tensor] = ShapeCache(entries=1)
+    first = cache("a", lambda: torch.ones(1))
+    held: list[object] = []
+    with holding(held):
+        assert cache("a", lambda: torch.zeros(1)) is first
+        second = cache("b", lambda: torch.zeros(1))
+    cache("c", lambda: torch.zeros(1))
+    assert held == [first, second]
+
+
+def test_addresses_tell_exchanged_weights() -> None:
+    linear = nn.Linear(2, 2)
+    before, _kept = addresses([linear])
+    with torch.no_grad():
+        linear.weight.mul_(2)
+    assert addresses([linear])[0] == before
+    linear.weight.data = torch.zeros(2, 2)
+    assert addresses([linear])[0] != before
+
+
+# ---- on a GPU
+
+
+def on_gpu(config: str, mode: str, *overrides: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return tiny(config, *overrides, "MODEL.DEVICE", "cuda", "MODEL.COMPILE", mode).eval()
+
+
+def predict(model: nn.Module, batch: list[dict[str, Any]], dtype: torch.dtype | None) -> list[Any]:
+    with torch.inference_mode(), torch.autocast("cuda", dtype or torch.bfloat16, enabled=dtype is not None):
+        return model(batch)
+
+
+def check_same(results: list[Any], expected: list[Any]) -> None:
+    for ours, wanted in zip(results, expected, strict=True):
+        assert torch.equal(ours["panoptic_seg"][0], wanted["panoptic_seg"][0])
+        assert ours["panoptic_seg"][1] == wanted["panoptic_seg"][1]
+        assert torch.equal(ours["sem_seg"], wanted["sem_seg"])
+        for name, value in wanted["instances"].get_fields().items():
+            given = ours["instances"].get(name)
+            assert torch.equal(getattr(given, "tensor", given), getattr(value, "tensor", value)), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "config", [PANOPTIC, "coco/panoptic-segmentation/swin/maskformer2_swin_tiny_bs16_50ep.yaml"], ids=["R50", "Swin-T"]
+)
+def test_graphs_give_the_same_results_bit_for_bit(config: str, dtype: torch.dtype | None) -> None:
+    plain, captured = on_gpu(config, "off"), on_gpu(config, "auto")
+    batches = [[record(96, 128, 0, seed=1)], [record(96, 100, 0, seed=2)], [record(64, 64, 0), record(50, 64, 0)]]
+    for _ in range(3):
+        for batch in batches:
+            check_same(predict(captured, batch, dtype), predict(plain, batch, dtype))
+    assert captured.runtime.captured == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("how", ["in place", "data", "exchanged", "module", "hook", "device"])
+def test_graphs_see_changes_of_the_model(how: str) -> None:
+    plain, captured = on_gpu(PANOPTIC, "off"), on_gpu(PANOPTIC, "graph")
+    batch = [record(96, 128, 0)]
+    check_same(predict(captured, batch, torch.bfloat16), predict(plain, batch, torch.bfloat16))
+    seen = []
+    for model in (plain, captured):
+        convolution, norm = model.backbone.res4[0].conv1, model.sem_seg_head.predictor.decoder_norm
+        if how == "in place":
+            with torch.no_grad():
+                convolution.weight.mul_(1.5)
+                norm.weight.mul_(0.5)
+        elif how == "data":
+            convolution.weight.data.mul_(1.5)
+        elif how == "exchanged":
+            norm.weight.data = norm.weight.data * 0.5
+        elif how == "module":
+            torch.manual_seed(1)
+            model.sem_seg_head.predictor.class_embed = nn.Linear(32, 134).cuda()
+        elif how == "hook":
+            norm.register_forward_hook(lambda m, x, y: (seen.append(1), y * 2)[1])
+        else:
+            model.cpu().cuda()
+    check_same(predict(captured, batch, torch.bfloat16), predict(plain, batch, torch.bfloat16))
+    check_same(predict(captured, batch, torch.bfloat16), predict(plain, batch, torch.bfloat16))
+
+
+@pytest.mark.gpu
+def test_many_sizes_and_streams_share_graphs() -> None:
+    plain, captured = on_gpu(PANOPTIC, "off"), on_gpu(PANOPTIC, "auto")
+    captured.runtime._graphs.entries = 3
+    stream = torch.cuda.Stream()
+    for i in range(40):
+        batch = [record(64 + 32 * (i * 7 % 5), 96, 0, seed=i)]
+        expected = predict(plain, batch, torch.bfloat16)
+        torch.cuda.synchronize()
+        with torch.cuda.stream(stream if i % 2 else torch.cuda.current_stream()):
+            found = predict(captured, batch, torch.bfloat16)
+        torch.cuda.synchronize()
+        check_same(found, expected)
+
+
+@pytest.mark.gpu
+def test_what_cannot_be_captured_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Waiting(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.sum().item() is not None
+            return super().forward(x)
+
+    plain, captured = on_gpu(PANOPTIC, "off"), on_gpu(PANOPTIC, "graph")
+    for model in (plain, captured):
+        torch.manual_seed(1)
+        model.sem_seg_head.predictor.class_embed = Waiting(32, 134).cuda()
+    batch = [record(96, 128, 0)]
+    with caplog.at_level(logging.WARNING, "mask2former"):
+        for _ in range(3):
+            check_same(predict(captured, batch, None), predict(plain, batch, None))
+    assert sum("CUDA graphs are not used" in message for message in caplog.messages) == 1
+
+
+@pytest.mark.gpu
+def test_training_goes_on_after_graphs_of_an_evaluation() -> None:
+    model = on_gpu(PANOPTIC, "auto")
+    batch = [record(96, 128, 2, 30)]
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    for _ in range(3):
+        predict(model, batch, torch.bfloat16)
+        predict(model, batch, torch.bfloat16)
+        model.train()
+        with torch.autocast("cuda", torch.bfloat16):
+            sum(model(batch).values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        model.eval()
+    plain = copy.deepcopy(model)
+    plain.runtime = Runtime("off")
+    check_same(predict(model, batch, torch.bfloat16), predict(plain, batch, torch.bfloat16))
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_compiled_inference_is_close() -> None:
+    torch.compiler.reset()
+    plain, compiled = on_gpu(PANOPTIC, "off"), on_gpu(PANOPTIC, "compile")
+    for size in (96, 128, 160):
+        batch = [record(size, 128, 0)]
+        wanted, found = predict(plain, batch, None)[0]["sem_seg"], predict(compiled, batch, None)[0]["sem_seg"]
+        torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_compiled_training_on_a_gpu() -> None:
+    torch.compiler.reset()
+    model = tiny(PANOPTIC, *R18, "MODEL.DEVICE", "cuda")
+    batch = [record(64, 64, 3, 30), record(64, 64, 2, 30, 1)]
+    losses, gradients = losses_and_gradients(model, batch)
+    model.runtime.compile_training = True
+    compiled, of_compiled = losses_and_gradients(model, batch)
+    torch.testing.assert_close(compiled, losses, rtol=1e-2, atol=1e-3)
+    norms = [torch.stack([g.norm() for g in x]).norm() for x in (of_compiled, gradients)]
+    torch.testing.assert_close(*norms, rtol=2e-2, atol=0)
