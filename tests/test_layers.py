@@ -36,6 +36,7 @@ LAYERS = (
     ("conversion", "engine", "model_loading", "tile_settings"),
     ("segmenter",),
     ("api",),
+    ("benchmark",),
     ("cli",),
     ("__init__", "__main__"),
 )

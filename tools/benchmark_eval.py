@@ -32,6 +32,8 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 from torch import Tensor
 
+from mask2former.benchmark.measure import peak_resident
+from mask2former.benchmark.report import GIB, Report, Row
 from mask2former.evaluation import InstanceSegEvaluator, PanopticEvaluator, SemanticEvaluator, encode_label_map
 from mask2former.structures.panoptic_ids import id_to_rgb
 
@@ -281,13 +283,14 @@ def libraries() -> str:
     return f"{', '.join(versions)}; {os.cpu_count()} CPU cores"
 
 
-def run(args: argparse.Namespace, describe: str) -> None:
+def run(args: argparse.Namespace, describe: str) -> Report:
     """Validate with both projects; print times, ratios and the compared numbers."""
     logging.disable(logging.INFO)
     warnings.simplefilter("ignore")  # of NumPy about old libraries
     size = (args.size[0], args.size[1])
     print(f"{describe}\n{libraries()}")
-    print(f"{args.images} images of {size[0]} x {size[1]}, {DETECTIONS} instances each, {CLASSES} classes")
+    title = f"{args.images} images of {size[0]} x {size[1]}, {DETECTIONS} instances each, {CLASSES} classes"
+    print(title)
     with tempfile.TemporaryDirectory(prefix="benchmark_eval_") as name:
         directory = Path(name)
         write_ground_truth(directory, args.images, size)
@@ -302,5 +305,14 @@ def run(args: argparse.Namespace, describe: str) -> None:
     print(", ".join(f"{name} {here.results[task][key]:.3f}" for name, task, key in main))
     rows = [(task, here.seconds[task], there.seconds[task]) for task in TASKS]
     rows.append(("total", sum(here.seconds.values()), sum(there.seconds.values())))
+    settings = {"images": args.images, "size": list(size), "boundary": args.boundary, "compile": "off"}
+    report = Report("eval", title, settings, torch.device(args.device))
     for task, mine, theirs in rows:
         print(f"{task:10s} {mine:8.2f} s here {theirs:8.2f} s detectron2 {theirs / mine:6.2f} x")
+        row = Row(task)
+        row.add("time", mine, "s")
+        row.add("time of detectron2", theirs, "s")
+        row.add("ratio", theirs / mine, "x the time here")
+        report.rows.append(row)
+    report.rows[-1].add("peak memory of the process", peak_resident() / GIB, "GiB")
+    return report

@@ -7,15 +7,18 @@ and 4 points a level, offsets normal with a standard deviation of 3 pixels aroun
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mask2former.benchmark.floor import Cost, Peaks
+from mask2former.benchmark.measure import peak_memory, profile
+from mask2former.benchmark.report import Report, Row, step_row
 from mask2former.ops import backend, ms_deform_attn
 from mask2former.ops.reference import from_projections, ms_deform_attn_reference
 
@@ -123,8 +126,8 @@ def forward_and_backward(run: Run, fused: bool) -> Callable[[Inputs], Any]:
     return work
 
 
-def time_on_gpu(work: Callable[[Inputs], Any], inputs: list[Inputs], repeats: int) -> float:
-    """Return the median milliseconds of a call, from replays of a CUDA graph over all input sets."""
+def time_on_gpu(work: Callable[[Inputs], Any], inputs: list[Inputs], repeats: int) -> list[float]:
+    """Return the seconds of a call, from replays of a CUDA graph over all input sets."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for x in inputs:
@@ -134,27 +137,27 @@ def time_on_gpu(work: Callable[[Inputs], Any], inputs: list[Inputs], repeats: in
     with torch.cuda.graph(graph, stream=stream):
         kept = [work(x) for x in inputs]
     graph.replay()
-    milliseconds = []
+    seconds = []
     for _ in range(repeats):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         graph.replay()
         end.record()
         torch.cuda.synchronize()
-        milliseconds.append(start.elapsed_time(end) / len(inputs))
+        seconds.append(start.elapsed_time(end) / 1e3 / len(inputs))
     del kept
-    return statistics.median(milliseconds)
+    return seconds
 
 
-def time_on_cpu(work: Callable[[Inputs], Any], inputs: list[Inputs], repeats: int) -> float:
-    """Return the median milliseconds of a call."""
-    milliseconds = []
+def time_on_cpu(work: Callable[[Inputs], Any], inputs: list[Inputs], repeats: int) -> list[float]:
+    """Return the seconds of a call."""
+    seconds = []
     for call in range(repeats + 1):
         start = time.perf_counter()
         work(inputs[call % len(inputs)])
         if call:
-            milliseconds.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(milliseconds)
+            seconds.append(time.perf_counter() - start)
+    return seconds
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
@@ -188,64 +191,70 @@ def bytes_moved(x: Inputs, backward: bool) -> int:
     return forward + (size(x.value, x.locations, x.weights) * 2 + size(x.grad) if backward else 0)
 
 
-def copy_bandwidth(device: torch.device) -> float:
-    """Measure the bytes per second of a large copy, counting reads and writes."""
-    source = torch.empty(2**28 if device.type == "cuda" else 2**25, device=device)
-    target = torch.empty_like(source)
-    if device.type == "cuda":
-        seconds = []
-        for _ in range(6):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            target.copy_(source)
-            end.record()
-            torch.cuda.synchronize()
-            seconds.append(start.elapsed_time(end) / 1e3)
-    else:
-        seconds = [time_on_cpu(lambda _: target.copy_(source), [None], 5) / 1e3]  # type: ignore[list-item]
-    return 2 * source.numel() * 4 / min(seconds)
-
-
-def run(args: argparse.Namespace, describe: str) -> None:
+def run(args: argparse.Namespace, describe: str) -> Report:
     """Check the implementations against fp64, then time them and print a table."""
     device = torch.device(args.device)
     size, batch = args.size[0], args.batch
     dtypes = [torch.float32, torch.bfloat16] if device.type == "cuda" else [torch.float32]
-    timer = time_on_gpu if device.type == "cuda" else time_on_cpu
-    print(f"{describe}\npyramid of {size} x {size}, batch {batch}, medians of {args.repeats}")
-    others = deformops(device)
+    title = f"deformable attention, pyramid of {size} x {size}, batch {batch}"
+    peaks = Peaks.of(device, bf16=True)
+    report = Report("op", title, {"size": size, "batch": batch, "compile": "off"}, device, peaks)
     implementations: dict[str, tuple[Run, bool]] = {
         "PyTorch": (pytorch, False),
-        **{name: (function, False) for name, function in others.items()},
+        **{name: (function, False) for name, function in deformops(device).items()},
         "this op": (ours, False),
         "PyTorch chain": (pytorch_chain, True),
         "this op, eager chain": (ours_chain, True),
         "this op, fused": (ours_fused, True),
     }
-    print(f"\nback end {backend(device.type)}; relative errors against fp64:")
+    print(f"back end {backend(device.type)}; relative errors against fp64:")
     print("output, gradients of value, sampling, attention")
     for dtype in [*dtypes, torch.float16] if device.type == "cuda" else dtypes:
         for name in ("this op", "this op, fused"):
             function, fused = implementations[name]
             errors = check(function, fused, min(size, 512), dtype, device)
             print(f"{name:22s} {str(dtype)[6:]:9s} " + "  ".join(f"{e:.1e}" for e in errors))
-    bandwidth = copy_bandwidth(device)
-    print(f"\ncopy {bandwidth / 1e12:.2f} TB/s; last columns: minimum traffic, and the share of the time it needs")
+    once: list[Callable[[], Any]] = []
     for dtype in dtypes:
         inputs = [Inputs.make(size, batch, dtype, device, seed) for seed in range(SETS)]
         for backward in (False, True):
-            title = ("forward + backward" if backward else "forward") + f", {str(dtype)[6:]}"
+            kind = ("forward + backward" if backward else "forward") + f", {str(dtype)[6:]}"
             base: dict[bool, float] = {}
             for name, (function, fused) in implementations.items():
-                for x in inputs:
-                    for t in x.leaves(True) + x.leaves(False):
-                        t.requires_grad_(False)
-                    for t in x.leaves(fused):
-                        t.requires_grad_(backward)
-                work: Callable[[Inputs], Any] = forward_and_backward(function, fused) if backward else function
-                median = timer(work, inputs, args.repeats)
-                base.setdefault(fused, median)
-                moved = bytes_moved(inputs[0], backward)
-                share = moved / bandwidth / (median / 1e3)
-                ratio = f"{base[fused] / median:6.2f} x PyTorch"
-                print(f"{title:30s} {name:22s} {median:9.3f} ms  {ratio}  {moved / 1e6:6.0f} MB  {share:6.1%}")
+                work = prepared(function, fused, backward)
+                row = measured(f"{kind}: {name}", work, inputs, args.repeats, bytes_moved(inputs[0], backward), peaks)
+                base.setdefault(fused, row.value("time"))
+                row.add("ratio", base[fused] / row.value("time"), "x as fast as PyTorch")
+                report.rows.append(row)
+                once.append(partial(work, inputs[0]))
+    for row, call in zip(report.rows, once, strict=True):  # last, because the profiler may slow down what follows
+        activity = profile(call, device)
+        if activity is not None:
+            row.add_activity(activity)
+    print(f"\n{report}")
+    return report
+
+
+def prepared(function: Run, fused: bool, backward: bool) -> Callable[[Inputs], Any]:
+    """Return what is timed, for inputs whose tensors need gradients or not."""
+    work: Callable[[Inputs], Any] = forward_and_backward(function, fused) if backward else function
+
+    def call(x: Inputs) -> Any:
+        for t in x.leaves(True) + x.leaves(False):
+            t.requires_grad_(False)
+        for t in x.leaves(fused):
+            t.requires_grad_(backward)
+        return work(x)
+
+    return call
+
+
+def measured(
+    name: str, work: Callable[[Inputs], Any], inputs: list[Inputs], repeats: int, moved: int, peaks: Peaks
+) -> Row:
+    """Measure an implementation on all input sets; return its row."""
+    device = inputs[0].value.device
+    timer = time_on_gpu if device.type == "cuda" else time_on_cpu
+    seconds = timer(work, inputs, repeats)
+    memory = peak_memory(partial(work, inputs[0]), device)
+    return step_row(name, seconds, memory=memory, cost=Cost(0, moved), peaks=peaks)

@@ -8,8 +8,8 @@ until about a sixth of the pixels are foreground.
 from __future__ import annotations
 
 import argparse
+import itertools
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,6 +23,8 @@ import torch
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 
+from mask2former.benchmark.measure import peak_resident
+from mask2former.benchmark.report import GIB, Figure, Report, Row
 from mask2former.config import load_config
 from mask2former.structures.classes import ClassTable
 from mask2former.video.frame_source import FrameSource, UnreadFrame
@@ -32,7 +34,6 @@ from mask2former.video.tracking import clip_model
 from mask2former.video.windows import ClipModel, LongClip, WindowSettings
 
 CONFIG = "youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml"
-GIB = 2**30
 
 
 class MovingDiscs(FrameSource):
@@ -78,19 +79,13 @@ def resident() -> float:
     return int(path.read_text().split()[1]) * resource.getpagesize() / GIB if path.is_file() else float("nan")
 
 
-def peak_resident() -> float:
-    """Return the peak resident memory of this process in GiB."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
-
-
 def network(args: argparse.Namespace) -> tuple[Any, Any]:
     """Build the model in evaluation mode; also return its config."""
     cfg = load_config(args.config_file or CONFIG, ["MODEL.DEVICE", args.device, "MODEL.WEIGHTS", "", *args.opts])
     return build_model(cfg).eval(), cfg
 
 
-def run(args: argparse.Namespace, hardware: str) -> None:
+def run(args: argparse.Namespace, hardware: str) -> Report:
     """Run the benchmark and print its numbers."""
     model, cfg = network(args)
     length, overlap = (1, 0) if args.online else (args.window, args.overlap)
@@ -116,17 +111,35 @@ def run(args: argparse.Namespace, hardware: str) -> None:
         context = torch.autocast(model.device.type, torch.bfloat16) if args.bf16 else nullcontext()
         clip = LongClip(Busy(clip_model(model, s)), source, journal, s, prepare, lambda: context)
         clip.run(lambda done: marks.append((done, time.perf_counter(), resident())))
-        tracked, start = peak_resident(), time.perf_counter()
+        tracked, start = peak_resident() / GIB, time.perf_counter()
         result = VideoResult(source, journal, ClassTable.numbered(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES))
         size = result.save(Path(directory) / "result.json")[0].stat().st_size
         saving = time.perf_counter() - start
         disk = sum(p.stat().st_size for p in journal.directory.iterdir())
     report(marks, model.device)
-    print(f"peak memory of the process {peak_resident():.2f} GiB (without saving {tracked:.2f})")
+    print(f"peak memory of the process {peak_resident() / GIB:.2f} GiB (without saving {tracked:.2f})")
     print(
         f"{len(clip.table.tracks)} tracks; journal {disk / 2**20:.1f} MiB; result.json of {len(result.tracks)} tracks "
         f"{size / 2**20:.1f} MiB in {saving:.1f} s"
     )
+    config = args.config_file or CONFIG
+    settings = {"config": config, "frames": args.frames, "size": list(args.size), "window": s.window}
+    settings |= {"overlap": s.overlap, "bf16": args.bf16, "opts": args.opts, "compile": "off"}
+    title = f"{config}, {args.frames} frames of {args.size[0]} x {args.size[1]}, {'bf16' if args.bf16 else 'fp32'}"
+    return Report("video", title, settings, model.device, rows=[row(marks, model.device, saving)])
+
+
+def row(marks: list[tuple[int, float, float]], device: torch.device, saving: float) -> Row:
+    """Summarize the windows: seconds of each, frames a second of all, and memory."""
+    seconds = [after[1] - before[1] for before, after in itertools.pairwise(marks)]
+    found = Row("windows", [Figure.of("time", [s * 1e3 for s in seconds], "ms a window")])
+    found.add("frames", marks[-1][0] / (marks[-1][1] - marks[0][1]), "frames/s")
+    if device.type == "cuda":
+        found.add("peak memory", torch.cuda.max_memory_allocated(device) / GIB, "GiB")
+    found.add("memory of the process", marks[-1][2], "GiB")
+    found.add("peak memory of the process", peak_resident() / GIB, "GiB")
+    found.add("saving", saving, "s")
+    return found
 
 
 def report(marks: list[tuple[int, float, float]], device: torch.device) -> None:
