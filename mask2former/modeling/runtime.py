@@ -215,9 +215,7 @@ class _CompiledNetwork:
         return _call(self._head, features, frames)
 
 
-def _run(
-    backbone: nn.Module, head: nn.Module, images: Tensor, frames: int | None, known: bool
-) -> Mapping[str, Any]:
+def _run(backbone: nn.Module, head: nn.Module, images: Tensor, frames: int | None, known: bool) -> Mapping[str, Any]:
     """Call backbone and head; known ones on CUDA get images and maps in the memory format that tensor cores want.
 
     Modules of other projects may rely on the usual format, as `view` does.
