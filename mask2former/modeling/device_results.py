@@ -212,9 +212,9 @@ class _Instances:
         """Return instances on the device, with `pred_masks`."""
         result, device = Instances(size), self.scores.device
         pairs, masks = to_device(selected.pair, device), to_device(selected.mask, device)
-        in_order = torch.equal(selected.mask, torch.arange(len(selected.mask)))
+        all_in_order = torch.equal(selected.mask, torch.arange(len(self.masks)))
         boxes = self.stats[:, 2:] * (self.stats[:, :1] > 0)
-        result.pred_masks = self.masks[: len(masks)] if in_order else self.masks[masks]
+        result.pred_masks = self.masks if all_in_order else self.masks[masks]  # a view would keep all in memory
         result.pred_boxes = Boxes(boxes[masks].float())
         result.scores, result.pred_classes = self.scores[pairs], self.labels[pairs]
         return result

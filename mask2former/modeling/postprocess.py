@@ -105,8 +105,8 @@ def _by_parts(
     results: dict[str, Any] = {task.output: part.finish() for task, part in parts.items()}
     if Task.SEMANTIC in s.tasks and size != output:
         scores = F.interpolate(results[Task.SEMANTIC.output][None], output, mode="bilinear", align_corners=False)[0]
-        wanted = s.semantic_scores or Task.SEMANTIC in own
-        results[Task.SEMANTIC.output] = scores if wanted else first_highest(scores).to(label_type(len(scores)))
+        as_scores = s.semantic_scores or Task.SEMANTIC in own
+        results[Task.SEMANTIC.output] = scores if as_scores else first_highest(scores).to(label_type(len(scores)))
     return results
 
 
