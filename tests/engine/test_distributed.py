@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import re
 import signal
@@ -77,6 +78,9 @@ def test_two_processes_equal_one(tmp_path: Path, launcher: str) -> None:
     states = torch.load(tmp_path / "two" / "model_final.pth", weights_only=True)["trainer"]["random_states"]
     assert len(states) == 2
     assert (tmp_path / "two" / "exit_0").exists() and (tmp_path / "two" / "exit_1").exists()  # atexit ran
+    # Data workers start as in one process: a spawned one would import everything again.
+    methods = [(tmp_path / "two" / f"workers_{rank}").read_text() for rank in (0, 1)]
+    assert methods == [multiprocessing.get_start_method()] * 2
     resumed = run_two(tmp_path, launcher, tmp_path / "two", "--resume")
     assert resumed.returncode == 0, resumed.stderr
 

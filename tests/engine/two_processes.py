@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import multiprocessing
 import os
 import signal
 import threading
@@ -55,6 +56,7 @@ def main(args: argparse.Namespace) -> None:
     settings = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
     directory = Path(settings.pop("OUTPUT_DIR"))
     setup_logger(str(directory), distributed_rank=comm.get_rank(), name="mask2former")
+    (directory / f"workers_{comm.get_rank()}").write_text(multiprocessing.get_start_method())
     atexit.register((directory / f"exit_{comm.get_rank()}").touch)
     rest = [item for pair in settings.items() for item in pair]
     start(tiny_config(directory, *KEYS, *rest), resume=args.resume, trainer_class=HalfTrainer).train()
