@@ -41,7 +41,7 @@ class Runtime:
 
     Attributes:
         compile_training: whether training runs compiled code.
-        backend: of `torch.compile`.
+        compiler: arguments of `torch.compile`.
     """
 
     def __init__(self, mode: str = "auto") -> None:
@@ -49,7 +49,7 @@ class Runtime:
             raise ValueError(f"MODEL.COMPILE must be one of {', '.join(MODES)}, not {mode!r}")
         self.mode = mode
         self.compile_training = mode == "compile"
-        self.backend = "inductor"
+        self.compiler: dict[str, Any] = {}
         self._graphs = GraphCache(after=2 if mode == "auto" else 1)
         self._prepared: dict[torch.dtype | None, _PreparedNetwork] = {}
         self._compiled: list[_CompiledNetwork] = []
@@ -126,7 +126,7 @@ class Runtime:
         try:
             if network is None:
                 logger.info("compiling the network, which takes a minute or two; PyTorch keeps the code for next time")
-                network = _CompiledNetwork(backbone, head, self.backend)
+                network = _CompiledNetwork(backbone, head, self.compiler)
                 self._compiled = [*self._compiled[-3:], network]
             return network(images, frames)
         except torch._dynamo.exc.TorchDynamoException as error:
@@ -194,16 +194,16 @@ class _PreparedNetwork:
 class _CompiledNetwork:
     """Compiled forms of a backbone and of the parts of a head."""
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, backend: str) -> None:
+    def __init__(self, backbone: nn.Module, head: nn.Module, compiler: Mapping[str, Any]) -> None:
         self._modules = (backbone, head)
-        self._backbone = torch.compile(backbone, backend=backend)
+        self._backbone = torch.compile(backbone, **compiler)
         self._by_parts = bool(getattr(head, "by_frame", False))
         if self._by_parts:
             own: Any = head
-            self._maps = torch.compile(own.pixel_maps, backend=backend)
-            self._predict = torch.compile(own.predict, backend=backend)
+            self._maps = torch.compile(own.pixel_maps, **compiler)
+            self._predict = torch.compile(own.predict, **compiler)
         else:
-            self._head = torch.compile(head, backend=backend)
+            self._head = torch.compile(head, **compiler)
 
     def of(self, backbone: nn.Module, head: nn.Module) -> bool:
         return self._modules == (backbone, head)

@@ -46,7 +46,7 @@ def test_compiled_training_gives_the_same_losses_and_gradients(config: str) -> N
     frames = (2,) if config == VIDEO else ()
     batch = [make(64, 64, *frames, 3, 30), make(64, 64, *frames, 2, 30, 1)]
     losses, gradients = losses_and_gradients(model, batch)
-    model.runtime.compile_training, model.runtime.backend = True, "aot_eager"
+    model.runtime.compile_training, model.runtime.compiler = True, {"backend": "eager"}
     compiled, of_compiled = losses_and_gradients(model, batch)
     assert len(model.runtime._compiled) == 1
     torch.testing.assert_close(compiled, losses, rtol=1e-4, atol=1e-5)
@@ -60,7 +60,7 @@ def test_a_compiler_that_fails_is_told_once(caplog: pytest.LogCaptureFixture) ->
         raise OSError("no C++ compiler")
 
     model = tiny(PANOPTIC, *R18, "MODEL.COMPILE", "compile")
-    model.runtime.backend = backend
+    model.runtime.compiler = {"backend": backend}
     batch = [record(64, 64, 2, 30)]
     with caplog.at_level(logging.WARNING, "mask2former"):
         losses, _ = losses_and_gradients(model, batch)
