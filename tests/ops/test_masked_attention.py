@@ -100,7 +100,7 @@ def test_query_without_open_keys_attends_everywhere() -> None:
 def test_gradients_where_they_are_asked_for() -> None:
     *leaves, blocked = make(1, 2, 5, F64, heads=1, channels=3)
     leaves = [x.detach().clone().requires_grad_() for x in leaves]
-    assert torch.autograd.gradcheck(lambda *x: masked_attention(*x, blocked), leaves)
+    assert torch.autograd.gradcheck(lambda q, k, v: masked_attention(q, k, v, blocked), leaves)
     with pytest.raises(RuntimeError, match="has no gradients"):
         torch.ops.mask2former.masked_attention(*leaves, blocked).sum().backward()
 
