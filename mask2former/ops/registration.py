@@ -146,9 +146,9 @@ def _register() -> torch.library.Library:
     return library
 
 
-def _check_schemas() -> None:
+def check_schemas(schemas: Sequence[str]) -> None:
     """Refuse the op of another version of this package, whose arguments differ."""
-    for schema in _SCHEMAS:
+    for schema in schemas:
         held = str(getattr(torch.ops.mask2former, schema.partition("(")[0]).default._schema)
         if held != f"mask2former::{schema}":
             raise ImportError(
@@ -161,7 +161,7 @@ FROM_OTHER_COPY = hasattr(torch.ops.mask2former, "ms_deform_attn")  # another co
 if not FROM_OTHER_COPY:
     # Not a global of this module: what is registered lives as long as the library, and other copies rely on it.
     setattr(torch.ops.mask2former, "_library", _register())  # noqa: B010 (mypy knows no such attribute)
-_check_schemas()
+check_schemas(_SCHEMAS)
 
 ms_deform_attn = torch.ops.mask2former.ms_deform_attn.default
 ms_deform_attn_backward = torch.ops.mask2former.ms_deform_attn_backward.default

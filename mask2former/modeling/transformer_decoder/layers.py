@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...ops.masked_attention import has_kernel, masked_attention
 from ...utils.overrides import extensible
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,8 @@ class Attention(nn.Module):
             key_padding_mask: bool (B, S), True where a key is ignored.
             need_weights: return the attention weights too, which takes more time and memory.
             attn_mask: True where attention is blocked (bool), or added to the attention logits (float); (N, S),
-                (B * heads, N, S), or broadcastable to (B, heads, N, S).
+                (B * heads, N, S), or broadcastable to (B, heads, N, S). Queries that bool blocks everywhere give NaN,
+                except that `masked_attention`, where it has a kernel, lets those of (B, 1, N, S) attend everywhere.
             average_attn_weights: of the heads.
 
         Returns:
@@ -89,9 +91,14 @@ class Attention(nn.Module):
         """
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         q, k, v = (self._project(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
-        mask = self._mask(attn_mask, key_padding_mask, q.dtype)
         dropout = self.dropout if self.training else 0.0
-        if need_weights or self.need_weights:
+        need_weights = need_weights or self.need_weights
+        plain = not need_weights and not dropout and key_padding_mask is None
+        if plain and attn_mask is not None and _is_for_kernel(q, k, v, attn_mask):
+            self._warn_of_hooks()
+            return self.out_proj(masked_attention(q, k, v, attn_mask)).transpose(0, 1), None
+        mask = self._mask(attn_mask, key_padding_mask, q.dtype)
+        if need_weights:
             out, attention = _weighted(q, k, v, mask, dropout)
             attention = attention.mean(1) if average_attn_weights else attention
         else:
@@ -133,6 +140,11 @@ class Attention(nn.Module):
                 "A forward hook on an attention gets None as its attention weights, because fused kernels give none; "
                 "set the attribute need_weights of this attention to True"
             )
+
+
+def _is_for_kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> bool:
+    """Return whether `masked_attention` has a kernel for this: one bool mask for all heads, complete."""
+    return has_kernel(q, k, v) and mask.dtype == torch.bool and mask.shape == (q.shape[0], 1, q.shape[2], k.shape[2])
 
 
 def _weighted(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> tuple[Tensor, Tensor]:

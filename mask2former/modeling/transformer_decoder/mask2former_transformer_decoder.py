@@ -16,6 +16,8 @@ from detectron2.config import configurable
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
+from ...ops.masked_attention import blocked_keys
+from ...ops.masked_attention import open_empty as _open_empty
 from ...utils.overrides import as_written, extensible, unchanged
 from ...utils.registry import register
 from ...video_registration import VIDEO
@@ -140,7 +142,9 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             embeds.append(self.mask_embed(states[-1]))
             if is_last:
                 return None
-            return _open_empty(attention_mask(embeds[-1], small[level]))[:, None]  # one for all heads
+            with torch.no_grad():
+                logits = mask_logits(embeds[-1], small[level]).flatten(2)
+            return blocked_keys(logits)[:, None]  # one for all heads
 
         self._decode(x, features, predict)
         return self._outputs(states, embeds, features, frames is not None)
@@ -306,8 +310,3 @@ def attention_mask(embeds: Tensor, features: Tensor) -> Tensor:
         bool (B, Q, T * H * W), True where attention is blocked; all of it for an empty mask.
     """
     return mask_logits(embeds, features).flatten(2).sigmoid() < 0.5
-
-
-def _open_empty(blocked: Tensor) -> Tensor:
-    """Let queries (..., S) that are blocked everywhere attend everywhere, as softmax cannot do without a key."""
-    return blocked & ~blocked.all(dim=-1, keepdim=True)
