@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
 
 from mask2former.modeling.backbone.timm import TimmBackbone
-from mask2former.modeling.cpu_linear import CpuLinear
+from mask2former.modeling.cpu_linear import CpuLinear, prefers_convolution
 from mask2former.modeling.prepared import Prepared
 from tests.modeling.tiny_models import tiny
 
@@ -217,14 +216,15 @@ def test_norms_in_training_are_not_folded() -> None:
     torch.testing.assert_close(folded(torch.ones(1, 3, 2, 2)), backbone(torch.ones(1, 3, 2, 2)))
 
 
-def test_linear_layers_as_convolutions() -> None:
-    torch.manual_seed(0)
-    linear = CpuLinear(8, 12)
-    for shape in [(2, 300, 8), (600, 8), (3, 4, 100, 8), (5, 8), (0, 8)]:
-        x = torch.randn(shape)
-        torch.testing.assert_close(linear(x), F.linear(x, linear.weight, linear.bias))
-    x = torch.randn(8, 700).T  # other strides
-    torch.testing.assert_close(linear(x), F.linear(x, linear.weight, linear.bias))
+def test_linear_layers_of_tokens_run_as_convolutions() -> None:
+    backbone, head = parts()
+    encoder: Any = Prepared(backbone, head).head.get_submodule("pixel_decoder.transformer.encoder")
+    original: Any = head.get_submodule("pixel_decoder.transformer.encoder")
+    if prefers_convolution(original.layers[0].linear1.weight):
+        assert type(encoder.layers[0].linear1) is CpuLinear
+        assert type(encoder.layers[0].self_attn.value_proj) is CpuLinear
+    assert type(original.layers[0].linear1) is nn.Linear
+    assert encoder.layers[0].linear1.weight is original.layers[0].linear1.weight
 
 
 @pytest.mark.gpu
