@@ -56,7 +56,8 @@ class DerivedWeights:
     def fold(self, convolution: nn.Conv2d, norm: nn.Module, dtype: bool = True) -> tuple[nn.Parameter, nn.Parameter]:
         """Return weight and bias of a convolution that includes a batch norm in evaluation, filled by `refresh`."""
         weight = self._empty(convolution.weight, dtype)
-        bias = torch.empty_like(weight[:, 0, 0, 0], memory_format=torch.contiguous_format)
+        with torch.inference_mode(False):
+            bias = weight.new_empty(len(weight))
         self._folded.append(_Folded(convolution, norm, weight, bias))
         return _parameter(weight), _parameter(bias)
 

@@ -8,19 +8,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
 
+from .backbone.swin import Mlp, PatchMerging, WindowAttention
+from .cpu_linear import DILATION, CpuLinear, prefers_convolution
 from .derived_weights import DerivedWeights
 from .pixel_decoder.msdeformattn import MSDeformAttnPixelDecoder, MSDeformAttnTransformerEncoderLayer
+from .pixel_decoder.ops.modules import MSDeformAttn
 from .transformer_decoder.layers import Attention, FFNLayer
 
 # Modules of other projects may use their children in any way: only these are taken apart.
-_KNOWN = ("torch.nn.modules.", "detectron2.", "timm.", __name__.rpartition(".modeling.")[0] + ".")
+_KNOWN = ("torch.nn.modules.", "torchvision.ops.", "detectron2.", "timm.", __name__.rpartition(".modeling.")[0] + ".")
 
 # What is stored in another type or memory format: the parameters of these very classes, not of subclasses.
 _LEAVES: dict[type, tuple[str, ...]] = {
@@ -30,10 +33,16 @@ _LEAVES: dict[type, tuple[str, ...]] = {
     nn.Linear: ("weight", "bias"),
     Attention: ("in_proj_weight", "in_proj_bias"),
 }
+# Whose linear layers are applied to thousands of tokens.
+_OF_TOKENS = (MSDeformAttn, MSDeformAttnTransformerEncoderLayer, WindowAttention, Mlp, PatchMerging)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 _TIMM_CONVOLUTION = "timm.layers.conv2d_same.Conv2dSame"
-_TIMM_NORMS = ("timm.layers.norm_act.BatchNormAct2d", "timm.layers.norm_act.FrozenBatchNormAct2d")
+_TIMM_NORMS = (
+    "timm.layers.norm_act.BatchNormAct2d",
+    "timm.layers.norm_act.FrozenBatchNormAct2d",
+    "torchvision.ops.misc.FrozenBatchNorm2d",
+)
 # Blocks of timm: which norm follows which convolution directly.
 _TIMM_PAIRS = {
     "timm.models.efficientnet.EfficientNetFeatures": (("conv_stem", "bn1"),),
@@ -57,7 +66,8 @@ class Prepared:
         dtype: torch.bfloat16 or torch.float16: store weights of linear layers and convolutions in this type; the forms
             then run under autocast of this type only, with the same results bit by bit if `fold` is False. None for
             the type that they have.
-        fold: fold batch norms that use running statistics into the convolution before them, which changes rounding.
+        fold: fold batch norms that use running statistics into the convolution before them, and compute large products
+            on CPUs by oneDNN, which both changes rounding.
         channels_last: store weights of convolutions in this memory format.
 
     Attributes:
@@ -120,6 +130,10 @@ class Prepared:
         attributes = self._in_lists(module, dtype) if children else {}
         if _activates_new_tensor(module):
             attributes["activation"] = F.relu_
+        if self._fold and _is_pointwise(module) and prefers_convolution(module.weight):
+            attributes["dilation"] = DILATION
+        if self._fold and type(module) in _OF_TOKENS:
+            children |= self._token_layers(module, children)
         return _clone(module, parameters, children, attributes) if parameters or children or attributes else module
 
     def _stored(self, module: nn.Module, dtype: bool) -> dict[str, Tensor]:
@@ -147,6 +161,15 @@ class Prepared:
                 children[first] = _clone(convolution, {"weight": weight, "bias": bias}, {}, {})
                 children[second] = nn.Sequential(*norm.children()).eval()  # timm's activation
         return {}, children
+
+    def _token_layers(self, module: nn.Module, forms: Mapping[str, nn.Module | None]) -> dict[str, nn.Module | None]:
+        """Return the linear layers among the children in the form that is faster on CPUs."""
+        linear = {name: forms.get(name, child) for name, child in module.named_children() if type(child) is nn.Linear}
+        return {
+            name: _clone(child, {}, {}, {}, CpuLinear)
+            for name, child in linear.items()
+            if isinstance(child, nn.Linear) and _is_plain(child) and prefers_convolution(child.weight)
+        }
 
     def _in_lists(self, module: nn.Module, dtype: bool) -> dict[str, Any]:
         """Return attributes that are plain lists of modules, as in detectron2's ResNet, with the forms in them."""
@@ -213,14 +236,20 @@ def _activates_new_tensor(module: Any) -> bool:
     return type(module) is Conv2d and (module.norm is None or _is_plain(module.norm))
 
 
+def _is_pointwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    return type(module) in (nn.Conv2d, Conv2d) and (module.kernel_size, module.groups) == ((1, 1), 1)
+
+
 def _clone(
     module: nn.Module,
     parameters: Mapping[str, Tensor],
     children: Mapping[str, nn.Module | None],
     attributes: Mapping[str, Any],
+    cls: type[nn.Module] | None = None,
 ) -> nn.Module:
     """Return a module that shares with `module` all but what is given; hooks that are registered later, too."""
-    clone: nn.Module = type(module).__new__(type(module))
+    cls = cls or type(module)
+    clone = cls.__new__(cls)
     vars(clone).update(vars(module))
     if parameters:
         vars(clone)["_parameters"] = {**module._parameters, **parameters}
