@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 import torch
 
-from mask2former.cli.benchmark import hardware
+from mask2former.benchmark.hardware import hardware
 from mask2former.modeling import device_results
 from mask2former.modeling.postprocess import Settings, postprocess
 from mask2former.results import Result

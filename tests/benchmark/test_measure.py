@@ -74,7 +74,7 @@ def test_kernels_and_waits_of_a_gpu() -> None:
     work()
     found = profile(work, device)
     assert found is not None
-    assert 2 <= found.kernels <= 6 and found.copies == 1
+    assert 2 <= found.kernels <= 6 and found.copies >= 1  # cuBLAS may clear its workspace
     assert found.waits == 1 and found.launches >= 2
     assert 0 < found.busy < 0.1
 
