@@ -38,7 +38,7 @@ class CapturedFunction:
     def __init__(self, function: Callable[[Tensor], Outputs], images: Tensor, pool: Any) -> None:
         self._held: list[object] = [function]  # what the graph reads, besides its own memory
         # Tensors of inference mode cannot be written outside of it, where the next call may come from.
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(images.device):
             self._input = torch.empty_like(images).copy_(images)
             stream = torch.cuda.Stream(images.device)
             stream.wait_stream(torch.cuda.current_stream(images.device))
@@ -58,13 +58,13 @@ class CapturedFunction:
 
     def __call__(self, images: Tensor) -> Outputs:
         """Return the outputs for images; later calls do not change them. Threads must take turns."""
-        stream = torch.cuda.current_stream(images.device)
-        stream.wait_event(self._done)  # of the last call, which may have been on another stream
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(images.device):
+            stream = torch.cuda.current_stream()
+            stream.wait_event(self._done)  # of the last call, which may have been on another stream
             self._input.copy_(images)
             self._graph.replay()
             outputs = {name: value.clone() for name, value in self._outputs.items()}
-        self._done.record(stream)
+            self._done.record(stream)
         return outputs
 
 

@@ -388,8 +388,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
         for name, lateral_conv, output_conv in zip(finer, self.lateral_convs, self.output_convs, strict=True):
             lateral = lateral_conv(features[name])
             coarse = out[-1]
-            if coarse.is_cuda and lateral.is_contiguous(memory_format=torch.channels_last):
-                coarse = coarse.contiguous(memory_format=torch.channels_last)  # the kernel for it is five times faster
+            if lateral.is_contiguous(memory_format=torch.channels_last):  # interpolation keeps a format, and is fast
+                coarse = coarse.contiguous(memory_format=torch.channels_last)
             up = F.interpolate(coarse, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
             out.append(output_conv(lateral + up))
         return self.mask_features(out[-1]), out[0], out[: self.maskformer_num_feature_levels]
