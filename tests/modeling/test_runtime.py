@@ -102,8 +102,6 @@ def test_only_modules_of_known_libraries_are_captured_unasked() -> None:
 
 def test_graphs_of_frequent_shapes_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     class Captured:
-        pool = None
-
         def __init__(self, function: Any, images: Tensor, *_: Any) -> None:
             self.function = function
 
@@ -111,6 +109,8 @@ def test_graphs_of_frequent_shapes_are_kept(monkeypatch: pytest.MonkeyPatch) -> 
             return self.function(images)
 
     monkeypatch.setattr(cuda_graphs, "CapturedFunction", Captured)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    monkeypatch.setattr(cuda_graphs, "GraphMemory", lambda stream: None)
     cache = GraphCache(entries=2, after=2)
 
     def run(width: int) -> bool:
