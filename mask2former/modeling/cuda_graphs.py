@@ -113,6 +113,10 @@ class GraphCache:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}  # kept, because cuBLAS has memory for each of them
         self._lock = threading.Lock()
 
+    def __len__(self) -> int:
+        """Return the number of graphs."""
+        return len(self._graphs)
+
     def clear(self) -> None:
         """Drop all graphs, whose function has changed."""
         with self._lock:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from mask2former.modeling import cuda_graphs, runtime
 from mask2former.modeling.cuda_graphs import GraphCache, addresses
@@ -96,8 +99,104 @@ def test_only_modules_of_known_libraries_are_captured_unasked() -> None:
     handle.remove()
     model.backbone.res4[0].forward = lambda x: x
     assert not runtime._is_known(model.backbone)
+    predictor = model.sem_seg_head.predictor
+    predictor._decode = lambda *_: None  # a method that `forward` calls
+    assert not runtime._is_known(model.sem_seg_head)
+    del predictor._decode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(predictor), "_decode", lambda *_: None)
+        assert not runtime._is_known(model.sem_seg_head)
+    assert runtime._is_known(model.sem_seg_head)
     model.sem_seg_head.pixel_decoder.layer_1 = Hooked()
     assert not runtime._is_known(model.sem_seg_head)
+
+
+class Graphs:
+    """Stands for the graphs of a runtime."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.keys: list[Any] = []
+        self.error, self.cleared = error, False
+
+    def __call__(self, key: Any, network: Any, images: Any) -> dict[str, Tensor]:
+        self.keys.append(key)
+        if self.error is not None:
+            raise self.error
+        return {}
+
+    def __len__(self) -> int:
+        return 1
+
+    def clear(self) -> None:
+        self.cleared = True
+
+
+class Network:
+    """Stands for the form of a network that is captured."""
+
+    dtype = None
+
+    def __init__(self, fits: bool = True) -> None:
+        self.fits = lambda: fits
+
+
+def infer(graphs: Graphs, network: Network, monkeypatch: pytest.MonkeyPatch) -> tuple[Runtime, Callable[[], Any]]:
+    """Return a runtime, and a call of its inference that takes place on a GPU as far as it can see."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(Runtime, "_prepared_network", lambda *_: network)
+    images = SimpleNamespace(device=torch.device("cuda"), shape=(1, 3, 4, 4))
+    ours = Runtime("graph")
+    ours._graphs = graphs
+    return ours, lambda: ours._infer(nn.Identity(), nn.Identity(), images)
+
+
+def test_a_graph_is_not_used_under_other_settings_of_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = Graphs()
+    _, call = infer(graphs, Network(), monkeypatch)
+    call()
+    call()
+    assert len(set(graphs.keys)) == 1
+    with torch.backends.cudnn.flags(deterministic=True):
+        call()
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        call()
+    monkeypatch.setattr(runtime, "backend", lambda _: "another one")
+    call()
+    assert len(set(graphs.keys)) == 4
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:DeprecationWarning")
+def test_who_looks_at_operations_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = Graphs()
+    _, call = infer(graphs, Network(), monkeypatch)
+    with FlopCounterMode(display=False):
+        assert call() is None
+    assert not graphs.keys
+    monkeypatch.setattr(Runtime, "_infer", lambda *_: {"x": torch.zeros(1)})
+    with torch.no_grad():
+        traced = torch.jit.trace(lambda x: Runtime()(nn.Identity(), nn.Identity().eval(), x), torch.ones(1, 3, 4, 4))
+    assert torch.equal(traced(torch.full((1, 3, 4, 4), 2.0)), torch.full((1, 3, 4, 4), 2.0))
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_graphs_are_refused_for_what_a_network_is_not_for_a_change_of_it(
+    fits: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    graphs = Graphs(RuntimeError("weights are on another device"))
+    _, call = infer(graphs, Network(fits), monkeypatch)
+    with caplog.at_level(logging.WARNING, "mask2former"):
+        assert call() is None and call() is None
+    assert graphs.cleared
+    assert len(graphs.keys) == (1 if fits else 2)
+    assert len(caplog.messages) == (1 if fits else 0)
+
+
+def test_a_training_gets_the_memory_of_graphs() -> None:
+    ours, backbone = Runtime(), nn.Identity()
+    ours._graphs = Graphs()
+    for training in (False, True):
+        ours(backbone.train(training), nn.Identity().train(training), torch.ones(1, 3, 4, 4))
+        assert ours._graphs.cleared is training
 
 
 def test_graphs_of_frequent_shapes_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
