@@ -188,7 +188,7 @@ def is_hooked(module: nn.Module) -> bool:
     own = vars(module)
     if own["_forward_hooks"] or own["_forward_pre_hooks"] or own.get("_compiled_call_impl") is not None:
         return True
-    return not _methods(type(module)).isdisjoint(own)
+    return not _methods(type(module)).isdisjoint(own)  # type: ignore[arg-type]
 
 
 @cache
