@@ -27,6 +27,13 @@ def holding(values: list[object]) -> Iterator[None]:
         _holders.values = before
 
 
+def is_capturing() -> bool:
+    """Return whether a CUDA graph is captured by this thread: what is computed now follows the weights, but what a cache
+    has of them does not.
+    """
+    return getattr(_holders, "values", None) is not None
+
+
 def _held(value: V) -> V:
     values = getattr(_holders, "values", None)
     if values is not None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mask2former.modeling import cuda_graphs, runtime
+from mask2former.modeling.backbone.swin import WindowAttention
 from mask2former.modeling.cuda_graphs import GraphCache, addresses
 from mask2former.modeling.runtime import Runtime
 from mask2former.modeling.shape_cache import ShapeCache, holding
@@ -234,6 +235,16 @@ def test_what_a_graph_reads_is_held() -> None:
     assert held == [first, second]
 
 
+def test_a_graph_computes_the_bias_of_windows() -> None:
+    attention = WindowAttention(8, 2, 2)
+    with torch.no_grad():
+        cached = attention._bias()
+        assert attention._bias() is cached
+        with holding([]):
+            captured = attention._bias()
+    assert captured is not cached and torch.equal(captured, cached)
+
+
 def test_addresses_tell_exchanged_weights() -> None:
     linear = nn.Linear(2, 2)
     before, _kept = addresses([linear])
@@ -307,6 +318,21 @@ def test_graphs_see_changes_of_the_model(how: str) -> None:
             model.cpu().cuda()
     check_same(predict(captured, batch, torch.bfloat16), predict(plain, batch, torch.bfloat16))
     check_same(predict(captured, batch, torch.bfloat16), predict(plain, batch, torch.bfloat16))
+
+
+@pytest.mark.gpu
+def test_graphs_see_changes_of_the_bias_of_windows() -> None:
+    swin = "coco/panoptic-segmentation/swin/maskformer2_swin_tiny_bs16_50ep.yaml"
+    plain, captured = on_gpu(swin, "off"), on_gpu(swin, "graph")
+    batches = [[record(96, 128, 0)], [record(64, 96, 0)]]
+    check_same(predict(captured, batches[0], torch.bfloat16), predict(plain, batches[0], torch.bfloat16))
+    for model in (plain, captured):
+        for name, weight in model.named_parameters():
+            if name.endswith("relative_position_bias_table"):
+                with torch.no_grad():
+                    weight.mul_(50)
+    for batch in (*batches, batches[0]):  # the second size is captured after the change
+        check_same(predict(captured, batch, torch.bfloat16), predict(plain, batch, torch.bfloat16))
 
 
 @pytest.mark.gpu
