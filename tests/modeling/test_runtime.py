@@ -235,6 +235,13 @@ def test_what_a_graph_reads_is_held() -> None:
     assert held == [first, second]
 
 
+def test_what_only_a_graph_computes_is_not_for_others() -> None:
+    cache: ShapeCache[Tensor] = ShapeCache()
+    with holding([]):
+        of_graph = cache("a", lambda: torch.ones(1))
+    assert cache("a", lambda: torch.zeros(1)) is not of_graph
+
+
 def test_a_graph_computes_the_bias_of_windows() -> None:
     attention = WindowAttention(8, 2, 2)
     with torch.no_grad():
