@@ -99,7 +99,7 @@ class Runtime:
         if network is None:
             return None
         try:
-            outputs = self._graphs((network.dtype, *_numerics()), network, images)
+            outputs = self._graphs((network, *_numerics()), network, images)
         except (RuntimeError, TypeError) as error:
             if network.fits():
                 self._refuse("graph", f"CUDA graphs are not used: {_first_line(error)}")
@@ -168,7 +168,6 @@ class _PreparedNetwork:
         known: bool,
         compiled: Callable[[nn.Module, nn.Module, Tensor], Mapping[str, Any]] | None,
     ) -> None:
-        self.dtype = dtype
         self._modules = (backbone, head)
         self._compiled = compiled
         self._known = known

@@ -135,8 +135,6 @@ class Graphs:
 class Network:
     """Stands for the form of a network that is captured."""
 
-    dtype = None
-
     def __init__(self, fits: bool = True) -> None:
         self.fits = lambda: fits
 
@@ -164,6 +162,13 @@ def test_a_graph_is_not_used_under_other_settings_of_kernels(monkeypatch: pytest
     monkeypatch.setattr(runtime, "backend", lambda _: "another one")
     call()
     assert len(set(graphs.keys)) == 4
+
+
+def test_a_graph_is_not_used_for_another_form_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = Graphs()
+    for network in (Network(), Network()):  # the second is made while another thread captures the first
+        infer(graphs, network, monkeypatch)[1]()
+    assert len(set(graphs.keys)) == 2
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:DeprecationWarning")
