@@ -363,6 +363,39 @@ def test_many_sizes_and_streams_share_graphs() -> None:
 
 
 @pytest.mark.gpu
+def test_graphs_of_sizes_do_not_overlap_on_streams() -> None:
+    plain, captured = on_gpu(PANOPTIC, "off"), on_gpu(PANOPTIC, "graph")
+    batches = [[record(256 + 128 * (i % 2), 512, 0, seed=i)] for i in range(40)]
+    for batch in batches[:2]:
+        predict(captured, batch, torch.bfloat16)
+    torch.cuda.synchronize()
+    streams, found = [torch.cuda.Stream(), torch.cuda.Stream()], []
+    with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
+        for i, batch in enumerate(batches):
+            with torch.cuda.stream(streams[i % 2]):
+                images = captured.preprocess(batch).tensor
+                found.append(captured.runtime(captured.backbone, captured.sem_seg_head, images)["pred_logits"])
+        torch.cuda.synchronize()
+        for batch, logits in zip(batches, found, strict=True):
+            images = plain.preprocess(batch).tensor
+            wanted = plain.runtime(plain.backbone, plain.sem_seg_head, images)["pred_logits"]
+            assert torch.equal(logits, wanted)
+    assert captured.runtime.captured == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("first", [0, 1])
+def test_graphs_on_another_device_than_the_current_one(first: int) -> None:
+    for number in (first, 1 - first):
+        plain, captured = (on_gpu(PANOPTIC, mode).to(f"cuda:{number}") for mode in ("off", "graph"))
+        for seed in range(3):  # a graph that holds nothing gives the first results for all images
+            batch = [record(96, 128, 0, seed=seed)]
+            check_same(predict(captured, batch, torch.bfloat16), predict(plain, batch, torch.bfloat16))
+        assert captured.runtime.captured == 1
+
+
+@pytest.mark.gpu
 def test_what_cannot_be_captured_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     class Waiting(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
