@@ -175,12 +175,17 @@ class CityscapesSemSegEvaluator(_CityscapesEvaluator):
             if "sem_seg" not in output:
                 raise ValueError("the model output has no 'sem_seg'; set MODEL.MASK_FORMER.TEST.SEMANTIC_ON True")
             scores = output["sem_seg"]
-            if scores.dim() != 2 and len(scores) != len(self._ids):
+            if scores.dim() != 2 and (scores.dim() != 3 or len(scores) != len(self._ids)):
                 raise ValueError(
                     f"Cityscapes has {len(self._ids)} classes, the model predicts {tuple(scores.shape)}; "
                     f"set MODEL.SEM_SEG_HEAD.NUM_CLASSES {len(self._ids)}"
                 )
             classes = (first_highest(scores) if scores.dim() == 3 else scores).cpu().numpy()
+            if scores.dim() == 2 and classes.max(initial=0) >= len(self._ids):
+                raise ValueError(
+                    f"Cityscapes has {len(self._ids)} classes, the model predicts class {classes.max()}; "
+                    f"set MODEL.SEM_SEG_HEAD.NUM_CLASSES {len(self._ids)}"
+                )
             self._truth(image, classes.shape)
             path = self._path(image, "_pred.png")
             Image.fromarray(self._ids[classes]).save(path, compress_level=1)

@@ -12,7 +12,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,51 +25,73 @@ _OFTEN = 8  # calls of a shape that are worth to drop the graph of another one
 _WARM_UP = 2  # runs before the capture: libraries choose their kernels in them, and compiled code is made
 
 
+class GraphMemory:
+    """What graphs of a device share that run one after another: memory, and the end of the run before.
+
+    Args:
+        stream: of their captures. That of `torch.cuda.graph`, which all of a process share, lies on the device that was
+            current at the first capture of the process: on any other device it captures nothing.
+    """
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.stream = stream
+        self.pool = torch.cuda.graph_pool_handle()
+        self.done = torch.cuda.Event()
+
+
 class CapturedFunction:
     """A CUDA graph of `function(images)`.
 
     Args:
         function: maps a tensor to a dictionary of tensors, on its device, without waiting for the device.
         images: an example; other ones must have its shape and type.
-        pool: memory that graphs share which never run at the same time; None for memory of its own.
+        memory: of the graphs that never run at the same time as this one.
     """
 
-    def __init__(self, function: Callable[[Tensor], Outputs], images: Tensor, pool: Any) -> None:
+    def __init__(self, function: Callable[[Tensor], Outputs], images: Tensor, memory: GraphMemory) -> None:
         self._held: list[object] = [function]  # what the graph reads, besides its own memory
+        self._memory = memory
+        device = images.device
+        current = torch.cuda.current_stream(device)
+        # The current stream is set again at the end: after a capture that failed, PyTorch leaves its own one behind.
         # Tensors of inference mode cannot be written outside of it, where the next call may come from.
-        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(images.device):
+        with torch.cuda.device(device), torch.cuda.stream(current), torch.inference_mode(False), torch.no_grad():
             self._input = torch.empty_like(images).copy_(images)
-            stream = torch.cuda.Stream(images.device)
-            stream.wait_stream(torch.cuda.current_stream(images.device))
+            stream = torch.cuda.Stream(device)
+            stream.wait_stream(current)
+            stream.wait_event(memory.done)
             with torch.cuda.stream(stream):
                 for _ in range(_WARM_UP):
                     function(self._input)
-            torch.cuda.current_stream(images.device).wait_stream(stream)
+            current.wait_stream(stream)
             self._graph = torch.cuda.CUDAGraph()
             try:
-                with holding(self._held), torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+                with holding(self._held), _capturing(self._graph, memory):
                     self._outputs = function(self._input)
             except Exception:
-                _capture_nothing(images.device)
+                _capture_nothing(device, memory.stream)
                 raise
-        self._done = torch.cuda.Event()
-        self.pool = self._graph.pool()
 
     def __call__(self, images: Tensor) -> Outputs:
         """Return the outputs for images; later calls do not change them. Threads must take turns."""
-        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(images.device):
-            stream = torch.cuda.current_stream()
-            stream.wait_event(self._done)  # of the last call, which may have been on another stream
+        stream = torch.cuda.current_stream(images.device)
+        # Of the last run in this memory, also of another graph, which may have been on another stream.
+        stream.wait_event(self._memory.done)
+        with torch.inference_mode(False), torch.no_grad():
             self._input.copy_(images)
             self._graph.replay()
             outputs = {name: value.clone() for name, value in self._outputs.items()}
-            self._done.record(stream)
+        self._memory.done.record(stream)
         return outputs
 
 
-def _capture_nothing(device: torch.device) -> None:
+def _capturing(graph: torch.cuda.CUDAGraph, memory: GraphMemory) -> torch.cuda.graph:
+    return torch.cuda.graph(graph, pool=memory.pool, stream=memory.stream, capture_error_mode="thread_local")
+
+
+def _capture_nothing(device: torch.device, stream: torch.cuda.Stream) -> None:
     """Capture a graph that works: after one that failed, PyTorch's random numbers on the device stay out of order."""
-    with contextlib.suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode="thread_local"):
+    with contextlib.suppress(RuntimeError), _capturing(torch.cuda.CUDAGraph(), GraphMemory(stream)):
         torch.zeros(1, device=device)
 
 
@@ -88,15 +109,20 @@ class GraphCache:
         self.captured = 0  # number of captures so far
         self._graphs: OrderedDict[Hashable, CapturedFunction] = OrderedDict()
         self._seen: OrderedDict[Hashable, int] = OrderedDict()
-        self._pool: Any = None
+        self._memory: dict[torch.device, GraphMemory] = {}
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}  # kept, because cuBLAS has memory for each of them
         self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Return the number of graphs."""
+        return len(self._graphs)
 
     def clear(self) -> None:
         """Drop all graphs, whose function has changed."""
         with self._lock:
             self._graphs.clear()
             self._seen.clear()
-            self._pool = None
+            self._memory.clear()
 
     def __call__(
         self,
@@ -135,8 +161,12 @@ class GraphCache:
 
     def _capture(self, function: Callable[[Tensor], Outputs], images: Tensor) -> CapturedFunction:
         start = time.perf_counter()
-        graph = CapturedFunction(function, images, self._pool)
-        self._pool = graph.pool
+        device = images.device
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        if device not in self._memory:
+            self._memory[device] = GraphMemory(self._streams[device])
+        graph = CapturedFunction(function, images, self._memory[device])
         self.captured += 1
         count, _, height, width = images.shape
         seconds = time.perf_counter() - start

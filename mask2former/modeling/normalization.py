@@ -21,13 +21,18 @@ class GroupNorm(nn.GroupNorm):
             return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
         if torch.is_autocast_enabled("cuda") and x.dtype != torch.float64:
             x = x.float()  # as autocast does
-        by_group = x.unflatten(1, (self.num_groups, -1))
-        wide = by_group if x.dtype == torch.float64 else by_group.float()
-        variance, mean = torch.var_mean(wide, (2, 3, 4), correction=0)
-        scale = self.weight.view(self.num_groups, -1) * (variance + self.eps).rsqrt()[..., None]
-        shift = self.bias.view(self.num_groups, -1) - mean[..., None] * scale
-        scale, shift = (value.flatten(1)[..., None, None].to(x.dtype) for value in (scale, shift))
-        return torch.addcmul(shift, x, scale)
+        return _by_all_of_a_gpu(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def _by_all_of_a_gpu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Normalize (B, C, H, W). Factors stay in fp32 for half precision: their sum may be small, and they are not."""
+    by_group = x.unflatten(1, (groups, -1))
+    wide = by_group if x.dtype == torch.float64 else by_group.float()
+    variance, mean = torch.var_mean(wide, (2, 3, 4), correction=0)
+    scale = weight.view(groups, -1) * (variance + eps).rsqrt()[..., None]
+    shift = bias.view(groups, -1) - mean[..., None] * scale
+    scale, shift = (value.flatten(1)[..., None, None] for value in (scale, shift))
+    return torch.addcmul(shift, x, scale).to(x.dtype)
 
 
 def build_norm(name: str | None, channels: int) -> nn.Module | None:

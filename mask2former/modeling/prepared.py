@@ -6,6 +6,7 @@ What changes is copied, and everything else is shared with the original, so that
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from itertools import pairwise
 from types import FunctionType
 from typing import Any, TypeGuard
@@ -102,14 +103,15 @@ class Prepared:
         return self._weights.is_stale()
 
     def fits(self) -> bool:
-        """Return whether modules and hooks of the originals, and the shapes, types and devices of their weights are
-        still those of the start; if not, a new object is needed.
+        """Return whether modules, their modes, methods and hooks, and the shapes, types and devices of their weights
+        are still those of the start; if not, a new object is needed.
         """
         return self._structure == self._current_structure()
 
     def _current_structure(self) -> list[Any]:
         modules = [module for original in self._originals for module in original.modules()]
-        return [(id(module), type(module), _is_hooked(module)) for module in modules] + self._weights.layout()
+        kinds = [(id(m), type(m), type(m).forward, m.training, is_hooked(m)) for m in modules]
+        return kinds + self._weights.layout()
 
     def _form(self, module: nn.Module, dtype: bool) -> nn.Module:
         """Return the form of a module: itself if nothing in it is to change. `dtype` False: types stay."""
@@ -181,26 +183,36 @@ class Prepared:
         }
 
 
-def _is_hooked(module: nn.Module) -> bool:
+def is_hooked(module: nn.Module) -> bool:
+    """Return whether calling a module does more than its class says: hooks, compiled calls, methods of the object."""
     own = vars(module)
-    hooks = own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own
-    return bool(hooks) or own.get("_compiled_call_impl") is not None
+    if own["_forward_hooks"] or own["_forward_pre_hooks"] or own.get("_compiled_call_impl") is not None:
+        return True
+    return not _methods(type(module)).isdisjoint(own)  # type: ignore[arg-type]
+
+
+@cache
+def _methods(cls: type) -> frozenset[str]:
+    return frozenset(name for name in dir(cls) if callable(getattr(cls, name, None)))
+
+
+def has_own_methods(cls: type, libraries: tuple[str, ...]) -> bool:
+    """Return whether all methods of a class of modules are code of `libraries`, as others may be assigned to it."""
+    bases = (base for base in cls.__mro__ if base is not nn.Module)
+    methods = (value for base in bases for value in vars(base).values() if isinstance(value, FunctionType))
+    return all(f"{method.__module__}.".startswith(libraries) for method in methods)
 
 
 def _is_plain(module: nn.Module) -> bool:
     """Return whether a module is of a class that is known, with the methods that this class was written with."""
-    if _is_hooked(module):
+    if is_hooked(module):
         return False
     cls = type(module)
     if not f"{cls.__module__}.".startswith(_KNOWN):
         return False
     if cls.__module__.startswith("torch.") and cls not in _CONTAINERS and module._modules:
         return False  # it may read the weights of its children
-    if any(callable(getattr(cls, name, None)) for name in vars(module)):
-        return False  # a method was assigned to the object
-    bases = (base for base in cls.__mro__ if base is not nn.Module)
-    methods = (value for base in bases for value in vars(base).values() if isinstance(value, FunctionType))
-    return all(f"{method.__module__}.".startswith(("torch.", *_KNOWN)) for method in methods)
+    return has_own_methods(cls, ("torch.", *_KNOWN))
 
 
 def _name(module: nn.Module) -> str:

@@ -11,10 +11,11 @@ from typing import Any, Generic
 import torch
 from torch import Tensor, nn
 
+from ..ops import backend
 from ..utils.signatures import accepted
 from .cuda_graphs import GraphCache, Outputs, addresses, uncached_autocast
 from .outputs import without_earlier
-from .prepared import Prepared
+from .prepared import Prepared, has_own_methods, is_hooked
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +70,10 @@ class Runtime:
             images: (B, 3, H, W), or (B * T, 3, H, W) of clips.
             frames: T; None for images.
         """
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # which see no kernel of a graph
             return _call(head, backbone(images), frames)
+        if len(self._graphs) and (backbone.training or head.training):
+            self._graphs.clear()  # a training that goes on after an evaluation needs the memory
         training = torch.is_grad_enabled() or backbone.training or head.training
         if not training and frames is None and self.mode != "off":
             outputs = self._infer(backbone, head, images)
@@ -90,20 +93,26 @@ class Runtime:
         count, _, height, width = images.shape
         if "graph" in self._refused or count * height * width > _LARGEST or torch.cuda.is_current_stream_capturing():
             return None
+        if torch._C._len_torch_dispatch_stack():  # something looks at operations, and would see none
+            return None
         network = self._prepared_network(backbone, head)
         if network is None:
             return None
         try:
-            outputs = self._graphs(network.dtype, network, images)
+            outputs = self._graphs((network, *_numerics()), network, images)
         except (RuntimeError, TypeError) as error:
-            self._graphs.clear()
-            self._refuse("graph", f"CUDA graphs are not used: {_first_line(error)}")
+            if network.fits():
+                self._refuse("graph", f"CUDA graphs are not used: {_first_line(error)}")
+            self._forget()
             return None
         if outputs is None or network.fits():  # looked at while the GPU works
             return outputs
+        self._forget()
+        return None
+
+    def _forget(self) -> None:
         self._prepared.clear()
         self._graphs.clear()
-        return None
 
     def _prepared_network(self, backbone: nn.Module, head: nn.Module) -> _PreparedNetwork | None:
         """Return the form of the network that is captured; None if the modules are to be called as they are."""
@@ -159,7 +168,6 @@ class _PreparedNetwork:
         known: bool,
         compiled: Callable[[nn.Module, nn.Module, Tensor], Mapping[str, Any]] | None,
     ) -> None:
-        self.dtype = dtype
         self._modules = (backbone, head)
         self._compiled = compiled
         self._known = known
@@ -238,12 +246,32 @@ def _call(head: Callable[..., Any], features: Mapping[str, Tensor], frames: int 
 def _is_known(network: nn.Module) -> bool:
     """Return whether all modules are of libraries that we know, without hooks and methods from elsewhere."""
     for module in network.modules():
-        own = vars(module)
-        if own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own:
+        if is_hooked(module) or not has_own_methods(type(module), _KNOWN):
             return False
         if not all(f"{base.__module__}.".startswith(_KNOWN) for base in type(module).__mro__ if base not in _PLAIN):
             return False
     return True
+
+
+def _numerics() -> tuple[object, ...]:
+    """Return the settings of PyTorch and of this package by which kernels are chosen."""
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    precisions = ("fp32_precision", "allow_tf32")  # since PyTorch 2.9 the second may be refused
+    products, convolutions = (
+        next(getattr(place, name) for name in precisions if hasattr(place, name))
+        for place in (cuda.matmul, getattr(cudnn, "conv", cudnn))
+    )
+    return (
+        products,
+        convolutions,
+        cuda.matmul.allow_fp16_reduced_precision_reduction,
+        cuda.matmul.allow_bf16_reduced_precision_reduction,
+        cudnn.enabled,
+        cudnn.deterministic,
+        torch.are_deterministic_algorithms_enabled(),
+        (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled(), cuda.cudnn_sdp_enabled()),
+        backend("cuda"),
+    )
 
 
 def _first_line(error: Exception) -> str:

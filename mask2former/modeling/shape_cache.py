@@ -27,6 +27,11 @@ def holding(values: list[object]) -> Iterator[None]:
         _holders.values = before
 
 
+def is_capturing() -> bool:
+    """Return whether this thread captures a CUDA graph: what is computed now is there only when the graph runs."""
+    return getattr(_holders, "values", None) is not None
+
+
 def _held(value: V) -> V:
     values = getattr(_holders, "values", None)
     if values is not None:
@@ -56,6 +61,8 @@ class ShapeCache(Generic[V]):
         # Outside inference mode and autocast: training may use values computed in evaluation.
         with torch.inference_mode(False), torch.no_grad():
             value = make()
+        if is_capturing():  # another thread has taken the place of what was there before the capture
+            return _held(value)
         with self._lock:
             self._values[key] = value
             while len(self._values) > self.entries:

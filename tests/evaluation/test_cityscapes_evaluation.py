@@ -312,6 +312,7 @@ def test_user_errors(semantic: str, instance: str, root: Path, register: Callabl
         (sem, {}, "SEMANTIC_ON"),
         (ins, {}, "INSTANCE_ON"),
         (sem, {"sem_seg": torch.zeros(3, HEIGHT, WIDTH)}, "NUM_CLASSES"),
+        (sem, {"sem_seg": torch.full((HEIGHT, WIDTH), 19, dtype=torch.uint8)}, "predicts class 19.*NUM_CLASSES"),
         (sem, {"sem_seg": torch.zeros(19, HEIGHT, 5)}, r"labelIds.png: prediction is .*\(48, 5\)"),
         (ins, {"instances": Instances((5, WIDTH))}, "instanceIds.png: prediction is"),
         (ins, {"instances": wrong}, "NUM_CLASSES"),

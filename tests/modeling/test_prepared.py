@@ -163,6 +163,21 @@ def test_later_hooks_are_noticed() -> None:
     assert not prepared.fits()
 
 
+def test_later_modes_and_methods_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = stem().eval()
+    prepared = Prepared(backbone, nn.Identity())
+    backbone[0].train()  # dropout at test time, for example
+    assert not prepared.fits()
+    backbone[0].eval()
+    assert prepared.fits()
+    backbone[0]._conv_forward = lambda *args: None  # which `forward` calls
+    assert not prepared.fits()
+    del backbone[0]._conv_forward
+    assert prepared.fits()
+    monkeypatch.setattr(type(backbone[0]), "forward", lambda *args: None)
+    assert not prepared.fits()
+
+
 class OtherConvolution(nn.Conv2d):
     """A convolution of another project."""
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from mask2former.modeling import cuda_graphs, runtime
+from mask2former.modeling.backbone.swin import WindowAttention
 from mask2former.modeling.cuda_graphs import GraphCache, addresses
 from mask2former.modeling.runtime import Runtime
 from mask2former.modeling.shape_cache import ShapeCache, holding
@@ -96,14 +100,113 @@ def test_only_modules_of_known_libraries_are_captured_unasked() -> None:
     handle.remove()
     model.backbone.res4[0].forward = lambda x: x
     assert not runtime._is_known(model.backbone)
+    predictor = model.sem_seg_head.predictor
+    predictor._decode = lambda *_: None  # a method that `forward` calls
+    assert not runtime._is_known(model.sem_seg_head)
+    del predictor._decode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(predictor), "_decode", lambda *_: None)
+        assert not runtime._is_known(model.sem_seg_head)
+    assert runtime._is_known(model.sem_seg_head)
     model.sem_seg_head.pixel_decoder.layer_1 = Hooked()
     assert not runtime._is_known(model.sem_seg_head)
 
 
+class Graphs:
+    """Stands for the graphs of a runtime."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.keys: list[Any] = []
+        self.error, self.cleared = error, False
+
+    def __call__(self, key: Any, network: Any, images: Any) -> dict[str, Tensor]:
+        self.keys.append(key)
+        if self.error is not None:
+            raise self.error
+        return {}
+
+    def __len__(self) -> int:
+        return 1
+
+    def clear(self) -> None:
+        self.cleared = True
+
+
+class Network:
+    """Stands for the form of a network that is captured."""
+
+    def __init__(self, fits: bool = True) -> None:
+        self.fits = lambda: fits
+
+
+def infer(graphs: Graphs, network: Network, monkeypatch: pytest.MonkeyPatch) -> tuple[Runtime, Callable[[], Any]]:
+    """Return a runtime, and a call of its inference that takes place on a GPU as far as it can see."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(Runtime, "_prepared_network", lambda *_: network)
+    images = SimpleNamespace(device=torch.device("cuda"), shape=(1, 3, 4, 4))
+    ours = Runtime("graph")
+    ours._graphs = graphs
+    return ours, lambda: ours._infer(nn.Identity(), nn.Identity(), images)
+
+
+def test_a_graph_is_not_used_under_other_settings_of_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = Graphs()
+    _, call = infer(graphs, Network(), monkeypatch)
+    call()
+    call()
+    assert len(set(graphs.keys)) == 1
+    with torch.backends.cudnn.flags(deterministic=True):
+        call()
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        call()
+    monkeypatch.setattr(runtime, "backend", lambda _: "another one")
+    call()
+    assert len(set(graphs.keys)) == 4
+
+
+def test_a_graph_is_not_used_for_another_form_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = Graphs()
+    for network in (Network(), Network()):  # the second is made while another thread captures the first
+        infer(graphs, network, monkeypatch)[1]()
+    assert len(set(graphs.keys)) == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:DeprecationWarning")
+def test_who_looks_at_operations_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = Graphs()
+    _, call = infer(graphs, Network(), monkeypatch)
+    with FlopCounterMode(display=False):
+        assert call() is None
+    assert not graphs.keys
+    monkeypatch.setattr(Runtime, "_infer", lambda *_: {"x": torch.zeros(1)})
+    with torch.no_grad():
+        traced = torch.jit.trace(lambda x: Runtime()(nn.Identity(), nn.Identity().eval(), x), torch.ones(1, 3, 4, 4))
+    assert torch.equal(traced(torch.full((1, 3, 4, 4), 2.0)), torch.full((1, 3, 4, 4), 2.0))
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_graphs_are_refused_for_what_a_network_is_not_for_a_change_of_it(
+    fits: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    graphs = Graphs(RuntimeError("weights are on another device"))
+    _, call = infer(graphs, Network(fits), monkeypatch)
+    with caplog.at_level(logging.WARNING, "mask2former"):
+        assert call() is None and call() is None
+    assert graphs.cleared
+    assert len(graphs.keys) == (1 if fits else 2)
+    assert len(caplog.messages) == (1 if fits else 0)
+
+
+def test_a_training_gets_the_memory_of_graphs() -> None:
+    ours, backbone = Runtime(), nn.Identity()
+    ours._graphs = Graphs()
+    for training in (False, True):
+        ours(backbone.train(training), nn.Identity().train(training), torch.ones(1, 3, 4, 4))
+        assert ours._graphs.cleared is training
+
+
 def test_graphs_of_frequent_shapes_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     class Captured:
-        pool = None
-
         def __init__(self, function: Any, images: Tensor, *_: Any) -> None:
             self.function = function
 
@@ -111,6 +214,8 @@ def test_graphs_of_frequent_shapes_are_kept(monkeypatch: pytest.MonkeyPatch) -> 
             return self.function(images)
 
     monkeypatch.setattr(cuda_graphs, "CapturedFunction", Captured)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    monkeypatch.setattr(cuda_graphs, "GraphMemory", lambda stream: None)
     cache = GraphCache(entries=2, after=2)
 
     def run(width: int) -> bool:
@@ -133,6 +238,23 @@ def test_what_a_graph_reads_is_held() -> None:
         second = cache("b", lambda: torch.zeros(1))
     cache("c", lambda: torch.zeros(1))
     assert held == [first, second]
+
+
+def test_what_only_a_graph_computes_is_not_for_others() -> None:
+    cache: ShapeCache[Tensor] = ShapeCache()
+    with holding([]):
+        of_graph = cache("a", lambda: torch.ones(1))
+    assert cache("a", lambda: torch.zeros(1)) is not of_graph
+
+
+def test_a_graph_computes_the_bias_of_windows() -> None:
+    attention = WindowAttention(8, 2, 2)
+    with torch.no_grad():
+        cached = attention._bias()
+        assert attention._bias() is cached
+        with holding([]):
+            captured = attention._bias()
+    assert captured is not cached and torch.equal(captured, cached)
 
 
 def test_addresses_tell_exchanged_weights() -> None:
@@ -211,6 +333,21 @@ def test_graphs_see_changes_of_the_model(how: str) -> None:
 
 
 @pytest.mark.gpu
+def test_graphs_see_changes_of_the_bias_of_windows() -> None:
+    swin = "coco/panoptic-segmentation/swin/maskformer2_swin_tiny_bs16_50ep.yaml"
+    plain, captured = on_gpu(swin, "off"), on_gpu(swin, "graph")
+    batches = [[record(96, 128, 0)], [record(64, 96, 0)]]
+    check_same(predict(captured, batches[0], torch.bfloat16), predict(plain, batches[0], torch.bfloat16))
+    for model in (plain, captured):
+        for name, weight in model.named_parameters():
+            if name.endswith("relative_position_bias_table"):
+                with torch.no_grad():
+                    weight.mul_(50)
+    for batch in (*batches, batches[0]):  # the second size is captured after the change
+        check_same(predict(captured, batch, torch.bfloat16), predict(plain, batch, torch.bfloat16))
+
+
+@pytest.mark.gpu
 def test_many_sizes_and_streams_share_graphs() -> None:
     plain, captured = on_gpu(PANOPTIC, "off"), on_gpu(PANOPTIC, "auto")
     captured.runtime._graphs.entries = 3
@@ -223,6 +360,39 @@ def test_many_sizes_and_streams_share_graphs() -> None:
             found = predict(captured, batch, torch.bfloat16)
         torch.cuda.synchronize()
         check_same(found, expected)
+
+
+@pytest.mark.gpu
+def test_graphs_of_sizes_do_not_overlap_on_streams() -> None:
+    plain, captured = on_gpu(PANOPTIC, "off"), on_gpu(PANOPTIC, "graph")
+    batches = [[record(256 + 128 * (i % 2), 512, 0, seed=i)] for i in range(40)]
+    for batch in batches[:2]:
+        predict(captured, batch, torch.bfloat16)
+    torch.cuda.synchronize()
+    streams, found = [torch.cuda.Stream(), torch.cuda.Stream()], []
+    with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
+        for i, batch in enumerate(batches):
+            with torch.cuda.stream(streams[i % 2]):
+                images = captured.preprocess(batch).tensor
+                found.append(captured.runtime(captured.backbone, captured.sem_seg_head, images)["pred_logits"])
+        torch.cuda.synchronize()
+        for batch, logits in zip(batches, found, strict=True):
+            images = plain.preprocess(batch).tensor
+            wanted = plain.runtime(plain.backbone, plain.sem_seg_head, images)["pred_logits"]
+            assert torch.equal(logits, wanted)
+    assert captured.runtime.captured == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("first", [0, 1])
+def test_graphs_on_another_device_than_the_current_one(first: int) -> None:
+    for number in (first, 1 - first):
+        plain, captured = (on_gpu(PANOPTIC, mode).to(f"cuda:{number}") for mode in ("off", "graph"))
+        for seed in range(3):  # a graph that holds nothing gives the first results for all images
+            batch = [record(96, 128, 0, seed=seed)]
+            check_same(predict(captured, batch, torch.bfloat16), predict(plain, batch, torch.bfloat16))
+        assert captured.runtime.captured == 1
 
 
 @pytest.mark.gpu

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from ...utils.overrides import extensible, unchanged
 from ...utils.registry import register
 from ...utils.signatures import fitting
-from ..shape_cache import ShapeCache
+from ..shape_cache import ShapeCache, is_capturing
 
 # Class of a norm, or a function that builds one for a number of channels.
 NormLayer = Callable[[int], nn.Module]
@@ -113,9 +113,12 @@ class WindowAttention(nn.Module):
         self._bias_cache: tuple[int, Tensor] | None = None
 
     def _bias(self) -> Tensor:
-        """Return the (heads, N, N) bias; cached while the table does not change and gradients are disabled."""
+        """Return the (heads, N, N) bias; cached while the table does not change and gradients are disabled.
+
+        A CUDA graph computes it in each run, as it runs no Python that would notice a change.
+        """
         table = self.relative_position_bias_table
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_capturing():
             return self._gather(table)
         # Inference tensors have no version counter; a new data pointer then reveals a replaced table.
         version = -1 if table.is_inference() else table._version

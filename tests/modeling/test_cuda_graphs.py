@@ -1,0 +1,127 @@
+"""How graphs of several shapes, streams and devices get along, on a CPU that plays a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mask2former.modeling.cuda_graphs import GraphCache, Outputs
+
+
+class Event:
+    recorded_on: Stream | None = None
+
+    def record(self, stream: Stream) -> None:
+        self.recorded_on = stream
+
+
+class Stream:
+    def __init__(self, device: Any = "the current one") -> None:
+        self.device = device
+        self.waited_for: list[Stream | None] = []
+
+    def wait_event(self, event: Event) -> None:
+        self.waited_for.append(event.recorded_on)
+
+    def wait_stream(self, other: Stream) -> None:
+        self.waited_for.append(other)
+
+
+class Gpu:
+    """The functions of `torch.cuda` that captures use."""
+
+    def __init__(self) -> None:
+        self.current = Stream(torch.device("cpu"))
+        self.captures: list[tuple[Any, Any, Any]] = []  # pool, stream, current device
+        self.on: Any = None
+
+    @contextlib.contextmanager
+    def device(self, device: torch.device) -> Iterator[None]:
+        before, self.on = self.on, device
+        yield
+        self.on = before
+
+    @contextlib.contextmanager
+    def stream(self, stream: Stream) -> Iterator[None]:
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextlib.contextmanager
+    def graph(self, graph: Any, pool: Any = None, stream: Any = None, **_: Any) -> Iterator[None]:
+        self.captures.append((pool, stream, self.on))
+        before, self.current = self.current, stream
+        yield
+        self.current = before  # PyTorch, too, does not get here when a capture fails
+
+
+class Graph:
+    def replay(self) -> None:
+        pass
+
+    def pool(self) -> object:
+        return "pool of its own"
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    gpu = Gpu()
+    for name in ("device", "stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, getattr(gpu, name))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: gpu.current)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    return gpu
+
+
+def double(images: Tensor) -> Outputs:
+    return {"x": 2 * images}
+
+
+SMALL, LARGE = torch.ones(1, 3, 4, 4), torch.ones(1, 3, 8, 8)
+
+
+def test_captures_are_on_the_device_of_the_images_and_share_memory(gpu: Gpu) -> None:
+    cache = GraphCache(after=1)
+    for images in (SMALL, LARGE):
+        cache("key", double, images)
+    (pool, stream, device), second = gpu.captures
+    assert second == (pool, stream, device) and pool is not None  # activations of one stream only share memory
+    assert stream.device == device == SMALL.device
+    cache.clear()
+    cache("key", double, SMALL)
+    assert gpu.captures[2][0] is not pool and gpu.captures[2][1] is stream
+    GraphCache(after=1)("key", double, SMALL)
+    assert gpu.captures[3][0] is not pool and gpu.captures[3][1] is not stream
+
+
+def test_a_graph_waits_for_the_one_before_in_the_same_memory(gpu: Gpu) -> None:
+    cache = GraphCache(after=1)
+    for images in (SMALL, LARGE):
+        cache("key", double, images)
+    streams = [Stream(), Stream()]
+    for stream, images in zip(streams, (SMALL, LARGE), strict=True):
+        with gpu.stream(stream):
+            cache("key", double, images)
+    assert streams[1].waited_for == [streams[0]]
+
+
+def test_a_failed_capture_leaves_the_current_stream(gpu: Gpu) -> None:
+    def wait(images: Tensor) -> Outputs:
+        if gpu.captures:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return double(images)
+
+    before = gpu.current
+    with pytest.raises(RuntimeError, match="not permitted"):
+        GraphCache(after=1)("key", wait, SMALL)
+    assert gpu.current is before
