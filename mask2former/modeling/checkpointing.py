@@ -98,10 +98,18 @@ def _recomputed(base: type[nn.Module]) -> type[nn.Module]:
             contexts = functools.partial(_contexts, self)
             return checkpoint(call, *arguments, use_reentrant=False, context_fn=contexts, **keywords)
 
+        def __reduce__(self) -> tuple[Any, ...]:  # pickle finds no such class by its name
+            return _new, (base,), vars(self)
+
     Recomputed.__name__, Recomputed.__qualname__ = base.__name__, base.__qualname__
     Recomputed.__module__, Recomputed.__doc__ = base.__module__, base.__doc__
     _RECOMPUTED[base] = Recomputed
     return Recomputed
+
+
+def _new(base: type[nn.Module]) -> nn.Module:
+    cls = _recomputed(base)
+    return cls.__new__(cls)
 
 
 def _contexts(

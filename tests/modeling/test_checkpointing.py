@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -130,6 +131,16 @@ def test_names_hooks_and_overrides_stay() -> None:
     for name, value in outputs[0].items():
         torch.testing.assert_close(outputs[1][name], value, msg=name)
     assert not torch.allclose(outputs[0]["loss_mask"], unhooked["loss_mask"])
+
+
+def test_models_are_copied_and_pickled() -> None:
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) for _ in range(2)))
+    model = nn.ModuleDict({"backbone": model})
+    checkpoint_parts(model, ["backbone"])
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert type(copied["backbone"][0]) is type(model["backbone"][0]) is not nn.Sequential
+        x = torch.ones(1, 2)
+        assert torch.equal(copied["backbone"](x), model["backbone"](x))
 
 
 def test_evaluation_is_not_changed() -> None:
