@@ -77,7 +77,7 @@ class CapturedFunction:
         stream = torch.cuda.current_stream(images.device)
         # Of the last run in this memory, also of another graph, which may have been on another stream.
         stream.wait_event(self._memory.done)
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.cuda.device(images.device), torch.inference_mode(False), torch.no_grad():
             self._input.copy_(images)
             self._graph.replay()
             outputs = {name: value.clone() for name, value in self._outputs.items()}
