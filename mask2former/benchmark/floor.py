@@ -80,9 +80,14 @@ def cost(work: Work) -> Cost:
     ops |= {
         getattr(torch.ops.mask2former, name): counting(None) for name in ("ms_deform_attn", "ms_deform_attn_backward")
     }
+    ops[torch.ops.mask2former.masked_attention] = counting(_attention)
     with FlopCounterMode(display=False, custom_mapping=ops) as counter:
         work()
     return Cost(int(counter.get_total_flops()), moved)
+
+
+def _attention(query: Tensor, key: Tensor, *_: Any, **__: Any) -> int:
+    return 4 * query.numel() * key.shape[2]
 
 
 def _bytes(value: Any) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoint.training_state import check_scaler_state, whole_number
+from ..modeling.matcher import HungarianMatcher
 from ..utils.device import AMP_DTYPES, amp_dtype
 from .optimizer import clip_gradients
 from .training_log import LossLog
@@ -148,6 +149,9 @@ class TrainStep:
         if (iteration + 1) % self._log_period == 0 or iteration == self.max_iter - 1:
             self.log.flush(iteration)
             self._check_scale()
+            for module in model.modules():
+                if isinstance(module, HungarianMatcher):
+                    module.check_earlier_costs(wait=True)  # the step has been waited for already
 
     def _forward_backward(self, model: nn.Module, batch: list[dict[str, Any]]) -> tuple[tuple[str, ...], Tensor]:
         """Add the gradients of one micro-batch; return the names and detached values (terms,) of its losses."""

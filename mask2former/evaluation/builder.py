@@ -141,6 +141,15 @@ for _type in ("coco_panoptic_seg", "ade20k_panoptic_seg", "mapillary_vistas_pano
     register_evaluator(_type, Task.SEMANTIC, semantic_iou)
 
 
+def _check_count(cfg: CfgNode, dataset_name: str) -> None:
+    """Check the number of classes, which maps of the best class do not show, unlike scores of all classes."""
+    classes, count = MetadataCatalog.get(dataset_name).get("stuff_classes"), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    if classes is not None and len(classes) != count:
+        raise ValueError(
+            f"dataset {dataset_name!r} has {len(classes)} classes, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is {count}"
+        )
+
+
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
     """Build the evaluator of a registered dataset; several are combined into one.
 
@@ -151,7 +160,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
             dataset when DATASETS.TEST names several; nothing is written when OUTPUT_DIR is empty.
 
     Raises:
-        ValueError: the dataset has no evaluator_type, an unknown one, or one that evaluates none of the enabled tasks.
+        ValueError: the dataset has no evaluator_type, an unknown one, or one that evaluates none of the enabled tasks;
+            or its number of classes is not that of the model, where no evaluator would notice it.
     """
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
     known = ", ".join(sorted(_FACTORIES))
@@ -173,6 +183,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
         output_folder = os.path.join(cfg.OUTPUT_DIR, "inference")
         if len(cfg.DATASETS.TEST) > 1:
             output_folder = os.path.join(output_folder, dataset_name)
+    if Task.SEMANTIC in tasks and Task.SEMANTIC in factories and not _option(cfg.TEST, "SEMANTIC_SCORES", True):
+        _check_count(cfg, dataset_name)
     request = EvaluatorRequest(cfg, dataset_name, output_folder)
     evaluators = [factory(request) for factory in selected]
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)

@@ -17,7 +17,13 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Normalize (B, C, ...); the memory format stays."""
         few = x.is_cuda and x.dim() == 4 and len(x) * self.num_groups <= _BLOCKS
-        if not few or not self.affine or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if (
+            not few
+            or not self.affine
+            or x[0].numel() <= self.num_groups
+            or torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+        ):
             return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
         if torch.is_autocast_enabled("cuda") and x.dtype != torch.float64:
             x = x.float()  # as autocast does

@@ -89,7 +89,7 @@ class Runtime:
         if images.device.type != "cuda":
             if self.mode == "compile" and "compile" not in self._refused:
                 return self._run_compiled(backbone, head, images, None)
-            return None
+            return self._infer_prepared(backbone, head, images) if self.mode == "graph" else None
         count, _, height, width = images.shape
         if "graph" in self._refused or count * height * width > _LARGEST or torch.cuda.is_current_stream_capturing():
             return None
@@ -110,8 +110,18 @@ class Runtime:
         self._forget()
         return None
 
+    def _infer_prepared(self, backbone: nn.Module, head: nn.Module, images: Tensor) -> Mapping[str, Any]:
+        """Run the form that graphs of other devices would hold."""
+        device = images.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        network = self._prepared.get(dtype)
+        if network is None or not network.of(backbone, head) or not network.fits():
+            network = self._prepared[dtype] = _PreparedNetwork(backbone, head, dtype, True, None, fold=True)
+        return network.plain(images)
+
     def _forget(self) -> None:
         self._prepared.clear()
+        self._compiled.clear()
         self._graphs.clear()
 
     def _prepared_network(self, backbone: nn.Module, head: nn.Module) -> _PreparedNetwork | None:
@@ -167,12 +177,13 @@ class _PreparedNetwork:
         dtype: torch.dtype | None,
         known: bool,
         compiled: Callable[[nn.Module, nn.Module, Tensor], Mapping[str, Any]] | None,
+        fold: bool = False,
     ) -> None:
         self._modules = (backbone, head)
         self._compiled = compiled
         self._known = known
         with torch.inference_mode(False):  # a graph is captured outside of it
-            self._prepared = Prepared(backbone, head, dtype, fold=compiled is not None, channels_last=known)
+            self._prepared = Prepared(backbone, head, dtype, fold=fold or compiled is not None, channels_last=known)
         self._addresses, self._kept = addresses(self._modules)
 
     def of(self, backbone: nn.Module, head: nn.Module) -> bool:
@@ -182,6 +193,12 @@ class _PreparedNetwork:
     def fits(self) -> bool:
         """Return whether modules, hooks and the places of weights are those that graphs were captured with."""
         return self._prepared.fits() and addresses(self._modules)[0] == self._addresses
+
+    def plain(self, images: Tensor) -> Mapping[str, Any]:
+        """Return the outputs for images outside of a graph; changes of weights through `.data` are not noticed."""
+        if self._prepared.is_stale():
+            self._prepared.refresh()
+        return _run(self._prepared.backbone, self._prepared.head, images, None, self._known)
 
     def __call__(self, images: Tensor) -> Outputs:
         """Return the outputs for images, with weights as they are now."""

@@ -38,6 +38,8 @@ def sample_masks(
         (M, P) float32.
     """
     if compiled(data.device.type):
+        if not torch.compiler.is_compiling() and points.data_ptr() % 8:
+            points = points.clone()  # x and y are read at once
         return torch.ops.mask2former.sample_masks(data, table, index, points, point_rows, *size)
     return sample_masks_reference(data, table, index, points, point_rows, *size)
 

@@ -15,7 +15,7 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from mask2former.config import add_maskformer2_config
+from mask2former.config import add_maskformer2_config, load_config
 from mask2former.evaluation import (
     EvaluatorRequest,
     InstanceSegEvaluator,
@@ -262,3 +262,10 @@ def test_a_new_type(cfg: CfgNode, register: Callable[..., str], monkeypatch: pyt
     assert builder._FACTORIES["new"] == {Task.PANOPTIC: make}
     register_evaluator("new", Task.SEMANTIC, make)
     assert set(builder._FACTORIES["new"]) == {Task.PANOPTIC, Task.SEMANTIC}
+
+
+def test_label_maps_of_a_model_with_other_classes_are_refused() -> None:
+    keys = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "100", "OUTPUT_DIR", "", "TEST.SEMANTIC_SCORES", "False"]
+    cfg = load_config("ade20k/semantic-segmentation/maskformer2_R50_bs16_160k.yaml", keys)
+    with pytest.raises(ValueError, match="has 150 classes, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is 100"):
+        build_evaluator(cfg, "ade20k_sem_seg_val")

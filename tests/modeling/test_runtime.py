@@ -74,7 +74,7 @@ def test_a_compiler_that_fails_is_told_once(caplog: pytest.LogCaptureFixture) ->
     assert sum("the network is not compiled" in message for message in caplog.messages) == 1
 
 
-@pytest.mark.parametrize("mode", ["auto", "off", "graph"])
+@pytest.mark.parametrize("mode", ["auto", "off"])
 def test_on_the_cpu_modules_are_called_as_they_are(mode: str) -> None:
     model = tiny(PANOPTIC, *R18, "MODEL.COMPILE", mode).eval()
     called: list[str] = []
@@ -83,6 +83,30 @@ def test_on_the_cpu_modules_are_called_as_they_are(mode: str) -> None:
     with torch.no_grad():
         model([record(64, 64, 0)])
     assert called == ["backbone", "head"]
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_prepared_weights_on_the_cpu(dtype: torch.dtype | None) -> None:
+    torch.manual_seed(0)
+    model = tiny(PANOPTIC, *R18, "MODEL.COMPILE", "graph").eval()
+    images = torch.randn(1, 3, 64, 96)
+    parts = model.backbone, model.sem_seg_head
+
+    def check() -> None:
+        with torch.no_grad(), torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+            found, expected = model.runtime(*parts, images), Runtime("off")(*parts, images)
+        close = 1e-3 if dtype is None else 0.3
+        torch.testing.assert_close(found["pred_logits"], expected["pred_logits"], rtol=close, atol=close)
+
+    check()
+    prepared = list(model.runtime._prepared.values())
+    with torch.no_grad():
+        model.backbone.res2[0].conv1.weight.mul_(3)
+    check()
+    assert list(model.runtime._prepared.values()) == prepared
+    model.sem_seg_head.predictor.decoder_norm.register_forward_hook(lambda m, x, y: 2 * y)
+    check()
+    assert list(model.runtime._prepared.values()) != prepared
 
 
 def test_modes() -> None:

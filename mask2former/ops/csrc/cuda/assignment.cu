@@ -139,7 +139,9 @@ cudaError_t linear_assignment(const Assignment& call, int device, cudaStream_t s
   const size_t kept = sizeof(Nearest) * 2 * (kThreads / 32);  // the static part
   const bool staged = state + table + kept <= static_cast<size_t>(available);
   const size_t bytes = staged ? state + table : state;
-  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  // As much as there can be, not as much as this call needs: other threads launch the same kernel.
+  const int most = available - static_cast<int>(kept);
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
   if (error != cudaSuccess) return error;
   kernel<<<call.problems, kThreads, bytes, stream>>>(call, staged);
   return cudaGetLastError();
