@@ -158,6 +158,8 @@ def load_segmenter(args: argparse.Namespace) -> Segmenter:
         **options,
     )
     print(f"model: {model_name(args)}, {segment}")
+    if args.compile == "compile":
+        print("the first image waits until the network is compiled, which takes minutes", flush=True)
     return segment
 
 

@@ -119,6 +119,16 @@ def test_the_default_output(use_model: Load, capsys: pytest.CaptureFixture[str])
     assert "3 files written" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("mode", "told"), [("compile", True), ("graph", False)])
+def test_the_wait_for_the_compiler_is_told(
+    use_model: Load, capsys: pytest.CaptureFixture[str], mode: str, told: bool
+) -> None:
+    use_model()
+    write_image("a.jpg")
+    assert main(["predict", "a.jpg", "--compile", mode]) == 0
+    assert ("the first image waits until the network is compiled" in capsys.readouterr().out) is told
+
+
 def test_an_overlay_never_replaces_another_input(use_model: Load, capsys: pytest.CaptureFixture[str]) -> None:
     use_model()
     write_image("in/a.bmp")
