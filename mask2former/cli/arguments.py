@@ -49,7 +49,7 @@ def add_model(group: argparse._ArgumentGroup, tasks: tuple[str, ...] = IMAGE_TAS
     group.add_argument(
         "--compile",
         choices=MODES,
-        help="how the network is run: off, graph (CUDA graphs), compile (a minute or two to start, then fastest) "
+        help="how the network is run: off, graph (CUDA graphs), compile (minutes to start, then fastest on a GPU) "
         "(default: MODEL.COMPILE, which is auto: graphs of shapes that come again)",
     )
     group.add_argument(

@@ -47,7 +47,7 @@ class Runtime:
 
     def __init__(self, mode: str = "auto") -> None:
         if mode not in MODES:
-            raise ValueError(f"MODEL.COMPILE must be one of {', '.join(MODES)}, not {mode!r}")
+            raise ValueError(f"compile (MODEL.COMPILE) must be one of {', '.join(MODES)}, not {mode!r}")
         self.mode = mode
         self.compile_training = mode == "compile"
         self.compiler: dict[str, Any] = {}

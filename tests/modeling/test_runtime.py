@@ -110,7 +110,7 @@ def test_prepared_weights_on_the_cpu(dtype: torch.dtype | None) -> None:
 
 
 def test_modes() -> None:
-    with pytest.raises(ValueError, match="MODEL.COMPILE must be one of auto, off, graph, compile, not 'fast'"):
+    with pytest.raises(ValueError, match="must be one of auto, off, graph, compile, not 'fast'"):
         Runtime("fast")
     copied = copy.deepcopy(Runtime("graph"))
     assert copied.mode == "graph"
