@@ -36,7 +36,7 @@ LAYERS = (
     ("conversion", "engine", "model_loading", "tile_settings"),
     ("segmenter",),
     ("api",),
-    ("benchmark",),
+    ("benchmark", "serving"),
     ("cli",),
     ("__init__", "__main__"),
 )

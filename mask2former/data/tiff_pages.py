@@ -34,11 +34,16 @@ _MOST_PLANES = 1_000_000  # in the description of a file, which may say anything
 _READABLE = (0, 1, 2, 3)  # photometric interpretations: white or black is 0, RGB, palette
 
 
-def check_page_list(name: str, file: IO[bytes]) -> None:
+def check_page_list(name: str, file: IO[bytes], most: int | None = None) -> None:
     """Check that the list of pages of a TIFF ends inside the file: a truncated stack is not read as a short one.
 
+    Args:
+        name: of the file, for messages.
+        file: open for reading and seeking.
+        most: largest number of pages; None: any.
+
     Raises:
-        BadRecordError: it does not.
+        BadRecordError: it does not, or has more pages.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -60,6 +65,8 @@ def check_page_list(name: str, file: IO[bytes]) -> None:
             raise BadRecordError(name, f"the TIFF is truncated: it goes on after its {len(seen)} complete pages")
         if page in seen:
             raise BadRecordError(name, f"the TIFF is damaged: after {len(seen)} pages its list of pages is a circle")
+        if most is not None and len(seen) >= most:
+            raise BadRecordError(name, f"the TIFF has more than {most} pages")
         seen.add(page)
         position = page + len(data) + entry * struct.unpack(order + number, data)[0]
 

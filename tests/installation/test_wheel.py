@@ -77,7 +77,7 @@ def test_wheel_metadata_states_the_true_dependencies(metadata: Message, wheel: z
     assert (metadata.get_payload() or "").startswith("# Mask2Former")
     assert not any("detectron2" in text for text in requires)  # not on PyPI: pip could not install the package
     assert set(metadata.get_all("Provides-Extra") or []) == {
-        *("demo", "dev", "video", "cityscapes", "docs", "images", "tables", "shapes", "huggingface"),
+        *("demo", "dev", "video", "cityscapes", "docs", "images", "tables", "shapes", "huggingface", "serve"),
     }
     assert any(name.endswith("LICENSE") for name in wheel.namelist())
 
@@ -93,7 +93,7 @@ def test_every_tested_requirement_is_pinned_within_its_range(minor: int, metadat
     pins = {line.name.lower(): next(iter(line.specifier)).version for line in lines if holds(line)}
     assert len(pins) == sum(map(holds, lines)), "two tested versions of a package"
     requires = [Requirement(text) for text in metadata.get_all("Requires-Dist") or []]
-    tested = [r for r in requires if any(holds(r, extra) for extra in ("", "dev", "demo", "video", "docs"))]
+    tested = [r for r in requires if any(holds(r, extra) for extra in ("", "dev", "demo", "video", "docs", "serve"))]
     assert len(tested) > 20
     for requirement in [Requirement(f"setuptools>={build_setuptools(this_project())}"), *tested]:
         assert requirement.name.lower() in pins, f"{requirement.name} has no tested version"
