@@ -34,7 +34,7 @@ LAYERS = (
     ("video",),
     ("model_source",),
     ("conversion", "engine", "model_loading", "tile_settings"),
-    ("segmenter",),
+    ("segmenter", "export"),
     ("api",),
     ("benchmark", "serving"),
     ("cli",),

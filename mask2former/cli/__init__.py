@@ -57,6 +57,7 @@ _ALL = (
     Command("check", "look for mistakes in a dataset before training on it"),
     Command("split", "divide a dataset into training and validation"),
     Command("convert", "convert weights: Hugging Face, safetensors, ImageNet backbones; pack a training"),
+    Command("export", "write a model as ONNX, torch.export, AOTInductor or TorchScript"),
     Command("models", "list the published models"),
     Command("benchmark", "time a model on this machine"),
 )

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ..data.image_io import IMAGE_SUFFIXES
+from ..export.onnx_segmenter import OnnxSegmenter
 from ..model_source import DEFAULT_MODEL
 from ..modeling.runtime import MODES
 from ..segmenter import Segmenter
 from ..structures.task import IMAGE_TASKS, Task
 from ..utils.hints import did_you_mean
-from .parser import fraction, not_negative, positive, scale
+from .parser import fraction, not_negative, positive, refuse_given, scale
 
 LABELS = {"auto": None, "yes": True, "no": False}  # of --labels, as `Result.draw` takes them
 
@@ -163,7 +164,25 @@ def load_segmenter(args: argparse.Namespace) -> Segmenter:
     return segment
 
 
-def rules_of(segment: Segmenter, args: argparse.Namespace) -> dict[str, Any]:
+def is_exported(args: argparse.Namespace) -> bool:
+    """Return whether --model is an ONNX file, which onnxruntime runs."""
+    return str(args.model or "").lower().endswith(".onnx")
+
+
+def load_exported(args: argparse.Namespace) -> OnnxSegmenter:
+    """Load the ONNX file of --model, and print one line about it.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: as `OnnxSegmenter`, or arguments that have no effect on it.
+    """
+    names = ("config_file", "weights", "task", "amp", "compile", "min_size", "tile", "tile_overlap", "opts")
+    refuse_given(args, names, f"on {args.model}: these are fixed in an exported file")
+    segment = OnnxSegmenter(args.model, args.device, args.score_threshold)
+    print(f"model: {segment}")
+    return segment
+
+
+def rules_of(segment: Segmenter | OnnxSegmenter, args: argparse.Namespace) -> dict[str, Any]:
     """Return {"rules": ...} with the rules of the model as the arguments change them; {} if they change nothing."""
     given = {"nms_iou" if name == "nms" else name: getattr(args, name, None) for name in RULES}
     given = {rule: value for rule, value in given.items() if value is not None}

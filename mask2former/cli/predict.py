@@ -30,6 +30,7 @@ examples:
   mask2former predict photo.jpg --model coco-panoptic-swin-t  a published model (mask2former models lists them)
   mask2former predict scan.tif --tile auto                    a large image with many small objects
   mask2former predict new/ --model output/cells --save-as labelme   labels to correct, and to train on again
+  mask2former predict cells/ --model cells.onnx               a file of mask2former export, by onnxruntime
 """
 DEFAULT_OUTPUT = "output/predict"
 DEFAULT_SAVE = ("overlay", "json", "csv")
@@ -148,6 +149,8 @@ def run(args: argparse.Namespace) -> int:
     files, problems = collect(args.input)
     if not files:
         raise ValueError("\nerror: ".join(problems))
+    if arguments.is_exported(args):
+        return segment_images(arguments.load_exported(args), args, files, problems)
     segment = arguments.load_segmenter(args)
     if arguments.is_video_model(segment):
         raise ValueError(f"{arguments.model_name(args)} is a video model: use mask2former track VIDEO")
@@ -156,6 +159,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _frames(args: argparse.Namespace, video: list[str]) -> int:
     """Segment a video or a camera frame by frame."""
+    if arguments.is_exported(args):
+        raise ValueError(f"--model {args.model} segments images, not videos")
     if video and len(args.input) > 1:
         raise ValueError(f"give one video, or images: {', '.join(args.input[:3])}")
     if args.save_as:

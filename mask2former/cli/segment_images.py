@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..data.image_sources import count_pages
 from ..errors import first_few
+from ..export.onnx_segmenter import OnnxSegmenter
 from ..results import Result
 from ..segmenter import Segmenter
 from ..structures.task import Task
@@ -28,7 +29,7 @@ Hints = Mapping[str, tuple[int, str]]  # file name -> shortest edge in the netwo
 
 
 def segment_images(
-    segment: Segmenter,
+    segment: Segmenter | OnnxSegmenter,
     args: argparse.Namespace,
     files: Sequence[Path],
     problems: list[str],
@@ -92,7 +93,11 @@ def _print_summary(writer: Writer, rows: list[list[str]], total: Counter[str], s
 
 
 def _results(
-    segment: Segmenter, args: argparse.Namespace, files: Sequence[Path], hints: Hints, problems: list[str]
+    segment: Segmenter | OnnxSegmenter,
+    args: argparse.Namespace,
+    files: Sequence[Path],
+    hints: Hints,
+    problems: list[str],
 ) -> Iterator[tuple[Result, str, str]]:
     """Yield result, name and stem of each readable image, or of its pages; append a message for each other one."""
     options = {"progress": True} | rules_of(segment, args) | image_options(args)
@@ -115,7 +120,7 @@ def _results(
 
 
 def _pages(
-    segment: Segmenter, path: Path, name: str, stem: str, options: Mapping[str, Any]
+    segment: Segmenter | OnnxSegmenter, path: Path, name: str, stem: str, options: Mapping[str, Any]
 ) -> Iterator[tuple[Result, str, str]]:
     """Yield result, name and stem of an image, or of each page of a stack, one in memory at a time."""
     if options.get("page") != "all":

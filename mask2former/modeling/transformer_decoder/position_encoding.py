@@ -54,7 +54,7 @@ class PositionEmbeddingSine(nn.Module):
                 return torch.cat(axes, dim=-1).permute(0, 3, 1, 2)
         height, width = x.shape[-2:]
         encoded = self.tokens(1, height, width, x.device)
-        return encoded.T.unflatten(1, (height, width)).expand(len(x), -1, -1, -1)
+        return encoded.T.unflatten(1, (height, width)).expand(x.shape[0], -1, -1, -1)  # exporters keep it variable
 
     def tokens(self, frames: int, height: int, width: int, device: torch.device) -> Tensor:
         """Return the encoding (T * H * W, C) float32 of a grid without padding, in the order frames, rows, columns."""
