@@ -21,6 +21,8 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
+FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow knows others, of which one starts a program
+
 
 class OnnxModel:
     """An exported model of images.
@@ -134,7 +136,7 @@ def to_array(image: Any) -> np.ndarray:
     """Return uint8 (h, w, 3) RGB of a file, a PIL image or an array; the EXIF orientation is applied."""
     if isinstance(image, np.ndarray):
         return image
-    opened = image if isinstance(image, Image.Image) else Image.open(image)
+    opened = image if isinstance(image, Image.Image) else Image.open(image, formats=FORMATS)
     return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
 
 

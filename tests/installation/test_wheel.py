@@ -77,7 +77,8 @@ def test_wheel_metadata_states_the_true_dependencies(metadata: Message, wheel: z
     assert (metadata.get_payload() or "").startswith("# Mask2Former")
     assert not any("detectron2" in text for text in requires)  # not on PyPI: pip could not install the package
     assert set(metadata.get_all("Provides-Extra") or []) == {
-        *("demo", "dev", "video", "cityscapes", "docs", "images", "tables", "shapes", "huggingface", "serve"),
+        *("demo", "dev", "video", "cityscapes", "docs", "images", "tables", "shapes", "huggingface"),
+        *("serve", "export"),
     }
     assert any(name.endswith("LICENSE") for name in wheel.namelist())
 

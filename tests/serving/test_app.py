@@ -271,6 +271,7 @@ def test_a_slow_upload_is_408(held: HeldModel) -> None:
 
 def test_a_client_who_leaves_makes_room(client: Any, engine: Engine, held: HeldModel) -> None:
     held.go.clear()
+    held.entered.clear()
     host, port = client.base_url.host, client.base_url.port
     data = png()
     connections = []
@@ -279,6 +280,7 @@ def test_a_client_who_leaves_makes_room(client: Any, engine: Engine, held: HeldM
         head = f"POST /v1/segment HTTP/1.1\r\nHost: a\r\nContent-Length: {len(data)}\r\n\r\n"
         connection.sendall(head.encode() + data)
         connections.append(connection)
+        assert held.entered.wait(60)  # the first is in the model alone: the others cannot join its batch
     wait_for(lambda: engine.status().accepted == 3)
     for connection in connections:
         connection.close()
