@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import create_ddp_model
 from detectron2.utils import comm
 
 from mask2former.benchmark import training
 from mask2former.benchmark.measure import peak_memory, timed
 from mask2former.benchmark.report import GIB, Figure, Report, Row
 from mask2former.benchmark.synthetic import batch_of, config_of, settings, title
+from mask2former.engine.data_parallel import distribute
 from mask2former.engine.launch import launch
 from mask2former.utils.file_io import read_json, write_json
 
@@ -93,11 +93,7 @@ def steps_of_a_rank(args: argparse.Namespace) -> None:
     if device.type == "cuda":
         device = torch.device("cuda", comm.get_local_rank())
         cfg.MODEL.DEVICE = str(device)
-    model = create_ddp_model(
-        training.build_for_training(cfg),
-        broadcast_buffers=False,
-        device_ids=[comm.get_local_rank()] if device.type == "cuda" else None,
-    )
+    model = distribute(training.build_for_training(cfg), reduction=cfg.SOLVER.GRADIENT_REDUCTION)
     work = training.training_step(args, cfg, model, batch_of(args, cfg, comm.get_rank()))
     seconds = timed(work, args.repeats, device, WARMUP if device.type == "cuda" else 1)
     memory = peak_memory(work, device)

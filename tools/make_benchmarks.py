@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -25,6 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from mask2former.utils.failures import run_program  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parent))
+from generated_page import write_page  # noqa: E402
 
 SOURCES = ROOT / "docs" / "benchmarks"
 TEMPLATE = SOURCES / "page.txt"
@@ -48,18 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _write(args: argparse.Namespace) -> int:
-    text = page(TEMPLATE.read_text(encoding="utf-8"), runs(SOURCES))
-    if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text:
-        print(f"{PAGE.name} is up to date")
-        return 0
-    if args.check:
-        print(f"{PAGE.name} is out of date; run python tools/make_benchmarks.py", file=sys.stderr)
-        return 1
-    temporary = PAGE.with_suffix(".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, PAGE)
-    print(f"{PAGE.name} written")
-    return 0
+    return write_page(PAGE, page(TEMPLATE.read_text(encoding="utf-8"), runs(SOURCES)), "make_benchmarks.py", args.check)
 
 
 def runs(directory: Path) -> list[Run]:

@@ -18,7 +18,6 @@ import importlib.util
 import inspect
 import itertools
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +29,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from mask2former.utils.failures import run_program  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parent))
+from generated_page import write_page  # noqa: E402
 
 NAMES = ROOT / "tests" / "facts" / "reference_names.json"
 REMARKS = ROOT / "tools" / "compatibility_remarks.json"
@@ -86,15 +88,8 @@ def _write_page(args: argparse.Namespace) -> int:
     before, _, rest = current.partition(BEGIN)
     _, _, after = rest.partition(END)
     text = before + BEGIN + tables(found, remarks) + END + after
-    if text != current and not args.check:
-        temporary = PAGE.with_suffix(".part")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, PAGE)
-        print(f"{PAGE.name} written")
-    elif text != current:
-        print(f"{PAGE.name} is out of date; run python tools/make_compatibility.py", file=sys.stderr)
-        return 1
-    return 1 if problems else 0
+    outdated = write_page(PAGE, text, "make_compatibility.py", args.check)
+    return 1 if problems or outdated else 0
 
 
 def read(path: Path) -> dict[str, Any]:

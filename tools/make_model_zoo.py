@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -21,6 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from mask2former.utils.failures import run_program  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parent))
+from generated_page import write_page  # noqa: E402
 
 TABLE = ROOT / "mask2former" / "zoo.json"
 PAGE = ROOT / "MODEL_ZOO.md"
@@ -103,19 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _write_page(args: argparse.Namespace) -> int:
-    text = page(json.loads(TABLE.read_text(encoding="utf-8")))
-    current = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
-    if text == current:
-        print(f"{PAGE.name} is up to date")
-        return 0
-    if args.check:
-        print(f"{PAGE.name} is out of date; run python tools/make_model_zoo.py", file=sys.stderr)
-        return 1
-    temporary = PAGE.with_suffix(".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, PAGE)
-    print(f"{PAGE.name} written")
-    return 0
+    return write_page(PAGE, page(json.loads(TABLE.read_text(encoding="utf-8"))), "make_model_zoo.py", args.check)
 
 
 def page(table: dict[str, Any]) -> str:

@@ -66,7 +66,7 @@ def peak_memory(work: Work, device: torch.device, others: int = 0) -> int:
         work()
         wait(device)
         return torch.cuda.max_memory_allocated(device) - others
-    # Linux starts the count anew; elsewhere it is the peak since the process has begun.
+    # Linux can start the count at zero; elsewhere it is the peak since the process has begun.
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     work()

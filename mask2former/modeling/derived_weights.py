@@ -30,7 +30,7 @@ class _Copied:
 class DerivedWeights:
     """Tensors made of weights of a model: copies of another type or memory format, and folded norms.
 
-    Weights are read by module and name, so that a parameter that was assigned anew counts.
+    Weights are read by module and name, so that a parameter that was exchanged counts.
 
     Args:
         dtype: type of the results, as autocast casts: float64 stays; None for the type of the weights.

@@ -31,7 +31,7 @@ class Runtime:
     """Runs a backbone and a head in the way that is fastest for a call.
 
     In inference on CUDA, "auto" and "graph" launch a captured graph of the kernels that the modules would launch one by
-    one, on weights that are casted beforehand; "compile" captures code that PyTorch's compiler made, with batch norms
+    one, on weights that are cast before; "compile" captures code that PyTorch's compiler made, with batch norms
     folded into convolutions, which changes rounding. In training, "compile" runs compiled forms of backbone, pixel
     decoder and transformer decoder. In all other cases the modules are called as they are. Where a way is not possible,
     one line says why.
@@ -112,8 +112,7 @@ class Runtime:
 
     def _infer_prepared(self, backbone: nn.Module, head: nn.Module, images: Tensor) -> Mapping[str, Any]:
         """Run the form that graphs of other devices would hold."""
-        device = images.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        dtype = _autocast_type(images.device.type)
         network = self._prepared.get(dtype)
         if network is None or not network.of(backbone, head) or not network.fits():
             network = self._prepared[dtype] = _PreparedNetwork(backbone, head, dtype, True, None, fold=True)
@@ -126,7 +125,7 @@ class Runtime:
 
     def _prepared_network(self, backbone: nn.Module, head: nn.Module) -> _PreparedNetwork | None:
         """Return the form of the network that is captured; None if the modules are to be called as they are."""
-        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+        dtype = _autocast_type("cuda")
         network = self._prepared.get(dtype)
         if network is None or not network.of(backbone, head):
             known = _is_known(backbone) and _is_known(head)
@@ -268,6 +267,10 @@ def _is_known(network: nn.Module) -> bool:
         if not all(f"{base.__module__}.".startswith(_KNOWN) for base in type(module).__mro__ if base not in _PLAIN):
             return False
     return True
+
+
+def _autocast_type(device: str) -> torch.dtype | None:
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def _numerics() -> tuple[object, ...]:

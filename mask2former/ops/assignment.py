@@ -12,6 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from .ms_deform_attn import backend
+from .registration import Op, register_ops
 
 # Replaces costs that are not finite: larger than any finite cost, so that such a pair is matched last.
 WORST = 1e8
@@ -71,13 +72,4 @@ def _fake(cost: Tensor, counts: Tensor) -> Tensor:
     return cost.new_empty(cost.shape[0], cost.shape[2], dtype=torch.int64)
 
 
-def _register() -> torch.library.Library:
-    library = torch.library.Library("mask2former", "FRAGMENT")
-    library.define(_SCHEMA)
-    library.impl("linear_assignment", _by_scipy, "CompositeExplicitAutograd")
-    torch.library.register_fake("mask2former::linear_assignment", _fake, lib=library)
-    return library
-
-
-if not hasattr(torch.ops.mask2former, "linear_assignment"):  # else another copy of this package registered it
-    setattr(torch.ops.mask2former, "_assignment_library", _register())  # noqa: B010 (mypy knows no such attribute)
+register_ops(Op(_SCHEMA, _by_scipy, _fake))

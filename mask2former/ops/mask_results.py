@@ -19,6 +19,7 @@ from torch import Tensor
 from . import mask_reference
 from .mask_reference import UNIT, Size, resize_masks
 from .ms_deform_attn import backend
+from .registration import Op, register_ops
 
 __all__ = [
     "MAX_CLASSES",
@@ -186,22 +187,14 @@ def _fake_resize_rows(
     return logits.new_empty(len(logits), end - begin, output[1], dtype=torch.float32)
 
 
-def _register() -> torch.library.Library:
-    library = torch.library.Library("mask2former", "FRAGMENT")
-    fakes: tuple[Callable[..., Any], ...] = (
-        _fake_binary_masks,
-        _fake_panoptic_argmax,
-        _fake_best_classes,
-        _fake_resize_rows,
-    )
-    for schema, fake in zip(_SCHEMAS, fakes, strict=True):
-        name = schema.partition("(")[0]
-        library.define(schema)
-        library.impl(name, getattr(mask_reference, name), "CompositeExplicitAutograd")
-        torch.library.register_fake(f"mask2former::{name}", fake, lib=library)
-    return library
+def _op(schema: str, fake: Callable[..., Any]) -> Op:
+    return Op(schema, getattr(mask_reference, schema.partition("(")[0]), fake)
 
 
-if not hasattr(torch.ops.mask2former, "binary_masks"):  # else another copy of this package registered the ops
-    # Not a global of this module, as in `registration`.
-    setattr(torch.ops.mask2former, "_mask_results_library", _register())  # noqa: B010 (mypy knows no such attribute)
+_FAKES: tuple[Callable[..., Any], ...] = (
+    _fake_binary_masks,
+    _fake_panoptic_argmax,
+    _fake_best_classes,
+    _fake_resize_rows,
+)
+register_ops(*(_op(schema, fake) for schema, fake in zip(_SCHEMAS, _FAKES, strict=True)))

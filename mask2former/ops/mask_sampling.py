@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .ms_deform_attn import backend
+from .registration import Op, register_ops
 
 _SCHEMA = (
     "sample_masks(Tensor data, Tensor table, Tensor index, Tensor points, Tensor? point_rows, SymInt height, "
@@ -79,13 +80,4 @@ def _fake(
     return points.new_empty(index.shape[0], points.shape[1], dtype=torch.float32)
 
 
-def _register() -> torch.library.Library:
-    library = torch.library.Library("mask2former", "FRAGMENT")
-    library.define(_SCHEMA)
-    library.impl("sample_masks", sample_masks_reference, "CompositeExplicitAutograd")
-    torch.library.register_fake("mask2former::sample_masks", _fake, lib=library)
-    return library
-
-
-if not hasattr(torch.ops.mask2former, "sample_masks"):  # else another copy of this package registered it
-    setattr(torch.ops.mask2former, "_sampling_library", _register())  # noqa: B010 (mypy knows no such attribute)
+register_ops(Op(_SCHEMA, sample_masks_reference, _fake))

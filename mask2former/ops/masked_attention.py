@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import registration
 from .ms_deform_attn import backend
+from .registration import Op, register_ops
 
 _SCHEMAS = (
     "masked_attention(Tensor query, Tensor key, Tensor value, Tensor blocked) -> Tensor",
@@ -117,18 +117,7 @@ def _autograd(ctx: object, grad: Tensor) -> None:
     raise RuntimeError("torch.ops.mask2former.masked_attention has no gradients; mask2former.ops.masked_attention has")
 
 
-def _register() -> torch.library.Library:
-    library = torch.library.Library("mask2former", "FRAGMENT")
-    for schema in _SCHEMAS:
-        library.define(schema)
-    library.impl("masked_attention", _masked_attention, "CompositeExplicitAutograd")
-    library.impl("blocked_keys", _blocked_keys, "CompositeExplicitAutograd")
-    torch.library.register_fake("mask2former::masked_attention", _fake_masked_attention, lib=library)
-    torch.library.register_fake("mask2former::blocked_keys", _fake_blocked_keys, lib=library)
-    torch.library.register_autograd("mask2former::masked_attention", _autograd, lib=library)
-    return library
-
-
-if not hasattr(torch.ops.mask2former, "masked_attention"):  # another copy of this package may have registered it
-    setattr(torch.ops.mask2former, "_masked_attention_library", _register())  # noqa: B010 (mypy knows no such attribute)
-registration.check_schemas(_SCHEMAS)
+register_ops(
+    Op(_SCHEMAS[0], _masked_attention, _fake_masked_attention, _autograd),
+    Op(_SCHEMAS[1], _blocked_keys, _fake_blocked_keys),
+)

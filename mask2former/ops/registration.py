@@ -8,7 +8,8 @@ A process has one such op. A second copy of this package (one of them inside ano
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,24 @@ _SCHEMAS = (
     f"ms_deform_attn({_ARGUMENTS}) -> Tensor",
     f"ms_deform_attn_backward(Tensor grad, {_ARGUMENTS}, bool deterministic) -> (Tensor, Tensor, Tensor)",
 )
+
+
+@dataclass(frozen=True)
+class Op:
+    """An op of `torch.ops.mask2former`.
+
+    Attributes:
+        schema: as `torch.library` wants it.
+        kernel: its code in PyTorch, for devices for which nothing is compiled.
+        fake: makes its results without values.
+        autograd: its backward pass, None without.
+    """
+
+    schema: str
+    kernel: Callable[..., Any]
+    fake: Callable[..., Any]
+    autograd: Callable[..., Any] | None = None
+
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
@@ -146,6 +165,31 @@ def _register() -> torch.library.Library:
     return library
 
 
+def register_ops(*ops: Op) -> None:
+    """Register ops, unless another copy of this package did so, whose ops must then be the same.
+
+    Raises:
+        ImportError: that copy is another version.
+    """
+    first, _, _ = ops[0].schema.partition("(")
+    if not hasattr(torch.ops.mask2former, first):
+        library = torch.library.Library("mask2former", "FRAGMENT")
+        for op in ops:
+            name = op.schema.partition("(")[0]
+            library.define(op.schema)
+            library.impl(name, op.kernel, "CompositeExplicitAutograd")
+            torch.library.register_fake(f"mask2former::{name}", op.fake, lib=library)
+            if op.autograd is not None:
+                torch.library.register_autograd(f"mask2former::{name}", op.autograd, lib=library)
+        _keep(first, library)
+    check_schemas([op.schema for op in ops])
+
+
+def _keep(name: str, library: torch.library.Library) -> None:
+    """Keep a library for as long as the process lives: not as a global of a module, because other copies rely on it."""
+    setattr(torch.ops.mask2former, f"_library_of_{name}", library)
+
+
 def check_schemas(schemas: Sequence[str]) -> None:
     """Refuse the op of another version of this package, whose arguments differ."""
     for schema in schemas:
@@ -159,8 +203,7 @@ def check_schemas(schemas: Sequence[str]) -> None:
 
 FROM_OTHER_COPY = hasattr(torch.ops.mask2former, "ms_deform_attn")  # another copy of this package registered the op
 if not FROM_OTHER_COPY:
-    # Not a global of this module: what is registered lives as long as the library, and other copies rely on it.
-    setattr(torch.ops.mask2former, "_library", _register())  # noqa: B010 (mypy knows no such attribute)
+    _keep("ms_deform_attn", _register())
 check_schemas(_SCHEMAS)
 
 ms_deform_attn = torch.ops.mask2former.ms_deform_attn.default

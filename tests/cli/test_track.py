@@ -83,3 +83,9 @@ def test_mistakes_are_explained(
     assert main(["track", *arguments]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and message in err
+
+
+def test_a_way_to_run_the_network_is_for_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.mp4").touch()
+    assert main(["track", str(tmp_path / "a.mp4"), "--compile", "graph"]) == 2
+    assert "--compile has no effect on videos" in capsys.readouterr().err

@@ -257,3 +257,11 @@ def test_gradient_that_is_not_finite_shows(strange: float, mode: bool, determini
     grad[0, 3, 5] = strange
     found = run(inputs, grad)
     assert not found["value"].isfinite().all() and not found["sampling"].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["linear_assignment", "sample_masks", "binary_masks", "masked_attention"])
+def test_each_op_of_another_version_is_refused(name: str) -> None:
+    """The other version registered the op first, with other arguments."""
+    schema = f"{name}(Tensor other) -> Tensor"
+    with pytest.raises(ImportError, match=f"imported another version of mask2former, whose op mask2former::{name}"):
+        registration.register_ops(registration.Op(schema, lambda x: x, lambda x: x))
