@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
+from ...model_source import DEFAULT_MODEL
 from ..app import create_app
 from ..engine import Engine
 from .access import TokenGate
@@ -52,7 +53,9 @@ def create_web_app(
     app = create_app(engine, token=token, hosts=hosts, close_engine=close_engine)
     uploads, store = UploadDirectory(), ResultStore()
     try:
-        examples = [uploads.add_example(file) for file in example_files(engine.default == "nuclei")]
+        others = any(model.available and model.name != DEFAULT_MODEL for model in engine.models())
+        files = example_files(cells=engine.default == DEFAULT_MODEL, scenes=others)
+        examples = [uploads.add_example(file) for file in files]
         add_routes(app, store)
         api = {route.path for route in app.routes if hasattr(route, "path")}
         _add_pages(app, Site(engine, uploads, store, examples), dataset)

@@ -6,7 +6,7 @@ import gradio as gr
 
 from ..errors import ServingError
 from . import viewer
-from .components import example_images, image_input, model_input, result_view, threshold_input
+from .components import SHOW, example_images, image_input, model_input, result_view, threshold_input
 from .site import Site
 
 
@@ -17,7 +17,7 @@ def build(site: Site) -> None:
     second = next((name for name in ready if name != first), first)
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            image = image_input(elem_id="compare-image")
+            image = image_input("compare-image", height=200)
             example_images(site, image)
         with gr.Column(scale=3, min_width=320):
             with gr.Row():
@@ -35,6 +35,7 @@ def build(site: Site) -> None:
         return _side(site, path, left, left_score), _side(site, path, right, right_score)
 
     button.click(compare, inputs, views, concurrency_limit=4, api_visibility="private")
+    button.click(None, js=SHOW % "#compare-left", api_visibility="private")
 
 
 def _side(site: Site, path: str | None, model: str, score: float) -> str:

@@ -10,6 +10,8 @@ import gradio as gr
 from . import viewer
 from .site import Site
 
+# On a phone the result lies below the settings.
+SHOW = "() => document.querySelector('%s')?.scrollIntoView({behavior: 'smooth', block: 'nearest'})"
 _VIEWER_JS = (Path(__file__).parent / "static" / "viewer.js").read_text(encoding="utf-8")
 
 
@@ -27,11 +29,11 @@ def video_input(label: str, elem_id: str) -> Any:
     return _path_only(gr.Video(label=label, sources=["upload"], height=300, buttons=[], elem_id=elem_id))
 
 
-def image_input(elem_id: str) -> Any:
+def image_input(elem_id: str, height: int = 300) -> Any:
     """Add an input for an image: a file, the clipboard or a webcam."""
     sources = ["upload", "webcam", "clipboard"]
     return _path_only(
-        gr.Image(label="Image", sources=sources, type="filepath", height=300, buttons=[], elem_id=elem_id)
+        gr.Image(label="Image", sources=sources, type="filepath", height=height, buttons=[], elem_id=elem_id)
     )
 
 

@@ -23,7 +23,7 @@ def build(site: Site, dataset: Dataset) -> None:
         with gr.Column(scale=2, min_width=300):
             split = gr.Dropdown(dataset.splits, value=first, label=f"Split of {dataset.name}")
             name = gr.Dropdown([ALL, *dataset.classes(first)], value=ALL, label="Images with")
-            number = gr.Slider(1, max(count, 2), 1, step=1, label=_label(count), buttons=[], elem_id="data-number")
+            number = gr.Slider(1, max(count, 2), 1, step=1, label=_label(count), buttons=[], visible=count > 1)
             with gr.Row():
                 previous = gr.Button("Previous", min_width=100)
                 following = gr.Button("Next", variant="primary", min_width=100, elem_id="data-next")
@@ -50,7 +50,7 @@ def build(site: Site, dataset: Dataset) -> None:
         names = dataset.classes(which)
         shown = shown if shown in names else ALL
         found = len(dataset.images(which, shown))
-        slider = gr.Slider(maximum=max(found, 2), value=1, label=_label(found))
+        slider = gr.Slider(maximum=max(found, 2), value=1, label=_label(found), visible=found > 1)
         return slider, gr.Dropdown([ALL, *names], value=shown), _notes(dataset, which)
 
     def move(step: int, which: str, shown: str, position: float) -> int:

@@ -8,7 +8,7 @@ import gradio as gr
 
 from ..errors import ServingError
 from . import viewer
-from .components import example_images, image_input, model_input, object_table, result_view, threshold_input
+from .components import SHOW, example_images, image_input, model_input, object_table, result_view, threshold_input
 from .site import Site
 
 _EMPTY = "Choose an image, then press Segment."
@@ -22,7 +22,7 @@ def build(site: Site) -> None:
     first = site.first(videos=False)
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            image = image_input(elem_id="image")
+            image = image_input("image")
             example_images(site, image)
             button = gr.Button("Segment", variant="primary", size="lg", elem_id="segment")
             model = model_input(site, videos=False)
@@ -62,6 +62,7 @@ def build(site: Site) -> None:
         concurrency_limit=8,
         api_visibility="private",
     )
+    button.click(None, js=SHOW % "#view", api_visibility="private")
     image.change(None, None, outputs, js=_CLEAR, api_visibility="private")
     model.input(choose, model, [about, threshold, task], show_progress="hidden", queue=False, api_visibility="private")
 

@@ -24,7 +24,7 @@ def build(site: Site, dataset: Dataset | None) -> gr.Blocks:
             with gr.Tab("Video"):
                 video_tab.build(site)
             if dataset is not None:
-                with gr.Tab("Training data"):
+                with gr.Tab("Data"):
                     data_tab.build(site, dataset)
     return blocks
 

@@ -76,7 +76,7 @@ class Entry:
     seen: float = field(default_factory=time.monotonic)
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """Return the memory that it takes, about."""
         if self.result is None:
             return 0
@@ -103,14 +103,9 @@ class Entry:
                 return encode_image(self._view(VIEWS[name]), ".webp")
             with tempfile.TemporaryDirectory(prefix="mask2former_file_") as directory:
                 path = Path(directory) / name
-                (written,) = self.result.save(path, **self._options(name))
+                drawing = {"scale": comfortable_scale(*self.result.size)} if name == "overlay.png" else {}
+                (written,) = self.result.save(path, task=self.task, **drawing)
                 return written.read_bytes()
-
-    def _options(self, name: str) -> dict[str, object]:
-        assert self.result is not None
-        if name == "overlay.png":
-            return {"task": self.task, "scale": comfortable_scale(*self.result.size)}
-        return {"task": self.task}
 
     def _view(self, drawn: bool) -> Image.Image:
         """Return the image, drawn or as it is, at the size of the page."""
@@ -182,10 +177,10 @@ class ResultStore:
 
     def _surplus(self) -> Iterator[Entry]:
         """Remove and yield the oldest entries beyond the bounds; the newest one stays."""
-        total = sum(entry.bytes for entry in self._entries.values())
+        total = sum(entry.size for entry in self._entries.values())
         while len(self._entries) > 1 and (len(self._entries) > self._max_entries or total > self._max_bytes):
             _, entry = self._entries.popitem(last=False)
-            total -= entry.bytes
+            total -= entry.size
             yield entry
 
     def _drop(self, condition: Callable[[Entry], bool]) -> None:

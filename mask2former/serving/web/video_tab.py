@@ -16,7 +16,7 @@ from ...video.results import VideoResult
 from ...video.tables import TRACK_COLUMNS
 from ..errors import InvalidOptionError, ServingError
 from . import viewer
-from .components import model_input, object_table, result_view, threshold_input, video_input
+from .components import SHOW, model_input, object_table, result_view, threshold_input, video_input
 from .image_tab import describe
 from .site import Site
 from .video_job import LimitedVideo, TrackingJob, write_files
@@ -60,6 +60,7 @@ def build(site: Site) -> None:
         concurrency_limit=4,
         api_visibility="private",
     )
+    button.click(None, js=SHOW % "#video-view", api_visibility="private")
     stop.click(
         lambda: (viewer.hint("Stopped."), None, ""),
         None,

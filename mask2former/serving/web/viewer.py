@@ -42,8 +42,8 @@ def show(entry: Entry, note: str = "") -> str:
         f'<img class="m2f-over" src="{address(entry, "view.webp")}" alt="segmentation of {name}" draggable="false">'
         f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">{outlines}</svg>'
         '<output class="m2f-tip" hidden></output></div>'
-        '<label class="m2f-toggle"><input type="checkbox" checked> overlay</label>'
-        f'<p class="m2f-summary" role="status">{html.escape(_summary(result, objects, note))}</p>'
+        f'<div class="m2f-bar"><p class="m2f-summary" role="status">{html.escape(_summary(result, objects, note))}</p>'
+        '<label class="m2f-toggle"><input type="checkbox" checked> Overlay</label></div>'
         f"{_legend(result, entry.task)}</div>"
     )
 
