@@ -58,7 +58,8 @@ def create_web_app(
         examples = [uploads.add_example(file) for file in files]
         add_routes(app, store)
         api = {route.path for route in app.routes if hasattr(route, "path")}
-        _add_pages(app, Site(engine, uploads, store, examples), dataset)
+        app.state.site = Site(engine, uploads, store, examples)
+        _add_pages(app, app.state.site, dataset)
     except BaseException:
         uploads.close()
         raise

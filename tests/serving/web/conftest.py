@@ -66,8 +66,8 @@ def _annotation(number: int, image: int, category: int, box: tuple[int, int, int
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Serve the web app with a stub model and a small dataset; return its address."""
+def web_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Return the web app with a stub model, the included one and a small dataset."""
     for package in ("gradio", "uvicorn", "fastapi", "python_multipart"):
         pytest.importorskip(package)
     from mask2former.serving.web.app import create_web_app
@@ -80,9 +80,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "nuclei": ModelSource.named("nuclei"),
     }
     with Engine(models, limits=LIMITS, device="cpu") as engine:
-        app = create_web_app(engine, hosts=["127.0.0.1"], data=data, close_engine=False)
-        with running(app) as address:
-            yield address
+        yield create_web_app(engine, hosts=["127.0.0.1"], data=data, close_engine=False)
+
+
+@pytest.fixture(scope="module")
+def server(web_app: Any) -> Iterator[str]:
+    """Serve the web app; return its address."""
+    with running(web_app) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
