@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from socket import AF_INET, AF_INET6, create_server
+from socket import socket as Socket
 from typing import TYPE_CHECKING, Any
 
 from ..serving.engine import Batching, Engine, Limits, ModelSource
@@ -76,24 +78,34 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         ImportError: packages are missing; the message has the command that installs them.
-        FileNotFoundError, ValueError: no such model, dataset or device; an argument out of range.
-        OSError: the address is in use.
+        FileNotFoundError, ValueError: no such model, dataset or device; an argument out of range; an address in use.
     """
     if args.api_only:
         refuse_given(args, ("data",), "with --api-only, which has no pages")
     args.token = args.token or os.environ.get("MASK2FORMER_TOKEN") or None
     make_server = _packages()
-    with open_engine(args) as engine:
+    with listen(args.host, args.port) as socket, open_engine(args) as engine:
         server = make_server(build_app(args, engine), host=args.host, port=args.port)
-        socket = server.config.bind_socket()
-        port = socket.getsockname()[1]
         shown = f"[{args.host}]" if ":" in args.host else args.host
         kind = "HTTP API" if args.api_only else "web app and HTTP API"
-        print(f"{kind}: http://{shown}:{port}  (Ctrl-C stops it)", flush=True)
+        print(f"{kind}: http://{shown}:{socket.getsockname()[1]}  (Ctrl-C stops it)", flush=True)
         if args.host not in _LOCAL and args.token is None:
             print("note: everybody who can reach this machine can use it; --token asks for one", flush=True)
         server.run(sockets=[socket])
     return 0
+
+
+def listen(host: str, port: int) -> Socket:
+    """Return a socket that listens; port 0 takes a free one.
+
+    Raises:
+        ValueError: the address is in use, or not of this machine.
+    """
+    try:
+        return create_server((host, port), family=AF_INET6 if ":" in host else AF_INET, backlog=2048)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"cannot listen on {host}, port {port}: {reason}; choose another --port or --host") from None
 
 
 def open_engine(args: argparse.Namespace) -> Engine:

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -103,7 +104,9 @@ class Entry:
                 return encode_image(self._view(VIEWS[name]), ".webp")
             with tempfile.TemporaryDirectory(prefix="mask2former_file_") as directory:
                 path = Path(directory) / name
-                drawing = {"scale": comfortable_scale(*self.result.size)} if name == "overlay.png" else {}
+                drawing: dict[str, Any] = (
+                    {"scale": comfortable_scale(*self.result.size)} if name == "overlay.png" else {}
+                )
                 (written,) = self.result.save(path, task=self.task, **drawing)
                 return written.read_bytes()
 

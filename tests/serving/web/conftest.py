@@ -26,7 +26,7 @@ BROWSER = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
 ]
-WAIT = 20_000  # milliseconds: the machine may have much else to do
+WAIT = 300_000  # milliseconds: the machine may have much else to do
 LIMITS = Limits(max_bytes=2_000_000, max_pixels=1_000_000, max_video_bytes=2_000_000, max_video_seconds=4)
 
 

@@ -203,23 +203,26 @@ def test_temporary_files_are_removed() -> None:
 def test_the_token_covers_everything() -> None:
     from mask2former.serving.web.app import create_web_app
 
-    with make_engine() as engine, running(create_web_app(engine, token="letter", close_engine=False)) as address:
-        with httpx.Client(base_url=address, timeout=300, trust_env=False) as client:
-            for path in (
-                *("/", "/config", "/docs", "/openapi.json", "/theme.css", "/gradio_api/queue/data?session_hash=x"),
-                *("/v1/models", "/metrics", "/results/x/y", "/static/img/logo.svg", "/gradio_api/startup-events"),
-            ):
-                assert client.get(path).status_code == 401, path
-                assert client.get(f"{path}{'&' if '?' in path else '?'}token=wrong").status_code == 401, path
-            for path in ("/gradio_api/upload", "/gradio_api/queue/join", "/v1/segment", "/gradio_api/run/predict"):
-                assert client.post(path, content=b"").status_code == 401, path
-            assert client.get("/healthz").status_code == 200
-            bearer = {"Authorization": "Bearer letter"}
-            assert client.get("/v1/models", headers=bearer).status_code == 200
-            assert client.get("/config", headers=bearer).status_code == 200
-            assert client.get("/v1/models?token=letter").status_code == 401  # the API takes the header only
-            welcome = client.get("/?token=letter&x=1")
-            assert (welcome.status_code, welcome.headers["location"]) == (303, "./?x=1")
-            assert "httponly" in welcome.headers["set-cookie"].lower() and "letter" not in welcome.headers["set-cookie"]
-            assert client.get("/").status_code == 200 and client.get("/config").status_code == 200  # with the cookie
-            assert client.get("/v1/models").status_code == 401  # cookies are for pages
+    with (
+        make_engine() as engine,
+        running(create_web_app(engine, token="letter", close_engine=False)) as address,
+        httpx.Client(base_url=address, timeout=300, trust_env=False) as client,
+    ):
+        for path in (
+            *("/", "/config", "/docs", "/openapi.json", "/theme.css", "/gradio_api/queue/data?session_hash=x"),
+            *("/v1/models", "/metrics", "/results/x/y", "/static/img/logo.svg", "/gradio_api/startup-events"),
+        ):
+            assert client.get(path).status_code == 401, path
+            assert client.get(f"{path}{'&' if '?' in path else '?'}token=wrong").status_code == 401, path
+        for path in ("/gradio_api/upload", "/gradio_api/queue/join", "/v1/segment", "/gradio_api/run/predict"):
+            assert client.post(path, content=b"").status_code == 401, path
+        assert client.get("/healthz").status_code == 200
+        bearer = {"Authorization": "Bearer letter"}
+        assert client.get("/v1/models", headers=bearer).status_code == 200
+        assert client.get("/config", headers=bearer).status_code == 200
+        assert client.get("/v1/models?token=letter").status_code == 401  # the API takes the header only
+        welcome = client.get("/?token=letter&x=1")
+        assert (welcome.status_code, welcome.headers["location"]) == (303, "./?x=1")
+        assert "httponly" in welcome.headers["set-cookie"].lower() and "letter" not in welcome.headers["set-cookie"]
+        assert client.get("/").status_code == 200 and client.get("/config").status_code == 200  # with the cookie
+        assert client.get("/v1/models").status_code == 401  # cookies are for pages
