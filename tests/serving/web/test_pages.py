@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ..conftest import make_engine, png, running
+from ..conftest import make_engine, png, running, wait_for
 from .conftest import WAIT, write_video
 
 pytestmark = pytest.mark.slow
@@ -194,6 +194,30 @@ def test_a_video(visit: Visit, tmp_path: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(visit.download("Tracks (CSV)").decode("utf-8-sig"))))
     assert rows and rows[0]["class"] == "nucleus" and rows[0]["frames"] == "3"
     visit.screenshot("video")
+
+
+def test_a_video_can_be_stopped(visit: Visit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("av")
+    from mask2former.serving.web import video_tab
+
+    frames, jobs, make = 15, [], video_tab.TrackingJob
+
+    def start(*arguments: Any) -> Any:
+        jobs.append(make(*arguments))
+        return jobs[-1]
+
+    monkeypatch.setattr(video_tab, "TrackingJob", start)
+    visit.page.get_by_role("tab", name="Video").click()
+    visit.choose("Model", "nuclei")
+    video = write_video(tmp_path / "walk.mp4", seconds=frames / 4).read_bytes()
+    visit.upload(video, "walk.mp4", "#video", "video")
+    visit.press("Track")
+    visit.text("#video-view [role=status]", "Tracking")
+    visit.press("Stop")
+    visit.text("#video-view", "Stopped.")
+    (job,) = jobs
+    wait_for(job.future.done, WAIT / 1000)
+    assert job.frames < frames
 
 
 def test_a_video_that_is_too_long(visit: Visit, tmp_path: Path) -> None:
