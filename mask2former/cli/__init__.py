@@ -58,6 +58,7 @@ _ALL = (
     Command("split", "divide a dataset into training and validation"),
     Command("convert", "convert weights: Hugging Face, safetensors, ImageNet backbones; pack a training"),
     Command("export", "write a model as ONNX, torch.export, AOTInductor or TorchScript"),
+    Command("serve", "open a web app, and an HTTP API, for images and videos"),
     Command("models", "list the published models"),
     Command("benchmark", "time a model on this machine"),
 )
@@ -79,6 +80,7 @@ examples:
   {PROGRAM} predict cells/ --output out/              # every image of a directory, with the included model
   {PROGRAM} predict photo.jpg --model coco-panoptic-swin-t
   {PROGRAM} track clip.mp4 --counts counts.csv
+  {PROGRAM} serve                                   # a web app on http://127.0.0.1:7860
   {PROGRAM} models --task panoptic
 
 {PROGRAM} COMMAND --help explains a command with its defaults, {PROGRAM} --version shows what is installed.

@@ -17,6 +17,7 @@ import torch
 from .. import zoo
 from ..config import find_config, load_config
 from ..maskformer_model import MaskFormer
+from ..objects import ObjectRules
 from ..segmenter import Segmenter
 from ..structures.task import IMAGE_TASKS, Task, tasks_of
 from ..utils.hints import did_you_mean
@@ -38,6 +39,7 @@ class ModelStatus:
         loaded: whether it is in memory.
         description: one line: dataset, task and backbone.
         license: of the weights; "" if unknown.
+        score_threshold: that of requests which give none; None if the model is unavailable.
     """
 
     name: str
@@ -48,10 +50,15 @@ class ModelStatus:
     loaded: bool
     description: str
     license: str
+    score_threshold: float | None = None
 
 
 def _here() -> str:
     return ""
+
+
+def _nothing() -> None:
+    return None
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,7 @@ class ModelSource:
         kind: "image" or "video".
         description: one line.
         license: of the weights.
+        score_threshold: returns that of requests which give none; called if it is available.
     """
 
     load: Callable[[str], Segmenter]
@@ -73,6 +81,7 @@ class ModelSource:
     kind: str = "image"
     description: str = ""
     license: str = ""
+    score_threshold: Callable[[], float | None] = _nothing
 
     @classmethod
     def named(cls, name: str, **options: Any) -> ModelSource:
@@ -99,6 +108,7 @@ class ModelSource:
             "video" if video else "image",
             f"{entry.dataset} {entry.task}, {entry.backbone}",
             entry.license,
+            functools.partial(_threshold, entry.config_file, options.get("score_threshold")),
         )
 
     @classmethod
@@ -112,14 +122,25 @@ class ModelSource:
         video = load_config(config).MODEL.META_ARCHITECTURE == "VideoMaskFormer"
         tasks = functools.partial(_tasks, str(config), video)
         return cls(
-            functools.partial(_load, path, options), _here, tasks, "video" if video else "image", config.parent.name
+            functools.partial(_load, path, options),
+            _here,
+            tasks,
+            "video" if video else "image",
+            config.parent.name,
+            score_threshold=functools.partial(_threshold, str(config), options.get("score_threshold")),
         )
 
     @classmethod
     def ready(cls, segmenter: Segmenter, tasks: tuple[str, ...] = (Task.INSTANCE.value,)) -> ModelSource:
         """Return a model that is in memory already."""
         video = hasattr(segmenter.model, "clip_outputs")
-        return cls(lambda device: segmenter, _here, lambda: tasks, "video" if video else "image")
+        return cls(
+            lambda device: segmenter,
+            _here,
+            lambda: tasks,
+            "video" if video else "image",
+            score_threshold=lambda: segmenter.score_threshold,
+        )
 
 
 def zoo_models() -> dict[str, ModelSource]:
@@ -137,6 +158,12 @@ def _load(name: str, options: Mapping[str, Any], device: str) -> Segmenter:
 def _tasks(config: str, video: bool) -> tuple[str, ...]:
     enabled = frozenset() if video else tasks_of(load_config(find_config(Path(config))))
     return tuple(task.value for task in (Task.PANOPTIC, Task.INSTANCE, Task.SEMANTIC) if task in enabled)
+
+
+@functools.cache
+def _threshold(config: str, given: float | None) -> float:
+    rules = ObjectRules.from_config(load_config(find_config(Path(config))))
+    return rules.changed(score_threshold=given).score_threshold
 
 
 class ModelPool:
@@ -170,13 +197,16 @@ class ModelPool:
         with self._lock:
             loaded, reason = name in self._loaded, self._failures.get(name, "")
         tasks: tuple[str, ...] = ()
+        threshold: float | None = None
         try:
             reason = reason or ("" if loaded else source.missing())
-            tasks = () if reason else source.tasks()
+            if not reason:
+                tasks, threshold = source.tasks(), source.score_threshold()
         except (OSError, ValueError):
             logger.exception("the config of model %s cannot be read", name)
             reason = "its config cannot be read; the log of the server says why"
-        return ModelStatus(name, not reason, reason, source.kind, tasks, loaded, source.description, source.license)
+        facts = source.description, source.license, threshold
+        return ModelStatus(name, not reason, reason, source.kind, tasks, loaded, *facts)
 
     def check(self, name: str, task: str | None) -> None:
         """Check that a model is available and computes a task ("auto": any); None: that it is for jobs.

@@ -53,7 +53,9 @@ def test_wheel_carries_every_config_table_and_model_file(wheel: zipfile.ZipFile)
     assert len(configs) >= 20 and configs <= names
     package = [path for name in PACKAGES for path in (ROOT / name).rglob("*") if path.is_file()]
     data = [
-        path for path in package if path.suffix in (".py", ".json", ".txt") or {"bundled", "csrc"} & set(path.parts)
+        path
+        for path in package
+        if path.suffix in (".py", ".json", ".txt", ".css", ".js") or {"bundled", "csrc"} & set(path.parts)
     ]
     assert {path.relative_to(ROOT).as_posix() for path in data} <= names
     assert "mask2former/py.typed" in names
