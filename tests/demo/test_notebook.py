@@ -17,8 +17,9 @@ FILE = ROOT / "demo/mask2former.ipynb"
 # What the test looks at, after the last cell.
 LOOK = """
 print(json.dumps({
-    "work": str(WORK), "nuclei": len(result), "tracks": [track.name for track in tracks.tracks], "frames": len(tracks), "losses": losses,
-    "quality": quality, "tasks": [found.tasks for found in results], "same": float(same),
+    "work": str(WORK), "nuclei": len(result), "losses": losses, "quality": quality,
+    "frames": len(tracks), "tracks": [track.name for track in tracks.tracks],
+    "tasks": [found.tasks for found in results], "same": float(same),
     "exported": [segment["name"] for segment in exported["segments"]],
     "expected": [segment.name for segment in results[0].panoptic.segments],
 }))
