@@ -17,7 +17,7 @@ from .config import micro_batch_size
 from .config_values import check_values
 from .data import mapper_names
 from .errors import ConfigError
-from .modeling.transformer_decoder import TRANSFORMER_DECODER_REGISTRY
+from .modeling.transformer_decoder import TRANSFORMER_DECODER_REGISTRY, MultiScaleMaskedTransformerDecoder
 from .structures.task import IMAGE_TASKS, Task, tasks_of
 from .utils.hints import did_you_mean
 
@@ -45,6 +45,7 @@ def validate_config(cfg: CfgNode, training: bool, *, without: Sequence[str] = ()
     if _has_own_model(cfg):
         if _has_own_head(cfg):
             _validate_combinations(cfg)
+            _validate_training_queries(cfg)
             _validate_model(cfg)
         _validate_backbone(cfg)
         _validate_inference(cfg)
@@ -167,6 +168,31 @@ def _validate_combinations(cfg: CfgNode) -> None:
         source != "transformer_encoder" or head.PIXEL_DECODER_NAME != "BasePixelDecoder",
         "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE 'transformer_encoder' needs a pixel decoder with an encoder: set "
         "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME 'TransformerEncoderPixelDecoder'.",
+    )
+
+
+def _validate_training_queries(cfg: CfgNode) -> None:
+    """Reject queries of training where the decoder has none."""
+    node, head = cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD
+    values = {"QUERY_GROUPS": (node.QUERY_GROUPS, 1), "DENOISING.QUERIES": (node.DENOISING.QUERIES, 0)}
+    key, (value, off) = next(((k, v) for k, v in values.items() if v[0] > v[1]), ("", (0, 0)))
+    if not key:
+        return
+    name = node.TRANSFORMER_DECODER_NAME
+    decoder = TRANSFORMER_DECODER_REGISTRY.get(name)
+    has_groups = isinstance(decoder, type) and issubclass(decoder, MultiScaleMaskedTransformerDecoder)
+    found = f"MODEL.SEM_SEG_HEAD.NAME is '{head.NAME}'" if head.NAME in PER_PIXEL_HEADS else f"this is '{name}'"
+    _require(
+        has_groups and head.NAME not in PER_PIXEL_HEADS,
+        f"MODEL.MASK_FORMER.{key} is {value}, but only masked-attention decoders have queries for training, and {found}: "
+        f"set MODEL.MASK_FORMER.{key} {off}, or "
+        f"MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME '{MASKED_ATTENTION_DECODERS[_is_video(cfg)]}' with "
+        "MODEL.SEM_SEG_HEAD.NAME 'MaskFormerHead'.",
+    )
+    _require(
+        not node.DENOISING.QUERIES or node.DEC_LAYERS > 1,
+        "MODEL.MASK_FORMER.DENOISING.QUERIES needs a decoder with layers: set MODEL.MASK_FORMER.DEC_LAYERS to 2 or more "
+        "(it counts the prediction before the first layer)",
     )
 
 
