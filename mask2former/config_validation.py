@@ -172,27 +172,21 @@ def _validate_combinations(cfg: CfgNode) -> None:
 
 
 def _validate_training_queries(cfg: CfgNode) -> None:
-    """Reject queries of training where the decoder has none."""
-    node, head = cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD
-    values = {"QUERY_GROUPS": (node.QUERY_GROUPS, 1), "DENOISING.QUERIES": (node.DENOISING.QUERIES, 0)}
-    key, (value, off) = next(((k, v) for k, v in values.items() if v[0] > v[1]), ("", (0, 0)))
-    if not key:
-        return
-    name = node.TRANSFORMER_DECODER_NAME
-    decoder = TRANSFORMER_DECODER_REGISTRY.get(name)
-    has_groups = isinstance(decoder, type) and issubclass(decoder, MultiScaleMaskedTransformerDecoder)
-    found = f"MODEL.SEM_SEG_HEAD.NAME is '{head.NAME}'" if head.NAME in PER_PIXEL_HEADS else f"this is '{name}'"
-    _require(
-        has_groups and head.NAME not in PER_PIXEL_HEADS,
-        f"MODEL.MASK_FORMER.{key} is {value}, but only masked-attention decoders have queries for training, and {found}: "
-        f"set MODEL.MASK_FORMER.{key} {off}, or "
-        f"MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME '{MASKED_ATTENTION_DECODERS[_is_video(cfg)]}' with "
-        "MODEL.SEM_SEG_HEAD.NAME 'MaskFormerHead'.",
-    )
+    """Reject queries that only a training has where head or decoder have none."""
+    node, head = cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD.NAME
+    decoder = TRANSFORMER_DECODER_REGISTRY.get(node.TRANSFORMER_DECODER_NAME)
+    masked = isinstance(decoder, type) and issubclass(decoder, MultiScaleMaskedTransformerDecoder)
+    for key, value, off in (("QUERY_GROUPS", node.QUERY_GROUPS, 1), ("DENOISING.QUERIES", node.DENOISING.QUERIES, 0)):
+        _require(
+            value == off or (masked and head not in PER_PIXEL_HEADS),
+            f"MODEL.MASK_FORMER.{key} is {value}, but only the masked-attention decoders "
+            f"({', '.join(MASKED_ATTENTION_DECODERS)}) have such queries, not MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME "
+            f"'{node.TRANSFORMER_DECODER_NAME}' with MODEL.SEM_SEG_HEAD.NAME '{head}': set MODEL.MASK_FORMER.{key} {off}.",
+        )
     _require(
         not node.DENOISING.QUERIES or node.DEC_LAYERS > 1,
-        "MODEL.MASK_FORMER.DENOISING.QUERIES needs a decoder with layers: set MODEL.MASK_FORMER.DEC_LAYERS to 2 or more "
-        "(it counts the prediction before the first layer)",
+        "MODEL.MASK_FORMER.DENOISING.QUERIES needs a decoder with layers: set MODEL.MASK_FORMER.DEC_LAYERS to 2 or "
+        "more (it counts the prediction before the first layer)",
     )
 
 

@@ -54,7 +54,8 @@ class NoisedObjects:
         """Return where queries do not attend at a level, with noise: bool (B, E, T * height * width).
 
         A token belongs to an object if any part of it does. As many tokens change to the object as away from it,
-        in the mean, so that small objects are not lost in noise. An object that has no token attends everywhere.
+        in the mean, so that small objects are not lost in noise, and noise that leaves no token is left out. An object
+        that has no token attends everywhere.
         """
         tokens = F.adaptive_max_pool2d(self.masks.float(), (height, width)).flatten(1)
         inside = tokens[self.row.flatten()].view(*self.row.shape, -1) > 0
@@ -62,7 +63,9 @@ class NoisedObjects:
             area = inside.sum(-1, keepdim=True)
             rate = self.noise * torch.rand(self.row.shape, device=inside.device)[..., None]
             outside_rate = rate * area / (inside.shape[-1] - area).clamp(min=1)
-            inside = inside ^ (torch.rand(inside.shape, device=inside.device) < torch.where(inside, rate, outside_rate))
+            changed = torch.rand(inside.shape, device=inside.device) < torch.where(inside, rate, outside_rate)
+            noised = inside ^ changed
+            inside = torch.where(noised.any(-1, keepdim=True), noised, inside)
         return ~inside & inside.any(-1, keepdim=True)
 
 

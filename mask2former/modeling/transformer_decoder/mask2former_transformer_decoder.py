@@ -181,8 +181,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
     def _own_queries(self, batch: int) -> tuple[Tensor, Tensor]:
         """Return the queries that predict and their position encoding, (Q, B, C) each."""
-        queries, position = (embed.weight[:, None].expand(-1, batch, -1) for embed in (self.query_feat, self.query_embed))
-        return queries, position
+        content, position = self.query_feat.weight, self.query_embed.weight
+        return content[:, None].expand(-1, batch, -1), position[:, None].expand(-1, batch, -1)
 
     def _groups(self, batch: int, noised: NoisedObjects | None) -> QueryGroups | None:
         """Return all queries of a training step; None where there are only those that predict."""
