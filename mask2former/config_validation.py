@@ -176,12 +176,13 @@ def _validate_training_queries(cfg: CfgNode) -> None:
     node, head = cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD.NAME
     decoder = TRANSFORMER_DECODER_REGISTRY.get(node.TRANSFORMER_DECODER_NAME)
     masked = isinstance(decoder, type) and issubclass(decoder, MultiScaleMaskedTransformerDecoder)
+    model = f"MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME '{node.TRANSFORMER_DECODER_NAME}'"
+    model += f" with MODEL.SEM_SEG_HEAD.NAME '{head}'"
     for key, value, off in (("QUERY_GROUPS", node.QUERY_GROUPS, 1), ("DENOISING.QUERIES", node.DENOISING.QUERIES, 0)):
         _require(
             value == off or (masked and head not in PER_PIXEL_HEADS),
-            f"MODEL.MASK_FORMER.{key} is {value}, but only the masked-attention decoders "
-            f"({', '.join(MASKED_ATTENTION_DECODERS)}) have such queries, not MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME "
-            f"'{node.TRANSFORMER_DECODER_NAME}' with MODEL.SEM_SEG_HEAD.NAME '{head}': set MODEL.MASK_FORMER.{key} {off}.",
+            f"MODEL.MASK_FORMER.{key} is {value}, but only {' and '.join(MASKED_ATTENTION_DECODERS)} have such queries, "
+            f"not {model}: set MODEL.MASK_FORMER.{key} {off}.",
         )
     _require(
         not node.DENOISING.QUERIES or node.DEC_LAYERS > 1,
