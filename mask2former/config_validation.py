@@ -181,8 +181,8 @@ def _validate_training_queries(cfg: CfgNode) -> None:
     for key, value, off in (("QUERY_GROUPS", node.QUERY_GROUPS, 1), ("DENOISING.QUERIES", node.DENOISING.QUERIES, 0)):
         _require(
             value == off or (masked and head not in PER_PIXEL_HEADS),
-            f"MODEL.MASK_FORMER.{key} is {value}, but only {' and '.join(MASKED_ATTENTION_DECODERS)} have such queries, "
-            f"not {model}: set MODEL.MASK_FORMER.{key} {off}.",
+            f"MODEL.MASK_FORMER.{key} is {value}, but only {' and '.join(MASKED_ATTENTION_DECODERS)} have such "
+            f"queries, not {model}: set MODEL.MASK_FORMER.{key} {off}.",
         )
     _require(
         not node.DENOISING.QUERIES or node.DEC_LAYERS > 1,

@@ -127,10 +127,10 @@ def _slots(counts: list[int], queries: int) -> tuple[np.ndarray, np.ndarray]:
     complete = slot < queries // width * width
     objects = np.full((len(counts), queries), -1, dtype=np.int64)
     for of_image, count in zip(objects, counts, strict=True):
-        chosen = torch.randperm(count)[:queries].sort().values.numpy() if count > queries else np.arange(count)
+        members = torch.randperm(count)[:queries].sort().values.numpy() if count > queries else np.arange(count)
         member = slot % width
-        taken = complete & (member < len(chosen))
-        of_image[taken] = chosen[member[taken]]
+        taken = complete & (member < len(members))
+        of_image[taken] = members[member[taken]]
     return objects, np.where(complete, slot // width, queries + slot)
 
 
