@@ -23,8 +23,8 @@ from .device_transfer import to_device
 from .ground_truth import GroundTruth
 from .matched_pairs import Assignment
 
-# Masks are read at this stride, and pooled from there to the sizes of the levels.
-_STRIDE = 4
+# Masks have the stride of the finest level, of whose tokens each is read at 2 x 2 points.
+_STRIDE = 8
 # Values of masks that are read together.
 _CHUNK = 2**26
 
@@ -33,19 +33,19 @@ _CHUNK = 2**26
 class NoisedObjects:
     """What the decoder gets to know of the objects of B images, or clips of T frames.
 
+    No shape depends on the number of objects: code that is compiled once fits every batch.
+
     Attributes:
         labels: (B, E) int64 in [0, K), with noise.
         blocked: bool (B, E, E), True where a query does not attend to another one: those of other groups, and those
             without an object.
-        row: (B, E) int64, the mask of each query in `masks`.
-        masks: uint8 (M + 1, T, H4, W4), those of all M objects, then an empty one.
+        masks: uint8 (B, E, T, H8, W8), the mask of each query's object, empty without one.
         noise: see `Denoising`.
         mask_layers: see `Denoising`.
     """
 
     labels: Tensor
     blocked: Tensor
-    row: Tensor
     masks: Tensor
     noise: float
     mask_layers: int
@@ -57,11 +57,11 @@ class NoisedObjects:
         in the mean, so that small objects are not lost in noise, and noise that leaves no token is left out. An object
         that has no token attends everywhere.
         """
-        tokens = F.adaptive_max_pool2d(self.masks.float(), (height, width)).flatten(1)
-        inside = tokens[self.row.flatten()].view(*self.row.shape, -1) > 0
+        tokens = F.adaptive_max_pool2d(self.masks.flatten(0, 2).float(), (height, width))
+        inside = tokens.view(*self.labels.shape, -1) > 0
         if self.noise:
             area = inside.sum(-1, keepdim=True)
-            rate = self.noise * torch.rand(self.row.shape, device=inside.device)[..., None]
+            rate = self.noise * torch.rand(self.labels.shape, device=inside.device)[..., None]
             outside_rate = rate * area / (inside.shape[-1] - area).clamp(min=1)
             changed = torch.rand(inside.shape, device=inside.device) < torch.where(inside, rate, outside_rate)
             noised = inside ^ changed
@@ -114,7 +114,8 @@ class Denoising:
         labels = torch.where(torch.rand(labels.shape, device=device) < self.label_noise, drawn, labels)
         seen = (groups[:, None] == groups) & (row < total)[:, None]
         seen = seen | torch.eye(self.queries, dtype=torch.bool, device=device)  # no query attends to nothing
-        noised = NoisedObjects(labels, ~seen, row, _masks(truth, device), self.mask_noise, self.mask_layers)
+        masks = _masks(truth, device)[row]
+        noised = NoisedObjects(labels, ~seen, masks, self.mask_noise, self.mask_layers)
         queries = [np.flatnonzero(row) for row in used]
         pairs = zip(objects, queries, strict=True)
         return noised, [Assignment(np.zeros_like(query), query, of_image[query]) for of_image, query in pairs]
@@ -135,13 +136,13 @@ def _slots(counts: list[int], queries: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _masks(truth: GroundTruth, device: torch.device) -> Tensor:
-    """Return the masks of all objects, and an empty one, as `NoisedObjects.masks`."""
-    height, width = (-(-side // _STRIDE) for side in truth.size)
+    """Return the masks of all M objects, then an empty one: uint8 (M + 1, T, H8, W8)."""
+    height, width = (2 * -(-side // _STRIDE) for side in truth.size)
     y, x = ((torch.arange(side, device=device) + 0.5) / side for side in (height, width))
     points = torch.stack((x.expand(height, -1), y[:, None].expand(-1, width)), -1).view(1, -1, 2)
-    total = sum(truth.counts)
-    masks = torch.zeros(total + 1, truth.frames, height, width, dtype=torch.uint8, device=device)
-    flat = masks[:total].view(total * truth.frames, height * width)
-    for index in torch.arange(len(flat), device=device).split(max(1, _CHUNK // flat.shape[1])):
-        flat[index] = (truth.bank.sample(index, points, truth.size) >= 0.5).to(torch.uint8)
-    return masks
+    count = sum(truth.counts) * truth.frames
+    masks = torch.zeros(count + truth.frames, height // 2, width // 2, dtype=torch.uint8, device=device)
+    for index in torch.arange(count, device=device).split(max(1, _CHUNK // (height * width))):
+        inside = truth.bank.sample(index, points, truth.size).view(-1, height, width) >= 0.5
+        masks[index] = F.max_pool2d(inside.float()[:, None], 2)[:, 0].to(torch.uint8)
+    return masks.unflatten(0, (-1, truth.frames))

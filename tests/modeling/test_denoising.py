@@ -15,6 +15,8 @@ from mask2former.modeling.matcher import HungarianMatcher
 from mask2former.modeling.outputs import mask_logits
 from mask2former.modeling.point_sampling import sample_maps, uncertain_points
 
+from .tiny_models import NoHostReads
+
 CPU, K, SIZE = torch.device("cpu"), 4, (32, 64)
 
 
@@ -36,7 +38,12 @@ def test_groups_have_each_object_once() -> None:
     noised, queries = draw(targets, 7, 0.0, 0.0)
     assert [q.query.tolist() for q in queries] == [[0, 1, 2, 3, 4, 5], [0, 3], []]
     assert [q.target.tolist() for q in queries] == [[0, 1, 2, 0, 1, 2], [0, 0], []]
-    assert noised.row.tolist() == [[0, 1, 2, 0, 1, 2, 4], [3, 4, 4, 3, 4, 4, 4], [4] * 7]
+    assert (noised.masks.flatten(2).sum(2) > 0).tolist() == [
+        [True] * 6 + [False],
+        [True, False, False] * 2 + [False],
+        [False] * 7,
+    ]
+    assert torch.equal(noised.masks[0, :3], noised.masks[0, 3:6])
     assert torch.equal(noised.labels[0, :6], targets[0]["labels"].repeat(2))
     assert torch.equal(noised.labels[1, [0, 3]], targets[1]["labels"].repeat(2))
     seen = (~noised.blocked).int()
@@ -61,6 +68,13 @@ def test_of_more_objects_than_queries_some_are_drawn() -> None:
     assert draw(targets, 4, 0.0, 0.0)[1][0].target.tolist() == chosen[0]
 
 
+def test_nothing_waits_for_the_device() -> None:
+    truth = GroundTruth.of(make_targets(9, 2, 0), CPU)
+    with NoHostReads():
+        noised, _ = Denoising(4, 0.5, 0.5).draw(truth, K, CPU)
+        noised.blocked_keys(2, 4)
+
+
 def test_classes_are_replaced_with_the_given_probability() -> None:
     targets = make_targets(50)
     torch.manual_seed(0)
@@ -76,7 +90,7 @@ def test_masks_without_noise_are_those_of_the_objects() -> None:
     masks[0, :16, :32] = True
     masks[1, 20:24, 40:44] = True  # one sixteenth of a token at stride 16
     noised, _ = draw([{"labels": torch.tensor([0, 1, 2]), "masks": masks}], 4, 0.0, 0.0)
-    for stride in (4, 8, 16):
+    for stride in (8, 16, 32):
         size = SIZE[0] // stride, SIZE[1] // stride
         inside = F.max_pool2d(masks[:2].float()[:, None], stride)[:, 0] > 0
         blocked = noised.blocked_keys(*size)
@@ -91,19 +105,19 @@ def test_masks_of_clips_follow_their_frames() -> None:
         frames = targets[image]["masks"][row].float()[:, None]
         # read at stride 4 in the middle of four pixels, bilinearly
         read = F.avg_pool2d(frames[..., 1:-1, 1:-1], 2, 4) >= 0.5
-        expected = F.max_pool2d(read.float(), 2).flatten() == 0
+        expected = F.max_pool2d(read.float(), 2).flatten() == 0  # the four points of a token
         assert torch.equal(noised.blocked_keys(SIZE[0] // 8, SIZE[1] // 8)[image, row], expected)
 
 
 def test_noise_moves_as_many_tokens_in_as_out() -> None:
-    masks = torch.zeros(2, *SIZE, dtype=torch.bool)
-    masks[0, :, :32] = True
-    masks[1, :8, :8] = True  # 4 of 128 tokens
+    masks = torch.zeros(2, 128, 128, dtype=torch.bool)
+    masks[0, :, :64] = True
+    masks[1, :16, :16] = True  # 4 of 256 tokens
     noised, _ = draw([{"labels": torch.tensor([0, 1]), "masks": masks}], 2000, 0.0, 0.5)
     torch.manual_seed(0)
-    open_tokens = ~noised.blocked_keys(SIZE[0] // 4, SIZE[1] // 4)[0]
-    inside = masks[:, 2::4, 2::4].flatten(1).repeat(1000, 1)
-    for row, area in ((0, 64), (1, 4)):
+    open_tokens = ~noised.blocked_keys(16, 16)[0]
+    inside = masks[:, 4::8, 4::8].flatten(1).repeat(1000, 1)
+    for row, area in ((0, 128), (1, 4)):
         part, of_object = open_tokens[row::2], inside[row::2]
         left = float((~part & of_object).sum(1).float().mean()) / area
         joined = float((part & ~of_object).sum(1).float().mean()) / area

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,14 +108,14 @@ def test_denoising_groups_do_not_see_one_another() -> None:
     before = model(*given, noised=noised)["denoising"]
     labels = noised.labels.clone()
     labels[:, 0] = (labels[:, 0] + 1) % K
-    after = model(*given, noised=NoisedObjects(labels, *list(vars(noised).values())[1:]))["denoising"]
+    after = model(*given, noised=replace(noised, labels=labels))["denoising"]
     for key in ("pred_logits", "pred_masks"):
         assert torch.equal(before[key][:, 3:], after[key][:, 3:])
         changed = (before[key] != after[key]).flatten(2).any(2)
         assert changed.tolist() == [[True, True, True, False, False, False]] * 2
     labels = noised.labels.clone()
     labels[1, 2] = (labels[1, 2] + 1) % K  # no object of the second image
-    after = model(*given, noised=NoisedObjects(labels, *list(vars(noised).values())[1:]))["denoising"]
+    after = model(*given, noised=replace(noised, labels=labels))["denoising"]
     changed = (before["pred_logits"] != after["pred_logits"]).any(2)
     assert changed.nonzero().tolist() == [[1, 2]]
 
@@ -281,6 +282,9 @@ def test_compiled_training_gives_the_same_losses(config: str) -> None:
         torch.manual_seed(0)
         losses.append({name: value.detach() for name, value in model(batch).items()})
     assert len(model.runtime._compiled) == 1 and not model.runtime._refused
+    with torch._dynamo.config.patch(error_on_recompile=True):  # for another number of objects
+        model([make(64, 64, *frames, 0, 3), make(64, 64, *frames, 9, 3, seed=1)])
+    assert not model.runtime._refused
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-5)
 
 
