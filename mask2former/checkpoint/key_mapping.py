@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, first_few
 from . import huggingface
+from .training_only import is_training_only
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +35,6 @@ Renamer = Callable[[dict[str, Tensor]], "dict[str, Tensor] | None"]  # None: not
 _DERIVED = re.compile(
     r"criterion\.empty_weight|pixel_(?:mean|std)|.*\.relative_position_index|.*\.num_batches_tracked|.*\.attn_mask"
 )
-# Of queries that only a training has: inference needs none of them.
-_TRAINING_ONLY = re.compile(r"sem_seg_head\.predictor\.training_queries\..*")
 
 
 @dataclass
@@ -82,8 +81,8 @@ class LoadReport:
             CheckpointError: weights are missing or have another shape; the message names some.
         """
         self.require_some()
-        missing = [key for key in self.missing if not _TRAINING_ONLY.fullmatch(key)]
-        reinitialized = [entry for entry in self.reinitialized if not _TRAINING_ONLY.fullmatch(entry[0])]
+        missing = [key for key in self.missing if not is_training_only(key)]
+        reinitialized = [entry for entry in self.reinitialized if not is_training_only(entry[0])]
         if allow_partial or not (missing or reinitialized):
             return
         parts = []
@@ -326,7 +325,7 @@ def load_state_dict(
     fitting: OrderedDict[str, Tensor] = OrderedDict()
     for key, value in weights.items():
         if key not in target:
-            if _TRAINING_ONLY.fullmatch(key):
+            if is_training_only(key):
                 report.training_only.append(key)
             elif not _DERIVED.fullmatch(key):
                 report.unexpected.append(key)
