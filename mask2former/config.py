@@ -176,6 +176,18 @@ def _add_mask_former(node: CfgNode) -> None:
             "TRAIN_NUM_POINTS": 112 * 112,
             "OVERSAMPLE_RATIO": 3.0,
             "IMPORTANCE_SAMPLE_RATIO": 0.75,
+            "QUERY_GROUPS": 1,  # ours: groups of queries in training, each matched by itself
+        },
+    )
+    # Ours: queries of training that are made of objects with noise.
+    _defaults(
+        _section(node, "DENOISING"),
+        {
+            "QUERIES": 0,  # for each image; 0: none
+            "LABEL_NOISE": 0.2,  # probability that a class is replaced
+            "MASK_NOISE": 0.2,  # largest share of an object's tokens that change in an attention mask
+            "MASK_LAYERS": 3,  # layers whose attention mask is that of the object
+            "LOSS_WEIGHT": 1.0,  # factor of CLASS_WEIGHT, MASK_WEIGHT and DICE_WEIGHT
         },
     )
     _defaults(

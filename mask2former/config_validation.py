@@ -17,7 +17,7 @@ from .config import micro_batch_size
 from .config_values import check_values
 from .data import mapper_names
 from .errors import ConfigError
-from .modeling.transformer_decoder import TRANSFORMER_DECODER_REGISTRY
+from .modeling.transformer_decoder import TRANSFORMER_DECODER_REGISTRY, MultiScaleMaskedTransformerDecoder
 from .structures.task import IMAGE_TASKS, Task, tasks_of
 from .utils.hints import did_you_mean
 
@@ -45,6 +45,7 @@ def validate_config(cfg: CfgNode, training: bool, *, without: Sequence[str] = ()
     if _has_own_model(cfg):
         if _has_own_head(cfg):
             _validate_combinations(cfg)
+            _validate_training_queries(cfg)
             _validate_model(cfg)
         _validate_backbone(cfg)
         _validate_inference(cfg)
@@ -167,6 +168,26 @@ def _validate_combinations(cfg: CfgNode) -> None:
         source != "transformer_encoder" or head.PIXEL_DECODER_NAME != "BasePixelDecoder",
         "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE 'transformer_encoder' needs a pixel decoder with an encoder: set "
         "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME 'TransformerEncoderPixelDecoder'.",
+    )
+
+
+def _validate_training_queries(cfg: CfgNode) -> None:
+    """Reject queries that only a training has where head or decoder have none."""
+    node, head = cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD.NAME
+    decoder = TRANSFORMER_DECODER_REGISTRY.get(node.TRANSFORMER_DECODER_NAME)
+    masked = isinstance(decoder, type) and issubclass(decoder, MultiScaleMaskedTransformerDecoder)
+    model = f"MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME '{node.TRANSFORMER_DECODER_NAME}'"
+    model += f" with MODEL.SEM_SEG_HEAD.NAME '{head}'"
+    for key, value, off in (("QUERY_GROUPS", node.QUERY_GROUPS, 1), ("DENOISING.QUERIES", node.DENOISING.QUERIES, 0)):
+        _require(
+            value == off or (masked and head not in PER_PIXEL_HEADS),
+            f"MODEL.MASK_FORMER.{key} is {value}, but only {' and '.join(MASKED_ATTENTION_DECODERS)} have such "
+            f"queries, not {model}: set MODEL.MASK_FORMER.{key} {off}.",
+        )
+    _require(
+        not node.DENOISING.QUERIES or node.DEC_LAYERS > 1,
+        "MODEL.MASK_FORMER.DENOISING.QUERIES needs a decoder with layers: set MODEL.MASK_FORMER.DEC_LAYERS to 2 or "
+        "more (it counts the prediction before the first layer)",
     )
 
 

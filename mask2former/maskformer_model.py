@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from .errors import ConfigError, first_few
 from .modeling.criterion import SetCriterion
-from .modeling.ground_truth import Target
+from .modeling.denoising import Denoising
+from .modeling.ground_truth import GroundTruth, Target
+from .modeling.matched_pairs import Assignment
 from .modeling.matcher import HungarianMatcher
 from .modeling.postprocess import Settings, begin, result_of_masks
 from .modeling.runtime import Runtime
@@ -41,6 +43,7 @@ class MaskClassifier(nn.Module):
         size_divisibility: pad images to a multiple of this; negative: the backbone's own.
         pixel_mean, pixel_std: per channel, in the value range of the images (0 to 255).
         compile: how the network is run, see `Runtime`.
+        denoising: settings of denoising queries in training; None: there are none.
 
     Attributes:
         runtime: runs backbone and head.
@@ -65,9 +68,11 @@ class MaskClassifier(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         compile: str = "auto",
+        denoising: Denoising | None = None,
     ) -> None:
         super().__init__()
         self.runtime = Runtime(compile)
+        self.denoising = denoising
         self.backbone = backbone
         self.sem_seg_head = sem_seg_head
         self.criterion = criterion
@@ -97,6 +102,7 @@ class MaskClassifier(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "compile": cfg.MODEL.COMPILE,
+            "denoising": denoising_settings(cfg),
         }
 
     @property
@@ -114,11 +120,51 @@ class MaskClassifier(nn.Module):
         normalized = [(x - self.pixel_mean) / self.pixel_std for x in on_device]
         return ImageList.from_tensors(normalized, self.size_divisibility)
 
-    def weighted_losses(self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Compute the criterion's losses, each multiplied by its weight; those without a weight are dropped."""
+    def training_losses(
+        self,
+        images: Tensor,
+        prepare_targets: Callable[[], Sequence[Mapping[str, Any]]],
+        frames: int | None = None,
+        runtime: Runtime | None = None,
+    ) -> dict[str, Tensor]:
+        """Run the network and compute the weighted losses.
+
+        Args:
+            images: (B, 3, H, W), or (B * T, 3, H, W) of clips, as from `pad_images`.
+            prepare_targets: returns the targets of the criterion. It is called after the network, which a GPU then
+                works on already, or before it where there are denoising queries, which are made of the targets.
+            frames: T; None for images.
+            runtime: see `MaskFormer.forward`.
+        """
+        run = runtime or self.runtime
+        if self.denoising is None:
+            outputs = run(self.backbone, self.sem_seg_head, images, frames)
+            return self.weighted_losses(outputs, prepare_targets())
+        head: Any = self.sem_seg_head
+        targets = prepare_targets()
+        noised, queries = self.denoising.draw(GroundTruth.of(targets, self.device), head.num_classes, self.device)
+        outputs = run(self.backbone, head, images, frames, noised)
+        return self.weighted_losses(outputs, targets, queries)
+
+    def weighted_losses(
+        self,
+        outputs: Mapping[str, Any],
+        targets: Sequence[Mapping[str, Any]],
+        denoising: Sequence[Assignment] | None = None,
+    ) -> dict[str, Tensor]:
+        """Compute the criterion's losses, each multiplied by its weight; those without a weight are dropped.
+
+        Args:
+            outputs: of the head.
+            targets: as for the criterion.
+            denoising: objects of the denoising queries, where there are some.
+        """
         criterion: Any = self.criterion
         plain, weights = _is_plain(criterion), criterion.weight_dict
         losses = criterion.views(outputs, targets) if plain else criterion(outputs, targets)
+        if denoising is not None:
+            _check_denoising(outputs, criterion, self.sem_seg_head)
+            losses = {**losses, **criterion.denoising_losses(outputs["denoising"], targets, denoising)}
         for name in losses.keys() - weights.keys():
             _tell_dropped(re.sub(r"_\d+$", "", name), weights)
         losses = {name: loss for name, loss in losses.items() if name in weights}
@@ -203,7 +249,8 @@ class MaskFormer(MaskClassifier):
             "score_threshold": cfg.TEST.SCORE_THRESHOLD,
             "semantic_scores": cfg.TEST.SEMANTIC_SCORES,
         }
-        return fitting(cls, arguments, {"score_threshold": 0.0, "semantic_scores": True, "compile": "auto"})
+        optional = {"score_threshold": 0.0, "semantic_scores": True, "compile": "auto", "denoising": None}
+        return fitting(cls, arguments, optional)
 
     def forward(
         self,
@@ -226,9 +273,10 @@ class MaskFormer(MaskClassifier):
         """
         images = self.preprocess(batched_inputs)
         with naming_tiny_images(images.tensor, [x.get("file_name") for x in batched_inputs]):
+            if self.training:
+                targets = partial(self._targets, batched_inputs, images)
+                return self.training_losses(images.tensor, targets, runtime=runtime)
             outputs = (runtime or self.runtime)(self.backbone, self.sem_seg_head, images.tensor)
-        if self.training:
-            return self.weighted_losses(outputs, self._targets(batched_inputs, images))
         return self._results(outputs, batched_inputs, images, settings or self.settings)
 
     def preprocess(self, batched_inputs: Sequence[Mapping[str, Any]]) -> ImageList:
@@ -364,6 +412,23 @@ def _is_plain(criterion: nn.Module) -> bool:
     return not hooks and unchanged(criterion, SetCriterion, "forward", "views")
 
 
+def _check_denoising(outputs: Mapping[str, Any], criterion: nn.Module, head: nn.Module) -> None:
+    """Check that decoder and criterion, which may be of another project, know denoising queries."""
+    part = None
+    if "denoising" not in outputs:
+        part = getattr(head, "predictor", head)
+    elif not hasattr(criterion, "denoising_losses"):
+        part = criterion
+    if part is not None:
+        raise ValueError(f"{type(part).__name__} has no denoising queries: set MODEL.MASK_FORMER.DENOISING.QUERIES 0")
+
+
+def denoising_settings(cfg: Any) -> Denoising | None:
+    """Read MODEL.MASK_FORMER.DENOISING; None without denoising queries."""
+    node = cfg.MODEL.MASK_FORMER.DENOISING
+    return Denoising(node.QUERIES, node.LABEL_NOISE, node.MASK_NOISE, node.MASK_LAYERS) if node.QUERIES else None
+
+
 def build_criterion(cfg: Any, num_classes: int, cls: type[SetCriterion] = SetCriterion) -> SetCriterion:
     """Build a criterion with its matcher and the weights of all supervised predictions, from MODEL.MASK_FORMER."""
     node = cfg.MODEL.MASK_FORMER
@@ -377,6 +442,10 @@ def build_criterion(cfg: Any, num_classes: int, cls: type[SetCriterion] = SetCri
     terms = {"loss_ce": node.CLASS_WEIGHT, "loss_mask": node.MASK_WEIGHT, "loss_dice": node.DICE_WEIGHT}
     earlier = range(node.DEC_LAYERS - 1 if node.DEEP_SUPERVISION else 0)
     weights = terms | {f"{name}_{i}": weight for i in earlier for name, weight in terms.items()}
+    if node.DENOISING.QUERIES:
+        factor = node.DENOISING.LOSS_WEIGHT
+        own = {name.replace("loss_", "loss_denoising_"): weight * factor for name, weight in weights.items()}
+        weights |= {name: weight for name, weight in own.items() if not name.endswith("_0")}
     return cls(
         num_classes,
         matcher,

@@ -70,7 +70,8 @@ class VideoMaskFormer(MaskClassifier):
             "test_topk_per_video": cfg.TEST.DETECTIONS_PER_VIDEO,
             "score_threshold": cfg.TEST.SCORE_THRESHOLD,
         }
-        return fitting(cls, arguments, {"test_topk_per_video": 10, "score_threshold": 0.0, "compile": "auto"})
+        optional = {"test_topk_per_video": 10, "score_threshold": 0.0, "compile": "auto", "denoising": None}
+        return fitting(cls, arguments, optional)
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Any:
         """Compute losses in training, results otherwise.
@@ -156,13 +157,15 @@ class VideoMaskFormer(MaskClassifier):
             raise ValueError(f"the clips of a batch have {counts} frames; all must have INPUT.SAMPLING_FRAME_NUM")
         images = self.pad_images(frame for record in batched_inputs for frame in record["image"])
         with naming_tiny_images(images.tensor, [_clip_name(record) for record in batched_inputs]):
-            outputs = self.runtime(self.backbone, self.sem_seg_head, images.tensor, counts[0])
+            return self.training_losses(images.tensor, partial(self._targets, batched_inputs, images), counts[0])
+
+    def _targets(self, batched_inputs: Sequence[Mapping[str, Any]], images: ImageList) -> list[Any]:
         names = [self._check_clip(record) for record in batched_inputs]
         targets = self.prepare_targets(batched_inputs, images)
         for target, name in zip(targets, names, strict=True):
             if isinstance(target, Target):
                 target.name = name
-        return self.weighted_losses(outputs, targets)
+        return targets
 
     @staticmethod
     def _check_clip(record: Mapping[str, Any]) -> str:

@@ -47,6 +47,33 @@ def test_contradictions_are_found_before_training(overrides: list, message: str)
         validate_config(load_config(PANOPTIC, overrides), training=True)
 
 
+@pytest.mark.parametrize(
+    ("config", "overrides", "message"),
+    [
+        (MASKFORMER, ["MODEL.MASK_FORMER.QUERY_GROUPS", 2], r"QUERY_GROUPS is 2, .*StandardTrans.*QUERY_GROUPS 1\."),
+        (
+            MASKFORMER,
+            ["MODEL.MASK_FORMER.DENOISING.QUERIES", 50],
+            r"DENOISING\.QUERIES is 50, .*DENOISING\.QUERIES 0\.",
+        ),
+        (PER_PIXEL, ["MODEL.MASK_FORMER.QUERY_GROUPS", 2], "with MODEL.SEM_SEG_HEAD.NAME 'PerPixelBaselineHead'"),
+        (PANOPTIC, ["MODEL.MASK_FORMER.DENOISING.QUERIES", 5, "MODEL.MASK_FORMER.DEC_LAYERS", 1], "DEC_LAYERS to 2"),
+        (PANOPTIC, ["MODEL.MASK_FORMER.QUERY_GROUPS", 0], "QUERY_GROUPS is 0"),
+        (PANOPTIC, ["MODEL.MASK_FORMER.DENOISING.LABEL_NOISE", 1.5], "LABEL_NOISE is 1.5"),
+        (PANOPTIC, ["MODEL.MASK_FORMER.DENOISING.MASK_NOISE", -0.1], "MASK_NOISE is -0.1"),
+    ],
+)
+def test_queries_of_training_that_a_model_does_not_have(config: str, overrides: list, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate_config(load_config(config, overrides), training=True)
+
+
+@pytest.mark.parametrize("config", [PANOPTIC, VIDEO])
+def test_queries_of_training_that_a_model_has(config: str) -> None:
+    overrides = ["MODEL.MASK_FORMER.DENOISING.QUERIES", 100, "MODEL.MASK_FORMER.QUERY_GROUPS", 4]
+    validate_config(load_config(config, overrides), training=True)
+
+
 def test_warm_up_of_a_short_training() -> None:
     """An error ends with a setting that is accepted; a warm-up of more than half the training is a warning."""
     for iterations in (1, 4, 11, 20):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .training_only import is_training_only
 
 _ENCODER = "model.pixel_level_module.encoder."
 _DECODER = "model.pixel_level_module.decoder."
@@ -131,13 +132,15 @@ def from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def to_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert this project's weights (Swin backbone, deformable pixel decoder) to Hugging Face's file names.
 
+    Weights that only a training uses are left out.
+
     Raises:
         CheckpointError: weights without a counterpart in Hugging Face's model, e.g. of another backbone.
     """
     out: dict[str, Tensor] = {}
     unknown: list[str] = []
     for key, value in state.items():
-        if key.endswith("relative_position_index") or key in ("pixel_mean", "pixel_std"):
+        if key.endswith("relative_position_index") or key in ("pixel_mean", "pixel_std") or is_training_only(key):
             continue
         stacked = [_fill(key, ours, theirs) for theirs, ours in _STACKED]
         names = next((names for names in stacked if names is not None), None)

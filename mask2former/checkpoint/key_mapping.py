@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, first_few
 from . import huggingface
+from .training_only import is_training_only
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ class LoadReport:
         reinitialized: (key, shape in the checkpoint, shape in the model) where shapes differ; these weights
             keep their random initial value. Usual when fine-tuning with another number of classes or queries.
         converted: conversions that were applied, in words.
+        training_only: keys of the checkpoint that the model does not have and that only a training uses
+            (MODEL.MASK_FORMER.QUERY_GROUPS, DENOISING), which are left out.
     """
 
     source: str
@@ -56,6 +59,7 @@ class LoadReport:
     unexpected: list[str] = field(default_factory=list)
     reinitialized: list[tuple[str, Shape, Shape]] = field(default_factory=list)
     converted: list[str] = field(default_factory=list)
+    training_only: list[str] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
@@ -77,15 +81,17 @@ class LoadReport:
             CheckpointError: weights are missing or have another shape; the message names some.
         """
         self.require_some()
-        if allow_partial or not (self.missing or self.reinitialized):
+        missing = [key for key in self.missing if not is_training_only(key)]
+        reinitialized = [entry for entry in self.reinitialized if not is_training_only(entry[0])]
+        if allow_partial or not (missing or reinitialized):
             return
         parts = []
-        if self.missing:
-            parts.append(f"{len(self.missing)} are missing from the file, for example {self.missing[0]}")
-        if self.reinitialized:
-            key, old, new = self.reinitialized[0]
+        if missing:
+            parts.append(f"{len(missing)} are missing from the file, for example {missing[0]}")
+        if reinitialized:
+            key, old, new = reinitialized[0]
             shapes = f"{key}: {old} in the file, {new} in the model"
-            parts.append(f"{len(self.reinitialized)} have another shape, for example {shapes}")
+            parts.append(f"{len(reinitialized)} have another shape, for example {shapes}")
         raise CheckpointError(
             f"{self.source}: only {len(self.loaded)} of {self.total} weights of the model are loaded, so its results "
             f"would be random: {'; '.join(parts)}. Use the config that they were trained with, or train first. "
@@ -111,6 +117,8 @@ class LoadReport:
     def __str__(self) -> str:
         lines = [f"{self.source}: {len(self.loaded)} of {self.total} weights loaded"]
         lines += [f"  converted: {text}" for text in self.converted]
+        if self.training_only:
+            lines.append(f"  left out, as only a training with its options uses them ({len(self.training_only)})")
         if self.reinitialized:
             lines.append(f"  reinitialized, because the shape differs ({len(self.reinitialized)}):")
             lines += [f"    {key}: {old} in the file, {new} now" for key, old, new in self.reinitialized]
@@ -317,7 +325,9 @@ def load_state_dict(
     fitting: OrderedDict[str, Tensor] = OrderedDict()
     for key, value in weights.items():
         if key not in target:
-            if not _DERIVED.fullmatch(key):
+            if is_training_only(key):
+                report.training_only.append(key)
+            elif not _DERIVED.fullmatch(key):
                 report.unexpected.append(key)
         elif tuple(value.shape) == tuple(target[key].shape):
             check_weight(key, value, source)

@@ -86,17 +86,17 @@ class SetCriterion(nn.Module):
 
         Returns:
             {"loss_ce", "loss_mask", "loss_dice"} of the last prediction; with suffix _0, _1, ... of the earlier ones.
+            Where `outputs` has "query_groups", they are the means over all groups of queries, each matched by itself.
         """
         # Copies, because callers scale losses in place, which the views that unbind returns do not allow.
         return {name: value.clone() for name, value in self.views(outputs, targets).items()}
 
     def views(self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Compute what `forward` returns, as views that cannot be changed in place."""
-        if not self.deep_supervision:
-            outputs = without_earlier(outputs)
-        if self._layer_by_layer() or not same_shapes(outputs):
-            return self._losses_by_layer(outputs, targets)
-        predictions = Predictions.of(outputs)
+        groups = [self._supervised(group) for group in (outputs, *outputs.get("query_groups", ()))]
+        if self._layer_by_layer() or not all(map(same_shapes, groups)):
+            return _means([self._losses_by_layer(group, targets) for group in groups])
+        predictions = Predictions.of_groups(groups)
         truth = GroundTruth.of(targets, predictions.logits.device)
         truth.check_frames(predictions.frames)
         matcher: Any = self.matcher
@@ -109,12 +109,42 @@ class SetCriterion(nn.Module):
                 count = self._count(targets, predictions.logits.device)
                 cross_entropy, dice = self._mask_losses(predictions, truth, pairs)
                 terms["loss_mask"], terms["loss_dice"] = cross_entropy / count, dice / count
-        suffixes = ["", *(f"_{i}" for i in range(len(predictions.logits) - 1))]
-        return {
-            f"{name}{suffix}": value
-            for name, values in terms.items()
-            for suffix, value in zip(suffixes, values.unbind(0), strict=True)
-        }
+        if len(groups) > 1:
+            terms = {name: values.unflatten(0, (len(groups), -1)).mean(0) for name, values in terms.items()}
+        return _by_name(terms, 0)
+
+    def denoising_losses(
+        self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]], queries: Sequence[Assignment]
+    ) -> dict[str, Tensor]:
+        """Compute the unweighted losses of denoising queries, each compared with its own object.
+
+        Args:
+            outputs: "denoising" of the decoder's outputs.
+            targets: as for `forward`.
+            queries: the object of each query, see `Denoising.draw`.
+
+        Returns:
+            {"loss_denoising_ce", "loss_denoising_mask", "loss_denoising_dice"}, means over the queries that have an
+            object, of the last prediction; with suffix _1, _2, ... of the earlier ones, after the layers of `forward`.
+        """
+        predictions = Predictions.of(self._supervised(outputs))
+        layers, _, size, _ = predictions.logits.shape
+        device = predictions.logits.device
+        truth = GroundTruth.of(targets, device)
+        truth.check_frames(predictions.frames)
+        pairs = Pairs.of([each.repeated(layers) for each in queries], truth.counts, size, device)
+        count = _global_mean(sum(len(each.query) for each in queries), device)
+        with torch.autocast(device.type, enabled=False):
+            labels = truth.all_labels(device)[pairs.object]
+            logits = predictions.logits.flatten(0, 2)[pairs.position]
+            nll = F.cross_entropy(logits, labels, reduction="none") * self.empty_weight[labels]
+            classes = nll.new_zeros(layers).index_add(0, pairs.layer, nll)
+            cross_entropy, dice = self._mask_losses(predictions, truth, pairs)
+        sums = {"ce": classes, "mask": cross_entropy, "dice": dice}
+        return _by_name({f"loss_denoising_{name}": value / count for name, value in sums.items()}, 1)
+
+    def _supervised(self, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        return outputs if self.deep_supervision else without_earlier(outputs)
 
     def _layer_by_layer(self) -> bool:
         """Return whether losses or matching were replaced by forms that know one prediction at a time."""
@@ -289,6 +319,22 @@ def calculate_uncertainty(logits: Tensor) -> Tensor:
     if logits.shape[1] != 1:
         raise ValueError(f"mask logits must have one channel, got {logits.shape[1]}")
     return -logits.abs()
+
+
+def _by_name(terms: Mapping[str, Tensor], first: int) -> dict[str, Tensor]:
+    """Return losses (L,), that of the last prediction first, by name; the earlier ones are numbered from `first`."""
+    return {
+        f"{name}_{i + first - 1}" if i else name: value
+        for name, values in terms.items()
+        for i, value in enumerate(values.unbind(0))
+    }
+
+
+def _means(groups: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the mean of each loss over groups of queries."""
+    if len(groups) == 1:
+        return groups[0]
+    return {name: torch.stack([losses[name] for losses in groups]).mean(0) for name in groups[0]}
 
 
 def _pairs(indices: Sequence[tuple[Tensor, Tensor]], truth: GroundTruth, logits: Tensor) -> Pairs:

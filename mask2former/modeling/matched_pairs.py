@@ -20,6 +20,11 @@ class Assignment:
     query: np.ndarray
     target: np.ndarray
 
+    def repeated(self, layers: int) -> Assignment:
+        """Return the pairs of one prediction as those of each of `layers` predictions."""
+        layer = np.repeat(np.arange(layers), len(self.query))
+        return Assignment(layer, np.tile(self.query, layers), np.tile(self.target, layers))
+
 
 @dataclass
 class Pairs:

@@ -164,6 +164,18 @@ class Predictions:
         masks = _stacked(layers, "pred_masks").float()
         return cls(logits, masks=masks[:, :, :, None] if masks.dim() == 5 else masks)
 
+    @classmethod
+    def of_groups(cls, groups: Sequence[Mapping[str, Any]]) -> Predictions:
+        """Build from the outputs of G groups of queries with L predictions each: G * L predictions, group by group."""
+        parts = [cls.of(outputs) for outputs in groups]
+        if len(parts) == 1:
+            return parts[0]
+        logits = torch.cat([part.logits for part in parts])
+        embeds = [part.embeds for part in parts if part.embeds is not None]
+        if len(embeds) == len(parts):
+            return cls(logits, torch.cat(embeds), parts[0].features)
+        return cls(logits, masks=torch.cat([part.masks for part in parts if part.masks is not None]))
+
     @property
     def frames(self) -> int:
         """Return T."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..ops import backend
 from ..utils.signatures import accepted
 from .cuda_graphs import GraphCache, Outputs, addresses, uncached_autocast
+from .denoising import NoisedObjects
 from .outputs import without_earlier
 from .prepared import Prepared, has_own_methods, is_hooked
 
@@ -62,16 +63,23 @@ class Runtime:
         return self._graphs.captured
 
     def __call__(
-        self, backbone: nn.Module, head: nn.Module, images: Tensor, frames: int | None = None
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        images: Tensor,
+        frames: int | None = None,
+        noised: NoisedObjects | None = None,
     ) -> Mapping[str, Any]:
         """Return the outputs of `head(backbone(images))`; those of inference may lack "aux_outputs".
 
         Args:
             images: (B, 3, H, W), or (B * T, 3, H, W) of clips.
             frames: T; None for images.
+            noised: objects for denoising queries, in training.
         """
+        keywords = {name: value for name, value in (("frames", frames), ("noised", noised)) if value is not None}
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # which see no kernel of a graph
-            return _call(head, backbone(images), frames)
+            return _call(head, backbone(images), keywords)
         if len(self._graphs) and (backbone.training or head.training):
             self._graphs.clear()  # a training that goes on after an evaluation needs the memory
         training = torch.is_grad_enabled() or backbone.training or head.training
@@ -81,14 +89,14 @@ class Runtime:
                 return outputs
         known = images.device.type == "cuda" and _is_known(backbone) and _is_known(head)
         if training and self.compile_training and "compile" not in self._refused:
-            return self._run_compiled(backbone, head, _as_kernels_want(images) if known else images, frames)
-        return _run(backbone, head, images, frames, known)
+            return self._run_compiled(backbone, head, _as_kernels_want(images) if known else images, keywords)
+        return _run(backbone, head, images, keywords, known)
 
     # ---- inference
     def _infer(self, backbone: nn.Module, head: nn.Module, images: Tensor) -> Mapping[str, Any] | None:
         if images.device.type != "cuda":
             if self.mode == "compile" and "compile" not in self._refused:
-                return self._run_compiled(backbone, head, images, None)
+                return self._run_compiled(backbone, head, images, {})
             return self._infer_prepared(backbone, head, images) if self.mode == "graph" else None
         count, _, height, width = images.shape
         if "graph" in self._refused or count * height * width > _LARGEST or torch.cuda.is_current_stream_capturing():
@@ -131,14 +139,14 @@ class Runtime:
             known = _is_known(backbone) and _is_known(head)
             if self.mode == "auto" and not known:
                 return None
-            run = partial(self._run_compiled, frames=None) if self.mode == "compile" else None
+            run = partial(self._run_compiled, keywords={}) if self.mode == "compile" else None
             network = self._prepared[dtype] = _PreparedNetwork(backbone, head, dtype, known, run)
             self._graphs.clear()
         return network
 
     # ---- compiled code
     def _run_compiled(
-        self, backbone: nn.Module, head: nn.Module, images: Tensor, frames: int | None
+        self, backbone: nn.Module, head: nn.Module, images: Tensor, keywords: Mapping[str, Any]
     ) -> Mapping[str, Any]:
         network = next((x for x in self._compiled if x.of(backbone, head)), None)
         try:
@@ -146,11 +154,11 @@ class Runtime:
                 logger.info("compiling the network, which takes a minute or two; PyTorch keeps the code for next time")
                 network = _CompiledNetwork(backbone, head, self.compiler)
                 self._compiled = [*self._compiled[-3:], network]
-            return network(images, frames)
+            return network(images, keywords)
         except torch._dynamo.exc.TorchDynamoException as error:
             self._compiled = []
             self._refuse("compile", f"the network is not compiled: {_first_line(error)}")
-            return _call(head, backbone(images), frames)
+            return _call(head, backbone(images), keywords)
 
     def _refuse(self, way: str, message: str) -> None:
         if way not in self._refused:
@@ -197,7 +205,7 @@ class _PreparedNetwork:
         """Return the outputs for images outside of a graph; changes of weights through `.data` are not noticed."""
         if self._prepared.is_stale():
             self._prepared.refresh()
-        return _run(self._prepared.backbone, self._prepared.head, images, None, self._known)
+        return _run(self._prepared.backbone, self._prepared.head, images, {}, self._known)
 
     def __call__(self, images: Tensor) -> Outputs:
         """Return the outputs for images, with weights as they are now."""
@@ -207,7 +215,7 @@ class _PreparedNetwork:
             if self._compiled is not None:
                 outputs = self._compiled(backbone, head, _as_kernels_want(images) if self._known else images)
             else:
-                outputs = _run(backbone, head, images, None, self._known)
+                outputs = _run(backbone, head, images, {}, self._known)
         last = without_earlier(outputs)
         values = {name: last[name] for name in last}
         if not all(isinstance(value, Tensor) for value in values.values()):
@@ -232,31 +240,33 @@ class _CompiledNetwork:
     def of(self, backbone: nn.Module, head: nn.Module) -> bool:
         return self._modules == (backbone, head)
 
-    def __call__(self, images: Tensor, frames: int | None) -> Mapping[str, Any]:
+    def __call__(self, images: Tensor, keywords: Mapping[str, Any]) -> Mapping[str, Any]:
         features = self._backbone(images)
         if self._by_parts:
-            return self._predict(*self._maps(features), frames=frames)
-        return _call(self._head, features, frames)
+            return self._predict(*self._maps(features), **keywords)
+        return _call(self._head, features, keywords)
 
 
-def _run(backbone: nn.Module, head: nn.Module, images: Tensor, frames: int | None, known: bool) -> Mapping[str, Any]:
+def _run(
+    backbone: nn.Module, head: nn.Module, images: Tensor, keywords: Mapping[str, Any], known: bool
+) -> Mapping[str, Any]:
     """Call backbone and head; known ones on CUDA get images and maps in the memory format that tensor cores want.
 
     Modules of other projects may rely on the usual format, as `view` does.
     """
     if not known:
-        return _call(head, backbone(images), frames)
+        return _call(head, backbone(images), keywords)
     features = backbone(_as_kernels_want(images))
-    return _call(head, {name: _as_kernels_want(x) for name, x in features.items()}, frames)
+    return _call(head, {name: _as_kernels_want(x) for name, x in features.items()}, keywords)
 
 
 def _as_kernels_want(maps: Tensor) -> Tensor:
     return maps.contiguous(memory_format=torch.channels_last)
 
 
-def _call(head: Callable[..., Any], features: Mapping[str, Tensor], frames: int | None) -> Mapping[str, Any]:
-    """Call a head; clips have the keyword `frames`, if a head of another project takes it."""
-    return head(features) if frames is None else head(features, **accepted(head, {"frames": frames}))
+def _call(head: Callable[..., Any], features: Mapping[str, Tensor], keywords: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Call a head with keywords, as `frames` of clips, of those that a head of another project takes."""
+    return head(features, **accepted(head, keywords)) if keywords else head(features)
 
 
 def _is_known(network: nn.Module) -> bool:

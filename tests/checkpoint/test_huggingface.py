@@ -171,6 +171,8 @@ def test_optional_input_projections_translate() -> None:
     ours = huggingface.from_huggingface(state)
     assert ours["sem_seg_head.predictor.input_proj.2.weight"].shape == (32, 32, 1, 1)
     assert equal(huggingface.from_huggingface(huggingface.to_huggingface(ours)), ours)
+    more = {**ours, "sem_seg_head.predictor.training_queries.query_feat.weight": torch.zeros(2, 2)}
+    assert equal(huggingface.from_huggingface(huggingface.to_huggingface(more)), ours), "only a training uses them"
 
 
 def test_other_weights_are_not_taken_for_theirs() -> None:

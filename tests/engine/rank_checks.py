@@ -31,6 +31,7 @@ TINY_MASK_FORMER = [
     *("MODEL.MASK_FORMER.DEC_LAYERS", "4", "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "8"),
     *("MODEL.MASK_FORMER.TRAIN_NUM_POINTS", "64"),
 ]
+TRAINING_QUERIES = [*("MODEL.MASK_FORMER.QUERY_GROUPS", "2"), *("MODEL.MASK_FORMER.DENOISING.QUERIES", "6")]
 
 
 class NormModel(TinyModel):
@@ -121,19 +122,25 @@ def image(objects: int) -> dict[str, Any]:
 
 def images_without_objects_are_no_obstacle(rank: int, directory: str) -> None:
     """On one process, on both, and more objects than queries: no hang, every gradient there and the same."""
-    cfg = load_config("nuclei/maskformer2_efficientnet_lite0.yaml", TINY_MASK_FORMER)
-    model = distribute(build_model(cfg).train())
-    for counts in ((2, 0), (0, 0), (0, 12)):
-        model.zero_grad()
-        losses = model([image(counts[rank]), image(0)])
-        sum(losses.values()).backward()
-        assert all(torch.isfinite(loss) for loss in losses.values()), losses
-        assert (losses["loss_mask"] == 0) == (counts[rank] == 0)
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                assert parameter.grad is not None, name
-                norms = comm.all_gather(float(parameter.grad.norm()))
-                assert norms[0] == norms[1], (name, norms)
+    for options in ([], TRAINING_QUERIES):
+        cfg = load_config("nuclei/maskformer2_efficientnet_lite0.yaml", [*TINY_MASK_FORMER, *options])
+        model = distribute(build_model(cfg).train(), static_graph=bool(options))
+        for counts in ((2, 0), (0, 0), (0, 12)):
+            _check_losses_and_gradients(model, [image(counts[rank]), image(0)], counts[rank])
+
+
+def _check_losses_and_gradients(model: nn.Module, batch: list[dict[str, Any]], objects: int) -> None:
+    model.zero_grad()
+    losses = model(batch)
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(loss) for loss in losses.values()), losses
+    for name in ("loss_mask", "loss_denoising_mask"):
+        assert name not in losses or (losses[name] == 0) == (objects == 0)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            norms = comm.all_gather(float(parameter.grad.norm()))
+            assert norms[0] == norms[1], (name, norms)
 
 
 def gradients_do_not_depend_on_the_way_of_reduction(rank: int, directory: str) -> None:

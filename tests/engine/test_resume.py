@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase
+from detectron2.modeling import build_model
+from rank_checks import TINY_MASK_FORMER, TRAINING_QUERIES, image
 from tiny_training import TinyTrainer, start, tiny_config, weights
+from torch import nn
 
+from mask2former.config import load_config
 from mask2former.engine.hooks import TrainingInterrupted
 
 
@@ -28,15 +35,41 @@ def assert_same(first: TinyTrainer, second: TinyTrainer) -> None:
     assert first.scheduler.state_dict() == second.scheduler.state_dict()
 
 
-def continue_from_middle(source: Path, target: Path, *overrides: str) -> TinyTrainer:
+def continue_from_middle(
+    source: Path, target: Path, *overrides: str, trainer_class: type[TinyTrainer] = TinyTrainer
+) -> TinyTrainer:
     """Resume in a new directory that holds only the checkpoint after step 3 of `source`."""
     target.mkdir()
     shutil.copy(source / "model_0000002.pth", target)
     (target / "last_checkpoint").write_text("model_0000002.pth")
-    trainer = start(tiny_config(target, *overrides), resume=True)
+    trainer = start(tiny_config(target, *overrides), resume=True, trainer_class=trainer_class)
     assert trainer.start_iter == 3
     trainer.train()
     return trainer
+
+
+class QueriesTrainer(TinyTrainer):
+    """Trains the real model, with queries that only a training has, on images with more objects than these."""
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        options = [*TINY_MASK_FORMER, *TRAINING_QUERIES]
+        return build_model(load_config("nuclei/maskformer2_efficientnet_lite0.yaml", options))
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, *, start_iteration: int = 0, seed: int | None = None) -> Any:
+        return ([image(3), image(8)] for _ in itertools.count(start_iteration))
+
+
+@pytest.mark.slow
+def test_queries_of_a_training_resume_exactly(tmp_path: Path) -> None:
+    """Their weights, and the random numbers of noise and of the objects that are chosen."""
+    straight = start(tiny_config(tmp_path / "straight"), trainer_class=QueriesTrainer)
+    straight.train()
+    own = [name for name in weights(straight) if "training_queries" in name]
+    assert len(own) == 4
+    resumed = continue_from_middle(tmp_path / "straight", tmp_path / "resumed", trainer_class=QueriesTrainer)
+    assert_same(straight, resumed)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...utils.overrides import as_written, extensible
 from ...utils.registry import register
 from ...utils.signatures import accepted
+from ..denoising import NoisedObjects
 from ..pixel_decoder import build_pixel_decoder
 from ..transformer_decoder import build_transformer_decoder
 
@@ -64,7 +65,12 @@ class MaskFormerHead(nn.Module):
         }
 
     def forward(
-        self, features: Mapping[str, Tensor], mask: Tensor | None = None, *, frames: int | None = None
+        self,
+        features: Mapping[str, Tensor],
+        mask: Tensor | None = None,
+        *,
+        frames: int | None = None,
+        noised: NoisedObjects | None = None,
     ) -> dict[str, Any]:
         """Return the outputs of the decoder for maps (B * T, C, H, W) by name, by way of `layers`.
 
@@ -72,14 +78,20 @@ class MaskFormerHead(nn.Module):
             features: maps of the backbone.
             mask: handed on to the decoder.
             frames: T; None for images.
+            noised: objects for denoising queries, in training.
         """
-        return self.layers(features, mask, **_frames(self.layers, frames))
+        return self.layers(features, mask, **_given(self.layers, frames, noised))
 
     def layers(
-        self, features: Mapping[str, Tensor], mask: Tensor | None = None, *, frames: int | None = None
+        self,
+        features: Mapping[str, Tensor],
+        mask: Tensor | None = None,
+        *,
+        frames: int | None = None,
+        noised: NoisedObjects | None = None,
     ) -> dict[str, Any]:
         """Run pixel decoder and transformer decoder; arguments and result as for `forward`."""
-        return self.predict(*self.pixel_maps(features), mask, frames=frames)
+        return self.predict(*self.pixel_maps(features), mask, **_given(self.predict, frames, noised))
 
     def pixel_maps(self, features: Mapping[str, Tensor]) -> tuple[Tensor | list[Tensor], Tensor]:
         """Return the input of the decoder and the mask features (B * T, mask_dim, H4, W4), frame by frame."""
@@ -92,9 +104,10 @@ class MaskFormerHead(nn.Module):
         mask: Tensor | None = None,
         *,
         frames: int | None = None,
+        noised: NoisedObjects | None = None,
     ) -> dict[str, Any]:
         """Return the outputs of the decoder for the result of `pixel_maps`."""
-        return self.predictor(source, mask_features, mask, **_frames(self.predictor, frames))
+        return self.predictor(source, mask_features, mask, **_given(self.predictor, frames, noised))
 
     @property
     def by_frame(self) -> bool:
@@ -102,9 +115,10 @@ class MaskFormerHead(nn.Module):
         return as_written(self, MaskFormerHead, "forward", "layers")
 
 
-def _frames(function: Callable[..., Any], frames: int | None) -> dict[str, int]:
-    """Return the keyword `frames` of clips, if a decoder or head of another project takes it."""
-    return {} if frames is None else accepted(function, {"frames": frames})
+def _given(function: Callable[..., Any], frames: int | None, noised: NoisedObjects | None) -> dict[str, Any]:
+    """Return the keywords that are not None, of those that a decoder or head of another project takes."""
+    keywords = {name: value for name, value in (("frames", frames), ("noised", noised)) if value is not None}
+    return accepted(function, keywords) if keywords else {}
 
 
 def common_settings(cfg: Any, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:

@@ -21,10 +21,12 @@ from ...ops.masked_attention import open_empty as _open_empty
 from ...utils.overrides import as_written, extensible, unchanged
 from ...utils.registry import register
 from ...video_registration import VIDEO
+from ..denoising import NoisedObjects
 from ..outputs import DecoderOutputs, MaskLogits, earlier_outputs, layer_outputs, mask_logits
 from .layers import MLP, Attention, CrossAttentionLayer, FFNLayer, SelfAttentionLayer
 from .layers import activation_function as _get_activation_fn
 from .position_encoding import PositionEmbeddingSine, PositionEmbeddingSine3D, tokens_of
+from .query_groups import QueryGroups, TrainingQueries
 from .registry import TRANSFORMER_DECODER_REGISTRY, build_transformer_decoder, decoder_settings
 
 __all__ = [
@@ -58,6 +60,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         dec_layers: number of layers (config DEC_LAYERS - 1, which counts the prediction before the first layer).
         mask_dim: channels of the mask features.
         enforce_input_project: project the levels even where C' = C.
+        query_groups: groups of Q queries in training, each matched by itself; inference has the first one.
+        denoising: training has denoising queries, for which `forward` gets `noised`.
     """
 
     num_feature_levels = 3
@@ -78,6 +82,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         pre_norm: bool,
         mask_dim: int,
         enforce_input_project: bool,
+        query_groups: int = 1,
+        denoising: bool = False,
     ) -> None:
         super().__init__()
         if not mask_classification:
@@ -106,14 +112,30 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                 weight_init.c2_xavier_fill(self.input_proj[-1])
         self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
         self.mask_embed = MLP(hidden_dim, hidden_dim, mask_dim, 3)
+        self.training_queries: TrainingQueries | None = None
+        if query_groups > 1 or denoising:
+            classes = num_classes if denoising else 0
+            self.training_queries = TrainingQueries(num_queries, hidden_dim, query_groups, classes)
 
     @classmethod
     def from_config(cls, cfg: Any, in_channels: int, mask_classification: bool = True) -> dict[str, Any]:
-        layers = cfg.MODEL.MASK_FORMER.DEC_LAYERS - 1
-        return decoder_settings(cfg, in_channels, mask_classification) | {"dec_layers": layers}
+        node = cfg.MODEL.MASK_FORMER
+        settings = decoder_settings(cfg, in_channels, mask_classification) | {"dec_layers": node.DEC_LAYERS - 1}
+        # Left out where they are off: constructors of other projects take what the reference implementation has.
+        if node.QUERY_GROUPS > 1:
+            settings["query_groups"] = node.QUERY_GROUPS
+        if node.DENOISING.QUERIES:
+            settings["denoising"] = True
+        return settings
 
     def forward(
-        self, x: Sequence[Tensor], mask_features: Tensor, mask: Tensor | None = None, *, frames: int | None = None
+        self,
+        x: Sequence[Tensor],
+        mask_features: Tensor,
+        mask: Tensor | None = None,
+        *,
+        frames: int | None = None,
+        noised: NoisedObjects | None = None,
     ) -> DecoderOutputs:
         """Predict classes and masks of the queries.
 
@@ -122,16 +144,24 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             mask_features: (B * T, mask_dim, H4, W4).
             mask: ignored; part of the interface of decoders.
             frames: T; None for images.
+            noised: what the denoising queries are made of, in training.
 
         Returns:
             `DecoderOutputs`; mask logits, in inference those of the earlier layers, are computed where they are read.
+            In training they may have "query_groups" and "denoising", see `QueryGroups.outputs`.
             Clips have in inference also "query_embeds" (B, Q, C): the states that the last prediction was
             computed from.
         """
         if len(x) != self.num_feature_levels:
             raise ValueError(f"the decoder requires {self.num_feature_levels} feature levels, got {len(x)}")
         features = mask_features.unflatten(0, (-1, frames or 1))  # (B, T, C, H4, W4)
+        groups = self._groups(len(features), noised)
         if not unchanged(self, MultiScaleMaskedTransformerDecoder, "forward_prediction_heads", "_set_aux_loss"):
+            if groups is not None:
+                raise ValueError(
+                    f"{type(self).__name__} replaces prediction heads, which know one group of queries: set "
+                    "MODEL.MASK_FORMER.QUERY_GROUPS 1 and MODEL.MASK_FORMER.DENOISING.QUERIES 0"
+                )
             return self._outputs_of_overridden_heads(x, mask_features, features, frames is not None)
         small = [_resized(mask_features, level.shape[-2:]).unflatten(0, (-1, frames or 1)) for level in x]
         states: list[Tensor] = []
@@ -146,22 +176,34 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                 logits = mask_logits(embeds[-1], small[level]).flatten(2)
             return blocked_keys(logits)[:, None]  # one for all heads
 
-        self._decode(x, features, predict)
-        return self._outputs(states, embeds, features, frames is not None)
+        self._decode(x, features, predict, groups)
+        return self._outputs(states, embeds, features, frames is not None, groups)
 
-    def _decode(self, x: Sequence[Tensor], features: Tensor, predict: Any) -> None:
+    def _own_queries(self, batch: int) -> tuple[Tensor, Tensor]:
+        """Return the queries that predict and their position encoding, (Q, B, C) each."""
+        content, position = self.query_feat.weight, self.query_embed.weight
+        return content[:, None].expand(-1, batch, -1), position[:, None].expand(-1, batch, -1)
+
+    def _groups(self, batch: int, noised: NoisedObjects | None) -> QueryGroups | None:
+        """Return all queries of a training step; None where there are only those that predict."""
+        if not self.training or self.training_queries is None:
+            return None
+        return self.training_queries.join(*self._own_queries(batch), noised)
+
+    def _decode(self, x: Sequence[Tensor], features: Tensor, predict: Any, groups: QueryGroups | None = None) -> None:
         """Run the layers, and `predict(queries, level, is_last)` between them.
 
         It returns the attention mask for `level`, which is not used if `is_last`.
         """
         batch, frames = features.shape[:2]
         memory, position = self._memory(x, frames)
-        queries = self.query_feat.weight[:, None].expand(-1, batch, -1)
-        query_pos = self.query_embed.weight[:, None].expand(-1, batch, -1)
+        queries, query_pos = self._own_queries(batch) if groups is None else (groups.queries, groups.position)
         mask = predict(queries, 0, self.num_layers == 0)
         for i in range(self.num_layers):
             level = i % self.num_feature_levels
             layer = self.transformer_cross_attention_layers[i]
+            if groups is not None:
+                mask = groups.guided(mask, i, x[level].shape[-2:])
             queries = layer(
                 queries,
                 memory[level],
@@ -170,9 +212,11 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                 pos=position[level],
                 query_pos=query_pos,
             )
-            queries = self.transformer_self_attention_layers[i](
-                queries, tgt_mask=None, tgt_key_padding_mask=None, query_pos=query_pos
-            )
+            attend = self.transformer_self_attention_layers[i]
+            if groups is None:
+                queries = attend(queries, tgt_mask=None, tgt_key_padding_mask=None, query_pos=query_pos)
+            else:
+                queries = groups.self_attention(attend, queries, self.num_heads)
             queries = self.transformer_ffn_layers[i](queries)
             mask = predict(queries, (i + 1) % self.num_feature_levels, i + 1 == self.num_layers)
 
@@ -190,15 +234,24 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             position.append(tokens_of(self.pe_layer, x, frames, self.position_type.temporal).to(tokens.dtype))
         return memory, position
 
-    def _outputs(self, states: list[Tensor], embeds: list[Tensor], features: Tensor, clip: bool) -> DecoderOutputs:
-        masks: list[Any] = [MaskLogits(e, features, clip) for e in (embeds[-1], *embeds[:-1])]
+    def _outputs(
+        self, states: list[Tensor], embeds: list[Tensor], features: Tensor, clip: bool, groups: QueryGroups | None
+    ) -> DecoderOutputs:
+        embeds = [embeds[-1], *embeds[:-1]]
+        if groups is not None:
+            return groups.outputs(self._classes(states), embeds, features, clip)
+        masks: list[Any] = [MaskLogits(e, features, clip) for e in embeds]
         more = {"query_embeds": states[-1]} if clip and not self.training else {}
         if not self.training:  # nobody leaves out the last ones
             masks[0] = masks[0].value()
+        return layer_outputs(self._classes(states), masks, **more)
+
+    def _classes(self, states: list[Tensor]) -> Tensor | list[Tensor]:
+        """Return the class logits (B, Q, K + 1) of the last layer, then of the others in order, stacked or listed."""
         if as_written(self.class_embed, nn.Linear, "forward"):
-            return layer_outputs(self.class_embed(torch.stack((states[-1], *states[:-1]))), masks, **more)
+            return self.class_embed(torch.stack((states[-1], *states[:-1])))  # type: ignore[no-any-return]
         by_layer = [self.class_embed(state) for state in states]  # it may know (B, Q, C) alone
-        return layer_outputs([by_layer[-1], *by_layer[:-1]], masks, **more)
+        return [by_layer[-1], *by_layer[:-1]]
 
     def forward_prediction_heads(
         self, output: Tensor, mask_features: Tensor, attn_mask_target_size: Sequence[int]
@@ -270,16 +323,23 @@ class VideoMultiScaleMaskedTransformerDecoder(MultiScaleMaskedTransformerDecoder
         return settings | {"num_frames": cfg.INPUT.SAMPLING_FRAME_NUM}
 
     def forward(
-        self, x: Sequence[Tensor], mask_features: Tensor, mask: Tensor | None = None, *, frames: int | None = None
+        self,
+        x: Sequence[Tensor],
+        mask_features: Tensor,
+        mask: Tensor | None = None,
+        *,
+        frames: int | None = None,
+        noised: NoisedObjects | None = None,
     ) -> DecoderOutputs:
         """Predict classes and masks of the queries in clips; see `MultiScaleMaskedTransformerDecoder`.
 
         Args:
             frames: T; None: `num_frames` in training, all maps in inference.
+            others: see `MultiScaleMaskedTransformerDecoder`.
         """
         if frames is None:
             frames = self.num_frames if self.training else len(mask_features)
-        return super().forward(x, mask_features, mask, frames=frames)
+        return super().forward(x, mask_features, mask, frames=frames, noised=noised)
 
 
 def _resized(mask_features: Tensor, size: Sequence[int]) -> Tensor:
