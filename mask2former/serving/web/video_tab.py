@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import shutil
-import threading
 from collections.abc import Iterator
-from concurrent.futures import CancelledError, wait
+from concurrent.futures import CancelledError, Future, wait
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,10 @@ from . import viewer
 from .components import SHOW, model_input, object_table, result_view, threshold_input, video_input
 from .image_tab import describe
 from .site import Site
-from .video_job import LimitedVideo, TrackingJob, write_files
+from .video_job import LimitedVideo, TrackingJob
 
 _EMPTY = "Choose a video, then press Track."
 _INTERVAL = 0.5  # seconds between two looks at the progress
-_WRITING = threading.BoundedSemaphore(1)  # videos that are drawn at once: it takes all cores
 
 Update = tuple[str, Any, str]  # of the page: the place of the result, the table, the links
 
@@ -81,38 +80,34 @@ def track_upload(site: Site, path: str | None, model: str, score: float) -> Iter
         if not path:
             raise InvalidOptionError("choose a video first")
         source = LimitedVideo(site.uploads.resolve(path), site.engine.limits)
-        job = TrackingJob(site.engine, source, model, score)
-        try:
-            yield from _progress(job)
-            result = job.future.result()
-        finally:
-            job.stop()
-        yield viewer.progress("Drawing the video", None), None, ""
-        yield _finished(site, result, source)
+        with ExitStack() as undo:
+            job = TrackingJob(site.engine, source, model, score)
+            undo.callback(job.stop)
+            yield from _progress(job, job.future, "Tracking")
+            result, directory = job.future.result(), site.uploads.new_directory()
+            undo.callback(shutil.rmtree, directory, ignore_errors=True)
+            written = job.write(directory)
+            yield from _progress(job, written, "Drawing")
+            written.result()
+            undo.pop_all()
+        yield _finished(site, result, directory, source.name)
     except ServingError as error:
         yield viewer.problem(str(error)), None, ""
     except CancelledError:
         yield viewer.hint("Stopped."), None, ""
 
 
-def _progress(job: TrackingJob) -> Iterator[Update]:
+def _progress(job: TrackingJob, future: Future[Any], work: str) -> Iterator[Update]:
     shown = ""
-    while not wait([job.future], _INTERVAL).done:
-        text = f"Tracking, frame {job.frames}" if job.started else "Waiting for other videos"
+    while not wait([future], _INTERVAL).done:
+        text = f"{work}, frame {job.frames}" if job.started else "Waiting for other videos"
         if text != shown:
             shown = text
             yield viewer.progress(text, job.fraction), None, ""
 
 
-def _finished(site: Site, result: VideoResult, source: LimitedVideo) -> Update:
-    directory = site.uploads.new_directory()
-    try:
-        with _WRITING:
-            write_files(result, directory)
-    except BaseException:
-        shutil.rmtree(directory, ignore_errors=True)
-        raise
-    entry = site.store.add_video(directory, source.name)
+def _finished(site: Site, result: VideoResult, directory: Path, name: str) -> Update:
+    entry = site.store.add_video(directory, name)
     count = len(result.tracks)
     parts = [
         f"{count} track{'s' * (count != 1)}",
