@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 
 from mask2former.errors import ConfigError
@@ -18,6 +22,11 @@ def make(**options: object) -> MSDeformAttnPixelDecoder:
     return MSDeformAttnPixelDecoder(SHAPES, **{**settings, **options})  # type: ignore[arg-type]
 
 
+def make_like(decoder: MSDeformAttnPixelDecoder) -> MSDeformAttnPixelDecoder:
+    """Return one with the same weights in the usual memory format."""
+    return copy.deepcopy(decoder).to(memory_format=torch.contiguous_format)
+
+
 def features(batch: int = 2, height: int = 64, width: int = 96) -> dict[str, torch.Tensor]:
     return {k: torch.randn(batch, s.channels, height // s.stride, width // s.stride) for k, s in SHAPES.items()}
 
@@ -30,12 +39,23 @@ def test_shapes() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_maps_have_the_strides_for_which_kernels_are_fast(batch: int) -> None:
-    # torch's kernels look at the stride of the batch too, although one image does not need it.
-    _, _, levels = make().eval().forward_features(features(batch))
-    for x in levels:
-        channels, height, width = x.shape[1:]
-        assert x.stride()[1:] == (1, width * channels, channels) and x.stride(0) >= channels * height * width
+def test_interpolation_gets_and_gives_channels_last(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Its kernels look at the stride of the batch too, which one image does not need, and are slow with another one.
+    seen = []
+    interpolate = F.interpolate
+
+    def recorded(x: torch.Tensor, *args: Any, **keywords: Any) -> torch.Tensor:
+        seen.append(interpolate(x, *args, **keywords))
+        return seen[-1]
+
+    decoder = make().eval().to(memory_format=torch.channels_last)
+    maps = features(batch)
+    wanted = make_like(decoder).forward_features(maps)[0]
+    monkeypatch.setattr(F, "interpolate", recorded)
+    found = decoder.forward_features({k: x.to(memory_format=torch.channels_last) for k, x in maps.items()})[0]
+    channels, height, width = seen[0].shape[1:]
+    assert seen[0].stride() == (channels * height * width, 1, width * channels, channels)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_a_map_of_one_value_for_a_norm_names_the_keys() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from mask2former.modeling.backbone.timm import TimmBackbone
 from mask2former.modeling.cpu_linear import CpuLinear, prefers_convolution
 from mask2former.modeling.prepared import Prepared
 from tests.modeling.tiny_models import tiny
+from tests.parity.float64 import everything_in_float64
 
 R50 = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
 SWIN = "coco/panoptic-segmentation/swin/maskformer2_swin_tiny_bs16_50ep.yaml"
@@ -41,7 +43,8 @@ def randomize_norms(model: nn.Module) -> None:
 def run(backbone: nn.Module, head: nn.Module, size: tuple[int, int] = (64, 96), double: bool = False) -> list[Tensor]:
     """Return class and mask logits of a random image."""
     image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
+    # Mask logits are cast to float32 by name, whose rounding depends on threads and memory formats.
+    with torch.no_grad(), everything_in_float64() if double else contextlib.nullcontext():
         outputs = head(backbone(image.double() if double else image))
     return [outputs["pred_logits"], outputs["pred_masks"]]
 

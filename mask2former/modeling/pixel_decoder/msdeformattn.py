@@ -251,6 +251,16 @@ def _projection(in_channels: int, channels: int) -> nn.Sequential:
     return nn.Sequential(convolution, GroupNorm(_GROUPS, channels))
 
 
+def _channels_last(maps: Tensor) -> Tensor:
+    """Return (B, C, H, W) with the strides of channels_last, also that of a single image.
+
+    `contiguous` leaves that one as it is, because it does not matter; but kernels look at it, and take their slow form.
+    """
+    _, channels, height, width = maps.shape
+    dense = maps.contiguous(memory_format=torch.channels_last)
+    return dense.as_strided(maps.shape, (channels * height * width, 1, width * channels, channels))
+
+
 @register(SEM_SEG_HEADS_REGISTRY)
 class MSDeformAttnPixelDecoder(nn.Module):
     """Deformable encoder and FPN: mask features at stride 4 and three levels for the transformer decoder.
@@ -383,14 +393,13 @@ class MSDeformAttnPixelDecoder(nn.Module):
         maps = [p(features[name]) for name, p in zip(coarsest_first, self.input_proj, strict=True)]
         tokens, _, _ = self.transformer(maps, [self.pe_layer(x) for x in maps])
         parts = tokens.split([x.shape[2] * x.shape[3] for x in maps], dim=1)
-        # Maps of one image, too, get the strides of channels_last: for others interpolation takes its slow kernel.
-        out = [p.unflatten(1, x.shape[-2:]).permute(0, 3, 1, 2) for p, x in zip(parts, maps, strict=True)]
+        out = [p.transpose(1, 2).unflatten(2, x.shape[-2:]) for p, x in zip(parts, maps, strict=True)]
         finer = reversed(self.in_features[: self.num_fpn_levels])
         for name, lateral_conv, output_conv in zip(finer, self.lateral_convs, self.output_convs, strict=True):
             lateral = lateral_conv(features[name])
             coarse = out[-1]
             if lateral.is_contiguous(memory_format=torch.channels_last):  # interpolation keeps a format
-                coarse = coarse.contiguous(memory_format=torch.channels_last)
+                coarse = _channels_last(coarse)
             up = F.interpolate(coarse, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
             out.append(output_conv(lateral + up))
         return self.mask_features(out[-1]), out[0], out[: self.maskformer_num_feature_levels]

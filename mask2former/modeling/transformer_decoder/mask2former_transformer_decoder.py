@@ -155,7 +155,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         if len(x) != self.num_feature_levels:
             raise ValueError(f"the decoder requires {self.num_feature_levels} feature levels, got {len(x)}")
         features = mask_features.unflatten(0, (-1, frames or 1))  # (B, T, C, H4, W4)
-        groups = self._groups(len(features), noised)
+        groups = self._groups(features.shape[0], noised)  # not len(), which would fix the batch of an export
         if not unchanged(self, MultiScaleMaskedTransformerDecoder, "forward_prediction_heads", "_set_aux_loss"):
             if groups is not None:
                 raise ValueError(
