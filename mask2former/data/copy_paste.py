@@ -31,7 +31,8 @@ def paste_objects(scene: Scene, source: Scene, most: int, scale: tuple[float, fl
     """Copy objects of `source` to random places of `scene`, flipped, turned by 90 degrees and scaled at random.
 
     Objects of `scene` lose what the new ones hide, and go where less than a tenth of them remains; so do those that are
-    pasted first. Numbers come from NumPy's global state.
+    pasted first. Objects that touch the border of `source`, which may cut them, are not copied. Numbers come from
+    NumPy's global state.
 
     Args:
         scene: not changed.
@@ -42,7 +43,7 @@ def paste_objects(scene: Scene, source: Scene, most: int, scale: tuple[float, fl
     Returns:
         A new scene; `scene` where there is nothing to copy.
     """
-    usable = [index for index, patch in enumerate(source.patches) if patch.bits.size]
+    usable = [index for index, patch in enumerate(source.patches) if _is_complete(patch, source.pixels.shape)]
     height, width = scene.pixels.shape[:2]
     if not usable or not height * width:
         return scene
@@ -69,6 +70,11 @@ def paste_objects(scene: Scene, source: Scene, most: int, scale: tuple[float, fl
         classes.append(source.classes[index])
     kept = [index for index, patch in enumerate(patches) if patch.bits.sum() >= max(1, _LEAST_VISIBLE * areas[index])]
     return Scene(pixels, [classes[index] for index in kept], [patches[index] for index in kept])
+
+
+def _is_complete(patch: Patch, shape: tuple[int, ...]) -> bool:
+    bottom, right = patch.top + patch.bits.shape[0], patch.left + patch.bits.shape[1]
+    return bool(patch.bits.size) and min(patch.top, patch.left) > 0 and bottom < shape[0] and right < shape[1]
 
 
 def _varied(source: Scene, patch: Patch, scale: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:

@@ -33,7 +33,7 @@ def scene(*objects: tuple[int, int, int, int], level: int = 100) -> Scene:
 
 
 def test_pasted_objects_bring_pixels_mask_and_class_and_hide_what_is_below() -> None:
-    target, source = scene((5, 5, 12, 20), (20, 30, 8, 8)), scene((0, 0, 6, 9), (10, 10, 5, 4), level=200)
+    target, source = scene((5, 5, 12, 20), (20, 30, 8, 8)), scene((1, 1, 6, 9), (10, 10, 5, 4), level=200)
     before = target.pixels.copy()
     for seed in range(40):
         with random_state(0, seed):
@@ -49,7 +49,7 @@ def test_pasted_objects_bring_pixels_mask_and_class_and_hide_what_is_below() -> 
 
 
 def test_number_and_size_of_the_pasted_objects() -> None:
-    empty, source = Scene(np.zeros((200, 200, 3), np.uint8), [], []), scene((0, 0, 8, 12), level=200)
+    empty, source = Scene(np.zeros((200, 200, 3), np.uint8), [], []), scene((2, 3, 8, 12), level=200)
     counts, areas = set(), []
     for seed in range(200):
         with random_state(1, seed):
@@ -62,7 +62,7 @@ def test_number_and_size_of_the_pasted_objects() -> None:
 
 def test_hidden_objects_go() -> None:
     target = scene((14, 19, 2, 2))
-    source = Scene(np.full((*SIZE, 3), 200, np.uint8), [7], [Patch(0, 0, np.ones(SIZE, bool))])
+    source = Scene(np.full((*SIZE, 3), 200, np.uint8), [7], [Patch(1, 1, np.ones((28, 38), bool))])
     with random_state(0, 0):
         made = paste_objects(target, source, 1, (3.0, 3.0))
     assert made.classes == [7] and made.patches[0].bits.sum() > 500
@@ -71,6 +71,8 @@ def test_hidden_objects_go() -> None:
 def test_without_objects_to_copy_the_scene_stays() -> None:
     target = scene((1, 1, 4, 4))
     assert paste_objects(target, scene(), 3, (1.0, 1.0)) is target
+    cut = scene((0, 4, 5, 5), (4, 0, 5, 5), (25, 4, 5, 5), (4, 35, 5, 5))
+    assert paste_objects(target, cut, 3, (1.0, 1.0)) is target
 
 
 @pytest.mark.parametrize("kind", EMPTY_KINDS)
