@@ -123,7 +123,9 @@ def empty_image(kind: str, size: tuple[int, int], rng: np.random.Generator) -> n
         raise ValueError(f"{kind!r} is not one of {', '.join(EMPTY_KINDS)}")
     if kind in ("black", "white"):
         return np.full((*size, 3), 0 if kind == "black" else 255, np.uint8)
-    levels = np.broadcast_to(rng.uniform(0, 255, 3 if rng.random() < 0.5 else 1), (3,)).astype(np.float32)
+    # Half of the colors are dark, as fluorescence without objects is.
+    brightest, channels = rng.choice([30, 255]), rng.choice([1, 3])
+    levels = np.broadcast_to(rng.uniform(0, brightest, channels), (3,)).astype(np.float32)
     image = np.broadcast_to(levels, (*size, 3))
     if kind == "gradient":
         corners = rng.uniform(-60, 60, (2, 2)).astype(np.float32)
