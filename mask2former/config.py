@@ -133,6 +133,17 @@ def _add_input(cfg: CfgNode) -> None:
         },
     )
     _defaults(cfg.INPUT.CROP, {"SINGLE_CATEGORY_MAX_AREA": 1.0})
+    # Ours: microscopy, and new images made of those of the dataset.
+    _defaults(cfg.INPUT, {"EMPTY_PROB": 0.0})  # images without objects: black, white, one color, gradient, noise
+    _defaults(_section(cfg.INPUT, "STAIN_AUG"), {"PROB": 0.0, "STRENGTH": 0.3, "SWAP_PROB": 0.3})
+    _defaults(
+        _section(cfg.INPUT, "INTENSITY_AUG"),
+        {"GAMMA": 1.0, "BRIGHTNESS": 1.0, "INVERT_PROB": 0.0, "GRAY_PROB": 0.0, "BLUR": 0.0, "NOISE": 0.0},
+    )
+    _defaults(
+        _section(cfg.INPUT, "COPY_PASTE"),
+        {"PROB": 0.0, "OBJECTS": 20, "SOURCE": "other", "MIN_SCALE": 0.8, "MAX_SCALE": 1.25},
+    )
 
 
 def _add_solver(cfg: CfgNode) -> None:

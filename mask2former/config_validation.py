@@ -53,6 +53,7 @@ def validate_config(cfg: CfgNode, training: bool, *, without: Sequence[str] = ()
         _validate_training(cfg)
         _validate_datasets(cfg, "TRAIN", cfg.DATASETS.TRAIN)
         _validate_augmentation(cfg)
+        _validate_mapper_options(cfg)
     _validate_datasets(cfg, "TEST", cfg.DATASETS.TEST)
 
 
@@ -349,6 +350,41 @@ def _validate_augmentation(cfg: CfgNode) -> None:
     fits = not crop.ENABLED or all(size <= 1 if relative else size == int(size) for size in crop.SIZE)
     unit = "fractions of the image, at most 1 (pixels need INPUT.CROP.TYPE 'absolute')" if relative else "whole pixels"
     _require(fits, f"INPUT.CROP.SIZE is {list(crop.SIZE)}, but INPUT.CROP.TYPE '{crop.TYPE}' takes {unit}")
+
+
+def _validate_mapper_options(cfg: CfgNode) -> None:
+    """Reject augmentations that the selected mapper of this package would leave out."""
+    node, mapper = cfg.INPUT, cfg.INPUT.DATASET_MAPPER_NAME
+    paste = node.COPY_PASTE
+    _require(
+        paste.MIN_SCALE <= paste.MAX_SCALE,
+        f"INPUT.COPY_PASTE.MIN_SCALE {paste.MIN_SCALE} must be at most INPUT.COPY_PASTE.MAX_SCALE {paste.MAX_SCALE}",
+    )
+    if not _has_own_mapper(cfg):
+        return
+    clips = "clips have no such augmentation"
+    instances = "only 'coco_instance_lsj' and 'mask_former_instance' have it"
+    has_objects = mapper in ("coco_instance_lsj", "mask_former_instance")
+    for key, value, off, possible, reason in (
+        ("STAIN_AUG.PROB", node.STAIN_AUG.PROB, 0, not _is_video(cfg), clips),
+        *(
+            (
+                f"INTENSITY_AUG.{key}",
+                node.INTENSITY_AUG[key],
+                int(key in ("GAMMA", "BRIGHTNESS")),
+                not _is_video(cfg),
+                clips,
+            )
+            for key in node.INTENSITY_AUG
+        ),
+        ("EMPTY_PROB", node.EMPTY_PROB, 0, has_objects, instances),
+        ("COPY_PASTE.PROB", paste.PROB, 0, has_objects, instances),
+    ):
+        _require(
+            value == off or possible,
+            f"INPUT.{key} is {value}, but with INPUT.DATASET_MAPPER_NAME '{mapper}' it has no effect ({reason}): "
+            f"set INPUT.{key} {off}",
+        )
 
 
 def _validate_datasets(cfg: CfgNode, split: str, names: Sequence[str]) -> None:

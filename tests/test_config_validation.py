@@ -158,6 +158,17 @@ def test_rules_of_objects_and_tiles_are_checked_before_training(key: str, value:
 
 
 @pytest.mark.parametrize(
+    ("key", "value"),
+    [("STAIN_AUG.PROB", 0.5), ("INTENSITY_AUG.GAMMA", 2.0), ("INTENSITY_AUG.NOISE", 0.1), ("COPY_PASTE.PROB", 0.2)],
+)
+def test_clips_have_no_augmentation_of_microscopy(key: str, value: float) -> None:
+    cfg = load_config(VIDEO, [f"INPUT.{key}", value])
+    with pytest.raises(ConfigError, match=rf"INPUT\.{key} is {value}, but with .* it has no effect .*set INPUT\.{key}"):
+        validate_config(cfg, training=True)
+    validate_config(cfg, training=False)  # an evaluation does not read it
+
+
+@pytest.mark.parametrize(
     ("config", "name", "message"),
     [
         (PANOPTIC, "coco_panoptic_ljs", "Did you mean 'coco_panoptic_lsj'"),

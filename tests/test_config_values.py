@@ -80,6 +80,18 @@ def test_wrong_values_name_the_key(key: str) -> None:
             ["INPUT.CROP.ENABLED", "True", "INPUT.CROP.SIZE", "[0.5, 0.5]", "INPUT.CROP.TYPE", "absolute"],
             "INPUT.CROP.SIZE is .*whole pixels",
         ),
+        (["INPUT.STAIN_AUG.PROB", "1.5"], "INPUT.STAIN_AUG.PROB is 1.5, .* at most 1"),
+        (["INPUT.INTENSITY_AUG.GAMMA", "0.5"], "INPUT.INTENSITY_AUG.GAMMA is 0.5, .* at least 1"),
+        (["INPUT.COPY_PASTE.SOURCE", "others"], "INPUT.COPY_PASTE.SOURCE is 'others'.*Did you mean 'other'"),
+        (["INPUT.COPY_PASTE.MIN_SCALE", "2.0"], "COPY_PASTE.MIN_SCALE 2.0 must be at most INPUT.COPY_PASTE.MAX_SCALE"),
+        (
+            ["INPUT.EMPTY_PROB", "0.1", "INPUT.DATASET_MAPPER_NAME", "coco_panoptic_lsj"],
+            "INPUT.EMPTY_PROB is 0.1, but with .*'coco_panoptic_lsj' it has no effect .*set INPUT.EMPTY_PROB 0",
+        ),
+        (
+            ["INPUT.COPY_PASTE.PROB", "0.1", "INPUT.DATASET_MAPPER_NAME", "mask_former_semantic"],
+            "INPUT.COPY_PASTE.PROB is 0.1, but",
+        ),
         (["INPUT.AUGMENTATIONS", "['rotate']"], "INPUT.AUGMENTATIONS is .*'rotation'"),
         (["TEST.EXPECTED_RESULTS", "[['segm', 'AP', 40]]"], "TEST.EXPECTED_RESULTS is .*tolerance"),
         (["INPUT.MIN_SIZE_TRAIN", "()"], "INPUT.MIN_SIZE_TRAIN is .* at least 1 entry"),

@@ -19,8 +19,8 @@ from .mask_transforms import flatten
 from .shared_memory import shared_zeros
 from .transforms import (
     ColorAugSSD,
-    ColorTransform,
     PadToSquare,
+    PixelTransform,
     RandomRot90,
     ResizeScale,
     ResizeShortestEdge,
@@ -44,7 +44,7 @@ _READ_ONLY_THE_SIZE = {
     ResizeShortestEdge,
     type(T.AugmentationList([T.NoOpTransform()]).augs[0]),  # a transform among augmentations
 }
-_KEEP_THE_SIZE = {T.NoOpTransform, T.BlendTransform, ColorTransform, T.HFlipTransform, T.VFlipTransform}
+_KEEP_THE_SIZE = {T.NoOpTransform, T.BlendTransform, T.HFlipTransform, T.VFlipTransform}
 
 Size = tuple[int, int]
 
@@ -134,7 +134,7 @@ def _size_after(transform: T.Transform, size: Size) -> Size | None:
     """Return the size after a transform; None if its type is not known, subclasses included."""
     height, width = size
     kind = type(transform)
-    if kind in _KEEP_THE_SIZE:
+    if kind in _KEEP_THE_SIZE or isinstance(transform, PixelTransform):
         return size
     if kind is Rot90Transform:
         return size if transform.turns % 2 == 0 else (width, height)

@@ -76,7 +76,8 @@ class TrainingRecords(_MappedRecords):
 
     Args:
         records: in detectron2's format.
-        mapper: turns a record into a sample; the global random states are seeded for each draw.
+        mapper: turns a record into a sample; the global random states are seeded for each draw. Its method
+            `use_records`, if it has one, gets the records.
         seed: determines augmentation and replacement together with the position of a draw.
         skip_bad: replace and count bad records; otherwise return their errors.
         num_workers: workers of the loader.
@@ -93,6 +94,9 @@ class TrainingRecords(_MappedRecords):
     ) -> None:
         super().__init__(records, mapper, skip_bad=skip_bad, num_workers=num_workers)
         self.seed = seed
+        use_records = getattr(mapper, "use_records", None)  # mappers may be plain functions
+        if use_records is not None:
+            use_records(self.records)
 
     def __getitem__(self, draw: Draw) -> Sample | BadRecordError:
         index = draw.record

@@ -20,7 +20,7 @@ from PIL import Image
 from ..structures.masks import EMPTY_PATCH, Patch, bitmap_to_patch, paste, tighten
 from .polygon_masks import fill_polygons
 from .shared_memory import shared_zeros
-from .transforms import ColorTransform, Rot90Transform
+from .transforms import PixelTransform, Rot90Transform
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def _compose(before: IndexMap, transform: T.Transform) -> IndexMap | None:
     """Append one transform to a map; None if its type is not known, subclasses included."""
     rows, columns, transposed = before.rows, before.columns, before.transposed
     transform_type = type(transform)
-    if transform_type in (T.NoOpTransform, T.BlendTransform, ColorTransform):
+    if transform_type in (T.NoOpTransform, T.BlendTransform) or isinstance(transform, PixelTransform):
         return before
     if transform_type is T.HFlipTransform:
         return IndexMap(rows, columns[::-1], transposed)

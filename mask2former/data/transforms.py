@@ -17,8 +17,27 @@ from PIL import Image
 IMAGE_PAD_VALUE = 128  # gray, as in the training of the published models
 
 
-class ColorTransform(T.Transform):
-    """A change of colors by lookup tables; the geometry stays.
+class PixelTransform(T.Transform):
+    """Base of transforms that change the values of pixels only: size, points and labels stay.
+
+    Masks and deferred images rely on that, subclasses of other projects included. Implement `apply_image`.
+    """
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Return the points unchanged."""
+        return coords
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Return the labels unchanged."""
+        return segmentation
+
+    def inverse(self) -> T.Transform:
+        """Return a transform that changes nothing: points and labels are as before."""
+        return T.NoOpTransform()
+
+
+class ColorTransform(PixelTransform):
+    """A change of colors by lookup tables.
 
     Steps are applied in order: ("rgb", table uint8 (256,)) to every channel, ("hsv", tables uint8 (3, 256)) to hue,
     saturation and value, hue in [0, 255].
@@ -40,18 +59,6 @@ class ColorTransform(T.Transform):
             img = np.asarray(image.point(table.reshape(-1).tolist()).convert("RGB"))
             img = img[:, :, ::-1] if self.image_format == "BGR" else img
         return img
-
-    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Return the points unchanged."""
-        return coords
-
-    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Return the labels unchanged."""
-        return segmentation
-
-    def inverse(self) -> T.Transform:
-        """Return a transform that changes nothing: points and labels are as before."""
-        return T.NoOpTransform()
 
 
 class ColorAugSSD(T.Augmentation):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
+from ..intensity import RandomIntensity
+from ..stains import RandomStains
 from ..transforms import (
     IMAGE_PAD_VALUE,
     ColorAugSSD,
@@ -20,7 +22,7 @@ def large_scale_jitter(cfg: CfgNode) -> list[T.Augmentation]:
     """Flip, scale by INPUT.MIN_SCALE to MAX_SCALE, crop or pad to a square of INPUT.IMAGE_SIZE pixels.
 
     The crop draws one number for both axes, so it lies on the diagonal of the image; the published models were trained
-    with that. INPUT.RANDOM_ROT90 and INPUT.COLOR_AUG_SSD add rotations and color changes before scaling, so that the
+    with that. INPUT.RANDOM_ROT90 and `color_augmentations` add rotations and color changes before scaling, so that the
     padding stays gray.
 
     Args:
@@ -33,10 +35,28 @@ def large_scale_jitter(cfg: CfgNode) -> list[T.Augmentation]:
     augmentations = flip_augmentations(cfg.INPUT.RANDOM_FLIP)
     if cfg.INPUT.RANDOM_ROT90:
         augmentations.append(RandomRot90())
-    if cfg.INPUT.COLOR_AUG_SSD:
-        augmentations.append(ColorAugSSD(cfg.INPUT.FORMAT))
+    augmentations.extend(color_augmentations(cfg))
     augmentations.append(ResizeScale(cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE, side, side))
     augmentations.append(T.FixedSizeCrop((side, side), pad_value=IMAGE_PAD_VALUE, seg_pad_value=0))
+    return augmentations
+
+
+def color_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
+    """Build the changes of pixel values: INPUT.INTENSITY_AUG, INPUT.STAIN_AUG, INPUT.COLOR_AUG_SSD; off by default.
+
+    Intensity comes first, so that inverted fluorescence is stained like tissue.
+    """
+    settings, augmentations = cfg.INPUT, list[T.Augmentation]()
+    intensity = settings.INTENSITY_AUG
+    levels, rest = (intensity.GAMMA, intensity.BRIGHTNESS), (intensity.INVERT_PROB, intensity.GRAY_PROB)
+    values = *levels, *rest, intensity.BLUR, intensity.NOISE
+    if values != (1, 1, 0, 0, 0, 0):
+        augmentations.append(RandomIntensity(*values))
+    stains = settings.STAIN_AUG
+    if stains.PROB:
+        augmentations.append(RandomStains(stains.PROB, stains.STRENGTH, stains.SWAP_PROB, settings.FORMAT))
+    if settings.COLOR_AUG_SSD:
+        augmentations.append(ColorAugSSD(settings.FORMAT))
     return augmentations
 
 
@@ -46,7 +66,7 @@ def build_transform_gen(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
 
 
 def shortest_edge_crop(cfg: CfgNode, crop: T.Augmentation | None = None) -> list[T.Augmentation]:
-    """Resize the shortest edge, crop (INPUT.CROP), change colors (INPUT.COLOR_AUG_SSD), flip.
+    """Resize the shortest edge, crop (INPUT.CROP), change colors (`color_augmentations`), flip.
 
     The shortest edge is drawn from INPUT.MIN_SIZE_TRAIN. INPUT.RANDOM_ROT90 adds rotations after the flip.
 
@@ -63,8 +83,7 @@ def shortest_edge_crop(cfg: CfgNode, crop: T.Augmentation | None = None) -> list
     ]
     if settings.CROP.ENABLED:
         augmentations.append(crop or T.RandomCrop(settings.CROP.TYPE, settings.CROP.SIZE))
-    if settings.COLOR_AUG_SSD:
-        augmentations.append(ColorAugSSD(settings.FORMAT))
+    augmentations.extend(color_augmentations(cfg))
     augmentations.extend(flip_augmentations(settings.RANDOM_FLIP))
     if settings.RANDOM_ROT90:
         augmentations.append(RandomRot90())

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode, configurable
 
 from ...structures.masks import check_polygons, paste, polygons_to_patches
 from .augmentations import build_transform_gen
+from .composition import SceneComposer
 from .segmentation_mapper import Augmentations, SegmentationMapper
 from .targets import InstanceTargets, Targets
 
@@ -74,10 +75,11 @@ class COCOInstanceNewBaselineDatasetMapper(SegmentationMapper):
         }
 
     def use_config(self, cfg: CfgNode) -> None:
-        """Take the number of classes from the config, and make missing annotations an error."""
+        """Take the number of classes and the composition of scenes; make missing annotations an error."""
         if self.num_classes is None:
             self.num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         self.annotations_required = True
+        self.composer = SceneComposer.from_config(cfg)
 
     def make_targets(self) -> Targets:
         """Build `InstanceTargets` of `num_classes` and `annotations_required`."""

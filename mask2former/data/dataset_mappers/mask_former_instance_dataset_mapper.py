@@ -9,6 +9,7 @@ from detectron2.data import transforms as T
 
 from ...utils.signatures import fitting
 from .augmentations import pad_to_square, resize_for_inference, shortest_edge_crop
+from .composition import SceneComposer
 from .segmentation_mapper import Augmentations, SegmentationMapper
 from .targets import InstanceTargets, Targets
 
@@ -66,9 +67,10 @@ class MaskFormerInstanceDatasetMapper(SegmentationMapper):
         return fitting(cls, arguments | changed, {"keep_empty": True})
 
     def use_config(self, cfg: CfgNode) -> None:
-        """Take the number of classes from the config."""
+        """Take the number of classes and the composition of scenes from the config."""
         if self.num_classes is None:
             self.num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        self.composer = SceneComposer.from_config(cfg)
 
     def make_targets(self) -> Targets:
         """Build `InstanceTargets` of `num_classes` and `keep_empty`."""

@@ -15,7 +15,8 @@ from detectron2.data import transforms as T
 from ..deferred_image import DeferredInput
 from ..image_io import IMAGE_FORMATS, check_image_size, read_image
 from .augmentations import resize_for_inference
-from .targets import AugmentedImage, Record, Targets
+from .composition import SceneComposer
+from .targets import AugmentedImage, InstanceTargets, Record, Targets
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class SegmentationMapper:
     tfm_gens: Augmentations = ()
     img_format = "RGB"
     with_padding_mask = False  # whether samples have "padding_mask"
+    composer: SceneComposer | None = None  # in training, makes new images of those of the dataset
     _targets: Targets | None = None
 
     @configurable
@@ -126,6 +128,11 @@ class SegmentationMapper:
         The mappers derived from this class set `num_classes` where it is None, and what else they say.
         """
 
+    def use_records(self, records: Sequence[Record]) -> None:
+        """Take the records of the training, from which `composer` copies objects; `TrainingRecords` calls it."""
+        if self.composer is not None:
+            self.composer.records = records
+
     def __call__(self, dataset_dict: Record) -> dict[str, Any]:
         """Map one record.
 
@@ -143,9 +150,12 @@ class SegmentationMapper:
         """
         targets = self._require_targets() if self.is_train else None
         dropped = _TARGET_KEYS if self.is_train else ("annotations",)
+        pixels = None
+        if self.composer is not None and isinstance(targets, InstanceTargets) and "annotations" in dataset_dict:
+            dataset_dict, pixels = self.composer(dataset_dict, targets, self.img_format)
         sample = {key: value for key, value in dataset_dict.items() if key not in dropped}
         augmentations = with_padding(self.tfm_gens, self.padding())
-        image = read_and_augment(dataset_dict, sample, augmentations, self.img_format, targets)
+        image = read_and_augment(dataset_dict, sample, augmentations, self.img_format, targets, pixels)
         sample["image"] = image.to_tensor()
         if self.with_padding_mask:
             sample["padding_mask"] = image.padding_mask()
