@@ -287,8 +287,8 @@ def _validate_training(cfg: CfgNode) -> None:
     )
     _require(
         not (world and cfg.SOLVER.REFERENCE_BATCH),
-        "SOLVER.REFERENCE_BATCH and SOLVER.REFERENCE_WORLD_SIZE both scale SOLVER.BASE_LR with the batch: set one of them "
-        "to 0",
+        "SOLVER.REFERENCE_BATCH and SOLVER.REFERENCE_WORLD_SIZE both scale SOLVER.BASE_LR with the batch: set one "
+        "of them to 0",
     )
     warmup, iterations = cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER
     _require(

@@ -247,9 +247,14 @@ def _publish(matrix: Matrix, trainings: Sequence[Training], file: Path | None, o
     if file is not None:
         written.append(write_json(file, report, indent=1))
     for summary in summaries(report):
-        final, best = plus_minus(summary.final, summary.final_deviation), plus_minus(summary.best, summary.best_deviation)
+        final, best = (
+            plus_minus(summary.final, summary.final_deviation),
+            plus_minus(summary.best, summary.best_deviation),
+        )
         runs = f"{summary.runs} run{'s' * (summary.runs != 1)}"
-        print(f"{summary.name:24s} {report['metric']} {final}, best {best} ({runs}, {summary.minutes:.1f} minutes each)")
+        print(
+            f"{summary.name:24s} {report['metric']} {final}, best {best} ({runs}, {summary.minutes:.1f} minutes each)"
+        )
     print(f"written: {', '.join(short_path(path) for path in written)}")
     return report
 
@@ -321,7 +326,10 @@ def verdict(matrix: Matrix, report: Report, stored: Report | None) -> tuple[bool
         before = None if stored is None else _final(stored, bound.variant)
         file = short_path(matrix.path.with_suffix(".json"))
         if before is None:
-            return True, f"{measured}. Not checked: there is no measured {file} yet; --json {file} makes this run the measure."
+            return (
+                True,
+                f"{measured}. Not checked: there is no measured {file} yet; --json {file} makes this run the measure.",
+            )
         least, source = before - bound.margin, f"{before:.2f} of {file} less {bound.margin:g}"
     if final >= least:
         return True, f"{measured}, at least {least:.2f} ({source}): it learns."

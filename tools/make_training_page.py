@@ -116,7 +116,9 @@ def _plan(matrix: Matrix) -> str:
     seeds = f"seeds {', '.join(map(str, matrix.seeds))}" if len(matrix.seeds) > 1 else f"seed {matrix.seeds[0]}"
     device = "one GPU" if matrix.device == "cuda" else "the CPU"
     data = f" The dataset is made by `mask2former {' '.join(matrix.make)}`." if matrix.make else ""
-    text = f"**{matrix.title}**: {budget} of training for each run on {device}, {seeds}, {matrix.evaluations} evaluations."
+    text = (
+        f"**{matrix.title}**: {budget} of training for each run on {device}, {seeds}, {matrix.evaluations} evaluations."
+    )
     return text + data
 
 

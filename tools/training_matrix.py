@@ -138,7 +138,9 @@ def read_matrix(path: str | Path) -> Matrix:
         raise ValueError(f"{path}: {len(matrix.seeds) * len(variants)} runs are more than {_MOST_RUNS}")
     for key, name in (("reference", matrix.reference), ("bound", matrix.bound and matrix.bound.variant)):
         if name is not None and name not in names:
-            raise ValueError(f"{path}: '{key}' names the variant '{name}', which is not there{did_you_mean(name, names)}")
+            raise ValueError(
+                f"{path}: '{key}' names the variant '{name}', which is not there{did_you_mean(name, names)}"
+            )
     return matrix
 
 
@@ -165,7 +167,9 @@ def _variants(section: _Values, common: Mapping[str, str]) -> tuple[Variant, ...
         )
         values.end()
     if not variants:
-        raise ValueError(f"{section.path}: 'variants' is missing: {{name: {{config: FILE, overrides: {{KEY: value}}}}}}")
+        raise ValueError(
+            f"{section.path}: 'variants' is missing: {{name: {{config: FILE, overrides: {{KEY: value}}}}}}"
+        )
     return tuple(variants)
 
 
@@ -253,9 +257,7 @@ class _Values:
         """Refuse keys that nobody has taken."""
         unknown = next((key for key in self._values if key not in self._known), None)
         if unknown is not None:
-            raise ValueError(
-                f"{self.path}: unknown key '{self._name(unknown)}'{did_you_mean(unknown, self._known)}"
-            )
+            raise ValueError(f"{self.path}: unknown key '{self._name(unknown)}'{did_you_mean(unknown, self._known)}")
 
     def _name(self, key: str) -> str:
         return f"{self._where}.{key}" if self._where else key
