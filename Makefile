@@ -76,7 +76,7 @@ bench: env
 	$(RUN) tools/benchmark.py $(ARGS)
 
 learn: env
-	$(RUN) tools/compare_recipes.py $(MATRIX) --check $(ARGS)
+	$(RUN) tools/compare_recipes.py $(MATRIX) --restart --check $(ARGS)
 
 ops: env
 	$(RUN) tools/build_ops.py

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Compare recipes: train the variants of a matrix with several seeds and the same budget, and report their curves.
 
-    python tools/compare_recipes.py docs/training/shapes_panoptic.yaml --json docs/training/shapes_panoptic.json
+    python tools/compare_recipes.py docs/training/shapes_panoptic.yaml --store       # and keep the report beside it
     python tools/compare_recipes.py docs/training/shapes_panoptic.yaml --dry-run     # the runs, and what they take
     python tools/compare_recipes.py docs/training/learn.yaml --check                 # status 1 if it learns worse
     python tools/make_training_page.py                                               # then docs/training.md
@@ -9,7 +9,7 @@
 Each run is a process of train_net.py; with several GPUs one runs on each. With a budget in minutes a short training of
 each variant measures its iterations first, and the budget then sets SOLVER.MAX_ITER, to which warm-up and steps of the
 learning rate are fitted. Evaluations are not part of the budget. The same command continues what was interrupted:
-finished runs are kept, others go on from their last checkpoint. Status 3: stopped before all runs were finished.
+finished runs are kept, also those of earlier code (--restart), others go on from their last checkpoint. Status 3: stopped before all runs were finished.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from training_runs import (  # noqa: E402
     Training,
     make_dataset,
     measuring_training,
+    remove_runs,
     run_all,
     training_of,
 )
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a comparison; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("matrix", metavar="MATRIX", type=Path, help="YAML file, as docs/training/shapes_panoptic.yaml")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the report here, too")
+    parser.add_argument("--store", action="store_true", help="write the report beside the matrix, for docs/training.md")
     parser.add_argument("--output", metavar="DIR", type=Path, help="default: output/training/ and the matrix's name")
     parser.add_argument("--variants", metavar="NAMES", help="run only these, as recipe,reference")
     parser.add_argument("--seeds", metavar="NUMBERS", help="run only these, as 0,1")
@@ -73,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     budget.add_argument("--iterations", metavar="N", type=int, help="of each run, instead of the matrix's budget")
     parser.add_argument("--gpus", metavar="IDS", help="GPUs to use, as 0,1 (default: all)")
     parser.add_argument("--stop-after", metavar="N", type=float, help="save and stop after so many minutes")
+    parser.add_argument("--restart", action="store_true", help="remove earlier runs of the matrix, and begin again")
     parser.add_argument("--check", action="store_true", help="status 1 if a metric is below the bound of the matrix")
     parser.add_argument("--dry-run", action="store_true", help="print the runs and stop")
     return run_program(parser, _run, argv)
@@ -80,6 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     matrix = _selected(args, read_matrix(args.matrix))
+    if args.store and (args.variants, args.seeds, args.minutes, args.iterations) != (None,) * 4:
+        raise ValueError(
+            "--store keeps the report of the complete matrix: leave out --variants, --seeds and the budget"
+        )
     if args.check and matrix.bound is None:
         raise ValueError(f"--check: {matrix.path} has no 'bound'")
     stored = stored_report(matrix) if args.check else None
@@ -88,6 +94,8 @@ def _run(args: argparse.Namespace) -> int:
         print(outline(matrix, output))
         return 0
     gpus = _devices(matrix, args.gpus)
+    if args.restart:
+        remove_runs(matrix, output)
     end = None if args.stop_after is None else time.monotonic() + 60 * args.stop_after
     datasets = output / "datasets" if matrix.make else Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
     make_dataset(matrix, datasets)
@@ -103,10 +111,10 @@ def _run(args: argparse.Namespace) -> int:
             failures = run_all(trainings, gpus, datasets, **start)
     except Stopped:
         failures = ["Stopped before all runs were finished; the same command continues them."]
-        _publish(matrix, trainings, args.json, output)
+        _publish(matrix, trainings, output, store=False)
         print(failures[0], file=sys.stderr)
         return _UNFINISHED
-    report = _publish(matrix, trainings, args.json, output)
+    report = _publish(matrix, trainings, output, store=args.store and not failures)
     for failure in failures:
         print(failure, file=sys.stderr)
     if failures or report is None:
@@ -236,7 +244,7 @@ class _Progress:
                 print(f"{training.title}: {self._metric} {row[self._metric]:.2f} {place}.", flush=True)
 
 
-def _publish(matrix: Matrix, trainings: Sequence[Training], file: Path | None, output: Path) -> Report | None:
+def _publish(matrix: Matrix, trainings: Sequence[Training], output: Path, *, store: bool) -> Report | None:
     """Write report and figure of the finished runs and print the table; None if no run is finished."""
     if not any(training.finished for training in trainings):
         return None
@@ -244,8 +252,8 @@ def _publish(matrix: Matrix, trainings: Sequence[Training], file: Path | None, o
     written = [write_json(output / "report.json", report, indent=1)]
     draw(report, output / "curves.png")
     written.append(output / "curves.png")
-    if file is not None:
-        written.append(write_json(file, report, indent=1))
+    if store:
+        written.append(write_json(matrix.path.with_suffix(".json"), report, indent=1))
     for summary in summaries(report):
         final, best = (
             plus_minus(summary.final, summary.final_deviation),
@@ -294,7 +302,7 @@ def _variant_report(matrix: Matrix, variant: Variant, trainings: Sequence[Traini
 
 
 def stored_report(matrix: Matrix) -> Report | None:
-    """Return the report beside the matrix, with which --check compares; None if the bound needs none, or none is there."""
+    """Return the report beside the matrix, which the bound is relative to; None if it is not, or none is there."""
     file = matrix.path.with_suffix(".json")
     needed = matrix.bound is not None and matrix.bound.at_least is None
     return read_report(file) if needed and file.is_file() else None
@@ -328,7 +336,7 @@ def verdict(matrix: Matrix, report: Report, stored: Report | None) -> tuple[bool
         if before is None:
             return (
                 True,
-                f"{measured}. Not checked: there is no measured {file} yet; --json {file} makes this run the measure.",
+                f"{measured}. Not checked: there is no measured {file} yet; --store writes it.",
             )
         least, source = before - bound.margin, f"{before:.2f} of {file} less {bound.margin:g}"
     if final >= least:

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Write docs/training.md and its figures from docs/training/: page.txt, the matrices (*.yaml) and their reports (*.json).
+"""Write docs/training.md and its figures from docs/training/: page.txt, matrices (*.yaml) and their reports (*.json).
 
-    python tools/compare_recipes.py docs/training/learn.yaml --json docs/training/learn.json     # measure
-    python tools/make_training_page.py                                                           # then the page
-    python tools/make_training_page.py --check                     # status 1 if page or figures are outdated
+    python tools/compare_recipes.py docs/training/learn.yaml --store     # measure
+    python tools/make_training_page.py                                   # then the page
+    python tools/make_training_page.py --check                           # status 1 if page or figures are outdated
 
-A line `<!-- comparison of NAME -->` of page.txt is replaced by the variants of NAME.yaml and, where there is NAME.json, by
-its table and figure. The page is reproducible byte for byte.
+A line `<!-- comparison of NAME -->` of page.txt is replaced by the variants of NAME.yaml and, where there is
+NAME.json, by its table and figure. The page is reproducible byte for byte.
 """
 
 from __future__ import annotations
@@ -132,10 +132,9 @@ def _variants(matrix: Matrix) -> str:
 
 def _not_measured(matrix: Matrix) -> str:
     if matrix.bound is not None and matrix.bound.at_least is not None:
-        text = f"No report is stored: the bound of {matrix.metric} is {matrix.bound.at_least:g} for {matrix.bound.variant}."
+        text = f"The bound of {matrix.metric} is {matrix.bound.at_least:g} for {matrix.bound.variant}."
         return wrapped(f"{text} `make learn MATRIX=docs/training/{matrix.path.name}` checks it.") + "\n"
-    name = f"docs/training/{matrix.name}"
-    command = f"`python tools/compare_recipes.py {name}.yaml --json {name}.json`"
+    command = f"`python tools/compare_recipes.py docs/training/{matrix.path.name} --store`"
     return wrapped(f"Not measured yet: {command}, then `python tools/make_training_page.py`.") + "\n"
 
 

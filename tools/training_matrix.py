@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,7 @@ def settings_of(matrix: Matrix) -> dict[str, Any]:
 
 def _variants(section: _Values, common: Mapping[str, str]) -> tuple[Variant, ...]:
     variants = []
-    for name in section.keys():
+    for name in section:
         if not name or not set(name) <= _NAME:
             raise ValueError(f"{section.path}: the variant '{name}' must be named by small letters, digits and _")
         values = section.section(name)
@@ -175,7 +175,7 @@ def _variants(section: _Values, common: Mapping[str, str]) -> tuple[Variant, ...
 
 def _overrides(section: _Values) -> dict[str, str]:
     """Return {KEY: value as on the command line}."""
-    return {key: _word(section.take(key)) for key in section.keys()}
+    return {key: _word(section.take(key)) for key in section}
 
 
 def _word(value: Any) -> str:
@@ -184,7 +184,7 @@ def _word(value: Any) -> str:
 
 def _bound(values: _Values) -> Bound | None:
     section = values.section("bound")
-    if not section.keys():
+    if not list(section):
         return None
     name, least, margin = section.text("variant"), section.number("at_least", None), section.number("margin", None)
     section.end()
@@ -210,8 +210,8 @@ class _Values:
         self._values = {str(key): value for key, value in values.items()}
         self._known: list[str] = []
 
-    def keys(self) -> list[str]:
-        return list(self._values)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
 
     def take(self, key: str, default: Any = _MISSING) -> Any:
         self._known.append(key)
@@ -257,7 +257,7 @@ class _Values:
         """Refuse keys that nobody has taken."""
         unknown = next((key for key in self._values if key not in self._known), None)
         if unknown is not None:
-            raise ValueError(f"{self.path}: unknown key '{self._name(unknown)}'{did_you_mean(unknown, self._known)}")
+            raise ValueError(f"{self.path}: unknown key '{self._name(unknown)}'.{did_you_mean(unknown, self._known)}")
 
     def _name(self, key: str) -> str:
         return f"{self._where}.{key}" if self._where else key

@@ -194,7 +194,7 @@ def read_report(file: Path) -> Report:
         raise ValueError(f"{file} is not JSON: {error}") from error
     missing = [key for key in _KEYS if not isinstance(report, dict) or key not in report]
     if missing:
-        raise ValueError(f"{file} has no {missing[0]!r}; is it made by tools/compare_recipes.py --json?")
+        raise ValueError(f"{file} has no {missing[0]!r}; is it made by tools/compare_recipes.py --store?")
     if report.get("schema") != SCHEMA:
         raise ValueError(f"{file} has schema {report.get('schema')}, not {SCHEMA}: run the comparison again")
     return report

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,6 +166,13 @@ def make_dataset(matrix: Matrix, datasets: Path) -> None:
                 f"{datasets / name} does not exist, which {matrix.path} needs; DETECTRON2_DATASETS names the directory "
                 "of the datasets, and datasets/README.md says what is where"
             )
+
+
+def remove_runs(matrix: Matrix, output: Path) -> None:
+    """Remove all runs of a matrix; other files stay."""
+    for variant in matrix.variants:
+        for plan in sorted((output / variant.name).glob(f"*/{_PLAN}")):
+            shutil.rmtree(plan.parent)
 
 
 def environment(datasets: Path, gpu: str | None = None) -> dict[str, str]:

@@ -103,7 +103,7 @@ def test_a_table_states_where_it_comes_from(tool: ModuleType, sources: Path) -> 
 def test_without_a_report_the_page_says_how_to_make_one(tool: ModuleType, sources: Path) -> None:
     assert tool.write(sources, sources / "page.md", sources, False) == 0
     text = (sources / "page.md").read_text()
-    assert "Not measured yet" in text and "--json docs/training/rates.json" in text and "![" not in text
+    assert "Not measured yet" in text and "docs/training/rates.yaml --store`" in text and "![" not in text
 
 
 @pytest.mark.parametrize(
