@@ -9,7 +9,8 @@
 Each run is a process of train_net.py; with several GPUs one runs on each. With a budget in minutes a short training of
 each variant measures its iterations first, and the budget then sets SOLVER.MAX_ITER, to which warm-up and steps of the
 learning rate are fitted. Evaluations are not part of the budget. The same command continues what was interrupted:
-finished runs are kept, also those of earlier code (--restart), others go on from their last checkpoint. Status 3: stopped before all runs were finished.
+finished runs are kept, also those of earlier code (--restart), others go on from their last checkpoint. Status 3:
+stopped before all runs were finished.
 """
 
 from __future__ import annotations
