@@ -9,6 +9,8 @@
 # make format     repair style and format
 # make docs       the documentation as a site -> build/site/index.html
 # make bench      measure this machine
+# make learn      the regression test of learning: train on the shapes world and compare PQ with its bound; 20 minutes on
+#                 a GPU, MATRIX=docs/training/learn_cpu.yaml for minutes on a CPU; docs/training.md
 # make ops        compile the op for CPU and, where nvcc is, for CUDA (INSTALL.md, "The compiled op")
 # make clean      remove build products and caches; results in output/ and the environment stay
 #
@@ -23,6 +25,7 @@ ARGS ?=
 N ?= 1000
 KIND ?=
 OFFSET ?= 0
+MATRIX ?= docs/training/learn.yaml
 RUN := $(VENV)/bin/python
 # Core by core: on machines with many cores PyTorch's threads would be in each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist worksteal
@@ -30,7 +33,7 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist worksteal
 SLOW_TESTS := tests/datasets tests/demo tests/docs tests/parity tests/tools
 INSTALL := $(PYTHON) tools/install.py --venv $(VENV)
 
-.PHONY: demo test test-fast fuzz chaos coverage lint types format docs bench ops env clean
+.PHONY: demo test test-fast fuzz chaos coverage lint types format docs bench learn ops env clean
 .NOTPARALLEL:
 
 demo:
@@ -71,6 +74,9 @@ docs:
 
 bench: env
 	$(RUN) tools/benchmark.py $(ARGS)
+
+learn: env
+	$(RUN) tools/compare_recipes.py $(MATRIX) --restart --check $(ARGS)
 
 ops: env
 	$(RUN) tools/build_ops.py

@@ -153,6 +153,7 @@ def _add_solver(cfg: CfgNode) -> None:
             "WEIGHT_DECAY_EMBED": 0.0,
             "OPTIMIZER": "ADAMW",
             "BACKBONE_MULTIPLIER": 0.1,
+            "REFERENCE_BATCH": 0,  # ours: images in the batch that BASE_LR is right for; 0: in any
             "ACCUMULATION_STEPS": 1,  # ours
             "GRADIENT_REDUCTION": "fp32",  # ours: or bf16, the format in which gradients go from rank to rank
             "MAX_NONFINITE_STEPS": 10,  # ours

@@ -286,6 +286,11 @@ def _validate_training(cfg: CfgNode) -> None:
         f"SOLVER.IMS_PER_BATCH {batch} must be a multiple of SOLVER.REFERENCE_WORLD_SIZE {world} (0: the batch is not "
         "scaled with the number of ranks)",
     )
+    _require(
+        not (world and cfg.SOLVER.REFERENCE_BATCH),
+        "SOLVER.REFERENCE_BATCH and SOLVER.REFERENCE_WORLD_SIZE both scale SOLVER.BASE_LR with the batch: set one "
+        "of them to 0",
+    )
     warmup, iterations = cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER
     _require(
         warmup < iterations or warmup <= 0,

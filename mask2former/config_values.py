@@ -275,6 +275,7 @@ TRAINING_RULES: dict[str, Rule] = {
     "SOLVER.ACCUMULATION_STEPS": integer(1, 1_000_000),
     "SOLVER.GRADIENT_REDUCTION": one_of("fp32", "bf16"),
     "SOLVER.REFERENCE_WORLD_SIZE": integer(0, 1_000_000),
+    "SOLVER.REFERENCE_BATCH": integer(0, 1_000_000),
     "SOLVER.MAX_NONFINITE_STEPS": integer(0),
     "SOLVER.EMA_DECAY": _rate,
     "SOLVER.EARLY_STOP_PATIENCE": integer(0),

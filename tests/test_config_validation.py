@@ -34,6 +34,7 @@ PER_PIXEL = "ade20k/semantic-segmentation/maskformer/per_pixel_baseline_R50_bs16
         (["SOLVER.ACCUMULATION_STEPS", 3], "ACCUMULATION_STEPS"),
         (["SOLVER.OPTIMIZER", "ADAM"], "ADAMW"),
         (["SOLVER.REFERENCE_WORLD_SIZE", 3], "multiple of SOLVER.REFERENCE_WORLD_SIZE 3"),
+        (["SOLVER.REFERENCE_WORLD_SIZE", 8, "SOLVER.REFERENCE_BATCH", 16], "both scale SOLVER.BASE_LR"),
         (["SOLVER.AMP.DTYPE", "bf16"], "bfloat16"),
         (["SOLVER.MAX_ITER", 20, "SOLVER.WARMUP_ITERS", 1000], "MAX_ITER 20 .*Add SOLVER.WARMUP_ITERS 2 "),
         (["SOLVER.MAX_ITER", 10], "SOLVER.WARMUP_ITERS is 10, .*Add SOLVER.WARMUP_ITERS 1 "),

@@ -16,7 +16,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from mask2former.utils.failures import run_program  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
-from generated_page import write_page  # noqa: E402
+from generated_page import table, wrapped, write_page  # noqa: E402
 
 SOURCES = ROOT / "docs" / "benchmarks"
 TEMPLATE = SOURCES / "page.txt"
@@ -37,7 +37,6 @@ HEAD = "<!-- Made by tools/make_benchmarks.py from docs/benchmarks/. Change what
 _PLACE = re.compile(r"^<!-- figures of (\w+) -->\n", re.MULTILINE)
 _KEYS = ("benchmark", "title", "label", "date", "command", "settings", "hardware", "versions", "rows")
 _VERSIONS = ("torch", "cuda", "python", "mask2former", "transformers", "deformops", "detectron2", "sal-detectron2")
-_WIDTH = 120
 
 Run = dict[str, Any]
 
@@ -145,18 +144,7 @@ def _origin(run: Run, lead: str = "") -> str:
         flops, moved = peaks["flops"], peaks["bandwidth"]
         values = f"{flops['value']:.3g} {flops['unit']} and {moved['value']:.3g} {moved['unit']}"
         text += f" Floors at {values} ({peaks['source']})."
-    return _wrapped(text, "  " if lead else "")
-
-
-def _wrapped(text: str, indent: str) -> str:
-    """Break a paragraph at spaces outside code, as far as lines allow."""
-    lines = [""]
-    for word in re.findall(r"(?:`[^`]*`|[^\s`])+", text):
-        if lines[-1].strip() and len(lines[-1]) + 1 + len(word) > _WIDTH:
-            lines.append(indent + word)
-        else:
-            lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
-    return "\n".join(lines)
+    return wrapped(text, "  " if lead else "")
 
 
 def _figures(run: Run) -> str:
@@ -167,7 +155,7 @@ def _figures(run: Run) -> str:
     for row in run["rows"]:
         cells = {(f["name"], f["unit"]): _cell(f) for f in row["figures"]}
         lines.append([row["name"], *(cells.get(column, "-") for column in columns)])
-    return _table(head, lines)
+    return table(head, lines)
 
 
 def _comparison(case: Sequence[Run]) -> str:
@@ -183,7 +171,7 @@ def _comparison(case: Sequence[Run]) -> str:
         change = f"{first / last:.2f}" if first is not None and last else "-"
         cells = [_cell(each[key]) if key in each else "-" for each in values]
         lines.append([f"{name}: {figure}{', ' + unit if unit else ''}", *cells, change])
-    return _table(["", *map(_label, case), "first over last"], lines)
+    return table(["", *map(_label, case), "first over last"], lines)
 
 
 def _cell(figure: dict[str, Any]) -> str:
@@ -201,12 +189,6 @@ def _number(value: float | None) -> str:
         return f"{value:.0f}"
     places = next((places for limit, places in ((10, 1), (1, 2), (0.1, 3)) if abs(value) >= limit), 4)
     return f"{value:.{places}f}"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    rule = ["---", *("---:" for _ in head[1:])]
-    cells = ([cell.replace("|", "\\|") for cell in row] for row in (head, rule, *rows))
-    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,28 @@ NORM_LAYERS: tuple[type[nn.Module], ...] = (
 _POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed")
 
 
+def scaled_learning_rate(rate: float, batch: int, reference: int, optimizer: str = "ADAMW") -> float:
+    """Return the learning rate for another batch: that of AdamW grows with its square root, that of SGD with its size.
+
+    The noise of a gradient falls with the root of the number of images, and AdamW divides by its size (arXiv
+    2205.10287).
+
+    Args:
+        rate: that is right for `reference` images.
+        batch: images in an optimizer step, over all ranks and micro-batches.
+    """
+    ratio = batch / reference
+    return rate * (ratio if optimizer.upper() == "SGD" else math.sqrt(ratio))
+
+
+def base_learning_rate(cfg: CfgNode) -> float:
+    """Return SOLVER.BASE_LR, scaled from SOLVER.REFERENCE_BATCH to SOLVER.IMS_PER_BATCH if that is above 0."""
+    solver = cfg.SOLVER
+    if not solver.REFERENCE_BATCH:
+        return float(solver.BASE_LR)
+    return scaled_learning_rate(solver.BASE_LR, solver.IMS_PER_BATCH, solver.REFERENCE_BATCH, solver.OPTIMIZER)
+
+
 def parameter_settings(cfg: CfgNode, module_name: str, module: nn.Module, name: str) -> tuple[float, float]:
     """Return learning rate and weight decay of the parameter `name` of `module`, which is at path `module_name`.
 
@@ -35,7 +58,7 @@ def parameter_settings(cfg: CfgNode, module_name: str, module: nn.Module, name: 
     like any weight, and so are biases unless SOLVER.WEIGHT_DECAY_BIAS is set.
     """
     solver = cfg.SOLVER
-    lr, weight_decay = solver.BASE_LR, solver.WEIGHT_DECAY
+    lr, weight_decay = base_learning_rate(cfg), solver.WEIGHT_DECAY
     if "backbone" in module_name:
         lr *= solver.BACKBONE_MULTIPLIER
     if any(table in name for table in _POSITION_TABLES):
@@ -89,11 +112,11 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     name = solver.OPTIMIZER.upper()
     optimizer: torch.optim.Optimizer
     if name == "ADAMW":
-        optimizer = torch.optim.AdamW(groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, fused=True)
+        optimizer = torch.optim.AdamW(groups, lr=base_learning_rate(cfg), weight_decay=solver.WEIGHT_DECAY, fused=True)
     elif name == "SGD":
         optimizer = torch.optim.SGD(
             groups,
-            lr=solver.BASE_LR,
+            lr=base_learning_rate(cfg),
             momentum=solver.MOMENTUM,
             nesterov=solver.NESTEROV,
             weight_decay=solver.WEIGHT_DECAY,

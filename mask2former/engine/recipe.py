@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 
 from ..config import merge_overrides
 from ..errors import ConfigError
+from .optimizer import scaled_learning_rate
 
 _CELL = 4  # pixels: stride of the mask features
 _SMALLEST_OBJECT = 3 * _CELL  # pixels at the size of inference; a mask of fewer cells has no shape
@@ -333,9 +334,9 @@ def _set_learning_rate(recipe: Recipe, data: DataFacts, wishes: Wishes, fresh: b
     """Set the learning rates."""
     cfg, solver = recipe.cfg, recipe.cfg.SOLVER
     few = data.images < _FEW_IMAGES
-    # The square root rule of AdamW, from 1e-4 with 16 images. Measured with ten images and batches of two: 4 times that
-    # is too much for trained weights.
-    rate = 1e-4 * math.sqrt(solver.IMS_PER_BATCH / 16) * (2 if fresh else 1)
+    # Measured with ten images and batches of two: 4 times that is too much for trained weights.
+    rate = scaled_learning_rate(1e-4, solver.IMS_PER_BATCH, 16) * (2 if fresh else 1)
+    solver.REFERENCE_BATCH = 0  # the rate is chosen for this batch
     solver.OPTIMIZER, solver.BASE_LR = "ADAMW", wishes.learning_rate or float(f"{rate:.2g}")
     solver.BACKBONE_MULTIPLIER = 0.1
     solver.CLIP_GRADIENTS.ENABLED, solver.CLIP_GRADIENTS.CLIP_TYPE = True, "full_model"

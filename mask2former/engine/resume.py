@@ -33,7 +33,8 @@ _WITHOUT_EFFECT = {"MODEL.WEIGHTS": "the weights of the checkpoint go on"}
 _OF_THE_SCHEDULE = frozenset(
     f"SOLVER.{key}"
     for key in (
-        *("BASE_LR", "BASE_LR_END", "BACKBONE_MULTIPLIER", "BIAS_LR_FACTOR", "LR_SCHEDULER_NAME", "STEPS", "GAMMA"),
+        *("BASE_LR", "BASE_LR_END", "REFERENCE_BATCH", "BACKBONE_MULTIPLIER", "BIAS_LR_FACTOR", "LR_SCHEDULER_NAME"),
+        *("STEPS", "GAMMA"),
         *("NUM_DECAYS", "RESCALE_INTERVAL", "WARMUP_FACTOR", "WARMUP_ITERS", "WARMUP_METHOD"),
         *("POLY_LR_POWER", "POLY_LR_CONSTANT_ENDING"),
     )

@@ -11,6 +11,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..config import micro_batch_size
+from .optimizer import base_learning_rate
 
 
 class Training(Protocol):
@@ -46,6 +47,7 @@ def training_summary(training: Training, test_images: Mapping[str, int]) -> str:
         ("test", ", ".join(f"{name}{_count(test_images.get(name, 0))}" for name in cfg.DATASETS.TEST) or "none"),
         ("device", _devices(cfg)),
         ("batch", _batch(cfg)),
+        ("lr", _learning_rate(cfg)),
         ("iterations", _iterations(training, batch / images if images else 0.0)),
         ("output", f"{cfg.OUTPUT_DIR} (log.txt has config and model in full)"),
     ]
@@ -78,6 +80,14 @@ def _batch(cfg: CfgNode) -> str:
     if at_once == cfg.SOLVER.IMS_PER_BATCH:
         return text
     return f"{text}: {ranks} ranks x {cfg.SOLVER.ACCUMULATION_STEPS} accumulation steps x {at_once}"
+
+
+def _learning_rate(cfg: CfgNode) -> str:
+    rate, factor = base_learning_rate(cfg), cfg.SOLVER.BACKBONE_MULTIPLIER
+    text = f"{rate:.3g}" + ("" if factor == 1 else f", {rate * factor:.3g} in the backbone")
+    if not cfg.SOLVER.REFERENCE_BATCH:
+        return text
+    return f"{text}: {cfg.SOLVER.BASE_LR:g} for {cfg.SOLVER.REFERENCE_BATCH} images (SOLVER.REFERENCE_BATCH)"
 
 
 def _iterations(training: Training, epochs_of_one: float) -> str:

@@ -14,6 +14,7 @@ from mask2former.engine.optimizer import (
     clip_gradients,
     full_model_clip_norm,
     parameter_groups,
+    scaled_learning_rate,
 )
 
 SETTINGS = ["SOLVER.BASE_LR", "0.001", "SOLVER.WEIGHT_DECAY", "0.05", "SOLVER.BACKBONE_MULTIPLIER", "0.1"]
@@ -331,3 +332,20 @@ def test_groups_hold_names_and_each_parameter_once() -> None:
     model = Everything()
     pairs = [pair for group in parameter_groups(load_config(None), model) for pair in group["params"]]
     assert len({id(p) for _, p in pairs}) == len(pairs) == sum(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(("optimizer", "rate"), [("ADAMW", 0.0005), ("SGD", 0.00025)])
+def test_a_rate_for_another_batch(optimizer: str, rate: float) -> None:
+    """A quarter of the batch: half of AdamW's rate, a quarter of SGD's, in the backbone and in the schedule, too."""
+    batch = ["SOLVER.OPTIMIZER", optimizer, "SOLVER.IMS_PER_BATCH", "4", "SOLVER.REFERENCE_BATCH"]
+    poly = ["SOLVER.WARMUP_ITERS", "0", "SOLVER.LR_SCHEDULER_NAME", "WarmupPolyLR", "SOLVER.POLY_LR_POWER", "1.0"]
+    for reference, expected in (("16", rate), ("4", 0.001), ("0", 0.001)):
+        cfg = load_config(overrides=[*SETTINGS, *batch, reference, *poly, "SOLVER.MAX_ITER", "10"])
+        built = build_optimizer(cfg, Everything())
+        assert max(group["lr"] for group in built.param_groups) == pytest.approx(expected)
+        assert min(group["lr"] for group in built.param_groups) == pytest.approx(expected / 10)
+        schedule = build_lr_scheduler(cfg, built)
+        built.step()
+        schedule.step()
+        assert max(group["lr"] for group in built.param_groups) == pytest.approx(0.9 * expected)
+    assert scaled_learning_rate(1e-4, 64, 16) == pytest.approx(2e-4)
