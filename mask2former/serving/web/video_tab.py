@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import shutil
-import threading
 from collections.abc import Iterator
-from concurrent.futures import CancelledError, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,27 @@ from ...video.results import VideoResult
 from ...video.tables import TRACK_COLUMNS
 from ..errors import InvalidOptionError, ServingError
 from . import viewer
-from .components import SHOW, model_input, object_table, result_view, threshold_input, video_input
+from .components import (
+    SHOW,
+    clear_on_change,
+    model_input,
+    object_table,
+    result_files,
+    result_view,
+    threshold_input,
+    video_input,
+)
 from .image_tab import describe
 from .site import Site
 from .video_job import LimitedVideo, TrackingJob, write_files
 
 _EMPTY = "Choose a video, then press Track."
+_STOPPED = "Stopped. Press Track to begin again."
 _INTERVAL = 0.5  # seconds between two looks at the progress
-_WRITING = threading.BoundedSemaphore(1)  # videos that are drawn at once: it takes all cores
+_DRAWING = ThreadPoolExecutor(1)  # videos that are drawn at once: it takes all cores
 
-Update = tuple[str, Any, str]  # of the page: the place of the result, the table, the links
+Update = tuple[Any, Any, Any]  # of the page: the place of the result, the table, the links
+_UNCHANGED: Update = (gr.skip(), gr.skip(), gr.skip())
 
 
 def build(site: Site) -> None:
@@ -35,7 +45,7 @@ def build(site: Site) -> None:
         with gr.Column(scale=2, min_width=300):
             label = f"Video, up to {limits.max_video_seconds:g} s and {limits.max_video_bytes >> 20} MiB"
             video = video_input(label, "video")
-            with gr.Row():
+            with gr.Row(elem_id="track-or-stop"):
                 button = gr.Button("Track", variant="primary", size="lg", elem_id="track", min_width=120)
                 stop = gr.Button("Stop", size="lg", elem_id="stop", min_width=80)
             model = model_input(site, videos=True)
@@ -43,7 +53,7 @@ def build(site: Site) -> None:
             threshold = threshold_input(site, first)
         with gr.Column(scale=3, min_width=320):
             view = result_view(_EMPTY, "video-view")
-            files = gr.HTML("", elem_id="video-files", apply_default_css=False)
+            files = result_files("video-files")
             table = object_table(list(TRACK_COLUMNS), "Tracks", "tracks")
 
     def track(path: str | None, name: str, score: float) -> Iterator[Update]:
@@ -61,8 +71,9 @@ def build(site: Site) -> None:
         api_visibility="private",
     )
     button.click(None, js=SHOW % "#video-view", api_visibility="private")
+    clear_on_change(video, _EMPTY, [view], [files])
     stop.click(
-        lambda: (viewer.hint("Stopped."), None, ""),
+        lambda: (viewer.empty(_STOPPED), None, ""),
         None,
         [view, table, files],
         cancels=[started],
@@ -79,7 +90,7 @@ def track_upload(site: Site, path: str | None, model: str, score: float) -> Iter
     """
     try:
         if not path:
-            raise InvalidOptionError("choose a video first")
+            raise InvalidOptionError("choose a video first: drop one into the box on this page, or click there")
         source = LimitedVideo(site.uploads.resolve(path), site.engine.limits)
         job = TrackingJob(site.engine, source, model, score)
         try:
@@ -88,27 +99,41 @@ def track_upload(site: Site, path: str | None, model: str, score: float) -> Iter
         finally:
             job.stop()
         yield viewer.progress("Drawing the video", None), None, ""
-        yield _finished(site, result, source)
+        drawing = _DRAWING.submit(_finished, site, result, source)
+        try:
+            for _ in _pauses(drawing):
+                yield _UNCHANGED
+        finally:
+            drawing.cancel()
+        yield drawing.result()
     except ServingError as error:
         yield viewer.problem(str(error)), None, ""
     except CancelledError:
-        yield viewer.hint("Stopped."), None, ""
+        yield viewer.empty(_STOPPED), None, ""
 
 
 def _progress(job: TrackingJob) -> Iterator[Update]:
     shown = ""
-    while not wait([job.future], _INTERVAL).done:
-        text = f"Tracking, frame {job.frames}" if job.started else "Waiting for other videos"
+    for _ in _pauses(job.future):
+        of = f" of {job.length}" if job.length else ""
+        text = f"Tracking, frame {job.frames}{of}" if job.started else "Waiting for other videos"
         if text != shown:
             shown = text
             yield viewer.progress(text, job.fraction), None, ""
+        else:
+            yield _UNCHANGED
+
+
+def _pauses(future: Future[Any]) -> Iterator[None]:
+    """Yield about twice a second until something is done: the page can stop a generator only where it yields."""
+    while not wait([future], _INTERVAL).done:
+        yield
 
 
 def _finished(site: Site, result: VideoResult, source: LimitedVideo) -> Update:
     directory = site.uploads.new_directory()
     try:
-        with _WRITING:
-            write_files(result, directory)
+        write_files(result, directory)
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise
