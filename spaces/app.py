@@ -17,7 +17,8 @@ from pathlib import Path
 
 ENVIRONMENT = Path.home() / ".cache" / "mask2former-space"
 MODELS = "MASK2FORMER_MODELS"  # names of models whose weights are downloaded at the start, with commas between them
-SERVE = ["serve", "--host", "0.0.0.0", "--port", "7860"]  # where a Space expects it
+# Where a Space expects it; its page on huggingface.co shows it in a frame.
+SERVE = ["serve", "--host", "0.0.0.0", "--port", "7860", "--embed-in", "https://huggingface.co"]
 
 
 def complete_environment() -> None:

@@ -56,6 +56,7 @@ _ALL = (
     Command("eval", "measure a model on a dataset"),
     Command("check", "look for mistakes in a dataset before training on it"),
     Command("split", "divide a dataset into training and validation"),
+    Command("data", "make a dataset: the shapes world, with exact masks"),
     Command("convert", "convert weights: Hugging Face, safetensors, ImageNet backbones; pack a training"),
     Command("export", "write a model as ONNX, torch.export, AOTInductor or TorchScript"),
     Command("serve", "open a web app, and an HTTP API, for images and videos"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,8 +32,7 @@ class CommandParser(argparse.ArgumentParser):
         parsed, unknown = self.parse_known_args(args, namespace or argparse.Namespace(debug=debug_requested()))
         if unknown:
             option = unknown[0].partition("=")[0]
-            known = itertools.chain.from_iterable(action.option_strings for action in self._actions)
-            hint = did_you_mean(option, known) if option.startswith("-") else ""
+            hint = did_you_mean(option, _options(self)) if option.startswith("-") else ""
             self.error(f"unknown argument {option!r}.{hint}")
         for name, value in vars(parsed).items():
             setattr(parsed, name, _from_home(value))
@@ -43,6 +42,14 @@ class CommandParser(argparse.ArgumentParser):
         """Print the message in one line and exit with status 2."""
         end = "" if message.endswith((".", "?")) else "."
         self.exit(2, f"error: {message}{end} See {self.prog} --help\n")
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Yield the options of a parser and of its subcommands."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            yield from itertools.chain.from_iterable(map(_options, action.choices.values()))
 
 
 def _from_home(value: Any) -> Any:

@@ -51,8 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--allow-host",
         action="append",
         metavar="NAME",
-        help="name of this server in addresses; others are refused; can be repeated (default: with a local --host the "
-        "local names, else any)",
+        help="name of this server in addresses; others are refused; can be repeated (default: with a local --host none "
+        "but the local names, else any)",
+    )
+    server.add_argument(
+        "--embed-in",
+        action="append",
+        metavar="URL",
+        help="web site whose pages may show these in a frame, such as https://huggingface.co; can be repeated",
     )
     server.add_argument("--api-only", action="store_true", help="the HTTP API without pages")
     server.add_argument("--data", metavar="PATH", help="dataset, as of `mask2former check`, to show in a tab")
@@ -81,7 +87,9 @@ def run(args: argparse.Namespace) -> int:
         FileNotFoundError, ValueError: no such model, dataset or device; an argument out of range; an address in use.
     """
     if args.api_only:
-        refuse_given(args, ("data",), "with --api-only, which has no pages")
+        refuse_given(args, ("data", "embed_in"), "with --api-only, which has no pages")
+    if args.token == "":  # of a shell variable that is not set: a server for everybody is not what was meant
+        raise ValueError("--token is empty; give a text, or leave the option out for a server without a token")
     args.token = args.token or os.environ.get("MASK2FORMER_TOKEN") or None
     make_server = _packages()
     with listen(args.host, args.port) as socket, open_engine(args) as engine:
@@ -137,7 +145,9 @@ def build_app(args: argparse.Namespace, engine: Engine) -> FastAPI:
     Raises:
         ImportError, FileNotFoundError, ValueError: as `run`.
     """
-    hosts = args.allow_host or (["localhost", "127.0.0.1", "[::1]"] if args.host in _LOCAL else None)
+    hosts = None
+    if args.allow_host or args.host in _LOCAL:
+        hosts = [*(args.allow_host or ()), *_LOCAL[:2], f"[{_LOCAL[2]}]"]  # local names are no other site's
     if args.api_only:
         from ..serving.app import create_app
 
@@ -148,7 +158,7 @@ def build_app(args: argparse.Namespace, engine: Engine) -> FastAPI:
         raise ImportError(_MISSING) from None
     from ..serving.web.app import create_web_app
 
-    return create_web_app(engine, token=args.token, hosts=hosts, data=args.data)
+    return create_web_app(engine, token=args.token, hosts=hosts, data=args.data, embed_in=args.embed_in or ())
 
 
 def _packages() -> Any:

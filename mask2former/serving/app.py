@@ -196,13 +196,14 @@ class _Api:
         rows = await asyncio.to_thread(self.engine.models)
         return JSONResponse({"default": self.engine.default, "models": [asdict(row) for row in rows]})
 
-    def health(self) -> JSONResponse:
+    # Without a thread: those may all be busy with images.
+    async def health(self) -> JSONResponse:
         """Return status 200 while the worker works, 503 when the process has to be started again."""
         status = self.engine.status()
         content = {"status": "ok" if status.healthy else status.reason, "waiting": status.waiting}
         return JSONResponse(content, 200 if status.healthy else 503)
 
-    def show_metrics(self) -> Response:
+    async def show_metrics(self) -> Response:
         """Return counts of requests, times and the length of the queue, in the text format of Prometheus."""
         return Response(self.metrics.render(self.engine.status()), media_type=CONTENT_TYPE)
 

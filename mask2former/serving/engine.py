@@ -280,7 +280,7 @@ class Engine:
         except (ServingError, CancelledError) as error:
             job.future.set_exception(error.with_traceback(None))
         except Exception as error:
-            job.future.set_exception(self._explained(error))
+            job.future.set_exception(self._explained(error, "video"))
         finally:
             self._deadlines.pop()
 
@@ -344,16 +344,21 @@ class Engine:
             return False
         return True
 
-    def _explained(self, error: Exception) -> ServingError:
-        """Log an error of a model and return one that shows nothing of the server; its traceback would keep images."""
+    def _explained(self, error: Exception, kind: str = "image") -> ServingError:
+        """Log an error of a model and return one that shows nothing of the server; its traceback would keep images.
+
+        Args:
+            error: the error.
+            kind: what was sent.
+        """
         logger.error("a request failed", exc_info=error)
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            return InferenceError("the memory of the server does not suffice for this image; send a smaller one")
+            return InferenceError(f"the memory of the server does not suffice for this {kind}; send a smaller one")
         if "CUDA error" in str(error):  # no kernel runs in this process any more
             self._failure = "the GPU has failed; the server has to be started again"
-        return InferenceError("the model failed on this image; the log of the server says why")
+        return InferenceError(f"the model failed on this {kind}; the log of the server says why")
 
 
 def overdue(timeout: float) -> RequestTimeoutError:

@@ -23,8 +23,13 @@ _NAME_PART = 40  # characters of a file's name in that of its temporary file
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+def atomic_write(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[IO[bytes]]:
     """Open a temporary binary file that is renamed to `path` when it is complete; on an error it is removed.
+
+    Args:
+        path: path of the file.
+        durable: wait until the disk has it, so that it survives a power failure. Without, many small files are
+            written several times as fast: for those that are checked and made again.
 
     Raises:
         OSError: the file cannot be written (a full disk, a read-only directory, ...); the error names `path`.
@@ -37,8 +42,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             with temporary.open("wb") as file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
-            _publish(temporary, path)
+                if durable:
+                    os.fsync(file.fileno())
+            _publish(temporary, path, durable)
         except BaseException:  # also on Ctrl-C: no truncated file may remain
             temporary.unlink(missing_ok=True)
             raise
@@ -155,13 +161,15 @@ def remove_abandoned(directory: str | os.PathLike[str], names: re.Pattern[str]) 
     return removed
 
 
-def _publish(temporary: Path, path: Path) -> None:
+def _publish(temporary: Path, path: Path, durable: bool) -> None:
     umask = os.umask(0)
     os.umask(umask)
     with contextlib.suppress(OSError):  # some network mounts have no permissions
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp creates files that only the owner can read
     os.replace(temporary, path)
-    if hasattr(os, "O_DIRECTORY"):  # the new name must survive a power failure too, if the file system allows
+    if durable and hasattr(
+        os, "O_DIRECTORY"
+    ):  # the new name must survive a power failure too, if the file system allows
         with contextlib.suppress(OSError):
             directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
             try:

@@ -20,9 +20,9 @@ from .downloads import is_download, open_path
 from .text_files import expand_home
 
 
-def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
-    """Write a file atomically; create its directory."""
-    with atomic_write(path) as file:
+def write_bytes(path: str | os.PathLike[str], content: bytes, *, durable: bool = True) -> Path:
+    """Write a file atomically; create its directory. `durable` as in `atomic_write`."""
+    with atomic_write(path, durable=durable) as file:
         file.write(content)
     return Path(path).expanduser()
 

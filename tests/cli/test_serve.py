@@ -21,6 +21,8 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 pytest.importorskip("python_multipart")
 
+from fastapi.testclient import TestClient
+
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the arguments of the command."""
@@ -49,6 +51,26 @@ def test_pages_are_beside_the_api() -> None:
         app = serve.build_app(args, engine)
         assert {"/v1/segment", "/results/{key}/{name}"} <= paths(app)
         app.state.site.uploads.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answered", "refused"),
+    [
+        ([], ["127.0.0.1:7860", "localhost", "[::1]:7860"], ["evil.example"]),
+        (["--host", "::1"], ["[::1]:7860", "localhost:7860"], ["evil.example", "[::2]"]),
+        (["--host", "0.0.0.0"], ["127.0.0.1:7860", "anything.example"], []),
+        # As a health check inside a container asks.
+        (["--host", "0.0.0.0", "--allow-host", "me.example"], ["127.0.0.1:8000", "me.example"], ["evil.example"]),
+        (["--allow-host", "me.example"], ["127.0.0.1", "me.example"], ["evil.example"]),
+    ],
+)
+def test_names_of_the_server(arguments: list[str], answered: list[str], refused: list[str]) -> None:
+    args = parse(["--model", "nuclei", "--device", "cpu", "--api-only", *arguments])
+    with serve.open_engine(args) as engine:
+        client = TestClient(serve.build_app(args, engine))
+        for hosts, status in ((answered, 200), (refused, 400)):
+            for host in hosts:
+                assert client.get("/healthz", headers={"Host": host}).status_code == status, host
 
 
 @pytest.mark.slow
@@ -102,6 +124,9 @@ def test_missing_packages_are_named(
         (["--api-only", "--data", "x"], "--data has no effect"),
         (["--model", "nuclei", "--data", "no-such-directory"], "no-such-directory does not exist"),
         (["--model", "nuclei", "--token", " "], "the token must be"),
+        (["--model", "nuclei", "--token", ""], "--token is empty"),
+        (["--model", "nuclei", "--embed-in", "https://x.example; script-src *"], "is no web site"),
+        (["--api-only", "--embed-in", "https://x.example"], "--embed-in has no effect"),
         (["--port", "70000"], "between 0 and 65535"),
         (["--max-mb", "0"], "more than 0"),
     ],

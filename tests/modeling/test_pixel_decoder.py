@@ -29,6 +29,15 @@ def test_shapes() -> None:
     assert encoded is levels[0] and all(x.shape[1] == 32 for x in levels)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_maps_have_the_strides_for_which_kernels_are_fast(batch: int) -> None:
+    # torch's kernels look at the stride of the batch too, although one image does not need it.
+    _, _, levels = make().eval().forward_features(features(batch))
+    for x in levels:
+        channels, height, width = x.shape[1:]
+        assert x.stride()[1:] == (1, width * channels, channels) and x.stride(0) >= channels * height * width
+
+
 def test_a_map_of_one_value_for_a_norm_names_the_keys() -> None:
     decoder = make()
     with pytest.raises(ConfigError, match=r"'res5' has one pixel.*INPUT\.IMAGE_SIZE"):

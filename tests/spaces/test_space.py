@@ -17,6 +17,8 @@ from packaging.requirements import Requirement
 
 import mask2former.cli
 from mask2former import zoo
+from mask2former.cli import serve
+from mask2former.cli.parser import CommandParser
 
 SPACE = Path(__file__).parents[2] / "spaces"
 ROOT = SPACE.parent
@@ -76,7 +78,11 @@ def run_app() -> None:
 
 def test_the_app_serves_where_a_space_expects_it(started: list[Any]) -> None:
     run_app()
-    assert started == [["serve", "--host", "0.0.0.0", "--port", "7860"]]
+    (command,) = started
+    assert command[:5] == ["serve", "--host", "0.0.0.0", "--port", "7860"]
+    parser = CommandParser("mask2former serve")
+    serve.add_arguments(parser)
+    assert parser.parse_args(command[1:]).embed_in == ["https://huggingface.co"]  # which shows Spaces in a frame
 
 
 def test_weights_are_fetched_first_and_a_failure_is_told(
@@ -119,5 +125,5 @@ def test_without_detectron2_the_app_continues_in_an_environment_that_has_it(tmp_
     for _ in range(2):  # the second start finds the environment
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert done.stdout == "['serve', '--host', '0.0.0.0', '--port', '7860']\n"
+        assert done.stdout.startswith("['serve', '--host', '0.0.0.0', '--port', '7860', ")
     assert (tmp_path / ".cache/mask2former-space/pyvenv.cfg").is_file()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from mask2former.utils.atomic_file import atomic_write, check_writable, remove_abandoned
-from mask2former.utils.file_io import write_json
+from mask2former.utils.file_io import write_bytes, write_json
 
 
 def test_scalars_become_numbers_with_either_rule_for_nan(tmp_path: Path) -> None:
@@ -93,3 +94,12 @@ def test_a_name_of_the_longest_length_is_written(tmp_path: Path) -> None:
     with atomic_write(tmp_path / ("n" * 251 + ".bin")) as file:
         file.write(b"1")
     assert [len(path.name) for path in tmp_path.iterdir()] == [255]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_only_durable_writes_wait_for_the_disk(durable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[int] = []
+    monkeypatch.setattr(os, "fsync", waits.append)
+    write_bytes(tmp_path / "x", b"content", durable=durable)
+    assert (tmp_path / "x").read_bytes() == b"content" and bool(waits) == durable
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]

@@ -14,6 +14,7 @@ from .coco_panoptic import register_panoptic
 from .from_config import register_from_config
 from .mapillary import register_mapillary, register_mapillary_v2
 from .semantic_folder import register_semantic_folder
+from .shapes import register_shapes
 from .ytvis import register_ovis, register_ytvis
 from .ytvis_json import register_ytvis_json
 
@@ -25,6 +26,7 @@ _FAMILIES = (
     register_mapillary,
     register_mapillary_v2,
     register_lvis,
+    register_shapes,
 )
 
 __all__ = [

@@ -383,12 +383,13 @@ class MSDeformAttnPixelDecoder(nn.Module):
         maps = [p(features[name]) for name, p in zip(coarsest_first, self.input_proj, strict=True)]
         tokens, _, _ = self.transformer(maps, [self.pe_layer(x) for x in maps])
         parts = tokens.split([x.shape[2] * x.shape[3] for x in maps], dim=1)
-        out = [p.transpose(1, 2).unflatten(2, x.shape[-2:]) for p, x in zip(parts, maps, strict=True)]
+        # Maps of one image, too, get the strides of channels_last: for others interpolation takes its slow kernel.
+        out = [p.unflatten(1, x.shape[-2:]).permute(0, 3, 1, 2) for p, x in zip(parts, maps, strict=True)]
         finer = reversed(self.in_features[: self.num_fpn_levels])
         for name, lateral_conv, output_conv in zip(finer, self.lateral_convs, self.output_convs, strict=True):
             lateral = lateral_conv(features[name])
             coarse = out[-1]
-            if lateral.is_contiguous(memory_format=torch.channels_last):  # interpolation keeps a format, and is fast
+            if lateral.is_contiguous(memory_format=torch.channels_last):  # interpolation keeps a format
                 coarse = coarse.contiguous(memory_format=torch.channels_last)
             up = F.interpolate(coarse, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
             out.append(output_conv(lateral + up))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,8 @@ from .uploads import UploadDirectory
 
 _SWEEP = 60.0  # seconds
 _WAITING = 64  # events of pages that may wait; more are refused
+_UPLOAD_ROOM = 4 << 30  # bytes
+_ORIGIN = re.compile(r"https?://(\*\.)?[\w.-]+(:\d+)?", re.ASCII)
 _STYLE = Path(__file__).parent / "static" / "app.css"
 
 
@@ -33,6 +36,7 @@ def create_web_app(
     token: str | None = None,
     hosts: Sequence[str] | None = None,
     data: str | os.PathLike[str] | None = None,
+    embed_in: Sequence[str] = (),
     close_engine: bool = True,
 ) -> FastAPI:
     """Build the application with pages; arguments are those of `create_app`, and:
@@ -43,15 +47,20 @@ def create_web_app(
             header.
         hosts: values of the header Host that are answered.
         data: dataset to show in a tab of its own, see `Dataset`.
+        embed_in: web sites whose pages may show these in a frame, for example "https://huggingface.co".
         close_engine: close the engine when the application shuts down.
 
     Raises:
         ImportError: Gradio is missing.
-        FileNotFoundError, ValueError: the dataset cannot be read; an invalid token; no model of images.
+        FileNotFoundError, ValueError: the dataset cannot be read; an invalid token or web site; no model of images.
     """
+    for site in embed_in:
+        if not _ORIGIN.fullmatch(site):
+            raise ValueError(f"{site!r} is no web site that can embed the pages; write https://example.com")
     dataset = None if data is None else Dataset(data)
     app = create_app(engine, token=token, hosts=hosts, close_engine=close_engine)
-    uploads, store = UploadDirectory(), ResultStore()
+    largest = max(engine.limits.max_bytes, engine.limits.max_video_bytes)
+    uploads, store = UploadDirectory(max(_UPLOAD_ROOM, 8 * largest)), ResultStore()
     try:
         others = any(model.available and model.name != DEFAULT_MODEL for model in engine.models())
         files = example_files(cells=engine.default == DEFAULT_MODEL, scenes=others)
@@ -64,12 +73,11 @@ def create_web_app(
         uploads.close()
         raise
     _clean_up(app, uploads, store)
-    largest = max(engine.limits.max_bytes, engine.limits.max_video_bytes)
 
     def ours(path: str) -> bool:
         return path in api or path.startswith(PREFIX)
 
-    app.add_middleware(Guard, uploads=uploads, ours=ours, max_upload_bytes=largest)
+    app.add_middleware(Guard, uploads=uploads, ours=ours, max_upload_bytes=largest, embed_in=embed_in)
     if token is not None:
         # The API checks the token itself, and load balancers ask for the health without one.
         free = api - {"/docs", "/openapi.json"}

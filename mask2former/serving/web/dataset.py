@@ -61,7 +61,8 @@ class Dataset:
                 objects,
                 ClassTable(tuple(entry["name"] for entry in categories)),
                 {entry["id"]: k for k, entry in enumerate(categories)},
-                data.notes,
+                # Pages show them to people who need not know where the data lies.
+                tuple(note.replace(str(data.image_root), data.image_root.name) for note in data.notes),
             )
 
     @property
@@ -75,10 +76,13 @@ class Dataset:
 
     def notes(self, split: str) -> list[str]:
         """Return what a reader of the data has to know, one sentence each."""
-        records = (
-            [f"{len(self.problems)} bad records are left out, the first: {self.problems[0]}"] if self.problems else []
-        )
-        return [*self._split(split).notes, *records]
+        notes = list(self._split(split).notes)
+        if self.problems:
+            count, first = len(self.problems), self.problems[0]
+            what = f"{count} bad records are left out, the first" if count > 1 else "one bad record is left out"
+            where = f"{Path(first.file).name}: {first.record}" if first.record else Path(first.file).name
+            notes.append(f"{what}: {where}: {first.reason}")
+        return notes
 
     def images(self, split: str, name: str = ALL) -> list[int]:
         """Return the positions of the images that show a class."""

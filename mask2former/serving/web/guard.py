@@ -6,16 +6,20 @@ launch itself it does not check the paths that a request holds. Both are closed 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..errors import BusyError
 from .uploads import UploadDirectory
 
 _API = "/gradio_api"
@@ -27,6 +31,8 @@ _UPLOAD = re.compile(rf"{_API}/upload/?")
 
 _BODY_BYTES = 1 << 20  # of a request with JSON
 _FORM_BYTES = 64 << 10  # of a form beside its file
+_UPLOAD_SECONDS = 900.0
+_FOREIGN = "the request comes from another web site"
 
 # 'unsafe-inline' and 'unsafe-eval': Gradio's page starts with an inline script and compiles its templates.
 _POLICY = (
@@ -35,10 +41,12 @@ _POLICY = (
     "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
 )
 _HEADERS = {
-    "Content-Security-Policy": _POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
+
+# Gradio lets pages of any site read answers if the server's name is not local.
+_CROSS_ORIGIN = ("Access-Control-Allow-Origin", "Access-Control-Allow-Credentials")
 
 
 class Guard:
@@ -49,13 +57,20 @@ class Guard:
         uploads: the directory whose files a request may name.
         ours: returns whether a path belongs to a route that is not Gradio's.
         max_upload_bytes: of one upload.
+        embed_in: origins whose pages may show these pages in a frame, for example "https://huggingface.co".
     """
 
     def __init__(
-        self, app: ASGIApp, uploads: UploadDirectory, ours: Callable[[str], bool], max_upload_bytes: int
+        self,
+        app: ASGIApp,
+        uploads: UploadDirectory,
+        ours: Callable[[str], bool],
+        max_upload_bytes: int,
+        embed_in: Sequence[str] = (),
     ) -> None:
         self._app, self._uploads, self._ours = app, uploads, ours
         self._max_upload = max_upload_bytes + _FORM_BYTES
+        self._headers = {"Content-Security-Policy": " ".join((_POLICY, *embed_in)), **_HEADERS}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -63,9 +78,13 @@ class Guard:
         elif scope["type"] != "http":  # a websocket, which nothing here uses
             await send({"type": "websocket.close", "code": 1008})
         elif self._ours(scope["path"]):
-            await self._app(scope, receive, _with_headers(send))
+            # A page of another site cannot send this header without being asked first.
+            if scope["method"] == "POST" and "authorization" not in Headers(scope=scope) and _foreign(scope):
+                await _refuse(scope, receive, send, 403, "forbidden", _FOREIGN)
+            else:
+                await self._app(scope, receive, self._with_headers(send))
         else:
-            await self._gradio(scope, receive, _with_headers(send))
+            await self._gradio(scope, receive, self._with_headers(send))
 
     async def _gradio(self, scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
@@ -78,7 +97,7 @@ class Guard:
             else:
                 await _refuse(scope, receive, send, 403, "forbidden", "this file is not for the web app")
         elif method == "POST" and _foreign(scope):
-            await _refuse(scope, receive, send, 403, "forbidden", "the request comes from another web site")
+            await _refuse(scope, receive, send, 403, "forbidden", _FOREIGN)
         elif method == "POST" and _POST.fullmatch(path):
             await self._checked(scope, receive, send)
         elif method == "POST" and _UPLOAD.fullmatch(path):
@@ -87,16 +106,28 @@ class Guard:
             await _refuse(scope, receive, send, 404, "not_found", "there is no such page")
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
-        length = Headers(scope=scope).get("content-length", "")
-        if not length.isdigit():
+        headers = Headers(scope=scope)
+        length = headers.get("content-length", "")
+        # A body in chunks may be longer than the length that is said beside it.
+        if not length.isdigit() or "transfer-encoding" in headers:
             await _refuse(scope, receive, send, 411, "length_required", "an upload has to say how long it is")
-        elif int(length) > self._max_upload:
+            return
+        size = int(length)
+        if size > self._max_upload:
             text = f"the file has more than {self._max_upload - _FORM_BYTES:,} bytes, which is the limit"
             await _refuse(scope, receive, send, 413, "too_large", text)
-        elif self._uploads.full():
-            await _refuse(scope, receive, send, 429, "busy", "the disk space for uploads is used up; try again later")
-        else:
-            await self._app(scope, receive, send)
+            return
+        try:
+            await asyncio.to_thread(self._uploads.reserve, size)
+        except BusyError as error:
+            await _refuse(scope, receive, send, error.status, error.code, str(error))
+            return
+        try:
+            await self._app(scope, _within(receive, _UPLOAD_SECONDS), send)
+        except ClientDisconnect:
+            pass  # `UploadDirectory.sweep` deletes what has arrived
+        finally:
+            self._uploads.release(size)
 
     async def _checked(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request with JSON on if all files that it names were uploaded."""
@@ -122,6 +153,18 @@ class Guard:
             await _refuse(scope, receive, send, 403, "forbidden", "a file was named that was not uploaded")
             return
         await self._app(scope, _replayed(bytes(body), receive), send)
+
+    def _with_headers(self, send: Send) -> Send:
+        async def add(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name in _CROSS_ORIGIN:
+                    del headers[name]
+                for name, value in self._headers.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        return add
 
     def _allowed(self, entry: dict[str, Any]) -> bool:
         """Return whether an object of a request names no file, or one that was uploaded."""
@@ -150,6 +193,19 @@ def _foreign(scope: Scope) -> bool:
     return urlsplit(origin).netloc not in (headers.get("host"), headers.get("x-forwarded-host"))
 
 
+def _within(receive: Receive, seconds: float) -> Receive:
+    """Return a `receive` that says after some seconds that the client has gone."""
+    end = time.monotonic() + seconds
+
+    async def limited() -> Message:
+        try:
+            return await asyncio.wait_for(receive(), max(0.0, end - time.monotonic()))
+        except asyncio.TimeoutError:
+            return {"type": "http.disconnect"}
+
+    return limited
+
+
 def _replayed(body: bytes, receive: Receive) -> Receive:
     """Return a `receive` that gives a body that was read already."""
     waiting = [body]
@@ -160,17 +216,6 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
         return await receive()
 
     return replay
-
-
-def _with_headers(send: Send) -> Send:
-    async def add(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            headers = MutableHeaders(scope=message)
-            for name, value in _HEADERS.items():
-                headers.setdefault(name, value)
-        await send(message)
-
-    return add
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, code: str, message: str) -> None:

@@ -5,30 +5,36 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import stat
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from ..errors import InvalidOptionError
+from ..errors import BusyError, InvalidOptionError
 
 logger = logging.getLogger(__name__)
 
-_KEPT = "examples"  # directory that is never swept
+_EXAMPLES, _RESULTS = "examples", "results"  # directories that are never swept
+_ABANDONED = 300.0  # seconds without another byte after which an upload will not be completed
 
 
 class UploadDirectory:
     """A temporary directory, deleted by `close`.
 
     Args:
-        max_bytes: of all files together; uploads are refused beyond it.
+        max_bytes: of all files together, and of those that are arriving; uploads are refused beyond it.
+        max_files: number of files; the same.
         max_age: seconds after which a file is deleted by `sweep`.
     """
 
-    def __init__(self, max_bytes: int = 4 << 30, max_age: float = 3600.0) -> None:
+    def __init__(self, max_bytes: int = 4 << 30, max_files: int = 10_000, max_age: float = 3600.0) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="mask2former_web_", ignore_cleanup_errors=True)
         self.root = Path(os.path.realpath(self._temporary.name))
-        self.max_bytes, self.max_age = max_bytes, max_age
+        self.max_bytes, self.max_files, self.max_age = max_bytes, max_files, max_age
+        self._arriving = 0  # bytes of the uploads that are being received
+        self._lock = threading.Lock()
 
     def contains(self, path: Any) -> bool:
         """Return whether this is the absolute path of a regular file below the directory, symbolic links resolved."""
@@ -52,27 +58,53 @@ class UploadDirectory:
 
     def add_example(self, file: Path) -> Path:
         """Copy a file into the directory, where it stays until `close`, and return the copy."""
-        target = self.root / _KEPT / file.name
+        target = self.root / _EXAMPLES / file.name
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, target)
         return target
 
     def new_directory(self) -> Path:
-        """Make an empty directory for the files of a result."""
-        return Path(tempfile.mkdtemp(prefix="result_", dir=self.root))
+        """Make an empty directory for the files of a result, which stays until its owner deletes it."""
+        parent = self.root / _RESULTS
+        parent.mkdir(exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=parent))
 
-    def full(self) -> bool:
-        """Return whether the files reach `max_bytes`."""
-        return sum(_size(file) for file in self.root.rglob("*")) >= self.max_bytes
+    def reserve(self, size: int) -> None:
+        """Reserve room for an upload before it arrives; `release` has to follow when it has, or will not.
+
+        Args:
+            size: bytes of the upload.
+
+        Raises:
+            BusyError: too many bytes are arriving (a quarter of `max_bytes`), or there is no room for them.
+        """
+        with self._lock:
+            if self._arriving + size > self.max_bytes // 4:
+                raise BusyError("too many files are being uploaded; try again later", 10.0)
+            self._arriving += size
+            arriving = self._arriving
+        sizes = [_size(file) for file in self.root.rglob("*")]  # what arrives just now counts twice
+        if sum(sizes) + arriving > self.max_bytes or len(sizes) >= self.max_files:
+            self.release(size)
+            raise BusyError("the disk space for uploads is used up; try again later", 60.0)
+
+    def release(self, size: int) -> None:
+        """Give reserved room back."""
+        with self._lock:
+            self._arriving -= size
 
     def sweep(self) -> int:
-        """Delete the files that are older than `max_age` seconds, and empty directories; return how many files."""
-        before, count = time.time() - self.max_age, 0
+        """Delete files older than `max_age`, abandoned uploads and empty directories; return how many files."""
+        now, count = time.time(), 0
         for file in sorted(self.root.rglob("*"), reverse=True):  # files before their directories
-            if file.relative_to(self.root).parts[0] == _KEPT:
+            top = file.relative_to(self.root).parts[0]
+            if top in (_EXAMPLES, _RESULTS):
                 continue
             try:
-                if file.lstat().st_mtime > before:
+                status = file.lstat()
+                # Complete uploads lie in directories of their own.
+                partial = file.name == top and stat.S_ISREG(status.st_mode)
+                if status.st_mtime > now - min(self.max_age, _ABANDONED if partial else self.max_age):
                     continue
                 if file.is_dir() and not file.is_symlink():
                     file.rmdir()  # fails if it is not empty

@@ -1,24 +1,35 @@
-"""Tracking of an uploaded video in the worker of an engine, within limits; it can be stopped and says how far it is."""
+"""Tracking and drawing of an uploaded video, within limits; both can be stopped and say how far they are."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import shutil
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
+from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ...segmenter import Segmenter
 from ...video.frame_source import FrameSource, UnreadFrame
 from ...video.reader import VideoFile
 from ...video.results import VideoResult
 from ..engine import Engine, Limits, Turn
-from ..errors import ServingError, TooLargeError, UnreadableImageError, UnsupportedTypeError
+from ..errors import RequestTimeoutError, ServingError, TooLargeError, UnreadableImageError, UnsupportedTypeError
 from ..limits import VIDEO_FORMATS, video_format
 
+logger = logging.getLogger(__name__)
+
 _START = 64  # bytes that tell the type
+_POLL = 0.2  # seconds between two looks whether a job that waits was stopped
+_DRAWING = threading.BoundedSemaphore(1)  # videos that are drawn at once: it takes all cores
 
 
 class LimitedVideo(FrameSource):
@@ -51,6 +62,7 @@ class LimitedVideo(FrameSource):
         self.length, self.rate = self._file.length, self._file.rate
         self.turn: Turn | None = None  # called before each frame
         self.done = 0  # frames that were read
+        self._shape: tuple[int, ...] | None = None  # of the first frame
         if self.length is not None:
             self._check_time(Fraction(self.length) / self.rate * Fraction(9, 10))  # it is an estimate in some files
 
@@ -92,11 +104,21 @@ class LimitedVideo(FrameSource):
             if frame.index > most:
                 self._check_time(float("inf"))
             self.done = frame.index + 1
-            yield frame
+            yield replace(frame, load=partial(self._load, frame))
+
+    def _load(self, frame: UnreadFrame) -> np.ndarray | None:
+        """Decode a frame, whose size may be another one than the header says."""
+        image = frame.load()
+        if image is not None:
+            self._check_pixels(image.shape[0], image.shape[1], self._limits)
+            self._shape = self._shape or image.shape
+            if image.shape != self._shape:
+                raise UnreadableImageError("the frames of this video have different sizes, which cannot be tracked")
+        return image
 
 
 class TrackingJob:
-    """A video that is tracked; `future` has the `VideoResult`."""
+    """A video that is tracked, then drawn; `future` has the `VideoResult`."""
 
     def __init__(self, engine: Engine, video: LimitedVideo, model: str, score_threshold: float | None) -> None:
         """Queue the job.
@@ -105,6 +127,7 @@ class TrackingJob:
             ServingError: as `Engine.submit_job`.
         """
         self._video, self._score_threshold = video, score_threshold
+        self._seconds = engine.batching.job_timeout
         self._stop = threading.Event()
         self.started = False
         self.future: Future[VideoResult] = engine.submit_job(self._run, model)
@@ -129,11 +152,14 @@ class TrackingJob:
         self._stop.set()
         self.future.cancel()
 
+    def _check_stop(self) -> None:
+        if self._stop.is_set():
+            raise CancelledError
+
     def _run(self, segmenter: Segmenter, turn: Turn) -> VideoResult:
         def checked() -> None:
             turn()
-            if self._stop.is_set():
-                raise CancelledError
+            self._check_stop()
 
         self.started = True
         self._video.turn = checked
@@ -141,7 +167,47 @@ class TrackingJob:
             online = not hasattr(segmenter.model, "clip_outputs")
             return segmenter.track(self._video, online=online, score_threshold=self._score_threshold)
         finally:
-            self._video.turn = None  # frames are read again, in another thread, to be drawn
+            self._video.turn = None
+
+    def write(self, directory: Path) -> Future[None]:
+        """Draw the video of the result and write its files in another thread; see `write_files`.
+
+        Returns:
+            A future that fails with `CancelledError` after `stop`, or with a `ServingError`; the directory is then
+            deleted.
+        """
+        self._video.done = 0
+        written: Future[None] = Future()
+        arguments = (self.future.result(), directory, written)
+        threading.Thread(target=self._write, args=arguments, name="mask2former-drawing", daemon=True).start()
+        return written
+
+    def _write(self, result: VideoResult, directory: Path, written: Future[None]) -> None:
+        end = time.monotonic() + self._seconds
+
+        def check() -> None:
+            self._check_stop()
+            if time.monotonic() > end:
+                raise RequestTimeoutError("the video was not drawn in time; a shorter or smaller one takes less")
+
+        try:
+            while not _DRAWING.acquire(timeout=_POLL):
+                check()
+            try:
+                self._video.turn = check
+                write_files(result, directory)
+            finally:
+                _DRAWING.release()
+            check()
+        except (ServingError, CancelledError) as error:
+            shutil.rmtree(directory, ignore_errors=True)
+            written.set_exception(error)
+        except Exception:
+            logger.exception("a video cannot be drawn")
+            shutil.rmtree(directory, ignore_errors=True)
+            written.set_exception(ServingError("the video cannot be drawn; the log of the server says why"))
+        else:
+            written.set_result(None)
 
 
 def write_files(result: VideoResult, directory: Path) -> None:

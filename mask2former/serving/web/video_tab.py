@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, wait
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,11 @@ from .components import (
 )
 from .image_tab import describe
 from .site import Site
-from .video_job import LimitedVideo, TrackingJob, write_files
+from .video_job import LimitedVideo, TrackingJob
 
 _EMPTY = "Choose a video, then press Track."
 _STOPPED = "Stopped. Press Track to begin again."
 _INTERVAL = 0.5  # seconds between two looks at the progress
-_DRAWING = ThreadPoolExecutor(1)  # videos that are drawn at once: it takes all cores
 
 Update = tuple[Any, Any, Any]  # of the page: the place of the result, the table, the links
 _UNCHANGED: Update = (gr.skip(), gr.skip(), gr.skip())
@@ -92,52 +92,37 @@ def track_upload(site: Site, path: str | None, model: str, score: float) -> Iter
         if not path:
             raise InvalidOptionError("choose a video first: drop one into the box on this page, or click there")
         source = LimitedVideo(site.uploads.resolve(path), site.engine.limits)
-        job = TrackingJob(site.engine, source, model, score)
-        try:
-            yield from _progress(job)
-            result = job.future.result()
-        finally:
-            job.stop()
-        yield viewer.progress("Drawing the video", None), None, ""
-        drawing = _DRAWING.submit(_finished, site, result, source)
-        try:
-            for _ in _pauses(drawing):
-                yield _UNCHANGED
-        finally:
-            drawing.cancel()
-        yield drawing.result()
+        with ExitStack() as undo:
+            job = TrackingJob(site.engine, source, model, score)
+            undo.callback(job.stop)
+            yield from _progress(job, job.future, "Tracking")
+            result, directory = job.future.result(), site.uploads.new_directory()
+            undo.callback(shutil.rmtree, directory, ignore_errors=True)
+            written = job.write(directory)
+            yield from _progress(job, written, "Drawing")
+            written.result()
+            undo.pop_all()
+        yield _finished(site, result, directory, source.name)
     except ServingError as error:
         yield viewer.problem(str(error)), None, ""
     except CancelledError:
         yield viewer.empty(_STOPPED), None, ""
 
 
-def _progress(job: TrackingJob) -> Iterator[Update]:
+def _progress(job: TrackingJob, future: Future[Any], work: str) -> Iterator[Update]:
     shown = ""
-    for _ in _pauses(job.future):
+    while not wait([future], _INTERVAL).done:
         of = f" of {job.length}" if job.length else ""
-        text = f"Tracking, frame {job.frames}{of}" if job.started else "Waiting for other videos"
+        text = f"{work}, frame {job.frames}{of}" if job.started else "Waiting for other videos"
         if text != shown:
             shown = text
             yield viewer.progress(text, job.fraction), None, ""
-        else:
+        else:  # the page can stop a generator only where it yields
             yield _UNCHANGED
 
 
-def _pauses(future: Future[Any]) -> Iterator[None]:
-    """Yield about twice a second until something is done: the page can stop a generator only where it yields."""
-    while not wait([future], _INTERVAL).done:
-        yield
-
-
-def _finished(site: Site, result: VideoResult, source: LimitedVideo) -> Update:
-    directory = site.uploads.new_directory()
-    try:
-        write_files(result, directory)
-    except BaseException:
-        shutil.rmtree(directory, ignore_errors=True)
-        raise
-    entry = site.store.add_video(directory, source.name)
+def _finished(site: Site, result: VideoResult, directory: Path, name: str) -> Update:
+    entry = site.store.add_video(directory, name)
     count = len(result.tracks)
     parts = [
         f"{count} track{'s' * (count != 1)}",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import socket
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ import pytest
 
 httpx = pytest.importorskip("httpx2")
 
-from ..conftest import make_engine, png, running  # noqa: E402
+from ..conftest import make_engine, png, running, wait_for  # noqa: E402
 from .conftest import LIMITS  # noqa: E402
 
 SESSION = "abcdefgh"
@@ -147,15 +151,101 @@ def test_other_web_sites_cannot_send(client: Any) -> None:
     outcome(client)
 
 
+def test_other_web_sites_cannot_use_the_api(client: Any) -> None:
+    origin = {"Origin": "http://evil.example"}
+    assert client.post("/v1/segment", content=png(), headers=origin).status_code == 403
+    # Browsers ask before they send this header, so that who sends it may.
+    assert client.post("/v1/segment", content=png(), headers={**origin, "Authorization": "x"}).status_code == 200
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "http://localhost:1"])
+def test_other_web_sites_cannot_read(origin: str) -> None:
+    from mask2former.serving.web.app import create_web_app
+
+    with (
+        make_engine() as engine,
+        running(create_web_app(engine, close_engine=False)) as address,  # any name of the server is answered
+        httpx.Client(base_url=address, timeout=300, trust_env=False) as client,
+    ):
+        for host in ("192.0.2.1", "127.0.0.1"):
+            answer = client.get("/config", headers={"Origin": origin, "Host": host})
+            assert answer.status_code == 200
+            assert not [name for name in answer.headers if name.startswith("access-control-")]
+
+
+def test_pages_in_frames_of_other_sites() -> None:
+    from mask2former.serving.web.app import create_web_app
+
+    with make_engine() as engine:
+        app = create_web_app(engine, embed_in=["https://a.example", "https://*.b.example:8"], close_engine=False)
+        with running(app) as address, httpx.Client(base_url=address, timeout=300, trust_env=False) as client:
+            policy = client.get("/").headers["content-security-policy"]
+        assert policy.endswith("frame-ancestors 'self' https://a.example https://*.b.example:8")
+        for wrong in (
+            "a.example",
+            "*",
+            "https://a.example; script-src *",
+            "https://a.example *",
+            "https://a.example/x",
+        ):
+            with pytest.raises(ValueError, match="no web site"):
+                create_web_app(engine, embed_in=[wrong])
+
+
+def test_the_health_needs_no_thread(web_app: Any) -> None:
+    """Threads may all be busy with drawing; a container whose health check waits for them would be stopped."""
+    routes = {route.path: route.endpoint for route in web_app.routes if hasattr(route, "endpoint")}
+    assert inspect.iscoroutinefunction(routes["/healthz"]) and inspect.iscoroutinefunction(routes["/metrics"])
+
+
 def test_limits(client: Any, web_app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     large = max(LIMITS.max_bytes, LIMITS.max_video_bytes) + 100_000
     assert client.post("/gradio_api/upload", files={"files": ("x.png", b"0" * large)}).status_code == 413
     assert client.post("/gradio_api/upload", content=iter([b"0"])).status_code == 411
     assert client.post("/gradio_api/queue/join", content=b"[" * 2_000_000).status_code == 413
     assert client.post("/gradio_api/queue/join", content=b"[" * 500_000).status_code == 400
-    monkeypatch.setattr(web_app.state.site.uploads, "max_bytes", 1)
-    answer = client.post("/gradio_api/upload", files={"files": ("x.png", png())})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "busy")
+    for name in ("max_bytes", "max_files"):
+        with monkeypatch.context() as patch:
+            patch.setattr(web_app.state.site.uploads, name, 1)
+            answer = client.post("/gradio_api/upload", files={"files": ("x.png", png())})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (429, "busy"), name
+    upload(client, png())  # what was refused took no room
+
+
+def test_an_upload_is_not_longer_than_it_says(client: Any, web_app: Any) -> None:
+    """A body in chunks counts, whatever length is said beside it."""
+    root = web_app.state.site.uploads.root
+    head = b'--X\r\nContent-Disposition: form-data; name="files"; filename="chunks.bin"\r\n\r\n'
+    lines = (
+        b"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=X\r\n"
+        b"Content-Length: 10\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (head, b"0" * 5000, b"\r\n--X--\r\n"))
+        + b"0\r\n\r\n"
+    )
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=300) as connection:
+        connection.sendall(lines)
+        assert b" 411 " in connection.recv(1000)
+    assert not list(root.rglob("chunks.bin"))
+
+
+def test_uploads_that_arrive_at_once_share_the_room(client: Any, web_app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    uploads, size = web_app.state.site.uploads, 1_000_000
+    monkeypatch.setattr(uploads, "max_bytes", 10 * size)  # a quarter of which may arrive at once
+    lines = (
+        b"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=X\r\n"
+        b"Content-Length: %d\r\n\r\n"
+        b'--X\r\nContent-Disposition: form-data; name="files"; filename="x.bin"\r\n\r\n'
+    ) % size
+    with ExitStack() as stack:
+        connections = []
+        for count in (1, 2, 2):
+            address = (client.base_url.host, client.base_url.port)
+            connections.append(stack.enter_context(socket.create_connection(address, timeout=300)))
+            connections[-1].sendall(lines)
+            wait_for(lambda count=count: uploads._arriving == count * size)
+        assert b" 429 " in connections[-1].recv(1000)
+    wait_for(lambda: uploads._arriving == 0)  # the clients have gone
+    upload(client, png())
 
 
 def test_pages_ask_no_other_server(client: Any) -> None:
@@ -194,9 +284,16 @@ def test_temporary_files_are_removed() -> None:
         with running(app) as address, httpx.Client(base_url=address, timeout=300, trust_env=False) as client:
             old, new = Path(upload(client, png())), Path(upload(client, png(seed=1)))
             assert old.is_relative_to(root) and old.is_file()
-            os.utime(old, (1, 1))
+            part, other = root / "tmp1", root / "tmp2"  # uploads that are not complete
+            for file in (part, other):
+                file.touch()
+            os.utime(part, (time.time() - 600,) * 2)
+            result = app.state.site.uploads.new_directory() / "overlay.mp4"  # of a result that someone looks at
+            result.touch()
+            for file in (old, result):
+                os.utime(file, (1, 1))
             app.state.site.uploads.sweep()
-            assert new.is_file() and not old.exists()
+            assert new.is_file() and result.is_file() and other.is_file() and not old.exists() and not part.exists()
         assert not root.exists()
 
 

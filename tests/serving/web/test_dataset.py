@@ -67,4 +67,10 @@ def test_bad_records_are_noted(data: Path) -> None:
     content = json.loads((data / "instances.json").read_text())
     content["annotations"][0]["category_id"] = 77
     (data / "instances.json").write_text(json.dumps(content))
-    assert "1 bad records are left out" in Dataset(data).notes("all")[-1]
+    note = Dataset(data).notes("all")[-1]
+    assert note.startswith("one bad record is left out: instances.json: annotation 1: ")
+    content["annotations"][1]["category_id"] = 78
+    (data / "instances.json").write_text(json.dumps(content))
+    note = Dataset(data).notes("all")[-1]
+    assert note.startswith("2 bad records are left out, the first: instances.json: ")
+    assert str(data.parent) not in note  # those who see the page need not know
