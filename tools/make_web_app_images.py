@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make the screenshots of the web app that the guides show, docs/images/web_app*.png.
+"""Make the screenshots of the web app that the guides show, docs/images/web_*.png.
 
     python tools/make_web_app_images.py [--output DIR]
 
@@ -143,6 +143,12 @@ def data_tab(page: Any) -> None:
     loaded(page, "#data-view")
 
 
+def api_page(page: Any) -> None:
+    """Show the page of the HTTP API."""
+    page.get_by_role("link", name="HTTP API").click()
+    page.get_by_text("POST /v1/segment").first.wait_for()
+
+
 def save(page: Any, path: Path) -> None:
     """Save a screenshot with 256 colors, which halves its size."""
     image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
@@ -170,6 +176,7 @@ def main() -> None:
             "web_app_video": (DESKTOP, lambda page: video_tab(page, video)),
             "web_app_data": (DESKTOP, data_tab),
             "web_app_phone": (PHONE, phone),
+            "web_api": (DESKTOP, api_page),
         }
         app = create_web_app(engine, data=data)
         with serve(app) as address, sync_playwright() as playwright:

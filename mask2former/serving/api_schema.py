@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -127,8 +128,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 # ------------------------------------------------------------------ the page
 _STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1c2430}
 code,pre{font:14px/1.5 ui-monospace,monospace;background:#f2f4f7;border-radius:4px}code{padding:.1em .3em}
-pre{padding:1rem;overflow:auto}table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.4rem .6rem;
-border-bottom:1px solid #dfe3e8;vertical-align:top}h2{margin-top:2.5rem}
+pre{padding:1rem;overflow:auto}table{border-collapse:collapse;width:100%}table+table{margin-top:1.5rem}
+td,th{text-align:left;padding:.4rem .6rem;border-bottom:1px solid #dfe3e8;vertical-align:top}h2{margin-top:2.5rem}
 @media(prefers-color-scheme:dark){body{background:#14181f;color:#dfe3e8}code,pre{background:#232a35}td,th{border-color:#39414d}
 a{color:#8ab4f8}}"""
 _CURL = """curl -s {token}--data-binary @cells.png -H "Content-Type: image/png" \\
@@ -189,4 +190,4 @@ def _values(schema: dict[str, Any]) -> str:
 
 
 def _text(text: Any) -> str:
-    return html.escape(str(text))
+    return re.sub("`(.+?)`", r"<code>\1</code>", html.escape(str(text)))

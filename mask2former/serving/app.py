@@ -255,7 +255,9 @@ def _explained(errors: Sequence[Any]) -> str:
     texts = []
     for error in errors[:3]:
         name = ".".join(str(part)[:40] for part in error["loc"] if part != "query")
-        texts.append(f"{name}: {str(error['msg'])[:200]}")
+        unknown = error["type"] == "extra_forbidden"
+        reason = f"there is no such option, only {', '.join(SegmentOptions.model_fields)}" if unknown else error["msg"]
+        texts.append(f"{name}: {str(reason)[:200]}")
     return "; ".join(texts)
 
 

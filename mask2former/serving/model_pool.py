@@ -17,6 +17,7 @@ import torch
 from .. import zoo
 from ..config import find_config, load_config
 from ..maskformer_model import MaskFormer
+from ..model_source import dataset_classes, locate_model, stored_classes
 from ..objects import ObjectRules
 from ..segmenter import Segmenter
 from ..structures.task import IMAGE_TASKS, Task, tasks_of
@@ -40,6 +41,7 @@ class ModelStatus:
         description: one line: dataset, task and backbone.
         license: of the weights; "" if unknown.
         score_threshold: that of requests which give none; None if the model is unavailable.
+        classes: names of the classes that it finds; () if it is unavailable, or they are unknown.
     """
 
     name: str
@@ -51,6 +53,7 @@ class ModelStatus:
     description: str
     license: str
     score_threshold: float | None = None
+    classes: tuple[str, ...] = ()
 
 
 def _here() -> str:
@@ -73,6 +76,7 @@ class ModelSource:
         description: one line.
         license: of the weights.
         score_threshold: returns that of requests which give none; called if it is available.
+        classes: returns the names of the classes that it finds; called if it is available.
     """
 
     load: Callable[[str], Segmenter]
@@ -82,6 +86,7 @@ class ModelSource:
     description: str = ""
     license: str = ""
     score_threshold: Callable[[], float | None] = _nothing
+    classes: Callable[[], tuple[str, ...]] = tuple
 
     @classmethod
     def named(cls, name: str, **options: Any) -> ModelSource:
@@ -109,6 +114,7 @@ class ModelSource:
             f"{entry.dataset} {entry.task}, {entry.backbone}",
             entry.license,
             functools.partial(_threshold, entry.config_file, options.get("score_threshold")),
+            functools.partial(_classes, entry.name),
         )
 
     @classmethod
@@ -128,6 +134,7 @@ class ModelSource:
             "video" if video else "image",
             config.parent.name,
             score_threshold=functools.partial(_threshold, str(config), options.get("score_threshold")),
+            classes=functools.partial(_classes, str(path)),
         )
 
     @classmethod
@@ -140,6 +147,7 @@ class ModelSource:
             lambda: tasks,
             "video" if video else "image",
             score_threshold=lambda: segmenter.score_threshold,
+            classes=lambda: segmenter.classes.names,
         )
 
 
@@ -158,6 +166,13 @@ def _load(name: str, options: Mapping[str, Any], device: str) -> Segmenter:
 def _tasks(config: str, video: bool) -> tuple[str, ...]:
     enabled = frozenset() if video else tasks_of(load_config(find_config(Path(config))))
     return tuple(task.value for task in (Task.PANOPTIC, Task.INSTANCE, Task.SEMANTIC) if task in enabled)
+
+
+@functools.cache
+def _classes(name: str) -> tuple[str, ...]:
+    config, weights = locate_model(name, None, None)
+    table = stored_classes(config, Path(str(weights))) or dataset_classes(load_config(config))
+    return () if table is None else tuple(table.names)
 
 
 @functools.cache
@@ -197,15 +212,16 @@ class ModelPool:
         with self._lock:
             loaded, reason = name in self._loaded, self._failures.get(name, "")
         tasks: tuple[str, ...] = ()
+        classes: tuple[str, ...] = ()
         threshold: float | None = None
         try:
             reason = reason or ("" if loaded else source.missing())
             if not reason:
-                tasks, threshold = source.tasks(), source.score_threshold()
+                tasks, threshold, classes = source.tasks(), source.score_threshold(), source.classes()
         except (OSError, ValueError):
-            logger.exception("the config of model %s cannot be read", name)
-            reason = "its config cannot be read; the log of the server says why"
-        facts = source.description, source.license, threshold
+            logger.exception("the files of model %s cannot be read", name)
+            reason = "its files cannot be read; the log of the server says why"
+        facts = source.description, source.license, threshold, classes
         return ModelStatus(name, not reason, reason, source.kind, tasks, loaded, *facts)
 
     def check(self, name: str, task: str | None) -> None:

@@ -15,6 +15,8 @@ from .errors import InvalidOptionError, ServingError, TooLargeError, UnreadableI
 FIELD = "image"  # of the form, for the file
 BODY_READ = "mask2former.body_read"  # in the scope of a request whose body was read to its end
 
+# Of a body that is a file, besides image/*; the last one is what curl says of --data-binary by itself.
+_RAW = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 _FORM_BYTES = 64 << 10  # that a form may have beside its file
 _MOST_FIELDS = 16
 
@@ -45,7 +47,7 @@ async def read_upload(request: Request, max_bytes: int, arrived: Arrived) -> tup
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     form = kind == "multipart/form-data"
-    if not form and kind and kind != "application/octet-stream" and not kind.startswith("image/"):
+    if not form and kind not in _RAW and not kind.startswith("image/"):
         raise UnsupportedTypeError(f"send multipart/form-data or an image, not {kind[:60]!r}")
     most = max_bytes + (_FORM_BYTES if form else 0)
     length = request.headers.get("content-length", "")

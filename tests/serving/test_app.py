@@ -167,6 +167,19 @@ BAD_FILES = {
 }
 
 
+@pytest.mark.parametrize("kind", ["application/octet-stream", "application/x-www-form-urlencoded", ""])
+def test_a_body_is_a_file_whatever_type_curl_gives_it(client: Any, kind: str) -> None:
+    answer = client.post("/v1/segment", content=png(), headers={"Content-Type": kind})
+    assert answer.status_code == 200, answer.text
+
+
+def test_an_unknown_option_is_told_which_there_are(client: Any) -> None:
+    answer = client.post("/v1/segment?treshold=0.5", content=png())
+    assert error_of(answer) == (422, "invalid_option")
+    message = answer.json()["error"]["message"]
+    assert message.startswith("treshold: there is no such option") and "score_threshold" in message
+
+
 @pytest.mark.parametrize("name", BAD_FILES)
 def test_bad_files_are_refused_and_the_server_goes_on(client: Any, engine: Engine, name: str) -> None:
     data, status = BAD_FILES[name]

@@ -211,8 +211,10 @@ def test_an_image_in_many_tiles_stops_at_its_deadline(held: HeldModel) -> None:
 def test_models_tell_why_they_are_missing() -> None:
     with make_engine() as engine:
         stub, absent = engine.models()
-        assert stub.available and stub.tasks == TASKS
-        assert not absent.available and "moon" in absent.reason
+        assert stub.available and stub.tasks == TASKS and stub.classes == ("a", "b")
+        assert not absent.available and "moon" in absent.reason and absent.classes == ()
+        with Engine({"nuclei": ModelSource.named("nuclei")}, device="cpu") as included:
+            assert included.models()[0].classes == ("nucleus",)  # before it is loaded
         with pytest.raises(ModelUnavailableError, match="moon"):
             engine.submit(IMAGE, "absent")
         with pytest.raises(UnknownModelError, match="Did you mean.*stub"):

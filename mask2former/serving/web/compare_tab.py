@@ -6,8 +6,10 @@ import gradio as gr
 
 from ..errors import ServingError
 from . import viewer
-from .components import SHOW, example_images, image_input, model_input, result_view, threshold_input
+from .components import SHOW, clear_on_change, example_images, image_input, model_input, result_view, threshold_input
 from .site import Site
+
+_EMPTY = "Choose an image, then press Compare."
 
 
 def build(site: Site) -> None:
@@ -29,13 +31,14 @@ def build(site: Site) -> None:
                         inputs += [model, score]
             button = gr.Button("Compare", variant="primary", size="lg", elem_id="compare")
     with gr.Row():
-        views = [result_view("Choose an image, then press Compare.", f"compare-{side}") for side in sides]
+        views = [result_view(_EMPTY, f"compare-{side}") for side in sides]
 
     def compare(path: str | None, left: str, left_score: float, right: str, right_score: float) -> tuple[str, str]:
         return _side(site, path, left, left_score), _side(site, path, right, right_score)
 
     button.click(compare, inputs, views, concurrency_limit=4, api_visibility="private")
     button.click(None, js=SHOW % "#compare-left", api_visibility="private")
+    clear_on_change(image, _EMPTY, views)
 
 
 def _side(site: Site, path: str | None, model: str, score: float) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import gradio as gr
 from . import viewer
 from .site import Site
 
-# On a phone the result lies below the settings.
-SHOW = "() => document.querySelector('%s')?.scrollIntoView({behavior: 'smooth', block: 'nearest'})"
+# On a phone the result lies below the button (see app.css).
+SHOW = """() => document.querySelector('%s')?.scrollIntoView(
+    {behavior: 'smooth', block: matchMedia('(max-width: 640px)').matches ? 'start' : 'nearest'})"""
 _VIEWER_JS = (Path(__file__).parent / "static" / "viewer.js").read_text(encoding="utf-8")
 
 
@@ -73,14 +76,24 @@ def threshold_input(site: Site, model: str, label: str = "Score threshold") -> g
 
 def result_view(hint: str, elem_id: str) -> gr.HTML:
     """Add the place of a result."""
-    empty = viewer.hint(hint)
     return gr.HTML(
-        f'<div class="m2f-empty">{empty}</div>', js_on_load=_VIEWER_JS, elem_id=elem_id, apply_default_css=False
+        viewer.empty(hint), js_on_load=_VIEWER_JS, elem_id=elem_id, apply_default_css=False, elem_classes="m2f-result"
     )
 
 
+def result_files(elem_id: str) -> gr.HTML:
+    """Add the place of links to the files of a result."""
+    return gr.HTML("", elem_id=elem_id, apply_default_css=False, elem_classes="m2f-result")
+
+
+def clear_on_change(source: Any, hint: str, views: Sequence[gr.HTML], files: Sequence[gr.HTML] = ()) -> None:
+    """Remove results when their image or video is replaced, in the browser, without asking the server."""
+    values = [viewer.empty(hint)] * len(views) + [""] * len(files)
+    source.change(None, None, [*views, *files], js=f"() => {json.dumps(values)}", api_visibility="private")
+
+
 def object_table(headers: list[str], label: str, elem_id: str) -> gr.Dataframe:
-    """Add a table that the page cannot change."""
+    """Add a table that the page cannot change; app.css hides it while there is no result."""
     return gr.Dataframe(
         headers=headers,
         datatype=["number" if name not in ("class", "name") else "str" for name in headers],
@@ -89,5 +102,6 @@ def object_table(headers: list[str], label: str, elem_id: str) -> gr.Dataframe:
         interactive=False,
         max_height=320,
         elem_id=elem_id,
+        elem_classes="m2f-table",
         buttons=[],
     )

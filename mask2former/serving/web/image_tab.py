@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
 
 from ..errors import ServingError
 from . import viewer
-from .components import SHOW, example_images, image_input, model_input, object_table, result_view, threshold_input
+from .components import (
+    SHOW,
+    clear_on_change,
+    example_images,
+    image_input,
+    model_input,
+    object_table,
+    result_files,
+    result_view,
+    threshold_input,
+)
 from .site import Site
 
+_SHOWN_CLASSES = 6  # of a model
 _EMPTY = "Choose an image, then press Segment."
-_TILES = [("as the model", ""), ("automatic", "auto"), ("off", "off"), *((f"{n} px", str(n)) for n in (256, 512, 1024))]
-# In the browser, without asking the server: another image has no result yet.
-_CLEAR = f"""() => ['<div class="m2f-empty">{viewer.hint(_EMPTY)}</div>', null, '']"""
+_TILES = [("default", ""), ("automatic", "auto"), ("off", "off"), *((f"{n} px", str(n)) for n in (256, 512, 1024))]
 
 
 def build(site: Site) -> None:
@@ -33,7 +43,7 @@ def build(site: Site) -> None:
                 tile = gr.Dropdown(_TILES, value="", label="Tiles", min_width=120)
         with gr.Column(scale=3, min_width=320):
             view = result_view(_EMPTY, "view")
-            files = gr.HTML("", elem_id="files", apply_default_css=False)
+            files = result_files("files")
             table = object_table(viewer.HEADERS, f"Objects (the first {viewer.TABLE_ROWS}; the CSV has all)", "objects")
 
     def segment(path: str | None, name: str, which: str, score: float, edge: str) -> tuple[str, Any, str]:
@@ -63,7 +73,7 @@ def build(site: Site) -> None:
         api_visibility="private",
     )
     button.click(None, js=SHOW % "#view", api_visibility="private")
-    image.change(None, None, outputs, js=_CLEAR, api_visibility="private")
+    clear_on_change(image, _EMPTY, [view], [files])
     model.input(choose, model, [about, threshold, task], show_progress="hidden", queue=False, api_visibility="private")
 
 
@@ -71,9 +81,19 @@ def describe(site: Site, name: str) -> str:
     """Return the HTML of what is known of a model; of one that cannot be used, why not."""
     status = site.status(name)
     if not status.available:
-        return viewer.problem(f"{name} cannot be used: {status.reason}")
-    facts = {"Trained on": status.description, "Computes": ", ".join(status.tasks), "License": status.license}
+        return viewer.problem(f"model {name} cannot be used: {status.reason}")
+    facts = {
+        "Finds": _listed(status.classes),
+        "Model": status.description,
+        "Tasks": ", ".join(status.tasks),
+        "License": status.license,
+    }
     return viewer.cards({key: value for key, value in facts.items() if value})
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN_CLASSES
+    return ", ".join(names[:_SHOWN_CLASSES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _tasks(site: Site, name: str) -> list[str]:

@@ -15,7 +15,7 @@ _HEAD = """<div class="m2f-head"><h1>Mask2Former</h1><p>Segment images and video
 def build(site: Site, dataset: Dataset | None) -> gr.Blocks:
     """Build the page."""
     with gr.Blocks(title="Mask2Former", analytics_enabled=False) as blocks:
-        gr.HTML(_HEAD, apply_default_css=False)
+        gr.HTML(_HEAD, apply_default_css=False, padding=False)
         with gr.Tabs():
             with gr.Tab("Image"):
                 image_tab.build(site)

@@ -142,6 +142,11 @@ class TrackingJob:
         """Return how many frames were read."""
         return self._video.done
 
+    @property
+    def length(self) -> int | None:
+        """Return how many frames the video has, by its header; None if it is unknown."""
+        return self._video.length
+
     def stop(self) -> None:
         """Let the job end at its next frame, or never start."""
         self._stop.set()

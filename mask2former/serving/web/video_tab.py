@@ -16,15 +16,26 @@ from ...video.results import VideoResult
 from ...video.tables import TRACK_COLUMNS
 from ..errors import InvalidOptionError, ServingError
 from . import viewer
-from .components import SHOW, model_input, object_table, result_view, threshold_input, video_input
+from .components import (
+    SHOW,
+    clear_on_change,
+    model_input,
+    object_table,
+    result_files,
+    result_view,
+    threshold_input,
+    video_input,
+)
 from .image_tab import describe
 from .site import Site
 from .video_job import LimitedVideo, TrackingJob
 
 _EMPTY = "Choose a video, then press Track."
+_STOPPED = "Stopped. Press Track to begin again."
 _INTERVAL = 0.5  # seconds between two looks at the progress
 
-Update = tuple[str, Any, str]  # of the page: the place of the result, the table, the links
+Update = tuple[Any, Any, Any]  # of the page: the place of the result, the table, the links
+_UNCHANGED: Update = (gr.skip(), gr.skip(), gr.skip())
 
 
 def build(site: Site) -> None:
@@ -34,7 +45,7 @@ def build(site: Site) -> None:
         with gr.Column(scale=2, min_width=300):
             label = f"Video, up to {limits.max_video_seconds:g} s and {limits.max_video_bytes >> 20} MiB"
             video = video_input(label, "video")
-            with gr.Row():
+            with gr.Row(elem_id="track-or-stop"):
                 button = gr.Button("Track", variant="primary", size="lg", elem_id="track", min_width=120)
                 stop = gr.Button("Stop", size="lg", elem_id="stop", min_width=80)
             model = model_input(site, videos=True)
@@ -42,7 +53,7 @@ def build(site: Site) -> None:
             threshold = threshold_input(site, first)
         with gr.Column(scale=3, min_width=320):
             view = result_view(_EMPTY, "video-view")
-            files = gr.HTML("", elem_id="video-files", apply_default_css=False)
+            files = result_files("video-files")
             table = object_table(list(TRACK_COLUMNS), "Tracks", "tracks")
 
     def track(path: str | None, name: str, score: float) -> Iterator[Update]:
@@ -60,8 +71,9 @@ def build(site: Site) -> None:
         api_visibility="private",
     )
     button.click(None, js=SHOW % "#video-view", api_visibility="private")
+    clear_on_change(video, _EMPTY, [view], [files])
     stop.click(
-        lambda: (viewer.hint("Stopped."), None, ""),
+        lambda: (viewer.empty(_STOPPED), None, ""),
         None,
         [view, table, files],
         cancels=[started],
@@ -78,7 +90,7 @@ def track_upload(site: Site, path: str | None, model: str, score: float) -> Iter
     """
     try:
         if not path:
-            raise InvalidOptionError("choose a video first")
+            raise InvalidOptionError("choose a video first: drop one into the box on this page, or click there")
         source = LimitedVideo(site.uploads.resolve(path), site.engine.limits)
         with ExitStack() as undo:
             job = TrackingJob(site.engine, source, model, score)
@@ -94,16 +106,19 @@ def track_upload(site: Site, path: str | None, model: str, score: float) -> Iter
     except ServingError as error:
         yield viewer.problem(str(error)), None, ""
     except CancelledError:
-        yield viewer.hint("Stopped."), None, ""
+        yield viewer.empty(_STOPPED), None, ""
 
 
 def _progress(job: TrackingJob, future: Future[Any], work: str) -> Iterator[Update]:
     shown = ""
     while not wait([future], _INTERVAL).done:
-        text = f"{work}, frame {job.frames}" if job.started else "Waiting for other videos"
+        of = f" of {job.length}" if job.length else ""
+        text = f"{work}, frame {job.frames}{of}" if job.started else "Waiting for other videos"
         if text != shown:
             shown = text
             yield viewer.progress(text, job.fraction), None, ""
+        else:  # the page can stop a generator only where it yields
+            yield _UNCHANGED
 
 
 def _finished(site: Site, result: VideoResult, directory: Path, name: str) -> Update:

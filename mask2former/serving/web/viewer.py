@@ -70,13 +70,20 @@ def progress(text: str, fraction: float | None) -> str:
 
 
 def problem(text: str) -> str:
-    """Return an error that people can read, in the place of a result."""
+    """Return an error that people can read, in the place of a result, as a sentence."""
+    if text.partition(" ")[0].isalpha():  # not the name of a file or model
+        text = text[:1].upper() + text[1:]
     return f'<p class="m2f-error" role="alert">{html.escape(text)}</p>'
 
 
 def hint(text: str) -> str:
     """Return what stands where a result will be."""
     return f'<p class="m2f-hint">{html.escape(text)}</p>'
+
+
+def empty(text: str) -> str:
+    """Return a hint with the height of a result."""
+    return f'<div class="m2f-empty">{hint(text)}</div>'
 
 
 def table(result: Result, task: str) -> list[list[Any]]:

@@ -142,7 +142,7 @@ def test_the_overlay_can_be_hidden(visit: Visit) -> None:
 
 def test_errors_say_what_to_do(visit: Visit) -> None:
     visit.press("Segment")
-    assert "choose an image first" in visit.text("#view [role=alert]", "choose")
+    assert "Choose an image first" in visit.text("#view [role=alert]", "choose")
     visit.page.locator("#image input[type=file]").first.set_input_files(
         [{"name": "x.png", "mimeType": "image/png", "buffer": b"#!/bin/sh\necho this is no image"}]
     )
@@ -157,6 +157,10 @@ def test_a_model_without_weights_says_why(visit: Visit) -> None:
     assert "its weights are on the moon" in visit.text("#about [role=alert]", "cannot be used")
 
 
+def test_the_page_says_what_a_model_finds(visit: Visit) -> None:
+    assert visit.text("#about", "Finds").split("\n")[:2] == ["Finds", "a, b"]
+
+
 def test_another_image_clears_the_result(visit: Visit) -> None:
     visit.upload(png(), "x.png")
     visit.press("Segment")
@@ -165,6 +169,7 @@ def test_another_image_clears_the_result(visit: Visit) -> None:
         visit.page.locator("#image").get_by_label("Remove Image")
     ).first.click()
     visit.page.locator("#view .m2f-stage").wait_for(state="detached")
+    visit.page.locator("#objects").wait_for(state="hidden")
     assert "press Segment" in visit.text("#view", "Choose an image")
 
 
@@ -178,6 +183,9 @@ def test_two_thresholds_side_by_side(visit: Visit) -> None:
     assert "2 objects" in visit.text("#compare-left .m2f-summary", "threshold 0.3")
     assert "0 objects" in visit.text("#compare-right .m2f-summary", "threshold 0.85")
     visit.screenshot("compare")
+    visit.upload(png(seed=1), "y.png", "#compare-image")
+    for side in ("left", "right"):
+        visit.page.locator(f"#compare-{side} .m2f-stage").wait_for(state="detached")
 
 
 def test_a_video(visit: Visit, tmp_path: Path) -> None:
@@ -218,6 +226,12 @@ def test_a_video_can_be_stopped(visit: Visit, tmp_path: Path, monkeypatch: pytes
     (job,) = jobs
     wait_for(job.future.done, WAIT / 1000)
     assert job.frames < frames
+    visit.page.locator("#stop").wait_for(state="hidden")  # there is nothing to stop, and a result would be lost
+    visit.press("Track")
+    visit.text("#video-view [role=status]", "Tracking")
+    visit.page.locator("#track").wait_for(state="hidden")
+    visit.press("Stop")
+    visit.text("#video-view", "Stopped.")
 
 
 def test_a_video_that_is_too_long(visit: Visit, tmp_path: Path) -> None:
@@ -251,6 +265,10 @@ def test_a_phone_does_not_scroll_sideways(visit: Visit) -> None:
     visit.page.get_by_role("tab", name="Image").click()
     box = visit.page.locator("#view .m2f-stage").bounding_box()
     assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= 390
+    order = ["#segment", "#view", "#files", "#about", "#objects"]  # the result before the settings
+    boxes = [visit.page.locator(place).bounding_box() for place in order]
+    tops = [place["y"] for place in boxes if place is not None]
+    assert len(tops) == len(order) and tops == sorted(tops)
     visit.page.locator("#view").scroll_into_view_if_needed()
     visit.screenshot("phone")
 
