@@ -126,12 +126,12 @@ class Segmenter:
         )
         self.model = ready_model(model, self.device)
         # Settings are passed with each call, because other segmenters may use the same model with other settings.
-        arguments = inspect.signature(model.forward).parameters
-        self._takes_settings = isinstance(model, MaskFormer) and "settings" in arguments
+        self._takes_settings = isinstance(model, MaskFormer) and _takes(model.forward, "settings")
         self._runtime: dict[str, Runtime] = {}
         if compile is not None:
             runtime = Runtime(compile)
-            if isinstance(model, MaskFormer) and "runtime" in arguments:
+            run = getattr(model, "clip_outputs", model.forward if isinstance(model, MaskFormer) else None)
+            if _takes(run, "runtime"):
                 self._runtime = {"runtime": runtime}
             elif compile != "auto":
                 logger.warning("compile=%r has no effect on this %s", compile, type(model).__name__)
@@ -338,6 +338,7 @@ class Segmenter:
             },
             top_k=top_k,
             score_threshold=threshold,
+            **self._runtime,
         )
 
     def _resize_to(self, min_size: int | None) -> ResizeShortestEdge:
@@ -464,3 +465,8 @@ class Segmenter:
         size = sum(p.numel() for p in self.model.parameters()) / 1e6
         name = type(self.model).__name__
         return f"Segmenter({name}, {size:.1f} M parameters, {len(self.classes)} classes, {self.device})"
+
+
+def _takes(function: Any, name: str) -> bool:
+    """Return whether a method takes an argument of this name, not only any (`**kwargs`)."""
+    return callable(function) and name in inspect.signature(function).parameters
