@@ -34,8 +34,10 @@ from tqdm import tqdm
 
 from .data.image_sources import Channels, ImageSource, iter_pages
 from .data.transforms import ResizeShortestEdge
+from .data.window_resize import resize_image
 from .maskformer_model import MaskFormer
 from .model_loading import class_table, load_model, ready_model
+from .modeling.device_transfer import to_device
 from .modeling.postprocess import Settings
 from .modeling.runtime import Runtime
 from .objects import ObjectRules
@@ -442,9 +444,9 @@ class Segmenter:
         else:  # tiles: all at one scale, also those of an image that is narrower than a tile
             new_size = max(1, round(height * scale)), max(1, round(width * scale))
             transform = T.ResizeTransform(height, width, *new_size)
-        resized = transform.apply_image(array)
+        resized = resize_image(array, transform, pinned=self.device.type == "cuda")
         # Channels are put in order on the device, which is fast at it.
-        image = torch.from_numpy(np.require(resized, requirements=("C", "W"))).to(self.device).permute(2, 0, 1)
+        image = to_device(resized, self.device)
         image = image.flip(0) if self._bgr else image.contiguous()
         return {"image": image, "height": height, "width": width}
 

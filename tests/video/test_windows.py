@@ -118,7 +118,7 @@ def test_the_network_runs_as_segmenter_or_model_say(config: str, monkeypatch: py
         return call(self, *args, frames=frames)
 
     monkeypatch.setattr(Runtime, "__call__", run)
-    model = tiny(config).eval()
+    model = tiny(config, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3).eval()
     options: dict[str, Any] = {"online": True} if config == IMAGES else {"window": 2, "overlap": 1}
     for compile in (None, "off"):
         runs.clear()
