@@ -3,7 +3,7 @@
 Queries are selected by comparisons on the device, with a fixed number of slots, so everything is launched at once (and
 a CUDA graph can hold it). Masks are resized, compared and counted in one pass by the ops of `ops.mask_results`: nothing
 of the output's size exists in floating point but a band of it for semantic segmentation. `finish_together` then waits
-once for a few numbers, once more for maps and masks, for all images of a batch together, and makes results of what is there.
+for all images of a batch together, once for a few numbers and once more for maps and masks, and makes results of them.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from .prepared import Prepared, has_own_methods, is_hooked
 logger = logging.getLogger(__name__)
 
 MODES = ("auto", "off", "graph", "compile")
-# Larger batches keep a GPU busy anyway, and their graphs would keep much memory. Eight images of 800 x 1344 are smaller.
+# Larger batches keep a GPU busy anyway, and their graphs would keep much memory. Eight images of 800 x 1344 fit.
 _LARGEST = 12 * 2**20  # pixels
 # In inference, frames of a clip that go through backbone and pixel decoder together hold about this many pixels.
 _TOGETHER = 2**22
@@ -35,11 +35,11 @@ _CAPTURED = {"triton.cudagraphs": True, "triton.cudagraph_skip_dynamic_graphs": 
 class Runtime:
     """Runs a backbone and a head in the way that is fastest for a call.
 
-    In inference on CUDA, also of clips, "auto" and "graph" launch a captured graph of the kernels that the modules would launch one by
-    one, on weights that are cast before; "compile" captures code that PyTorch's compiler made, with batch norms
-    folded into convolutions, which changes rounding. In training, "compile" runs compiled forms of backbone, pixel
-    decoder and transformer decoder. In all other cases the modules are called as they are. Where a way is not possible,
-    one line says why.
+    In inference on CUDA, also of clips, "auto" and "graph" launch a captured graph of the kernels that the modules
+    would launch one by one, on weights that are cast before; "compile" captures code that PyTorch's compiler made,
+    with batch norms folded into convolutions, which changes rounding. In training, "compile" runs compiled forms of
+    backbone, pixel decoder and transformer decoder. In all other cases the modules are called as they are. Where a
+    way is not possible, one line says why.
 
     Args:
         mode: one of `MODES`. "auto" calls as they are: modules of other projects, hooked ones, and the first image of

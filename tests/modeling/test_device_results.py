@@ -229,7 +229,9 @@ def test_images_that_a_model_finishes_itself_keep_their_place(device: str) -> No
     scores, masks = (x.to(device) for x in random_case(0))
     s = Settings(SEMANTIC, semantic_at_output_size=True, semantic_scores=False)
     begun = [
-        begin(scores, None, masks, *SIZES[0], s, {Task.SEMANTIC: lambda m, i=i: torch.full(m.shape[1:], i)} if i else None)
+        begin(
+            scores, None, masks, *SIZES[0], s, {Task.SEMANTIC: lambda m, i=i: torch.full(m.shape[1:], i)} if i else None
+        )
         for i in (0, 1, 0, 2)
     ]
     found = [result["sem_seg"] for result in finish_all(begun)]

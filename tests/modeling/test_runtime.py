@@ -315,7 +315,6 @@ def test_graphs_of_frequent_shapes_are_kept(monkeypatch: pytest.MonkeyPatch) -> 
     cache.clear()
     assert not run(2)
 
-
     large = GraphCache(entries=9, after=1, pixels=20)
     for width in (3, 2, 7, 1):  # 12, 8, 28 and 4 pixels: the third takes the place of all before
         assert [large("key", lambda x: {"x": x}, torch.zeros(1, 3, 4, width)) is not None for _ in range(8)][-1]
