@@ -23,7 +23,7 @@ from .modeling.denoising import Denoising
 from .modeling.ground_truth import GroundTruth, Target
 from .modeling.matched_pairs import Assignment
 from .modeling.matcher import HungarianMatcher
-from .modeling.postprocess import Settings, begin, result_of_masks
+from .modeling.postprocess import Settings, begin, finish_all, result_of_masks
 from .modeling.runtime import Runtime
 from .structures.task import IMAGE_TASKS, Task, tasks_of
 from .utils.overrides import extensible, unchanged
@@ -326,7 +326,7 @@ class MaskFormer(MaskClassifier):
             image = (int(size[0]), int(size[1]))
             own = self.replaced_inference(outputs["pred_logits"][i])
             begun.append(begin(scores[i], None, masks[i], padded, image, output, settings, own))
-        return [finish() for finish in begun]
+        return finish_all(begun)
 
     def replaced_inference(self, mask_cls: Tensor) -> dict[Task, Callable[[Tensor], Any]]:
         """Return the replaced ones of the inference methods, called with the class logits (Q, K + 1) of an image."""

@@ -34,8 +34,10 @@ from tqdm import tqdm
 
 from .data.image_sources import Channels, ImageSource, iter_pages
 from .data.transforms import ResizeShortestEdge
+from .data.window_resize import resize_image
 from .maskformer_model import MaskFormer
 from .model_loading import class_table, load_model, ready_model
+from .modeling.device_transfer import to_device
 from .modeling.postprocess import Settings
 from .modeling.runtime import Runtime
 from .objects import ObjectRules
@@ -126,12 +128,12 @@ class Segmenter:
         )
         self.model = ready_model(model, self.device)
         # Settings are passed with each call, because other segmenters may use the same model with other settings.
-        arguments = inspect.signature(model.forward).parameters
-        self._takes_settings = isinstance(model, MaskFormer) and "settings" in arguments
+        self._takes_settings = isinstance(model, MaskFormer) and _takes(model.forward, "settings")
         self._runtime: dict[str, Runtime] = {}
         if compile is not None:
             runtime = Runtime(compile)
-            if isinstance(model, MaskFormer) and "runtime" in arguments:
+            run = getattr(model, "clip_outputs", model.forward if isinstance(model, MaskFormer) else None)
+            if _takes(run, "runtime"):
                 self._runtime = {"runtime": runtime}
             elif compile != "auto":
                 logger.warning("compile=%r has no effect on this %s", compile, type(model).__name__)
@@ -338,6 +340,7 @@ class Segmenter:
             },
             top_k=top_k,
             score_threshold=threshold,
+            **self._runtime,
         )
 
     def _resize_to(self, min_size: int | None) -> ResizeShortestEdge:
@@ -441,9 +444,9 @@ class Segmenter:
         else:  # tiles: all at one scale, also those of an image that is narrower than a tile
             new_size = max(1, round(height * scale)), max(1, round(width * scale))
             transform = T.ResizeTransform(height, width, *new_size)
-        resized = transform.apply_image(array)
+        resized = resize_image(array, transform, pinned=self.device.type == "cuda")
         # Channels are put in order on the device, which is fast at it.
-        image = torch.from_numpy(np.require(resized, requirements=("C", "W"))).to(self.device).permute(2, 0, 1)
+        image = to_device(resized, self.device)
         image = image.flip(0) if self._bgr else image.contiguous()
         return {"image": image, "height": height, "width": width}
 
@@ -464,3 +467,8 @@ class Segmenter:
         size = sum(p.numel() for p in self.model.parameters()) / 1e6
         name = type(self.model).__name__
         return f"Segmenter({name}, {size:.1f} M parameters, {len(self.classes)} classes, {self.device})"
+
+
+def _takes(function: Any, name: str) -> bool:
+    """Return whether a method takes an argument of this name, not only any (`**kwargs`)."""
+    return callable(function) and name in inspect.signature(function).parameters

@@ -198,7 +198,7 @@ class MaskFormerWithTTA(_WithTTA):
         mean, merged = RunningMean(), None
         for view in _nearest_first(views, input["image"].shape[-2:]):
             images = self.model.preprocess([view.of(input)])
-            outputs = self.model.sem_seg_head(self.model.backbone(images.tensor))
+            outputs = self.model.runtime(self.model.backbone, self.model.sem_seg_head, images.tensor)
             scores, masks = class_scores_and_masks(outputs)
             padded = (int(images.tensor.shape[-2]), int(images.tensor.shape[-1]))
             if Task.SEMANTIC in settings.tasks:

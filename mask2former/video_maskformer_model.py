@@ -17,14 +17,12 @@ from .maskformer_model import MaskClassifier, check_classes, naming_tiny_images
 from .modeling.device_transfer import to_cpu, to_device
 from .modeling.ground_truth import Target
 from .modeling.postprocess import Size, postprocess_clip
+from .modeling.runtime import Runtime
 from .utils.lazy_dict import Later
 from .utils.overrides import extensible, unchanged
 from .utils.registry import register
-from .utils.signatures import accepted, fitting
+from .utils.signatures import fitting
 from .video_registration import VIDEO
-
-# In inference, frames that go through backbone and pixel decoder together hold about this many pixels.
-_CHUNK = 2**22
 
 
 @register(META_ARCH_REGISTRY, VIDEO)
@@ -98,11 +96,12 @@ class VideoMaskFormer(MaskClassifier):
         size = _common_size([frame.shape[-2:] for frame in frames], "the clip")
         return self.pad_images(frames).tensor, size
 
-    def clip_outputs(self, images: Tensor) -> dict[str, Tensor]:
+    def clip_outputs(self, images: Tensor, runtime: Runtime | None = None) -> dict[str, Tensor]:
         """Run the network on one clip in evaluation mode; T may be any number.
 
         Args:
             images: (T, 3, H, W), as from `preprocess`.
+            runtime: runs backbone and head; None: that of the model.
 
         Returns:
             {"pred_logits" (Q, K + 1), "pred_masks" (Q, T, H4, W4), both before softmax and sigmoid, "pred_embeds"
@@ -110,15 +109,8 @@ class VideoMaskFormer(MaskClassifier):
             (where the decoder returns them)}.
         """
         assert not self.training, "clip_outputs is for inference: call model.eval() first"
-        head: Any = self.sem_seg_head
-        step = max(1, _CHUNK // (images.shape[-2] * images.shape[-1]))
-        frames = len(images)
         with naming_tiny_images(images):
-            if getattr(head, "by_frame", False):
-                parts = [head.pixel_maps(self.backbone(part)) for part in images.split(step)]
-                outputs = head.predict(_join([p[0] for p in parts]), _join([p[1] for p in parts]), frames=frames)
-            else:
-                outputs = head(self.backbone(images), **accepted(head, {"frames": frames}))
+            outputs = (runtime or self.runtime)(self.backbone, self.sem_seg_head, images, frames=len(images))
         names = {"pred_logits": "pred_logits", "pred_masks": "pred_masks", "query_embeds": "pred_embeds"}
         return {ours: outputs[theirs][0] for theirs, ours in names.items() if theirs in outputs}
 
@@ -234,15 +226,6 @@ def clip_objects(frames: Sequence[Instances]) -> tuple[Tensor, Tensor, Tensor]:
         masks[objects, t] = given.cpu()[visible].bool()
         all_ids[objects, t] = frame.gt_ids.cpu()[visible].long()
     return labels, masks, all_ids
-
-
-def _join(parts: Sequence[Any]) -> Any:
-    """Concatenate maps (t, C, H, W), or lists of maps, of consecutive frames."""
-    if len(parts) == 1:
-        return parts[0]
-    if isinstance(parts[0], Tensor):
-        return torch.cat(list(parts))
-    return [torch.cat(level) for level in zip(*parts, strict=True)]
 
 
 def _clip_name(record: Mapping[str, Any]) -> str:

@@ -13,10 +13,12 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
+from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from PIL import Image
 from scipy import ndimage
 
+from mask2former import ops
 from mask2former.config import load_config
 from mask2former.modeling.postprocess import begin
 from mask2former.objects import ObjectRules
@@ -220,6 +222,31 @@ def test_amp_runs_the_model_under_autocast() -> None:
     assert formats == [None, torch.bfloat16, torch.bfloat16, torch.float16]
     with pytest.raises(ValueError, match="amp"):
         segmenter(amp="int8")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [(64, 96), (50, 70)])
+def test_a_batch_on_a_gpu_waits_twice(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images that keep their size and enlarged ones; all other waits are errors."""
+    if ops.backend("cuda") != "compiled":
+        pytest.skip("no compiled op for cuda")
+    cfg = load_config(CONFIG, [*TINY, "MODEL.DEVICE", "cuda", "MODEL.WEIGHTS", ""])
+    names = [str(i) for i in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)]
+    segment = Segmenter(build_model(cfg), cfg, classes=names, score_threshold=0.0, compile="off")
+    images = [np.random.default_rng(i).integers(0, 256, (*size, 3), dtype=np.uint8) for i in range(4)]
+    expected = segment(images, batch_size=4)
+    waits: list[int] = []
+    wait = torch.cuda.Event.synchronize
+    monkeypatch.setattr(torch.cuda.Event, "synchronize", lambda event: (waits.append(1), wait(event))[1])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = segment(images, batch_size=4)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(waits) == 2
+    for ours, theirs in zip(found, expected, strict=True):
+        assert np.array_equal(ours.panoptic.map, theirs.panoptic.map)
+        assert np.array_equal(ours.instances.scores, theirs.instances.scores)
 
 
 def test_ready_model_needs_class_names() -> None:

@@ -101,6 +101,14 @@ def record(ids: np.ndarray, scale: int = 1) -> dict[str, Any]:
     return {"image": gray.expand(3, -1, -1).clone(), "height": height * scale, "width": width * scale, "image_id": 5}
 
 
+def test_views_run_as_the_model_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, ran = model(BrightnessHead()), []
+    run = network.runtime
+    monkeypatch.setattr(network, "runtime", lambda *args: (ran.append(tuple(args[2].shape)), run(*args))[1])
+    MaskFormerWithTTA(config([64, 96]), network)([record(object_map())])
+    assert ran == [(1, 3, 64, 96), (1, 3, 96, 160)]
+
+
 def test_views_are_detectron2s() -> None:
     cfg = config([32, 64, 100], flip=True, max_size=120)
     sample = record(object_map(48, 80))

@@ -8,7 +8,6 @@ from pathlib import Path
 from ..structures.task import Task
 from . import arguments
 from .inputs import similar
-from .parser import refuse_given
 from .track_objects import open_video, track_objects
 
 HELP = "follow the objects of a video"
@@ -93,6 +92,5 @@ def run(args: argparse.Namespace) -> int:
         path = Path(name)
         if not path.exists():
             raise FileNotFoundError(f"{name} does not exist.{similar(path)}")
-    refuse_given(args, ("compile",), "on videos: frames are tracked operation by operation")
     segment = arguments.load_segmenter(args)
     return track_objects(segment, open_video(args.input), args)

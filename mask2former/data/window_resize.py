@@ -1,4 +1,4 @@
-"""A part of a resized image, without resizing the other parts: a crop after an enlargement needs few of its pixels."""
+"""Resized images with Pillow's pixels: complete, or a part of one alone, since a crop needs few pixels."""
 
 from __future__ import annotations
 
@@ -27,6 +27,27 @@ def resizes_windows(transform: T.Transform, pixels: np.ndarray) -> bool:
         and min(transform.new_w, transform.w) > 0
         and hasattr(torch.ops.mask2former, "resize_window")
     )
+
+
+def resize_image(pixels: np.ndarray, transform: T.Transform, pinned: bool = False) -> torch.Tensor:
+    """Apply a transform, usually a resize, to an image.
+
+    Args:
+        pixels: uint8 (h, w, 3), of any strides.
+        transform: of the image.
+        pinned: write the result into pinned memory where no other memory is written; for a copy to a GPU.
+
+    Returns:
+        uint8 (3, H, W), perhaps a view of `pixels`, of any strides; the same pixels as `transform.apply_image` gives.
+    """
+    same = type(transform) is T.ResizeTransform and (transform.new_h, transform.new_w) == pixels.shape[:2]
+    if not same and resizes_windows(transform, pixels):
+        size = transform.new_h, transform.new_w
+        planes = torch.empty(3, *size, dtype=torch.uint8, pin_memory=pinned)
+        resize_window(pixels, size, (0, 0), planes)
+        return planes
+    resized = pixels if same else transform.apply_image(pixels)
+    return torch.from_numpy(np.require(resized, requirements=("C", "W"))).permute(2, 0, 1)
 
 
 def resize_window(pixels: np.ndarray, size: tuple[int, int], origin: tuple[int, int], out: torch.Tensor) -> None:

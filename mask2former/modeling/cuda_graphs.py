@@ -21,6 +21,7 @@ from .shape_cache import holding
 logger = logging.getLogger(__name__)
 
 Outputs = dict[str, Tensor]
+_Key = tuple[torch.Size, Hashable, torch.dtype, torch.device]
 _OFTEN = 8  # calls of a shape that are worth to drop the graph of another one
 _WARM_UP = 2  # runs before the capture: libraries choose their kernels in them, and compiled code is made
 
@@ -100,15 +101,17 @@ class GraphCache:
 
     Args:
         entries: number of graphs; their activations share memory, their results and inputs do not.
+        pixels: number of pixels of the inputs of all graphs, which bounds the memory of what they do not share. One
+            graph may be larger.
         after: capture a shape when it comes for the `after`-th time, since a capture takes longer than a few calls; a
             graph gives way to another one only if that comes more often.
     """
 
-    def __init__(self, entries: int = 32, after: int = 2) -> None:
-        self.entries, self.after = entries, after
+    def __init__(self, entries: int = 32, after: int = 2, pixels: int = 2**26) -> None:
+        self.entries, self.after, self.pixels = entries, after, pixels
         self.captured = 0  # number of captures so far
-        self._graphs: OrderedDict[Hashable, CapturedFunction] = OrderedDict()
-        self._seen: OrderedDict[Hashable, int] = OrderedDict()
+        self._graphs: OrderedDict[_Key, CapturedFunction] = OrderedDict()
+        self._seen: OrderedDict[_Key, int] = OrderedDict()
         self._memory: dict[torch.device, GraphMemory] = {}
         self._streams: dict[torch.device, torch.cuda.Stream] = {}  # kept, because cuBLAS has memory for each of them
         self._lock = threading.Lock()
@@ -139,24 +142,30 @@ class GraphCache:
         Raises:
             RuntimeError: the function cannot be captured.
         """
-        key = (key, tuple(images.shape), images.dtype, images.device)
+        key = (images.shape, key, images.dtype, images.device)
         with self._lock:
             if key not in self._graphs:
-                if not self._often(key):
+                size = _pixels(images.shape)
+                if not self._often(key, size):
                     return None
-                self._graphs[key] = self._capture(function, images)
-                while len(self._graphs) > self.entries:
+                while self._graphs and self._is_full(size):
                     dropped, _ = self._graphs.popitem(last=False)
                     self._seen.pop(dropped, None)
+                self._graphs[key] = self._capture(function, images)
             self._graphs.move_to_end(key)
             return self._graphs[key](images)
 
-    def _often(self, key: Hashable) -> bool:
+    def _is_full(self, pixels: int) -> bool:
+        """Return whether a graph has to go before one of so many pixels comes."""
+        held = sum(_pixels(shape) for shape, *_ in self._graphs)
+        return len(self._graphs) >= self.entries or held + pixels > self.pixels
+
+    def _often(self, key: _Key, pixels: int) -> bool:
         self._seen[key] = self._seen.get(key, 0) + 1
         self._seen.move_to_end(key)
         while len(self._seen) > 64 * self.entries:
             self._seen.popitem(last=False)
-        full = len(self._graphs) >= self.entries
+        full = bool(self._graphs) and self._is_full(pixels)
         return self._seen[key] >= (max(self.after, _OFTEN) if full else self.after)
 
     def _capture(self, function: Callable[[Tensor], Outputs], images: Tensor) -> CapturedFunction:
@@ -172,6 +181,10 @@ class GraphCache:
         seconds = time.perf_counter() - start
         logger.info("captured a CUDA graph for %d x %d x %d in %.1f s", count, height, width, seconds)
         return graph
+
+
+def _pixels(shape: torch.Size) -> int:
+    return shape[0] * shape[-2] * shape[-1]
 
 
 @contextlib.contextmanager

@@ -2,8 +2,8 @@
 
 Queries are selected by comparisons on the device, with a fixed number of slots, so everything is launched at once (and
 a CUDA graph can hold it). Masks are resized, compared and counted in one pass by the ops of `ops.mask_results`: nothing
-of the output's size exists in floating point but a band of it for semantic segmentation. `finish` then waits once for a
-few numbers, and makes results of what is there.
+of the output's size exists in floating point but a band of it for semantic segmentation. `finish_together` then waits
+for all images of a batch together, once for a few numbers and once more for maps and masks, and makes results of them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..ops.mask_results import (
 )
 from ..structures.packed_masks import PackedMasks
 from ..structures.task import Task
-from .device_transfer import to_device
+from .device_transfer import HostCopies, in_ordinary_memory, to_device
 from .label_maps import label_type
 from .mask_resizing import Size
 from .result_rules import Settings, best_pairs, panoptic_segments
@@ -40,8 +40,8 @@ from .result_rules import Settings, best_pairs, panoptic_segments
 _DEVICES = {"cuda"}
 # Bytes of masks and scores of a band of semantic segmentation.
 _BAND = 2**30
-# Copies up to this many bytes go through pinned memory, where they need not be waited for one by one.
-_PINNED = 2**24
+# Packed masks of up to this many bytes are copied all at once, of more only the rows of their boxes.
+_COMPLETE = 2**24
 
 
 def are_possible(class_scores: Tensor, mask_logits: Tensor, size: Size) -> bool:
@@ -80,60 +80,62 @@ class DeviceResults:
             self.instances = _Instances.launch(scores, logits, padded, image, self.size, s)
         if Task.SEMANTIC in s.tasks:
             self.semantic = _semantic(scores[:, :-1].T.contiguous(), logits, padded, image, self.size, output, s)
-        self._numbers: list[_Copy] = []
+        self._numbers: Tensor | None = None
+        self._maps: dict[Task, Tensor] = {}
+        self._segments: list[dict[str, Any]] = []
+        self._found: Instances | _PackedInstances | None = None
 
-    def start_copy(self) -> DeviceResults:
-        """Send the numbers on their way to the CPU; not part of what a CUDA graph holds."""
-        self._numbers = [_Copy(part.numbers) for part in (self.panoptic, self.instances) if part is not None]
-        return self
+    def __call__(self) -> dict[str, Any]:
+        """Wait, and return the results as `postprocess` does."""
+        return finish_together([self])[0]
 
-    def finish(self) -> dict[str, Any]:
-        """Wait for the numbers, and return the results as `postprocess` does."""
-        s, numbers = self.settings, [copy.wait() for copy in self._numbers or self.start_copy()._numbers]
-        maps: dict[Task, Tensor] = {}
-        segments: list[dict[str, Any]] = []
+    def send_numbers(self, copies: HostCopies) -> None:
+        """Send what does not depend on numbers, and the numbers, on their way to the CPU."""
+        numbers = [part.numbers for part in (self.panoptic, self.instances) if part is not None]
+        if numbers:
+            self._numbers = copies.add(torch.cat(numbers) if len(numbers) > 1 else numbers[0])
         if self.semantic is not None:
-            maps[Task.SEMANTIC] = self.semantic
+            here = self.settings.patches and self.semantic.dim() == 2
+            self._maps[Task.SEMANTIC] = copies.add(self.semantic) if here else self.semantic
+
+    def send_masks(self, copies: HostCopies) -> None:
+        """Read the numbers, which are there, and send what depends on them."""
+        numbers = torch.empty(0) if self._numbers is None else self._numbers.cpu()
         if self.panoptic is not None:
-            ids, segments = self.panoptic.segments(numbers[0], s)
-            maps[Task.PANOPTIC] = self.panoptic.map_of(ids)
-        found: Instances | _PackedInstances | None = None
+            own, numbers = numbers[: len(self.panoptic.numbers)], numbers[len(self.panoptic.numbers) :]
+            ids, self._segments = self.panoptic.segments(own, self.settings)
+            id_map = self.panoptic.map_of(ids, small=self.settings.patches)
+            self._maps[Task.PANOPTIC] = copies.add(id_map) if self.settings.patches else id_map
         if self.instances is not None:
-            selected = self.instances.select(numbers[-1])
-            found = (self.instances.packed if s.patches else self.instances.dense)(selected, self.size)
-        if s.patches:  # all copies are started before the first is waited for
-            copies = {task: _Copy(label_map) for task, label_map in maps.items() if label_map.dim() == 2}
-            maps |= {task: copy.kept() for task, copy in copies.items()}
+            selected = self.instances.select(numbers)
+            if self.settings.patches:
+                self._found = _PackedInstances(self.instances.masks, selected, self.size, copies)
+            else:
+                self._found = self.instances.dense(selected, self.size)
+
+    def result(self) -> dict[str, Any]:
+        """Return the results, when all copies are there."""
+        maps = dict(self._maps)
+        if self.settings.patches:
+            types = {Task.PANOPTIC: torch.int32}
+            maps = {t: x if x.dim() > 2 else in_ordinary_memory(x, types.get(t, x.dtype)) for t, x in maps.items()}
         results: dict[str, Any] = {task.output: label_map for task, label_map in maps.items()}
         if self.panoptic is not None:
-            results[Task.PANOPTIC.output] = maps[Task.PANOPTIC], segments
+            results[Task.PANOPTIC.output] = maps[Task.PANOPTIC], self._segments
+        found = self._found
         if found is not None:
-            results[Task.INSTANCE.output] = found.wait() if isinstance(found, _PackedInstances) else found
+            results[Task.INSTANCE.output] = found.unpacked() if isinstance(found, _PackedInstances) else found
         return results
 
 
-class _Copy:
-    """A tensor on its way to the CPU: through pinned memory where it is small, else when it is waited for."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._tensor = tensor
-        self._done: torch.cuda.Event | None = None
-        if tensor.is_cuda and tensor.numel() * tensor.element_size() <= _PINNED:
-            self._tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            self._tensor.copy_(tensor, non_blocking=True)
-            self._done = torch.cuda.Event()
-            self._done.record(torch.cuda.current_stream(tensor.device))
-
-    def wait(self) -> Tensor:
-        """Return the tensor on the CPU, in memory that is to be given back soon."""
-        if self._done is not None:
-            self._done.synchronize()
-        return self._tensor.cpu()
-
-    def kept(self) -> Tensor:
-        """Return the tensor on the CPU, in ordinary memory: pinned memory is scarce, and results may be kept."""
-        host = self.wait()
-        return host.clone() if self._done is not None else host
+def finish_together(images: Sequence[DeviceResults]) -> list[dict[str, Any]]:
+    """Return the results of images; the host waits twice for all of them: for numbers, then for masks and maps."""
+    for send in (DeviceResults.send_numbers, DeviceResults.send_masks):
+        copies = HostCopies()
+        for image in images:
+            send(image, copies)
+        copies.wait()
+    return [image.result() for image in images]
 
 
 # ------------------------------------------------------------------ panoptic
@@ -161,9 +163,10 @@ class _Panoptic:
             ids[query] = number
         return ids, segments
 
-    def map_of(self, ids: Sequence[int]) -> Tensor:
-        """Return int32 (h, w), the segment of each pixel."""
-        lookup = to_device(torch.tensor([0, *ids], dtype=torch.int32), self.winner.device)
+    def map_of(self, ids: Sequence[int], small: bool) -> Tensor:
+        """Return int32 (h, w), the segment of each pixel; `small`: uint8 where there are less than 256."""
+        dtype = torch.uint8 if small and max(ids, default=0) < 256 else torch.int32
+        lookup = to_device(torch.tensor([0, *ids], dtype=dtype), self.winner.device)
         return lookup.index_select(0, (self.winner + 1).flatten()).view(self.winner.shape)
 
 
@@ -204,10 +207,6 @@ class _Instances:
         pairs, boxes = pairs[kept], stats[:, 2:] * (stats[:, :1] > 0)
         return _Selected(kept, pairs[:, 2], _as_floats(pairs[:, 0]).float(), pairs[:, 1].clone(), stats[:, 0], boxes)
 
-    def packed(self, selected: _Selected, size: Size) -> _PackedInstances:
-        """Start to copy packed masks."""
-        return _PackedInstances(self.masks, selected, size)
-
     def dense(self, selected: _Selected, size: Size) -> Instances:
         """Return instances on the device, with `pred_masks`."""
         result, device = Instances(size), self.scores.device
@@ -235,19 +234,19 @@ class _Selected:
 class _PackedInstances:
     """Packed masks on their way to the CPU: all at once where they are small, else the rows of each mask's box."""
 
-    def __init__(self, masks: Tensor, selected: _Selected, size: Size) -> None:
+    def __init__(self, masks: Tensor, selected: _Selected, size: Size, copies: HostCopies) -> None:
         self._selected, self._size = selected, size
-        self._masks = masks[: int(selected.mask.max()) + 1 if len(selected.mask) else 0]
-        self._copy = _Copy(self._masks) if self._masks.numel() <= _PINNED else None
+        masks = masks[: int(selected.mask.max()) + 1 if len(selected.mask) else 0]
+        self._masks = copies.add(masks) if masks.numel() <= _COMPLETE else masks
 
-    def wait(self) -> Instances:
-        """Return instances on the CPU, with `pred_patches`."""
+    def unpacked(self) -> Instances:
+        """Return instances on the CPU, with `pred_patches`, when the copies are there."""
         selected, result = self._selected, Instances(self._size)
-        host = None if self._copy is None else self._copy.wait()
+        masks = self._masks.cpu() if self._masks.numel() <= _COMPLETE else self._masks
         numbers = selected.mask.unique().tolist()
         rows = {}
         for i, (left, top, right, bottom) in zip(numbers, selected.boxes[numbers].tolist(), strict=True):
-            strip = (self._masks[i, top:bottom].cpu() if host is None else host[i, top:bottom]).numpy()
+            strip = masks[i, top:bottom].cpu().numpy()
             rows[i] = strip[:, left // 8 : -(-right // 8)].copy()  # without the rest, which would stay in memory
         boxes, areas = selected.boxes[selected.mask], selected.areas[selected.mask]
         result.pred_patches = PackedMasks([rows[i] for i in selected.mask.tolist()], boxes.numpy(), areas.numpy())

@@ -8,6 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Pinned memory is scarce: larger tensors, and what would make a `HostCopies` larger than the second, do without.
+_PINNED = 2**24  # bytes
+_PINNED_TOGETHER = 2**27
+
 
 class HostCopy:
     """A copy to the CPU that is under way; only `value` waits for it.
@@ -37,6 +41,41 @@ class HostCopy:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return HostCopy, (self.value(),)
+
+
+class HostCopies:
+    """Copies of tensors to the CPU that are under way together, and are waited for once."""
+
+    def __init__(self) -> None:
+        self._streams: set[torch.cuda.Stream] = set()
+        self._free = _PINNED_TOGETHER
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """Start a copy. Returns the tensor whose `cpu()` has the values after `wait`, without a further wait if it is
+        small; it is to be given back soon, see `in_ordinary_memory`.
+        """
+        size = tensor.numel() * tensor.element_size()
+        if not tensor.is_cuda or size > min(_PINNED, self._free):
+            return tensor
+        self._free -= size
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        host.copy_(tensor, non_blocking=True)
+        self._streams.add(torch.cuda.current_stream(tensor.device))
+        return host
+
+    def wait(self) -> None:
+        """Wait until the copies are there."""
+        for stream in self._streams:
+            done = torch.cuda.Event()
+            done.record(stream)
+            done.synchronize()
+        self._streams.clear()
+
+
+def in_ordinary_memory(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor of `HostCopies.add` on the CPU, in a type and in memory that may be kept."""
+    host = tensor.cpu().to(dtype)
+    return host.clone() if host.data_ptr() == tensor.data_ptr() and host.is_pinned() else host
 
 
 def to_cpu(tensor: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic
 
@@ -21,8 +21,10 @@ from .prepared import Prepared, has_own_methods, is_hooked
 logger = logging.getLogger(__name__)
 
 MODES = ("auto", "off", "graph", "compile")
-# Larger batches keep a GPU busy anyway, and their graphs would keep much memory.
-_LARGEST = 2**23  # pixels
+# Larger batches keep a GPU busy anyway, and their graphs would keep much memory. Eight images of 800 x 1344 fit.
+_LARGEST = 12 * 2**20  # pixels
+# In inference, frames of a clip that go through backbone and pixel decoder together hold about this many pixels.
+_TOGETHER = 2**22
 # Code of which we know that the same kernels are right in each call; other code may look at values, or at the clock.
 _KNOWN = ("torch.", "torchvision.", "detectron2.", "fvcore.", "timm.", f"{__name__.rpartition('.modeling.')[0]}.")
 _PLAIN = (object, Generic, ABC)
@@ -33,11 +35,11 @@ _CAPTURED = {"triton.cudagraphs": True, "triton.cudagraph_skip_dynamic_graphs": 
 class Runtime:
     """Runs a backbone and a head in the way that is fastest for a call.
 
-    In inference on CUDA, "auto" and "graph" launch a captured graph of the kernels that the modules would launch one by
-    one, on weights that are cast before; "compile" captures code that PyTorch's compiler made, with batch norms
-    folded into convolutions, which changes rounding. In training, "compile" runs compiled forms of backbone, pixel
-    decoder and transformer decoder. In all other cases the modules are called as they are. Where a way is not possible,
-    one line says why.
+    In inference on CUDA, also of clips, "auto" and "graph" launch a captured graph of the kernels that the modules
+    would launch one by one, on weights that are cast before; "compile" captures code that PyTorch's compiler made,
+    with batch norms folded into convolutions, which changes rounding. In training, "compile" runs compiled forms of
+    backbone, pixel decoder and transformer decoder. In all other cases the modules are called as they are. Where a
+    way is not possible, one line says why.
 
     Args:
         mode: one of `MODES`. "auto" calls as they are: modules of other projects, hooked ones, and the first image of
@@ -61,6 +63,7 @@ class Runtime:
         self._prepared: dict[torch.dtype | None, _PreparedNetwork] = {}
         self._compiled: list[_CompiledNetwork] = []
         self._refused: set[str] = set()
+        self._largest = _LARGEST
 
     @property
     def captured(self) -> int:
@@ -89,12 +92,12 @@ class Runtime:
         """
         keywords = {name: value for name, value in (("frames", frames), ("noised", noised)) if value is not None}
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # which see no kernel of a graph
-            return _call(head, backbone(images), keywords)
+            return _run(backbone, head, images, keywords, known=False)
         if len(self._graphs) and (backbone.training or head.training):
             self._graphs.clear()  # a training that goes on after an evaluation needs the memory
         training = torch.is_grad_enabled() or backbone.training or head.training
-        if not training and frames is None and self.mode != "off":
-            outputs = self._infer(backbone, head, images)
+        if not training and self.mode != "off":
+            outputs = self._infer(backbone, head, images, keywords)
             if outputs is not None:
                 return outputs
         known = images.device.type == "cuda" and _is_known(backbone) and _is_known(head)
@@ -103,13 +106,15 @@ class Runtime:
         return _run(backbone, head, images, keywords, known)
 
     # ---- inference
-    def _infer(self, backbone: nn.Module, head: nn.Module, images: Tensor) -> Mapping[str, Any] | None:
+    def _infer(
+        self, backbone: nn.Module, head: nn.Module, images: Tensor, keywords: Mapping[str, Any]
+    ) -> Mapping[str, Any] | None:
         if images.device.type != "cuda":
             if self.mode == "compile" and "compile" not in self._refused:
-                return self._run_compiled(backbone, head, images, {})
-            return self._infer_prepared(backbone, head, images) if self.mode == "graph" else None
-        count, _, height, width = images.shape
-        if "graph" in self._refused or count * height * width > _LARGEST or torch.cuda.is_current_stream_capturing():
+                return self._run_compiled(backbone, head, images, keywords)
+            return self._infer_prepared(backbone, head, images, keywords) if self.mode == "graph" else None
+        pixels = images.shape[0] * images.shape[-2] * images.shape[-1]
+        if "graph" in self._refused or pixels > self._largest or torch.cuda.is_current_stream_capturing():
             return None
         if torch._C._len_torch_dispatch_stack():  # something looks at operations, and would see none
             return None
@@ -117,7 +122,15 @@ class Runtime:
         if network is None:
             return None
         try:
-            outputs = self._graphs((network, *_numerics()), network, images)
+            key = (network, *keywords.items(), *_numerics())
+            outputs = self._graphs(key, partial(network, keywords=keywords), images)
+        except torch.OutOfMemoryError:  # the modules as they are may need less than two of their activations
+            self._largest = pixels - 1
+            self._forget()
+            self._refuse(
+                "memory", f"not enough memory for a CUDA graph of {pixels / 1e6:.1f} megapixels: smaller ones only"
+            )
+            return None
         except (RuntimeError, TypeError) as error:
             if network.fits():
                 self._refuse("graph", f"CUDA graphs are not used: {_first_line(error)}")
@@ -128,13 +141,15 @@ class Runtime:
         self._forget()
         return None
 
-    def _infer_prepared(self, backbone: nn.Module, head: nn.Module, images: Tensor) -> Mapping[str, Any]:
+    def _infer_prepared(
+        self, backbone: nn.Module, head: nn.Module, images: Tensor, keywords: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
         """Run the form that graphs of other devices would hold."""
         dtype = _autocast_type(images.device.type)
         network = self._prepared.get(dtype)
         if network is None or not network.of(backbone, head) or not network.fits():
             network = self._prepared[dtype] = _PreparedNetwork(backbone, head, dtype, True, None, fold=True)
-        return network.plain(images)
+        return network.plain(images, keywords)
 
     def _forget(self) -> None:
         self._prepared.clear()
@@ -149,7 +164,7 @@ class Runtime:
             known = _is_known(backbone) and _is_known(head)
             if self.mode == "auto" and not known:
                 return None
-            run = partial(self._run_compiled, keywords={}) if self.mode == "compile" else None
+            run = self._run_compiled if self.mode == "compile" else None
             network = self._prepared[dtype] = _PreparedNetwork(backbone, head, dtype, known, run)
             self._graphs.clear()
         return network
@@ -198,7 +213,7 @@ class _PreparedNetwork:
         head: nn.Module,
         dtype: torch.dtype | None,
         known: bool,
-        compiled: Callable[[nn.Module, nn.Module, Tensor], Mapping[str, Any]] | None,
+        compiled: Callable[[nn.Module, nn.Module, Tensor, Mapping[str, Any]], Mapping[str, Any]] | None,
         fold: bool = False,
     ) -> None:
         self._modules = (backbone, head)
@@ -216,21 +231,21 @@ class _PreparedNetwork:
         """Return whether modules, hooks and the places of weights are those that graphs were captured with."""
         return self._prepared.fits() and addresses(self._modules)[0] == self._addresses
 
-    def plain(self, images: Tensor) -> Mapping[str, Any]:
+    def plain(self, images: Tensor, keywords: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the outputs for images outside of a graph; changes of weights through `.data` are not noticed."""
         if self._prepared.is_stale():
             self._prepared.refresh()
-        return _run(self._prepared.backbone, self._prepared.head, images, {}, self._known)
+        return _run(self._prepared.backbone, self._prepared.head, images, keywords, self._known)
 
-    def __call__(self, images: Tensor) -> Outputs:
+    def __call__(self, images: Tensor, keywords: Mapping[str, Any]) -> Outputs:
         """Return the outputs for images, with weights as they are now."""
         with uncached_autocast(images.device.type):
             self._prepared.refresh()  # part of the graph, so that no change of a weight is missed
             backbone, head = self._prepared.backbone, self._prepared.head
             if self._compiled is not None:
-                outputs = self._compiled(backbone, head, _as_kernels_want(images) if self._known else images)
+                outputs = self._compiled(backbone, head, _as_kernels_want(images) if self._known else images, keywords)
             else:
-                outputs = _run(backbone, head, images, {}, self._known)
+                outputs = _run(backbone, head, images, keywords, self._known)
         last = without_earlier(outputs)
         values = {name: last[name] for name in last}
         if not all(isinstance(value, Tensor) for value in values.values()):
@@ -256,10 +271,10 @@ class _CompiledNetwork:
         return self._modules == (backbone, head)
 
     def __call__(self, images: Tensor, keywords: Mapping[str, Any]) -> Mapping[str, Any]:
-        features = self._backbone(images)
         if self._by_parts:
-            return self._predict(*self._maps(features), **keywords)
-        return _call(self._head, features, keywords)
+            parts = _parts(self._modules[1], images, keywords)
+            return self._predict(*_joined([self._maps(self._backbone(part)) for part in parts]), **keywords)
+        return _call(self._head, self._backbone(images), keywords)
 
 
 def _run(
@@ -269,10 +284,38 @@ def _run(
 
     Modules of other projects may rely on the usual format, as `view` does.
     """
-    if not known:
-        return _call(head, backbone(images), keywords)
-    features = backbone(_as_kernels_want(images))
-    return _call(head, {name: _as_kernels_want(x) for name, x in features.items()}, keywords)
+
+    def maps_of(part: Tensor) -> Mapping[str, Tensor]:
+        if not known:
+            return backbone(part)  # type: ignore[no-any-return]
+        return {name: _as_kernels_want(x) for name, x in backbone(_as_kernels_want(part)).items()}
+
+    parts = _parts(head, images, keywords)
+    if len(parts) == 1:
+        return _call(head, maps_of(images), keywords)
+    own: Any = head
+    maps = _joined([own.pixel_maps(maps_of(part)) for part in parts])
+    return own.predict(*maps, **accepted(own.predict, keywords))  # type: ignore[no-any-return]
+
+
+def _parts(head: nn.Module, images: Tensor, keywords: Mapping[str, Any]) -> Sequence[Tensor]:
+    """Split a clip in inference into frames that go together until the decoder, which bounds the memory."""
+    if keywords.get("frames") is None or head.training or not getattr(head, "by_frame", False):
+        return (images,)
+    return images.split(max(1, _TOGETHER // (images.shape[-2] * images.shape[-1])))
+
+
+def _joined(maps: Sequence[Sequence[Any]]) -> Sequence[Any]:
+    """Concatenate what `pixel_maps` returns of consecutive frames: maps (t, C, H, W), or lists of maps."""
+    if len(maps) == 1:
+        return maps[0]
+    return [_concatenated(values) for values in zip(*maps, strict=True)]
+
+
+def _concatenated(parts: Sequence[Any]) -> Any:
+    if isinstance(parts[0], Tensor):
+        return torch.cat(list(parts))
+    return [torch.cat(level) for level in zip(*parts, strict=True)]
 
 
 def _as_kernels_want(maps: Tensor) -> Tensor:

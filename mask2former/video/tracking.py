@@ -14,22 +14,28 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..maskformer_model import MaskFormer
+from ..modeling.runtime import Runtime
 from ..structures.classes import ClassTable
 from .journal import Journal
 from .reader import FrameSource, Video, open_frames
 from .results import VideoResult
 from .selection import Selection, select_frames
-from .windows import ClipModel, ImageClips, LongClip, WindowSettings, run_facts
+from .windows import ClipModel, ImageClips, LongClip, VideoClips, WindowSettings, run_facts
 
 
-def clip_model(model: nn.Module, settings: WindowSettings) -> ClipModel:
+def clip_model(model: nn.Module, settings: WindowSettings, runtime: Runtime | None = None) -> ClipModel:
     """Return the model, or an adapter for it, with the interface `ClipModel`.
+
+    Args:
+        model: a video model, or an image model for windows of one frame.
+        settings: of the windows.
+        runtime: runs the network; None: that of the model.
 
     Raises:
         ValueError: the model cannot track objects, or not with windows of this length.
     """
     if hasattr(model, "clip_outputs"):
-        return model  # type: ignore[return-value]
+        return model if runtime is None else VideoClips(model, runtime)  # type: ignore[return-value]
     if not isinstance(model, MaskFormer):
         raise ValueError(
             f"{type(model).__name__} cannot track objects through a video; use a video model, for example "
@@ -40,7 +46,7 @@ def clip_model(model: nn.Module, settings: WindowSettings) -> ClipModel:
             "an image model processes one frame at a time: use online=True (windows of one frame), or a video model, "
             "for example config youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml"
         )
-    return ImageClips(model)
+    return ImageClips(model, runtime)
 
 
 def track_video(
@@ -55,6 +61,7 @@ def track_video(
     work_dir: Path | None,
     progress: bool,
     facts: dict[str, Any],
+    runtime: Runtime | None = None,
     **choice: Any,
 ) -> VideoResult:
     """Track the objects of a video (see `LongClip`), with the journal in `work_dir` or a temporary directory.
@@ -62,12 +69,13 @@ def track_video(
     Args:
         selection: `start`, `end` and `every` of `select_frames`.
         facts: what the results depend on besides video, model and settings (JSON content).
+        runtime: see `clip_model`.
         choice: keyword arguments of `VideoResult`.
 
     Raises:
         JournalMismatch: `work_dir` holds the journal of a run with another video, model, settings or `facts`.
     """
-    clips = clip_model(model, settings)
+    clips = clip_model(model, settings, runtime)
     temporary = None if work_dir else tempfile.TemporaryDirectory(prefix="mask2former_tracks_")
     directory = work_dir or Path(temporary.name if temporary else ".")
     Selection.parse(**selection)  # before anything is read or written

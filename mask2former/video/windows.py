@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, Protocol
 
@@ -23,8 +24,8 @@ from torch import Tensor, nn
 from ..maskformer_model import MaskFormer
 from ..modeling.device_transfer import to_cpu, to_device
 from ..modeling.mask_resizing import Size, resize_masks
+from ..modeling.runtime import Runtime
 from ..structures.rle import encode_masks
-from ..utils.signatures import accepted
 from .journal import Journal
 from .journal_checks import check_last_window, check_tracks
 from .reader import Frame, FrameSource
@@ -44,11 +45,30 @@ class ClipModel(Protocol):
         """Return logits: "pred_logits" (Q, K + 1) and "pred_masks" (Q, T, H4, W4); and "pred_embeds" (Q, C)."""
 
 
-class ImageClips:
-    """Adapter that runs an image model on clips of one frame."""
+class VideoClips:
+    """Adapter that runs a video model by another runtime than its own.
 
-    def __init__(self, model: MaskFormer) -> None:
+    Args:
+        model: a model whose `clip_outputs` takes a `runtime`, as that of `VideoMaskFormer` does.
+        runtime: runs backbone and head.
+    """
+
+    def __init__(self, model: Any, runtime: Runtime) -> None:
+        self.preprocess = model.preprocess
+        self.clip_outputs = partial(model.clip_outputs, runtime=runtime)
+
+
+class ImageClips:
+    """Adapter that runs an image model on clips of one frame.
+
+    Args:
+        model: the model.
+        runtime: runs backbone and head; None: that of the model.
+    """
+
+    def __init__(self, model: MaskFormer, runtime: Runtime | None = None) -> None:
         self.model = model
+        self.runtime = runtime or model.runtime
 
     def preprocess(self, frames: list[Tensor]) -> tuple[Tensor, Size]:
         images = self.model.pad_images(frames)
@@ -56,8 +76,7 @@ class ImageClips:
         return images.tensor, (int(height), int(width))
 
     def clip_outputs(self, images: Tensor) -> dict[str, Tensor]:
-        head = self.model.sem_seg_head
-        outputs = head(self.model.backbone(images), **accepted(head, {"frames": 1}))
+        outputs = self.runtime(self.model.backbone, self.model.sem_seg_head, images, frames=1)
         if "query_embeds" not in outputs:
             raise ValueError(
                 f"{type(self.model.sem_seg_head).__name__} returns no 'query_embeds', which tracking needs; "

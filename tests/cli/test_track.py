@@ -85,7 +85,9 @@ def test_mistakes_are_explained(
     assert err.startswith("error: ") and message in err
 
 
-def test_a_way_to_run_the_network_is_for_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "a.mp4").touch()
-    assert main(["track", str(tmp_path / "a.mp4"), "--compile", "graph"]) == 2
-    assert "--compile has no effect on videos" in capsys.readouterr().err
+def test_the_way_to_run_the_network_reaches_the_model(clip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[Any] = []
+    load = Segmenter.load
+    monkeypatch.setattr(Segmenter, "load", lambda *a, **o: (loaded.append(o.get("compile")), load(*a, **o))[1])
+    assert main(["track", clip, "--output", "r.json", "--compile", "graph"]) == 0
+    assert loaded == ["graph"]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mask2former.data.window_resize import resize_window, resizes_windows
+from mask2former.data.window_resize import resize_image, resize_window, resizes_windows
 
 compiled = pytest.mark.skipif(not hasattr(torch.ops.mask2former, "resize_window"), reason="needs the compiled op")
 
@@ -68,3 +68,17 @@ def test_what_is_left_to_pillow() -> None:
     assert not resizes_windows(resize, pixels[:9])
     assert not resizes_windows(resize, pixels.astype(np.float32))
     assert not resizes_windows(T.HFlipTransform(12), pixels)
+
+
+@pytest.mark.parametrize("contiguous", [True, False])
+@pytest.mark.parametrize("size", [(20, 30), (31, 47), (31, 20), (11, 40), (9, 7)])
+def test_a_complete_image_is_that_of_the_transform(size: tuple[int, int], contiguous: bool) -> None:
+    """The size it has, larger, narrower, lower, smaller."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 40, 3), dtype=np.uint8)[:, 5:35]
+    pixels = np.ascontiguousarray(pixels) if contiguous else pixels
+    before = pixels.copy()
+    for transform in (T.ResizeTransform(20, 30, *size), T.NoOpTransform()):
+        planes = resize_image(pixels, transform)
+        assert planes.dtype == torch.uint8
+        np.testing.assert_array_equal(planes.permute(1, 2, 0).numpy(), transform.apply_image(pixels))
+    np.testing.assert_array_equal(pixels, before)

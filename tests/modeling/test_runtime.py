@@ -14,12 +14,16 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mask2former.config import load_config
 from mask2former.engine.train_step import Precision, TrainStep
 from mask2former.modeling import cuda_graphs, runtime
 from mask2former.modeling.backbone.swin import WindowAttention
 from mask2former.modeling.cuda_graphs import GraphCache, addresses
 from mask2former.modeling.runtime import Runtime
 from mask2former.modeling.shape_cache import ShapeCache, holding
+from mask2former.test_time_augmentation import MaskFormerWithTTA
+from mask2former.video.tracking import clip_model
+from mask2former.video.windows import WindowSettings
 
 from .tiny_models import clip, record, tiny
 
@@ -111,6 +115,37 @@ def test_prepared_weights_on_the_cpu(dtype: torch.dtype | None) -> None:
     assert list(model.runtime._prepared.values()) != prepared
 
 
+@pytest.mark.parametrize("together", [2**22, 2 * 64 * 96])
+def test_clips_in_prepared_form_on_the_cpu(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frame by frame until the decoder, with the embeddings of the queries."""
+    monkeypatch.setattr(runtime, "_TOGETHER", together)
+    torch.manual_seed(0)
+    model = tiny(VIDEO, *R18).eval()
+    images = torch.randn(3, 3, 64, 96)
+    ours = Runtime("graph")
+    with torch.no_grad():
+        found, expected = model.clip_outputs(images, ours), model.clip_outputs(images)
+    assert len(ours._prepared) == 1 and not model.runtime._prepared
+    assert found.keys() == expected.keys() == {"pred_logits", "pred_masks", "pred_embeds"}
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_compiled_clips_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_TOGETHER", 2 * 64 * 64)
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    model = tiny(VIDEO, *R18).eval()
+    images, compiled = torch.randn(3, 3, 64, 64), Runtime("compile")
+    compiled.compiler = {"backend": "eager"}
+    with torch.no_grad():
+        found, expected = model.clip_outputs(images, compiled), model.clip_outputs(images)
+    assert len(compiled._compiled) == 1
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4)
+
+
 def test_modes() -> None:
     with pytest.raises(ValueError, match="must be one of auto, off, graph, compile, not 'fast'"):
         Runtime("fast")
@@ -164,15 +199,20 @@ class Network:
     def __init__(self, fits: bool = True) -> None:
         self.fits = lambda: fits
 
+    def __call__(self, images: Any, keywords: Any) -> dict[str, Tensor]:
+        raise AssertionError("only its graph runs")
 
-def infer(graphs: Graphs, network: Network, monkeypatch: pytest.MonkeyPatch) -> tuple[Runtime, Callable[[], Any]]:
+
+def infer(
+    graphs: Graphs, network: Network, monkeypatch: pytest.MonkeyPatch, keywords: dict[str, Any] | None = None
+) -> tuple[Runtime, Callable[[], Any]]:
     """Return a runtime, and a call of its inference that takes place on a GPU as far as it can see."""
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(Runtime, "_prepared_network", lambda *_: network)
     images = SimpleNamespace(device=torch.device("cuda"), shape=(1, 3, 4, 4))
     ours = Runtime("graph")
     ours._graphs = graphs
-    return ours, lambda: ours._infer(nn.Identity(), nn.Identity(), images)
+    return ours, lambda: ours._infer(nn.Identity(), nn.Identity(), images, keywords or {})
 
 
 def test_a_graph_is_not_used_under_other_settings_of_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,6 +235,27 @@ def test_a_graph_is_not_used_for_another_form_of_the_network(monkeypatch: pytest
     for network in (Network(), Network()):  # the second is made while another thread captures the first
         infer(graphs, network, monkeypatch)[1]()
     assert len(set(graphs.keys)) == 2
+
+
+def test_a_graph_is_not_used_for_other_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs, network = Graphs(), Network()
+    for keywords in ({}, {"frames": 1}, {"frames": 2}, {"frames": 2}):
+        infer(graphs, network, monkeypatch, keywords)[1]()
+    assert len(set(graphs.keys)) == 3
+
+
+def test_graphs_that_do_not_fit_into_memory_do_not_end_smaller_ones(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    graphs = Graphs(torch.OutOfMemoryError("out of memory"))
+    ours, call = infer(graphs, Network(), monkeypatch)
+    with caplog.at_level(logging.WARNING, "mask2former"):
+        assert call() is None and call() is None
+    assert len(graphs.keys) == 1 and graphs.cleared
+    assert sum("not enough memory for a CUDA graph" in message for message in caplog.messages) == 1
+    graphs.error = None
+    smaller = SimpleNamespace(device=torch.device("cuda"), shape=(1, 3, 4, 3))
+    assert ours._infer(nn.Identity(), nn.Identity(), smaller, {}) == {}
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:DeprecationWarning")
@@ -253,6 +314,11 @@ def test_graphs_of_frequent_shapes_are_kept(monkeypatch: pytest.MonkeyPatch) -> 
     assert cache.captured == 3 and run(2) and not run(1)
     cache.clear()
     assert not run(2)
+
+    large = GraphCache(entries=9, after=1, pixels=20)
+    for width in (3, 2, 7, 1):  # 12, 8, 28 and 4 pixels: the third takes the place of all before
+        assert [large("key", lambda x: {"x": x}, torch.zeros(1, 3, 4, width)) is not None for _ in range(8)][-1]
+    assert [shape[-1] for shape, *_ in large._graphs] == [1]
 
 
 def test_what_a_graph_reads_is_held() -> None:
@@ -328,6 +394,65 @@ def test_graphs_give_the_same_results_bit_for_bit(config: str, dtype: torch.dtyp
         for batch in batches:
             check_same(predict(captured, batch, dtype), predict(plain, batch, dtype))
     assert captured.runtime.captured == 3
+
+
+def predict_clip(model: nn.Module, images: Tensor, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    with torch.inference_mode(), torch.autocast("cuda", dtype or torch.bfloat16, enabled=dtype is not None):
+        return clip_model(model, WindowSettings.online()).clip_outputs(images)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("config", [PANOPTIC, VIDEO], ids=["frames", "clips"])
+def test_graphs_of_clips_give_the_same_results_bit_for_bit(
+    config: str, dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Image models frame by frame; video models on clips, whose backbone sees two frames at a time."""
+    monkeypatch.setattr(runtime, "_TOGETHER", 2 * 96 * 128)
+    plain, captured = on_gpu(config, "off"), on_gpu(config, "auto")
+    lengths = (1,) if config == PANOPTIC else (3, 2, 1)
+    for seed in range(3):
+        for frames in lengths:
+            generator = torch.Generator().manual_seed(10 * seed + frames)
+            images = torch.randn(frames, 3, 96, 128, generator=generator).cuda()
+            found, expected = predict_clip(captured, images, dtype), predict_clip(plain, images, dtype)
+            assert found.keys() == expected.keys() == {"pred_logits", "pred_masks", "pred_embeds"}
+            assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert captured.runtime.captured == len(lengths)
+    assert not plain.runtime.captured
+
+
+@pytest.mark.gpu
+def test_images_and_frames_of_one_size_have_graphs_of_their_own() -> None:
+    plain, captured = on_gpu(PANOPTIC, "off"), on_gpu(PANOPTIC, "graph")
+    batch = [record(96, 128, 0)]
+    images = captured.preprocess(batch).tensor
+    for _ in range(2):
+        check_same(predict(captured, batch, None), predict(plain, batch, None))
+        found, expected = predict_clip(captured, images, None), predict_clip(plain, images, None)
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert captured.runtime.captured == 2
+
+
+@pytest.mark.gpu
+def test_eight_usual_images_get_a_graph() -> None:
+    plain, captured = on_gpu(PANOPTIC, "off", *R18), on_gpu(PANOPTIC, "graph", *R18)
+    batch = [record(800, 1333, 0, seed=i) for i in range(8)]
+    with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
+        images = captured.preprocess(batch).tensor
+        found, expected = (m.runtime(m.backbone, m.sem_seg_head, images)["pred_logits"] for m in (captured, plain))
+    assert captured.runtime.captured == 1 and torch.equal(found, expected)
+
+
+@pytest.mark.gpu
+def test_test_time_augmentation_uses_graphs() -> None:
+    cfg = load_config(None, ["TEST.AUG.MIN_SIZES", [64, 96], "TEST.AUG.FLIP", True, "INPUT.FORMAT", "RGB"])
+    plain, captured = on_gpu(PANOPTIC, "off"), on_gpu(PANOPTIC, "auto")
+    batch = [{**record(64, 96, 0), "height": 64, "width": 96}]
+    for _ in range(2):
+        expected = MaskFormerWithTTA(cfg, plain)(batch)
+        check_same(MaskFormerWithTTA(cfg, captured)(batch), expected)
+    assert captured.runtime.captured == 2
 
 
 @pytest.mark.gpu

@@ -15,6 +15,7 @@ import pytest
 import torch
 from pycocotools import mask as mask_util
 
+from mask2former.modeling.runtime import Runtime
 from mask2former.segmenter import Segmenter
 from mask2former.video.reader import Frame
 from mask2former.video.results import VideoResult, choose_tracks
@@ -106,6 +107,27 @@ def test_masks_on_shared_frames_tell_objects_of_one_look_apart() -> None:
 
 
 # ------------------------------------------------------------------ one window is the complete clip
+@pytest.mark.parametrize("config", [R50, IMAGES])
+def test_the_network_runs_as_segmenter_or_model_say(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runtime of the segmenter comes before that of the model; frames are told to both."""
+    runs: list[tuple[Runtime, int | None]] = []
+    call = Runtime.__call__
+
+    def run(self: Runtime, *args: Any, frames: int | None = None) -> Any:
+        runs.append((self, frames))
+        return call(self, *args, frames=frames)
+
+    monkeypatch.setattr(Runtime, "__call__", run)
+    model = tiny(config, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3).eval()
+    options: dict[str, Any] = {"online": True} if config == IMAGES else {"window": 2, "overlap": 1}
+    for compile in (None, "off"):
+        runs.clear()
+        segment = segmenter(model, compile=compile, score_threshold=0.0)
+        segment.track(images(3), **options)
+        assert [frames for _, frames in runs] == ([1, 1, 1] if config == IMAGES else [2, 2])
+        assert all((runtime is model.runtime) is (compile is None) for runtime, _ in runs)
+
+
 @pytest.mark.parametrize("online", [False, True])
 def test_one_window_equals_the_model_itself(online: bool) -> None:
     model: Any = tiny(R50, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3).eval()
