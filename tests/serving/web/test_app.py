@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("gradio")
 httpx = pytest.importorskip("httpx2")
 
 from ..conftest import make_engine, png, running, wait_for  # noqa: E402
