@@ -36,7 +36,9 @@ def test_iteration_and_prediction(config: str) -> None:
     classes = model.sem_seg_head.num_classes
     batch = [record(64, 96, 3, classes), record(50, 70, 0, classes)]
     losses = model.train()(batch)
-    assert len(losses) == 3 * 4 and all(torch.isfinite(v) for v in losses.values())
+    denoised = sum("denoising" in name for name in losses)  # of all predictions but that before the first layer
+    assert denoised == (3 * 3 if getattr(model.sem_seg_head.predictor, "training_queries", None) else 0)
+    assert len(losses) == 3 * 4 + denoised and all(torch.isfinite(v) for v in losses.values())
     sum(losses.values()).backward()
     assert without_gradient(model) == []
     with torch.no_grad():

@@ -31,7 +31,7 @@ def shown_images(notebook: Path, start: str) -> list[Image.Image]:
     content = nbformat.read(notebook, as_version=4)
     NotebookClient(content, timeout=3600, resources={"metadata": {"path": str(ROOT)}}).execute()
     found = [
-        Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))).convert("RGB")
+        Image.open(io.BytesIO(base64.b64decode(output.data["image/png"])), formats=("PNG",)).convert("RGB")
         for cell in content.cells
         if cell.cell_type == "code" and cell.source.startswith(start)
         for output in cell.outputs

@@ -151,7 +151,7 @@ def api_page(page: Any) -> None:
 
 def save(page: Any, path: Path) -> None:
     """Save a screenshot with 256 colors, which halves its size."""
-    image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    image = Image.open(io.BytesIO(page.screenshot()), formats=("PNG",)).convert("RGB")
     image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path}: {path.stat().st_size // 1000} kB")
 

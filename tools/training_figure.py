@@ -51,6 +51,6 @@ def is_of(report: Report, file: Path) -> bool:
     """Return whether a file is the figure of this report."""
     if not file.is_file():
         return False
-    with Image.open(file) as image:
+    with Image.open(file, formats=("PNG",)) as image:
         image.load()
         return getattr(image, "text", {}).get(_KEY) == digest(report)
