@@ -50,15 +50,14 @@ def run(args: argparse.Namespace, config: str) -> Report:
 
 
 def _works(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Work]:
-    model: Any = build_for_training(cfg)
+    model = build_for_training(cfg)
     batch = batch_of(args, cfg)
     precision = _precision(args, cfg)
 
     def gradients() -> None:
-        model.zero_grad(set_to_none=True)
-        model.runtime.begin_step()
         with precision.autocast():
             total: Any = sum(model(batch).values())
+        model.zero_grad(set_to_none=True)
         total.backward()
 
     return {GRADIENTS: gradients, STEP: training_step(args, cfg, model, batch)}
@@ -67,7 +66,7 @@ def _works(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Work]:
 def build_for_training(cfg: CfgNode) -> nn.Module:
     """Build a model that compiles its training where `Trainer` lets it."""
     model = build(cfg, train=True)
-    compile_if_worthwhile(cfg, model, captured=True)
+    compile_if_worthwhile(cfg, model)
     return model
 
 

@@ -15,20 +15,13 @@ logger = logging.getLogger(__name__)
 _LONG = 5_000  # iterations: compiling takes as long as some hundred of them save
 
 
-def compile_if_worthwhile(cfg: CfgNode, model: nn.Module, *, captured: bool) -> None:
-    """Let a model compile its training, with MODEL.COMPILE auto if that will pay: on CUDA, and as `pays` says.
-
-    Args:
-        captured: let CUDA graphs hold the compiled code, for a caller that calls `Runtime.begin_step` in each step, and
-            has no use for gradients of an earlier call of the model then.
-    """
+def compile_if_worthwhile(cfg: CfgNode, model: nn.Module) -> None:
+    """Let a model compile its training, with MODEL.COMPILE auto if that will pay: on CUDA, and as `pays` says."""
     runtime = getattr(model, "runtime", None)
-    if not isinstance(runtime, Runtime):
+    if not isinstance(runtime, Runtime) or runtime.mode != "auto":
         return
-    on_cuda = torch.device(cfg.MODEL.DEVICE).type == "cuda"
-    if runtime.mode == "auto" and on_cuda and pays(cfg):
+    if torch.device(cfg.MODEL.DEVICE).type == "cuda" and pays(cfg):
         runtime.compile_training = True
-    runtime.capture_training = captured and on_cuda and runtime.compile_training
 
 
 def pays(cfg: CfgNode) -> bool:

@@ -17,7 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoint.training_state import check_scaler_state, whole_number
 from ..modeling.matcher import HungarianMatcher
-from ..modeling.runtime import Runtime
 from ..utils.device import AMP_DTYPES, amp_dtype
 from .optimizer import clip_gradients
 from .training_log import LossLog
@@ -128,7 +127,6 @@ class TrainStep:
                 "The model is in evaluation mode; a hook that calls model.eval() must call model.train() at its end."
             )
         optimizer.zero_grad()
-        _begin_step(model)
         losses: list[Tensor] = []
         names: tuple[str, ...] = ()
         files: list[str] = []
@@ -230,13 +228,6 @@ class TrainStep:
             self.grad_scaler.load_state_dict(state["grad_scaler"])
         else:
             logger.warning("The checkpoint has no state of a loss scaler: the scale starts from its initial value.")
-
-
-def _begin_step(model: nn.Module) -> None:
-    """Tell the runtime of a model that nothing of the step before is needed."""
-    runtime = getattr(model.module if isinstance(model, DistributedDataParallel) else model, "runtime", None)
-    if isinstance(runtime, Runtime):
-        runtime.begin_step()
 
 
 def _gradient_sync(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:

@@ -114,16 +114,15 @@ class Trainer(TrainerState, TrainerEvaluation, TrainerData):
         self._stop_signal = StopSignal()
 
         model = self.build_model(cfg)
-        # An override may call the model in other ways.
-        plain_steps = cfg.SOLVER.ACCUMULATION_STEPS == 1 and type(self).run_step is Trainer.run_step
-        compile_if_worthwhile(cfg, model, captured=plain_steps)
+        compile_if_worthwhile(cfg, model)
         checkpoint_parts(model, cfg.MODEL.CHECKPOINTING)
         self.optimizer = self.build_optimizer(cfg, model)
         self.scheduler = self.build_lr_scheduler(cfg, self.optimizer)
         self.model = distribute(
             model.train(),
             find_unused_parameters=self.find_unused_parameters,
-            static_graph=plain_steps,
+            # An override may call the model in other ways.
+            static_graph=cfg.SOLVER.ACCUMULATION_STEPS == 1 and type(self).run_step is Trainer.run_step,
             reduction=cfg.SOLVER.GRADIENT_REDUCTION,
         )
         # After DistributedDataParallel has given all ranks the same weights.

@@ -28,8 +28,6 @@ _TOGETHER = 2**22
 # Code of which we know that the same kernels are right in each call; other code may look at values, or at the clock.
 _KNOWN = ("torch.", "torchvision.", "detectron2.", "fvcore.", "timm.", f"{__name__.rpartition('.modeling.')[0]}.")
 _PLAIN = (object, Generic, ABC)
-# Of torch.compile. Shapes that change from step to step would fill the memory with graphs: they run compiled only.
-_CAPTURED = {"triton.cudagraphs": True, "triton.cudagraph_skip_dynamic_graphs": True}
 
 
 class Runtime:
@@ -47,8 +45,6 @@ class Runtime:
 
     Attributes:
         compile_training: whether training runs compiled code.
-        capture_training: whether that code is captured in CUDA graphs. Who sets it says with `begin_step` when results
-            and gradients of the step before are not needed any more: their memory is used again.
         compiler: arguments of `torch.compile`.
     """
 
@@ -57,7 +53,6 @@ class Runtime:
             raise ValueError(f"compile (MODEL.COMPILE) must be one of {', '.join(MODES)}, not {mode!r}")
         self.mode = mode
         self.compile_training = mode == "compile"
-        self.capture_training = False
         self.compiler: dict[str, Any] = {}
         self._graphs = GraphCache(after=2 if mode == "auto" else 1)
         self._prepared: dict[torch.dtype | None, _PreparedNetwork] = {}
@@ -69,11 +64,6 @@ class Runtime:
     def captured(self) -> int:
         """Return the number of CUDA graphs that were captured so far."""
         return self._graphs.captured
-
-    def begin_step(self) -> None:
-        """Begin a step of a training; what the step before has returned must not be read from here on."""
-        if self.capture_training:
-            torch.compiler.cudagraph_mark_step_begin()
 
     def __call__(
         self,
@@ -177,18 +167,13 @@ class Runtime:
         try:
             if network is None:
                 logger.info("compiling the network, which takes a minute or two; PyTorch keeps the code for next time")
-                network = _CompiledNetwork(backbone, head, self._compiler_of(backbone, head))
+                network = _CompiledNetwork(backbone, head, self.compiler)
                 self._compiled = [*self._compiled[-3:], network]
             return network(images, keywords)
         except torch._dynamo.exc.TorchDynamoException as error:
             self._compiled = []
             self._refuse("compile", f"the network is not compiled: {_first_line(error)}")
             return _call(head, backbone(images), keywords)
-
-    def _compiler_of(self, backbone: nn.Module, head: nn.Module) -> dict[str, Any]:
-        if not (self.capture_training and (backbone.training or head.training)):
-            return self.compiler
-        return {**self.compiler, "options": {**self.compiler.get("options", {}), **_CAPTURED}}
 
     def _refuse(self, way: str, message: str) -> None:
         if way not in self._refused:
@@ -197,7 +182,7 @@ class Runtime:
 
     def __deepcopy__(self, memo: object) -> Runtime:
         copied = Runtime(self.mode)
-        copied.compile_training, copied.capture_training = self.compile_training, self.capture_training
+        copied.compile_training = self.compile_training
         return copied
 
     def __reduce__(self) -> tuple[object, ...]:

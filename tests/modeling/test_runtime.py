@@ -10,12 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mask2former.config import load_config
-from mask2former.engine.train_step import Precision, TrainStep
 from mask2former.modeling import cuda_graphs, runtime
 from mask2former.modeling.backbone.swin import WindowAttention
 from mask2former.modeling.cuda_graphs import GraphCache, addresses
@@ -607,31 +605,3 @@ def test_compiled_training_on_a_gpu() -> None:
     torch.testing.assert_close(compiled, losses, rtol=1e-2, atol=1e-3)
     norms = [torch.stack([g.norm() for g in x]).norm() for x in (of_compiled, gradients)]
     torch.testing.assert_close(*norms, rtol=2e-2, atol=0)
-
-
-@pytest.mark.gpu
-@pytest.mark.slow
-def test_captured_training_on_a_gpu() -> None:
-    """Steps whose compiled code is captured give the weights of steps whose code is launched kernel by kernel."""
-    torch.compiler.reset()
-    batches = [[record(64, 64, 3, 30, k), record(64, 64, 1 + k, 30, 9 + k)] for k in range(3)]
-    trained = {}
-    for captured in (False, True):
-        torch.manual_seed(0)
-        model = tiny(PANOPTIC, *R18, "MODEL.DEVICE", "cuda")
-        model.runtime.compile_training, model.runtime.capture_training = True, captured
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-        step = TrainStep(precision=Precision("cuda", torch.bfloat16), max_iter=99, clip_norm=0.1)
-        with EventStorage():
-            for iteration in range(6):
-                torch.manual_seed(iteration)  # of the matching points
-                step.run(model, optimizer, iter([batches[iteration % 3]]), iteration)
-        trained[captured] = torch.cat([p.detach().flatten() for p in model.parameters()])
-        with torch.no_grad():  # an evaluation between steps, and memory that others overwrite
-            model.eval()
-            assert len(predict(model, [record(64, 64, 0)], None)) == 1
-            model.train()
-    assert trained[True].isfinite().all()
-    # AdamW's first steps have the length of the learning rate, whatever the gradient: rounding turns some of them.
-    difference = (trained[True] - trained[False]).abs()
-    assert difference.mean() < 1e-4 and (difference > 1e-3).float().mean() < 0.02
