@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("cog")  # of predict.py
+
 from tests.docs.markdown import ROOT
 
 SCRIPT = ROOT / "tools" / "make_compatibility.py"
