@@ -24,10 +24,11 @@ GUIDES = (
     f"{PACKAGE}/bundled/*/*.md",
 )
 
-# A code block, a link or image, inline code: in this order, so that only links outside code match.
+# A code block, a link (its text may be an image) or image, inline code: in this order, so that only links outside code
+# match.
 _PARTS = re.compile(
     r"^(?P<fence>```+)(?P<info>[^\n`]*)\n.*?^(?P=fence)[ \t]*$"
-    r"|(?P<image>!?)\[(?P<text>[^\]\n]*)\]\((?P<target>[^)\s]+)\)"
+    r"|(?P<image>!?)\[(?P<text>(?:!\[[^\]\n]*\]\([^)\s]+\)|[^\]\n])*)\]\((?P<target>[^)\s]+)\)"
     r"|`[^`\n]+`",
     re.MULTILINE | re.DOTALL,
 )
@@ -67,6 +68,7 @@ def rewrite(text: str, page: str, pages: Collection[str], repository: str) -> st
         target, _, anchor = (part["target"] or "").partition("#")
         if not target or "://" in target or target.startswith("mailto:"):
             return part[0]
+        shown = _PARTS.sub(replace, part["text"])  # maybe an image
         path = posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
         match = next((p for p in (path, f"{path}/README.md") if site_path(p) in pages), None)
         if match is not None:
@@ -76,8 +78,8 @@ def rewrite(text: str, page: str, pages: Collection[str], repository: str) -> st
         elif repository:
             link = f"{repository.rstrip('/')}/{'tree' if (ROOT / path).is_dir() else 'blob'}/HEAD/{path}"
         else:
-            return part["text"]
-        return f"{part['image']}[{part['text']}]({link}{'#' + anchor if anchor else ''})"
+            return shown
+        return f"{part['image']}[{shown}]({link}{'#' + anchor if anchor else ''})"
 
     return _PARTS.sub(replace, text)
 

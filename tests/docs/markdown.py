@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 DIRECTORIES = ("configs", "datasets", "demo", "docs", "examples", "mask2former", "tools")
 
 _FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<code>.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
-_LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)|!\[[^\]\n]*\]\(([^)\s]+)\)")
+_LINK = re.compile(r"\]\(([^)\s]+)\)")  # also of a link around an image
 _TICKS = re.compile(r"`([^`\n]+)`")
 
 
@@ -56,7 +56,7 @@ def prose(page: Path) -> str:
 
 def links(page: Path) -> list[str]:
     """Return the targets of links and images."""
-    return [a or b for a, b in _LINK.findall(prose(page))]
+    return _LINK.findall(prose(page))
 
 
 def ticked(page: Path) -> list[str]:

@@ -57,6 +57,13 @@ def test_images_stay_images(hooks: ModuleType) -> None:
     assert page == "![cells](images/nuclei.jpg)"
 
 
+def test_links_around_images(hooks: ModuleType) -> None:
+    site = {"architecture.md", "images/nuclei.jpg"}
+    text = "[![a](docs/images/nuclei.jpg)](docs/architecture.md#x) [![b](https://b.org/b.svg)](docs/architecture.md)"
+    expected = "[![a](images/nuclei.jpg)](architecture.md#x) [![b](https://b.org/b.svg)](architecture.md)"
+    assert hooks.rewrite(text, "README.md", site, URL) == expected
+
+
 def test_every_guide_and_every_module_has_a_page(hooks: ModuleType) -> None:
     outside = {path.relative_to(ROOT).as_posix() for path in pages() if ROOT / "docs" not in path.parents}
     assert outside <= set(hooks.guides())
