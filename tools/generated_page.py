@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 _WIDTH = 120
 
@@ -29,6 +31,31 @@ def write_page(page: Path, text: str, tool: str, check: bool) -> int:
     os.replace(temporary, page)
     print(f"{page.name} written")
     return 0
+
+
+def checked_report(file: Path, keys: Sequence[str], schema: int, tool: str) -> dict[str, Any]:
+    """Read a JSON report.
+
+    Args:
+        file: the report.
+        keys: what it must have.
+        schema: the version of reports that is known.
+        tool: the command that writes such reports.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no report, or one of another version.
+    """
+    try:
+        report: Any = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    missing = [key for key in keys if not isinstance(report, dict) or key not in report]
+    if missing:
+        raise ValueError(f"{file} has no {missing[0]!r}; is it made by {tool}?")
+    if report.get("schema") != schema:
+        raise ValueError(f"{file} has schema {report.get('schema')}, not {schema}: measure again with {tool}")
+    return dict(report)
 
 
 def wrapped(text: str, indent: str = "") -> str:

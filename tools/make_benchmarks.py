@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from mask2former.utils.failures import run_program  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
-from generated_page import table, wrapped, write_page  # noqa: E402
+from generated_page import checked_report, table, wrapped, write_page  # noqa: E402
 
 SOURCES = ROOT / "docs" / "benchmarks"
 TEMPLATE = SOURCES / "page.txt"
@@ -58,18 +58,8 @@ def runs(directory: Path) -> list[Run]:
     Raises:
         ValueError: a file is no report of a benchmark, or one of another version.
     """
-    found = []
-    for path in sorted(directory.glob("*.json")):
-        try:
-            run = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
-        missing = [key for key in _KEYS if not isinstance(run, dict) or key not in run]
-        if missing:
-            raise ValueError(f"{path} has no {missing[0]!r}; is it made by tools/benchmark.py --json?")
-        if run.get("schema") != SCHEMA:
-            raise ValueError(f"{path} has schema {run.get('schema')}, not {SCHEMA}: measure again")
-        found.append(run)
+    tool = "tools/benchmark.py --json"
+    found = [checked_report(path, _KEYS, SCHEMA, tool) for path in sorted(directory.glob("*.json"))]
     return sorted(found, key=lambda run: run["date"])
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from generated_page import checked_report
+
 SCHEMA = 1
 Report = dict[str, Any]
 _KEYS = ("name", "title", "date", "command", "metric", "reference", "hardware", "versions", "variants")
@@ -188,16 +190,7 @@ def read_report(file: Path) -> Report:
         FileNotFoundError: no such file.
         ValueError: it is no report, or one of another version.
     """
-    try:
-        report = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
-    missing = [key for key in _KEYS if not isinstance(report, dict) or key not in report]
-    if missing:
-        raise ValueError(f"{file} has no {missing[0]!r}; is it made by tools/compare_recipes.py --store?")
-    if report.get("schema") != SCHEMA:
-        raise ValueError(f"{file} has schema {report.get('schema')}, not {SCHEMA}: run the comparison again")
-    return report
+    return checked_report(file, _KEYS, SCHEMA, "tools/compare_recipes.py --store")
 
 
 def plus_minus(value: float, deviation: float | None) -> str:

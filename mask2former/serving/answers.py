@@ -1,4 +1,4 @@
-"""Results as the bodies of HTTP answers: JSON with run lengths or polygons, or a label map as PNG."""
+"""Answers of HTTP: results as JSON with run lengths or polygons, or as a label map; errors as JSON."""
 
 from __future__ import annotations
 
@@ -7,10 +7,23 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from starlette.responses import JSONResponse
 
 from ..result_files import encode_image
 from ..results import Result
 from .errors import InvalidOptionError
+
+
+def error_answer(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """Return an error as an answer.
+
+    Args:
+        status: of HTTP.
+        code: the kind of error in one word, for programs.
+        message: for people.
+        headers: further ones.
+    """
+    return JSONResponse({"error": {"code": code, "message": message}}, status, headers)
 
 
 def result_json(result: Result, model: str, task: str, segmentation: str) -> bytes:

@@ -102,6 +102,7 @@ SEGMENT: dict[str, Any] = {
 _MEANINGS = {
     401: ("unauthorized", "The token is missing or wrong."),
     404: ("unknown_model", "No model has this name."),
+    403: ("forbidden", "A browser sends this from a page of another site."),
     408: ("slow_upload", "The image did not arrive in time."),
     413: ("too_large", "The image has too many bytes or pixels."),
     415: ("unsupported_type", "The content is no image of a known type."),

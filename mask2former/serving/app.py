@@ -26,11 +26,12 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..results import Result
-from .answers import label_map_png, result_json
+from .answers import error_answer, label_map_png, result_json
 from .api_schema import API_VERSION, DESCRIPTION, ERRORS, SEGMENT, SegmentOptions, docs_page
 from .engine import Engine, overdue
-from .errors import BusyError, InvalidOptionError, ServingError
+from .errors import BusyError, ForbiddenError, InvalidOptionError, ServingError, UnauthorizedError
 from .metrics import CONTENT_TYPE, Metrics
+from .origins import FOREIGN, is_foreign
 from .upload import Arrived, DisconnectedError, drain, noting_the_end, read_upload
 
 logger = logging.getLogger(__name__)
@@ -38,12 +39,6 @@ logger = logging.getLogger(__name__)
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _DRAINED = 32 << 20  # bytes of a body whose options are refused before it is read
 _UPLOADS = 8  # bodies of the largest size that may be in memory at once
-
-
-class UnauthorizedError(ServingError):
-    """The token is missing or wrong."""
-
-    status, code = 401, "unauthorized"
 
 
 class _SlowUploadError(ServingError):
@@ -97,7 +92,9 @@ class _Api:
         app.add_exception_handler(HTTPException, _http_error)
         app.add_exception_handler(Exception, _unexpected_error)
         guarded = [Depends(self._check_token)]
-        app.post("/v1/segment", dependencies=guarded, responses=ERRORS, **SEGMENT)(self.segment)
+        app.post("/v1/segment", dependencies=[Depends(self._check_origin), *guarded], responses=ERRORS, **SEGMENT)(
+            self.segment
+        )
         app.get("/v1/models", dependencies=guarded, summary="List the models", tags=["Segmentation"])(self.models)
         app.get("/healthz", summary="Say whether the server works", tags=["Operation"])(self.health)
         app.get(
@@ -112,6 +109,12 @@ class _Api:
         @app.get("/docs", include_in_schema=False)
         def docs() -> HTMLResponse:
             return HTMLResponse(docs_page(app.openapi(), token is not None))
+
+    async def _check_origin(self, request: Request) -> None:
+        # A page of another site cannot send this header without being asked first.
+        if "authorization" not in request.headers and is_foreign(request.scope):
+            await drain(request, self.engine.limits.max_bytes)
+            raise ForbiddenError(FOREIGN)
 
     async def _check_token(self, request: Request) -> None:
         if self.token is None:
@@ -220,10 +223,6 @@ async def _disconnected(request: Request) -> None:
 
 
 # ------------------------------------------------------------------ errors
-def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"error": {"code": code, "message": message}}, status, headers)
-
-
 async def _serving_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ServingError)
     headers = {}
@@ -231,23 +230,23 @@ async def _serving_error(request: Request, error: Exception) -> JSONResponse:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
     elif isinstance(error, UnauthorizedError):
         headers["WWW-Authenticate"] = "Bearer"
-    return _error(error.status, error.code, str(error), headers)
+    return error_answer(error.status, error.code, str(error), headers)
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     await drain(request, _DRAINED)
-    return _error(422, InvalidOptionError.code, _explained(error.errors()))
+    return error_answer(422, InvalidOptionError.code, _explained(error.errors()))
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-    return _error(error.status_code, code, str(error.detail), dict(error.headers or {}))
+    return error_answer(error.status_code, code, str(error.detail), dict(error.headers or {}))
 
 
 async def _unexpected_error(request: Request, error: Exception) -> JSONResponse:
-    return _error(500, ServingError.code, "the server has made a mistake; its log says which")
+    return error_answer(500, ServingError.code, "the server has made a mistake; its log says which")
 
 
 def _explained(errors: Sequence[Any]) -> str:

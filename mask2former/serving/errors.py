@@ -82,3 +82,15 @@ class InferenceError(ServingError):
     """The model failed on this image; the log has the reason."""
 
     status, code = 500, "inference_failed"
+
+
+class UnauthorizedError(ServingError):
+    """The token is missing or wrong."""
+
+    status, code = 401, "unauthorized"
+
+
+class ForbiddenError(ServingError):
+    """The request comes from a page of another site."""
+
+    status, code = 403, "forbidden"

@@ -57,6 +57,15 @@ def error_of(answer: Any) -> tuple[int, str]:
     return answer.status_code, content["error"]["code"]
 
 
+# ------------------------------------------------------------------ other sites
+@pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}])
+def test_pages_of_other_sites_may_not_segment(client: Any, headers: dict[str, str]) -> None:
+    image = png(4, 4)
+    assert error_of(client.post("/v1/segment", content=image, headers=headers)) == (403, "forbidden")
+    for own in ({}, {"Origin": str(client.base_url).rstrip("/")}, {**headers, "Authorization": "Bearer any"}):
+        assert client.post("/v1/segment", content=image, headers=own).status_code == 200
+
+
 # ------------------------------------------------------------------ results
 def test_json_with_run_lengths(client: Any) -> None:
     answer = client.post("/v1/segment?task=instance", content=png(), headers={"Content-Type": "image/png"})

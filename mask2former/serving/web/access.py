@@ -11,8 +11,11 @@ from urllib.parse import parse_qsl, urlencode
 
 from starlette.datastructures import Headers, QueryParams
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..answers import error_answer
+from ..errors import UnauthorizedError
 
 _DELAY = 0.5  # seconds before a wrong token is refused
 _FORM_BYTES = 4096
@@ -74,9 +77,7 @@ class TokenGate:
         if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
             return self._page("This token is wrong." if given is not None else "")
         message = "send the header 'Authorization: Bearer <token>', or open the page in a browser"
-        return JSONResponse(
-            {"error": {"code": "unauthorized", "message": message}}, 401, {"WWW-Authenticate": "Bearer"}
-        )
+        return error_answer(401, UnauthorizedError.code, message, {"WWW-Authenticate": "Bearer"})
 
     async def _login(self, request: Request) -> Response:
         body = bytearray()

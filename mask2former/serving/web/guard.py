@@ -12,14 +12,14 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..answers import error_answer
 from ..errors import BusyError
+from ..origins import FOREIGN, is_foreign
 from .uploads import UploadDirectory
 
 _API = "/gradio_api"
@@ -32,7 +32,6 @@ _UPLOAD = re.compile(rf"{_API}/upload/?")
 _BODY_BYTES = 1 << 20  # of a request with JSON
 _FORM_BYTES = 64 << 10  # of a form beside its file
 _UPLOAD_SECONDS = 900.0
-_FOREIGN = "the request comes from another web site"
 
 # 'unsafe-inline' and 'unsafe-eval': Gradio's page starts with an inline script and compiles its templates.
 _POLICY = (
@@ -78,11 +77,7 @@ class Guard:
         elif scope["type"] != "http":  # a websocket, which nothing here uses
             await send({"type": "websocket.close", "code": 1008})
         elif self._ours(scope["path"]):
-            # A page of another site cannot send this header without being asked first.
-            if scope["method"] == "POST" and "authorization" not in Headers(scope=scope) and _foreign(scope):
-                await _refuse(scope, receive, send, 403, "forbidden", _FOREIGN)
-            else:
-                await self._app(scope, receive, self._with_headers(send))
+            await self._app(scope, receive, self._with_headers(send))
         else:
             await self._gradio(scope, receive, self._with_headers(send))
 
@@ -96,8 +91,8 @@ class Guard:
                 await self._app(scope, receive, send)
             else:
                 await _refuse(scope, receive, send, 403, "forbidden", "this file is not for the web app")
-        elif method == "POST" and _foreign(scope):
-            await _refuse(scope, receive, send, 403, "forbidden", _FOREIGN)
+        elif method == "POST" and is_foreign(scope):
+            await _refuse(scope, receive, send, 403, "forbidden", FOREIGN)
         elif method == "POST" and _POST.fullmatch(path):
             await self._checked(scope, receive, send)
         elif method == "POST" and _UPLOAD.fullmatch(path):
@@ -183,16 +178,6 @@ def _objects(content: Any) -> Iterator[dict[str, Any]]:
             waiting += value
 
 
-def _foreign(scope: Scope) -> bool:
-    """Return whether a browser sends this from a page of another origin."""
-    headers = Headers(scope=scope)
-    origin = headers.get("origin")
-    if origin is None:
-        return headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
-    # A proxy may change Host; a page of another site cannot set the second header.
-    return urlsplit(origin).netloc not in (headers.get("host"), headers.get("x-forwarded-host"))
-
-
 def _within(receive: Receive, seconds: float) -> Receive:
     """Return a `receive` that says after some seconds that the client has gone."""
     end = time.monotonic() + seconds
@@ -219,4 +204,4 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, code: str, message: str) -> None:
-    await JSONResponse({"error": {"code": code, "message": message}}, status)(scope, receive, send)
+    await error_answer(status, code, message)(scope, receive, send)

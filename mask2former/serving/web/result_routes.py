@@ -5,8 +5,9 @@ from __future__ import annotations
 from urllib.parse import quote
 
 from fastapi import FastAPI
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, Response
 
+from ..answers import error_answer
 from .store import VIEWS, Download, Entry, ResultStore
 
 PREFIX = "/results/"
@@ -27,7 +28,7 @@ def add_routes(app: FastAPI, store: ResultStore) -> None:
         known = name in downloads or (name in VIEWS and entry is not None and entry.result is not None)
         if entry is None or not known:
             message = "this result is no longer on the server; segment the image again"
-            return JSONResponse({"error": {"code": "not_found", "message": message}}, 404)
+            return error_answer(404, "not_found", message)
         headers = {"Cache-Control": "private, max-age=1800"}
         download = downloads.get(name)
         if download is None:
