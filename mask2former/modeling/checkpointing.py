@@ -58,6 +58,12 @@ def checkpoint_parts(model: nn.Module, parts: Iterable[str]) -> None:
             block.__class__ = _recomputed(type(block))
 
 
+def is_checkpointed(module: nn.Module) -> bool:
+    """Return whether any part of a module computes its activations again."""
+    recomputed = tuple(_RECOMPUTED.values())
+    return _checkpoints_itself(module) or any(isinstance(each, recomputed) for each in module.modules())
+
+
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
     """Yield the elements of the innermost lists of modules, except those with less than two modules with parameters."""
     if _checkpoints_itself(module):

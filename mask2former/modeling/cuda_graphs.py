@@ -36,8 +36,12 @@ class GraphMemory:
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self.stream = stream
-        self.pool = torch.cuda.graph_pool_handle()
         self.done = torch.cuda.Event()
+        self.renew()
+
+    def renew(self) -> None:
+        """Let later captures take other memory; that of before is free when its graphs are gone."""
+        self.pool = torch.cuda.graph_pool_handle()
 
 
 class CapturedFunction:
@@ -67,10 +71,10 @@ class CapturedFunction:
             current.wait_stream(stream)
             self._graph = torch.cuda.CUDAGraph()
             try:
-                with holding(self._held), _capturing(self._graph, memory):
+                with holding(self._held), capturing(self._graph, memory):
                     self._outputs = function(self._input)
             except Exception:
-                _capture_nothing(device, memory.stream)
+                capture_nothing(device, memory.stream)
                 raise
 
     def __call__(self, images: Tensor) -> Outputs:
@@ -86,13 +90,14 @@ class CapturedFunction:
         return outputs
 
 
-def _capturing(graph: torch.cuda.CUDAGraph, memory: GraphMemory) -> torch.cuda.graph:
+def capturing(graph: torch.cuda.CUDAGraph, memory: GraphMemory) -> torch.cuda.graph:
+    """Return the context that captures a graph; other threads, as of data workers, may use the device meanwhile."""
     return torch.cuda.graph(graph, pool=memory.pool, stream=memory.stream, capture_error_mode="thread_local")
 
 
-def _capture_nothing(device: torch.device, stream: torch.cuda.Stream) -> None:
+def capture_nothing(device: torch.device, stream: torch.cuda.Stream) -> None:
     """Capture a graph that works: after one that failed, PyTorch's random numbers on the device stay out of order."""
-    with contextlib.suppress(RuntimeError), _capturing(torch.cuda.CUDAGraph(), GraphMemory(stream)):
+    with contextlib.suppress(RuntimeError), capturing(torch.cuda.CUDAGraph(), GraphMemory(stream)):
         torch.zeros(1, device=device)
 
 

@@ -12,7 +12,8 @@ objects, have no loss.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -49,6 +50,21 @@ class NoisedObjects:
     masks: Tensor
     noise: float
     mask_layers: int
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return labels, blocked and masks."""
+        return self.labels, self.blocked, self.masks
+
+    @property
+    def settings(self) -> tuple[float, int]:
+        """Return what is no tensor."""
+        return self.noise, self.mask_layers
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> NoisedObjects:
+        """Return the same settings with other `tensors`."""
+        labels, blocked, masks = tensors
+        return replace(self, labels=labels, blocked=blocked, masks=masks)
 
     def blocked_keys(self, height: int, width: int) -> Tensor:
         """Return where queries do not attend at a level, with noise: bool (B, E, T * height * width).

@@ -120,6 +120,52 @@ def without_earlier(outputs: Mapping[str, Any]) -> LazyDict:
     return DecoderOutputs((key, value) for key, value in raw if key != "aux_outputs")
 
 
+def split(outputs: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]:
+    """Take outputs apart without reading what is not computed yet.
+
+    Args:
+        outputs: a tensor, `MaskLogits`, `Row`, or a dictionary or list of such values.
+
+    Returns:
+        The tensors, each once, and a function that builds the same outputs of other tensors in their place.
+
+    Raises:
+        TypeError: another kind of value.
+    """
+    tensors: list[Tensor] = []
+    places: dict[int, int] = {}
+
+    def place(tensor: Tensor) -> int:
+        if id(tensor) not in places:
+            places[id(tensor)] = len(tensors)
+            tensors.append(tensor)
+        return places[id(tensor)]
+
+    def builder(value: Any) -> Callable[[Sequence[Tensor]], Any]:
+        if isinstance(value, Later) and value.is_read:
+            value = value.value()
+        if isinstance(value, Tensor):
+            index = place(value)
+            return lambda given: given[index]
+        if isinstance(value, MaskLogits):
+            embeds, features, clip = place(value.embeds), place(value.features), value.clip
+            return lambda given: MaskLogits(given[embeds], given[features], clip)
+        if isinstance(value, Row):
+            stack, row = place(value.stack), value.index
+            return lambda given: Row(given[stack], row)
+        if isinstance(value, dict):
+            kind = DecoderOutputs if isinstance(value, LazyDict) else dict
+            inner = {key: builder(each) for key, each in dict.items(value)}
+            return lambda given: kind((key, build(given)) for key, build in inner.items())
+        if isinstance(value, list | tuple):
+            parts = [builder(each) for each in value]
+            return lambda given: [build(given) for build in parts]
+        raise TypeError(f"outputs of a network are tensors, not {type(value).__name__}")
+
+    build = builder(outputs)
+    return tensors, build
+
+
 def mask_logits(embeds: Tensor, features: Tensor) -> Tensor:
     """Compute mask logits (B, Q, T, H, W), fp32, of query embeddings (B, Q, C) and mask features (B, T, C, H, W)."""
     with torch.autocast(embeds.device.type, enabled=False):

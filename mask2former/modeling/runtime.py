@@ -17,6 +17,7 @@ from .cuda_graphs import GraphCache, Outputs, addresses, uncached_autocast
 from .denoising import NoisedObjects
 from .outputs import without_earlier
 from .prepared import Prepared, has_own_methods, is_hooked
+from .training_graphs import TrainingGraphs, is_uncapturable, may_capture
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +36,13 @@ class Runtime:
 
     In inference on CUDA, also of clips, "auto" and "graph" launch a captured graph of the kernels that the modules
     would launch one by one, on weights that are cast before; "compile" captures code that PyTorch's compiler made,
-    with batch norms folded into convolutions, which changes rounding. In training, "compile" runs compiled forms of
-    backbone, pixel decoder and transformer decoder. In all other cases the modules are called as they are. Where a
-    way is not possible, one line says why.
+    with batch norms folded into convolutions, which changes rounding. In training on CUDA, "auto" and "graph" launch
+    captured graphs of the forward and of the backward pass where images of one size come again and again; "compile"
+    runs compiled forms of backbone, pixel decoder and transformer decoder, in graphs too. In all other cases the
+    modules are called as they are. Where a way is not possible, one line says why.
 
     Args:
-        mode: one of `MODES`. "auto" calls as they are: modules of other projects, hooked ones, and the first image of
+        mode: one of `MODES`. "auto" calls as they are: modules of other projects, hooked ones, and the first images of
             each shape.
 
     Attributes:
@@ -55,6 +57,7 @@ class Runtime:
         self.compile_training = mode == "compile"
         self.compiler: dict[str, Any] = {}
         self._graphs = GraphCache(after=2 if mode == "auto" else 1)
+        self._training_graphs = TrainingGraphs()
         self._prepared: dict[torch.dtype | None, _PreparedNetwork] = {}
         self._compiled: list[_CompiledNetwork] = []
         self._refused: set[str] = set()
@@ -62,8 +65,13 @@ class Runtime:
 
     @property
     def captured(self) -> int:
-        """Return the number of CUDA graphs that were captured so far."""
+        """Return how often CUDA graphs of inference were captured so far."""
         return self._graphs.captured
+
+    @property
+    def captured_in_training(self) -> int:
+        """Return how often the CUDA graphs of training were captured so far."""
+        return self._training_graphs.captured
 
     def __call__(
         self,
@@ -86,14 +94,53 @@ class Runtime:
         if len(self._graphs) and (backbone.training or head.training):
             self._graphs.clear()  # a training that goes on after an evaluation needs the memory
         training = torch.is_grad_enabled() or backbone.training or head.training
-        if not training and self.mode != "off":
-            outputs = self._infer(backbone, head, images, keywords)
+        if not training:
+            self._training_graphs.make_room()
+            outputs = None if self.mode == "off" else self._infer(backbone, head, images, keywords)
             if outputs is not None:
                 return outputs
         known = images.device.type == "cuda" and _is_known(backbone) and _is_known(head)
-        if training and self.compile_training and "compile" not in self._refused:
+        if not training:
+            return _run(backbone, head, images, keywords, known)
+        outputs = self._train_captured(backbone, head, images, keywords, known)
+        return self._train(backbone, head, images, keywords, known) if outputs is None else outputs
+
+    # ---- training
+    def _train(
+        self, backbone: nn.Module, head: nn.Module, images: Tensor, keywords: Mapping[str, Any], known: bool
+    ) -> Mapping[str, Any]:
+        if self.compile_training and "compile" not in self._refused:
             return self._run_compiled(backbone, head, _as_kernels_want(images) if known else images, keywords)
         return _run(backbone, head, images, keywords, known)
+
+    def _train_captured(
+        self, backbone: nn.Module, head: nn.Module, images: Tensor, keywords: Mapping[str, Any], known: bool
+    ) -> Mapping[str, Any] | None:
+        """Run the training graphs; None if the modules are to be called as they are."""
+        if self.mode == "off" or "training graph" in self._refused or not may_capture(images):
+            return None
+        modules = (backbone, head)
+        if not (known or (self.mode != "auto" and not _are_hooked(modules))) or is_uncapturable(modules):
+            return None
+        noised: NoisedObjects | None = keywords.get("noised")
+        others = {name: value for name, value in keywords.items() if name != "noised"}
+        inputs = (images,) if noised is None else (images, *noised.tensors)
+
+        def network(given: Sequence[Tensor]) -> Mapping[str, Any]:
+            noise = {} if noised is None else {"noised": noised.with_tensors(given[1:])}
+            return self._train(backbone, head, given[0], {**others, **noise}, known)
+
+        settings = None if noised is None else noised.settings
+        key = (*others.items(), settings, self.compile_training, *_autocast(), *_numerics())
+        self._training_graphs.after = 1 if self.compile_training or self.mode != "auto" else 3
+        try:
+            return self._training_graphs(key, network, modules, inputs)  # type: ignore[no-any-return]
+        except torch.OutOfMemoryError:  # the modules as they are share memory with the losses
+            self._refuse("training graph", "not enough memory for CUDA graphs of training, which goes on without")
+        except (RuntimeError, TypeError) as error:
+            self._refuse("training graph", f"training goes on without CUDA graphs: {_first_line(error)}")
+        self._training_graphs.clear()
+        return None
 
     # ---- inference
     def _infer(
@@ -320,6 +367,14 @@ def _is_known(network: nn.Module) -> bool:
         if not all(f"{base.__module__}.".startswith(_KNOWN) for base in type(module).__mro__ if base not in _PLAIN):
             return False
     return True
+
+
+def _are_hooked(modules: Sequence[nn.Module]) -> bool:
+    return any(is_hooked(module) for root in modules for module in root.modules())
+
+
+def _autocast() -> tuple[torch.dtype | None, bool]:
+    return _autocast_type("cuda"), torch.is_autocast_cache_enabled()
 
 
 def _autocast_type(device: str) -> torch.dtype | None:

@@ -1,0 +1,320 @@
+"""CUDA graphs of a network in training: one of its forward pass, one of its backward pass.
+
+A step then launches two graphs instead of thousands of kernels. Everything around the network, as matching, losses, the
+reduction of gradients over ranks and the optimizer, stays as it is: to autograd the network is one function of its
+parameters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
+
+import torch
+from detectron2.layers import NaiveSyncBatchNorm
+from detectron2.utils import comm
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .checkpointing import is_checkpointed
+from .cuda_graphs import GraphMemory, capture_nothing, capturing
+from .outputs import split
+from .shape_cache import holding
+
+logger = logging.getLogger(__name__)
+
+Network = Callable[[Sequence[Tensor]], Any]
+_WARM_UP = 2  # runs before the capture: libraries choose their kernels in them, and compiled code is made
+_OTHER = 20  # calls in a row that are worth to drop the graphs of other inputs
+_WORTH = 50  # runs after which dropping graphs, and making them again, costs little
+
+
+class TrainingGraphs:
+    """The graphs of the inputs that a training has: those of one shape, and the last one if the shape changes.
+
+    Args:
+        after: make graphs when inputs come for the `after`-th time in a row; trainings on images of many sizes, where
+            that is rare, go without.
+    """
+
+    def __init__(self, after: int = 3) -> None:
+        self.after = after
+        self.captured = 0  # number of captures so far
+        self._of: tuple[Hashable, CapturedTraining] | None = None
+        self._last: Hashable = None
+        self._in_a_row = 0
+        self._memory: dict[torch.device, GraphMemory] = {}
+
+    def clear(self) -> None:
+        """Drop the graphs."""
+        self._of = None
+        for memory in self._memory.values():
+            memory.renew()
+
+    def make_room(self) -> None:
+        """Drop the graphs if they have run often enough that making them again costs little."""
+        if self._of is not None and self._of[1].runs >= _WORTH:
+            self.clear()
+
+    def __call__(self, key: Hashable, network: Network, modules: Sequence[nn.Module], inputs: Sequence[Tensor]) -> Any:
+        """Return the outputs of a network, by graphs; None if there are none for this call.
+
+        Args:
+            key: equal for calls that run the same kernels, apart from the inputs' shapes and types and the modules.
+            network: computes the outputs of inputs: tensors that `split` takes apart. It does not wait for the device.
+            modules: whose parameters get gradients.
+            inputs: tensors without gradients; the first one has images (B, 3, H, W).
+
+        Raises:
+            RuntimeError, TypeError: the network cannot be captured. Modules and random numbers are as before.
+        """
+        key = (key, *((x.shape, x.dtype, x.device, x.stride()) for x in inputs), _State(modules))
+        if self._of is not None and self._of[0] == key:
+            return None if self._of[1].is_busy else self._of[1](inputs)
+        self._in_a_row = self._in_a_row + 1 if key == self._last else 1
+        self._last = key
+        if self._in_a_row < (self.after if self._of is None else max(self.after, _OTHER)):
+            return None
+        self.clear()
+        captured = self._capture(network, modules, inputs)
+        self._of = key, captured
+        return captured(inputs)
+
+    def _capture(self, network: Network, modules: Sequence[nn.Module], inputs: Sequence[Tensor]) -> CapturedTraining:
+        start = time.perf_counter()
+        device = inputs[0].device
+        if device not in self._memory:
+            self._memory[device] = GraphMemory(torch.cuda.Stream(device))
+        captured = CapturedTraining(network, modules, inputs, self._memory[device])
+        self.captured += 1
+        count, _, height, width = inputs[0].shape
+        seconds = time.perf_counter() - start
+        logger.info("captured CUDA graphs of training for %d x %d x %d in %.1f s", count, height, width, seconds)
+        return captured
+
+
+def may_capture(images: Tensor) -> bool:
+    """Return whether a forward pass on these images is a plain one on CUDA, which nobody watches."""
+    return (
+        images.device.type == "cuda"
+        and torch.is_grad_enabled()
+        and not images.requires_grad
+        and not torch.is_anomaly_enabled()
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch.cuda.is_current_stream_capturing()
+    )
+
+
+def is_uncapturable(modules: Sequence[nn.Module]) -> bool:
+    """Return whether modules talk to other ranks, or compute activations again, for which they read random states."""
+    for root in modules:
+        if is_checkpointed(root):
+            return True
+        for module in root.modules():
+            if isinstance(module, nn.SyncBatchNorm | NaiveSyncBatchNorm) and comm.get_world_size() > 1:
+                return True
+    return False
+
+
+class CapturedTraining:
+    """CUDA graphs of the forward and the backward pass of `network(inputs)`.
+
+    The graphs read and write parameters where they are, and change buffers (as running means) as the modules do.
+
+    Args:
+        network, modules, inputs: see `TrainingGraphs`.
+        memory: of the graphs.
+
+    Attributes:
+        runs: number of forward passes.
+    """
+
+    def __init__(
+        self, network: Network, modules: Sequence[nn.Module], inputs: Sequence[Tensor], memory: GraphMemory
+    ) -> None:
+        device = inputs[0].device
+        current = torch.cuda.current_stream(device)
+        self.runs = 0
+        self._pass: weakref.ref[_Pass] | None = None
+        self._held: list[object] = [network, *modules, *(x.untyped_storage() for x in _tensors(modules))]
+        self._inputs = [torch.empty_like(x).copy_(x) for x in inputs]
+        # The current stream is set again at the end: after a capture that failed, PyTorch leaves its own one behind.
+        with torch.cuda.device(device), torch.cuda.stream(current), _unchanged(modules, device):
+            stream = torch.cuda.Stream(device)
+            stream.wait_stream(current)
+            with torch.cuda.stream(stream), _as_leaves(modules) as leaves:
+                for _ in range(_WARM_UP):
+                    outputs, _ = split(network(self._inputs))
+                    _gradients(outputs, leaves.values(), [torch.zeros_like(x) for x in outputs if x.requires_grad])
+                    del outputs
+                torch.clear_autocast_cache()  # casts of the weights are part of the graph
+            current.wait_stream(stream)
+            try:
+                with _as_leaves(modules) as leaves:
+                    self._capture(network, leaves, memory)
+            except Exception:
+                capture_nothing(device, memory.stream)
+                raise
+            finally:
+                torch.clear_autocast_cache()
+
+    def _capture(self, network: Network, leaves: dict[Tensor, Tensor], memory: GraphMemory) -> None:
+        self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with holding(self._held), capturing(self._forward, memory):
+            outputs, self._build = split(network(self._inputs))
+        self._with_gradient = [x.requires_grad for x in outputs]
+        if not any(self._with_gradient):
+            raise RuntimeError("no output of the network has gradients")
+        self._output_gradients = [torch.zeros_like(x) for x in outputs if x.requires_grad]
+        with holding(self._held), capturing(self._backward, memory):
+            gradients = _gradients(outputs, leaves.values(), self._output_gradients)
+            of = {p: g for p, g in zip(leaves, gradients, strict=True) if g is not None}
+            # Together, so that one copy gives them away; those that would shift others off their alignment come last.
+            self.parameters: list[Tensor] = sorted(of, key=lambda p: p.numel() % 4 != 0)
+            if len({p.dtype for p in self.parameters}) != 1:
+                raise TypeError("parameters have several types")
+            self._gradients = torch.cat([of[p].reshape(-1) for p in self.parameters])
+        self._outputs = [x.detach() for x in outputs]
+
+    @property
+    def is_busy(self) -> bool:
+        """Return whether the backward pass of the last forward pass may still come: it needs what that left."""
+        return self._pass is not None and self._pass() is not None
+
+    def __call__(self, inputs: Sequence[Tensor]) -> Any:
+        """Return the outputs, which are there until the next call. It must not be busy."""
+        self.runs += 1
+        return self._build(_Network.apply(self, inputs, *self.parameters))  # type: ignore[no-untyped-call]
+
+    def forward(self, inputs: Sequence[Tensor]) -> tuple[_Pass, list[Tensor]]:
+        """Run the forward pass; return what its backward pass takes, and the outputs."""
+        for place, x in zip(self._inputs, inputs, strict=True):
+            place.copy_(x)
+        self._forward.replay()
+        passed = _Pass()
+        self._pass = weakref.ref(passed)
+        return passed, [x.detach() for x in self._outputs]
+
+    def by_gradient(self, outputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the outputs with, and those without gradients."""
+        pairs = list(zip(outputs, self._with_gradient, strict=True))
+        return [x for x, has in pairs if has], [x for x, has in pairs if not has]
+
+    def backward(self, passed: _Pass, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Run the backward pass; return the gradients of `parameters`.
+
+        Raises:
+            RuntimeError: it was run already; activations are kept for one pass.
+        """
+        if passed.is_over:
+            raise RuntimeError(
+                "a second backward pass through the network, whose activations are gone; with MODEL.COMPILE off "
+                "backward(retain_graph=True) keeps them"
+            )
+        passed.is_over, self._pass = True, None
+        of_outputs = [g for g, has in zip(gradients, self._with_gradient, strict=True) if has]
+        torch._foreach_copy_(self._output_gradients, of_outputs)
+        self._backward.replay()
+        # A copy, which the next pass does not change.
+        return torch._C._nn.unflatten_dense_tensors(self._gradients.clone(), self.parameters)
+
+
+class _Pass:
+    """Lives as long as a backward pass may come; outputs that nobody uses any more take it with them."""
+
+    def __init__(self) -> None:
+        self.is_over = False
+
+
+class _Network(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, captured: CapturedTraining, inputs: Sequence[Tensor], *parameters: Tensor) -> Any:
+        ctx.captured = captured
+        ctx.passed, outputs = captured.forward(inputs)
+        ctx.mark_non_differentiable(*captured.by_gradient(outputs)[1])
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return None, None, *ctx.captured.backward(ctx.passed, gradients)
+
+
+class _State:
+    """What the kernels of modules depend on; equal as long as that does not change, and as none is hooked newly."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._modules = [module for root in modules for module in root.modules()]
+        self._training = [module.training for module in self._modules]
+        self._tensors = [(x.data_ptr(), x.requires_grad, x.dtype) for x in _tensors(modules)]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _State):
+            return NotImplemented
+        return (
+            self._training == other._training
+            and self._tensors == other._tensors
+            and len(self._modules) == len(other._modules)
+            and all(a is b for a, b in zip(self._modules, other._modules, strict=True))
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _tensors(modules: Sequence[nn.Module]) -> list[Tensor]:
+    """Return all parameters and buffers."""
+    return [
+        tensor
+        for root in modules
+        for module in root.modules()
+        for tensor in (*module._parameters.values(), *module._buffers.values())
+        if tensor is not None
+    ]
+
+
+def _gradients(outputs: Sequence[Tensor], leaves: Any, of_outputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    with_gradient = [x for x in outputs if x.requires_grad]
+    return torch.autograd.grad(with_gradient, list(leaves), list(of_outputs), allow_unused=True)
+
+
+@contextlib.contextmanager
+def _as_leaves(modules: Sequence[nn.Module]) -> Iterator[dict[Tensor, Tensor]]:
+    """Replace the parameters with gradients by others on the same memory; return both.
+
+    The gradients of the originals are summed on the streams on which autograd met them first, and reducers of ranks
+    hang on them: a graph that is captured must not touch that.
+    """
+    registered = [
+        (module, name, parameter)
+        for root in modules
+        for module in root.modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None and parameter.requires_grad
+    ]
+    leaves = {parameter: nn.Parameter(parameter.detach()) for _, _, parameter in registered}
+    for module, name, parameter in registered:
+        module._parameters[name] = leaves[parameter]
+    try:
+        yield dict(leaves.items())
+    finally:
+        for module, name, parameter in registered:
+            module._parameters[name] = parameter
+
+
+@contextlib.contextmanager
+def _unchanged(modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+    """Restore buffers and random numbers of the device at the end, which runs before a capture change."""
+    buffers = [buffer for root in modules for buffer in root.buffers()]
+    values = [buffer.clone() for buffer in buffers]
+    random = torch.cuda.get_rng_state(device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_rng_state(random, device)
+        with torch.no_grad():
+            for buffer, value in zip(buffers, values, strict=True):
+                buffer.copy_(value)

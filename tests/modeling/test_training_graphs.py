@@ -1,0 +1,411 @@
+"""Graphs of training, on a CPU that plays a GPU: what a capture saw is computed again at each replay."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from mask2former.modeling import runtime, training_graphs
+from mask2former.modeling.checkpointing import checkpoint_parts
+from mask2former.modeling.outputs import DecoderOutputs, MaskLogits, Row, layer_outputs, split, unread
+from mask2former.modeling.runtime import Runtime
+from mask2former.modeling.training_graphs import TrainingGraphs
+
+from .tiny_models import clip, record, tiny
+
+PANOPTIC = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
+VIDEO = "youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml"
+R18 = ("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.MASK_FORMER.DEC_LAYERS", 3)
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps the operations of a capture with the memory they work on."""
+
+    def __init__(self, operations: list[Any]) -> None:
+        super().__init__()
+        self.operations = operations
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.operations.append((func, args, kwargs or {}, out))
+        return out
+
+
+class Graph:
+    """A graph that repeats operations."""
+
+    def __init__(self) -> None:
+        self.operations: list[Any] = []
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        with torch.no_grad():
+            for func, args, kwargs, out in self.operations:
+                again = func(*args, **kwargs)
+                for place, value in zip(tree_flatten(out)[0], tree_flatten(again)[0], strict=True):
+                    if isinstance(place, Tensor) and place.data_ptr() != value.data_ptr():
+                        place.copy_(value)
+
+
+class Stream:
+    def __init__(self, device: Any = None) -> None:
+        self.device = device
+
+    def wait_stream(self, other: Any) -> None:
+        pass
+
+
+class Gpu:
+    """The functions of `torch.cuda` that captures use."""
+
+    def __init__(self) -> None:
+        self.graphs: list[Graph] = []
+        self.error: Exception | None = None
+        self.random = 0
+
+    @contextlib.contextmanager
+    def context(self, *_: Any) -> Iterator[None]:
+        yield
+
+    @contextlib.contextmanager
+    def graph(self, graph: Graph, **_: Any) -> Iterator[None]:
+        self.graphs.append(graph)
+        if self.error is not None:
+            raise self.error
+        with Recorder(graph.operations):
+            yield
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    gpu = Gpu()
+    for name in ("device", "stream"):
+        monkeypatch.setattr(torch.cuda, name, gpu.context)
+    monkeypatch.setattr(torch.cuda, "graph", gpu.graph)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "Event", object)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.get_rng_state())
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: torch.set_rng_state(state))
+    monkeypatch.setattr(runtime, "may_capture", lambda images: torch.is_grad_enabled())
+    monkeypatch.setattr(runtime, "_autocast", lambda: ())
+    return gpu
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 5, 3, bias=True), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 4, 1)).double()
+
+
+def run(module: nn.Module) -> Any:
+    return lambda inputs: {"x": module(inputs[0])}
+
+
+def images(seed: int = 0, width: int = 6) -> Tensor:
+    return torch.randn(2, 3, 5, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def gradients(module: nn.Module) -> list[Tensor]:
+    return [p.grad.clone() for p in module.parameters() if p.grad is not None]
+
+
+def test_gradients_statistics_and_outputs_are_those_of_the_modules(gpu: Gpu) -> None:
+    ours, plain = net(), net()
+    graphs = TrainingGraphs(after=2)
+    for step in range(5):
+        x = images(step)
+        outputs = graphs("key", run(ours), [ours], [x])
+        assert (outputs is None) is (step < 1)
+        outputs = run(ours)([x]) if outputs is None else outputs
+        expected = plain(x)
+        assert torch.equal(outputs["x"], expected)
+        for each, y in ((ours, outputs["x"]), (plain, expected)):
+            (y * torch.arange(4.0)[:, None, None]).square().sum().backward()
+            with torch.no_grad():
+                for p in each.parameters():
+                    p -= 0.01 * p.grad  # in place: the graph reads the new weights
+        for a, b in zip(gradients(ours), gradients(plain), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+        for name, buffer in plain.named_buffers():
+            torch.testing.assert_close(dict(ours.named_buffers())[name], buffer, rtol=1e-12, atol=1e-12)
+        for p in (*ours.parameters(), *plain.parameters()):
+            if step % 2:  # gradients of two steps are summed in the others
+                p.grad = None
+    assert graphs.captured == 1 and gpu.graphs[0].replays == 4
+
+
+def test_gradients_that_somebody_keeps_do_not_change(gpu: Gpu) -> None:
+    module = net()
+    graphs = TrainingGraphs(after=1)
+    kept = []
+    for step in range(3):
+        graphs("key", run(module), [module], [images(step)])["x"].square().sum().backward()
+        kept.append(([p.grad for p in module.parameters()], gradients(module)))
+        module.zero_grad(set_to_none=True)
+    for now, before in kept:
+        assert all(torch.equal(a, b) for a, b in zip(now, before, strict=True))
+
+
+def test_parameters_stay_themselves(gpu: Gpu) -> None:
+    module = net()
+    before = dict(module.named_parameters())
+    module[0].weight.requires_grad_(False)
+    graphs = TrainingGraphs(after=1)
+    graphs("key", run(module), [module], [images()])["x"].sum().backward()
+    assert all(p is before[name] for name, p in module.named_parameters())
+    assert module[0].weight.grad is None and module[3].weight.grad is not None
+
+
+def test_unused_parameters_have_no_gradient(gpu: Gpu) -> None:
+    module = net()
+    module.add_module("unused", nn.Linear(2, 2).double())
+    outputs = TrainingGraphs(after=1)("key", lambda x: {"x": module[0](x[0])}, [module], [images()])
+    outputs["x"].sum().backward()
+    assert {name for name, p in module.named_parameters() if p.grad is not None} == {"0.weight", "0.bias"}
+
+
+def test_random_numbers_and_statistics_are_those_of_a_run_without_capture(gpu: Gpu) -> None:
+    module = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout()).double()
+    plain = copy.deepcopy(module)
+    torch.manual_seed(5)
+    expected = plain(images())
+    torch.manual_seed(5)
+    assert torch.equal(TrainingGraphs(after=1)("key", run(module), [module], [images()])["x"], expected)
+    assert torch.equal(module[0].running_mean, plain[0].running_mean)
+    assert module[0].num_batches_tracked == 1
+
+
+def test_no_graph_where_inputs_or_modules_change(gpu: Gpu) -> None:
+    module = net()
+    graphs = TrainingGraphs(after=2)
+
+    def captured(key: str = "key", width: int = 6) -> bool:
+        outputs = graphs(key, run(module), [module], [images(width=width)])
+        return outputs is not None
+
+    assert [captured(), captured(), captured()] == [False, True, True]
+    assert not captured(width=7) and captured()  # one other size between: the graph stays
+    assert not captured("other settings")
+    module[0].weight.requires_grad_(False)
+    assert not captured()
+    module[0].weight.requires_grad_(True)
+    assert captured()
+    module[1].eval()
+    assert not captured()
+    module[1].train()
+    assert captured()
+    module[0].weight.data = module[0].weight.data.clone()
+    assert not captured()
+
+
+def test_sizes_that_vary_are_not_captured(gpu: Gpu) -> None:
+    module, graphs = net(), TrainingGraphs(after=3)
+    sizes = [6, 7, 7, 8, 6, 6, 9, 6, 6]
+    assert all(graphs("key", run(module), [module], [images(width=w)]) is None for w in sizes)
+    assert not gpu.graphs
+    assert graphs("key", run(module), [module], [images(width=6)]) is not None
+    others = [graphs("key", run(module), [module], [images(width=8)]) is not None for _ in range(21)]
+    assert others == [False] * 19 + [True] * 2  # a training that goes on at another size
+    assert graphs.captured == 2
+
+
+def test_a_second_forward_pass_before_the_backward_pass_is_left_to_the_modules(gpu: Gpu) -> None:
+    module, graphs = net(), TrainingGraphs(after=1)
+    first = graphs("key", run(module), [module], [images(0)])
+    assert graphs("key", run(module), [module], [images(1)]) is None
+    first["x"].sum().backward()
+    second = graphs("key", run(module), [module], [images(1)])
+    assert second is not None
+    del second  # nobody asks for its gradients
+    assert graphs("key", run(module), [module], [images(1)]) is not None
+
+
+def test_a_second_backward_pass_is_refused(gpu: Gpu) -> None:
+    module = net()
+    loss = TrainingGraphs(after=1)("key", run(module), [module], [images()])["x"].sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="second backward pass"):
+        loss.backward()
+
+
+def test_an_evaluation_gets_the_memory_of_a_long_training(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_graphs, "_WORTH", 3)
+    module, graphs = net(), TrainingGraphs(after=2)
+    outputs: list[bool] = []
+    for step in range(6):
+        outputs.append(graphs("key", run(module), [module], [images(step)]) is not None)
+        if step in (2, 4):
+            graphs.make_room()
+    assert outputs == [False, True, True, True, True, True]
+    assert graphs.captured == 2  # dropped after the fifth step, and made again at once
+
+
+def test_a_failed_capture_changes_nothing(gpu: Gpu) -> None:
+    module = net()
+    before, parameters = copy.deepcopy(module.state_dict()), dict(module.named_parameters())
+    state = torch.get_rng_state()
+    gpu.error = RuntimeError("operation not permitted when stream is capturing")
+    with pytest.raises(RuntimeError, match="not permitted"):
+        TrainingGraphs(after=1)("key", run(module), [module], [images()])
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+    assert all(p is parameters[name] for name, p in module.named_parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_split_reads_nothing() -> None:
+    logits, embeds, features = torch.randn(2, 1, 3, 4), torch.randn(2, 1, 3, 5), torch.randn(1, 1, 5, 2, 2)
+    outputs = layer_outputs(logits, [MaskLogits(each, features, False) for each in embeds], denoising=[embeds[0]])
+    tensors, build = split(outputs)
+    assert len(tensors) == 5  # stack, two embeddings, features, and another view of an embedding
+    built = build([2 * x for x in tensors])
+    assert isinstance(built, DecoderOutputs) and unread(outputs, "pred_masks") is not None
+    assert isinstance(unread(built, "pred_logits"), Row) and isinstance(unread(built, "pred_masks"), MaskLogits)
+    assert torch.equal(built["pred_logits"], 2 * outputs["pred_logits"])
+    assert torch.equal(built["aux_outputs"][0]["pred_masks"], 4 * outputs["aux_outputs"][0]["pred_masks"])
+    assert torch.equal(built["denoising"][0], 2 * embeds[0])
+    with pytest.raises(TypeError, match="not int"):
+        split({"a": 1})
+
+
+# ---- models
+
+
+def step(model: nn.Module, batch: list[dict[str, Any]]) -> tuple[dict[str, Tensor], list[Tensor]]:
+    torch.manual_seed(0)
+    model.zero_grad(set_to_none=True)
+    losses = model.train()(batch)
+    sum(losses.values()).backward()
+    return {name: value.detach() for name, value in losses.items()}, gradients(model)
+
+
+CASES = [
+    (PANOPTIC, ()),
+    (PANOPTIC, ("MODEL.MASK_FORMER.QUERY_GROUPS", 2)),
+    (PANOPTIC, ("MODEL.MASK_FORMER.DENOISING.QUERIES", 6)),
+    (VIDEO, ()),
+]
+
+
+@pytest.mark.parametrize(("config", "more"), CASES, ids=["panoptic", "groups", "denoising", "video"])
+def test_models_have_the_same_losses_and_gradients(config: str, more: Sequence[Any], gpu: Gpu) -> None:
+    model = tiny(config, *R18, *more)
+    make, frames = (clip, (2,)) if config == VIDEO else (record, ())
+    batch = [make(64, 64, *frames, 3, 30), make(64, 64, *frames, 2, 30, 1)]
+    plain = Runtime("off")
+    model.runtime, ours = plain, Runtime("graph")
+    expected = step(model, batch)
+    model.runtime = ours
+    for _ in range(3):
+        found = step(model, batch)
+    assert ours.captured_in_training == 1 and gpu.graphs[0].replays == 3
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_checkpointed_parts_are_not_captured(gpu: Gpu) -> None:
+    model = tiny(PANOPTIC, *R18, "MODEL.COMPILE", "graph")
+    checkpoint_parts(model, ["transformer_decoder"])
+    step(model, [record(64, 64, 2, 30)])
+    assert not gpu.graphs
+
+
+def test_a_capture_that_fails_is_told_once(gpu: Gpu, caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny(PANOPTIC, *R18, "MODEL.COMPILE", "graph")
+    gpu.error = RuntimeError("operation not permitted when stream is capturing")
+    with caplog.at_level(logging.WARNING, "mask2former"):
+        first, second = (step(model, [record(64, 64, 2, 30)]) for _ in range(2))
+    torch.testing.assert_close(first, second)
+    assert [m for m in caplog.messages if "without CUDA graphs" in m] == [
+        "training goes on without CUDA graphs: operation not permitted when stream is capturing"
+    ]
+
+
+# ---- on a GPU
+
+
+def on_gpu(config: str, mode: str, *overrides: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return tiny(config, *R18, *overrides, "MODEL.DEVICE", "cuda", "MODEL.COMPILE", mode)
+
+
+def train(model: nn.Module, batch: list[dict[str, Any]], steps: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Return losses and weights of some steps."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    torch.manual_seed(1)
+    losses = []
+    for _ in range(steps):
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            total: Any = sum(model.train()(batch).values())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        losses.append(total.detach())
+    return losses, [p.detach() for p in model.parameters()]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["auto", "graph", "compile"])
+@pytest.mark.parametrize(("config", "more"), CASES, ids=["panoptic", "groups", "denoising", "video"])
+def test_graphs_train_as_the_modules_do(config: str, more: Sequence[Any], mode: str) -> None:
+    make, frames = (clip, (2,)) if config == VIDEO else (record, ())
+    batch = [make(64, 64, *frames, 3, 30), make(64, 64, *frames, 2, 30, 1)]
+    expected = train(on_gpu(config, "off", *more), batch, 6)
+    model = on_gpu(config, mode, *more)
+    found = train(model, batch, 6)
+    assert model.runtime.captured_in_training == 1
+    torch.testing.assert_close(found[0], expected[0], rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-2, atol=2e-3)
+
+
+@pytest.mark.gpu
+def test_a_captured_step_without_host_waits() -> None:
+    model = on_gpu(PANOPTIC, "graph")
+    batch = [record(64, 64, 3, 30)]
+    for _ in range(2):
+        sum(model.train()(batch).values()).backward()  # type: ignore[union-attr]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        sum(model.train()(batch).values()).backward()  # type: ignore[union-attr]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert model.runtime.captured_in_training == 1
+
+
+@pytest.mark.gpu
+def test_what_cannot_be_captured_is_told_and_trains_on(caplog: pytest.LogCaptureFixture) -> None:
+    class Waits(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * float(x.abs().max() > 0)
+
+    model = on_gpu(PANOPTIC, "graph")
+    model.backbone.stem.add_module("waits", Waits())
+    forward = model.backbone.stem.forward
+    model.backbone.stem.__class__ = type(
+        "Stem", (type(model.backbone.stem),), {"forward": lambda m, x: m.waits(forward(x))}
+    )
+    with caplog.at_level(logging.WARNING, "mask2former"):
+        losses, _ = train(model, [record(64, 64, 3, 30)], 3)
+    assert sum("without CUDA graphs" in message for message in caplog.messages) == 1
+    assert all(torch.isfinite(loss) for loss in losses)
+
+
+@pytest.mark.gpu
+def test_captured_training_in_inference_between() -> None:
+    model = on_gpu(PANOPTIC, "graph")
+    batch = [record(64, 64, 3, 30)]
+    train(model, batch, 2)
+    with torch.no_grad():
+        model.eval()(batch)
+    train(model, batch, 2)
+    assert model.runtime.captured_in_training == 1
