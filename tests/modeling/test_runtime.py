@@ -19,6 +19,7 @@ from mask2former.modeling.backbone.swin import WindowAttention
 from mask2former.modeling.cuda_graphs import GraphCache, addresses
 from mask2former.modeling.runtime import Runtime
 from mask2former.modeling.shape_cache import ShapeCache, holding
+from mask2former.modeling.transformer_decoder import mask2former_transformer_decoder
 from mask2former.test_time_augmentation import MaskFormerWithTTA
 from mask2former.video.tracking import clip_model
 from mask2former.video.windows import WindowSettings
@@ -90,7 +91,9 @@ def test_on_the_cpu_modules_are_called_as_they_are(mode: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_prepared_weights_on_the_cpu(dtype: torch.dtype | None) -> None:
+def test_prepared_weights_on_the_cpu(dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Where a mask logit is near 0, rounding decides whether a query attends to a token, and results jump.
+    monkeypatch.setattr(mask2former_transformer_decoder, "blocked_keys", lambda logits: logits.isinf())
     torch.manual_seed(0)
     model = tiny(PANOPTIC, *R18, "MODEL.COMPILE", "graph").eval()
     images = torch.randn(1, 3, 64, 96)
