@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1] / "configs"
 FILES = {str(path.relative_to(ROOT)): path for path in sorted(ROOT.rglob("*.yaml"))}
 RECIPES = [name for name in FILES if not name.startswith("common/") and not Path(name).name.startswith("Base-")]
 # Datasets whose classes are in files that are not part of the repository.
-CLASSES_FROM_FILES = ("nuclei/", "mapillary-vistas-v2/", "own-videos/")
+CLASSES_FROM_FILES = ("nuclei/", "mapillary-vistas-v2/", "own-videos/", "camvid/", "davis/", "coco128/")
 # One recipe at least for each component of MaskFormer and Mask2Former that a config can name.
 COMPONENTS = {
     "MODEL.META_ARCHITECTURE": {"MaskFormer", "VideoMaskFormer", "SemanticSegmentor"},
@@ -113,10 +113,16 @@ def test_recipes_are_valid(name: str) -> None:
     """Components, mapper and datasets are registered, and the number of classes is that of the datasets."""
     cfg = load_config(name)
     if name.startswith(CLASSES_FROM_FILES):
-        own = {entry[0] for entry in (*cfg.DATASETS.COCO_JSON, *cfg.DATASETS.YTVIS_JSON)}
+        keys = ("COCO_JSON", "COCO_PANOPTIC", "SEMANTIC_FOLDER", "YTVIS_JSON")
+        own = {entry[0] for key in keys for entry in cfg.DATASETS[key]}
         assert {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} <= own | set(DatasetCatalog)
-        video = cfg.MODEL.META_ARCHITECTURE == "VideoMaskFormer"
-        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("ytvis_2019_train" if video else "coco_2017_train",), ()
-        cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 40 if video else 80
+        known, classes = "coco_2017_train", 80
+        if cfg.MODEL.META_ARCHITECTURE == "VideoMaskFormer":
+            known, classes = "ytvis_2019_train", 40
+        elif "panoptic" in cfg.INPUT.DATASET_MAPPER_NAME:
+            known, classes = "coco_2017_train_panoptic", 133
+        elif "semantic" in cfg.INPUT.DATASET_MAPPER_NAME:
+            known, classes = "ade20k_sem_seg_train", 150
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = (known,), (), classes
     validate_config(cfg, training=True)
     assert cfg.INPUT.FORMAT == "RGB" and cfg.SOLVER.OPTIMIZER == "ADAMW" and cfg.VERSION == 2

@@ -6,11 +6,12 @@
     python tools/compare_recipes.py docs/training/learn.yaml --check                 # status 1 if it learns worse
     python tools/make_training_page.py                                               # then docs/training.md
 
-Each run is a process of train_net.py; with several GPUs one runs on each. With a budget in minutes a short training of
-each variant measures its iterations first, and the budget then sets SOLVER.MAX_ITER, to which warm-up and steps of the
-learning rate are fitted. Evaluations are not part of the budget. The same command continues what was interrupted:
-finished runs are kept, also those of earlier code (--restart), others go on from their last checkpoint. Status 3:
-stopped before all runs were finished.
+Each run is a process of train_net.py; with several GPUs one runs on each, with --per-gpu N up to N. With a budget in
+minutes a short training of each variant, alone on its GPU, measures its iterations first, and the budget then sets
+SOLVER.MAX_ITER, to which warm-up and steps of the learning rate are fitted. Evaluations are not part of the budget.
+Runs that share a GPU are reported with the minutes that their iterations take alone. The same command continues what
+was interrupted: finished runs are kept, also those of earlier code (--restart), others go on from their last
+checkpoint. Status 3: stopped before all runs were finished.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ from training_reports import (  # noqa: E402
 from training_runs import (  # noqa: E402
     Stopped,
     Training,
+    any_shared,
+    cores_of_each,
     make_dataset,
     measuring_training,
     remove_runs,
@@ -74,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     budget.add_argument("--minutes", metavar="N", type=float, help="of training for each run, instead of the matrix's")
     budget.add_argument("--iterations", metavar="N", type=int, help="of each run, instead of the matrix's budget")
     parser.add_argument("--gpus", metavar="IDS", help="GPUs to use, as 0,1 (default: all)")
+    parser.add_argument(
+        "--per-gpu", metavar="N", type=int, default=1, help="runs on a GPU at once, beside the measuring"
+    )
     parser.add_argument("--stop-after", metavar="N", type=float, help="save and stop after so many minutes")
     parser.add_argument("--restart", action="store_true", help="remove earlier runs of the matrix, and begin again")
     parser.add_argument("--check", action="store_true", help="status 1 if a metric is below the bound of the matrix")
@@ -90,6 +96,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.check and matrix.bound is None:
         raise ValueError(f"--check: {matrix.path} has no 'bound'")
     stored = stored_report(matrix) if args.check else None
+    if args.per_gpu < 1:
+        raise ValueError(f"--per-gpu is {args.per_gpu}, but must be at least 1")
     output = (args.output or ROOT / "output" / "training" / matrix.name).absolute()
     if args.dry_run:
         print(outline(matrix, output))
@@ -102,20 +110,29 @@ def _run(args: argparse.Namespace) -> int:
     make_dataset(matrix, datasets)
     progress = _Progress(matrix)
     start = {"end": end, "on_start": progress.start, "on_end": progress.end, "on_wait": progress.look}
+    runs = len(matrix.variants) * len(matrix.seeds)
+    # Fewer workers do not change what a run learns.
+    workers = None if args.per_gpu == 1 else cores_of_each(min(len(gpus) * args.per_gpu, runs))
     trainings: list[Training] = []
+    seconds: dict[str, float] = {}
     try:
         known = _stored_iterations(matrix, stored)
-        speeds = [] if known else _measuring(matrix, output)
+        if not known and matrix.iterations is not None:
+            known = {variant.name: matrix.iterations for variant in matrix.variants}
+        speeds = []
+        if not known or args.per_gpu > 1 or any_shared(matrix, output):
+            speeds = [measuring_training(matrix, variant, output) for variant in matrix.variants]
         failures = run_all(speeds, gpus, datasets, **start)
         if not failures:
-            trainings = _trainings(matrix, known or _measured_iterations(matrix, speeds), output)
-            failures = run_all(trainings, gpus, datasets, **start)
+            seconds = _measured_seconds(matrix, speeds)
+            trainings = _trainings(matrix, known or _iterations(matrix, seconds), output, workers)
+            failures = run_all(trainings, gpus, datasets, per_device=args.per_gpu, **start)
     except Stopped:
         failures = ["Stopped before all runs were finished; the same command continues them."]
-        _publish(matrix, trainings, output, store=False)
+        _publish(matrix, trainings, seconds, output, store=False)
         print(failures[0], file=sys.stderr)
         return _UNFINISHED
-    report = _publish(matrix, trainings, output, store=args.store and not failures)
+    report = _publish(matrix, trainings, seconds, output, store=args.store and not failures)
     for failure in failures:
         print(failure, file=sys.stderr)
     if failures or report is None:
@@ -180,29 +197,32 @@ def outline(matrix: Matrix, output: Path) -> str:
     return "\n".join(lines)
 
 
-def _measuring(matrix: Matrix, output: Path) -> list[Training]:
-    if matrix.iterations is not None:
-        return []
-    return [measuring_training(matrix, variant, output) for variant in matrix.variants]
+def _measured_seconds(matrix: Matrix, speeds: Sequence[Training]) -> dict[str, float]:
+    """Return the seconds of an iteration of each variant that has its device for itself; {} if nothing was measured."""
+    if not speeds:
+        return {}
+    return {
+        variant.name: steady_seconds(read_metrics(training.directory / "metrics.json"))
+        for variant, training in zip(matrix.variants, speeds, strict=True)
+    }
 
 
-def _measured_iterations(matrix: Matrix, speeds: Sequence[Training]) -> dict[str, int]:
-    """Return the length of each variant's runs."""
-    if matrix.iterations is not None:
-        return {variant.name: matrix.iterations for variant in matrix.variants}
+def _iterations(matrix: Matrix, seconds: Mapping[str, float]) -> dict[str, int]:
+    """Return the length of each variant's runs, which the budget in minutes allows."""
     assert matrix.minutes is not None
     found = {}
-    for variant, training in zip(matrix.variants, speeds, strict=True):
-        seconds = steady_seconds(read_metrics(training.directory / "metrics.json"))
-        found[variant.name] = max(_FEWEST, int(60 * matrix.minutes / seconds))
-        print(f"{variant.name}: {seconds:.3f} s for an iteration, {found[variant.name]} iterations.")
+    for name, each in seconds.items():
+        found[name] = max(_FEWEST, int(60 * matrix.minutes / each))
+        print(f"{name}: {each:.3f} s for an iteration, {found[name]} iterations.")
     return found
 
 
-def _trainings(matrix: Matrix, iterations: Mapping[str, int], output: Path) -> list[Training]:
+def _trainings(
+    matrix: Matrix, iterations: Mapping[str, int], output: Path, workers: int | None = None
+) -> list[Training]:
     """Return the runs; all variants with the first seed come first, so that a part of the runs compares them."""
     return [
-        training_of(matrix, variant, seed, iterations[variant.name], output)
+        training_of(matrix, variant, seed, iterations[variant.name], output, workers)
         for seed in matrix.seeds
         for variant in matrix.variants
     ]
@@ -245,11 +265,13 @@ class _Progress:
                 print(f"{training.title}: {self._metric} {row[self._metric]:.2f} {place}.", flush=True)
 
 
-def _publish(matrix: Matrix, trainings: Sequence[Training], output: Path, *, store: bool) -> Report | None:
+def _publish(
+    matrix: Matrix, trainings: Sequence[Training], seconds: Mapping[str, float], output: Path, *, store: bool
+) -> Report | None:
     """Write report and figure of the finished runs and print the table; None if no run is finished."""
     if not any(training.finished for training in trainings):
         return None
-    report = make_report(matrix, trainings)
+    report = make_report(matrix, trainings, seconds)
     written = [write_json(output / "report.json", report, indent=1)]
     draw(report, output / "curves.png")
     written.append(output / "curves.png")
@@ -268,8 +290,12 @@ def _publish(matrix: Matrix, trainings: Sequence[Training], output: Path, *, sto
     return report
 
 
-def make_report(matrix: Matrix, trainings: Sequence[Training]) -> Report:
-    """Return the report of those trainings that are finished."""
+def make_report(matrix: Matrix, trainings: Sequence[Training], seconds: Mapping[str, float]) -> Report:
+    """Return the report of those trainings that are finished.
+
+    Args:
+        seconds: of an iteration of each variant alone on its device; needed for runs that shared theirs.
+    """
     device = torch.device(matrix.device)
     return {
         "schema": SCHEMA,
@@ -280,17 +306,21 @@ def make_report(matrix: Matrix, trainings: Sequence[Training]) -> Report:
         **settings_of(matrix),
         "hardware": hardware(device),
         "versions": versions(),
-        "variants": [_variant_report(matrix, variant, trainings) for variant in matrix.variants],
+        "per_gpu": max(training.most_on_device for training in trainings if training.finished),
+        "variants": [_variant_report(matrix, variant, trainings, seconds) for variant in matrix.variants],
     }
 
 
-def _variant_report(matrix: Matrix, variant: Variant, trainings: Sequence[Training]) -> dict[str, Any]:
+def _variant_report(
+    matrix: Matrix, variant: Variant, trainings: Sequence[Training], seconds: Mapping[str, float]
+) -> dict[str, Any]:
     own = {training.cfg.SEED: training for training in trainings if training.directory.parent.name == variant.name}
     first = next(iter(own.values()))
     runs = []
     for seed, training in own.items():
         if training.finished:
-            points = curve(read_metrics(training.directory / "metrics.json"), matrix.metric)
+            alone = None if training.most_on_device == 1 else seconds[variant.name]
+            points = curve(read_metrics(training.directory / "metrics.json"), matrix.metric, alone)
             runs.append({"seed": seed, "evaluations": [vars(point) for point in points]})
     return {
         "name": variant.name,

@@ -144,7 +144,9 @@ def _origin(report: Report) -> str:
     machine = hardware["device"]
     if hardware["processor"] != machine:
         machine += f" ({hardware['processor']}, {hardware['cores']} cores)"
-    return f"`{report['command']}`, {report['date'][:10]}, {machine}; {versions}."
+    most = report.get("per_gpu", 1)
+    shared = f" Up to {most} runs were on a device at once; their minutes are those of a run alone." if most > 1 else ""
+    return f"`{report['command']}`, {report['date'][:10]}, {machine}; {versions}.{shared}"
 
 
 def _results(report: Report) -> str:

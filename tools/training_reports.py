@@ -80,13 +80,16 @@ def minutes_at(times: Sequence[tuple[int, float]], iteration: int) -> float:
     return (seconds + times[-1][1] * (iteration - before)) / 60
 
 
-def curve(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Point]:
+def curve(rows: Sequence[Mapping[str, Any]], metric: str, seconds: float | None = None) -> list[Point]:
     """Return the evaluations of a run, in order.
+
+    Args:
+        seconds: that an iteration takes when the run has its device for itself; None: it had, and its own times count.
 
     Raises:
         ValueError: none has the metric; the message names those there are.
     """
-    times = iteration_seconds(rows)
+    times = iteration_seconds(rows) if seconds is None else [(0, seconds)]
     values = {row["iteration"] + 1: float(row[metric]) for row in rows if row.get(metric) is not None}
     if not values:
         known = sorted({key for row in rows for key in row if "/" in key and "-" not in key})

@@ -1,4 +1,4 @@
-"""The trainings of a comparison: what each one is set to, and running them as processes, one on each device."""
+"""The trainings of a comparison: what each one is set to, and running them as processes, one or more on a device."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ from mask2former.utils.file_io import read_json_object, write_json
 ROOT = Path(__file__).resolve().parents[1]
 _POLL = 0.2  # seconds
 _GRACE = 300.0  # seconds in which a training that is stopped saves
-_PLAN, _DONE = "plan.json", "done.json"
+_SHORT = 10.0  # minutes of training: compiling takes minutes of its own
+_PLAN, _DONE, _SHARED = "plan.json", "done.json", "shared.json"
+_NOT_PLANNED = ("OUTPUT_DIR", "DATALOADER.NUM_WORKERS")  # what a run learns does not depend on them
+_DATASETS = "{datasets}"  # in the value of an override: the directory of the datasets
 _LOG = "console.txt"
 
 
@@ -58,6 +61,17 @@ class Training:
         """Return whether it ran to its end before."""
         return (self.directory / _DONE).is_file()
 
+    @property
+    def most_on_device(self) -> int:
+        """Return how many runs its device had at once at most, this one included."""
+        file = self.directory / _SHARED
+        return int(read_json_object(str(file))["runs"]) if file.is_file() else 1
+
+    def share(self, runs: int) -> None:
+        """Note that its device has so many runs: the times of iterations in metrics.json are no longer its own."""
+        if runs > self.most_on_device:
+            write_json(self.directory / _SHARED, {"runs": runs})
+
     def command(self) -> list[str]:
         """Return the command; it continues what a former one has left."""
         words = [sys.executable, str(ROOT / "train_net.py"), "--config-file", self.config, "--resume"]
@@ -69,12 +83,12 @@ class Training:
         Raises:
             ValueError: the directory is of a training with other settings.
         """
-        plan = {key: repr(value) for key, value in leaves(self.cfg) if key != "OUTPUT_DIR"}
+        plan = {key: repr(value) for key, value in leaves(self.cfg) if key not in _NOT_PLANNED}
         file = self.directory / _PLAN
         if not file.is_file():
             write_json(file, plan, indent=1)
             return
-        before = read_json_object(str(file))
+        before = {key: value for key, value in read_json_object(str(file)).items() if key not in _NOT_PLANNED}
         changed = [key for key in {**before, **plan} if before.get(key) != plan.get(key)]
         if changed:
             key = changed[0]
@@ -90,21 +104,28 @@ class Training:
             file.unlink()
 
 
-def training_of(matrix: Matrix, variant: Variant, seed: int, iterations: int, output: Path) -> Training:
+def training_of(
+    matrix: Matrix, variant: Variant, seed: int, iterations: int, output: Path, workers: int | None = None
+) -> Training:
     """Return the training of a variant with a seed, whose schedule has the shape of the config at another length.
+
+    Args:
+        workers: it reads data with so many at most; None: as many as the config says.
 
     Raises:
         ConfigError: a setting of the variant is wrong.
     """
     cfg = load_config(variant.config, variant.pairs())
     period = -(-iterations // matrix.evaluations)
-    length = {
+    length: dict[str, Any] = {
         "SOLVER.MAX_ITER": iterations,
         "SOLVER.STEPS": scaled_steps(cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER, iterations),
         "SOLVER.WARMUP_ITERS": min(cfg.SOLVER.WARMUP_ITERS, iterations // 10),
         "SOLVER.CHECKPOINT_PERIOD": period,
         "TEST.EVAL_PERIOD": period,
     }
+    if workers is not None:
+        length["DATALOADER.NUM_WORKERS"] = min(cfg.DATALOADER.NUM_WORKERS, workers)
     directory = output / variant.name / f"seed{seed}"
     return _training(f"{variant.name}, seed {seed}", matrix, variant, directory, {**length, "SEED": seed})
 
@@ -129,8 +150,9 @@ def _training(title: str, matrix: Matrix, variant: Variant, directory: Path, set
     cfg = load_config(variant.config, variant.pairs())
     more: dict[str, Any] = {"MODEL.DEVICE": matrix.device, "LOGGERS": (), "OUTPUT_DIR": str(directory)}
     if matrix.device == "cuda" and cfg.MODEL.COMPILE == "auto":
-        # What a training of the config's own length does, not one of this length, which is not known before.
-        more["MODEL.COMPILE"] = "compile" if pays(cfg) else "graph"
+        # By what is known before the speed is measured: the budget, and the config's own length.
+        short = matrix.minutes is not None and matrix.minutes < _SHORT
+        more["MODEL.COMPILE"] = "compile" if pays(cfg) and not short else "graph"
     words = [str(word) for pair in {**more, **settings}.items() for word in pair]
     overrides = (*variant.pairs(), *words)
     return Training(
@@ -175,10 +197,27 @@ def remove_runs(matrix: Matrix, output: Path) -> None:
             shutil.rmtree(plan.parent)
 
 
-def environment(datasets: Path, gpu: str | None = None) -> dict[str, str]:
-    """Return the environment of a process: this checkout, these datasets, one GPU."""
+def any_shared(matrix: Matrix, output: Path) -> bool:
+    """Return whether a run of a matrix has shared its device, now or before it was stopped."""
+    return any(next((output / variant.name).glob(f"*/{_SHARED}"), None) is not None for variant in matrix.variants)
+
+
+def cores_of_each(runs: int) -> int:
+    """Return the processor cores of each of so many runs at once, at least 1."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, usable // runs)
+
+
+def environment(datasets: Path, gpu: str | None = None, threads: int | None = None) -> dict[str, str]:
+    """Return the environment of a process: this checkout, these datasets, one GPU.
+
+    Args:
+        threads: of an operation on the CPU, where OMP_NUM_THREADS does not say it; None: all cores.
+    """
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     found = {**os.environ, "PYTHONPATH": path, "DETECTRON2_DATASETS": str(datasets.absolute())}
+    if threads is not None:
+        found.setdefault("OMP_NUM_THREADS", str(threads))
     return found if gpu is None else {**found, "CUDA_VISIBLE_DEVICES": gpu}
 
 
@@ -191,6 +230,7 @@ def run_all(
     gpus: Sequence[str | None],
     datasets: Path,
     *,
+    per_device: int = 1,
     end: float | None = None,
     on_start: Callable[[Training, str | None], None] = lambda training, gpu: None,
     on_end: Callable[[Training], None] = lambda training: None,
@@ -198,9 +238,12 @@ def run_all(
 ) -> list[str]:
     """Run those trainings that are not finished, each on one device, until all have ended.
 
+    The device with the fewest runs gets the next one. With several on a device each gets its part of the cores.
+
     Args:
         gpus: devices, as CUDA_VISIBLE_DEVICES names them; None: the CPU.
         datasets: DETECTRON2_DATASETS.
+        per_device: so many run on a device at the same time.
         end: value of `time.monotonic` at which they are asked to save and stop; None: never.
         on_start: called with each training that begins, and its device.
         on_end: called with each training that is finished.
@@ -216,38 +259,59 @@ def run_all(
     waiting = [training for training in trainings if not training.finished]
     for training in trainings:
         training.prepare()
-    running: dict[str | None, tuple[Training, subprocess.Popen[bytes]]] = {}
+    threads = cores_of_each(min(len(gpus) * per_device, len(waiting))) if per_device > 1 and waiting else None
+    running: list[_Run] = []
     failures: list[str] = []
     with _stop_signals() as signals:
         try:
             while waiting or running:
                 if signals or (end is not None and time.monotonic() >= end):
                     raise Stopped
-                for gpu in [gpu for gpu in gpus if gpu not in running][: len(waiting)]:
+                while waiting and len(running) < len(gpus) * per_device:
+                    gpu = min(gpus, key=lambda gpu: sum(run.gpu == gpu for run in running))
                     training = waiting.pop(0)
                     on_start(training, gpu)
-                    running[gpu] = training, _start(training, datasets, gpu)
+                    running.append(_Run(training, gpu, _start(training, datasets, gpu, threads)))
+                    _note_sharing(running, gpu)
                 time.sleep(_POLL)
-                on_wait([training for training, _ in running.values()])
-                for gpu in [gpu for gpu, (_, process) in running.items() if process.poll() is not None]:
-                    training, process = running.pop(gpu)
-                    if process.returncode:
-                        failures.append(_failure(training, process.returncode))
+                on_wait([run.training for run in running])
+                ended = [run for run in running if run.process.poll() is not None]
+                running = [run for run in running if run not in ended]
+                for run in ended:
+                    if run.process.returncode:
+                        failures.append(_failure(run.training, run.process.returncode))
                     else:
-                        training.finish()
-                        on_end(training)
+                        run.training.finish()
+                        on_end(run.training)
         finally:
-            _stop([process for _, process in running.values()])
+            _stop([run.process for run in running])
     return failures
 
 
-def _start(training: Training, datasets: Path, gpu: str | None) -> subprocess.Popen[bytes]:
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """A training, its device and its process."""
+
+    training: Training
+    gpu: str | None
+    process: subprocess.Popen[bytes]
+
+
+def _note_sharing(running: Sequence[_Run], gpu: str | None) -> None:
+    """Note in the runs of a device how many they are."""
+    together = [run.training for run in running if run.gpu == gpu]
+    for training in together:
+        training.share(len(together))
+
+
+def _start(training: Training, datasets: Path, gpu: str | None, threads: int | None) -> subprocess.Popen[bytes]:
+    command = [word.replace(_DATASETS, str(datasets.absolute())) for word in training.command()]
     # A session of its own: Ctrl-C reaches this program, which asks the training to save.
     with (training.directory / _LOG).open("ab") as log:
         return subprocess.Popen(
-            training.command(),
+            command,
             cwd=ROOT,
-            env=environment(datasets, gpu),
+            env=environment(datasets, gpu, threads),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

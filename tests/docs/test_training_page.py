@@ -100,6 +100,16 @@ def test_a_table_states_where_it_comes_from(tool: ModuleType, sources: Path) -> 
     assert tool.write(sources, page, sources, True) == 1  # the figure is of the former report
 
 
+def test_a_table_says_that_runs_shared_a_gpu(tool: ModuleType, sources: Path) -> None:
+    (sources / "rates.json").write_text(json.dumps(report(per_gpu=4)))
+    assert tool.write(sources, sources / "page.md", sources, False) == 0
+    text = (sources / "page.md").read_text().replace("\n", " ")
+    assert "torch 2.11. Up to 4 runs were on a device at once; their minutes are those of a run alone." in text
+    (sources / "rates.json").write_text(json.dumps(report(per_gpu=1)))
+    assert tool.write(sources, sources / "page.md", sources, False) == 0
+    assert "at once" not in (sources / "page.md").read_text()
+
+
 def test_without_a_report_the_page_says_how_to_make_one(tool: ModuleType, sources: Path) -> None:
     assert tool.write(sources, sources / "page.md", sources, False) == 0
     text = (sources / "page.md").read_text()

@@ -21,8 +21,6 @@ from training_matrix import read_matrix
 from training_reports import Point
 
 from mask2former.config import load_config
-from mask2former.data.shapes import Options
-from mask2former.data.shapes.files import Recipe, write_dataset
 
 ROOT = Path(__file__).parents[2]
 MATRICES = sorted((ROOT / "docs" / "training").glob("*.yaml"))
@@ -210,7 +208,9 @@ def test_a_budget_in_minutes_sets_the_length(tmp_path: Path) -> None:
         training.directory.mkdir(parents=True)
         rows = [{"iteration": 19, "time": 99.0}, {"iteration": 39, "time": seconds}]  # the first has the start in it
         (training.directory / "metrics.json").write_text("\n".join(map(json.dumps, rows)))
-    assert compare_recipes._measured_iterations(matrix, speeds) == {"fast": 240, "slow": 20}
+    seconds = compare_recipes._measured_seconds(matrix, speeds)
+    assert seconds == {"fast": 0.5, "slow": 60.0}
+    assert compare_recipes._iterations(matrix, seconds) == {"fast": 240, "slow": 20}
 
 
 class Program(training_runs.Training):
@@ -286,15 +286,6 @@ def run(*arguments: str | Path, datasets: Path, **kwargs: Any) -> subprocess.Com
     command = [sys.executable, str(ROOT / "tools" / "compare_recipes.py"), *map(str, arguments)]
     environment = {**os.environ, "DETECTRON2_DATASETS": str(datasets), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, **kwargs)
-
-
-@pytest.fixture(scope="module")
-def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("datasets")
-    easy = Options((64, 64), (1, 2), ("disk", "star", "sky", "grass", "brick"))
-    recipe = Recipe(easy, 0, {"train": 8, "val": 2}, {"train": 0, "val": 0})
-    write_dataset(root / "shapes", recipe, workers=1)
-    return root
 
 
 @pytest.mark.slow
@@ -379,6 +370,7 @@ def test_a_dry_run_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--variants", "quick"], "no 'quick', but fast, slow"),
         (["--seeds", "a"], "whole numbers"),
         (["--minutes", "0"], "above 0"),
+        (["--per-gpu", "0"], "at least 1"),
         (["--check"], "has no 'bound'"),
         (["--store", "--iterations", "40"], "--store"),
         (["--store", "--variants", "fast"], "--store"),
