@@ -189,6 +189,7 @@ def _add_mask_former(node: CfgNode) -> None:
             "OVERSAMPLE_RATIO": 3.0,
             "IMPORTANCE_SAMPLE_RATIO": 0.75,
             "QUERY_GROUPS": 1,  # ours: groups of queries in training, each matched by itself
+            "QUERY_SELECTION": False,  # ours: the content of queries is that of selected tokens of the pixel decoder
         },
     )
     # Ours: queries of training that are made of objects with noise.

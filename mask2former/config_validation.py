@@ -45,7 +45,7 @@ def validate_config(cfg: CfgNode, training: bool, *, without: Sequence[str] = ()
     if _has_own_model(cfg):
         if _has_own_head(cfg):
             _validate_combinations(cfg)
-            _validate_training_queries(cfg)
+            _validate_queries(cfg)
             _validate_model(cfg)
         _validate_backbone(cfg)
         _validate_inference(cfg)
@@ -172,14 +172,18 @@ def _validate_combinations(cfg: CfgNode) -> None:
     )
 
 
-def _validate_training_queries(cfg: CfgNode) -> None:
-    """Reject queries that only a training has where head or decoder have none."""
+def _validate_queries(cfg: CfgNode) -> None:
+    """Reject queries of training and selected ones where head or decoder have none."""
     node, head = cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD.NAME
     decoder = TRANSFORMER_DECODER_REGISTRY.get(node.TRANSFORMER_DECODER_NAME)
     masked = isinstance(decoder, type) and issubclass(decoder, MultiScaleMaskedTransformerDecoder)
     model = f"MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME '{node.TRANSFORMER_DECODER_NAME}'"
     model += f" with MODEL.SEM_SEG_HEAD.NAME '{head}'"
-    for key, value, off in (("QUERY_GROUPS", node.QUERY_GROUPS, 1), ("DENOISING.QUERIES", node.DENOISING.QUERIES, 0)):
+    for key, value, off in (
+        ("QUERY_GROUPS", node.QUERY_GROUPS, 1),
+        ("DENOISING.QUERIES", node.DENOISING.QUERIES, 0),
+        ("QUERY_SELECTION", node.QUERY_SELECTION, False),
+    ):
         _require(
             value == off or (masked and head not in PER_PIXEL_HEADS),
             f"MODEL.MASK_FORMER.{key} is {value}, but only {' and '.join(MASKED_ATTENTION_DECODERS)} have such "

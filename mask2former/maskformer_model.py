@@ -18,7 +18,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from .errors import ConfigError, first_few
-from .modeling.criterion import SetCriterion
+from .modeling.criterion import SetCriterion, selection_name
 from .modeling.denoising import Denoising
 from .modeling.ground_truth import GroundTruth, Target
 from .modeling.matched_pairs import Assignment
@@ -165,6 +165,8 @@ class MaskClassifier(nn.Module):
         if denoising is not None:
             _check_denoising(outputs, criterion, self.sem_seg_head)
             losses = {**losses, **criterion.denoising_losses(outputs["denoising"], targets, denoising)}
+        if "query_selection" in outputs:
+            _check_selection(losses, criterion)
         for name in losses.keys() - weights.keys():
             _tell_dropped(re.sub(r"_\d+$", "", name), weights)
         losses = {name: loss for name, loss in losses.items() if name in weights}
@@ -423,6 +425,15 @@ def _check_denoising(outputs: Mapping[str, Any], criterion: nn.Module, head: nn.
         raise ValueError(f"{type(part).__name__} has no denoising queries: set MODEL.MASK_FORMER.DENOISING.QUERIES 0")
 
 
+def _check_selection(losses: Collection[str], criterion: nn.Module) -> None:
+    """Check that the criterion, which may be of another project, supervises the selected tokens."""
+    if not any(name.startswith(selection_name("")) for name in losses):
+        raise ValueError(
+            f"{type(criterion).__name__} has no losses of selected tokens, which then learn nothing: set "
+            "MODEL.MASK_FORMER.QUERY_SELECTION False"
+        )
+
+
 def denoising_settings(cfg: Any) -> Denoising | None:
     """Read MODEL.MASK_FORMER.DENOISING; None without denoising queries."""
     node = cfg.MODEL.MASK_FORMER.DENOISING
@@ -442,6 +453,7 @@ def build_criterion(cfg: Any, num_classes: int, cls: type[SetCriterion] = SetCri
     terms = {"loss_ce": node.CLASS_WEIGHT, "loss_mask": node.MASK_WEIGHT, "loss_dice": node.DICE_WEIGHT}
     earlier = range(node.DEC_LAYERS - 1 if node.DEEP_SUPERVISION else 0)
     weights = terms | {f"{name}_{i}": weight for i in earlier for name, weight in terms.items()}
+    selection = {selection_name(name): weight for name, weight in terms.items()} if node.QUERY_SELECTION else {}
     if node.DENOISING.QUERIES:
         factor = node.DENOISING.LOSS_WEIGHT
         own = {name.replace("loss_", "loss_denoising_"): weight * factor for name, weight in weights.items()}
@@ -449,7 +461,7 @@ def build_criterion(cfg: Any, num_classes: int, cls: type[SetCriterion] = SetCri
     return cls(
         num_classes,
         matcher,
-        weights,
+        weights | selection,
         eos_coef=node.NO_OBJECT_WEIGHT,
         num_points=node.TRAIN_NUM_POINTS,
         oversample_ratio=node.OVERSAMPLE_RATIO,

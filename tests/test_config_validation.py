@@ -59,6 +59,12 @@ def test_contradictions_are_found_before_training(overrides: list, message: str)
         ),
         (PER_PIXEL, ["MODEL.MASK_FORMER.QUERY_GROUPS", 2], "with MODEL.SEM_SEG_HEAD.NAME 'PerPixelBaselineHead'"),
         (PANOPTIC, ["MODEL.MASK_FORMER.DENOISING.QUERIES", 5, "MODEL.MASK_FORMER.DEC_LAYERS", 1], "DEC_LAYERS to 2"),
+        (
+            MASKFORMER,
+            ["MODEL.MASK_FORMER.QUERY_SELECTION", True],
+            r"QUERY_SELECTION is True, .*StandardTrans.*QUERY_SELECTION False\.",
+        ),
+        (PER_PIXEL, ["MODEL.MASK_FORMER.QUERY_SELECTION", True], "with MODEL.SEM_SEG_HEAD.NAME 'PerPixelBaselineHead'"),
         (PANOPTIC, ["MODEL.MASK_FORMER.QUERY_GROUPS", 0], "QUERY_GROUPS is 0"),
         (PANOPTIC, ["MODEL.MASK_FORMER.DENOISING.LABEL_NOISE", 1.5], "LABEL_NOISE is 1.5"),
         (PANOPTIC, ["MODEL.MASK_FORMER.DENOISING.MASK_NOISE", -0.1], "MASK_NOISE is -0.1"),
@@ -72,6 +78,7 @@ def test_queries_of_training_that_a_model_does_not_have(config: str, overrides: 
 @pytest.mark.parametrize("config", [PANOPTIC, VIDEO])
 def test_queries_of_training_that_a_model_has(config: str) -> None:
     overrides = ["MODEL.MASK_FORMER.DENOISING.QUERIES", 100, "MODEL.MASK_FORMER.QUERY_GROUPS", 4]
+    overrides += ["MODEL.MASK_FORMER.QUERY_SELECTION", True]
     validate_config(load_config(config, overrides), training=True)
 
 

@@ -86,7 +86,9 @@ class SetCriterion(nn.Module):
 
         Returns:
             {"loss_ce", "loss_mask", "loss_dice"} of the last prediction; with suffix _0, _1, ... of the earlier ones.
-            Where `outputs` has "query_groups", they are the means over all groups of queries, each matched by itself.
+            Where `outputs` has "query_groups", they are the means over all groups of queries, each matched by itself;
+            where it has "query_selection", that prediction is matched by itself too: {"loss_selection_ce",
+            "loss_selection_mask", "loss_selection_dice"}, with or without `deep_supervision`.
         """
         # Copies, because callers scale losses in place, which the views that unbind returns do not allow.
         return {name: value.clone() for name, value in self.views(outputs, targets).items()}
@@ -94,9 +96,11 @@ class SetCriterion(nn.Module):
     def views(self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Compute what `forward` returns, as views that cannot be changed in place."""
         groups = [self._supervised(group) for group in (outputs, *outputs.get("query_groups", ()))]
+        selected = [outputs["query_selection"]] if "query_selection" in outputs else []
         if self._layer_by_layer() or not all(map(same_shapes, groups)):
-            return _means([self._losses_by_layer(group, targets) for group in groups])
-        predictions = Predictions.of_groups(groups)
+            losses = _means([self._losses_by_layer(group, targets) for group in groups])
+            return losses | _of_selection([self._losses_by_layer(each, targets) for each in selected])
+        predictions = Predictions.of_groups([*groups, *selected])
         truth = GroundTruth.of(targets, predictions.logits.device)
         truth.check_frames(predictions.frames)
         matcher: Any = self.matcher
@@ -109,9 +113,12 @@ class SetCriterion(nn.Module):
                 count = self._count(targets, predictions.logits.device)
                 cross_entropy, dice = self._mask_losses(predictions, truth, pairs)
                 terms["loss_mask"], terms["loss_dice"] = cross_entropy / count, dice / count
+        of_selection = _of_selection([{name: values[-1] for name, values in terms.items()} for _ in selected])
+        if selected:
+            terms = {name: values[:-1] for name, values in terms.items()}
         if len(groups) > 1:
             terms = {name: values.unflatten(0, (len(groups), -1)).mean(0) for name, values in terms.items()}
-        return _by_name(terms, 0)
+        return _by_name(terms, 0) | of_selection
 
     def denoising_losses(
         self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]], queries: Sequence[Assignment]
@@ -328,6 +335,16 @@ def _by_name(terms: Mapping[str, Tensor], first: int) -> dict[str, Tensor]:
         for name, values in terms.items()
         for i, value in enumerate(values.unbind(0))
     }
+
+
+def _of_selection(losses: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the losses of the prediction of selected tokens, if there is one, under their own names."""
+    return {selection_name(name): value for each in losses for name, value in each.items()}
+
+
+def selection_name(name: str) -> str:
+    """Return the name of a loss of selected tokens: "loss_selection_ce" for "loss_ce"."""
+    return f"loss_selection_{name.removeprefix('loss_')}"
 
 
 def _means(groups: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ from ..ops import sample_masks
 from ..ops.mask_sampling import compiled
 from .device_transfer import to_device
 from .grouped_products import products
-from .outputs import MaskLogits, Row, unread
+from .outputs import MaskLogits, Row, mask_logits, unread
 
 # Samples that are read together; bounds the memory of index arithmetic.
 _CHUNK = 2**24
@@ -166,7 +166,7 @@ class Predictions:
 
     @classmethod
     def of_groups(cls, groups: Sequence[Mapping[str, Any]]) -> Predictions:
-        """Build from the outputs of G groups of queries with L predictions each: G * L predictions, group by group."""
+        """Build from the outputs of groups of queries with L predictions each: all predictions, group by group."""
         parts = [cls.of(outputs) for outputs in groups]
         if len(parts) == 1:
             return parts[0]
@@ -174,7 +174,14 @@ class Predictions:
         embeds = [part.embeds for part in parts if part.embeds is not None]
         if len(embeds) == len(parts):
             return cls(logits, torch.cat(embeds), parts[0].features)
-        return cls(logits, masks=torch.cat([part.masks for part in parts if part.masks is not None]))
+        # Somebody has read the mask logits of a group, which count from then on.
+        return cls(logits, masks=torch.cat([part._all_masks() for part in parts]))
+
+    def _all_masks(self) -> Tensor:
+        if self.masks is not None:
+            return self.masks
+        assert self.embeds is not None and self.features is not None
+        return torch.stack([mask_logits(embeds, self.features) for embeds in self.embeds])
 
     @property
     def frames(self) -> int:

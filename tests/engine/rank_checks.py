@@ -31,7 +31,10 @@ TINY_MASK_FORMER = [
     *("MODEL.MASK_FORMER.DEC_LAYERS", "4", "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "8"),
     *("MODEL.MASK_FORMER.TRAIN_NUM_POINTS", "64"),
 ]
-TRAINING_QUERIES = [*("MODEL.MASK_FORMER.QUERY_GROUPS", "2"), *("MODEL.MASK_FORMER.DENOISING.QUERIES", "6")]
+TRAINING_QUERIES = [
+    *("MODEL.MASK_FORMER.QUERY_GROUPS", "2", "MODEL.MASK_FORMER.DENOISING.QUERIES", "6"),
+    *("MODEL.MASK_FORMER.QUERY_SELECTION", "True"),
+]
 
 
 class NormModel(TinyModel):
@@ -134,7 +137,7 @@ def _check_losses_and_gradients(model: nn.Module, batch: list[dict[str, Any]], o
     losses = model(batch)
     sum(losses.values()).backward()
     assert all(torch.isfinite(loss) for loss in losses.values()), losses
-    for name in ("loss_mask", "loss_denoising_mask"):
+    for name in ("loss_mask", "loss_denoising_mask", "loss_selection_mask"):
         assert name not in losses or (losses[name] == 0) == (objects == 0)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

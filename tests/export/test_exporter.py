@@ -28,6 +28,7 @@ FAMILIES: dict[str, tuple[str, tuple[Any, ...]]] = {
     "timm": (CONFIGS[1], ONE_LAYER),
     "MaskFormer v1": (R50, (*ONE_LAYER, *PARTS["MaskFormer v1"])),
     "video": (VIDEO, ONE_LAYER),
+    "selected queries": (R50, (*ONE_LAYER, *PARTS["selected queries"])),
 }
 SIZE = (64, 96)
 
@@ -51,6 +52,7 @@ def export(family: str, path: Path, **settings: Any) -> tuple[nn.Module, Exporte
         ("timm", "semantic", 2),
         ("MaskFormer v1", "instance", 1),
         ("video", "instance", 1),
+        ("selected queries", "panoptic", 0),
     ],
 )
 def test_onnx(family: str, post: str, batch: int, tmp_path: Path) -> None:
@@ -83,7 +85,14 @@ def _runs_with_any_batch(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "family"),
-    [("torch_export", "R50"), ("torch_export", "video"), ("torchscript", "Swin-T"), ("torchscript", "MaskFormer v1")],
+    [
+        ("torch_export", "R50"),
+        ("torch_export", "video"),
+        ("torch_export", "selected queries"),
+        ("torchscript", "Swin-T"),
+        ("torchscript", "MaskFormer v1"),
+        ("torchscript", "selected queries"),
+    ],
 )
 def test_formats_of_pytorch(kind: str, family: str, tmp_path: Path) -> None:
     suffix = formats.FORMATS[kind].suffix

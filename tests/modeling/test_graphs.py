@@ -22,6 +22,7 @@ PARTS = {
         *(f"{NODE}.TRANSFORMER_DECODER_NAME", "StandardTransformerDecoder"),
         *(f"{NODE}.TRANSFORMER_IN_FEATURE", "transformer_encoder"),
     ),
+    "selected queries": (f"{NODE}.QUERY_SELECTION", True),
     "per pixel": (*PER_PIXEL, "PerPixelBaselineHead"),
     "per pixel, with decoder": (*PER_PIXEL, "PerPixelBaselinePlusHead"),
 }

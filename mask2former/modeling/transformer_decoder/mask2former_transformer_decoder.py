@@ -27,6 +27,7 @@ from .layers import MLP, Attention, CrossAttentionLayer, FFNLayer, SelfAttention
 from .layers import activation_function as _get_activation_fn
 from .position_encoding import PositionEmbeddingSine, PositionEmbeddingSine3D, tokens_of
 from .query_groups import QueryGroups, TrainingQueries
+from .query_selection import QuerySelection, Selection
 from .registry import TRANSFORMER_DECODER_REGISTRY, build_transformer_decoder, decoder_settings
 
 __all__ = [
@@ -49,7 +50,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
     A subclass may override `forward_prediction_heads` or `_set_aux_loss`, and register hooks on every part; then masks
     are computed in every layer, and training takes more memory. `class_embed` is called once for all layers, or once a
-    layer where it is hooked or no plain `nn.Linear`.
+    layer where it is hooked or no plain `nn.Linear`, and with `query_selection` for tokens before.
 
     Args:
         in_channels: channels C' of the incoming levels.
@@ -62,6 +63,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         enforce_input_project: project the levels even where C' = C.
         query_groups: groups of Q queries in training, each matched by itself; inference has the first one.
         denoising: training has denoising queries, for which `forward` gets `noised`.
+        query_selection: the content of queries comes from the levels, see `QuerySelection`; there is no `query_feat`.
     """
 
     num_feature_levels = 3
@@ -84,6 +86,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         enforce_input_project: bool,
         query_groups: int = 1,
         denoising: bool = False,
+        query_selection: bool = False,
     ) -> None:
         super().__init__()
         if not mask_classification:
@@ -101,7 +104,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             FFNLayer(hidden_dim, dim_feedforward, normalize_before=pre_norm) for _ in range(dec_layers)
         )
         self.decoder_norm = nn.LayerNorm(hidden_dim)
-        self.query_feat = nn.Embedding(num_queries, hidden_dim)
+        if not query_selection:
+            self.query_feat = nn.Embedding(num_queries, hidden_dim)
         self.query_embed = nn.Embedding(num_queries, hidden_dim)
         self.level_embed = nn.Embedding(self.num_feature_levels, hidden_dim)
         self.input_proj = nn.ModuleList()
@@ -116,6 +120,9 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         if query_groups > 1 or denoising:
             classes = num_classes if denoising else 0
             self.training_queries = TrainingQueries(num_queries, hidden_dim, query_groups, classes)
+        self.query_selection: QuerySelection | None = None
+        if query_selection:
+            self.query_selection = QuerySelection(in_channels, hidden_dim, num_queries)
 
     @classmethod
     def from_config(cls, cfg: Any, in_channels: int, mask_classification: bool = True) -> dict[str, Any]:
@@ -126,6 +133,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             settings["query_groups"] = node.QUERY_GROUPS
         if node.DENOISING.QUERIES:
             settings["denoising"] = True
+        if node.QUERY_SELECTION:
+            settings["query_selection"] = True
         return settings
 
     def forward(
@@ -148,19 +157,23 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
         Returns:
             `DecoderOutputs`; mask logits, in inference those of the earlier layers, are computed where they are read.
-            In training they may have "query_groups" and "denoising", see `QueryGroups.outputs`.
+            In training they may have "query_groups" and "denoising", see `QueryGroups.outputs`, and
+            "query_selection", the prediction of the selected tokens.
             Clips have in inference also "query_embeds" (B, Q, C): the states that the last prediction was
             computed from.
         """
         if len(x) != self.num_feature_levels:
             raise ValueError(f"the decoder requires {self.num_feature_levels} feature levels, got {len(x)}")
         features = mask_features.unflatten(0, (-1, frames or 1))  # (B, T, C, H4, W4)
-        groups = self._groups(features.shape[0], noised)  # not len(), which would fix the batch of an export
+        selection = self._selection(x, frames or 1)
+        own = self._own_queries(x, features, selection)
+        groups = self._groups(own, noised)
         if not unchanged(self, MultiScaleMaskedTransformerDecoder, "forward_prediction_heads", "_set_aux_loss"):
-            if groups is not None:
+            if groups is not None or selection is not None:
                 raise ValueError(
                     f"{type(self).__name__} replaces prediction heads, which know one group of queries: set "
-                    "MODEL.MASK_FORMER.QUERY_GROUPS 1 and MODEL.MASK_FORMER.DENOISING.QUERIES 0"
+                    "MODEL.MASK_FORMER.QUERY_GROUPS 1, MODEL.MASK_FORMER.DENOISING.QUERIES 0 and "
+                    "MODEL.MASK_FORMER.QUERY_SELECTION False"
                 )
             return self._outputs_of_overridden_heads(x, mask_features, features, frames is not None)
         small = [_resized(mask_features, level.shape[-2:]).unflatten(0, (-1, frames or 1)) for level in x]
@@ -176,28 +189,53 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                 logits = mask_logits(embeds[-1], small[level]).flatten(2)
             return blocked_keys(logits)[:, None]  # one for all heads
 
-        self._decode(x, features, predict, groups)
-        return self._outputs(states, embeds, features, frames is not None, groups)
+        self._decode(x, features, predict, own, groups)
+        outputs = self._outputs(states, embeds, features, frames is not None, groups)
+        if selection is not None and self.training:
+            state = self.decoder_norm(selection.content)
+            masks = MaskLogits(self.mask_embed(state), features, frames is not None)
+            outputs["query_selection"] = DecoderOutputs(pred_logits=self.class_embed(state), pred_masks=masks)
+        return outputs
 
-    def _own_queries(self, batch: int) -> tuple[Tensor, Tensor]:
+    def _selection(self, x: Sequence[Tensor], frames: int) -> Selection | None:
+        """Return the tokens that the queries begin with; None where that is learned."""
+        if self.query_selection is None:
+            return None
+        return self.query_selection(  # type: ignore[no-any-return]
+            x, frames, lambda content: self.class_embed(self.decoder_norm(content))
+        )
+
+    def _own_queries(
+        self, x: Sequence[Tensor], features: Tensor, selection: Selection | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the queries that predict and their position encoding, (Q, B, C) each."""
-        content, position = self.query_feat.weight, self.query_embed.weight
-        return content[:, None].expand(-1, batch, -1), position[:, None].expand(-1, batch, -1)
+        batch, frames = features.shape[:2]  # not len(), which would fix the batch of an export
+        position = self.query_embed.weight[:, None].expand(-1, batch, -1)
+        if selection is None:
+            return self.query_feat.weight[:, None].expand(-1, batch, -1), position
+        encoding = torch.cat([tokens_of(self.pe_layer, level, frames, self.position_type.temporal) for level in x])
+        return selection.queries(), position + selection.of_tokens(encoding).to(position.dtype)
 
-    def _groups(self, batch: int, noised: NoisedObjects | None) -> QueryGroups | None:
+    def _groups(self, own: tuple[Tensor, Tensor], noised: NoisedObjects | None) -> QueryGroups | None:
         """Return all queries of a training step; None where there are only those that predict."""
         if not self.training or self.training_queries is None:
             return None
-        return self.training_queries.join(*self._own_queries(batch), noised)
+        return self.training_queries.join(*own, noised)
 
-    def _decode(self, x: Sequence[Tensor], features: Tensor, predict: Any, groups: QueryGroups | None = None) -> None:
+    def _decode(
+        self,
+        x: Sequence[Tensor],
+        features: Tensor,
+        predict: Any,
+        own: tuple[Tensor, Tensor],
+        groups: QueryGroups | None = None,
+    ) -> None:
         """Run the layers, and `predict(queries, level, is_last)` between them.
 
         It returns the attention mask for `level`, which is not used if `is_last`.
         """
-        batch, frames = features.shape[:2]
-        memory, position = self._memory(x, frames)
-        queries, query_pos = self._own_queries(batch) if groups is None else (groups.queries, groups.position)
+        memory, position = self._memory(x, features.shape[1])
+        queries, query_pos = own if groups is None else (groups.queries, groups.position)
         mask = predict(queries, 0, self.num_layers == 0)
         for i in range(self.num_layers):
             level = i % self.num_feature_levels
@@ -290,7 +328,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             masks.append(outputs[1])
             return _open_empty(outputs[2])
 
-        self._decode(x, features, predict)
+        self._decode(x, features, predict, self._own_queries(x, features))
         earlier = self._set_aux_loss(classes if self.mask_classification else None, masks)
         return DecoderOutputs(pred_logits=classes[-1], pred_masks=masks[-1], aux_outputs=earlier)
 
