@@ -108,8 +108,7 @@ def _run(args: argparse.Namespace) -> int:
     video_model = arguments.is_video_model(segment)
     if sources and (sources != ["input"] or args.task == Task.VIDEO or video_model):
         return _video(segment, args, tracking=args.task == Task.VIDEO or video_model)
-    if video_model:
-        raise ValueError("this is a video model: give --video-input FILE, or a directory of frames")
+    _refuse_video_model(segment)
     for name in args.input or ():
         _refuse_videos(Path(name).expanduser())
     if args.input:
@@ -127,7 +126,9 @@ def _examples(args: argparse.Namespace) -> int:
         shapes = argparse.Namespace(**{**vars(args), "model": SHAPES_MODEL, "output": target})
         status = segment_images(arguments.load_segmenter(shapes), shapes, _scenes(args), [])
         print()
-    status = max(status, segment_images(arguments.load_segmenter(args), args, images, [], EXAMPLES))
+    segment = arguments.load_segmenter(args)
+    _refuse_video_model(segment)
+    status = max(status, segment_images(segment, args, images, [], EXAMPLES))
     print("\nPhotos are outside the domain of the bundled models: --model coco-panoptic-swin-t --input photo.jpg")
     return status
 
@@ -144,6 +145,11 @@ def _base(args: argparse.Namespace) -> Path:
 def _scenes(args: argparse.Namespace) -> list[Path]:
     """Draw the scenes of the shapes world, beside the results."""
     return example_scenes(_base(args) / SHAPES_MODEL / "images")
+
+
+def _refuse_video_model(segment: Segmenter) -> None:
+    if arguments.is_video_model(segment):
+        raise ValueError("this is a video model: give --video-input FILE, or a directory of frames")
 
 
 def _refuse_videos(path: Path) -> None:
