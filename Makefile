@@ -1,4 +1,4 @@
-# make demo       segment the example images with the bundled model -> output/demo/
+# make demo       segment example images with the bundled models -> output/demo/
 # make test       run the tests that need no GPU
 # make test-fast  run those that take no long time: about a minute
 # make chaos      kill a tiny training N times (N=30), and compare what it leaves with an uninterrupted one

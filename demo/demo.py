@@ -1,6 +1,6 @@
 """Segment images, directories, videos or a webcam, and write overlays, JSON and label maps.
 
-python demo/demo.py                                   # the example images with the bundled model
+python demo/demo.py                                   # example images with the bundled models
 python demo/demo.py --input cells/ --output out/      # your own images
 python demo/demo.py --config-file C.yaml --input a.jpg b.jpg --opts MODEL.WEIGHTS model_final.pkl
 python demo/demo.py --config-file youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml --weights W --video-input a.mp4
@@ -22,9 +22,10 @@ if (ROOT / "mask2former").is_dir():  # a checkout works without being installed
 
 from detectron2.config import CfgNode  # noqa: E402
 
+from mask2former import zoo  # noqa: E402
 from mask2former.cli import arguments  # noqa: E402
 from mask2former.cli.camera import Camera  # noqa: E402
-from mask2former.cli.examples import EXAMPLES, example_images  # noqa: E402
+from mask2former.cli.examples import EXAMPLES, example_images, example_scenes  # noqa: E402
 from mask2former.cli.frames import segment_frames  # noqa: E402
 from mask2former.cli.inputs import collect, similar  # noqa: E402
 from mask2former.cli.segment_images import segment_images  # noqa: E402
@@ -32,6 +33,7 @@ from mask2former.cli.track import add_frames, add_tracking  # noqa: E402
 from mask2former.cli.track_objects import open_video, track_objects  # noqa: E402
 from mask2former.config import load_config  # noqa: E402
 from mask2former.data.image_io import image_names  # noqa: E402
+from mask2former.model_source import SHAPES_MODEL  # noqa: E402
 from mask2former.segmenter import Segmenter  # noqa: E402
 from mask2former.structures.task import Task  # noqa: E402
 from mask2former.utils.failures import run_program  # noqa: E402
@@ -45,7 +47,7 @@ def get_parser(parser_class: type[argparse.ArgumentParser] = argparse.ArgumentPa
     model = parser.add_argument_group("model")
     arguments.add_model(model, tuple(Task))
     arguments.add_threshold(model, "--confidence-threshold")
-    inputs = parser.add_argument_group("input (default: example images of scikit-image)")
+    inputs = parser.add_argument_group("input (default: example images)")
     inputs.add_argument(
         "--input", nargs="+", metavar="PATH", help="images, directories, or patterns such as 'cells/*.png'"
     )
@@ -100,17 +102,54 @@ def _run(args: argparse.Namespace) -> int:
         raise ValueError("--task video needs --video-input FILE (or a directory of frames)")
     if args.video_input and not Path(args.video_input).exists():
         raise ValueError(f"--video-input {args.video_input} does not exist{similar(Path(args.video_input))}")
+    if not sources and args.model is None and args.config_file is None:
+        return _examples(args)
     segment = arguments.load_segmenter(args)
     video_model = arguments.is_video_model(segment)
     if sources and (sources != ["input"] or args.task == Task.VIDEO or video_model):
         return _video(segment, args, tracking=args.task == Task.VIDEO or video_model)
-    if video_model:
-        raise ValueError("this is a video model: give --video-input FILE, or a directory of frames")
+    _refuse_video_model(segment)
     for name in args.input or ():
         _refuse_videos(Path(name).expanduser())
-    files, problems = collect(args.input) if args.input else (example_images(), [])
-    examples = not args.input and args.model is None and args.config_file is None
-    return segment_images(segment, args, files, problems, EXAMPLES if examples else None)
+    if args.input:
+        return segment_images(segment, args, *collect(args.input))
+    return segment_images(segment, args, _scenes(args) if args.model == SHAPES_MODEL else example_images(), [])
+
+
+def _examples(args: argparse.Namespace) -> int:
+    """Segment the example images of each bundled model; what no bundled model knows comes last."""
+    images = example_images()
+    status = 0
+    # Weights and overrides belong to the default model.
+    if SHAPES_MODEL in zoo.list_bundled() and args.weights is None and not args.opts and _is_directory(args.output):
+        target = str(_base(args) / SHAPES_MODEL) + "/"
+        shapes = argparse.Namespace(**{**vars(args), "model": SHAPES_MODEL, "output": target})
+        status = segment_images(arguments.load_segmenter(shapes), shapes, _scenes(args), [])
+        print()
+    segment = arguments.load_segmenter(args)
+    _refuse_video_model(segment)
+    status = max(status, segment_images(segment, args, images, [], EXAMPLES))
+    print("\nPhotos are outside the domain of the bundled models: --model coco-panoptic-swin-t --input photo.jpg")
+    return status
+
+
+def _is_directory(output: str | None) -> bool:
+    """Return whether --output is one, not a file that takes a single result."""
+    return not output or not Path(output).suffix or Path(output).is_dir()
+
+
+def _base(args: argparse.Namespace) -> Path:
+    return Path(args.output).expanduser() if args.output and _is_directory(args.output) else DEFAULT_OUTPUT
+
+
+def _scenes(args: argparse.Namespace) -> list[Path]:
+    """Draw the scenes of the shapes world, beside the results."""
+    return example_scenes(_base(args) / SHAPES_MODEL / "images")
+
+
+def _refuse_video_model(segment: Segmenter) -> None:
+    if arguments.is_video_model(segment):
+        raise ValueError("this is a video model: give --video-input FILE, or a directory of frames")
 
 
 def _refuse_videos(path: Path) -> None:

@@ -18,6 +18,8 @@ from .structures.colors import Color
 from .utils.file_io import is_special, parse_json, write_json
 
 DEFAULT_MODEL = "nuclei"
+SHAPES_MODEL = "shapes"
+"""The bundled model that knows the shapes world, whose examples are drawn where they are shown."""
 
 
 def locate_model(

@@ -287,7 +287,9 @@ class Segmenter:
         """Track the objects of a video. Memory does not depend on its length. Returns when the complete video is done.
 
         A video model sees overlapping windows, whose tracks are linked; for a video that fits into one window the
-        result is that of the model on the complete clip. `online` goes frame by frame, which image models can do too.
+        result is that of the model on the complete clip. `online` goes frame by frame, which image models can do too;
+        the rules that make objects of instances then apply to each frame, before its objects are matched to tracks.
+        (The parts of an object stay together, and the score threshold is that of tracks.)
 
         Args:
             video: a video file, a directory of frames, a list or array of images, or an iterable of them.
@@ -338,6 +340,7 @@ class Segmenter:
                 "bgr": self._bgr,
                 "config": config_digest(self.cfg),
             },
+            rules=self.rules,
             top_k=top_k,
             score_threshold=threshold,
             **self._runtime,

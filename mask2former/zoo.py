@@ -1,7 +1,7 @@
 """The model zoo: published models by name, with configuration, weights and metrics, and ImageNet backbones.
 
 `zoo.json` holds the table, from which MODEL_ZOO.md is generated too: the 59 models of the reference implementation
-(weights under CC BY-NC 4.0, as their authors published them), the one that this package includes, and the
+(weights under CC BY-NC 4.0, as their authors published them), those that this package includes, and the
 backbones that training starts from. A name is dataset, task and backbone: `coco-panoptic-r50`,
 `ade20k-semantic-swin-t`, `ytvis2019-swin-l`; Swin-B comes as `swin-b` (ImageNet-1k) and `swin-b-in21k`.
 """
@@ -151,7 +151,8 @@ def list_models(task: str | None = None, dataset: str | None = None) -> list[str
 
     Args:
         task: "panoptic", "instance", "semantic" or "video instance".
-        dataset: "coco", "cityscapes", "ade20k", "mapillary", "ytvis2019", "ytvis2021" or "nuclei".
+        dataset: "coco", "cityscapes", "ade20k", "mapillary", "ytvis2019", "ytvis2021", or that of a bundled model
+            ("nuclei").
 
     Raises:
         ValueError: unknown task or dataset; the message lists the known ones.
@@ -163,6 +164,11 @@ def list_models(task: str | None = None, dataset: str | None = None) -> list[str
             raise ValueError(f"no models of {attribute} {requested!r} in the zoo; choose from {', '.join(known)}")
         entries = [entry for entry in entries if requested in (None, getattr(entry, attribute))]
     return [entry.name for entry in entries]
+
+
+def list_bundled() -> list[str]:
+    """List the names of the models that come with the package, the default one first."""
+    return [entry.name for entry in _table().values() if entry.bundled]
 
 
 @functools.cache

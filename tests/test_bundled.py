@@ -1,13 +1,18 @@
-"""The model that comes with the package: the file is the one described, and it finds what looks like nuclei."""
+"""The models that come with the package: the files are those described, and they find what they are made for."""
 
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mask2former import Segmenter, zoo
+from mask2former import Segmenter, load_config, zoo
+from mask2former.data.shapes import Options, sample
+from mask2former.data.shapes.annotations import class_indices
+from mask2former.data.shapes.examples import EXAMPLE_SEED
+from mask2former.model_source import SHAPES_MODEL, locate_model, stored_classes
 
 SIZE = 256
 CENTERS = [(40, 48), (60, 200), (120, 120), (170, 40), (180, 190), (225, 110), (36, 130), (128, 220)]
@@ -28,11 +33,32 @@ def discs() -> tuple[np.ndarray, np.ndarray]:
     return (18 + 110 * masks.any(0) + noise).clip(0, 255).astype(np.uint8), masks
 
 
-def test_file_is_the_described_one() -> None:
-    entry = zoo.lookup("nuclei")
+@pytest.mark.parametrize("name", zoo.list_bundled())
+def test_file_is_the_described_one(name: str) -> None:
+    entry = zoo.lookup(name)
     content = zoo.resolve_weights(entry).read_bytes()
     assert hashlib.sha256(content).hexdigest() == entry.sha256
     assert len(content) <= 16 * 2**20
+
+
+@pytest.mark.parametrize("name", zoo.list_bundled())
+def test_row_agrees_with_config_and_card(name: str) -> None:
+    entry = zoo.lookup(name)
+    model = load_config(entry.config_file).MODEL
+    assert entry.queries == model.MASK_FORMER.NUM_OBJECT_QUERIES
+    assert model.MASK_FORMER.TEST[f"{entry.task.upper()}_ON"] and entry.metrics and entry.license
+    card = (zoo.resolve_weights(entry).parent / "README.md").read_text("utf-8")
+    assert card.startswith(f"# Model card: {name}\n")
+    assert all(f"| {value:.1f} |" in card for value in entry.metrics.values())
+    assert model.WEIGHTS == "" and model.TIMM.WEIGHTS == ""
+
+
+@pytest.mark.parametrize("name", zoo.list_bundled())
+def test_classes_are_known_without_the_dataset(name: str) -> None:
+    config, weights = locate_model(name, None, None)
+    classes = stored_classes(config, Path(str(weights)))
+    assert classes is not None
+    assert len(classes.names) == load_config(zoo.lookup(name).config_file).MODEL.SEM_SEG_HEAD.NUM_CLASSES
 
 
 def test_finds_bright_discs(segment: Segmenter) -> None:
@@ -48,3 +74,18 @@ def test_finds_nothing_where_nothing_is(segment: Segmenter) -> None:
     noise = np.random.default_rng(0).normal(20, 3, (SIZE, SIZE)).clip(0, 255).astype(np.uint8)
     assert len(segment(noise)) <= 1
     assert list(segment.classes.names) == ["nucleus"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(SHAPES_MODEL not in zoo.list_bundled(), reason="this checkout does not have the model")
+def test_names_most_pixels_of_scenes_that_it_has_not_seen() -> None:
+    model = Segmenter.load(SHAPES_MODEL, device="cpu", task="panoptic")
+    right = []
+    for number in range(2):
+        scene = sample(Options(), EXAMPLE_SEED, "val", number)
+        panoptic = model(scene.images[0]).panoptic
+        label_of = np.full(panoptic.map.max() + 1, -1)
+        label_of[[segment.id for segment in panoptic.segments]] = [segment.label for segment in panoptic.segments]
+        right.append((label_of[panoptic.map] == class_indices(scene)[scene.ids[0]]).mean())
+        assert any(segment.is_thing for segment in panoptic.segments)
+    assert min(right) > 0.5

@@ -16,6 +16,7 @@ from mask2former import Segmenter, zoo
 from mask2former.checkpoint.reading import locate
 from mask2former.config import find_config, load_config
 from mask2former.errors import CorruptCheckpointError
+from mask2former.model_source import DEFAULT_MODEL
 from mask2former.utils import downloads
 
 FACTS = Path(__file__).parent / "facts"
@@ -57,7 +58,7 @@ def entry_for(body: bytes, name: str = "coco-panoptic-r50") -> zoo.ModelEntry:
 
 
 def test_table_holds_all_published_models_once() -> None:
-    assert len(PUBLISHED) == 59 and len(zoo.list_models()) == 60
+    assert len(PUBLISHED) == 59 and len(zoo.list_models()) == 59 + len(zoo.list_bundled())
     entries = [zoo.lookup(name) for name in PUBLISHED]
     for attribute in ("name", "config", "weights", "filename", "model_id"):
         assert len({getattr(entry, attribute) for entry in entries}) == 59, attribute
@@ -224,10 +225,17 @@ def test_file_names_in_configurations_find_the_model(
     assert locate("model_final_3c8ec9.pkl") == Path("model_final_3c8ec9.pkl")
 
 
-def test_bundled_model_lies_in_the_package(network: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = zoo.lookup("nuclei")
+def test_bundled_models_are_the_directories_of_the_package() -> None:
+    directories = (Path(zoo.__file__).parent / "bundled").iterdir()
+    assert set(zoo.list_bundled()) == {path.name for path in directories if path.is_dir()}
+    assert zoo.list_bundled()[0] == DEFAULT_MODEL
+
+
+@pytest.mark.parametrize("name", zoo.list_bundled())
+def test_bundled_model_lies_in_the_package(name: str, network: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = zoo.lookup(name)
     package = Path(zoo.__file__).parent
-    assert entry.bundled and Path(entry.config_file) == package / "bundled" / "nuclei" / "config.yaml"
+    assert entry.bundled and Path(entry.config_file) == package / "bundled" / name / "config.yaml"
     monkeypatch.setattr(zoo, "_PACKAGE", package / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors is missing"):
         zoo.resolve_weights(entry)

@@ -70,7 +70,7 @@ test-time augmentation. They are the reference's numbers, not measurements of th
 with the reference on recorded inputs and outputs of the network.
 
 The published weights are under **CC BY-NC 4.0** (no commercial use); the code of this repository is under MIT. The
-bundled model has its own license, see below.
+models of this repository have their own, see below.
 
 Video models (YouTube-VIS) follow objects through clips: `Segmenter.load("ytvis2019-r50").track("clip.mp4")`.
 """

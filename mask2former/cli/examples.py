@@ -1,20 +1,22 @@
-"""The example images of the demo, which are part of scikit-image."""
+"""The example images of the demo: those of the repository, of scikit-image, and scenes of the shapes world."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
 
-# Shortest edge in the network, and what to expect of a model trained on nuclei.
+# Shortest edge in the network, and what to expect of a model trained on nuclei. What it knows comes first.
 EXAMPLES = {
+    "cells.png": (512, "fluorescence, as in the training data"),
     "ihc.png": (800, "real nuclei, but in brown-stained tissue, which the training data lacks: most are missed"),
     "cell.png": (512, "a complete cell in phase contrast: not a nucleus, outside the training domain"),
     "coins.png": (512, "coins are not nuclei: outside the training domain, but detected anyway"),
 }
+_SCENES = 4
 
 
 def example_images() -> list[Path]:
-    """Return the example files that are part of the scikit-image package.
+    """Return the example files: of a checkout that of its guides, and those of the scikit-image package.
 
     Raises:
         ValueError: scikit-image is not installed, or has none of the files.
@@ -26,4 +28,12 @@ def example_images() -> list[Path]:
     files = [directory / name for name in EXAMPLES if (directory / name).is_file()]
     if not files:
         raise ValueError(f"{directory} contains none of {', '.join(EXAMPLES)}; give images")
-    return files
+    ours = Path(__file__).resolve().parents[2] / "docs" / "images" / "cells.png"
+    return [ours, *files] if ours.is_file() else files
+
+
+def example_scenes(directory: Path) -> list[Path]:
+    """Draw scenes of the shapes world that no model was trained on, into a directory; return the files."""
+    from ..data.shapes.examples import write_examples
+
+    return write_examples(directory, _SCENES)

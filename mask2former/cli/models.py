@@ -68,7 +68,10 @@ def run(args: argparse.Namespace) -> int:
     ]
     if rows:
         print(table(["name", "task", "dataset", "backbone", "metrics", "here"], rows) + "\n")
+    others = [f"'{name}'" for name in zoo.list_bundled() if name != DEFAULT_MODEL]
     print(f"{plural(len(rows), 'model')}; '{DEFAULT_MODEL}' comes with the package and is the default.")
+    if others:
+        print(f"Comes with the package, too: {', '.join(others)}.")
     return 0
 
 

@@ -47,7 +47,9 @@ def track_objects(segment: Segmenter, source: FrameSource, args: argparse.Namesp
     Raises:
         FileNotFoundError, ValueError: as `Segmenter.track`, or --output or --save does not fit.
     """
-    refuse_given(args, RULES, "on tracking, which follows what the model finds; filter the results instead")
+    refuse_given(
+        args, RULES, "on tracking; change the model's rules: --opts MODEL.MASK_FORMER.TEST.INSTANCES.MIN_AREA 25"
+    )
     if args.online or not is_video_model(segment):
         refuse_given(args, ("window", "overlap"), "where objects are tracked frame by frame")
     targets = video_targets(args, source.name, source)

@@ -15,7 +15,9 @@ from tqdm import tqdm
 
 from ..maskformer_model import MaskFormer
 from ..modeling.runtime import Runtime
+from ..objects import ObjectRules
 from ..structures.classes import ClassTable
+from .frame_rules import tracking_rules
 from .journal import Journal
 from .reader import FrameSource, Video, open_frames
 from .results import VideoResult
@@ -61,6 +63,7 @@ def track_video(
     work_dir: Path | None,
     progress: bool,
     facts: dict[str, Any],
+    rules: ObjectRules | None = None,
     runtime: Runtime | None = None,
     **choice: Any,
 ) -> VideoResult:
@@ -68,7 +71,8 @@ def track_video(
 
     Args:
         selection: `start`, `end` and `every` of `select_frames`.
-        facts: what the results depend on besides video, model and settings (JSON content).
+        facts: what the results depend on besides video, model, settings and rules (JSON content).
+        rules: how candidates of a frame become objects; read for windows of one frame only. None: all are objects.
         runtime: see `clip_model`.
         choice: keyword arguments of `VideoResult`.
 
@@ -80,10 +84,13 @@ def track_video(
     directory = work_dir or Path(temporary.name if temporary else ".")
     Selection.parse(**selection)  # before anything is read or written
     source = select_frames(open_frames(video, directory / "frames"), **selection)
+    followed = tracking_rules(rules) if rules is not None and settings.window == 1 else None
+    if followed is not None:
+        facts = {**facts, "rules": asdict(followed)}
     # A temporary journal is never resumed, so the weights need no fingerprint.
     run = run_facts(source, model, settings, **facts) if work_dir else asdict(settings)
     journal = Journal(directory, run)
     with tqdm(total=source.length, unit="frame", desc="tracking", disable=not progress) as bar:
-        clip = LongClip(clips, source, journal, settings, prepare, autocast)
+        clip = LongClip(clips, source, journal, settings, prepare, autocast, rules=followed)
         clip.run(lambda done: bar.update(done - bar.n))
     return VideoResult(source, journal, classes, **choice, keep_alive=temporary)

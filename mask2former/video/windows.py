@@ -25,7 +25,9 @@ from ..maskformer_model import MaskFormer
 from ..modeling.device_transfer import to_cpu, to_device
 from ..modeling.mask_resizing import Size, resize_masks
 from ..modeling.runtime import Runtime
+from ..objects import ObjectRules
 from ..structures.rle import encode_masks
+from .frame_rules import FrameObjects, objects_of_frame
 from .journal import Journal
 from .journal_checks import check_last_window, check_tracks
 from .reader import Frame, FrameSource
@@ -184,6 +186,7 @@ class LongClip:
         prepare: converts (H, W, 3) uint8 RGB to (3, H', W') uint8 in the size and channel order of the network.
         autocast: returns the context in which the network runs.
         output: height and width of the masks; default: those of the frames.
+        rules: for windows of one frame, which candidates are objects (see `frame_rules.tracking_rules`); None: all.
     """
 
     def __init__(
@@ -195,9 +198,12 @@ class LongClip:
         prepare: Callable[[np.ndarray], Tensor],
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         output: Size | None = None,
+        rules: ObjectRules | None = None,
     ) -> None:
         self.model, self.source, self.journal, self.settings = model, source, journal, settings
-        self.prepare, self.autocast, self.output = prepare, autocast, output
+        self.prepare, self.autocast, self.output, self.rules = prepare, autocast, output, rules
+        if rules is not None and settings.window > 1:
+            raise ValueError("rules apply to windows of one frame")
         self.table = TrackTable(settings.match_threshold, settings.patience, settings.embed_threshold)
 
     def run(self, progress: Callable[[int], Any] = lambda frames: None) -> None:
@@ -248,9 +254,16 @@ class LongClip:
             iou = self._shared_iou(logits, window.shared)
             # The first window may be the only one; then objects of any score are kept, as for a complete clip.
             used = confident | (self.journal.done == 0)
-            numbers = self.table.update(scores, embeds, window.span, iou, used, lasting=confident)
             padded = (images.shape[-2], images.shape[-1])
-            masks = self._encoded(logits, numbers, window, padded, size, output)
+            objects: FrameObjects | None = None
+            if self.rules is not None:
+                objects = objects_of_frame(scores, logits[:, 0], used, self.rules, padded, size, output)
+                used = np.isin(np.arange(len(scores)), objects.rows)
+            numbers = self.table.update(scores, embeds, window.span, iou, used, lasting=confident)
+            if objects is None:
+                masks = self._encoded(logits, numbers, window, padded, size, output)
+            else:
+                masks = {str(n): [text] for n, text in zip(numbers[objects.rows], objects.counts(), strict=True)}
         own = window.own(self.settings.overlap)
         entry = {
             "start": window.frames[own.start].position,

@@ -26,6 +26,7 @@ def test_all_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     out = capsys.readouterr().out
     assert all(f"{name} " in out for name in zoo.list_models())
+    assert all(f"'{name}'" in out for name in zoo.list_bundled())
     assert "PQ 51.9, AP 41.7, mIoU 61.7" in out and f"{len(zoo.list_models())} models" in out
 
 
@@ -38,12 +39,12 @@ def test_filters(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_weights_on_this_machine(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """A file is looked for where `resolve_weights` takes it from; nothing is downloaded or verified."""
-    assert listed(capsys, "--here") == ["nuclei"]
+    assert listed(capsys, "--here") == zoo.list_bundled()
     entry = zoo.lookup("coco-panoptic-r50")
     (tmp_path / "weights").mkdir()
     file = tmp_path / "weights" / entry.filename
     file.write_bytes(b"weights")
-    assert listed(capsys, "--here") == ["coco-panoptic-r50", "nuclei"]
+    assert listed(capsys, "--here") == ["coco-panoptic-r50", *zoo.list_bundled()]
     assert zoo.local_weights("coco-panoptic-r50") == file
     converted = tmp_path / "weights" / "coco-panoptic-r101.safetensors"
     converted.write_bytes(b"weights")

@@ -57,17 +57,51 @@ def names(directory: Path) -> set[str]:
 
 
 # ------------------------------------------------------------------ images
-def test_without_arguments_the_example_images(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_arguments_the_example_images(
+    demo: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("skimage")
+    monkeypatch.setattr(demo.zoo, "list_bundled", lambda: ["nuclei"])
     assert demo.main([]) == 0
-    assert names(Path("output/demo")) == {"ihc.png", "cell.png", "coins.png", "results.json"}
+    assert names(Path("output/demo")) == {"cells.png", "ihc.png", "cell.png", "coins.png", "results.json"}
     coco = COCO("output/demo/results.json")
-    assert {i["file_name"] for i in coco.imgs.values()} == {"ihc.png", "cell.png", "coins.png"}
-    assert len(coco.anns) == 3 and coco.cats[1]["name"] == "cell"
+    assert [i["file_name"] for i in coco.imgs.values()] == ["cells.png", "ihc.png", "cell.png", "coins.png"]
+    assert len(coco.anns) == 4 and coco.cats[1]["name"] == "cell"
     out = capsys.readouterr().out
     assert "coins.png" in out and "1 cell" in out and "0.90" in out and "not nuclei" in out
     assert "output/demo/results.json" in out
-    assert demo.loaded[0]["name"] is None and "score_threshold" not in demo.loaded[0]  # what the config says
+    (loaded,) = demo.loaded
+    assert loaded["name"] is None and "score_threshold" not in loaded  # what the config says
+
+
+def test_scenes_come_before_what_no_bundled_model_knows(
+    demo: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("skimage")
+    monkeypatch.setattr(demo.zoo, "list_bundled", lambda: ["nuclei", "shapes"])
+    assert demo.main(["--output", "out"]) == 0
+    assert [loaded["name"] for loaded in demo.loaded] == ["shapes", None]
+    scenes = {f"shapes_{number}.png" for number in (1, 2, 3, 4)}
+    assert names(Path("out/shapes")) == scenes | {f"images/{name}" for name in scenes} | {"results.json"}
+    assert {path.name for path in Path("out").iterdir()} == {
+        *("shapes", "cells.png", "ihc.png", "cell.png", "coins.png", "results.json"),
+    }
+    out = capsys.readouterr().out
+    order = [out.index(text) for text in ("shapes_1.png", "cells.png", "not nuclei", "Photos are outside the domain")]
+    assert order == sorted(order)
+    demo.loaded.clear()
+    assert demo.main(["--opts", "TEST.DETECTIONS_PER_IMAGE", "5"]) == 0  # overrides are those of the default model
+    assert [loaded["name"] for loaded in demo.loaded] == [None]
+
+
+def test_the_model_of_shapes_has_its_own_examples(demo: ModuleType) -> None:
+    assert demo.main(["--model", "shapes"]) == 0
+    assert demo.loaded[0]["name"] == "shapes"
+    drawn = Path("output/demo")
+    assert {path.name for path in drawn.glob("*.png")} == {f"shapes_{number}.png" for number in (1, 2, 3, 4)}
+    first = (drawn / "shapes/images/shapes_1.png").read_bytes()
+    assert demo.main(["--model", "shapes"]) == 0
+    assert (drawn / "shapes/images/shapes_1.png").read_bytes() == first  # the same scenes in each run
 
 
 def test_missing_scikit_image_is_explained(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from fastapi import FastAPI
 
-from ...model_source import DEFAULT_MODEL
+from ... import zoo
+from ...data.shapes.examples import write_examples
+from ...model_source import SHAPES_MODEL
 from ..app import create_app
 from ..engine import Engine
 from .access import TokenGate
@@ -26,6 +29,7 @@ from .uploads import UploadDirectory
 _SWEEP = 60.0  # seconds
 _WAITING = 64  # events of pages that may wait; more are refused
 _UPLOAD_ROOM = 4 << 30  # bytes
+_SCENES = 3  # example images of the shapes world
 _ORIGIN = re.compile(r"https?://(\*\.)?[\w.-]+(:\d+)?", re.ASCII)
 _STYLE = Path(__file__).parent / "static" / "app.css"
 
@@ -62,9 +66,7 @@ def create_web_app(
     largest = max(engine.limits.max_bytes, engine.limits.max_video_bytes)
     uploads, store = UploadDirectory(max(_UPLOAD_ROOM, 8 * largest)), ResultStore()
     try:
-        others = any(model.available and model.name != DEFAULT_MODEL for model in engine.models())
-        files = example_files(cells=engine.default == DEFAULT_MODEL, scenes=others)
-        examples = [uploads.add_example(file) for file in files]
+        examples = _examples(engine, uploads)
         add_routes(app, store)
         api = {route.path for route in app.routes if hasattr(route, "path")}
         app.state.site = Site(engine, uploads, store, examples)
@@ -83,6 +85,15 @@ def create_web_app(
         free = api - {"/docs", "/openapi.json"}
         app.add_middleware(TokenGate, token=token, free=lambda path: path in free)
     return app
+
+
+def _examples(engine: Engine, uploads: UploadDirectory) -> list[Path]:
+    """Put the example images into the directory of uploads; return them."""
+    here = {model.name for model in engine.models() if model.available}
+    with tempfile.TemporaryDirectory() as drawn:
+        shapes = write_examples(Path(drawn), _SCENES) if SHAPES_MODEL in here else []
+        photos = bool(here - set(zoo.list_bundled()))
+        return [uploads.add_example(file) for file in example_files(engine.default, photos, shapes)]
 
 
 def _add_pages(app: FastAPI, site: Site, dataset: Dataset | None) -> None:
