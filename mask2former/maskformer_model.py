@@ -23,7 +23,7 @@ from .modeling.denoising import Denoising
 from .modeling.ground_truth import GroundTruth, Target
 from .modeling.matched_pairs import Assignment
 from .modeling.matcher import HungarianMatcher
-from .modeling.postprocess import Settings, begin, finish_all, result_of_masks
+from .modeling.postprocess import Settings, begin, result_of_masks
 from .modeling.runtime import Runtime
 from .structures.task import IMAGE_TASKS, Task, tasks_of
 from .utils.overrides import extensible, unchanged
@@ -321,14 +321,15 @@ class MaskFormer(MaskClassifier):
         settings: Settings,
     ) -> list[dict[str, Any]]:
         scores, masks = class_scores_and_masks(outputs)
-        begun = []
+        begun: list[Callable[[], dict[str, Any]]] = []
         for i, (record, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
             output = (int(record.get("height", size[0])), int(record.get("width", size[1])))
             padded = (images.tensor.shape[-2], images.tensor.shape[-1])
             image = (int(size[0]), int(size[1]))
             own = self.replaced_inference(outputs["pred_logits"][i])
-            begun.append(begin(scores[i], None, masks[i], padded, image, output, settings, own))
-        return finish_all(begun)
+            before = begun[-1] if begun else None
+            begun.append(begin(scores[i], None, masks[i], padded, image, output, settings, own, before))
+        return [finish() for finish in begun]
 
     def replaced_inference(self, mask_cls: Tensor) -> dict[Task, Callable[[Tensor], Any]]:
         """Return the replaced ones of the inference methods, called with the class logits (Q, K + 1) of an image."""

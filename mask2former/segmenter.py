@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from .data.image_sources import Channels, ImageSource, iter_pages
 from .data.transforms import ResizeShortestEdge
-from .data.window_resize import resize_image
+from .data.window_resize import resize_images
 from .maskformer_model import MaskFormer
 from .model_loading import class_table, load_model, ready_model
 from .modeling.device_transfer import to_device
@@ -330,7 +330,7 @@ class Segmenter:
             self.classes,
             settings,
             {"start": start, "end": end, "every": every},
-            prepare=lambda image: self._prepare(image, resize)["image"],
+            prepare=lambda image: self._prepare([image], resize)[0]["image"],
             autocast=self._autocast,
             work_dir=None if work_dir is None else Path(work_dir).expanduser(),
             progress=progress,
@@ -423,7 +423,7 @@ class Segmenter:
         threshold = call.rules.score_threshold
         options = self._options(threshold) | self._runtime
         with torch.inference_mode(), self._autocast():
-            outputs = self.model([self._prepare(array, call.resize, scale) for array in arrays], **options)
+            outputs = self.model(self._prepare(arrays, call.resize, scale), **options)
             results = [
                 Result.from_output(array, self._requested(output), self.classes, score_threshold=threshold)
                 for array, output in zip(arrays, outputs, strict=True)
@@ -439,19 +439,26 @@ class Segmenter:
         small = replace(settings, patches=True, semantic_scores=False, segment_threshold=threshold)
         return {"settings": replace(small, score_threshold=max(threshold, settings.score_threshold))}
 
-    def _prepare(self, array: np.ndarray, resize: ResizeShortestEdge, scale: float | None = None) -> dict[str, Any]:
+    def _prepare(
+        self, arrays: Sequence[np.ndarray], resize: ResizeShortestEdge, scale: float | None = None
+    ) -> list[dict[str, Any]]:
         """Convert (H, W, 3) uint8 RGB to detectron2's input: resized (3, h, w) uint8, and the size of the results."""
-        height, width = array.shape[:2]
+        transforms = [self._transform(array, resize, scale) for array in arrays]
+        # The device, which is fast at it, puts channels in order. All images are resized before the first is sent.
+        inputs = []
+        for array, resized in zip(arrays, resize_images(arrays, transforms, self.device.type == "cuda"), strict=True):
+            image = to_device(resized, self.device)
+            image = image.flip(0) if self._bgr else image.contiguous()
+            inputs.append({"image": image, "height": array.shape[0], "width": array.shape[1]})
+        return inputs
+
+    @staticmethod
+    def _transform(array: np.ndarray, resize: ResizeShortestEdge, scale: float | None) -> T.Transform:
         if scale is None:
-            transform = resize.get_transform(array)
-        else:  # tiles: all at one scale, also those of an image that is narrower than a tile
-            new_size = max(1, round(height * scale)), max(1, round(width * scale))
-            transform = T.ResizeTransform(height, width, *new_size)
-        resized = resize_image(array, transform, pinned=self.device.type == "cuda")
-        # Channels are put in order on the device, which is fast at it.
-        image = to_device(resized, self.device)
-        image = image.flip(0) if self._bgr else image.contiguous()
-        return {"image": image, "height": height, "width": width}
+            return resize.get_transform(array)
+        # Tiles: all at one scale, also those of an image that is narrower than a tile.
+        height, width = array.shape[:2]
+        return T.ResizeTransform(height, width, max(1, round(height * scale)), max(1, round(width * scale)))
 
     def _requested(self, output: dict[str, Any]) -> dict[str, Any]:
         if self.task not in IMAGE_TASKS:

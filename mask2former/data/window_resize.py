@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 from detectron2.data import transforms as T
@@ -48,6 +51,31 @@ def resize_image(pixels: np.ndarray, transform: T.Transform, pinned: bool = Fals
         return planes
     resized = pixels if same else transform.apply_image(pixels)
     return torch.from_numpy(np.require(resized, requirements=("C", "W"))).permute(2, 0, 1)
+
+
+def resize_images(
+    images: Sequence[np.ndarray], transforms: Sequence[T.Transform], pinned: bool = False
+) -> list[torch.Tensor]:
+    """Apply `resize_image` to several images at once, in as many threads as PyTorch uses (`torch.set_num_threads`).
+
+    Args:
+        images: uint8 (h, w, 3) each, of any strides.
+        transforms: of each image.
+        pinned: results are in pinned memory, whether or not there is something to resize.
+
+    Returns:
+        As `resize_image`, of each image.
+    """
+
+    def resized(pixels: np.ndarray, transform: T.Transform) -> torch.Tensor:
+        image = resize_image(pixels, transform, pinned)
+        return image.pin_memory() if pinned else image
+
+    threads = min(len(images), torch.get_num_threads())
+    if threads < 2:
+        return [resized(*pair) for pair in zip(images, transforms, strict=True)]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(resized, images, transforms))
 
 
 def resize_window(pixels: np.ndarray, size: tuple[int, int], origin: tuple[int, int], out: torch.Tensor) -> None:

@@ -11,10 +11,10 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .shape_cache import holding
 
@@ -198,15 +198,3 @@ def uncached_autocast(device: str) -> Iterator[None]:
     enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
     with torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False):
         yield
-
-
-def addresses(networks: Iterable[nn.Module]) -> tuple[list[int], list[object]]:
-    """Return where all parameters and buffers are, and objects that keep this memory for as long as they live."""
-    tensors = [
-        tensor
-        for network in networks
-        for module in network.modules()
-        for tensor in (*module._parameters.values(), *module._buffers.values())
-        if tensor is not None
-    ]
-    return [tensor.data_ptr() for tensor in tensors], [tensor.untyped_storage() for tensor in tensors]

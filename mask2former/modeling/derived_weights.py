@@ -109,12 +109,10 @@ class DerivedWeights:
 
     def _sources(self) -> Iterator[Tensor | None]:
         for copied in self._copied:
-            yield getattr(copied.module, copied.name)
+            yield _read(copied.module, copied.name)
         for folded in self._folded:
-            convolution: Any = folded.convolution
-            norm: Any = folded.norm
-            yield from (convolution.weight, convolution.bias)
-            yield from (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+            yield from (_read(folded.convolution, name) for name in ("weight", "bias"))
+            yield from (_read(folded.norm, name) for name in ("weight", "bias", "running_mean", "running_var"))
 
     def _type(self, weight: Tensor, dtype: bool) -> torch.dtype:
         casts = self.dtype is not None and dtype and weight.is_floating_point() and weight.dtype != torch.float64
@@ -129,6 +127,16 @@ class DerivedWeights:
     def _empty(self, weight: Tensor, dtype: bool) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
             return torch.empty_like(weight, dtype=self._type(weight, dtype), memory_format=self._format(weight))
+
+
+def _read(module: nn.Module, name: str) -> Tensor | None:
+    """Return a weight as an attribute would, but without its detours: this is done for all weights in every call."""
+    own = vars(module)
+    if name not in own:  # as it would be after it was assigned as a plain tensor
+        for place in (own["_parameters"], own["_buffers"]):
+            if name in place:
+                return place[name]  # type: ignore[no-any-return]
+    return getattr(module, name)  # type: ignore[no-any-return]
 
 
 def _parameter(tensor: Tensor) -> nn.Parameter:

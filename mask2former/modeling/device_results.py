@@ -2,13 +2,14 @@
 
 Queries are selected by comparisons on the device, with a fixed number of slots, so everything is launched at once (and
 a CUDA graph can hold it). Masks are resized, compared and counted in one pass by the ops of `ops.mask_results`: nothing
-of the output's size exists in floating point but a band of it for semantic segmentation. `finish_together` then waits
-for all images of a batch together, once for a few numbers and once more for maps and masks, and makes results of them.
+of the output's size exists in floating point but a band of it for semantic segmentation. Numbers, maps and the first
+masks are copied to the host without a look at them, too, so that the host makes results of an image while the device
+works on the next one. It waits a second time only for an image with many masks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -42,6 +43,8 @@ _DEVICES = {"cuda"}
 _BAND = 2**30
 # Packed masks of up to this many bytes are copied all at once, of more only the rows of their boxes.
 _COMPLETE = 2**24
+# Of the packed masks, in the order of their scores, so many bytes are copied before it is known how many are needed.
+_FIRST = 2**21
 
 
 def are_possible(class_scores: Tensor, mask_logits: Tensor, size: Size) -> bool:
@@ -80,62 +83,78 @@ class DeviceResults:
             self.instances = _Instances.launch(scores, logits, padded, image, self.size, s)
         if Task.SEMANTIC in s.tasks:
             self.semantic = _semantic(scores[:, :-1].T.contiguous(), logits, padded, image, self.size, output, s)
+        self._copies: HostCopies | None = None
         self._numbers: Tensor | None = None
         self._maps: dict[Task, Tensor] = {}
-        self._segments: list[dict[str, Any]] = []
-        self._found: Instances | _PackedInstances | None = None
+        self._first_masks: Tensor | None = None
+        self._selected: _Selected | None = None
+        self._all_masks: Tensor | None = None
 
     def __call__(self) -> dict[str, Any]:
-        """Wait, and return the results as `postprocess` does."""
-        return finish_together([self])[0]
+        """Wait for what was sent, and for masks that are missing; return the results as `postprocess` does."""
+        if self._copies is None:
+            self.send()
+        assert self._copies is not None
+        self._copies.wait()
+        more = HostCopies()
+        if self._send_more(more):
+            more.wait()
+        return self._result()
 
-    def send_numbers(self, copies: HostCopies) -> None:
-        """Send what does not depend on numbers, and the numbers, on their way to the CPU."""
+    def send(self, before: DeviceResults | None = None) -> None:
+        """Send the results on their way to the CPU, as far as they are small: numbers, maps, and the first masks.
+
+        Args:
+            before: the image whose results were sent before, and are not finished yet.
+        """
+        copies = self._copies = HostCopies(None if before is None else before._copies)
         numbers = [part.numbers for part in (self.panoptic, self.instances) if part is not None]
         if numbers:
             self._numbers = copies.add(torch.cat(numbers) if len(numbers) > 1 else numbers[0])
+        here = self.settings.patches
         if self.semantic is not None:
-            here = self.settings.patches and self.semantic.dim() == 2
-            self._maps[Task.SEMANTIC] = copies.add(self.semantic) if here else self.semantic
-
-    def send_masks(self, copies: HostCopies) -> None:
-        """Read the numbers, which are there, and send what depends on them."""
-        numbers = torch.empty(0) if self._numbers is None else self._numbers.cpu()
+            self._maps[Task.SEMANTIC] = (
+                copies.add(self.semantic) if here and self.semantic.dim() == 2 else self.semantic
+            )
         if self.panoptic is not None:
-            own, numbers = numbers[: len(self.panoptic.numbers)], numbers[len(self.panoptic.numbers) :]
-            ids, self._segments = self.panoptic.segments(own, self.settings)
-            id_map = self.panoptic.map_of(ids, small=self.settings.patches)
-            self._maps[Task.PANOPTIC] = copies.add(id_map) if self.settings.patches else id_map
-        if self.instances is not None:
-            selected = self.instances.select(numbers)
-            if self.settings.patches:
-                self._found = _PackedInstances(self.instances.masks, selected, self.size, copies)
-            else:
-                self._found = self.instances.dense(selected, self.size)
+            self._maps[Task.PANOPTIC] = copies.add(self.panoptic.id_map) if here else self.panoptic.id_map
+        if here and self.instances is not None and len(self.instances.masks):
+            masks = self.instances.masks
+            self._first_masks = copies.add(masks[: _FIRST // masks[0].numel()])
+        copies.close()
 
-    def result(self) -> dict[str, Any]:
-        """Return the results, when all copies are there."""
+    def _send_more(self, copies: HostCopies) -> bool:
+        """Read the numbers, which are there, and send the masks that are missing; return whether there are some."""
+        if self.instances is None:
+            return False
+        numbers = torch.empty(0) if self._numbers is None else self._numbers.cpu()
+        self._selected = self.instances.select(numbers[len(numbers) - len(self.instances.numbers) :])
+        if not self.settings.patches:
+            return False
+        needed = int(self._selected.mask.max()) + 1 if len(self._selected.mask) else 0
+        if self._first_masks is not None and needed <= len(self._first_masks):
+            self._all_masks = self._first_masks
+            return False
+        masks = self.instances.masks[:needed]
+        self._all_masks = copies.add(masks) if masks.numel() <= _COMPLETE else masks
+        return True
+
+    def _result(self) -> dict[str, Any]:
         maps = dict(self._maps)
         if self.settings.patches:
             types = {Task.PANOPTIC: torch.int32}
             maps = {t: x if x.dim() > 2 else in_ordinary_memory(x, types.get(t, x.dtype)) for t, x in maps.items()}
         results: dict[str, Any] = {task.output: label_map for task, label_map in maps.items()}
-        if self.panoptic is not None:
-            results[Task.PANOPTIC.output] = maps[Task.PANOPTIC], self._segments
-        found = self._found
-        if found is not None:
-            results[Task.INSTANCE.output] = found.unpacked() if isinstance(found, _PackedInstances) else found
+        if self.panoptic is not None and self._numbers is not None:
+            own = self._numbers[: len(self.panoptic.numbers)].cpu()
+            results[Task.PANOPTIC.output] = maps[Task.PANOPTIC], self.panoptic.segments(own, self.settings)
+        if self.instances is not None and self._selected is not None:
+            results[Task.INSTANCE.output] = (
+                self.instances.dense(self._selected, self.size)
+                if self._all_masks is None
+                else _unpacked(self._all_masks, self._selected, self.size)
+            )
         return results
-
-
-def finish_together(images: Sequence[DeviceResults]) -> list[dict[str, Any]]:
-    """Return the results of images; the host waits twice for all of them: for numbers, then for masks and maps."""
-    for send in (DeviceResults.send_numbers, DeviceResults.send_masks):
-        copies = HostCopies()
-        for image in images:
-            send(image, copies)
-        copies.wait()
-    return [image.result() for image in images]
 
 
 # ------------------------------------------------------------------ panoptic
@@ -143,7 +162,7 @@ def finish_together(images: Sequence[DeviceResults]) -> list[dict[str, Any]]:
 class _Panoptic:
     """Each pixel is assigned to the query with the largest class score x mask probability (MaskFormer, section 3.4)."""
 
-    winner: Tensor  # int32 (h, w), -1 outside the winner's mask
+    id_map: Tensor  # uint8 or int32 (h, w), the segment of each pixel; 0 without one
     numbers: Tensor  # int64 (Q, 6): area, won, visible, label, whether the query takes part, bits of the score as fp64
 
     @classmethod
@@ -151,23 +170,51 @@ class _Panoptic:
         best, labels = scores.max(-1)
         keep = (labels != scores.shape[1] - 1) & (best > s.object_mask_threshold)
         winner, counts = panoptic_argmax(logits, torch.where(keep, best, -1.0), padded, image, size)
-        return cls(winner, torch.column_stack((counts, labels, keep, _as_integers(best))))
+        ids = segment_ids(counts, labels, keep, best, scores.shape[1], s)
+        small = s.patches and len(scores) < 256
+        id_map = map_of(winner, ids, torch.uint8 if small else torch.int32)
+        return cls(id_map, torch.column_stack((counts, labels, keep, _as_integers(best))))
 
-    def segments(self, numbers: Tensor, s: Settings) -> tuple[list[int], list[dict[str, Any]]]:
-        """Return the segment id of each query, of those without a segment 0, and the segments."""
+    def segments(self, numbers: Tensor, s: Settings) -> list[dict[str, Any]]:
+        """Return the segments."""
         kept = numbers[:, 4].nonzero()[:, 0]
         area, won, visible, labels = numbers[kept, :4].T.tolist()
-        found, segments = panoptic_segments(labels, _as_floats(numbers[kept, 5]).tolist(), area, won, visible, s)
-        ids = [0] * len(numbers)
-        for query, number in zip(kept.tolist(), found, strict=True):
-            ids[query] = number
-        return ids, segments
+        return panoptic_segments(labels, _as_floats(numbers[kept, 5]).tolist(), area, won, visible, s)[1]
 
-    def map_of(self, ids: Sequence[int], small: bool) -> Tensor:
-        """Return int32 (h, w), the segment of each pixel; `small`: uint8 where there are less than 256."""
-        dtype = torch.uint8 if small and max(ids, default=0) < 256 else torch.int32
-        lookup = to_device(torch.tensor([0, *ids], dtype=dtype), self.winner.device)
-        return lookup.index_select(0, (self.winner + 1).flatten()).view(self.winner.shape)
+
+def segment_ids(counts: Tensor, labels: Tensor, keep: Tensor, best: Tensor, classes: int, s: Settings) -> Tensor:
+    """Return the segment id of each query, int64 (Q,), as `panoptic_segments` does, on the device.
+
+    Args:
+        counts: int64 (Q, 3): pixels of the mask, pixels that the query wins, those of them inside its mask.
+        labels, best: (Q,), class and score.
+        keep: bool (Q,), whether the query takes part; all others get 0.
+        classes: number of classes with no-object.
+        s: settings.
+    """
+    if not len(labels):
+        return labels
+    count, order = len(labels), torch.arange(len(labels), device=labels.device)
+    valid = keep & (counts.amin(1) > 0)
+    if s.overlap_threshold > 0:  # divided as Python does
+        valid = valid & (counts[:, 1].double() / counts[:, 0].double() >= s.overlap_threshold)
+    # A segment is a query, or all queries of a class of stuff; its head is the first of them.
+    segment = order + classes
+    if s.things is not None:
+        segment = torch.where(_are_things(frozenset(s.things), classes, labels.device)[labels], segment, labels)
+    first = torch.full((count + classes,), count, device=labels.device)
+    first.scatter_reduce_(0, segment, torch.where(valid, order, count), "amin")
+    head = first[segment].clamp(max=count - 1)
+    number = (valid & (head == order)).cumsum(0)
+    if s.segment_threshold > 0:
+        valid = valid & (best.double() >= s.segment_threshold)[head]
+    return torch.where(valid, number[head], 0)
+
+
+def map_of(winner: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the ids (Q,) of the winners int32 (h, w) as a map; 0 where the winner is -1."""
+    lookup = F.pad(ids, (1, 0)).to(dtype)
+    return lookup.index_select(0, (winner + 1).flatten()).view(winner.shape)
 
 
 # ------------------------------------------------------------------ instances
@@ -231,28 +278,20 @@ class _Selected:
     boxes: Tensor  # int64 (N, 4)
 
 
-class _PackedInstances:
-    """Packed masks on their way to the CPU: all at once where they are small, else the rows of each mask's box."""
-
-    def __init__(self, masks: Tensor, selected: _Selected, size: Size, copies: HostCopies) -> None:
-        self._selected, self._size = selected, size
-        masks = masks[: int(selected.mask.max()) + 1 if len(selected.mask) else 0]
-        self._masks = copies.add(masks) if masks.numel() <= _COMPLETE else masks
-
-    def unpacked(self) -> Instances:
-        """Return instances on the CPU, with `pred_patches`, when the copies are there."""
-        selected, result = self._selected, Instances(self._size)
-        masks = self._masks.cpu() if self._masks.numel() <= _COMPLETE else self._masks
-        numbers = selected.mask.unique().tolist()
-        rows = {}
-        for i, (left, top, right, bottom) in zip(numbers, selected.boxes[numbers].tolist(), strict=True):
-            strip = masks[i, top:bottom].cpu().numpy()
-            rows[i] = strip[:, left // 8 : -(-right // 8)].copy()  # without the rest, which would stay in memory
-        boxes, areas = selected.boxes[selected.mask], selected.areas[selected.mask]
-        result.pred_patches = PackedMasks([rows[i] for i in selected.mask.tolist()], boxes.numpy(), areas.numpy())
-        result.pred_boxes = Boxes(boxes.float())
-        result.scores, result.pred_classes = selected.scores, selected.labels
-        return result
+def _unpacked(masks: Tensor, selected: _Selected, size: Size) -> Instances:
+    """Return instances on the CPU, with `pred_patches`, of packed masks (N, h, ceil(w / 8)), perhaps on the device."""
+    masks = masks.cpu() if masks.numel() <= _COMPLETE else masks
+    numbers = selected.mask.unique().tolist()
+    rows = {}
+    for i, (left, top, right, bottom) in zip(numbers, selected.boxes[numbers].tolist(), strict=True):
+        strip = masks[i, top:bottom].cpu().numpy()
+        rows[i] = strip[:, left // 8 : -(-right // 8)].copy()  # without the rest, which would stay in memory
+    boxes, areas = selected.boxes[selected.mask], selected.areas[selected.mask]
+    result = Instances(size)
+    result.pred_patches = PackedMasks([rows[i] for i in selected.mask.tolist()], boxes.numpy(), areas.numpy())
+    result.pred_boxes = Boxes(boxes.float())
+    result.scores, result.pred_classes = selected.scores, selected.labels
+    return result
 
 
 def _one_mask_each(rows: Tensor, keep: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -44,11 +44,16 @@ class HostCopy:
 
 
 class HostCopies:
-    """Copies of tensors to the CPU that are under way together, and are waited for once."""
+    """Copies of tensors to the CPU that are under way together, and are waited for once.
 
-    def __init__(self) -> None:
+    Args:
+        before: copies that are under way already, with which they share the memory that may be pinned.
+    """
+
+    def __init__(self, before: HostCopies | None = None) -> None:
         self._streams: set[torch.cuda.Stream] = set()
-        self._free = _PINNED_TOGETHER
+        self._done: list[torch.cuda.Event] = []
+        self._free: int = _PINNED_TOGETHER if before is None else before._free
 
     def add(self, tensor: Tensor) -> Tensor:
         """Start a copy. Returns the tensor whose `cpu()` has the values after `wait`, without a further wait if it is
@@ -63,13 +68,21 @@ class HostCopies:
         self._streams.add(torch.cuda.current_stream(tensor.device))
         return host
 
-    def wait(self) -> None:
-        """Wait until the copies are there."""
+    def close(self) -> None:
+        """Let `wait` wait for nothing that the device is given from now on; no more copies can be added."""
         for stream in self._streams:
             done = torch.cuda.Event()
             done.record(stream)
-            done.synchronize()
+            self._done.append(done)
         self._streams.clear()
+
+    def wait(self) -> None:
+        """Wait until the copies are there."""
+        self.close()
+        for done in self._done:
+            if not done.query():
+                done.synchronize()
+        self._done.clear()
 
 
 def in_ordinary_memory(tensor: Tensor, dtype: torch.dtype) -> Tensor:

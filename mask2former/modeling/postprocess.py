@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..structures.masks import Patch, boxes_from_masks, boxes_from_patches
 from ..structures.task import Task
-from .device_results import DeviceResults, are_possible, finish_together
+from .device_results import DeviceResults, are_possible
 from .device_transfer import to_cpu, to_device
 from .label_maps import first_highest, label_type, labels_of_masks
 from .mask_resizing import ResizedMasks, Size
@@ -65,22 +65,19 @@ def begin(
     output: Size,
     s: Settings,
     own: Mapping[Task, Callable[[Tensor], Any]] | None = None,
+    before: Callable[[], dict[str, Any]] | None = None,
 ) -> Callable[[], dict[str, Any]]:
     """Start what `postprocess` does, and return the function that waits for it and returns the results.
 
-    Images of a batch are begun one after another before the first is waited for, so that the device goes on;
-    `finish_all` then waits for all of them together.
+    Images of a batch are begun one after another before the first is waited for, so that the device goes on. `before`:
+    what was returned for the image before this one.
     """
     size = output if s.at_output_size else image
     if not own and are_possible(class_scores, mask_logits, size):
-        return DeviceResults(class_scores, mask_logits, padded, image, output, s)
+        results = DeviceResults(class_scores, mask_logits, padded, image, output, s)
+        results.send(before if isinstance(before, DeviceResults) else None)
+        return results
     return partial(_by_parts, class_scores, host_scores, mask_logits, padded, image, output, s, own or {})
-
-
-def finish_all(begun: Sequence[Callable[[], dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Return the results of images that were begun, in their order."""
-    together = iter(finish_together([image for image in begun if isinstance(image, DeviceResults)]))
-    return [next(together) if isinstance(image, DeviceResults) else image() for image in begun]
 
 
 def _by_parts(

@@ -22,6 +22,7 @@ from .derived_weights import DerivedWeights
 from .pixel_decoder.msdeformattn import MSDeformAttnPixelDecoder, MSDeformAttnTransformerEncoderLayer
 from .pixel_decoder.ops.modules import MSDeformAttn
 from .transformer_decoder.layers import Attention, FFNLayer
+from .watched_modules import WatchedModules
 
 # Modules of other projects may use their children in any way: only these are taken apart.
 _KNOWN = ("torch.nn.modules.", "torchvision.ops.", "detectron2.", "timm.", __name__.rpartition(".modeling.")[0] + ".")
@@ -91,7 +92,8 @@ class Prepared:
         self._fold = fold
         self._forms: dict[tuple[int, bool], nn.Module] = {}
         self.backbone, self.head = self._form(backbone, True), self._form(head, True)
-        self._structure = self._current_structure()
+        self._watched = WatchedModules(self._originals, is_hooked)
+        self._layout = self._weights.layout()
         self.refresh()
 
     def refresh(self) -> None:
@@ -106,12 +108,11 @@ class Prepared:
         """Return whether modules, their modes, methods and hooks, and the shapes, types and devices of their weights
         are still those of the start; if not, a new object is needed.
         """
-        return self._structure == self._current_structure()
+        return self._watched.have_same_structure() and self._layout == self._weights.layout()
 
-    def _current_structure(self) -> list[Any]:
-        modules = [module for original in self._originals for module in original.modules()]
-        kinds = [(id(m), type(m), type(m).forward, m.training, is_hooked(m)) for m in modules]
-        return kinds + self._weights.layout()
+    def fits_in_place(self) -> bool:
+        """Return `fits()`, and whether all parameters and buffers are still where they were at the start."""
+        return self.fits() and self._watched.have_same_addresses()
 
     def _form(self, module: nn.Module, dtype: bool) -> nn.Module:
         """Return the form of a module: itself if nothing in it is to change. `dtype` False: types stay."""

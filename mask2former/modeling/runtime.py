@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..ops import backend
 from ..utils.signatures import accepted
-from .cuda_graphs import GraphCache, Outputs, addresses, uncached_autocast
+from .cuda_graphs import GraphCache, Outputs, uncached_autocast
 from .denoising import NoisedObjects
 from .outputs import without_earlier
 from .prepared import Prepared, has_own_methods, is_hooked
@@ -253,7 +253,6 @@ class _PreparedNetwork:
         self._known = known
         with torch.inference_mode(False):  # a graph is captured outside of it
             self._prepared = Prepared(backbone, head, dtype, fold=fold or compiled is not None, channels_last=known)
-        self._addresses, self._kept = addresses(self._modules)
 
     def of(self, backbone: nn.Module, head: nn.Module) -> bool:
         """Return whether it is made of these modules."""
@@ -261,7 +260,7 @@ class _PreparedNetwork:
 
     def fits(self) -> bool:
         """Return whether modules, hooks and the places of weights are those that graphs were captured with."""
-        return self._prepared.fits() and addresses(self._modules)[0] == self._addresses
+        return self._prepared.fits_in_place()
 
     def plain(self, images: Tensor, keywords: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the outputs for images outside of a graph; changes of weights through `.data` are not noticed."""

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mask2former.data.window_resize import resize_image, resize_window, resizes_windows
+from mask2former.data.window_resize import resize_image, resize_images, resize_window, resizes_windows
 
 compiled = pytest.mark.skipif(not hasattr(torch.ops.mask2former, "resize_window"), reason="needs the compiled op")
 
@@ -82,3 +82,28 @@ def test_a_complete_image_is_that_of_the_transform(size: tuple[int, int], contig
         assert planes.dtype == torch.uint8
         np.testing.assert_array_equal(planes.permute(1, 2, 0).numpy(), transform.apply_image(pixels))
     np.testing.assert_array_equal(pixels, before)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_images_resized_together_are_those_resized_alone(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their order, of several sizes, with some that keep their size."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (10 + i, 12, 3), dtype=np.uint8) for i in range(7)]
+    transforms = [T.ResizeTransform(10 + i, 12, 10 + i % 3 * 5, 12 + i % 2) for i in range(7)]
+    transforms[2] = T.ResizeTransform(12, 12, 12, 12)
+    together = resize_images(images, transforms)
+    alone = [resize_image(*pair) for pair in zip(images, transforms, strict=True)]
+    assert len(together) == 7 and all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+    assert resize_images([], []) == []
+    with pytest.raises(AssertionError):  # of detectron2, for a transform of another image
+        resize_images(images[:2], transforms[1:3])
+
+
+@pytest.mark.gpu
+def test_images_for_a_gpu_are_in_pinned_memory() -> None:
+    images = [np.full((9, 7, 3), i, np.uint8)[..., ::-1] for i in range(3)]
+    transforms = [T.ResizeTransform(9, 7, 9 + i, 7) for i in range(3)]
+    pinned = resize_images(images, transforms, pinned=True)
+    assert all(image.is_pinned() for image in pinned)
+    assert all(torch.equal(a, b) for a, b in zip(pinned, resize_images(images, transforms), strict=True))

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from mask2former.modeling import device_results as module
 from mask2former.modeling import device_transfer
-from mask2former.modeling.postprocess import Settings, begin, finish_all, postprocess
+from mask2former.modeling.postprocess import Settings, begin, postprocess
+from mask2former.modeling.result_rules import panoptic_segments
 from mask2former.ops import backend
 from mask2former.structures.masks import paste
 from mask2former.structures.task import IMAGE_TASKS, Task
@@ -141,6 +142,7 @@ def test_bands_and_large_masks(device: str, monkeypatch: pytest.MonkeyPatch) -> 
     """A row at a time for semantic segmentation, and each mask copied alone."""
     monkeypatch.setattr(module, "_BAND", 1)
     monkeypatch.setattr(module, "_COMPLETE", 0)
+    monkeypatch.setattr(module, "_FIRST", 0)
     monkeypatch.setattr(device_transfer, "_PINNED", 0)
     for seed, sizes in enumerate(SIZES):
         for scores in (True, False):
@@ -194,11 +196,13 @@ def test_images_of_a_batch_are_begun_before_the_first_is_waited_for(device: str)
         assert torch.equal(together["instances"].scores, alone["instances"].scores)
 
 
-def test_a_batch_is_waited_for_twice(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For numbers, then for masks and maps; on a GPU without another wait, of which PyTorch would tell."""
+@pytest.mark.parametrize("first", [0, 100, 2**21])
+def test_images_of_a_batch_are_waited_for_in_turn(first: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, or twice with many masks; on a GPU without another wait, of which PyTorch would tell."""
     waits: list[int] = []
     wait = device_transfer.HostCopies.wait
     monkeypatch.setattr(device_transfer.HostCopies, "wait", lambda copies: (waits.append(1), wait(copies))[1])
+    monkeypatch.setattr(module, "_FIRST", first)
     cases = [[x.to(device) for x in random_case(seed)] for seed in range(4)]
     s = Settings(ALL, patches=True, semantic_scores=False, things=frozenset({0, 2}))
     alone = [postprocess(scores, None, masks, *SIZES[0], s) for scores, masks in cases]
@@ -206,11 +210,14 @@ def test_a_batch_is_waited_for_twice(device: str, monkeypatch: pytest.MonkeyPatc
     if device == "cuda":
         torch.cuda.set_sync_debug_mode("error")
     try:
-        together = finish_all([begin(scores, None, masks, *SIZES[0], s) for scores, masks in cases])
+        begun: list[Any] = []
+        for scores, masks in cases:
+            begun.append(begin(scores, None, masks, *SIZES[0], s, before=begun[-1] if begun else None))
+        together = [finish() for finish in begun]
     finally:
         if device == "cuda":
             torch.cuda.set_sync_debug_mode("default")
-    assert len(waits) == 2
+    assert len(waits) == (4 if first == 2**21 else 8)
     for found, expected in zip(together, alone, strict=True):
         check_same_results(found, expected)
 
@@ -234,21 +241,49 @@ def test_images_that_a_model_finishes_itself_keep_their_place(device: str) -> No
         )
         for i in (0, 1, 0, 2)
     ]
-    found = [result["sem_seg"] for result in finish_all(begun)]
+    found = [finish()["sem_seg"] for finish in begun]
     assert torch.equal(found[0], found[2])
     assert [set(x.unique().tolist()) for x in found[1::2]] == [{1}, {2}]
 
 
-def test_more_than_255_segments() -> None:
+@pytest.mark.parametrize("queries", [255, 256])
+def test_more_than_255_segments(queries: int, device: str) -> None:
     """A map of them does not fit into bytes."""
-    winner = torch.arange(-1, 299).view(3, 100).int()
-    numbers = torch.zeros(299, 6, dtype=torch.int64)
-    panoptic = module._Panoptic(winner, numbers)
-    for count, dtype in ((255, torch.uint8), (299, torch.int32)):
-        ids = [*range(1, count + 1), *[0] * (299 - count)]
-        found = panoptic.map_of(ids, small=True)
-        assert found.dtype == dtype and found.flatten().tolist() == [0, *ids]
-        assert panoptic.map_of(ids, small=False).dtype == torch.int32
+    scores = torch.tensor([[0.9, 0.1]]).expand(queries, -1).to(device)
+    masks = torch.full((queries, 16, 16), -30.0, device=device)
+    masks.view(queries, -1)[torch.arange(queries), torch.arange(queries)] = 30.0
+    size = (16, 16)
+    for patches in (True, False):
+        s = Settings(PANOPTIC, patches=patches)
+        assert module.DeviceResults(scores, masks, size, size, size, s).panoptic.id_map.dtype == (
+            torch.uint8 if patches and queries < 256 else torch.int32
+        )
+        ids, segments = postprocess(scores, None, masks, size, size, size, s)["panoptic_seg"]
+        assert ids.dtype == torch.int32 and len(segments) == queries
+        assert ids.flatten().tolist() == [*range(1, queries + 1), *[0] * (256 - queries)]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 3), st.booleans(), st.sampled_from([0.3, 0.5, 0.50001, 0.9]), *3 * [st.integers(0, 9)]
+        ),
+        max_size=12,
+    ),
+    st.sampled_from([0.0, 0.5, 2 / 3, 0.8]),
+    st.sampled_from([0.0, 0.5, 0.9]),
+    st.sampled_from([None, frozenset(), frozenset({0, 2}), frozenset(range(4))]),
+)
+@settings(max_examples=300)
+def test_segments_of_the_device_are_those_of_the_host(queries: Any, overlap: float, least: float, things: Any) -> None:
+    s = Settings(PANOPTIC, overlap_threshold=overlap, segment_threshold=least, things=things)
+    labels, keep, best, *counts = (torch.tensor(column) for column in zip(*queries)) if queries else torch.zeros(6, 0)
+    labels, keep, best, counts = labels.long(), keep.bool(), best.float(), torch.stack(counts, 1).long()
+    kept = keep.nonzero()[:, 0]
+    area, won, visible = counts[kept].T.tolist()
+    expected, _ = panoptic_segments(labels[kept].tolist(), best[kept].tolist(), area, won, visible, s)
+    found = module.segment_ids(counts, labels, keep, best, 5, s)
+    assert found[kept].tolist() == expected and not found[~keep].any()
 
 
 def test_results_with_gradients_are_made_by_parts(device: str) -> None:

@@ -167,6 +167,8 @@ GPU_SIZES = [
     ((8, 12), ((32, 48), (30, 41), (1, 1))),
     ((40, 7), ((160, 28), (160, 28), (9, 33))),
     ((7, 40), ((7, 40), (7, 40), (7, 40))),
+    ((20, 33), ((40, 66), (37, 65), (37, 65))),
+    ((30, 50), ((120, 200), (117, 200), (61, 104))),
 ]
 
 
@@ -222,6 +224,25 @@ def test_best_of_equal_classes_is_the_first(cuda: str) -> None:
     assert (labels == 9).all()
     scores[[9, 17]] = 0.25
     assert (best_classes(torch.ones(3, *size, device=cuda), scores, size, size, size) == 70).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [*GPU_SIZES[:3], *GPU_SIZES[-2:]])
+def test_queries_without_a_finite_logit_add_nothing_to_classes(shape: Any, cuda: str) -> None:
+    """Where interpolation meets a weight of zero, too."""
+    logits = random_logits(5, shape[0], 7).to(cuda)
+    scores = torch.rand(9, 5, generator=torch.Generator().manual_seed(8)).to(cuda)
+    expected = best_classes(logits[:4], scores[:, :4], *shape[1])
+    logits[4] = -torch.inf
+    assert torch.equal(best_classes(logits, scores, *shape[1]), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", GPU_SIZES)
+def test_best_classes_repeat_to_the_last_bit(shape: Any, cuda: str) -> None:
+    logits = random_logits(70, shape[0], 9).to(cuda)
+    scores = torch.rand(133, 70, generator=torch.Generator().manual_seed(10)).to(cuda)
+    assert torch.equal(best_classes(logits, scores, *shape[1]), best_classes(logits, scores, *shape[1]))
 
 
 @pytest.mark.gpu
