@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..checkpoint.training_state import check_no_nan, check_tensor, entry, mapping, whole_number
 from ..errors import CorruptCheckpointError
+from ..modeling.watched_modules import WatchedModules
 
 
 class WeightAverage:
@@ -31,15 +32,29 @@ class WeightAverage:
         self._decay = decay
         self._updates = 0
         self.restored = False  # whether the average was loaded from a checkpoint
+        self._average: dict[str, Tensor] = {}
+        self._places: list[tuple[dict[str, Any], str]] | None = None
+        self._watched: WatchedModules | None = None
         self.reset()
 
     def _sources(self) -> dict[str, Tensor]:
         return {k: v for k, v in self._model.state_dict().items() if v.is_floating_point()}
 
+    def _current(self) -> list[Tensor]:
+        """Return the model's tensors in the order of the average, without asking every module for its state."""
+        if self._watched is None or not self._watched.have_same_structure():
+            self._watched = WatchedModules([self._model], lambda module: False, addresses=False)
+            self._places = _places(self._model, self._average)
+        if self._places is None:  # names that are not those of the modules
+            sources = self._sources()
+            return [sources[name] for name in self._average]
+        return [tensors[name].detach() for tensors, name in self._places]
+
     @torch.no_grad()
     def reset(self) -> None:
         """Restart the average from the current weights of the model."""
         self._updates = 0
+        self._watched = None
         self._average = {name: value.detach().clone() for name, value in self._sources().items()}
 
     @torch.no_grad()
@@ -47,8 +62,7 @@ class WeightAverage:
         """Update the average with the current weights; call once after each optimizer step."""
         decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
         self._updates += 1
-        sources = self._sources()
-        torch._foreach_lerp_(list(self._average.values()), [sources[name] for name in self._average], 1.0 - decay)
+        torch._foreach_lerp_(list(self._average.values()), self._current(), 1.0 - decay)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -103,3 +117,19 @@ class WeightAverage:
             target.copy_(state["average"][name])
         self._updates = int(state["updates"])
         self.restored = True
+
+
+def _places(model: nn.Module, names: Iterable[str]) -> list[tuple[dict[str, Any], str]] | None:
+    """Return for each name of a state dict the dictionary of a module that has the tensor; None if one has none."""
+    modules = dict(model.named_modules())
+    found = []
+    for name in names:
+        path, _, own = name.rpartition(".")
+        module = modules.get(path)
+        if module is None:
+            return None
+        tensors = module._parameters if module._parameters.get(own) is not None else module._buffers
+        if tensors.get(own) is None:
+            return None
+        found.append((tensors, own))
+    return found

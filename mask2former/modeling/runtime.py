@@ -18,6 +18,7 @@ from .denoising import NoisedObjects
 from .outputs import without_earlier
 from .prepared import Prepared, has_own_methods, is_hooked
 from .training_graphs import TrainingGraphs, is_uncapturable, may_capture
+from .watched_modules import WatchedModules
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Runtime:
         self.compiler: dict[str, Any] = {}
         self._graphs = GraphCache(after=2 if mode == "auto" else 1)
         self._training_graphs = TrainingGraphs()
+        self._modules: _Modules | None = None
         self._prepared: dict[torch.dtype | None, _PreparedNetwork] = {}
         self._compiled: list[_CompiledNetwork] = []
         self._refused: set[str] = set()
@@ -99,11 +101,17 @@ class Runtime:
             outputs = None if self.mode == "off" else self._infer(backbone, head, images, keywords)
             if outputs is not None:
                 return outputs
-        known = images.device.type == "cuda" and _is_known(backbone) and _is_known(head)
+        known = images.device.type == "cuda" and self._of(backbone, head).are_known
         if not training:
             return _run(backbone, head, images, keywords, known)
         outputs = self._train_captured(backbone, head, images, keywords, known)
         return self._train(backbone, head, images, keywords, known) if outputs is None else outputs
+
+    def _of(self, backbone: nn.Module, head: nn.Module) -> _Modules:
+        """Return what is known of the modules as they are now."""
+        if self._modules is None or not self._modules.are(backbone, head):
+            self._modules = _Modules(backbone, head)
+        return self._modules
 
     # ---- training
     def _train(
@@ -119,8 +127,8 @@ class Runtime:
         """Run the training graphs; None if the modules are to be called as they are."""
         if self.mode == "off" or "training graph" in self._refused or not may_capture(images):
             return None
-        modules = (backbone, head)
-        if not (known or (self.mode != "auto" and not _are_hooked(modules))) or is_uncapturable(modules):
+        modules = self._of(backbone, head)
+        if not (known or (self.mode != "auto" and not modules.are_hooked)) or modules.are_uncapturable:
             return None
         noised: NoisedObjects | None = keywords.get("noised")
         others = {name: value for name, value in keywords.items() if name != "noised"}
@@ -130,11 +138,12 @@ class Runtime:
             noise = {} if noised is None else {"noised": noised.with_tensors(given[1:])}
             return self._train(backbone, head, given[0], {**others, **noise}, known)
 
-        settings = None if noised is None else noised.settings
-        key = (*others.items(), settings, self.compile_training, *_autocast(), *_numerics())
+        noise_settings = None if noised is None else noised.settings
+        kernels = (*others.items(), noise_settings, self.compile_training, *_autocast(), *_numerics())
+        key = (modules, kernels, modules.watched.tensor_state())
         self._training_graphs.after = 1 if self.compile_training or self.mode != "auto" else 3
         try:
-            return self._training_graphs(key, network, modules, inputs)  # type: ignore[no-any-return]
+            return self._training_graphs(key, network, (backbone, head), inputs)  # type: ignore[no-any-return]
         except torch.OutOfMemoryError:  # the modules as they are share memory with the losses
             self._refuse("training graph", "not enough memory for CUDA graphs of training, which goes on without")
         except (RuntimeError, TypeError) as error:
@@ -234,6 +243,26 @@ class Runtime:
 
     def __reduce__(self) -> tuple[object, ...]:
         return Runtime, (self.mode,)
+
+
+class _Modules:
+    """What is known of a backbone and a head; it holds as long as `are` does.
+
+    Attributes:
+        watched: the modules.
+        are_known, are_hooked, are_uncapturable: see the functions of these names.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        self._modules = (backbone, head)
+        self.watched = WatchedModules(self._modules, is_hooked, addresses=False)
+        self.are_known = _is_known(backbone) and _is_known(head)
+        self.are_hooked = any(is_hooked(module) for root in self._modules for module in root.modules())
+        self.are_uncapturable = is_uncapturable(self._modules)
+
+    def are(self, backbone: nn.Module, head: nn.Module) -> bool:
+        """Return whether it is about these modules, as they are now."""
+        return self._modules == (backbone, head) and self.watched.have_same_structure()
 
 
 class _PreparedNetwork:
@@ -366,10 +395,6 @@ def _is_known(network: nn.Module) -> bool:
         if not all(f"{base.__module__}.".startswith(_KNOWN) for base in type(module).__mro__ if base not in _PLAIN):
             return False
     return True
-
-
-def _are_hooked(modules: Sequence[nn.Module]) -> bool:
-    return any(is_hooked(module) for root in modules for module in root.modules())
 
 
 def _autocast() -> tuple[torch.dtype | None, bool]:

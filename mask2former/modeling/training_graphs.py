@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -44,8 +44,8 @@ class TrainingGraphs:
     def __init__(self, after: int = 3) -> None:
         self.after = after
         self.captured = 0  # number of captures so far
-        self._of: tuple[Hashable, CapturedTraining] | None = None
-        self._last: Hashable = None
+        self._of: tuple[object, CapturedTraining] | None = None
+        self._last: object = None
         self._in_a_row = 0
         self._memory: dict[torch.device, GraphMemory] = {}
 
@@ -60,11 +60,12 @@ class TrainingGraphs:
         if self._of is not None and self._of[1].runs >= _WORTH:
             self.clear()
 
-    def __call__(self, key: Hashable, network: Network, modules: Sequence[nn.Module], inputs: Sequence[Tensor]) -> Any:
+    def __call__(self, key: object, network: Network, modules: Sequence[nn.Module], inputs: Sequence[Tensor]) -> Any:
         """Return the outputs of a network, by graphs; None if there are none for this call.
 
         Args:
-            key: equal for calls that run the same kernels, apart from the inputs' shapes and types and the modules.
+            key: equal for calls that run the same kernels on the same parameters and buffers, apart from the inputs'
+                shapes and types.
             network: computes the outputs of inputs: tensors that `split` takes apart. It does not wait for the device.
             modules: whose parameters get gradients.
             inputs: tensors without gradients; the first one has images (B, 3, H, W).
@@ -72,7 +73,7 @@ class TrainingGraphs:
         Raises:
             RuntimeError, TypeError: the network cannot be captured. Modules and random numbers are as before.
         """
-        key = (key, *((x.shape, x.dtype, x.device, x.stride()) for x in inputs), _State(modules))
+        key = (key, *((x.shape, x.dtype, x.device, x.stride()) for x in inputs))
         if self._of is not None and self._of[0] == key:
             return None if self._of[1].is_busy else self._of[1](inputs)
         self._in_a_row = self._in_a_row + 1 if key == self._last else 1
@@ -242,27 +243,6 @@ class _Network(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         return None, None, *ctx.captured.backward(ctx.passed, gradients)
-
-
-class _State:
-    """What the kernels of modules depend on; equal as long as that does not change, and as none is hooked newly."""
-
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self._modules = [module for root in modules for module in root.modules()]
-        self._training = [module.training for module in self._modules]
-        self._tensors = [(x.data_ptr(), x.requires_grad, x.dtype) for x in _tensors(modules)]
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _State):
-            return NotImplemented
-        return (
-            self._training == other._training
-            and self._tensors == other._tensors
-            and len(self._modules) == len(other._modules)
-            and all(a is b for a, b in zip(self._modules, other._modules, strict=True))
-        )
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 def _tensors(modules: Sequence[nn.Module]) -> list[Tensor]:

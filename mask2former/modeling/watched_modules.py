@@ -17,16 +17,19 @@ class WatchedModules:
     Args:
         roots: the modules.
         is_special: tells of a module whether calling it does more than its class says, as by hooks.
+        addresses: remember where parameters and buffers are, and keep that memory, for `have_same_addresses`.
     """
 
-    def __init__(self, roots: Iterable[nn.Module], is_special: Callable[[nn.Module], bool]) -> None:
+    def __init__(
+        self, roots: Iterable[nn.Module], is_special: Callable[[nn.Module], bool], addresses: bool = True
+    ) -> None:
         self._is_special = is_special
         # A dictionary, which removes duplicates, keeps their order.
         self._modules = list(dict.fromkeys(module for root in roots for module in root.modules()))
         self._names: list[Any] = [None] * len(self._modules)
         self._special = [False] * len(self._modules)
         self._structure = self._current_structure()
-        tensors = self._tensors()
+        tensors = self._tensors() if addresses else []
         self._addresses = [tensor.data_ptr() for tensor in tensors]
         self._kept = [tensor.untyped_storage() for tensor in tensors]  # so that nothing else comes to these addresses
 
@@ -37,6 +40,11 @@ class WatchedModules:
     def have_same_addresses(self) -> bool:
         """Return whether all parameters and buffers are where they were; of modules with the same structure."""
         return self._addresses == [tensor.data_ptr() for tensor in self._tensors()]
+
+    def tensor_state(self) -> list[Any]:
+        """Return where all parameters and buffers are, and which have gradients; of modules with the same structure."""
+        tensors = self._tensors()
+        return [tensor.data_ptr() for tensor in tensors] + [tensor.requires_grad for tensor in tensors]
 
     def _current_structure(self) -> list[Any]:
         found: list[Any] = []
