@@ -7,6 +7,7 @@ import logging
 import random
 import signal
 from pathlib import Path
+from typing import Any
 from types import SimpleNamespace
 
 import numpy as np
@@ -94,6 +95,36 @@ def test_weight_average_formula() -> None:
     assert model.weight.item() == 10.0
     average.apply()
     assert model.weight.item() == pytest.approx(expected, rel=1e-5)
+
+
+class Renamed(nn.Linear):
+    """Its state dict has other names than its tensors."""
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        destination[f"{prefix}kernel"] = self.weight if keep_vars else self.weight.detach()
+
+
+@pytest.mark.parametrize("case", ["plain", "shared", "exchanged", "renamed"])
+def test_weight_average_reads_the_tensors_of_the_state_dict(case: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    if case == "shared":
+        model[2].weight = model[1].weight
+    if case == "renamed":
+        model[1] = Renamed(3, 3, bias=False)
+    average = WeightAverage(model, 0.5)
+    expected = {name: value.clone() for name, value in model.state_dict().items() if value.is_floating_point()}
+    for n in range(4):
+        if case == "exchanged" and n == 2:
+            model[2] = nn.Linear(3, 3, bias=False)
+        with torch.no_grad():
+            model[1].weight.add_(n)
+        model(torch.randn(4, 3))
+        average.update()
+        decay = min(0.5, (1 + n) / (10 + n))
+        for name, value in expected.items():
+            value.lerp_(model.state_dict()[name], 1 - decay)
+    torch.testing.assert_close(average.state_dict()["average"], expected)
 
 
 def test_weight_average_comes_back_after_an_error() -> None:
