@@ -7,8 +7,8 @@ import logging
 import random
 import signal
 from pathlib import Path
-from typing import Any
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
