@@ -54,6 +54,12 @@ class ExportNetwork(nn.Module):
             raise ValueError(
                 f"{type(model).__name__} overrides {post}_inference, which is not exported; use post 'none'"
             )
+        if post == "instance" and _scores_by_quality(model):
+            raise ValueError(
+                "instances whose scores depend on predicted mask quality are not exported: set "
+                "MODEL.MASK_FORMER.MASK_QUALITY.POWER 0 for scores without it, or use post 'none', 'panoptic' or "
+                "'semantic'"
+            )
         own = copy.deepcopy(model).cpu().eval()  # with caches of its own, which an exporter may fill
         self.backbone, self.head = own.backbone, own.sem_seg_head
         self.frames = frames
@@ -110,6 +116,12 @@ def _replaced(model: MaskClassifier) -> set[Task]:
     if not isinstance(model, MaskFormer):
         return set()
     return set(model.replaced_inference(torch.zeros(1, 1)))
+
+
+def _scores_by_quality(model: Any) -> bool:
+    """Return whether the scores of the instances of an image model depend on predicted mask quality."""
+    predictor = getattr(model.sem_seg_head, "predictor", None)
+    return getattr(predictor, "quality_embed", None) is not None and bool(getattr(model, "quality_power", 0))
 
 
 def _part(model: Any, post: str) -> Part:

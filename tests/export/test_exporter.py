@@ -179,3 +179,17 @@ def test_an_overridden_result_is_not_exported() -> None:
     ExportNetwork(model, "instance")
     with pytest.raises(ValueError, match="overrides semantic_inference"):
         ExportNetwork(model, "semantic")
+
+
+def test_scores_by_predicted_quality_are_not_exported() -> None:
+    enabled = ["MODEL.MASK_FORMER.MASK_QUALITY.ENABLED", True]
+    model = build_model(load_config(R50, [*TINY, *ONE_LAYER, *enabled])).eval()
+    with pytest.raises(ValueError, match=r"quality are not exported: set MODEL\.MASK_FORMER\.MASK_QUALITY\.POWER 0"):
+        ExportNetwork(model, "instance")
+    images = torch.rand(1, 3, 64, 64)
+    for post, count in (("none", 2), ("panoptic", 6)):
+        network = ExportNetwork(model, post)
+        others = () if post == "none" else (torch.tensor([[64, 64]]), torch.tensor(0.0), torch.tensor(0.0))
+        assert len(network(images, *others)) == count
+    model.quality_power = 0.0
+    ExportNetwork(model, "instance")
