@@ -21,7 +21,7 @@ from mask2former.modeling.postprocess import Settings, postprocess
 from mask2former.modeling.transformer_decoder import MultiScaleMaskedTransformerDecoder
 from mask2former.structures.task import IMAGE_TASKS, Task
 
-from .tiny_models import NoHostReads, record, tiny, without_gradient
+from .tiny_models import NoHostReads, record, step_and_predict_without_syncs, tiny, without_gradient
 
 PANOPTIC = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
 R18 = [*("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64), *("MODEL.RESNETS.STEM_TYPE", "basic")]
@@ -282,3 +282,53 @@ def test_replaced_prediction_heads_are_told() -> None:
     levels = [torch.zeros(1, 16, 2 * 2**i, 2 * 2**i) for i in range(3)]
     with pytest.raises(ValueError, match=r"Own replaces .*MASK_QUALITY\.ENABLED False"):
         decoder(levels, torch.zeros(1, 8, 16, 16))
+
+
+@pytest.mark.slow
+def test_compiled_training_gives_the_same_losses() -> None:
+    torch.compiler.reset()
+    model = tiny(PANOPTIC, *R18, *QUALITY, *MORE).train()
+    batch = [record(64, 64, 3, 3), record(64, 64, 2, 3, seed=1)]
+    losses = []
+    for model.runtime.compile_training in (False, True):
+        model.runtime.compiler = {"backend": "eager"}
+        torch.manual_seed(0)
+        losses.append({name: value.detach() for name, value in model(batch).items()})
+    assert len(model.runtime._compiled) == 1 and not model.runtime._refused
+    assert "loss_quality_2" in losses[1]
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_tiny_training_learns_it() -> None:
+    """One image with two objects: at the end the queries know the IoU of their masks."""
+    torch.manual_seed(0)
+    model = tiny(PANOPTIC, *R18, *QUALITY, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 2).train()
+    sample = record(64, 64, 2, 2)
+    masks = torch.stack((block(64, 64, 8, 8, 40, 32), block(64, 64, 40, 30, 60, 60)))
+    sample["instances"].gt_masks, sample["instances"].gt_classes = masks, torch.tensor([0, 1])
+    sample["image"] = (masks.sum(0) * 90).to(torch.uint8).expand(3, -1, -1).contiguous()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        sum(model([sample]).values()).backward()
+        optimizer.step()
+    with torch.no_grad():
+        outputs = model.sem_seg_head(model.backbone(model.preprocess([sample]).tensor))
+        targets = [{"labels": torch.tensor([0, 1]), "masks": masks}]
+        query, number = model.criterion.matcher(outputs, targets)[0]
+        ious = mask_ious(outputs["pred_masks"][0, query], truth_of(*masks), number)
+        quality = predicted_quality(outputs)
+    assert quality is not None and ious.min() > 0.3
+    torch.testing.assert_close(quality[0, query], ious, atol=0.15, rtol=0)
+
+
+@pytest.mark.gpu
+def test_no_hidden_host_syncs() -> None:
+    points = ("MODEL.MASK_FORMER.SMALL_OBJECT_POINTS", 0.5)
+    model = tiny(PANOPTIC, *R18, *QUALITY, *points, "MODEL.DEVICE", "cuda")
+    batch = [record(64, 96, 3, 133), record(50, 70, 0, 133)]
+    for item in batch:
+        item["image"], item["sem_seg"] = item["image"].cuda(), item["sem_seg"].cuda()
+        item["instances"] = item["instances"].to("cuda")
+    step_and_predict_without_syncs(model, batch)
