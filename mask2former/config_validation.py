@@ -46,6 +46,7 @@ def validate_config(cfg: CfgNode, training: bool, *, without: Sequence[str] = ()
         if _has_own_head(cfg):
             _validate_combinations(cfg)
             _validate_queries(cfg)
+            _validate_mask_quality(cfg)
             _validate_model(cfg)
         _validate_backbone(cfg)
         _validate_inference(cfg)
@@ -174,18 +175,14 @@ def _validate_combinations(cfg: CfgNode) -> None:
 
 def _validate_queries(cfg: CfgNode) -> None:
     """Reject queries of training and selected ones where head or decoder have none."""
-    node, head = cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD.NAME
-    decoder = TRANSFORMER_DECODER_REGISTRY.get(node.TRANSFORMER_DECODER_NAME)
-    masked = isinstance(decoder, type) and issubclass(decoder, MultiScaleMaskedTransformerDecoder)
-    model = f"MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME '{node.TRANSFORMER_DECODER_NAME}'"
-    model += f" with MODEL.SEM_SEG_HEAD.NAME '{head}'"
+    node, model = cfg.MODEL.MASK_FORMER, _decoder_and_head(cfg)
     for key, value, off in (
         ("QUERY_GROUPS", node.QUERY_GROUPS, 1),
         ("DENOISING.QUERIES", node.DENOISING.QUERIES, 0),
         ("QUERY_SELECTION", node.QUERY_SELECTION, False),
     ):
         _require(
-            value == off or (masked and head not in PER_PIXEL_HEADS),
+            value == off or _has_masked_attention(cfg),
             f"MODEL.MASK_FORMER.{key} is {value}, but only {' and '.join(MASKED_ATTENTION_DECODERS)} have such "
             f"queries, not {model}: set MODEL.MASK_FORMER.{key} {off}.",
         )
@@ -193,6 +190,33 @@ def _validate_queries(cfg: CfgNode) -> None:
         not node.DENOISING.QUERIES or node.DEC_LAYERS > 1,
         "MODEL.MASK_FORMER.DENOISING.QUERIES needs a decoder with layers: set MODEL.MASK_FORMER.DEC_LAYERS to 2 or "
         "more (it counts the prediction before the first layer)",
+    )
+
+
+def _has_masked_attention(cfg: CfgNode) -> bool:
+    decoder = TRANSFORMER_DECODER_REGISTRY.get(cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME)
+    masked = isinstance(decoder, type) and issubclass(decoder, MultiScaleMaskedTransformerDecoder)
+    return masked and cfg.MODEL.SEM_SEG_HEAD.NAME not in PER_PIXEL_HEADS
+
+
+def _decoder_and_head(cfg: CfgNode) -> str:
+    decoder, head = cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME, cfg.MODEL.SEM_SEG_HEAD.NAME
+    return f"MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME '{decoder}' with MODEL.SEM_SEG_HEAD.NAME '{head}'"
+
+
+def _validate_mask_quality(cfg: CfgNode) -> None:
+    """Reject predicted mask quality where the model predicts none."""
+    remedy = "set MODEL.MASK_FORMER.MASK_QUALITY.ENABLED False."
+    enabled = cfg.MODEL.MASK_FORMER.MASK_QUALITY.ENABLED
+    _require(
+        not enabled or not _is_video(cfg),
+        "MODEL.MASK_FORMER.MASK_QUALITY.ENABLED is True, but it is for images, and MODEL.META_ARCHITECTURE is "
+        f"'VideoMaskFormer': {remedy}",
+    )
+    _require(
+        not enabled or _has_masked_attention(cfg),
+        "MODEL.MASK_FORMER.MASK_QUALITY.ENABLED is True, but only MultiScaleMaskedTransformerDecoder predicts the "
+        f"quality of masks, not {_decoder_and_head(cfg)}: {remedy}",
     )
 
 

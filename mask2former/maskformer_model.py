@@ -21,6 +21,7 @@ from .errors import ConfigError, first_few
 from .modeling.criterion import SetCriterion, selection_name
 from .modeling.denoising import Denoising
 from .modeling.ground_truth import GroundTruth, Target
+from .modeling.mask_quality import predicted_quality
 from .modeling.matched_pairs import Assignment
 from .modeling.matcher import HungarianMatcher
 from .modeling.postprocess import Settings, begin, finish_all, result_of_masks
@@ -189,6 +190,7 @@ class MaskFormer(MaskClassifier):
         test_topk_per_image: largest number of instances.
         score_threshold: instances with a lower score are dropped.
         semantic_scores: "sem_seg" has the scores of all classes, not the best class of each pixel.
+        quality_power: exponent of the predicted mask quality in the scores of instances, where there is one.
         parts: arguments of `MaskClassifier`; things are the classes in the metadata's
             `thing_dataset_id_to_contiguous_id`.
     """
@@ -206,6 +208,7 @@ class MaskFormer(MaskClassifier):
         test_topk_per_image: int,
         score_threshold: float = 0.0,
         semantic_scores: bool = True,
+        quality_power: float = 1.0,
         **parts: Any,
     ) -> None:
         super().__init__(**parts)
@@ -213,7 +216,7 @@ class MaskFormer(MaskClassifier):
         self.sem_seg_postprocess_before_inference = sem_seg_postprocess_before_inference
         self.semantic_on, self.instance_on, self.panoptic_on = semantic_on, instance_on, panoptic_on
         self.test_topk_per_image, self.score_threshold = test_topk_per_image, score_threshold
-        self.semantic_scores = semantic_scores
+        self.semantic_scores, self.quality_power = semantic_scores, quality_power
         self.things: frozenset[int] | None = None
 
     @property
@@ -236,6 +239,7 @@ class MaskFormer(MaskClassifier):
             semantic_at_output_size=self.sem_seg_postprocess_before_inference,
             semantic_scores=self.semantic_scores,
             things=things,
+            quality_power=self.quality_power,
         )
 
     @classmethod
@@ -250,8 +254,15 @@ class MaskFormer(MaskClassifier):
             "test_topk_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "score_threshold": cfg.TEST.SCORE_THRESHOLD,
             "semantic_scores": cfg.TEST.SEMANTIC_SCORES,
+            "quality_power": node.MASK_QUALITY.POWER if node.MASK_QUALITY.ENABLED else 1.0,
         }
-        optional = {"score_threshold": 0.0, "semantic_scores": True, "compile": "auto", "denoising": None}
+        optional = {
+            "score_threshold": 0.0,
+            "semantic_scores": True,
+            "quality_power": 1.0,
+            "compile": "auto",
+            "denoising": None,
+        }
         return fitting(cls, arguments, optional)
 
     def forward(
@@ -321,13 +332,15 @@ class MaskFormer(MaskClassifier):
         settings: Settings,
     ) -> list[dict[str, Any]]:
         scores, masks = class_scores_and_masks(outputs)
+        qualities = predicted_quality(outputs)
         begun = []
         for i, (record, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
             output = (int(record.get("height", size[0])), int(record.get("width", size[1])))
             padded = (images.tensor.shape[-2], images.tensor.shape[-1])
             image = (int(size[0]), int(size[1]))
             own = self.replaced_inference(outputs["pred_logits"][i])
-            begun.append(begin(scores[i], None, masks[i], padded, image, output, settings, own))
+            quality = None if qualities is None else qualities[i]
+            begun.append(begin(scores[i], None, masks[i], padded, image, output, settings, own, quality))
         return finish_all(begun)
 
     def replaced_inference(self, mask_cls: Tensor) -> dict[Task, Callable[[Tensor], Any]]:
@@ -357,7 +370,7 @@ class MaskFormer(MaskClassifier):
     def instance_inference(self, mask_cls: Tensor, mask_pred: Tensor) -> Instances:
         """Return the instances of one image; overriding it changes the result "instances".
 
-        Arguments as for `semantic_inference`.
+        Arguments as for `semantic_inference`. Predicted mask quality is not part of the scores.
         """
         return result_of_masks(Task.INSTANCE, F.softmax(mask_cls.float(), dim=-1), mask_pred, self.settings)
 
@@ -449,24 +462,33 @@ def build_criterion(cfg: Any, num_classes: int, cls: type[SetCriterion] = SetCri
         cost_dice=node.DICE_WEIGHT,
         num_points=node.TRAIN_NUM_POINTS,
         max_nonfinite=cfg.SOLVER.MAX_NONFINITE_STEPS,
+        object_points=node.SMALL_OBJECT_POINTS,
     )
     terms = {"loss_ce": node.CLASS_WEIGHT, "loss_mask": node.MASK_WEIGHT, "loss_dice": node.DICE_WEIGHT}
     earlier = range(node.DEC_LAYERS - 1 if node.DEEP_SUPERVISION else 0)
     weights = terms | {f"{name}_{i}": weight for i in earlier for name, weight in terms.items()}
-    selection = {selection_name(name): weight for name, weight in terms.items()} if node.QUERY_SELECTION else {}
     if node.DENOISING.QUERIES:
         factor = node.DENOISING.LOSS_WEIGHT
         own = {name.replace("loss_", "loss_denoising_"): weight * factor for name, weight in weights.items()}
         weights |= {name: weight for name, weight in own.items() if not name.endswith("_0")}
+    if node.MASK_QUALITY.ENABLED:
+        names = ["loss_quality", *(f"loss_quality_{i}" for i in earlier)]
+        weights |= dict.fromkeys(names, node.MASK_QUALITY.LOSS_WEIGHT)
+        terms["loss_quality"] = node.MASK_QUALITY.LOSS_WEIGHT
+    if node.QUERY_SELECTION:
+        weights |= {selection_name(name): weight for name, weight in terms.items()}
+    # Left out where they are off: constructors of other projects take what the reference implementation has.
+    options = {"object_points": node.SMALL_OBJECT_POINTS} if node.SMALL_OBJECT_POINTS else {}
     return cls(
         num_classes,
         matcher,
-        weights | selection,
+        weights,
         eos_coef=node.NO_OBJECT_WEIGHT,
         num_points=node.TRAIN_NUM_POINTS,
         oversample_ratio=node.OVERSAMPLE_RATIO,
         importance_sample_ratio=node.IMPORTANCE_SAMPLE_RATIO,
         deep_supervision=node.DEEP_SUPERVISION,
+        **options,
     )
 
 

@@ -64,6 +64,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         query_groups: groups of Q queries in training, each matched by itself; inference has the first one.
         denoising: training has denoising queries, for which `forward` gets `noised`.
         query_selection: the content of queries comes from the levels, see `QuerySelection`; there is no `query_feat`.
+        mask_quality: predict the IoU of each mask and its object, see `mask_quality`; for images only.
     """
 
     num_feature_levels = 3
@@ -87,6 +88,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         query_groups: int = 1,
         denoising: bool = False,
         query_selection: bool = False,
+        mask_quality: bool = False,
     ) -> None:
         super().__init__()
         if not mask_classification:
@@ -123,6 +125,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         self.query_selection: QuerySelection | None = None
         if query_selection:
             self.query_selection = QuerySelection(in_channels, hidden_dim, num_queries)
+        self.quality_embed = MLP(hidden_dim, hidden_dim, 1, 3) if mask_quality else None
 
     @classmethod
     def from_config(cls, cfg: Any, in_channels: int, mask_classification: bool = True) -> dict[str, Any]:
@@ -135,6 +138,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             settings["denoising"] = True
         if node.QUERY_SELECTION:
             settings["query_selection"] = True
+        if node.MASK_QUALITY.ENABLED:
+            settings["mask_quality"] = True
         return settings
 
     def forward(
@@ -159,6 +164,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             `DecoderOutputs`; mask logits, in inference those of the earlier layers, are computed where they are read.
             In training they may have "query_groups" and "denoising", see `QueryGroups.outputs`, and
             "query_selection", the prediction of the selected tokens.
+            With `mask_quality` all predictions have "pred_quality", but for those of "denoising".
             Clips have in inference also "query_embeds" (B, Q, C): the states that the last prediction was
             computed from.
         """
@@ -174,6 +180,11 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                     f"{type(self).__name__} replaces prediction heads, which know one group of queries: set "
                     "MODEL.MASK_FORMER.QUERY_GROUPS 1, MODEL.MASK_FORMER.DENOISING.QUERIES 0 and "
                     "MODEL.MASK_FORMER.QUERY_SELECTION False"
+                )
+            if self.quality_embed is not None:
+                raise ValueError(
+                    f"{type(self).__name__} replaces prediction heads, which predict no quality of masks: set "
+                    "MODEL.MASK_FORMER.MASK_QUALITY.ENABLED False"
                 )
             return self._outputs_of_overridden_heads(x, mask_features, features, frames is not None)
         small = [_resized(mask_features, level.shape[-2:]).unflatten(0, (-1, frames or 1)) for level in x]
@@ -194,7 +205,10 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         if selection is not None and self.training:
             state = self.decoder_norm(selection.content)
             masks = MaskLogits(self.mask_embed(state), features, frames is not None)
-            outputs["query_selection"] = DecoderOutputs(pred_logits=self.class_embed(state), pred_masks=masks)
+            selected = DecoderOutputs(pred_logits=self.class_embed(state), pred_masks=masks)
+            if self.quality_embed is not None:
+                selected["pred_quality"] = self.quality_embed(state)[..., 0]
+            outputs["query_selection"] = selected
         return outputs
 
     def _selection(self, x: Sequence[Tensor], frames: int) -> Selection | None:
@@ -276,13 +290,16 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         self, states: list[Tensor], embeds: list[Tensor], features: Tensor, clip: bool, groups: QueryGroups | None
     ) -> DecoderOutputs:
         embeds = [embeds[-1], *embeds[:-1]]
+        quality = None
+        if self.quality_embed is not None:
+            quality = self.quality_embed(torch.stack((states[-1], *states[:-1])))[..., 0]
         if groups is not None:
-            return groups.outputs(self._classes(states), embeds, features, clip)
+            return groups.outputs(self._classes(states), embeds, features, clip, quality)
         masks: list[Any] = [MaskLogits(e, features, clip) for e in embeds]
         more = {"query_embeds": states[-1]} if clip and not self.training else {}
         if not self.training:  # nobody leaves out the last ones
             masks[0] = masks[0].value()
-        return layer_outputs(self._classes(states), masks, **more)
+        return layer_outputs(self._classes(states), masks, quality, **more)
 
     def _classes(self, states: list[Tensor]) -> Tensor | list[Tensor]:
         """Return the class logits (B, Q, K + 1) of the last layer, then of the others in order, stacked or listed."""
