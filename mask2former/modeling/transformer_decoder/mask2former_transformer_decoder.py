@@ -11,7 +11,6 @@ from typing import Any
 
 import fvcore.nn.weight_init as weight_init
 import torch
-import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
@@ -23,7 +22,8 @@ from ...utils.registry import register
 from ...video_registration import VIDEO
 from ..denoising import NoisedObjects
 from ..outputs import DecoderOutputs, MaskLogits, earlier_outputs, layer_outputs, mask_logits
-from .layers import MLP, Attention, CrossAttentionLayer, FFNLayer, SelfAttentionLayer
+from .attention_masks import attention_mask, resized, takes_one_mask_for_all_heads
+from .layers import MLP, CrossAttentionLayer, FFNLayer, SelfAttentionLayer
 from .layers import activation_function as _get_activation_fn
 from .position_encoding import PositionEmbeddingSine, PositionEmbeddingSine3D, tokens_of
 from .query_groups import QueryGroups, TrainingQueries
@@ -187,7 +187,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                     "MODEL.MASK_FORMER.MASK_QUALITY.ENABLED False"
                 )
             return self._outputs_of_overridden_heads(x, mask_features, features, frames is not None)
-        small = [_resized(mask_features, level.shape[-2:]).unflatten(0, (-1, frames or 1)) for level in x]
+        small = [resized(mask_features, level.shape[-2:]).unflatten(0, (-1, frames or 1)) for level in x]
         states: list[Tensor] = []
         embeds: list[Tensor] = []
 
@@ -259,7 +259,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             queries = layer(
                 queries,
                 memory[level],
-                memory_mask=mask if _takes_one_mask_for_all_heads(layer) else self._by_head(mask),
+                memory_mask=mask if takes_one_mask_for_all_heads(layer) else self._by_head(mask),
                 memory_key_padding_mask=None,
                 pos=position[level],
                 query_pos=query_pos,
@@ -327,7 +327,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         state = self.decoder_norm(output).transpose(0, 1)
         embeds = self.mask_embed(state)
         masks = mask_logits(embeds, features)
-        small = _resized(features.flatten(0, 1), attn_mask_target_size).unflatten(0, features.shape[:2])
+        small = resized(features.flatten(0, 1), attn_mask_target_size).unflatten(0, features.shape[:2])
         blocked = self._by_head(attention_mask(embeds, small)[:, None])
         return self.class_embed(state), masks if clip else masks[:, :, 0], blocked
 
@@ -395,33 +395,3 @@ class VideoMultiScaleMaskedTransformerDecoder(MultiScaleMaskedTransformerDecoder
         if frames is None:
             frames = self.num_frames if self.training else len(mask_features)
         return super().forward(x, mask_features, mask, frames=frames, noised=noised)
-
-
-def _resized(mask_features: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize mask features (B * T, C, H4, W4) to a level.
-
-    Mask logits are linear in the mask features, so the features are resized once per level instead of the logits once
-    per layer.
-    """
-    with torch.no_grad():
-        return F.interpolate(mask_features.float(), tuple(size), mode="bilinear", align_corners=False)
-
-
-def _takes_one_mask_for_all_heads(layer: Any) -> bool:
-    """Return whether a layer and its attention are our own: those of other projects get a mask for each head."""
-    return as_written(layer, CrossAttentionLayer, "forward", "forward_post", "forward_pre") and as_written(
-        layer.multihead_attn, Attention, "forward"
-    )
-
-
-@torch.no_grad()
-def attention_mask(embeds: Tensor, features: Tensor) -> Tensor:
-    """Compute where each query does not attend (equation 2): outside its mask.
-
-    Args:
-        embeds: (B, Q, C); features: (B, T, C, H, W) at the level's size.
-
-    Returns:
-        bool (B, Q, T * H * W), True where attention is blocked; all of it for an empty mask.
-    """
-    return mask_logits(embeds, features).flatten(2).sigmoid() < 0.5
