@@ -190,6 +190,16 @@ def _add_mask_former(node: CfgNode) -> None:
             "IMPORTANCE_SAMPLE_RATIO": 0.75,
             "QUERY_GROUPS": 1,  # ours: groups of queries in training, each matched by itself
             "QUERY_SELECTION": False,  # ours: the content of queries is that of selected tokens of the pixel decoder
+            "SMALL_OBJECT_POINTS": 0.0,  # ours: share of uniform points that are drawn around objects instead
+        },
+    )
+    # Ours: queries predict the IoU of their masks, which becomes part of the scores of instances.
+    _defaults(
+        _section(node, "MASK_QUALITY"),
+        {
+            "ENABLED": False,
+            "LOSS_WEIGHT": 1.0,
+            "POWER": 1.0,  # exponent in the scores of instances; 0: learned, but not used
         },
     )
     # Ours: queries of training that are made of objects with noise.

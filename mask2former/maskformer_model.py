@@ -19,10 +19,12 @@ from torch import Tensor, nn
 
 from .errors import ConfigError, first_few
 from .modeling.criterion import SetCriterion, selection_name
+from .modeling.criterion_settings import build_criterion, denoising_settings
 from .modeling.denoising import Denoising
+from .modeling.device_transfer import masks_to_device, to_device
 from .modeling.ground_truth import GroundTruth, Target
+from .modeling.mask_quality import predicted_quality
 from .modeling.matched_pairs import Assignment
-from .modeling.matcher import HungarianMatcher
 from .modeling.postprocess import Settings, begin, result_of_masks
 from .modeling.runtime import Runtime
 from .structures.task import IMAGE_TASKS, Task, tasks_of
@@ -207,6 +209,7 @@ class MaskFormer(MaskClassifier):
         test_topk_per_image: largest number of instances.
         score_threshold: instances with a lower score are dropped.
         semantic_scores: "sem_seg" has the scores of all classes, not the best class of each pixel.
+        quality_power: exponent of the predicted mask quality in the scores of instances, where there is one.
         parts: arguments of `MaskClassifier`; things are the classes in the metadata's
             `thing_dataset_id_to_contiguous_id`.
     """
@@ -224,6 +227,7 @@ class MaskFormer(MaskClassifier):
         test_topk_per_image: int,
         score_threshold: float = 0.0,
         semantic_scores: bool = True,
+        quality_power: float = 1.0,
         **parts: Any,
     ) -> None:
         super().__init__(**parts)
@@ -231,7 +235,7 @@ class MaskFormer(MaskClassifier):
         self.sem_seg_postprocess_before_inference = sem_seg_postprocess_before_inference
         self.semantic_on, self.instance_on, self.panoptic_on = semantic_on, instance_on, panoptic_on
         self.test_topk_per_image, self.score_threshold = test_topk_per_image, score_threshold
-        self.semantic_scores = semantic_scores
+        self.semantic_scores, self.quality_power = semantic_scores, quality_power
         self.things: frozenset[int] | None = None
 
     @property
@@ -254,6 +258,7 @@ class MaskFormer(MaskClassifier):
             semantic_at_output_size=self.sem_seg_postprocess_before_inference,
             semantic_scores=self.semantic_scores,
             things=things,
+            quality_power=self.quality_power,
         )
 
     @classmethod
@@ -268,8 +273,15 @@ class MaskFormer(MaskClassifier):
             "test_topk_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "score_threshold": cfg.TEST.SCORE_THRESHOLD,
             "semantic_scores": cfg.TEST.SEMANTIC_SCORES,
+            "quality_power": node.MASK_QUALITY.POWER if node.MASK_QUALITY.ENABLED else 1.0,
         }
-        optional = {"score_threshold": 0.0, "semantic_scores": True, "compile": "auto", "denoising": None}
+        optional = {
+            "score_threshold": 0.0,
+            "semantic_scores": True,
+            "quality_power": 1.0,
+            "compile": "auto",
+            "denoising": None,
+        }
         return fitting(cls, arguments, optional)
 
     def forward(
@@ -310,7 +322,7 @@ class MaskFormer(MaskClassifier):
                 raise ValueError(f"{name} has no 'instances'; check INPUT.DATASET_MAPPER_NAME")
             check_classes(record["instances"].gt_classes, self.sem_seg_head, name)
         needed = None if not unchanged(self, MaskFormer, "prepare_targets") else ("gt_classes", "gt_masks")
-        instances = [_to_device(record["instances"], self.device, needed) for record in batched_inputs]
+        instances = _to_device([record["instances"] for record in batched_inputs], self.device, needed)
         targets = self.prepare_targets(instances, images)
         for target, record in zip(targets, batched_inputs, strict=True):
             if isinstance(target, Target):
@@ -339,6 +351,7 @@ class MaskFormer(MaskClassifier):
         settings: Settings,
     ) -> list[dict[str, Any]]:
         scores, masks = class_scores_and_masks(outputs)
+        qualities = predicted_quality(outputs)
         begun: list[Callable[[], dict[str, Any]]] = []
         for i, (record, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
             output = (int(record.get("height", size[0])), int(record.get("width", size[1])))
@@ -346,7 +359,8 @@ class MaskFormer(MaskClassifier):
             image = (int(size[0]), int(size[1]))
             own = self.replaced_inference(outputs["pred_logits"][i])
             before = begun[-1] if begun else None
-            begun.append(begin(scores[i], None, masks[i], padded, image, output, settings, own, before))
+            quality = None if qualities is None else qualities[i]
+            begun.append(begin(scores[i], None, masks[i], padded, image, output, settings, own, before, quality))
         return [finish() for finish in begun]
 
     def replaced_inference(self, mask_cls: Tensor) -> dict[Task, Callable[[Tensor], Any]]:
@@ -376,7 +390,7 @@ class MaskFormer(MaskClassifier):
     def instance_inference(self, mask_cls: Tensor, mask_pred: Tensor) -> Instances:
         """Return the instances of one image; overriding it changes the result "instances".
 
-        Arguments as for `semantic_inference`.
+        Arguments as for `semantic_inference`. Predicted mask quality is not part of the scores.
         """
         return result_of_masks(Task.INSTANCE, F.softmax(mask_cls.float(), dim=-1), mask_pred, self.settings)
 
@@ -396,19 +410,29 @@ def check_classes(classes: Tensor, head: nn.Module, name: str) -> None:
         raise ValueError(f"{name} has class {wrong}, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is {count}")
 
 
-def _to_device(instances: Instances, device: torch.device, fields: Collection[str] | None) -> Instances:
-    """Copy instances, or only some of their fields, to the device without waiting for it."""
-    moved = Instances(instances.image_size)
-    for name, value in instances.get_fields().items():
-        if fields is not None and name not in fields:
-            continue
-        if isinstance(value, Boxes):
-            moved.set(name, Boxes(value.tensor.to(device, non_blocking=True)))
-        elif isinstance(value, Tensor):
-            moved.set(name, value.to(device, non_blocking=True))
-        else:
-            moved.set(name, value.to(device) if hasattr(value, "to") else value)
+def _to_device(instances: Sequence[Instances], device: torch.device, fields: Collection[str] | None) -> list[Instances]:
+    """Copy the instances of a batch, or only some of their fields, to the device without waiting for it."""
+    moved = [Instances(each.image_size) for each in instances]
+    masks = [each.gt_masks for each in instances if each.has("gt_masks")]
+    together = len(masks) == len(instances) and all(isinstance(x, Tensor) and x.dtype == torch.bool for x in masks)
+    on_device = masks_to_device(masks, device) if together else []
+    for i, (each, target) in enumerate(zip(instances, moved, strict=True)):
+        for name, value in each.get_fields().items():
+            if fields is not None and name not in fields:
+                continue
+            if name == "gt_masks" and together:
+                target.set(name, on_device[i])
+            elif isinstance(value, Boxes):
+                target.set(name, Boxes(_small_to_device(value.tensor, device)))
+            elif isinstance(value, Tensor):
+                target.set(name, _small_to_device(value, device))
+            else:
+                target.set(name, value.to(device) if hasattr(value, "to") else value)
     return moved
+
+
+def _small_to_device(value: Tensor, device: torch.device) -> Tensor:
+    return to_device(value, device) if value.device.type == "cpu" else value.to(device, non_blocking=True)
 
 
 def class_scores_and_masks(outputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -451,42 +475,6 @@ def _check_selection(losses: Collection[str], criterion: nn.Module) -> None:
             f"{type(criterion).__name__} has no losses of selected tokens, which then learn nothing: set "
             "MODEL.MASK_FORMER.QUERY_SELECTION False"
         )
-
-
-def denoising_settings(cfg: Any) -> Denoising | None:
-    """Read MODEL.MASK_FORMER.DENOISING; None without denoising queries."""
-    node = cfg.MODEL.MASK_FORMER.DENOISING
-    return Denoising(node.QUERIES, node.LABEL_NOISE, node.MASK_NOISE, node.MASK_LAYERS) if node.QUERIES else None
-
-
-def build_criterion(cfg: Any, num_classes: int, cls: type[SetCriterion] = SetCriterion) -> SetCriterion:
-    """Build a criterion with its matcher and the weights of all supervised predictions, from MODEL.MASK_FORMER."""
-    node = cfg.MODEL.MASK_FORMER
-    matcher = HungarianMatcher(
-        cost_class=node.CLASS_WEIGHT,
-        cost_mask=node.MASK_WEIGHT,
-        cost_dice=node.DICE_WEIGHT,
-        num_points=node.TRAIN_NUM_POINTS,
-        max_nonfinite=cfg.SOLVER.MAX_NONFINITE_STEPS,
-    )
-    terms = {"loss_ce": node.CLASS_WEIGHT, "loss_mask": node.MASK_WEIGHT, "loss_dice": node.DICE_WEIGHT}
-    earlier = range(node.DEC_LAYERS - 1 if node.DEEP_SUPERVISION else 0)
-    weights = terms | {f"{name}_{i}": weight for i in earlier for name, weight in terms.items()}
-    selection = {selection_name(name): weight for name, weight in terms.items()} if node.QUERY_SELECTION else {}
-    if node.DENOISING.QUERIES:
-        factor = node.DENOISING.LOSS_WEIGHT
-        own = {name.replace("loss_", "loss_denoising_"): weight * factor for name, weight in weights.items()}
-        weights |= {name: weight for name, weight in own.items() if not name.endswith("_0")}
-    return cls(
-        num_classes,
-        matcher,
-        weights | selection,
-        eos_coef=node.NO_OBJECT_WEIGHT,
-        num_points=node.TRAIN_NUM_POINTS,
-        oversample_ratio=node.OVERSAMPLE_RATIO,
-        importance_sample_ratio=node.IMPORTANCE_SAMPLE_RATIO,
-        deep_supervision=node.DEEP_SUPERVISION,
-    )
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .data.image_io import read_image
 from .maskformer_model import MaskFormer, class_scores_and_masks
 from .modeling.device_transfer import to_cpu
+from .modeling.mask_quality import predicted_quality
 from .modeling.postprocess import Size, postprocess
 from .structures.task import Task
 from .tta_merging import MergedQueries
@@ -208,14 +209,15 @@ class MaskFormerWithTTA(_WithTTA):
             if settings.objects:
                 if merged is None:
                     merged = MergedQueries(_common_size(views, padded, masks.shape[-2:]))
-                merged.add(scores[0], masks[0], (view.size[0] / padded[0], view.size[1] / padded[1]), view.flipped)
+                share, quality = (view.size[0] / padded[0], view.size[1] / padded[1]), predicted_quality(outputs)
+                merged.add(scores[0], masks[0], share, view.flipped, None if quality is None else quality[0])
             del images, outputs, masks
         results: dict[str, Any] = {"sem_seg": mean.mean()} if Task.SEMANTIC in settings.tasks else {}
         if merged is not None:
-            scores, logits = merged.finish()
+            quality, (scores, logits) = merged.quality(), merged.finish()
             size, objects = merged.size, replace(settings, tasks=settings.tasks - {Task.SEMANTIC})
             own = self.model.replaced_inference(scores.log())  # logits of which these are the softmax
-            results |= postprocess(scores, to_cpu(scores), logits, size, size, output, objects, own)
+            results |= postprocess(scores, to_cpu(scores), logits, size, size, output, objects, own, quality)
         return results
 
 

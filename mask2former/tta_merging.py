@@ -30,6 +30,7 @@ class MergedQueries:
     * A query of a view and a merged query are averaged if they are matched and their masks (probability above one
       half) have an IoU of at least one half. A view without a match for a merged query changes neither its class
       nor its mask. A matched mask that is classified as no object lowers the object's score.
+    * Predicted mask quality is averaged over the views that have the query, like its class.
     * The queries of the first view are always kept, so that no object of plain inference is lost. A confident query
       of another view that overlaps none of the merged ones is added, and kept in the end if more than half of the
       views have it. There are never more than twice as many queries as in one view.
@@ -43,8 +44,16 @@ class MergedQueries:
     def __init__(self, size: Size) -> None:
         self.size = size
         self._views = 0
+        self._quality: Tensor | None = None
 
-    def add(self, class_scores: Tensor, mask_logits: Tensor, share: tuple[float, float], flipped: bool) -> None:
+    def add(
+        self,
+        class_scores: Tensor,
+        mask_logits: Tensor,
+        share: tuple[float, float],
+        flipped: bool,
+        quality: Tensor | None = None,
+    ) -> None:
         """Add the queries of one view.
 
         Args:
@@ -52,6 +61,7 @@ class MergedQueries:
             mask_logits: (Q, H4, W4), before the sigmoid, of the padded view.
             share: fractions of the padded view's height and width that the image covers.
             flipped: whether the view is horizontally flipped.
+            quality: (Q,) predicted mask quality, in [0, 1], of all views or of none.
         """
         masks = to_image(mask_logits, self.size, share, flipped).sigmoid_()
         class_scores = class_scores.float()
@@ -61,6 +71,7 @@ class MergedQueries:
             self._scores, self._masks = class_scores.clone(), masks
             self._count = torch.ones(len(masks), device=masks.device)
             self._first = len(masks)
+            self._quality = None if quality is None else quality.clone()
             return
         agreement = (self._scores / self._count[:, None])[:, :-1] @ class_scores[:, :-1].T
         overlap = self._overlap(masks)
@@ -72,6 +83,8 @@ class MergedQueries:
         old_index, new_index = (to_device(torch.from_numpy(i), masks.device) for i in (old, new))
         self._scores.index_add_(0, old_index, class_scores[new_index])
         self._count.index_add_(0, old_index, torch.ones_like(old_index, dtype=self._count.dtype))
+        if self._quality is not None and quality is not None:
+            self._quality.index_add_(0, old_index, quality[new_index])
         for merged, query in zip(old.tolist(), new.tolist(), strict=True):  # one by one: no copy of all masks
             self._masks[merged] += masks[query]
         fresh = fresh[: self._limit - count]
@@ -80,19 +93,28 @@ class MergedQueries:
             self._scores = torch.cat((self._scores, class_scores[index]))
             self._masks = torch.cat((self._masks, masks[index]))
             self._count = torch.cat((self._count, self._count.new_ones(len(fresh))))
+            if self._quality is not None and quality is not None:
+                self._quality = torch.cat((self._quality, quality[index]))
+
+    def quality(self) -> Tensor | None:
+        """Return the quality (N,) of the queries that `finish` returns; None without predicted quality."""
+        return None if self._quality is None else (self._quality / self._count)[self._kept()]
 
     def finish(self) -> tuple[Tensor, Tensor]:
         """Return class scores (N, K + 1) and mask logits (N, h, w), before the sigmoid; the first view's queries first.
 
         Changes the masks in place: call it once, at the end.
         """
-        votes = to_cpu(self._count)
-        kept = (torch.arange(len(votes)) < self._first) | (2 * votes > self._views)
-        index = to_device(kept.nonzero().flatten(), self._masks.device)
+        index = self._kept()
         count = self._count[index]
-        masks = self._masks if bool(kept.all()) else self._masks[index]
+        masks = self._masks if len(index) == len(self._masks) else self._masks[index]
         logits = torch.logit_(masks.div_(count[:, None, None]), eps=1e-6)
         return self._scores[index] / count[:, None], logits
+
+    def _kept(self) -> Tensor:
+        votes = to_cpu(self._count)
+        kept = (torch.arange(len(votes)) < self._first) | (2 * votes > self._views)
+        return to_device(kept.nonzero().flatten(), self._masks.device)
 
     def _overlap(self, masks: Tensor) -> Tensor:
         """Compute the IoU (N, Q) of merged masks and those of a view, cut at one half; 0 where both are empty."""

@@ -14,7 +14,7 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
 from .maskformer_model import MaskClassifier, check_classes, naming_tiny_images
-from .modeling.device_transfer import to_cpu, to_device
+from .modeling.device_transfer import masks_to_device, to_cpu, to_device
 from .modeling.ground_truth import Target
 from .modeling.postprocess import Size, postprocess_clip
 from .modeling.runtime import Runtime
@@ -187,10 +187,11 @@ class VideoMaskFormer(MaskClassifier):
         """
         size = (int(images.tensor.shape[-2]), int(images.tensor.shape[-1]))
         prepared = []
-        for record in targets:
-            labels, masks, ids = clip_objects(record["instances"])
+        objects = [clip_objects(record["instances"]) for record in targets]
+        on_device = masks_to_device([masks for _, masks, _ in objects], self.device)
+        for record, (labels, _, ids), masks in zip(targets, objects, on_device, strict=True):
             check_classes(labels, self.sem_seg_head, _clip_name(record))
-            target = Target.of(to_device(labels, self.device), to_device(masks, self.device), size)
+            target = Target.of(to_device(labels, self.device), masks, size)
             target["ids"] = Later(partial(to_device, ids, self.device))
             prepared.append(target)
         return prepared

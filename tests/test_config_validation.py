@@ -68,17 +68,24 @@ def test_contradictions_are_found_before_training(overrides: list, message: str)
         (PANOPTIC, ["MODEL.MASK_FORMER.QUERY_GROUPS", 0], "QUERY_GROUPS is 0"),
         (PANOPTIC, ["MODEL.MASK_FORMER.DENOISING.LABEL_NOISE", 1.5], "LABEL_NOISE is 1.5"),
         (PANOPTIC, ["MODEL.MASK_FORMER.DENOISING.MASK_NOISE", -0.1], "MASK_NOISE is -0.1"),
+        (VIDEO, ["MODEL.MASK_FORMER.MASK_QUALITY.ENABLED", True], r"MASK_QUALITY.*for images.*ENABLED False\."),
+        (MASKFORMER, ["MODEL.MASK_FORMER.MASK_QUALITY.ENABLED", True], r"MASK_QUALITY.*StandardTrans.*ENABLED False\."),
+        (PER_PIXEL, ["MODEL.MASK_FORMER.MASK_QUALITY.ENABLED", True], "with MODEL.SEM_SEG_HEAD.NAME 'PerPixelBaselin"),
+        (PANOPTIC, ["MODEL.MASK_FORMER.MASK_QUALITY.POWER", -1.0], "POWER is -1.0"),
+        (PANOPTIC, ["MODEL.MASK_FORMER.SMALL_OBJECT_POINTS", 1.5], "SMALL_OBJECT_POINTS is 1.5"),
     ],
 )
-def test_queries_of_training_that_a_model_does_not_have(config: str, overrides: list, message: str) -> None:
+def test_options_of_training_that_a_model_does_not_have(config: str, overrides: list, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         validate_config(load_config(config, overrides), training=True)
 
 
 @pytest.mark.parametrize("config", [PANOPTIC, VIDEO])
-def test_queries_of_training_that_a_model_has(config: str) -> None:
+def test_options_of_training_that_a_model_has(config: str) -> None:
     overrides = ["MODEL.MASK_FORMER.DENOISING.QUERIES", 100, "MODEL.MASK_FORMER.QUERY_GROUPS", 4]
     overrides += ["MODEL.MASK_FORMER.QUERY_SELECTION", True]
+    overrides += ["MODEL.MASK_FORMER.SMALL_OBJECT_POINTS", 0.5]
+    overrides += ["MODEL.MASK_FORMER.MASK_QUALITY.ENABLED", config == PANOPTIC]
     validate_config(load_config(config, overrides), training=True)
 
 

@@ -24,7 +24,7 @@ LAYERS = (
     ("data",),
     ("modeling",),
     ("maskformer_model", "tta_merging", "config_values"),
-    ("video_maskformer_model", "test_time_augmentation"),
+    ("video_maskformer_model", "test_time_augmentation", "model_validation"),
     ("config_validation", "evaluation"),
     ("result_files", "result_objects"),
     ("result_tables", "result_labels"),

@@ -299,6 +299,61 @@ def test_a_view_that_sees_no_object_speaks_against_it() -> None:
     torch.testing.assert_close(merged.finish()[0], torch.tensor([[0.6, 0.4]]))
 
 
+def test_quality_is_the_mean_of_the_views_that_have_the_query() -> None:
+    """The second view finds the first object, not the second one, and a third one, which the last view confirms."""
+    masks = torch.full((3, 8, 8), -8.0)
+    for i in range(3):
+        masks[i, 2 * i : 2 * i + 2] = 8.0
+    nothing = torch.full((8, 8), -8.0)
+    scores = torch.tensor([[0.9, 0.1]] * 3)
+    views = [
+        (torch.stack((masks[0], masks[1], nothing)), [0.2, 0.4, 0.6]),
+        (torch.stack((masks[2], masks[0], nothing)), [0.5, 0.8, 0.0]),
+        (torch.stack((masks[0], masks[2], nothing)), [0.5, 0.7, 0.0]),
+    ]
+    merged = MergedQueries((8, 8))
+    for logits, quality in views:
+        merged.add(scores, logits, (1.0, 1.0), False, torch.tensor(quality))
+    found = merged.quality()
+    assert found is not None and len(merged.finish()[0]) == len(found)
+    torch.testing.assert_close(found[[0, 1, 3]], torch.tensor([0.5, 0.4, 0.6]))
+    merged = MergedQueries((8, 8))
+    merged.add(scores, masks, (1.0, 1.0), False)
+    assert merged.quality() is None
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0])
+def test_instances_of_views_are_scored_by_quality(power: float) -> None:
+    """A network that says of the k-th object how good its mask is, in every view and with queries in any order."""
+    qualities = torch.tensor([0.9, 0.3, 0.5, 0.7])
+
+    class WithQuality(BrightnessHead):
+        def forward(self, images: Tensor) -> dict[str, Tensor]:
+            outputs = super().forward(images)
+            masks = outputs["pred_masks"]
+            level = F.avg_pool2d(images.mean(1, keepdim=True), 4)
+            inside = (masks > 0).float()
+            bright = (level * inside).flatten(2).sum(2) / inside.flatten(2).sum(2).clamp(min=1)
+            nearest = (bright[..., None] - torch.tensor(BRIGHTNESS)).abs().argmin(-1)
+            return {**outputs, "pred_quality": torch.logit(qualities[nearest])}
+
+    cfg, sample = config([64, 128], flip=True), record(object_map())
+    plain = MaskFormerWithTTA(cfg, model(BrightnessHead()))([sample])[0]
+    found = MaskFormerWithTTA(cfg, model(WithQuality(shuffle=True), quality_power=power))([sample])[0]
+    assert torch.equal(found["panoptic_seg"][0] > 0, plain["panoptic_seg"][0] > 0)
+    gray = sample["image"][0]
+    for instances, factor in ((plain["instances"], 0.0), (found["instances"], power)):
+        assert len(instances) == len(plain["instances"]) >= 2
+        for mask, score in zip(instances.pred_masks, instances.scores, strict=True):
+            which = min(range(4), key=lambda k: abs(float(gray[mask].float().mean()) - BRIGHTNESS[k]))
+            expected = max(
+                float(other)
+                for own, other in zip(plain["instances"].pred_masks, plain["instances"].scores, strict=True)
+                if (own & mask).sum() > 0.9 * (own | mask).sum()
+            )
+            assert float(score) == pytest.approx(expected * float(qualities[which]) ** factor, abs=0.02)
+
+
 def test_no_more_than_twice_the_queries() -> None:
     merged = MergedQueries((8, 8))
     for view in range(5):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .formats import Run
-from .network import LOGITS, ExportNetwork
+from .network import ExportNetwork
 
 TOLERANCE = 1e-3
 HALF_TOLERANCE = 5e-2
@@ -24,7 +24,7 @@ class Difference:
     """What differs on one input.
 
     Attributes:
-        logits: largest difference of class and mask logits, as a fraction of the largest logit of its kind.
+        logits: largest difference of class, mask and quality logits, as a fraction of the largest logit of its kind.
         pixels: share of mask pixels on the other side of zero.
         results: largest share of differing values in an output of the post-processing, given the file's logits.
     """
@@ -100,12 +100,12 @@ def check_file(
 def compare(network: ExportNetwork, run: Run, inputs: tuple[Tensor, ...]) -> Difference:
     """Run network and file on the same inputs; results are compared with those of the file's own logits."""
     own = [value.to(inputs[0].device) for value in run(inputs)]
-    results, logits = own[: -len(LOGITS)], own[-len(LOGITS) :]
+    count = len(network.logit_names)
+    results, logits = own[:-count], own[-count:]
     expected = network.logits(inputs[0])
     scale = [float((a - b).abs().max() / b.abs().max()) for a, b in zip(logits, expected, strict=True)]
     pixels = float(((logits[1] > 0) != (expected[1] > 0)).float().mean())
-    size = (int(inputs[0].shape[-2]), int(inputs[0].shape[-1]))
-    reference = network.part(*logits, size, *inputs[1:])
+    reference = network.results(logits, *inputs)
     shares = [_share(a, b) for a, b in zip(results, reference, strict=True)]
     worst = max(scale) if all(value == value for value in scale) else float("nan")
     return Difference(worst, pixels, max(shares, default=0.0))

@@ -14,7 +14,7 @@ from torch import nn
 from ..objects import ObjectRules
 from ..structures.classes import ClassTable
 from .check import Difference
-from .network import LOGITS, ExportNetwork
+from .network import ExportNetwork
 
 VERSION = 1  # of the form of the file
 
@@ -67,7 +67,7 @@ def describe(
         },
         "input_names": list(network.input_names),
         "outputs": {
-            post: list(network.part.output_names or LOGITS),
+            post: list(network.part.output_names or network.logit_names),
             "all": list(network.output_names),
         },
         "thresholds": thresholds,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +29,8 @@ class ExportNetwork(nn.Module):
 
     Attributes:
         input_names: "images", "valid_size" (with post-processing), then the names of thresholds.
-        output_names: those of the results, then "class_logits" and "mask_logits".
+        logit_names: "class_logits", "mask_logits", and "quality_logits" of a model that predicts the quality of masks.
+        output_names: those of the results, then of the logits.
         thresholds: the model's own values of the thresholds, by name.
 
     Raises:
@@ -61,7 +62,8 @@ class ExportNetwork(nn.Module):
         self.thresholds = dict(self.part.thresholds)
         extra = ("valid_size",) if self.part.output_names else ()
         self.input_names = ("images", *extra, *self.thresholds)
-        self.output_names = (*self.part.output_names, *LOGITS)
+        self.logit_names = (*LOGITS, "quality_logits") if _predicts_quality(own) else LOGITS
+        self.output_names = (*self.part.output_names, *self.logit_names)
         self.backbone_type = torch.float32
         self.requires_grad_(False).eval()
 
@@ -85,14 +87,20 @@ class ExportNetwork(nn.Module):
                 one scalar for each threshold.
 
         Returns:
-            The tensors that `output_names` names; logits are (B, Q, K + 1) and (B, Q, H4, W4), or (B, Q, T, H4, W4).
+            The tensors that `output_names` names; logits are (B, Q, K + 1) and (B, Q, H4, W4), or (B, Q, T, H4, W4),
+            and of quality (B, Q).
         """
-        size = (int(images.shape[-2]), int(images.shape[-1]))
         logits = self.logits(images)
-        return (*self.part(*logits, size, *others), *logits)
+        return (*self.results(logits, images, *others), *logits)
 
-    def logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return class and mask logits; arguments and shapes as for `forward`."""
+    def results(self, logits: Sequence[Tensor], images: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        """Return what the post-processing makes of the result of `logits`; other arguments as for `forward`."""
+        size = (int(images.shape[-2]), int(images.shape[-1]))
+        quality = logits[2:] if self.part.takes_quality else ()
+        return self.part(*logits[:2], size, *others, *quality)  # type: ignore[no-any-return]
+
+    def logits(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the logits that `logit_names` names; arguments and shapes as for `forward`."""
         flat = images if self.frames is None else images.flatten(0, 1)
         features = self.backbone(flat.to(self.backbone_type))
         features = {name: x.float() for name, x in features.items()}
@@ -102,7 +110,9 @@ class ExportNetwork(nn.Module):
         masks = outputs["pred_masks"]
         if self.frames is None:
             masks = class_scores_and_masks(outputs)[1]
-        return outputs["pred_logits"].float(), masks.float()
+        if len(self.logit_names) == len(LOGITS):
+            return outputs["pred_logits"].float(), masks.float()
+        return outputs["pred_logits"].float(), masks.float(), outputs["pred_quality"].float()
 
 
 def _replaced(model: MaskClassifier) -> set[Task]:
@@ -110,6 +120,11 @@ def _replaced(model: MaskClassifier) -> set[Task]:
     if not isinstance(model, MaskFormer):
         return set()
     return set(model.replaced_inference(torch.zeros(1, 1)))
+
+
+def _predicts_quality(model: Any) -> bool:
+    predictor = getattr(model.sem_seg_head, "predictor", None)
+    return getattr(predictor, "quality_embed", None) is not None
 
 
 def _part(model: Any, post: str) -> Part:
@@ -125,7 +140,8 @@ def _part(model: Any, post: str) -> Part:
     if post == "instance":
         # With panoptic results, stuff classes are dropped after the top-k, as in the reference.
         kept = things if Task.PANOPTIC in settings.tasks else torch.ones_like(things)
-        return Instances(settings.topk, kept, settings.score_threshold, mask_scores=True)
+        power = settings.quality_power if _predicts_quality(model) else 0.0
+        return Instances(settings.topk, kept, settings.score_threshold, mask_scores=True, quality_power=power)
     if post == "panoptic":
         return Panoptic(things, settings.object_mask_threshold, settings.overlap_threshold)
     return Semantic()

@@ -21,9 +21,11 @@ class Part(nn.Module):
     Attributes:
         output_names: names of the tensors that `forward` returns.
         thresholds: name and default of each threshold that `forward` takes.
+        takes_quality: whether `forward` takes the predicted quality of masks, before the sigmoid, last.
     """
 
     output_names: tuple[str, ...] = ()
+    takes_quality = False
 
     def __init__(self, thresholds: Mapping[str, float] | None = None) -> None:
         super().__init__()
@@ -58,18 +60,33 @@ class Instances(Part):
         kept_classes: bool (K,), False for classes that are dropped after the selection.
         score_threshold: default of the threshold.
         mask_scores: whether the mask is part of the score, which it is not in clips.
+        quality_power: exponent of the predicted quality of masks in the score; 0: it is not part of it.
     """
 
     output_names = ("scores", "classes", "masks")
     kept_classes: Tensor
 
-    def __init__(self, capacity: int, kept_classes: Tensor, score_threshold: float, mask_scores: bool) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        kept_classes: Tensor,
+        score_threshold: float,
+        mask_scores: bool,
+        quality_power: float = 0.0,
+    ) -> None:
         super().__init__({"score_threshold": score_threshold})
-        self.capacity, self.mask_scores = capacity, mask_scores
+        self.capacity, self.mask_scores, self.quality_power = capacity, mask_scores, quality_power
+        self.takes_quality = quality_power > 0
         self.register_buffer("kept_classes", kept_classes)
 
     def forward(
-        self, class_logits: Tensor, mask_logits: Tensor, size: Size, valid_size: Tensor, score_threshold: Tensor
+        self,
+        class_logits: Tensor,
+        mask_logits: Tensor,
+        size: Size,
+        valid_size: Tensor,
+        score_threshold: Tensor,
+        quality_logits: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Select instances.
 
@@ -78,6 +95,8 @@ class Instances(Part):
             object have score 0, class -1 and an empty mask; best class scores come first.
         """
         scores = class_logits.softmax(-1)[..., :-1]
+        if quality_logits is not None:
+            scores = scores * (quality_logits.sigmoid() ** self.quality_power)[..., None]
         classes = scores.shape[-1]
         best, index = scores.flatten(1).topk(min(self.capacity, scores.shape[1] * classes))
         labels, queries = index % classes, index // classes

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from ..utils.overrides import as_written, extensible, unchanged
 from .ground_truth import GroundTruth
+from .mask_quality import quality_errors
 from .matched_pairs import Assignment, Pairs
 from .matcher import HungarianMatcher
+from .object_regions import regions_of
 from .outputs import same_shapes, without_earlier
 from .point_sampling import Predictions, sample_maps, uncertain_points
 
@@ -42,6 +44,8 @@ class SetCriterion(nn.Module):
         losses: any of "labels", "masks", and names that a subclass adds in `get_loss`.
         num_points: P points per mask; `oversample_ratio` and `importance_sample_ratio` as in `uncertain_points`.
         deep_supervision: supervise the earlier predictions too.
+        object_points: share of the points of a mask that are drawn in the region of its object, of those that are not
+            selected by importance, see `object_regions`.
     """
 
     empty_weight: Tensor
@@ -57,6 +61,7 @@ class SetCriterion(nn.Module):
         oversample_ratio: float = 3.0,
         importance_sample_ratio: float = 0.75,
         deep_supervision: bool = True,
+        object_points: float = 0.0,
     ) -> None:
         super().__init__()
         unknown = set(losses) - set(LOSSES)
@@ -71,6 +76,7 @@ class SetCriterion(nn.Module):
         self.num_points = num_points
         self.oversample_ratio = oversample_ratio
         self.importance_sample_ratio = importance_sample_ratio
+        self.object_points = object_points
         empty_weight = torch.ones(num_classes + 1)
         empty_weight[-1] = eos_coef
         self.register_buffer("empty_weight", empty_weight)
@@ -85,10 +91,12 @@ class SetCriterion(nn.Module):
                 is ignored), "name": str for messages}; or a `Target`, which has the last two as attributes.
 
         Returns:
-            {"loss_ce", "loss_mask", "loss_dice"} of the last prediction; with suffix _0, _1, ... of the earlier ones.
+            {"loss_ce", "loss_mask", "loss_dice"} of the last prediction; with suffix _0, _1, ... of the earlier ones;
+            and "loss_quality" where `outputs` has "pred_quality".
             Where `outputs` has "query_groups", they are the means over all groups of queries, each matched by itself;
             where it has "query_selection", that prediction is matched by itself too: {"loss_selection_ce",
-            "loss_selection_mask", "loss_selection_dice"}, with or without `deep_supervision`.
+            "loss_selection_mask", "loss_selection_dice"}, and "loss_selection_quality", with or without
+            `deep_supervision`.
         """
         # Copies, because callers scale losses in place, which the views that unbind returns do not allow.
         return {name: value.clone() for name, value in self.views(outputs, targets).items()}
@@ -111,8 +119,8 @@ class SetCriterion(nn.Module):
                 terms["loss_ce"] = self._class_loss(predictions.logits, truth, pairs)
             if "masks" in self.losses:
                 count = self._count(targets, predictions.logits.device)
-                cross_entropy, dice = self._mask_losses(predictions, truth, pairs)
-                terms["loss_mask"], terms["loss_dice"] = cross_entropy / count, dice / count
+                sums = self._mask_losses(predictions, truth, pairs)
+                terms |= {f"loss_{name}": value / count for name, value in sums.items()}
         of_selection = _of_selection([{name: values[-1] for name, values in terms.items()} for _ in selected])
         if selected:
             terms = {name: values[:-1] for name, values in terms.items()}
@@ -146,8 +154,7 @@ class SetCriterion(nn.Module):
             logits = predictions.logits.flatten(0, 2)[pairs.position]
             nll = F.cross_entropy(logits, labels, reduction="none") * self.empty_weight[labels]
             classes = nll.new_zeros(layers).index_add(0, pairs.layer, nll)
-            cross_entropy, dice = self._mask_losses(predictions, truth, pairs)
-        sums = {"ce": classes, "mask": cross_entropy, "dice": dice}
+            sums = {"ce": classes, **self._mask_losses(predictions, truth, pairs)}
         return _by_name({f"loss_denoising_{name}": value / count for name, value in sums.items()}, 1)
 
     def _supervised(self, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -216,13 +223,16 @@ class SetCriterion(nn.Module):
         indices: Sequence[tuple[Tensor, Tensor]],
         num_masks: float,
     ) -> dict[str, Tensor]:
-        """Compute {"loss_mask", "loss_dice"} of one prediction; arguments as for `get_loss`."""
+        """Compute {"loss_mask", "loss_dice"} of one prediction; arguments as for `get_loss`.
+
+        Where `outputs` has "pred_quality", "loss_quality" too.
+        """
         predictions = Predictions.of(without_earlier(outputs))
         truth = GroundTruth.of(targets, predictions.logits.device)
         with torch.autocast(predictions.logits.device.type, enabled=False):
             pairs = _pairs(indices, truth, predictions.logits)
-            cross_entropy, dice = self._mask_losses(predictions, truth, pairs)
-        return {"loss_mask": cross_entropy[0] / num_masks, "loss_dice": dice[0] / num_masks}
+            sums = self._mask_losses(predictions, truth, pairs)
+        return {f"loss_{name}": value[0] / num_masks for name, value in sums.items()}
 
     def _get_src_permutation_idx(self, indices: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Return image and query of each matched pair, (M,) each."""
@@ -248,11 +258,14 @@ class SetCriterion(nn.Module):
         weight = self.empty_weight[flat].view(layers, -1)
         return (nll * weight).sum(1) / weight.sum(1)
 
-    def _mask_losses(self, predictions: Predictions, truth: GroundTruth, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        """Return (L,) sums over matched masks (and frames) of cross-entropy and dice loss."""
-        device, frames = predictions.logits.device, predictions.frames
-        cross_entropy = predictions.logits.new_zeros(len(predictions.logits))
-        dice = torch.zeros_like(cross_entropy)
+    def _mask_losses(self, predictions: Predictions, truth: GroundTruth, pairs: Pairs) -> dict[str, Tensor]:
+        """Return (L,) sums over matched masks (and frames): "mask", cross-entropy; "dice"; "quality" if predicted."""
+        device, frames, quality = predictions.logits.device, predictions.frames, predictions.quality
+        if quality is not None and frames > 1:
+            raise ValueError("the quality of masks is learned from images, not from clips")
+        regions = regions_of(truth) if self.object_points else None
+        zeros = predictions.logits.new_zeros(len(predictions.logits))
+        sums = {"mask": zeros, "dice": zeros} | ({} if quality is None else {"quality": zeros})
         first = 0
         for sizes in self._groups(pairs.sizes, predictions):
             part = slice(first, first + sum(sizes))
@@ -262,10 +275,13 @@ class SetCriterion(nn.Module):
                 layer = layer.repeat_interleave(frames)
                 rows = (rows[:, None] * frames + torch.arange(frames, device=device)).flatten()
             logits = predictions.matched(pairs.position[part], sizes)
-            ce_rows, dice_rows = self._compare(logits.flatten(0, 1), truth, rows)
-            cross_entropy = cross_entropy.index_add(0, layer, ce_rows)
-            dice = dice.index_add(0, layer, dice_rows)
-        return cross_entropy, dice
+            logits = logits.flatten(0, 1)
+            terms = dict(zip(("mask", "dice"), self._compare(logits, truth, rows, regions), strict=True))
+            if quality is not None:
+                of_pairs = quality.flatten().index_select(0, pairs.position[part])
+                terms["quality"] = quality_errors(of_pairs, logits, truth, rows)
+            sums = {name: total.index_add(0, layer, terms[name]) for name, total in sums.items()}
+        return sums
 
     def _groups(self, sizes: Sequence[int], predictions: Predictions) -> Iterator[list[int]]:
         """Yield how many pairs of each image are processed together: few kernels, bounded memory.
@@ -289,9 +305,13 @@ class SetCriterion(nn.Module):
                 remaining -= part
         yield group
 
-    def _compare(self, logits: Tensor, truth: GroundTruth, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _compare(
+        self, logits: Tensor, truth: GroundTruth, rows: Tensor, regions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return (M,) cross-entropy and dice loss of mask logits (M, H, W) and masks `rows` of the bank, at points."""
-        points = uncertain_points(logits.detach(), self.num_points, self.oversample_ratio, self.importance_sample_ratio)
+        ratios = self.oversample_ratio, self.importance_sample_ratio
+        drawn_in = () if regions is None else (regions[rows], self.object_points)
+        points = uncertain_points(logits.detach(), self.num_points, *ratios, *drawn_in)
         expected = truth.bank.sample(rows, points, truth.size)
         predicted = sample_maps(logits[:, None], points)[:, 0]
         return _cross_entropy(predicted, expected), _dice(predicted, expected)

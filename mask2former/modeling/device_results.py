@@ -35,7 +35,7 @@ from ..structures.task import Task
 from .device_transfer import HostCopies, in_ordinary_memory, to_device
 from .label_maps import label_type
 from .mask_resizing import Size
-from .result_rules import Settings, best_pairs, panoptic_segments
+from .result_rules import Settings, best_pairs, panoptic_segments, quality_factors
 
 # Devices that compute results this way.
 _DEVICES = {"cuda"}
@@ -67,10 +67,18 @@ class DeviceResults:
         mask_logits: (Q, H4, W4), before the sigmoid.
         padded, image, output: sizes (h, w) of the network's input, of the image in it, and of the results.
         s: settings.
+        quality: see `postprocess`.
     """
 
     def __init__(
-        self, class_scores: Tensor, mask_logits: Tensor, padded: Size, image: Size, output: Size, s: Settings
+        self,
+        class_scores: Tensor,
+        mask_logits: Tensor,
+        padded: Size,
+        image: Size,
+        output: Size,
+        s: Settings,
+        quality: Tensor | None = None,
     ) -> None:
         self.settings, self.size = s, output if s.at_output_size else image
         scores, logits = class_scores.float(), mask_logits.float().contiguous()
@@ -80,7 +88,9 @@ class DeviceResults:
         if Task.PANOPTIC in s.tasks:
             self.panoptic = _Panoptic.launch(scores, logits, padded, image, self.size, s)
         if Task.INSTANCE in s.tasks:
-            self.instances = _Instances.launch(scores, logits, padded, image, self.size, s)
+            factors = quality_factors(quality, s)
+            weighted = scores if factors is None else scores * factors[:, None]
+            self.instances = _Instances.launch(weighted, logits, padded, image, self.size, s)
         if Task.SEMANTIC in s.tasks:
             self.semantic = _semantic(scores[:, :-1].T.contiguous(), logits, padded, image, self.size, output, s)
         self._copies: HostCopies | None = None

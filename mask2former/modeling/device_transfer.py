@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,6 +102,33 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def masks_to_device(masks: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Copy bool masks (..., H, W) to `device` without synchronization.
+
+    From the CPU to a GPU they travel as bits: an eighth of the bytes to pin and to copy, and one copy for all.
+    """
+    if device.type != "cuda" or not all(mask.device.type == "cpu" and mask.dtype == torch.bool for mask in masks):
+        return [mask.to(device, non_blocking=True) for mask in masks]
+    return unpack(pack(masks, pin=True).to(device, non_blocking=True), masks)
+
+
+def pack(masks: Sequence[Tensor], pin: bool = False) -> Tensor:
+    """Return the bits of bool CPU masks, uint8 (bytes,), each mask from a new byte on."""
+    sizes = [-(-mask.numel() // 8) for mask in masks]
+    packed = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=pin)
+    for place, mask in zip(packed.split(sizes), masks, strict=True):
+        place.numpy()[:] = np.packbits(mask.contiguous().numpy().reshape(-1), bitorder="little")
+    return packed
+
+
+def unpack(packed: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Return the bool masks that `pack` packed, on the device of the bits; `like` has their shapes."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    bits = packed[:, None].bitwise_right_shift(shifts).bitwise_and_(1).view(torch.bool)
+    parts = bits.view(-1).split([-(-mask.numel() // 8) * 8 for mask in like])
+    return [part[: mask.numel()].view(mask.shape) for part, mask in zip(parts, like, strict=True)]
 
 
 def to_device_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -88,6 +89,15 @@ class GroundTruth:
     def counts(self) -> list[int]:
         """Return the number of objects of each image."""
         return [len(labels) for labels in self.labels]
+
+    @cached_property
+    def boxes(self) -> Tensor:
+        """Return the (N * T, 4) bounding boxes of all masks, each left, top, right and bottom in [0, 1] of the padded
+        image; zeros where a mask is empty.
+        """
+        left, top, right, bottom = self.bank.boxes().unbind(1)
+        height, width = self.size
+        return torch.stack((left / width, top / height, right / width, bottom / height), 1)
 
     def all_labels(self, device: torch.device) -> Tensor:
         """Return the (sum of N,) labels of all images on `device`."""

@@ -24,6 +24,7 @@ from ..utils.overrides import extensible, unchanged
 from .device_transfer import HostCopy, to_cpu, to_device, to_device_together
 from .ground_truth import GroundTruth
 from .matched_pairs import Assignment, Pairs
+from .object_regions import move_to_objects
 from .outputs import without_earlier
 from .point_sampling import Predictions
 
@@ -68,6 +69,7 @@ class HungarianMatcher(nn.Module):
         num_points: random points per image at which masks are compared; all predictions of an image share them.
         max_nonfinite: raise after this many iterations with a non-finite cost (0: never). Where a GPU solves the
             assignment, an iteration is counted in one of the next ones, when its costs were seen without waiting.
+        object_points: share of the points that are drawn in regions around the objects, see `object_regions`.
     """
 
     def __init__(
@@ -77,12 +79,14 @@ class HungarianMatcher(nn.Module):
         cost_dice: float = 1.0,
         num_points: int = 12544,
         max_nonfinite: int = 0,
+        object_points: float = 0.0,
     ) -> None:
         super().__init__()
         if cost_class == cost_mask == cost_dice == 0:
             raise ValueError("all matching costs are zero: CLASS_WEIGHT, MASK_WEIGHT or DICE_WEIGHT must be positive")
         self.cost_class, self.cost_mask, self.cost_dice = cost_class, cost_mask, cost_dice
         self.num_points = num_points
+        self.object_points = object_points
         self.max_nonfinite = max_nonfinite
         self.nonfinite_steps = 0
         self._warned_crowd = False
@@ -157,12 +161,19 @@ class HungarianMatcher(nn.Module):
         solution = linear_assignment(cost.flatten(0, 1), problem_counts)
         return Pairs.of_solution(solution.unflatten(0, (images, -1)), counts, queries)
 
+    def _points(self, truth: GroundTruth, device: torch.device) -> Tensor:
+        """Draw the points (B, P, 2) of each image."""
+        points = torch.rand(len(truth.labels), self.num_points, 2, device=device)
+        if self.object_points:
+            move_to_objects(points, truth, self.object_points)
+        return points
+
     def _costs(self, predictions: Predictions, truth: GroundTruth) -> list[Tensor]:
         """Return the (L, Q, N) cost of each pair, per image."""
         device = predictions.logits.device
         rows = [len(labels) * truth.frames for labels in truth.labels]
         image = torch.arange(len(rows)).repeat_interleave(torch.tensor(rows))
-        points = torch.rand(len(rows), self.num_points, 2, device=device)
+        points = self._points(truth, device)
         values = truth.bank.sample_shared(to_device(image, device), points, truth.size).split(rows)
         costs = []
         samples = predictions.sample(points, images=1)
@@ -189,7 +200,7 @@ class HungarianMatcher(nn.Module):
             np.repeat(counts, layers),
         )
         image, index, problem_counts = to_device_together([torch.from_numpy(t) for t in tables], logits.device)
-        points = torch.rand(images, self.num_points, 2, device=logits.device)
+        points = self._points(truth, logits.device)
         if most == 0:
             return logits.new_zeros(images, layers, queries, 0), problem_counts
         masks = truth.bank.sample_shared(image, points, truth.size).view(total, -1)

@@ -62,6 +62,8 @@ class Row(Deferred):
 class DecoderOutputs(LazyDict):
     """Outputs of a decoder: "pred_logits" (B, Q, K + 1); "pred_masks" (B, Q, H4, W4), or (B, Q, T, H4, W4) of clips,
     both before softmax and sigmoid; "aux_outputs", a list of such dictionaries of the earlier predictions, in order.
+    Where it is predicted, "pred_quality" (B, Q), before the sigmoid, see `mask_quality`. In training perhaps also
+    "query_groups", a list, "query_selection" and "denoising": such dictionaries of more queries.
     """
 
 
@@ -71,17 +73,24 @@ torch.utils._pytree.register_pytree_node(
 )
 
 
-def layer_outputs(logits: Tensor | Sequence[Any], masks: Sequence[Any], **more: Any) -> DecoderOutputs:
+def layer_outputs(
+    logits: Tensor | Sequence[Any], masks: Sequence[Any], quality: Tensor | None = None, **more: Any
+) -> DecoderOutputs:
     """Build the outputs of a decoder from those of its layers.
 
     Args:
         logits: (L, B, Q, K + 1), the last layer first, then the earlier ones in order, or one value a layer in this
             order, each a tensor or `Later`.
         masks: one value a layer in this order, each a tensor or `Later`.
-        more: further entries.
+        quality: (L, B, Q) in this order, or None.
+        more: further entries of the last layer.
     """
     classes = [Row(logits, i) for i in range(len(logits))] if isinstance(logits, Tensor) else logits
-    last, *earlier = (DecoderOutputs(pred_logits=c, pred_masks=m) for c, m in zip(classes, masks, strict=True))
+    layers = [DecoderOutputs(pred_logits=c, pred_masks=m) for c, m in zip(classes, masks, strict=True)]
+    if quality is not None:
+        for i, layer in enumerate(layers):
+            layer["pred_quality"] = Row(quality, i)
+    last, *earlier = layers
     last["aux_outputs"] = earlier
     last.update(more)
     return last

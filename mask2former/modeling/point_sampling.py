@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..ops import sample_masks
 from ..ops.mask_sampling import compiled
+from ..structures.masks import boxes_from_masks
 from .device_transfer import to_device
 from .grouped_products import products
 from .outputs import MaskLogits, Row, mask_logits, unread
@@ -40,6 +41,12 @@ def sample_maps(maps: Tensor, points: Tensor) -> Tensor:
     return F.grid_sample(maps, grid, align_corners=False)[..., 0]
 
 
+def points_in(boxes: Tensor, points: Tensor) -> Tensor:
+    """Move points (..., 2) from the unit square into boxes (..., 4): left, top, right, bottom."""
+    low, high = boxes.chunk(2, -1)
+    return low + points * (high - low)
+
+
 @dataclass
 class MaskBank:
     """Masks of different sizes in one flat buffer, sampled without padding, copying or converting them.
@@ -47,10 +54,12 @@ class MaskBank:
     Attributes:
         data: (sum of H * W,) uint8, or float32 of soft masks, concatenated masks in row-major order.
         table: (3, N) int64, offset, height and width of each mask.
+        groups: number, height and width of the masks that were given together, in order.
     """
 
     data: Tensor
     table: Tensor
+    groups: Sequence[tuple[int, int, int]] = ()
 
     @classmethod
     def of(cls, masks: Sequence[Tensor], device: torch.device) -> MaskBank:
@@ -69,7 +78,17 @@ class MaskBank:
             binary = [m if m.dtype == torch.bool else m != 0 for m in masks]
             flat = [m.to(device, non_blocking=True).contiguous().view(torch.uint8).flatten() for m in binary]
         data = torch.cat(flat) if flat else torch.zeros(0, dtype=torch.uint8, device=device)
-        return cls(data, table)
+        return cls(data, table, [(len(m), m.shape[-2], m.shape[-1]) for m in masks])
+
+    def boxes(self) -> Tensor:
+        """Return the (N, 4) bounding boxes in pixels, left, top, right and bottom; zeros where a mask is empty.
+
+        Soft masks are cut at one half. Waits for nothing.
+        """
+        binary = self.data.view(torch.bool) if self.data.dtype == torch.uint8 else self.data >= 0.5
+        parts = binary.split([count * height * width for count, height, width in self.groups])
+        boxes = [boxes_from_masks(part.view(shape)) for part, shape in zip(parts, self.groups, strict=True)]
+        return torch.cat(boxes) if boxes else torch.zeros(0, 4, device=self.data.device)
 
     def sample(self, index: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
         """Sample the masks `index` at points of a padded image; values are in [0, 1].
@@ -107,7 +126,14 @@ class MaskBank:
 
 
 @torch.no_grad()
-def uncertain_points(logits: Tensor, num_points: int, oversample_ratio: float, importance_ratio: float) -> Tensor:
+def uncertain_points(
+    logits: Tensor,
+    num_points: int,
+    oversample_ratio: float,
+    importance_ratio: float,
+    regions: Tensor | None = None,
+    share: float = 0.0,
+) -> Tensor:
     """Draw points for the mask losses: mostly where the prediction is least certain, the rest uniformly.
 
     Args:
@@ -115,6 +141,8 @@ def uncertain_points(logits: Tensor, num_points: int, oversample_ratio: float, i
         num_points: P.
         oversample_ratio: number of candidates as a multiple of P.
         importance_ratio: fraction of P selected from the candidates with the smallest |logit|.
+        regions: (N, 4) boxes in [0, 1], in which a share of the rest is drawn, see `object_regions`; or None.
+        share: that share.
 
     Returns:
         (N, P, 2).
@@ -127,6 +155,9 @@ def uncertain_points(logits: Tensor, num_points: int, oversample_ratio: float, i
     selected = certainty.topk(important, dim=1, largest=False, sorted=False).indices
     points = points.gather(1, selected[..., None].expand(-1, -1, 2))
     uniform = torch.rand(len(logits), num_points - important, 2, device=logits.device)
+    if regions is not None:
+        inside = uniform[:, : int(share * uniform.shape[1])]
+        inside.copy_(points_in(regions[:, None], inside))
     return torch.cat((points, uniform), dim=1)
 
 
@@ -139,30 +170,34 @@ class Predictions:
         embeds: (L, B, Q, C) query embeddings, whose products with `features` are the mask logits; or None.
         features: (B, T, C, H4, W4), or None.
         masks: (L, B, Q, T, H4, W4) mask logits of decoders that compute all of them; or None.
+        quality: (L, B, Q) predicted quality of the masks, before the sigmoid; or None.
     """
 
     logits: Tensor
     embeds: Tensor | None = None
     features: Tensor | None = None
     masks: Tensor | None = None
+    quality: Tensor | None = None
 
     @classmethod
     def of(cls, outputs: Mapping[str, Any]) -> Predictions:
         """Build from the outputs of a decoder: `DecoderOutputs`, or a dictionary of tensors.
 
         Without "pred_masks", a dictionary has "pred_embeds" (B, Q, C), and the last prediction "mask_features"
-        (B, T, C, H4, W4); "aux_outputs" has earlier predictions.
+        (B, T, C, H4, W4); "aux_outputs" has earlier predictions. All may have "pred_quality" (B, Q).
         """
         layers: list[Mapping[str, Any]] = [outputs, *outputs.get("aux_outputs", ())]
         logits = _stacked(layers, "pred_logits").float()
+        quality = _stacked(layers, "pred_quality").float() if "pred_quality" in outputs else None
         if "pred_masks" not in outputs:
-            return cls(logits, _stacked(layers, "pred_embeds").float(), outputs["mask_features"].float())
+            embeds = _stacked(layers, "pred_embeds").float()
+            return cls(logits, embeds, outputs["mask_features"].float(), quality=quality)
         products = [unread(layer, "pred_masks") for layer in layers]
         if all(isinstance(product, MaskLogits) for product in products):
             embeds = torch.stack([product.embeds for product in products]).float()
-            return cls(logits, embeds, products[0].features.float())
+            return cls(logits, embeds, products[0].features.float(), quality=quality)
         masks = _stacked(layers, "pred_masks").float()
-        return cls(logits, masks=masks[:, :, :, None] if masks.dim() == 5 else masks)
+        return cls(logits, masks=masks[:, :, :, None] if masks.dim() == 5 else masks, quality=quality)
 
     @classmethod
     def of_groups(cls, groups: Sequence[Mapping[str, Any]]) -> Predictions:
@@ -171,11 +206,13 @@ class Predictions:
         if len(parts) == 1:
             return parts[0]
         logits = torch.cat([part.logits for part in parts])
+        qualities = [part.quality for part in parts if part.quality is not None]
+        quality = torch.cat(qualities) if len(qualities) == len(parts) else None
         embeds = [part.embeds for part in parts if part.embeds is not None]
         if len(embeds) == len(parts):
-            return cls(logits, torch.cat(embeds), parts[0].features)
+            return cls(logits, torch.cat(embeds), parts[0].features, quality=quality)
         # Somebody has read the mask logits of a group, which count from then on.
-        return cls(logits, masks=torch.cat([part._all_masks() for part in parts]))
+        return cls(logits, masks=torch.cat([part._all_masks() for part in parts]), quality=quality)
 
     def _all_masks(self) -> Tensor:
         if self.masks is not None:

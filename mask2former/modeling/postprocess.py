@@ -21,7 +21,7 @@ from .device_results import DeviceResults, are_possible
 from .device_transfer import to_cpu, to_device
 from .label_maps import first_highest, label_type, labels_of_masks
 from .mask_resizing import ResizedMasks, Size
-from .result_rules import Settings, best_pairs, panoptic_segments
+from .result_rules import Settings, best_pairs, panoptic_segments, quality_factors
 
 # Masks that are resized together have about this many pixels.
 _CHUNK = 2**25
@@ -38,6 +38,7 @@ def postprocess(
     output: Size,
     s: Settings,
     own: Mapping[Task, Callable[[Tensor], Any]] | None = None,
+    quality: Tensor | None = None,
 ) -> dict[str, Any]:
     """Compute all requested results of one image.
 
@@ -48,12 +49,14 @@ def postprocess(
         padded, image, output: sizes (h, w) of the network's input, of the image in it, and of the results.
         s: settings.
         own: other computations of results, of mask logits (Q, h, w) at the size of image or output.
+        quality: (Q,) predicted quality of the masks, in [0, 1], on the device, where there is one. Instances are
+            selected and scored by class score x quality ^ `s.quality_power`; other results do not use it.
 
     Returns:
         The requested ones of "sem_seg" (scores (K, h, w), or classes (h, w) without `s.semantic_scores`),
         "panoptic_seg" (int32 (h, w), segments) and "instances".
     """
-    return begin(class_scores, host_scores, mask_logits, padded, image, output, s, own)()
+    return begin(class_scores, host_scores, mask_logits, padded, image, output, s, own, quality=quality)()
 
 
 def begin(
@@ -66,6 +69,7 @@ def begin(
     s: Settings,
     own: Mapping[Task, Callable[[Tensor], Any]] | None = None,
     before: Callable[[], dict[str, Any]] | None = None,
+    quality: Tensor | None = None,
 ) -> Callable[[], dict[str, Any]]:
     """Start what `postprocess` does, and return the function that waits for it and returns the results.
 
@@ -74,10 +78,10 @@ def begin(
     """
     size = output if s.at_output_size else image
     if not own and are_possible(class_scores, mask_logits, size):
-        results = DeviceResults(class_scores, mask_logits, padded, image, output, s)
+        results = DeviceResults(class_scores, mask_logits, padded, image, output, s, quality)
         results.send(before if isinstance(before, DeviceResults) else None)
         return results
-    return partial(_by_parts, class_scores, host_scores, mask_logits, padded, image, output, s, own or {})
+    return partial(_by_parts, class_scores, host_scores, mask_logits, padded, image, output, s, own or {}, quality)
 
 
 def _by_parts(
@@ -89,11 +93,16 @@ def _by_parts(
     output: Size,
     s: Settings,
     own: Mapping[Task, Callable[[Tensor], Any]],
+    quality: Tensor | None,
 ) -> dict[str, Any]:
     if host_scores is None:
         host_scores = to_cpu(class_scores) if s.objects else class_scores
+    scores_of = dict.fromkeys(_PARTS, host_scores)
+    factors = quality_factors(quality, s)
+    if factors is not None and Task.INSTANCE in s.tasks:
+        scores_of[Task.INSTANCE] = host_scores.float() * to_cpu(factors)[:, None]
     parts: dict[Task, _Part] = {
-        task: part(class_scores, host_scores, s) for task, part in _PARTS.items() if task in s.tasks
+        task: part(class_scores, scores_of[task], s) for task, part in _PARTS.items() if task in s.tasks
     }
     parts |= {task: _Own(len(class_scores), compute) for task, compute in own.items() if task in s.tasks}
     size = output if s.at_output_size else image
@@ -213,7 +222,10 @@ class _Semantic:
 
 
 class _Instance:
-    """The `topk` best (query, class) pairs, scored by class score x mean mask probability inside the mask."""
+    """The `topk` best (query, class) pairs, scored by class score x mean mask probability inside the mask.
+
+    With predicted mask quality, the class scores on the CPU have been multiplied by it.
+    """
 
     def __init__(self, class_scores: Tensor, host_scores: Tensor, s: Settings) -> None:
         self.device, self.threshold, self.may_crop = class_scores.device, s.score_threshold, s.patches

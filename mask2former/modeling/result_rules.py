@@ -29,6 +29,8 @@ class Settings:
             `pred_masks`, and maps may be there already. That saves memory, and time where objects are small compared to
             the image.
         things: contiguous ids of thing classes; None: all classes are things.
+        quality_power: exponent of the predicted mask quality in the scores of instances, where there is one
+            (MODEL.MASK_FORMER.MASK_QUALITY.POWER).
     """
 
     tasks: frozenset[Task] = frozenset({Task.SEMANTIC})
@@ -41,6 +43,7 @@ class Settings:
     semantic_scores: bool = True
     patches: bool = False
     things: Collection[int] | None = None
+    quality_power: float = 1.0
 
     @property
     def objects(self) -> bool:
@@ -55,6 +58,11 @@ class Settings:
     def is_thing(self, label: int) -> bool:
         """Return whether contiguous class `label` is a thing."""
         return self.things is None or label in self.things
+
+
+def quality_factors(quality: Tensor | None, s: Settings) -> Tensor | None:
+    """Return the (Q,) factors in [0, 1] of the class scores of instances, of predicted mask quality (Q,); or None."""
+    return None if quality is None or not s.quality_power else quality.float() ** s.quality_power
 
 
 def best_pairs(scores: Tensor, topk: int) -> tuple[Tensor, Tensor, Tensor]:

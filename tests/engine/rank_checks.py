@@ -31,9 +31,10 @@ TINY_MASK_FORMER = [
     *("MODEL.MASK_FORMER.DEC_LAYERS", "4", "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "8"),
     *("MODEL.MASK_FORMER.TRAIN_NUM_POINTS", "64"),
 ]
-TRAINING_QUERIES = [
+TRAINING_OPTIONS = [
     *("MODEL.MASK_FORMER.QUERY_GROUPS", "2", "MODEL.MASK_FORMER.DENOISING.QUERIES", "6"),
-    *("MODEL.MASK_FORMER.QUERY_SELECTION", "True"),
+    *("MODEL.MASK_FORMER.QUERY_SELECTION", "True", "MODEL.MASK_FORMER.SMALL_OBJECT_POINTS", "0.5"),
+    *("MODEL.MASK_FORMER.MASK_QUALITY.ENABLED", "True"),
 ]
 
 
@@ -125,7 +126,7 @@ def image(objects: int) -> dict[str, Any]:
 
 def images_without_objects_are_no_obstacle(rank: int, directory: str) -> None:
     """On one process, on both, and more objects than queries: no hang, every gradient there and the same."""
-    for options in ([], TRAINING_QUERIES):
+    for options in ([], TRAINING_OPTIONS):
         cfg = load_config("nuclei/maskformer2_efficientnet_lite0.yaml", [*TINY_MASK_FORMER, *options])
         model = distribute(build_model(cfg).train(), static_graph=bool(options))
         for counts in ((2, 0), (0, 0), (0, 12)):
@@ -137,7 +138,8 @@ def _check_losses_and_gradients(model: nn.Module, batch: list[dict[str, Any]], o
     losses = model(batch)
     sum(losses.values()).backward()
     assert all(torch.isfinite(loss) for loss in losses.values()), losses
-    for name in ("loss_mask", "loss_denoising_mask", "loss_selection_mask"):
+    for kind in ("mask", "denoising_mask", "quality", "selection_mask", "selection_quality"):
+        name = f"loss_{kind}"
         assert name not in losses or (losses[name] == 0) == (objects == 0)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

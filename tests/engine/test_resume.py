@@ -15,7 +15,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.modeling import build_model
-from rank_checks import TINY_MASK_FORMER, TRAINING_QUERIES, image
+from rank_checks import TINY_MASK_FORMER, TRAINING_OPTIONS, image
 from tiny_training import TinyTrainer, start, tiny_config, weights
 from torch import nn
 
@@ -53,7 +53,7 @@ class QueriesTrainer(TinyTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        options = [*TINY_MASK_FORMER, *TRAINING_QUERIES]
+        options = [*TINY_MASK_FORMER, *TRAINING_OPTIONS]
         return build_model(load_config("nuclei/maskformer2_efficientnet_lite0.yaml", options))
 
     @classmethod

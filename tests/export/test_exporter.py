@@ -188,3 +188,33 @@ def test_an_overridden_result_is_not_exported() -> None:
     ExportNetwork(model, "instance")
     with pytest.raises(ValueError, match="overrides semantic_inference"):
         ExportNetwork(model, "semantic")
+
+
+@pytest.mark.parametrize("power", [1.0, 0.5, 0.0])
+def test_instances_are_scored_by_predicted_quality(power: float) -> None:
+    options = ["MODEL.MASK_FORMER.MASK_QUALITY.ENABLED", True, "MODEL.MASK_FORMER.MASK_QUALITY.POWER", power]
+    torch.manual_seed(0)
+    model = build_model(load_config(R50, [*TINY, *ONE_LAYER, *options])).eval()
+    model.semantic_on = model.panoptic_on = False
+    model.instance_on = True
+    network, image = ExportNetwork(model, "instance"), torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
+    assert network.logit_names == ("class_logits", "mask_logits", "quality_logits")
+    with torch.no_grad():
+        expected = model([{"image": image}])[0]["instances"]
+        images = model.preprocess([{"image": image}]).tensor
+        outputs = network(images, torch.tensor([[64, 96]]), torch.tensor(0.0))
+        program = torch.export.export(network, (images, torch.tensor([[64, 96]]), torch.tensor(0.0)))
+        exported = program.module()(images, torch.tensor([[64, 96]]), torch.tensor(0.0))
+    found = dict(zip(network.output_names, outputs, strict=True))
+    assert found["quality_logits"].shape == found["class_logits"].shape[:2]
+    torch.testing.assert_close(found["scores"][0, : len(expected)], expected.scores, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(exported[0], found["scores"], atol=1e-5, rtol=1e-4)
+
+
+def test_quality_is_among_the_logits_of_other_results() -> None:
+    model = build_model(load_config(R50, [*TINY, *ONE_LAYER, "MODEL.MASK_FORMER.MASK_QUALITY.ENABLED", True])).eval()
+    images, size, zero = torch.rand(1, 3, 64, 64), torch.tensor([[64, 64]]), torch.tensor(0.0)
+    for post, others in (("none", ()), ("panoptic", (size, zero, zero)), ("semantic", (size,))):
+        network = ExportNetwork(model, post)
+        assert len(network(images, *others)) == len(network.output_names)
+        assert network.output_names[-3:] == ("class_logits", "mask_logits", "quality_logits")

@@ -49,14 +49,22 @@ def random_case(seed: int, queries: int = 9, classes: int = 4) -> tuple[torch.Te
     return scores, masks
 
 
-def compare(scores: torch.Tensor, masks: torch.Tensor, sizes: tuple[Size, Size, Size], s: Settings, device: str) -> Any:
+def compare(
+    scores: torch.Tensor,
+    masks: torch.Tensor,
+    sizes: tuple[Size, Size, Size],
+    s: Settings,
+    device: str,
+    quality: torch.Tensor | None = None,
+) -> Any:
     """Compare with the results of the CPU, and return them."""
     before, module._DEVICES = module._DEVICES, set()
     try:
-        expected = postprocess(scores, scores, masks, *sizes, replace(s, patches=False))
+        expected = postprocess(scores, scores, masks, *sizes, replace(s, patches=False), quality=quality)
     finally:
         module._DEVICES = before
-    found = postprocess(scores.to(device), None, masks.to(device), *sizes, s)
+    on_device = None if quality is None else quality.to(device)
+    found = postprocess(scores.to(device), None, masks.to(device), *sizes, s, quality=on_device)
     assert found.keys() == expected.keys()
     if "sem_seg" in found:
         assert found["sem_seg"].dtype == expected["sem_seg"].dtype
@@ -342,3 +350,15 @@ def test_memory_of_a_large_image() -> None:
     result = postprocess(scores, None, masks, (800, 1216), (800, 1200), (4000, 6000), s)
     assert torch.cuda.max_memory_allocated() < 3 * 2**30
     assert result["sem_seg"].shape == (4000, 6000)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("patches", [False, True])
+def test_predicted_quality(power: float, patches: bool, device: str) -> None:
+    scores, masks = random_case(3)
+    quality = torch.rand(len(scores), generator=torch.Generator().manual_seed(4))
+    s = Settings(ALL, topk=6, score_threshold=0.05, patches=patches, quality_power=power, things=frozenset({0, 2}))
+    sizes = (32, 48), (30, 44), (60, 88)
+    found = compare(scores, masks, sizes, s, device, quality)["instances"]
+    plain = compare(scores, masks, sizes, s, device)["instances"]
+    assert torch.equal(found.scores, plain.scores) == (power == 0)

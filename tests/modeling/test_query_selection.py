@@ -35,6 +35,7 @@ R18 = [*("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64), *("M
 ON = ("MODEL.MASK_FORMER.QUERY_SELECTION", True)
 GROUPS = ("MODEL.MASK_FORMER.QUERY_GROUPS", 3)
 DENOISING = ("MODEL.MASK_FORMER.DENOISING.QUERIES", 7)
+QUALITY = ("MODEL.MASK_FORMER.MASK_QUALITY.ENABLED", True)
 NAMES = {"loss_selection_ce", "loss_selection_mask", "loss_selection_dice"}
 
 K, Q, IN = 3, 5, 12
@@ -189,7 +190,8 @@ def some_outputs(seed: int, layers: int, features: Tensor) -> dict[str, Any]:
 
 @pytest.mark.parametrize("deep_supervision", [True, False])
 @pytest.mark.parametrize("own_losses", [False, True])
-def test_selected_tokens_are_one_more_prediction(own_losses: bool, deep_supervision: bool) -> None:
+@pytest.mark.parametrize("quality", [False, True])
+def test_selected_tokens_are_one_more_prediction(quality: bool, own_losses: bool, deep_supervision: bool) -> None:
     """Their losses are those of a model that predicts nothing else; the others keep names and values."""
 
     class Own(SetCriterion):
@@ -201,12 +203,16 @@ def test_selected_tokens_are_one_more_prediction(own_losses: bool, deep_supervis
     groups = [some_outputs(seed, 3, features) for seed in (4, 5)]
     selected = some_outputs(6, 1, features)
     selected.pop("aux_outputs")
+    if quality:
+        for each in (selected, *groups, *(layer for group in groups for layer in group["aux_outputs"])):
+            each["pred_quality"] = torch.randn(2, Q, generator=g)
+    names = NAMES | ({"loss_selection_quality"} if quality else set())
     targets = [{"labels": torch.tensor([0, 2]), "masks": torch.rand(2, 32, 40, generator=g) > 0.5}] * 2
     cls = Own if own_losses else SetCriterion
-    # So many points that what is drawn for a prediction does not matter.
+    # So many points that what is drawn for a prediction does not matter; classes decide between similar pairs.
     criterion = cls(
         K,
-        HungarianMatcher(2, 5, 5, num_points=20_000),
+        HungarianMatcher(200, 5, 5, num_points=20_000),
         {},
         0.1,
         num_points=20_000,
@@ -215,17 +221,18 @@ def test_selected_tokens_are_one_more_prediction(own_losses: bool, deep_supervis
     both = {**groups[0], "query_groups": [groups[1]]}
     torch.manual_seed(4)
     plain, more, tokens = (criterion(x, targets) for x in (both, {**both, "query_selection": selected}, selected))
-    assert set(more) == set(plain) | NAMES and list(plain) == list(more)[: len(plain)]
+    assert set(more) == set(plain) | names and list(plain) == list(more)[: len(plain)]
     for name, value in more.items():
-        wanted = tokens[name.replace("selection_", "")] if name in NAMES else plain[name]
+        wanted = tokens[name.replace("selection_", "")] if name in names else plain[name]
         torch.testing.assert_close(value, wanted, rtol=0.02, atol=1e-3)
         if "_ce" in name:
             torch.testing.assert_close(value, wanted)
 
 
+@pytest.mark.parametrize("options", [(), QUALITY])
 @pytest.mark.parametrize("read", ["own", "selected"])
-def test_masks_that_somebody_has_read_are_compared(read: str) -> None:
-    model = tiny(PANOPTIC, *R18, *ON, *GROUPS).train()
+def test_masks_that_somebody_has_read_are_compared(read: str, options: tuple[Any, ...]) -> None:
+    model = tiny(PANOPTIC, *R18, *ON, *GROUPS, *options).train()
     batch = [record(64, 64, 2, 3)]
     images = model.preprocess(batch)
     outputs = model.runtime(model.backbone, model.sem_seg_head, images.tensor)
@@ -234,6 +241,7 @@ def test_masks_that_somebody_has_read_are_compared(read: str) -> None:
     for _ in range(2):
         torch.manual_seed(0)
         losses.append(model.criterion(outputs, targets))
+        assert ("loss_selection_quality" in losses[-1]) is bool(options)
         for layer in [outputs["query_selection"]] if read == "selected" else [outputs, *outputs["aux_outputs"]]:
             layer["pred_masks"]
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-5)
@@ -347,7 +355,7 @@ def test_a_criterion_of_another_project_is_told() -> None:
 
 def test_prepared_and_known_to_graphs() -> None:
     """CUDA graphs are made of modules that are known, with weights in the type of autocast."""
-    model = tiny(PANOPTIC, *R18, *ON).eval()
+    model = tiny(PANOPTIC, *R18, *ON, *QUALITY).eval()
     assert _is_known(model.backbone) and _is_known(model.sem_seg_head)
     forms = Prepared(model.backbone, model.sem_seg_head, torch.bfloat16, fold=False)
     assert forms.head.predictor.query_selection.project.weight.dtype == torch.bfloat16
@@ -357,6 +365,7 @@ def test_prepared_and_known_to_graphs() -> None:
         found = forms.head(forms.backbone(images))
     assert torch.equal(found["pred_logits"], expected["pred_logits"])
     assert torch.equal(found["pred_masks"], expected["pred_masks"])
+    assert torch.equal(found["pred_quality"], expected["pred_quality"])
 
 
 def test_a_step_in_float64_is_that_of_a_decoder_with_this_content() -> None:

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten
 from mask2former.modeling import runtime, training_graphs
 from mask2former.modeling.checkpointing import checkpoint_parts
 from mask2former.modeling.outputs import DecoderOutputs, MaskLogits, Row, layer_outputs, split, unread
+from mask2former.modeling.point_sampling import Predictions
 from mask2former.modeling.runtime import Runtime
 from mask2former.modeling.training_graphs import TrainingGraphs
 from mask2former.modeling.transformer_decoder import mask2former_transformer_decoder
@@ -25,6 +26,8 @@ from .tiny_models import clip, record, tiny
 
 PANOPTIC = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
 VIDEO = "youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml"
+QUALITY = ("MODEL.MASK_FORMER.MASK_QUALITY.ENABLED", True)
+SELECTION = ("MODEL.MASK_FORMER.QUERY_SELECTION", True)
 R18 = ("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.MASK_FORMER.DEC_LAYERS", 3)
 
 
@@ -303,6 +306,31 @@ def test_split_reads_nothing() -> None:
         split({"a": 1})
 
 
+def test_split_keeps_quality_groups_and_selection() -> None:
+    logits, quality, embeds = torch.randn(2, 1, 6, 4), torch.randn(2, 1, 6), torch.randn(1, 6, 5)
+    features = torch.randn(1, 1, 5, 2, 2)
+
+    def part(queries: slice) -> DecoderOutputs:
+        masks = [MaskLogits(embeds[:, queries], features, False)] * 2
+        return layer_outputs(logits[:, :, queries], masks, quality[:, :, queries])
+
+    outputs, other = part(slice(3)), part(slice(3, 6))
+    selected = DecoderOutputs(
+        pred_logits=logits[0], pred_masks=MaskLogits(embeds, features, False), pred_quality=quality[0]
+    )
+    outputs.update(query_groups=[other], query_selection=selected)
+    expected = Predictions.of_groups([part(slice(3)), part(slice(3, 6))])
+    tensors, build = split(outputs)
+    built = build([2 * x for x in tensors])
+    assert isinstance(unread(built, "pred_quality"), Row)
+    assert unread(built, "pred_quality").stack is unread(built["aux_outputs"][0], "pred_quality").stack
+    found = Predictions.of_groups([built, *built["query_groups"]])
+    assert found.quality is not None and expected.quality is not None
+    assert torch.equal(found.quality, 2 * expected.quality) and torch.equal(found.logits, 2 * expected.logits)
+    assert isinstance(unread(built["query_selection"], "pred_masks"), MaskLogits)
+    assert torch.equal(built["query_selection"]["pred_quality"], 2 * quality[0])
+
+
 # ---- models
 
 
@@ -318,9 +346,16 @@ CASES = [
     (PANOPTIC, ()),
     (PANOPTIC, ("MODEL.MASK_FORMER.QUERY_GROUPS", 2)),
     (PANOPTIC, ("MODEL.MASK_FORMER.DENOISING.QUERIES", 6)),
+    (PANOPTIC, QUALITY),
+    (PANOPTIC, SELECTION),
+    (
+        PANOPTIC,
+        (*QUALITY, *SELECTION, "MODEL.MASK_FORMER.QUERY_GROUPS", 2, "MODEL.MASK_FORMER.DENOISING.QUERIES", 6),
+    ),
     (VIDEO, ()),
+    (VIDEO, SELECTION),
 ]
-NAMES = ["panoptic", "groups", "denoising", "video"]
+NAMES = ["panoptic", "groups", "denoising", "quality", "selection", "all", "video", "video_selection"]
 
 
 @pytest.mark.parametrize(("config", "more"), CASES, ids=NAMES)

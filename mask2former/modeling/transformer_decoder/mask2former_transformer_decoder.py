@@ -11,7 +11,6 @@ from typing import Any
 
 import fvcore.nn.weight_init as weight_init
 import torch
-import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
@@ -23,7 +22,8 @@ from ...utils.registry import register
 from ...video_registration import VIDEO
 from ..denoising import NoisedObjects
 from ..outputs import DecoderOutputs, MaskLogits, earlier_outputs, layer_outputs, mask_logits
-from .layers import MLP, Attention, CrossAttentionLayer, FFNLayer, SelfAttentionLayer
+from .attention_masks import attention_mask, resized, takes_one_mask_for_all_heads
+from .layers import MLP, CrossAttentionLayer, FFNLayer, SelfAttentionLayer
 from .layers import activation_function as _get_activation_fn
 from .position_encoding import PositionEmbeddingSine, PositionEmbeddingSine3D, tokens_of
 from .query_groups import QueryGroups, TrainingQueries
@@ -64,6 +64,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         query_groups: groups of Q queries in training, each matched by itself; inference has the first one.
         denoising: training has denoising queries, for which `forward` gets `noised`.
         query_selection: the content of queries comes from the levels, see `QuerySelection`; there is no `query_feat`.
+        mask_quality: predict the IoU of each mask and its object, see `mask_quality`; for images only.
     """
 
     num_feature_levels = 3
@@ -87,6 +88,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         query_groups: int = 1,
         denoising: bool = False,
         query_selection: bool = False,
+        mask_quality: bool = False,
     ) -> None:
         super().__init__()
         if not mask_classification:
@@ -123,6 +125,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         self.query_selection: QuerySelection | None = None
         if query_selection:
             self.query_selection = QuerySelection(in_channels, hidden_dim, num_queries)
+        self.quality_embed = MLP(hidden_dim, hidden_dim, 1, 3) if mask_quality else None
 
     @classmethod
     def from_config(cls, cfg: Any, in_channels: int, mask_classification: bool = True) -> dict[str, Any]:
@@ -135,6 +138,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             settings["denoising"] = True
         if node.QUERY_SELECTION:
             settings["query_selection"] = True
+        if node.MASK_QUALITY.ENABLED:
+            settings["mask_quality"] = True
         return settings
 
     def forward(
@@ -159,6 +164,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             `DecoderOutputs`; mask logits, in inference those of the earlier layers, are computed where they are read.
             In training they may have "query_groups" and "denoising", see `QueryGroups.outputs`, and
             "query_selection", the prediction of the selected tokens.
+            With `mask_quality` all predictions have "pred_quality", but for those of "denoising".
             Clips have in inference also "query_embeds" (B, Q, C): the states that the last prediction was
             computed from.
         """
@@ -175,8 +181,13 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                     "MODEL.MASK_FORMER.QUERY_GROUPS 1, MODEL.MASK_FORMER.DENOISING.QUERIES 0 and "
                     "MODEL.MASK_FORMER.QUERY_SELECTION False"
                 )
+            if self.quality_embed is not None:
+                raise ValueError(
+                    f"{type(self).__name__} replaces prediction heads, which predict no quality of masks: set "
+                    "MODEL.MASK_FORMER.MASK_QUALITY.ENABLED False"
+                )
             return self._outputs_of_overridden_heads(x, mask_features, features, frames is not None)
-        small = [_resized(mask_features, level.shape[-2:]).unflatten(0, (-1, frames or 1)) for level in x]
+        small = [resized(mask_features, level.shape[-2:]).unflatten(0, (-1, frames or 1)) for level in x]
         states: list[Tensor] = []
         embeds: list[Tensor] = []
 
@@ -194,7 +205,10 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         if selection is not None and self.training:
             state = self.decoder_norm(selection.content)
             masks = MaskLogits(self.mask_embed(state), features, frames is not None)
-            outputs["query_selection"] = DecoderOutputs(pred_logits=self.class_embed(state), pred_masks=masks)
+            selected = DecoderOutputs(pred_logits=self.class_embed(state), pred_masks=masks)
+            if self.quality_embed is not None:
+                selected["pred_quality"] = self.quality_embed(state)[..., 0]
+            outputs["query_selection"] = selected
         return outputs
 
     def _selection(self, x: Sequence[Tensor], frames: int) -> Selection | None:
@@ -245,7 +259,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             queries = layer(
                 queries,
                 memory[level],
-                memory_mask=mask if _takes_one_mask_for_all_heads(layer) else self._by_head(mask),
+                memory_mask=mask if takes_one_mask_for_all_heads(layer) else self._by_head(mask),
                 memory_key_padding_mask=None,
                 pos=position[level],
                 query_pos=query_pos,
@@ -276,13 +290,16 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         self, states: list[Tensor], embeds: list[Tensor], features: Tensor, clip: bool, groups: QueryGroups | None
     ) -> DecoderOutputs:
         embeds = [embeds[-1], *embeds[:-1]]
+        quality = None
+        if self.quality_embed is not None:
+            quality = self.quality_embed(torch.stack((states[-1], *states[:-1])))[..., 0]
         if groups is not None:
-            return groups.outputs(self._classes(states), embeds, features, clip)
+            return groups.outputs(self._classes(states), embeds, features, clip, quality)
         masks: list[Any] = [MaskLogits(e, features, clip) for e in embeds]
         more = {"query_embeds": states[-1]} if clip and not self.training else {}
         if not self.training:  # nobody leaves out the last ones
             masks[0] = masks[0].value()
-        return layer_outputs(self._classes(states), masks, **more)
+        return layer_outputs(self._classes(states), masks, quality, **more)
 
     def _classes(self, states: list[Tensor]) -> Tensor | list[Tensor]:
         """Return the class logits (B, Q, K + 1) of the last layer, then of the others in order, stacked or listed."""
@@ -310,7 +327,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         state = self.decoder_norm(output).transpose(0, 1)
         embeds = self.mask_embed(state)
         masks = mask_logits(embeds, features)
-        small = _resized(features.flatten(0, 1), attn_mask_target_size).unflatten(0, features.shape[:2])
+        small = resized(features.flatten(0, 1), attn_mask_target_size).unflatten(0, features.shape[:2])
         blocked = self._by_head(attention_mask(embeds, small)[:, None])
         return self.class_embed(state), masks if clip else masks[:, :, 0], blocked
 
@@ -378,33 +395,3 @@ class VideoMultiScaleMaskedTransformerDecoder(MultiScaleMaskedTransformerDecoder
         if frames is None:
             frames = self.num_frames if self.training else len(mask_features)
         return super().forward(x, mask_features, mask, frames=frames, noised=noised)
-
-
-def _resized(mask_features: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize mask features (B * T, C, H4, W4) to a level.
-
-    Mask logits are linear in the mask features, so the features are resized once per level instead of the logits once
-    per layer.
-    """
-    with torch.no_grad():
-        return F.interpolate(mask_features.float(), tuple(size), mode="bilinear", align_corners=False)
-
-
-def _takes_one_mask_for_all_heads(layer: Any) -> bool:
-    """Return whether a layer and its attention are our own: those of other projects get a mask for each head."""
-    return as_written(layer, CrossAttentionLayer, "forward", "forward_post", "forward_pre") and as_written(
-        layer.multihead_attn, Attention, "forward"
-    )
-
-
-@torch.no_grad()
-def attention_mask(embeds: Tensor, features: Tensor) -> Tensor:
-    """Compute where each query does not attend (equation 2): outside its mask.
-
-    Args:
-        embeds: (B, Q, C); features: (B, T, C, H, W) at the level's size.
-
-    Returns:
-        bool (B, Q, T * H * W), True where attention is blocked; all of it for an empty mask.
-    """
-    return mask_logits(embeds, features).flatten(2).sigmoid() < 0.5

@@ -107,7 +107,12 @@ class QueryGroups:
         return torch.cat((mask[:, :, : self._matched], blocked[:, None]), 2)
 
     def outputs(
-        self, classes: Tensor | Sequence[Tensor], embeds: Sequence[Tensor], features: Tensor, clip: bool
+        self,
+        classes: Tensor | Sequence[Tensor],
+        embeds: Sequence[Tensor],
+        features: Tensor,
+        clip: bool,
+        quality: Tensor | None = None,
     ) -> DecoderOutputs:
         """Return the outputs of the decoder's own queries.
 
@@ -120,14 +125,17 @@ class QueryGroups:
             embeds: query embeddings (B, G Q + E, C) in this order.
             features: mask features (B, T, C, H4, W4).
             clip: see `MaskLogits`.
+            quality: that of masks (L, B, G Q + E) in this order, or None. It is not learned from denoising queries,
+                which know where their object is.
         """
 
         def part(first: int, end: int, layers: Sequence[int]) -> DecoderOutputs:
+            own_quality = quality[:, :, first:end] if quality is not None and end <= self._matched else None
             masks = [MaskLogits(embeds[i][:, first:end], features, clip) for i in layers]
             if isinstance(classes, Tensor):
                 logits = classes if len(layers) == len(classes) else torch.cat((classes[:1], classes[2:]))
-                return layer_outputs(logits[:, :, first:end], masks)
-            return layer_outputs([classes[i][:, first:end] for i in layers], masks)
+                return layer_outputs(logits[:, :, first:end], masks, own_quality)
+            return layer_outputs([classes[i][:, first:end] for i in layers], masks, own_quality)
 
         layers, end = range(len(embeds)), self._matched
         own, *others = (part(first, first + self.size, layers) for first in range(0, end, self.size))
