@@ -46,7 +46,7 @@ from .structures.classes import ClassTable
 from .structures.task import IMAGE_TASKS, Task
 from .tile_settings import TileSettings, merge_results
 from .tiling import plan_tiles
-from .utils.device import amp_dtype, select_device
+from .utils.device import amp_dtype, model_device
 from .video.reader import FrameSource, Video
 from .video.results import VideoResult
 from .video.time_points import TimePoint
@@ -167,7 +167,8 @@ class Segmenter:
             config: a YAML file, or its name below configs/; instead of a name.
             weights: file or URL (.safetensors, .pth, .pkl, a Hugging Face directory); default: the named
                 model's, or MODEL.WEIGHTS of `overrides`.
-            device: "auto" takes a CUDA GPU, else a working Apple GPU, else the CPU.
+            device: "auto" takes a CUDA GPU, else a working Apple GPU, else the CPU, whatever the config file says;
+                MODEL.DEVICE of `overrides` counts more.
             overrides: config keys and values, KEY VALUE KEY VALUE ...
             task: which results to compute, see `Segmenter`; "auto": those the config turns on.
             classes: class names, if neither the test dataset nor the model's directory has them.
@@ -177,7 +178,7 @@ class Segmenter:
             ValueError: unknown model or config key, contradictory arguments, no weights or incomplete ones.
             FileNotFoundError: a missing file (of the zoo: the message gives the URL and where to put the file).
         """
-        selected = select_device(device)
+        selected = model_device(device, overrides)
         model, cfg, table = load_model(name, config, weights, selected, overrides, task, classes)
         return cls(model, cfg, classes=table, device=selected, task=task, **options)
 

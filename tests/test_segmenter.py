@@ -22,8 +22,9 @@ from mask2former import ops
 from mask2former.config import load_config
 from mask2former.modeling.postprocess import begin
 from mask2former.objects import ObjectRules
-from mask2former.segmenter import Segmenter, select_device
+from mask2former.segmenter import Segmenter
 from mask2former.structures.classes import ClassTable
+from mask2former.utils.device import select_device
 
 from .stub_model import ALL_PARTS, StubModel, gray_tensor
 
@@ -293,6 +294,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_safetensors(build_model(cfg), directory / "model.safetensors")
     (directory / "config.yaml").write_text(cfg.dump())
     return directory
+
+
+def test_the_device_of_overrides_is_taken(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # what "auto" would take
+    segment = Segmenter.load(str(tiny), overrides=["MODEL.DEVICE", "cpu"])
+    assert segment.device.type == segment.model.device.type == "cpu"
 
 
 def test_config_and_weights_give_what_the_model_itself_gives(tiny: Path) -> None:

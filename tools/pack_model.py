@@ -3,8 +3,8 @@
 
     python tools/pack_model.py output/nuclei models/nuclei --classes nucleus
 
-Writes model.safetensors (half precision, the weights that were evaluated), config.yaml without machine-specific paths,
-and classes.json.
+Writes model.safetensors (half precision, the weights that were evaluated), config.yaml without paths and device
+of this machine, and classes.json.
 """
 
 from __future__ import annotations

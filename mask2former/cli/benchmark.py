@@ -8,7 +8,7 @@ from pathlib import Path
 from ..benchmark import inference, training
 from ..benchmark.options import add_inference, add_model, add_output, add_training
 from ..model_source import DEFAULT_MODEL, locate_model
-from ..utils.device import select_device
+from ..utils.device import model_device
 from .parser import positive, refuse_given
 
 HELP = "time a model on this machine"
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         FileNotFoundError, ValueError: no such model, config, device or key.
     """
-    args.device = str(select_device(args.device))
+    args.device = str(model_device(args.device, args.opts))
     if args.train:
         refuse_given(args, ("source", "dense"), "with --train")
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from ..config import find_config, load_config
 from ..data import register_from_config
 from ..engine import Trainer, argument_parser, launch, setup
 from ..model_source import locate_model, stored_classes
+from ..utils.device import model_device
 from ..utils.file_io import write_json
 from ..utils.hints import did_you_mean
 from ..video_registration import register_named_datasets
 from .parser import not_negative, refuse_given
+
+logger = logging.getLogger(__name__)
 
 HELP = "measure a model on a dataset"
 DESCRIPTION = """Measure a model on a dataset: AP of instances, PQ of panoptic, mIoU of semantic segmentation.
@@ -46,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", help="part of a directory: val, test, train (default: val, else test, else all)")
     parser.add_argument("--output", metavar="DIR", help="directory (default: output/eval)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     parser.add_argument("--num-gpus", type=not_negative, default=1, metavar="N", help="0: the CPU (default: 1 if any)")
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides; must come last"
@@ -56,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate; return the exit status.
 
     Raises:
-        FileNotFoundError, ValueError: no model, no weights, no dataset, or classes that differ.
+        FileNotFoundError, ValueError: no model, no weights, no dataset, no such device, or classes that differ.
     """
     if args.model is None and args.config_file is None:
         raise ValueError("give --model NAME ('mask2former models' lists them), or --config-file FILE --weights FILE")
@@ -65,15 +70,19 @@ def run(args: argparse.Namespace) -> int:
     if args.split is not None and (args.data is None or not Path(args.data).exists()):
         raise ValueError("--split is a part of a directory: give --data DIR")
     opts = dict(zip(args.opts[::2], args.opts[1::2]))
-    for option, key in (("weights", "MODEL.WEIGHTS"), ("output", "OUTPUT_DIR")):
+    for option, key in (("weights", "MODEL.WEIGHTS"), ("output", "OUTPUT_DIR"), ("device", "MODEL.DEVICE")):
         if key in opts:
             refuse_given(args, (option,), f"with {key} in --opts; give one of them")
+    if args.num_gpus != 1:
+        refuse_given(args, ("device",), f"with --num-gpus {args.num_gpus}: 0 is the CPU, more are that many GPUs")
     weights = args.weights or opts.get("MODEL.WEIGHTS")
     args.output = args.output or opts.get("OUTPUT_DIR") or "output/eval"
     config, weights = locate_model(args.model, args.config_file, weights)
     if not weights:
         raise ValueError(f"no weights for {config}: give --weights FILE")
     overrides = ["MODEL.WEIGHTS", str(weights), "OUTPUT_DIR", args.output]
+    if "MODEL.DEVICE" not in opts:
+        overrides += ["MODEL.DEVICE", str(model_device("cpu" if args.num_gpus == 0 else args.device, ()))]
     if args.data is not None:
         overrides += _dataset(args, config, Path(str(weights)))
     command = ["--config-file", str(config), "--eval-only", "--num-gpus", str(args.num_gpus)]
@@ -88,6 +97,7 @@ def evaluate(args: argparse.Namespace) -> Any:
         args: of `engine.argument_parser`.
     """
     cfg = setup(args)
+    logger.info("Evaluating %s on %s.", cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE)
     model = Trainer.load_for_test(cfg)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:

@@ -12,7 +12,7 @@ from ..model_loading import load_model
 from ..model_source import DEFAULT_MODEL
 from ..structures.task import Task
 from ..utils.atomic_file import check_writable
-from ..utils.device import select_device
+from ..utils.device import model_device
 from . import arguments
 from .parser import not_negative, path, positive
 
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         args.model,
         args.config_file,
         args.weights,
-        select_device(args.device),
+        model_device(args.device, args.opts),
         args.opts,
     )
     clip = hasattr(model, "clip_outputs")

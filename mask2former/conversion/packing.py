@@ -47,11 +47,11 @@ def stored_or_registered_classes(cfg: CfgNode, source: Path) -> ClassTable:
 
 
 def portable(cfg: CfgNode) -> CfgNode:
-    """Return the config without machine-specific settings."""
+    """Return the config without machine-specific settings: paths are empty, and MODEL.DEVICE is not there."""
     cfg = cfg.clone()
     cfg.MODEL.WEIGHTS = ""
     cfg.MODEL.TIMM.WEIGHTS = ""
-    cfg.MODEL.DEVICE = "cpu"
+    del cfg.MODEL["DEVICE"]  # what loads the model chooses it
     cfg.OUTPUT_DIR = "./output"
     return cfg
 
@@ -63,7 +63,7 @@ def pack_model(
     classes: Sequence[str] | None = None,
     dtype: torch.dtype | None = torch.float16,
 ) -> str:
-    """Write model.safetensors, config.yaml without machine-specific paths, and classes.json.
+    """Write model.safetensors, config.yaml without paths and device of this machine, and classes.json.
 
     Args:
         source: output directory of a training (config.yaml and weights).

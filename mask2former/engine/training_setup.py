@@ -70,6 +70,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     if note:
         logger.info("%s", note)
+    if unused := _unused_gpu(cfg, args):
+        logger.warning("%s", unused)
     for warning in config_warnings(cfg) if not args.eval_only and comm.is_main_process() else ():
         logger.warning("%s", warning)
     return cfg
@@ -166,3 +168,11 @@ def _choose_device(cfg: CfgNode, num_gpus: int) -> str:
         return ""
     requested, cfg.MODEL.DEVICE = cfg.MODEL.DEVICE, "cpu"
     return f"MODEL.DEVICE is set from {requested} to cpu: {reason}."
+
+
+def _unused_gpu(cfg: CfgNode, args: argparse.Namespace) -> str:
+    """Return a warning if a config file, not the command, chooses the CPU of a machine with GPUs; or ''. For rank 0."""
+    asked = "MODEL.DEVICE" in args.opts[::2] or getattr(args, "num_gpus", 1) == 0
+    if cfg.MODEL.DEVICE != "cpu" or asked or not torch.cuda.is_available() or not comm.is_main_process():
+        return ""
+    return f"MODEL.DEVICE is cpu in {args.config_file}, and this machine has a GPU: add MODEL.DEVICE cuda to use it."

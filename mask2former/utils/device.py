@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,6 +31,27 @@ def select_device(device: str | torch.device = "auto") -> torch.device:
     if selected.type == "mps" and not _mps_works():
         raise ValueError("device 'mps': PyTorch finds no working Apple GPU. Use device='cpu' or 'auto'.")
     return selected
+
+
+def model_device(device: str | torch.device, overrides: Sequence[Any]) -> torch.device:
+    """Return the device for a model that is loaded from files: MODEL.DEVICE of `overrides`, else `device`.
+
+    MODEL.DEVICE of its config file does not count: it is the device of the machine that wrote the file.
+
+    Args:
+        device: as `select_device` takes it.
+        overrides: config keys and values, KEY VALUE KEY VALUE ...; the last one counts.
+
+    Raises:
+        ValueError: the device is unknown or missing; the message names MODEL.DEVICE where that asks for it.
+    """
+    given = dict(zip(overrides[::2], overrides[1::2])).get("MODEL.DEVICE")
+    if given is None:
+        return select_device(device)
+    try:
+        return select_device(str(given))
+    except ValueError as error:
+        raise ValueError(f"MODEL.DEVICE: {error}") from error
 
 
 def _mps_works() -> bool:

@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from mask2former.cli import eval as command
 from mask2former.cli import main
@@ -43,6 +44,30 @@ def test_a_config_with_weights_and_a_registered_dataset(launched: list[argparse.
     assert main(["eval", "--config-file", name, "--weights", "w.pkl", "--data", data, "--num-gpus", "0"]) == 0
     cfg = config(launched[0])
     assert (data,) == cfg.DATASETS.TEST and cfg.MODEL.WEIGHTS == "w.pkl" and launched[0].num_gpus == 0
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_the_device_is_not_that_of_the_config(
+    launched: list[argparse.Namespace], monkeypatch: pytest.MonkeyPatch, gpus: int
+) -> None:
+    """A config file names the device of the machine that wrote it: it has no say on this one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    Path("packed").mkdir()
+    Path("packed/config.yaml").write_text("MODEL: {DEVICE: cpu}\n")
+    Path("packed/model.safetensors").touch()
+    here = "cuda" if gpus else "cpu"
+    for more, device in [
+        ([], here),
+        (["--device", "cpu"], "cpu"),
+        (["--num-gpus", "0"], "cpu"),
+        (["--num-gpus", "2"], here),
+        (["--opts", "MODEL.DEVICE", "cpu"], "cpu"),
+        (["--opts", "MODEL.DEVICE", "cuda:1"], "cuda:1"),
+    ]:
+        assert main(["eval", "--model", "packed", *more]) == 0, more
+        assert device == config(launched[-1]).MODEL.DEVICE, more
 
 
 def formats(monkeypatch: pytest.MonkeyPatch, splits: dict[str, list[str]]) -> None:
@@ -90,6 +115,9 @@ def test_classes_get_the_order_of_the_model(tmp_path: Path) -> None:
         (["--model", "nucleii"], "Did you mean 'nuclei'"),
         (["--config-file", "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"], "give --weights FILE"),
         (["--model", "nuclei", "--split", "val"], "give --data DIR"),
+        (["--model", "nuclei", "--device", "gpu"], "unknown device 'gpu'"),
+        (["--model", "nuclei", "--device", "cpu", "--num-gpus", "2"], "--device has no effect with --num-gpus 2"),
+        (["--model", "nuclei", "--device", "cpu", "--opts", "MODEL.DEVICE", "cpu"], "--device has no effect with"),
         (["--model", "nuclei", "--data", "coco_2017_val_panoptik"], "no dataset of this name. Did you mean"),
         (["--model", "nuclei", "--data", "cells", "--split", "val"], "has the parts train, test; choose one"),
         (["--model", "nuclei", "--data", "cells"], "does not know: mitosis; its classes are nucleus"),

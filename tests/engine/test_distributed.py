@@ -203,7 +203,7 @@ def started(tmp_path: Path, launcher: str, *options: str) -> Iterator[subprocess
     finally:
         job.terminate()  # the ranks of torchrun are in sessions of their own, and only torchrun can end them
         try:
-            job.wait(timeout=60)
+            job.wait(timeout=600)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(job.pid, signal.SIGKILL)

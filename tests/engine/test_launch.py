@@ -334,6 +334,28 @@ def test_setup_falls_back_to_cpu(gpus: str, tmp_path: Path, monkeypatch: pytest.
     logging.getLogger("mask2former").handlers.clear()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "warned"),
+    [((), True), (("--eval-only",), True), (("--num-gpus", "0"), False), (("MODEL.DEVICE", "cpu"), False)],
+)
+def test_setup_tells_that_a_config_file_leaves_a_gpu_idle(
+    arguments: tuple[str, ...], warned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_setup, "validate_config", lambda cfg, training, **_: None)
+    monkeypatch.setattr(training_setup, "config_warnings", lambda cfg: [])
+    monkeypatch.setattr(training_setup, "collect_env_info", lambda: "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(training_setup, "seed_all_rng", lambda seed: None)
+    file = tmp_path / "packed.yaml"
+    file.write_text(f"MODEL: {{DEVICE: cpu}}\nOUTPUT_DIR: {tmp_path / 'out'}\n")
+    records: list[str] = []
+    monkeypatch.setattr(training_setup.logger, "warning", lambda text, *values: records.append(text % values))
+    cfg = setup(parse("--config-file", str(file), *arguments))
+    assert cfg.MODEL.DEVICE == "cpu"  # the command of the reference does what the config says
+    assert [f"MODEL.DEVICE is cpu in {file}" in line for line in records] == [True] * warned
+    logging.getLogger("mask2former").handlers.clear()
+
+
 @pytest.mark.parametrize("trained", [True, False])
 def test_an_evaluation_leaves_the_config_of_a_training(
     trained: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

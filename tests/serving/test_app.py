@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -270,12 +271,23 @@ def test_a_full_queue_is_429_and_nothing_accepted_is_lost(client: Any, engine: E
     assert client.post("/v1/segment", content=png()).status_code == 200
 
 
-def test_a_timeout_is_504(held: HeldModel) -> None:
+def test_a_timeout_is_504(held: HeldModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter=lambda: now[0])
+    monkeypatch.setattr("mask2former.serving.app.time", clock)
     with (
-        make_engine(held, LIMITS, timeout=0.3) as engine,
+        make_engine(held, LIMITS, timeout=60.0) as engine,
         running(create_app(engine, close_engine=False)) as address,
         httpx.Client(base_url=address, timeout=60, trust_env=False) as client,
     ):
+        submit = engine.submit
+
+        def submit_and_wait(*arguments: Any, **options: Any) -> Any:
+            future = submit(*arguments, **options)
+            now[0] = 60.0  # not before the image is there, which would be another error
+            return future
+
+        monkeypatch.setattr(engine, "submit", submit_and_wait)
         held.go.clear()
         assert error_of(client.post("/v1/segment", content=png())) == (504, "timeout")
         held.go.set()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import CancelledError
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -151,6 +152,7 @@ def test_a_full_queue_refuses_and_recovers(held: HeldModel) -> None:
 def test_pixels_bound_the_queue_but_one_image_is_always_accepted(held: HeldModel) -> None:
     with make_engine(held, max_waiting_pixels=40) as engine:
         assert engine.segment(IMAGE).size == (6, 8)
+        wait_for(lambda: engine.status().accepted == 0)  # its place is free after its result is there
         first = block(engine, held)
         with pytest.raises(BusyError):
             engine.submit(IMAGE)
@@ -194,13 +196,16 @@ def test_timeouts(held: HeldModel) -> None:
             late.result(60)
 
 
-def test_an_image_in_many_tiles_stops_at_its_deadline(held: HeldModel) -> None:
+def test_an_image_in_many_tiles_stops_at_its_deadline(held: HeldModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter=lambda: now[0])
+    monkeypatch.setattr("mask2former.serving.engine.time", clock)
     with make_engine(held) as engine:
         held.go.clear()
         held.entered.clear()
         future = engine.submit(np.zeros((256, 256, 3), np.uint8), options=Options(tile=64), timeout=0.2)
         assert held.entered.wait(60)
-        threading.Event().wait(0.3)
+        now[0] = 0.3
         held.go.set()
         with pytest.raises(RequestTimeoutError, match="tiles"):
             future.result(60)
@@ -352,7 +357,8 @@ def test_many_threads_lose_nothing() -> None:
         for thread in threads:
             thread.join(120)
         assert len(sizes) == 160 and engine.status().images == 160
-        assert engine.status().accepted == engine.status().waiting == 0
+        wait_for(lambda: engine.status().accepted == 0)
+        assert engine.status().waiting == 0
 
 
 def test_batching_settings_out_of_range() -> None:

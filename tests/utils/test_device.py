@@ -1,4 +1,4 @@
-"""Tests of the choice of the format for autocast."""
+"""Tests of the choice of the device, and of the format for autocast."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from mask2former.config import load_config
 from mask2former.engine.train_step import select_precision
-from mask2former.utils.device import amp_dtype
+from mask2former.utils.device import amp_dtype, model_device
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,13 @@ def test_other_formats() -> None:
     assert amp_dtype(True, cpu) is torch.bfloat16
     with pytest.raises(ValueError, match="not 'fp8'"):
         amp_dtype("fp8", cpu)
+
+
+def test_the_device_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert str(model_device("auto", ())) == str(model_device("auto", ["SEED", 3])) == "cuda"
+    assert str(model_device("cuda", ["MODEL.DEVICE", "cuda:1", "SEED", 3])) == "cuda:1"
+    assert str(model_device("auto", ["MODEL.DEVICE", "cuda", "MODEL.DEVICE", "cpu"])) == "cpu"
+    with pytest.raises(ValueError, match=r"^MODEL\.DEVICE: device 'cuda:2'"):
+        model_device("auto", ["MODEL.DEVICE", "cuda:2"])
