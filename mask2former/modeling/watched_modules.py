@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+
+
+class TensorState(NamedTuple):
+    """What a captured training relies on; to be compared while the tensors that learn are kept.
+
+    Attributes:
+        objects: `id` of the tensors. Another one at the same place, as `nn.Parameter(old.data)`, has its own gradient.
+        addresses: where their values are.
+        learn: which have gradients.
+    """
+
+    objects: list[int]
+    addresses: list[int]
+    learn: list[bool]
 
 
 class WatchedModules:
@@ -41,17 +55,23 @@ class WatchedModules:
         """Return whether all parameters and buffers are where they were; of modules with the same structure."""
         return self._addresses == [tensor.data_ptr() for tensor in self._tensors()]
 
-    def tensor_state(self) -> list[Any]:
-        """Return where all parameters and buffers are, and which have gradients; of modules with the same structure."""
+    def tensor_state(self) -> TensorState:
+        """Return the state of all parameters and buffers; of modules with the same structure."""
         tensors = self._tensors()
-        return [tensor.data_ptr() for tensor in tensors] + [tensor.requires_grad for tensor in tensors]
+        return TensorState(
+            [id(tensor) for tensor in tensors],
+            [tensor.data_ptr() for tensor in tensors],
+            [tensor.requires_grad for tensor in tensors],
+        )
 
     def _current_structure(self) -> list[Any]:
         found: list[Any] = []
         for i, module in enumerate(self._modules):
             own, cls = vars(module), type(module)
             # Hooks of different registrations have different keys; methods of an object are attributes.
-            names = (cls, *own, *own["_forward_hooks"], *own["_forward_pre_hooks"], own.get("_compiled_call_impl"))
+            forward, backward = own["_forward_hooks"], own["_backward_hooks"]
+            before = (*own["_forward_pre_hooks"], None, *own["_backward_pre_hooks"])
+            names = (cls, *own, *forward, None, *backward, None, *before, own.get("_compiled_call_impl"))
             if names != self._names[i]:
                 self._names[i], self._special[i] = names, self._is_special(module)
             found += (cls, cls.forward, own["training"], self._special[i])
