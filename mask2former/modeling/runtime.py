@@ -30,6 +30,8 @@ _TOGETHER = 2**22
 # Code of which we know that the same kernels are right in each call; other code may look at values, or at the clock.
 _KNOWN = ("torch.", "torchvision.", "detectron2.", "fvcore.", "timm.", f"{__name__.rpartition('.modeling.')[0]}.")
 _PLAIN = (object, Generic, ABC)
+# Attributes that trainings change on their way: of dropout, stochastic depth and batch norms.
+_SCHEDULED = ("p", "dropout", "rate", "drop_prob", "momentum")
 
 
 class Runtime:
@@ -59,7 +61,7 @@ class Runtime:
         self.compiler: dict[str, Any] = {}
         self._graphs = GraphCache(after=2 if mode == "auto" else 1)
         self._training_graphs = TrainingGraphs()
-        self._modules: _Modules | None = None
+        self._modules: dict[bool, _Modules] = {}  # in training and in evaluation, which take turns
         self._prepared: dict[torch.dtype | None, _PreparedNetwork] = {}
         self._compiled: list[_CompiledNetwork] = []
         self._refused: set[str] = set()
@@ -109,9 +111,10 @@ class Runtime:
 
     def _of(self, backbone: nn.Module, head: nn.Module) -> _Modules:
         """Return what is known of the modules as they are now."""
-        if self._modules is None or not self._modules.are(backbone, head):
-            self._modules = _Modules(backbone, head)
-        return self._modules
+        modules = self._modules.get(backbone.training)
+        if modules is None or not modules.are(backbone, head):
+            modules = self._modules[backbone.training] = _Modules(backbone, head)
+        return modules
 
     # ---- training
     def _train(
@@ -258,7 +261,7 @@ class _Modules:
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
         self._modules = (backbone, head)
-        self.watched = WatchedModules(self._modules, is_hooked_in_training, addresses=False)
+        self.watched = WatchedModules(self._modules, is_hooked_in_training, addresses=False, numbers=_SCHEDULED)
         self.are_known = _is_known(backbone) and _is_known(head)
         self.are_hooked = any(is_hooked_in_training(module) for root in self._modules for module in root.modules())
         self.are_uncapturable = is_uncapturable(self._modules)

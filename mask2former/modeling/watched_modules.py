@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -32,23 +32,29 @@ class WatchedModules:
         roots: the modules.
         is_special: tells of a module whether calling it does more than its class says, as by hooks.
         addresses: remember where parameters and buffers are, and keep that memory, for `have_same_addresses`.
+        numbers: attributes of modules that belong to the structure where they are numbers.
     """
 
     def __init__(
-        self, roots: Iterable[nn.Module], is_special: Callable[[nn.Module], bool], addresses: bool = True
+        self,
+        roots: Iterable[nn.Module],
+        is_special: Callable[[nn.Module], bool],
+        addresses: bool = True,
+        numbers: Sequence[str] = (),
     ) -> None:
-        self._is_special = is_special
+        self._is_special, self._numbers = is_special, numbers
         # A dictionary, which removes duplicates, keeps their order.
         self._modules = list(dict.fromkeys(module for root in roots for module in root.modules()))
         self._names: list[Any] = [None] * len(self._modules)
         self._special = [False] * len(self._modules)
+        self._own_numbers: list[Sequence[str]] = [()] * len(self._modules)
         self._structure = self._current_structure()
         tensors = self._tensors() if addresses else []
         self._addresses = [tensor.data_ptr() for tensor in tensors]
         self._kept = [tensor.untyped_storage() for tensor in tensors]  # so that nothing else comes to these addresses
 
     def have_same_structure(self) -> bool:
-        """Return whether the modules, their classes, modes, methods and hooks are those of the start."""
+        """Return whether the modules, their classes, modes, methods, hooks and numbers are those of the start."""
         return self._structure == self._current_structure()
 
     def have_same_addresses(self) -> bool:
@@ -74,7 +80,10 @@ class WatchedModules:
             names = (cls, *own, *forward, None, *backward, None, *before, own.get("_compiled_call_impl"))
             if names != self._names[i]:
                 self._names[i], self._special[i] = names, self._is_special(module)
+                self._own_numbers[i] = [name for name in self._numbers if isinstance(own.get(name), int | float)]
             found += (cls, cls.forward, own["training"], self._special[i])
+            for name in self._own_numbers[i]:
+                found.append(own[name])
             if own["_modules"]:
                 found += map(id, own["_modules"].values())
         return found

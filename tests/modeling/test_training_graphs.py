@@ -223,7 +223,7 @@ def test_no_graph_where_inputs_or_modules_change(gpu: Gpu) -> None:
     assert ours.captured_in_training == 1
 
 
-@pytest.mark.parametrize("change", ["eval", "hook", "replace", "method"])
+@pytest.mark.parametrize("change", ["eval", "hook", "replace", "method", "momentum"])
 def test_no_graph_of_changed_modules(change: str, gpu: Gpu) -> None:
     module, head, ours = net(), Head(), Runtime("graph")
     ours(module, head, images())
@@ -233,11 +233,24 @@ def test_no_graph_of_changed_modules(change: str, gpu: Gpu) -> None:
         module[2].register_forward_hook(lambda m, x, y: 2 * y)
     elif change == "replace":
         module[2] = nn.Identity()
+    elif change == "momentum":
+        module[1].momentum = 0.5
     else:
         module[2].forward = lambda x: 3 * x
-    expected = copy.deepcopy(module)(images())
+    plain = copy.deepcopy(module)
+    expected = plain(images())
     assert torch.equal(ours(module, head, images())["x"], expected)
+    assert all(torch.equal(value, module.state_dict()[name]) for name, value in plain.state_dict().items())
     assert gpu.graphs[0].replays == 1
+
+
+def test_an_evaluation_between_steps_keeps_the_graphs(gpu: Gpu) -> None:
+    module, head, ours = net(), Head(), Runtime("graph")
+    ours(module, head, images())
+    ours._of(module.eval(), head.eval())  # as in an evaluation that is not captured
+    module.train(), head.train()
+    ours(module, head, images())
+    assert ours.captured_in_training == 1 and gpu.graphs[0].replays == 2
 
 
 def test_sizes_that_vary_are_not_captured(gpu: Gpu) -> None:
@@ -307,6 +320,14 @@ def test_split_reads_nothing() -> None:
     assert torch.equal(built["denoising"][0], 2 * embeds[0])
     with pytest.raises(TypeError, match="not int"):
         split({"a": 1})
+
+
+def test_split_keeps_lists_and_tuples() -> None:
+    x = torch.ones(2)
+    for value in ((x, [x]), [x, (x, x)]):
+        tensors, build = split(value)
+        built = build(tensors)
+        assert type(built) is type(value) and type(built[1]) is type(value[1]) and built[0] is x
 
 
 def test_split_keeps_quality_groups_and_selection() -> None:
