@@ -22,6 +22,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.module import _has_any_global_hook
 
+from ..utils.host_random import HostRandom
 from .checkpointing import is_checkpointed
 from .cuda_graphs import GraphMemory, capture_nothing, capturing
 from .outputs import split
@@ -164,11 +165,16 @@ class CapturedTraining:
             stream.wait_stream(current)
             try:
                 with torch.cuda.stream(stream), _as_leaves(modules) as leaves:
+                    start = HostRandom()
                     for _ in range(_WARM_UP):
+                        random = HostRandom()
                         outputs, _ = split(network(self._inputs))
                         _check_leaves(outputs, leaves)
                         _gradients(outputs, leaves, [torch.zeros_like(x) for x in outputs if x.requires_grad])
                         del outputs
+                    if random.was_drawn():  # in the last run: a compiler may draw in the first one
+                        start.restore()
+                        raise RuntimeError("the network draws random numbers on the CPU")
             finally:
                 torch.clear_autocast_cache()  # casts of the weights are part of the graph
                 current.wait_stream(stream)  # also after an error: buffers are restored then

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import random
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -22,6 +23,7 @@ from mask2former.modeling.point_sampling import Predictions
 from mask2former.modeling.runtime import Runtime
 from mask2former.modeling.training_graphs import TrainingGraphs
 from mask2former.modeling.transformer_decoder import mask2former_transformer_decoder
+from mask2former.utils import host_random
 
 from .tiny_models import clip, record, tiny
 
@@ -106,6 +108,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.get_rng_state())
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: torch.set_rng_state(state))
+    monkeypatch.setattr(host_random, "_of_torch", lambda: torch.zeros(1))  # its numbers are those of the GPU
     monkeypatch.setattr(runtime, "may_capture", lambda images: torch.is_grad_enabled())
     monkeypatch.setattr(runtime, "_autocast", lambda: ())
     return gpu
@@ -420,6 +423,26 @@ def test_outputs_that_somebody_keeps_do_not_change(gpu: Gpu) -> None:
     before = kept.clone()
     assert graphs("key", run(module), [module], [images(1)]) is not None
     assert torch.equal(kept, before)
+
+
+class LayerDrop(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 1).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) if random.random() < 0.5 else x * self.layer.bias.sum()
+
+
+def test_a_network_that_draws_on_the_cpu_is_not_captured(gpu: Gpu, caplog: pytest.LogCaptureFixture) -> None:
+    module, head, ours = LayerDrop(), Head(), Runtime("graph")
+    random.seed(3)
+    expected = [module(images()) for _ in range(8)]
+    random.seed(3)
+    with caplog.at_level(logging.WARNING, "mask2former"):
+        found = [ours(module, head, images())["x"] for _ in range(8)]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert "goes on without CUDA graphs: the network draws random numbers on the CPU" in caplog.text
 
 
 class Keeper(nn.Module):
