@@ -167,14 +167,17 @@ class CapturedTraining:
                 with torch.cuda.stream(stream), _as_leaves(modules) as leaves:
                     start = HostRandom()
                     for _ in range(_WARM_UP):
-                        random = HostRandom()
+                        random, tensors = HostRandom(), list(map(id, _tensors(modules)))
                         outputs, _ = split(network(self._inputs))
                         _check_leaves(outputs, leaves)
                         _gradients(outputs, leaves, [torch.zeros_like(x) for x in outputs if x.requires_grad])
                         del outputs
-                    if random.was_drawn():  # in the last run: a compiler may draw in the first one
+                    # In the last run: in the first one a compiler may draw, and modules may make buffers.
+                    if random.was_drawn():
                         start.restore()
                         raise RuntimeError("the network draws random numbers on the CPU")
+                    if tensors != list(map(id, _tensors(modules))):
+                        raise RuntimeError("the network exchanges buffers")
             finally:
                 torch.clear_autocast_cache()  # casts of the weights are part of the graph
                 current.wait_stream(stream)  # also after an error: buffers are restored then
@@ -360,13 +363,15 @@ def _as_leaves(modules: Sequence[nn.Module]) -> Iterator[dict[Tensor, Tensor]]:
 @contextlib.contextmanager
 def _unchanged(modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
     """Restore buffers and random numbers of the device at the end, which runs before a capture change."""
-    buffers = [buffer for root in modules for buffer in root.buffers()]
-    values = [buffer.clone() for buffer in buffers]
+    buffers = [(each, dict(each._buffers)) for root in modules for each in root.modules() if each._buffers]
+    values = {x: x.clone() for _, own in buffers for x in own.values() if x is not None}
     random = torch.cuda.get_rng_state(device)
     try:
         yield
     finally:
         torch.cuda.set_rng_state(random, device)
+        for module, own in buffers:
+            module._buffers.update(own)
         with torch.no_grad():
-            for buffer, value in zip(buffers, values, strict=True):
+            for buffer, value in values.items():
                 buffer.copy_(value)

@@ -445,6 +445,25 @@ def test_a_network_that_draws_on_the_cpu_is_not_captured(gpu: Gpu, caplog: pytes
     assert "goes on without CUDA graphs: the network draws random numbers on the CPU" in caplog.text
 
 
+class Counter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 1).double()
+        self.register_buffer("calls", torch.zeros(1, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        return self.layer(x) * self.calls
+
+
+def test_a_network_that_exchanges_buffers_is_not_captured(gpu: Gpu, caplog: pytest.LogCaptureFixture) -> None:
+    module, head, ours = Counter(), Head(), Runtime("graph")
+    with caplog.at_level(logging.WARNING, "mask2former"):
+        found = [ours(module, head, images())["x"] for _ in range(3)]
+    assert all(torch.equal(x, module.layer(images()) * (i + 1)) for i, x in enumerate(found))
+    assert module.calls == 3 and "the network exchanges buffers" in caplog.text
+
+
 class Keeper(nn.Module):
     """Reads a parameter from elsewhere than its place among the parameters."""
 
