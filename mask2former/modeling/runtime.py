@@ -133,7 +133,7 @@ class Runtime:
         modules = self._of(backbone, head)
         if modules.are_hooked or modules.are_uncapturable or not (known or self.mode != "auto"):
             return None
-        state = modules.watched.tensor_state()
+        state = modules.watched.state()
         if not any(state.learn):  # as a teacher's network, outside of `torch.no_grad`
             return None
         noised: NoisedObjects | None = keywords.get("noised")

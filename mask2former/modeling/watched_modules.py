@@ -8,18 +8,20 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 
-class TensorState(NamedTuple):
+class State(NamedTuple):
     """What a captured training relies on; to be compared while the tensors that learn are kept.
 
     Attributes:
         objects: `id` of the tensors. Another one at the same place, as `nn.Parameter(old.data)`, has its own gradient.
         addresses: where their values are.
         learn: which have gradients.
+        numbers: attributes of the modules.
     """
 
     objects: list[int]
     addresses: list[int]
     learn: list[bool]
+    numbers: list[float]
 
 
 class WatchedModules:
@@ -32,7 +34,7 @@ class WatchedModules:
         roots: the modules.
         is_special: tells of a module whether calling it does more than its class says, as by hooks.
         addresses: remember where parameters and buffers are, and keep that memory, for `have_same_addresses`.
-        numbers: attributes of modules that belong to the structure where they are numbers.
+        numbers: attributes of modules that belong to their `state` where they are numbers.
     """
 
     def __init__(
@@ -54,20 +56,21 @@ class WatchedModules:
         self._kept = [tensor.untyped_storage() for tensor in tensors]  # so that nothing else comes to these addresses
 
     def have_same_structure(self) -> bool:
-        """Return whether the modules, their classes, modes, methods, hooks and numbers are those of the start."""
+        """Return whether the modules, their classes, modes, methods and hooks are those of the start."""
         return self._structure == self._current_structure()
 
     def have_same_addresses(self) -> bool:
         """Return whether all parameters and buffers are where they were; of modules with the same structure."""
         return self._addresses == [tensor.data_ptr() for tensor in self._tensors()]
 
-    def tensor_state(self) -> TensorState:
-        """Return the state of all parameters and buffers; of modules with the same structure."""
+    def state(self) -> State:
+        """Return the state of all parameters, buffers and numbers; of modules with the same structure."""
         tensors = self._tensors()
-        return TensorState(
+        return State(
             [id(tensor) for tensor in tensors],
             [tensor.data_ptr() for tensor in tensors],
             [tensor.requires_grad for tensor in tensors],
+            [vars(each)[name] for each, names in zip(self._modules, self._own_numbers, strict=True) for name in names],
         )
 
     def _current_structure(self) -> list[Any]:
@@ -75,15 +78,13 @@ class WatchedModules:
         for i, module in enumerate(self._modules):
             own, cls = vars(module), type(module)
             # Hooks of different registrations have different keys; methods of an object are attributes.
-            forward, backward = own["_forward_hooks"], own["_backward_hooks"]
-            before = (*own["_forward_pre_hooks"], None, *own["_backward_pre_hooks"])
-            names = (cls, *own, *forward, None, *backward, None, *before, own.get("_compiled_call_impl"))
+            names = (cls, *own, *own["_forward_hooks"], *own["_forward_pre_hooks"], own.get("_compiled_call_impl"))
+            if own["_backward_hooks"] or own["_backward_pre_hooks"]:
+                names += (*own["_backward_hooks"], *own["_backward_pre_hooks"])
             if names != self._names[i]:
                 self._names[i], self._special[i] = names, self._is_special(module)
                 self._own_numbers[i] = [name for name in self._numbers if isinstance(own.get(name), int | float)]
             found += (cls, cls.forward, own["training"], self._special[i])
-            for name in self._own_numbers[i]:
-                found.append(own[name])
             if own["_modules"]:
                 found += map(id, own["_modules"].values())
         return found

@@ -252,6 +252,9 @@ def test_an_evaluation_between_steps_keeps_the_graphs(gpu: Gpu) -> None:
     ours(module, head, images())
     ours._of(module.eval(), head.eval())  # as in an evaluation that is not captured
     module.train(), head.train()
+    module[1].momentum = 1.0  # as precise statistics do it
+    ours._of(module, head)
+    module[1].momentum = 0.1
     ours(module, head, images())
     assert ours.captured_in_training == 1 and gpu.graphs[0].replays == 2
 

@@ -129,13 +129,10 @@ def test_weights_without_a_value_may_get_one() -> None:
     assert not watched.have_same_addresses()
 
 
-def test_numbers_are_noticed() -> None:
-    watched_model = nn.Sequential(nn.Dropout(0.1), nn.BatchNorm1d(2), nn.ReLU())
+def test_the_state_has_numbers() -> None:
+    watched_model = nn.Sequential(nn.Dropout(0.1), nn.BatchNorm1d(2, affine=False), nn.ReLU())
     watched = WatchedModules([watched_model], is_hooked, numbers=("p", "momentum"))
-    for module, name in ((watched_model[0], "p"), (watched_model[1], "momentum")):
-        before = getattr(module, name)
-        setattr(module, name, 0.5)
-        assert not watched.have_same_structure()
-        setattr(module, name, before)
-        assert watched.have_same_structure()
-    assert WatchedModules([watched_model], is_hooked).have_same_structure()
+    assert watched.state().numbers == [0.1, 0.1]
+    watched_model[0].p, watched_model[1].momentum = 0.5, 0.01
+    assert watched.have_same_structure() and watched.state().numbers == [0.5, 0.01]
+    assert WatchedModules([watched_model], is_hooked).state().numbers == []
