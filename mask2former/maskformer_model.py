@@ -21,7 +21,7 @@ from .errors import ConfigError, first_few
 from .modeling.criterion import SetCriterion, selection_name
 from .modeling.criterion_settings import build_criterion, denoising_settings
 from .modeling.denoising import Denoising
-from .modeling.device_transfer import masks_to_device, to_device
+from .modeling.device_transfer import masks_to_device, stack_to_device, to_device
 from .modeling.ground_truth import GroundTruth, Target
 from .modeling.mask_quality import predicted_quality
 from .modeling.matched_pairs import Assignment
@@ -119,8 +119,8 @@ class MaskClassifier(nn.Module):
             `tensor` (B, 3, H, W) and the images' sizes.
         """
         images = list(images)
-        kinds = {(x.shape, x.dtype, x.device.type) for x in images}
-        if len(kinds) == 1 and images[0].device.type == "cpu" and self._uploads:
+        kinds = {(x.shape, x.dtype, x.device.type, x.requires_grad) for x in images}
+        if len(kinds) == 1 and images[0].device.type == "cpu" and not images[0].requires_grad and self._uploads:
             return self._of_one_size(images)
         on_device = (x.to(self.device, non_blocking=True) for x in images)
         normalized = [(x - self.pixel_mean) / self.pixel_std for x in on_device]
@@ -128,13 +128,11 @@ class MaskClassifier(nn.Module):
 
     @property
     def _uploads(self) -> bool:
-        return self.device.type == "cuda" and not torch.jit.is_tracing()
+        return self.device.type == "cuda" and not (torch.jit.is_tracing() or torch.compiler.is_compiling())
 
     def _of_one_size(self, images: list[Tensor]) -> ImageList:
         """Do what `pad_images` does with one copy and a few launches."""
-        batch = torch.empty((len(images), *images[0].shape), dtype=images[0].dtype, pin_memory=True)
-        torch.stack(images, out=batch)
-        normalized = (batch.to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
+        normalized = (stack_to_device(images, self.device) - self.pixel_mean) / self.pixel_std
         height, width = (int(side) for side in images[0].shape[-2:])
         multiple = max(1, self.size_divisibility)
         padded = F.pad(normalized, (0, -width % multiple, 0, -height % multiple))

@@ -195,3 +195,25 @@ def test_a_head_of_another_kind_is_named() -> None:
         ConfigError, match=r"MODEL\.SEM_SEG_HEAD\.NAME SemSegFPNHead .*META_ARCHITECTURE MaskFormer needs"
     ):
         tiny(next(name for name in IMAGE if "_R50_" in name), "MODEL.SEM_SEG_HEAD.NAME", "SemSegFPNHead")
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [(64, 64), (50, 63)])
+def test_images_of_one_size_are_batched_together(
+    size: tuple[int, int], kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny("coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml")
+    images = [record(*size, 1, seed=i)["image"].to(kind) for i in range(2)]
+    apart = model.pad_images(images)
+    monkeypatch.setattr(type(model), "_uploads", True)  # as for a GPU
+    together = model.pad_images(images)
+    assert torch.equal(together.tensor, apart.tensor) and together.tensor.dtype == apart.tensor.dtype
+    assert [tuple(each) for each in together.image_sizes] == [tuple(each) for each in apart.image_sizes]
+
+
+def test_images_may_have_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml")
+    monkeypatch.setattr(type(model), "_uploads", True)
+    images = [record(64, 64, 1)["image"].float().requires_grad_() for _ in range(2)]
+    model.pad_images(images).tensor.sum().backward()
+    assert all(image.grad is not None for image in images)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -44,7 +44,8 @@ class WeightAverage:
         """Return the model's tensors in the order of the average, without asking every module for its state."""
         if self._watched is None or not self._watched.have_same_structure():
             self._watched = WatchedModules([self._model], lambda module: False, addresses=False)
-            self._places = _places(self._model, self._average)
+            sources = self._sources()
+            self._places = _places(self._model, {name: sources[name] for name in self._average})
         if self._places is None:  # names that are not those of the modules
             sources = self._sources()
             return [sources[name] for name in self._average]
@@ -119,17 +120,20 @@ class WeightAverage:
         self.restored = True
 
 
-def _places(model: nn.Module, names: Iterable[str]) -> list[tuple[dict[str, Any], str]] | None:
-    """Return for each name of a state dict the dictionary of a module that has the tensor; None if one has none."""
+def _places(model: nn.Module, state: Mapping[str, Tensor]) -> list[tuple[dict[str, Any], str]] | None:
+    """Return for each tensor of a state dict the dictionary of a module that has it; None if one has none, as modules
+    and hooks may compute it.
+    """
     modules = dict(model.named_modules())
     found = []
-    for name in names:
+    for name, value in state.items():
         path, _, own = name.rpartition(".")
         module = modules.get(path)
         if module is None:
             return None
         tensors = module._parameters if module._parameters.get(own) is not None else module._buffers
-        if tensors.get(own) is None:
+        tensor = tensors.get(own)
+        if tensor is None or tensor.data_ptr() != value.data_ptr() or tensor.shape != value.shape:
             return None
         found.append((tensors, own))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -111,16 +112,33 @@ def masks_to_device(masks: Sequence[Tensor], device: torch.device) -> list[Tenso
     """
     if device.type != "cuda" or not all(mask.device.type == "cpu" and mask.dtype == torch.bool for mask in masks):
         return [mask.to(device, non_blocking=True) for mask in masks]
-    return unpack(pack(masks, pin=True).to(device, non_blocking=True), masks)
+    return unpack(pack(masks, device).to(device, non_blocking=True), masks)
 
 
-def pack(masks: Sequence[Tensor], pin: bool = False) -> Tensor:
-    """Return the bits of bool CPU masks, uint8 (bytes,), each mask from a new byte on."""
+def stack_to_device(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Stack CPU tensors of one shape and dtype, and copy them to `device`, without synchronization unless they are
+    large.
+    """
+    shape = (len(tensors), *tensors[0].shape)
+    return torch.stack(list(tensors), out=_upload(shape, tensors[0].dtype, device)).to(device, non_blocking=True)
+
+
+def pack(masks: Sequence[Tensor], device: torch.device | None = None) -> Tensor:
+    """Return the bits of bool CPU masks, uint8 (bytes,), each mask from a new byte on; for a copy to `device`."""
     sizes = [-(-mask.numel() // 8) for mask in masks]
-    packed = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=pin)
+    packed = _upload((sum(sizes),), torch.uint8, device)
     for place, mask in zip(packed.split(sizes), masks, strict=True):
         place.numpy()[:] = np.packbits(mask.contiguous().numpy().reshape(-1), bitorder="little")
     return packed
+
+
+def _upload(shape: Sequence[int], dtype: torch.dtype, device: torch.device | None) -> Tensor:
+    """Return a new CPU tensor from which a copy to the device is to start, pinned if it is not large.
+
+    PyTorch gives its memory away only after the copy, and never back to the system: clips may be of any length.
+    """
+    pin = device is not None and device.type == "cuda" and math.prod(shape) * dtype.itemsize <= _PINNED_TOGETHER
+    return torch.empty(shape, dtype=dtype, pin_memory=pin)
 
 
 def unpack(packed: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

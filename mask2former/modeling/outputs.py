@@ -167,8 +167,8 @@ def split(outputs: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]
             inner = {key: builder(each) for key, each in dict.items(value)}
             return lambda given: kind((key, build(given)) for key, build in inner.items())
         if isinstance(value, list | tuple):
-            parts = [builder(each) for each in value]
-            return lambda given: [build(given) for build in parts]
+            parts, sequence = [builder(each) for each in value], list if isinstance(value, list) else tuple
+            return lambda given: sequence(build(given) for build in parts)
         raise TypeError(f"outputs of a network are tensors, not {type(value).__name__}")
 
     build = builder(outputs)

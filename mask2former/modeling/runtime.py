@@ -17,7 +17,7 @@ from .cuda_graphs import GraphCache, Outputs, uncached_autocast
 from .denoising import NoisedObjects
 from .outputs import without_earlier
 from .prepared import Prepared, has_own_methods, is_hooked
-from .training_graphs import TrainingGraphs, is_uncapturable, may_capture
+from .training_graphs import TrainingGraphs, is_hooked_in_training, is_uncapturable, may_capture
 from .watched_modules import WatchedModules
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,8 @@ _TOGETHER = 2**22
 # Code of which we know that the same kernels are right in each call; other code may look at values, or at the clock.
 _KNOWN = ("torch.", "torchvision.", "detectron2.", "fvcore.", "timm.", f"{__name__.rpartition('.modeling.')[0]}.")
 _PLAIN = (object, Generic, ABC)
+# Attributes that trainings change on their way: of dropout, stochastic depth and batch norms.
+_SCHEDULED = ("p", "dropout", "rate", "drop_prob", "momentum")
 
 
 class Runtime:
@@ -59,7 +61,7 @@ class Runtime:
         self.compiler: dict[str, Any] = {}
         self._graphs = GraphCache(after=2 if mode == "auto" else 1)
         self._training_graphs = TrainingGraphs()
-        self._modules: _Modules | None = None
+        self._modules: dict[bool, _Modules] = {}  # in training and in evaluation, which take turns
         self._prepared: dict[torch.dtype | None, _PreparedNetwork] = {}
         self._compiled: list[_CompiledNetwork] = []
         self._refused: set[str] = set()
@@ -109,9 +111,10 @@ class Runtime:
 
     def _of(self, backbone: nn.Module, head: nn.Module) -> _Modules:
         """Return what is known of the modules as they are now."""
-        if self._modules is None or not self._modules.are(backbone, head):
-            self._modules = _Modules(backbone, head)
-        return self._modules
+        modules = self._modules.get(backbone.training)
+        if modules is None or not modules.are(backbone, head):
+            modules = self._modules[backbone.training] = _Modules(backbone, head)
+        return modules
 
     # ---- training
     def _train(
@@ -128,7 +131,10 @@ class Runtime:
         if self.mode == "off" or "training graph" in self._refused or not may_capture(images):
             return None
         modules = self._of(backbone, head)
-        if not (known or (self.mode != "auto" and not modules.are_hooked)) or modules.are_uncapturable:
+        if modules.are_hooked or modules.are_uncapturable or not (known or self.mode != "auto"):
+            return None
+        state = modules.watched.state()
+        if not any(state.learn):  # as a teacher's network, outside of `torch.no_grad`
             return None
         noised: NoisedObjects | None = keywords.get("noised")
         others = {name: value for name, value in keywords.items() if name != "noised"}
@@ -140,7 +146,7 @@ class Runtime:
 
         noise_settings = None if noised is None else noised.settings
         kernels = (*others.items(), noise_settings, self.compile_training, *_autocast(), *_numerics())
-        key = (modules, kernels, modules.watched.tensor_state())
+        key = (modules, kernels, state)
         self._training_graphs.after = 1 if self.compile_training or self.mode != "auto" else 3
         try:
             return self._training_graphs(key, network, (backbone, head), inputs)  # type: ignore[no-any-return]
@@ -255,9 +261,9 @@ class _Modules:
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
         self._modules = (backbone, head)
-        self.watched = WatchedModules(self._modules, is_hooked, addresses=False)
+        self.watched = WatchedModules(self._modules, is_hooked_in_training, addresses=False, numbers=_SCHEDULED)
         self.are_known = _is_known(backbone) and _is_known(head)
-        self.are_hooked = any(is_hooked(module) for root in self._modules for module in root.modules())
+        self.are_hooked = any(is_hooked_in_training(module) for root in self._modules for module in root.modules())
         self.are_uncapturable = is_uncapturable(self._modules)
 
     def are(self, backbone: nn.Module, head: nn.Module) -> bool:

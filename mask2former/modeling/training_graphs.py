@@ -11,18 +11,22 @@ import contextlib
 import logging
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.utils import comm
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.module import _has_any_global_hook
 
+from ..utils.host_random import HostRandom
 from .checkpointing import is_checkpointed
 from .cuda_graphs import GraphMemory, capture_nothing, capturing
 from .outputs import split
+from .prepared import is_hooked
 from .shape_cache import holding
 
 logger = logging.getLogger(__name__)
@@ -106,8 +110,20 @@ def may_capture(images: Tensor) -> bool:
         and not images.requires_grad
         and not torch.is_anomaly_enabled()
         and not torch._C._len_torch_dispatch_stack()
+        and not _is_transformed()
+        and not _has_any_global_hook()
         and not torch.cuda.is_current_stream_capturing()
     )
+
+
+def _is_transformed() -> bool:
+    """Return whether gradients are those of `torch.func`, or of forward-mode differentiation."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def is_hooked_in_training(module: nn.Module) -> bool:
+    """Return whether a step calls more than the class of a module says: see `is_hooked`, and hooks of gradients."""
+    return is_hooked(module) or bool(module._backward_hooks or module._backward_pre_hooks)
 
 
 def is_uncapturable(modules: Sequence[nn.Module]) -> bool:
@@ -147,13 +163,24 @@ class CapturedTraining:
         with torch.cuda.device(device), torch.cuda.stream(current), _unchanged(modules, device):
             stream = torch.cuda.Stream(device)
             stream.wait_stream(current)
-            with torch.cuda.stream(stream), _as_leaves(modules) as leaves:
-                for _ in range(_WARM_UP):
-                    outputs, _ = split(network(self._inputs))
-                    _gradients(outputs, leaves.values(), [torch.zeros_like(x) for x in outputs if x.requires_grad])
-                    del outputs
+            try:
+                with torch.cuda.stream(stream), _as_leaves(modules) as leaves:
+                    start = HostRandom()
+                    for _ in range(_WARM_UP):
+                        random, tensors = HostRandom(), list(map(id, _tensors(modules)))
+                        outputs, _ = split(network(self._inputs))
+                        _check_leaves(outputs, leaves)
+                        _gradients(outputs, leaves, [torch.zeros_like(x) for x in outputs if x.requires_grad])
+                        del outputs
+                    # In the last run: in the first one a compiler may draw, and modules may make buffers.
+                    if random.was_drawn():
+                        start.restore()
+                        raise RuntimeError("the network draws random numbers on the CPU")
+                    if tensors != list(map(id, _tensors(modules))):
+                        raise RuntimeError("the network exchanges buffers")
+            finally:
                 torch.clear_autocast_cache()  # casts of the weights are part of the graph
-            current.wait_stream(stream)
+                current.wait_stream(stream)  # also after an error: buffers are restored then
             try:
                 with _as_leaves(modules) as leaves:
                     self._capture(network, leaves, memory)
@@ -171,8 +198,9 @@ class CapturedTraining:
         if not any(self._with_gradient):
             raise RuntimeError("no output of the network has gradients")
         self._output_gradients = [torch.zeros_like(x) for x in outputs if x.requires_grad]
+        reached = [_leaves_of(x) for x in outputs if x.requires_grad]
         with holding(self._held), capturing(self._backward, memory):
-            gradients = _gradients(outputs, leaves.values(), self._output_gradients)
+            gradients = _gradients(outputs, leaves, self._output_gradients)
             of = {p: g for p, g in zip(leaves, gradients, strict=True) if g is not None}
             # Together, so that one copy gives them away; those that would shift others off their alignment come last.
             self.parameters: list[Tensor] = sorted(of, key=lambda p: p.numel() % 4 != 0)
@@ -180,6 +208,7 @@ class CapturedTraining:
                 raise TypeError("parameters have several types")
             self._gradients = torch.cat([of[p].reshape(-1) for p in self.parameters])
         self._outputs = [x.detach() for x in outputs]
+        self._reached = [[leaves[p] in each for p in self.parameters] for each in reached]
 
     @property
     def is_busy(self) -> bool:
@@ -187,7 +216,7 @@ class CapturedTraining:
         return self._pass is not None and self._pass() is not None
 
     def __call__(self, inputs: Sequence[Tensor]) -> Any:
-        """Return the outputs, which are there until the next call. It must not be busy."""
+        """Return the outputs, which later calls do not change. It must not be busy."""
         self.runs += 1
         return self._build(_Network.apply(self, inputs, *self.parameters))  # type: ignore[no-untyped-call]
 
@@ -198,15 +227,22 @@ class CapturedTraining:
         self._forward.replay()
         passed = _Pass()
         self._pass = weakref.ref(passed)
-        return passed, [x.detach() for x in self._outputs]
+        outputs = [torch.empty_like(x) for x in self._outputs]
+        torch._foreach_copy_(outputs, self._outputs)  # who keeps some of them, as a memory of queries, has them
+        return passed, outputs
 
     def by_gradient(self, outputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return the outputs with, and those without gradients."""
         pairs = list(zip(outputs, self._with_gradient, strict=True))
         return [x for x, has in pairs if has], [x for x, has in pairs if not has]
 
-    def backward(self, passed: _Pass, gradients: Sequence[Tensor]) -> list[Tensor]:
+    def backward(self, passed: _Pass, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Run the backward pass; return the gradients of `parameters`.
+
+        Args:
+            passed: of the forward pass.
+            gradients: of the outputs; None for those that no loss depends on. Parameters that only these depend on
+                have no gradient, as without graphs: an optimizer leaves them alone, without decay of weights.
 
         Raises:
             RuntimeError: it was run already; activations are kept for one pass.
@@ -218,10 +254,18 @@ class CapturedTraining:
             )
         passed.is_over, self._pass = True, None
         of_outputs = [g for g, has in zip(gradients, self._with_gradient, strict=True) if has]
-        torch._foreach_copy_(self._output_gradients, of_outputs)
+        pairs = list(zip(self._output_gradients, of_outputs, strict=True))
+        if missing := [place for place, g in pairs if g is None]:
+            torch._foreach_zero_(missing)
+        if given := [(place, g) for place, g in pairs if g is not None]:
+            torch._foreach_copy_([place for place, _ in given], [g for _, g in given])
         self._backward.replay()
         # A copy, which the next pass does not change.
-        return torch._C._nn.unflatten_dense_tensors(self._gradients.clone(), self.parameters)
+        found: list[Tensor | None] = [*torch._C._nn.unflatten_dense_tensors(self._gradients.clone(), self.parameters)]
+        if not missing:
+            return found
+        reached = [any(each) for each in zip(*(r for r, g in zip(self._reached, of_outputs) if g is not None))]
+        return [g if has else None for g, has in zip(found, reached or [False] * len(found), strict=True)]
 
 
 class _Pass:
@@ -235,13 +279,14 @@ class _Network(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, captured: CapturedTraining, inputs: Sequence[Tensor], *parameters: Tensor) -> Any:
         ctx.captured = captured
+        ctx.set_materialize_grads(False)
         ctx.passed, outputs = captured.forward(inputs)
         ctx.mark_non_differentiable(*captured.by_gradient(outputs)[1])
         return tuple(outputs)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         return None, None, *ctx.captured.backward(ctx.passed, gradients)
 
 
@@ -256,9 +301,39 @@ def _tensors(modules: Sequence[nn.Module]) -> list[Tensor]:
     ]
 
 
-def _gradients(outputs: Sequence[Tensor], leaves: Any, of_outputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
+def _gradients(
+    outputs: Sequence[Tensor], leaves: Mapping[Tensor, Tensor], of_outputs: Sequence[Tensor]
+) -> Sequence[Tensor | None]:
     with_gradient = [x for x in outputs if x.requires_grad]
-    return torch.autograd.grad(with_gradient, list(leaves), list(of_outputs), allow_unused=True)
+    # A training leaves autocast before the backward pass, which would round products that are computed in fp32.
+    with torch.autocast(of_outputs[0].device.type if of_outputs else "cuda", enabled=False):
+        return torch.autograd.grad(with_gradient, list(leaves.values()), list(of_outputs), allow_unused=True)
+
+
+def _check_leaves(outputs: Sequence[Tensor], leaves: Mapping[Tensor, Tensor]) -> None:
+    """Check that what gets gradients is a parameter of the modules that was taken from where it is registered.
+
+    Raises:
+        RuntimeError: something else has them too, as what `nn.LSTM` keeps in a list: it would not learn.
+    """
+    if not set().union(*map(_leaves_of, outputs)) <= set(leaves.values()):
+        raise RuntimeError("the network has parameters that it does not read from where they are registered")
+
+
+def _leaves_of(output: Tensor) -> set[Tensor]:
+    """Return the tensors that get gradients from an output."""
+    if output.grad_fn is None:
+        return {output} if output.requires_grad else set()
+    found, seen, todo = set(), {output.grad_fn}, [output.grad_fn]
+    while todo:
+        node: Any = todo.pop()
+        if type(node).__name__ == "AccumulateGrad":
+            found.add(node.variable)
+        for each, _ in node.next_functions:
+            if each is not None and each not in seen:
+                seen.add(each)
+                todo.append(each)
+    return found
 
 
 @contextlib.contextmanager
@@ -288,13 +363,15 @@ def _as_leaves(modules: Sequence[nn.Module]) -> Iterator[dict[Tensor, Tensor]]:
 @contextlib.contextmanager
 def _unchanged(modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
     """Restore buffers and random numbers of the device at the end, which runs before a capture change."""
-    buffers = [buffer for root in modules for buffer in root.buffers()]
-    values = [buffer.clone() for buffer in buffers]
+    buffers = [(each, dict(each._buffers)) for root in modules for each in root.modules() if each._buffers]
+    values = {x: x.clone() for _, own in buffers for x in own.values() if x is not None}
     random = torch.cuda.get_rng_state(device)
     try:
         yield
     finally:
         torch.cuda.set_rng_state(random, device)
+        for module, own in buffers:
+            module._buffers.update(own)
         with torch.no_grad():
-            for buffer, value in zip(buffers, values, strict=True):
+            for buffer, value in values.items():
                 buffer.copy_(value)

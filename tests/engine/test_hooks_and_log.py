@@ -104,7 +104,14 @@ class Renamed(nn.Linear):
         destination[f"{prefix}kernel"] = self.weight if keep_vars else self.weight.detach()
 
 
-@pytest.mark.parametrize("case", ["plain", "shared", "exchanged", "renamed"])
+class Computed(nn.Linear):
+    """Its state dict has other values than its tensors."""
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        destination[f"{prefix}weight"] = self.weight.detach() * 2
+
+
+@pytest.mark.parametrize("case", ["plain", "shared", "exchanged", "renamed", "computed"])
 def test_weight_average_reads_the_tensors_of_the_state_dict(case: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
@@ -112,6 +119,8 @@ def test_weight_average_reads_the_tensors_of_the_state_dict(case: str) -> None:
         model[2].weight = model[1].weight
     if case == "renamed":
         model[1] = Renamed(3, 3, bias=False)
+    if case == "computed":
+        model[1] = Computed(3, 3, bias=False)
     average = WeightAverage(model, 0.5)
     expected = {name: value.clone() for name, value in model.state_dict().items() if value.is_floating_point()}
     for n in range(4):

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mask2former.modeling import device_transfer
 from mask2former.modeling.device_transfer import masks_to_device, pack, unpack
 
 
@@ -31,6 +32,15 @@ def test_on_the_cpu_masks_stay() -> None:
     masks = [torch.ones(2, 3, 3, dtype=torch.bool)]
     assert masks_to_device(masks, torch.device("cpu"))[0] is masks[0]
     assert masks_to_device([], torch.device("cpu")) == []
+
+
+def test_what_is_large_is_not_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[bool] = []
+    monkeypatch.setattr(torch, "empty", lambda *_, pin_memory=False, **__: pinned.append(pin_memory))
+    for count, device in ((2**26, "cuda"), (2**26 + 1, "cuda"), (8, "cpu")):
+        device_transfer._upload((count,), torch.int16, torch.device(device))
+    device_transfer._upload((8,), torch.int16, None)
+    assert pinned == [True, False, False, False]
 
 
 @pytest.mark.gpu

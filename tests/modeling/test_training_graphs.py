@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import random
 from collections.abc import Iterator, Sequence
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from mask2former.modeling.point_sampling import Predictions
 from mask2former.modeling.runtime import Runtime
 from mask2former.modeling.training_graphs import TrainingGraphs
 from mask2former.modeling.transformer_decoder import mask2former_transformer_decoder
+from mask2former.utils import host_random
 
 from .tiny_models import clip, record, tiny
 
@@ -53,7 +56,7 @@ class Graph:
 
     def replay(self) -> None:
         self.replays += 1
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
             for func, args, kwargs, out in self.operations:
                 again = func(*args, **kwargs)
                 for place, value in zip(tree_flatten(out)[0], tree_flatten(again)[0], strict=True):
@@ -66,7 +69,9 @@ class Stream:
         self.device = device
 
     def wait_stream(self, other: Any) -> None:
-        pass
+        self.waits.append("wait")
+
+    waits: ClassVar[list[str]] = []
 
 
 class Gpu:
@@ -103,6 +108,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.get_rng_state())
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: torch.set_rng_state(state))
+    monkeypatch.setattr(host_random, "_of_torch", lambda: torch.zeros(1))  # its numbers are those of the GPU
     monkeypatch.setattr(runtime, "may_capture", lambda images: torch.is_grad_enabled())
     monkeypatch.setattr(runtime, "_autocast", lambda: ())
     return gpu
@@ -220,7 +226,7 @@ def test_no_graph_where_inputs_or_modules_change(gpu: Gpu) -> None:
     assert ours.captured_in_training == 1
 
 
-@pytest.mark.parametrize("change", ["eval", "hook", "replace", "method"])
+@pytest.mark.parametrize("change", ["eval", "hook", "replace", "method", "momentum"])
 def test_no_graph_of_changed_modules(change: str, gpu: Gpu) -> None:
     module, head, ours = net(), Head(), Runtime("graph")
     ours(module, head, images())
@@ -230,11 +236,27 @@ def test_no_graph_of_changed_modules(change: str, gpu: Gpu) -> None:
         module[2].register_forward_hook(lambda m, x, y: 2 * y)
     elif change == "replace":
         module[2] = nn.Identity()
+    elif change == "momentum":
+        module[1].momentum = 0.5
     else:
         module[2].forward = lambda x: 3 * x
-    expected = copy.deepcopy(module)(images())
+    plain = copy.deepcopy(module)
+    expected = plain(images())
     assert torch.equal(ours(module, head, images())["x"], expected)
+    assert all(torch.equal(value, module.state_dict()[name]) for name, value in plain.state_dict().items())
     assert gpu.graphs[0].replays == 1
+
+
+def test_an_evaluation_between_steps_keeps_the_graphs(gpu: Gpu) -> None:
+    module, head, ours = net(), Head(), Runtime("graph")
+    ours(module, head, images())
+    ours._of(module.eval(), head.eval())  # as in an evaluation that is not captured
+    module.train(), head.train()
+    module[1].momentum = 1.0  # as precise statistics do it
+    ours._of(module, head)
+    module[1].momentum = 0.1
+    ours(module, head, images())
+    assert ours.captured_in_training == 1 and gpu.graphs[0].replays == 2
 
 
 def test_sizes_that_vary_are_not_captured(gpu: Gpu) -> None:
@@ -306,6 +328,14 @@ def test_split_reads_nothing() -> None:
         split({"a": 1})
 
 
+def test_split_keeps_lists_and_tuples() -> None:
+    x = torch.ones(2)
+    for value in ((x, [x]), [x, (x, x)]):
+        tensors, build = split(value)
+        built = build(tensors)
+        assert type(built) is type(value) and type(built[1]) is type(value[1]) and built[0] is x
+
+
 def test_split_keeps_quality_groups_and_selection() -> None:
     logits, quality, embeds = torch.randn(2, 1, 6, 4), torch.randn(2, 1, 6), torch.randn(1, 6, 5)
     features = torch.randn(1, 1, 5, 2, 2)
@@ -329,6 +359,190 @@ def test_split_keeps_quality_groups_and_selection() -> None:
     assert torch.equal(found.quality, 2 * expected.quality) and torch.equal(found.logits, 2 * expected.logits)
     assert isinstance(unread(built["query_selection"], "pred_masks"), MaskLogits)
     assert torch.equal(built["query_selection"]["pred_quality"], 2 * quality[0])
+
+
+class OfTwoTypes(nn.Module):
+    """A layer that leaves autocast, as parts that need fp32 do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        with torch.autocast("cpu", enabled=False):
+            return self.second(x.float())
+
+
+def test_the_backward_pass_is_captured_outside_of_autocast(gpu: Gpu) -> None:
+    ours, plain, graphs = OfTwoTypes(), OfTwoTypes(), TrainingGraphs(after=1)
+    x = torch.randn(2, 1, 4, 8, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, expected = graphs("key", run(ours), [ours], [x])["x"], plain(x)
+    for y in (found, expected):
+        y.square().sum().backward()
+    assert all(torch.equal(a, b) for a, b in zip(gradients(ours), gradients(plain), strict=True))
+
+
+def test_a_new_parameter_at_the_place_of_another_one_gets_its_gradient(gpu: Gpu) -> None:
+    module, head, ours = net(), Head(), Runtime("graph")
+    ours(module, head, images())["x"].sum().backward()
+    old = module[0].weight
+    module[0].weight = nn.Parameter(old.data)
+    old.grad = None
+    ours(module, head, images())["x"].sum().backward()
+    assert old.grad is None and module[0].weight.grad is not None
+
+
+def test_a_network_that_does_not_learn_needs_no_graphs(gpu: Gpu) -> None:
+    module, head, ours = net().requires_grad_(False), Head(), Runtime("graph")
+    assert not ours(module, head, images())["x"].requires_grad
+    module.requires_grad_(True)
+    ours(module, head, images())
+    assert ours.captured_in_training == 1
+
+
+@pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_hooks_of_gradients_are_called(register: str, gpu: Gpu) -> None:
+    module, head, ours = net(), Head(), Runtime("graph")
+    calls: list[int] = []
+    for _ in range(2):
+        ours(module, head, images())["x"].sum().backward()
+    handle = getattr(module[0], register)(lambda *_: calls.append(1))
+    for _ in range(2):
+        ours(module, head, images())["x"].sum().backward()
+    assert len(calls) == 2
+    handle.remove()
+    other = Runtime("graph")
+    getattr(module[0], register)(lambda *_: calls.append(1))
+    other(module, head, images())["x"].sum().backward()
+    assert len(calls) == 3 and other.captured_in_training == 0
+
+
+def test_outputs_that_somebody_keeps_do_not_change(gpu: Gpu) -> None:
+    module, graphs = net(), TrainingGraphs(after=1)
+    kept = graphs("key", run(module), [module], [images(0)])["x"].detach()
+    before = kept.clone()
+    assert graphs("key", run(module), [module], [images(1)]) is not None
+    assert torch.equal(kept, before)
+
+
+class LayerDrop(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 1).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) if random.random() < 0.5 else x * self.layer.bias.sum()
+
+
+def test_a_network_that_draws_on_the_cpu_is_not_captured(gpu: Gpu, caplog: pytest.LogCaptureFixture) -> None:
+    module, head, ours = LayerDrop(), Head(), Runtime("graph")
+    random.seed(3)
+    expected = [module(images()) for _ in range(8)]
+    random.seed(3)
+    with caplog.at_level(logging.WARNING, "mask2former"):
+        found = [ours(module, head, images())["x"] for _ in range(8)]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert "goes on without CUDA graphs: the network draws random numbers on the CPU" in caplog.text
+
+
+class Counter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 1).double()
+        self.register_buffer("calls", torch.zeros(1, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        return self.layer(x) * self.calls
+
+
+def test_a_network_that_exchanges_buffers_is_not_captured(gpu: Gpu, caplog: pytest.LogCaptureFixture) -> None:
+    module, head, ours = Counter(), Head(), Runtime("graph")
+    with caplog.at_level(logging.WARNING, "mask2former"):
+        found = [ours(module, head, images())["x"] for _ in range(3)]
+    assert all(torch.equal(x, module.layer(images()) * (i + 1)) for i, x in enumerate(found))
+    assert module.calls == 3 and "the network exchanges buffers" in caplog.text
+
+
+class Keeper(nn.Module):
+    """Reads a parameter from elsewhere than its place among the parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 1).double()
+        self.kept = [self.layer.weight]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.kept[0], self.layer.bias)
+
+
+def test_parameters_that_are_kept_elsewhere_are_not_forgotten(gpu: Gpu, caplog: pytest.LogCaptureFixture) -> None:
+    module, head, ours = Keeper(), Head(), Runtime("graph")
+    with caplog.at_level(logging.WARNING, "mask2former"):
+        ours(module, head, images())["x"].sum().backward()
+    assert len(gradients(module)) == 2 and ours.captured_in_training == 0
+    assert "goes on without CUDA graphs: the network has parameters" in caplog.text
+
+
+def test_parameters_of_outputs_without_losses_have_no_gradient(gpu: Gpu) -> None:
+    module, graphs = nn.ModuleList([nn.Conv2d(3, 2, 1).double() for _ in range(3)]), TrainingGraphs(after=1)
+
+    def network(inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        first, second, third = (layer(inputs[0]) for layer in module)
+        return {"a": first, "b": first * second, "c": third}
+
+    def learned(names: str) -> set[int]:
+        module.zero_grad()
+        outputs = graphs("key", network, [module], [images()])
+        sum(outputs[name].sum() for name in names).backward()
+        expected = network([images()])
+        parameters = list(module.parameters())
+        values = torch.autograd.grad(sum(expected[n].sum() for n in names), parameters, allow_unused=True)
+        for p, value in zip(parameters, values, strict=True):
+            assert (p.grad is None) is (value is None)
+            assert value is None or torch.allclose(p.grad, value)
+        return {i for i, layer in enumerate(module) if layer.weight.grad is not None}
+
+    assert [learned(names) for names in ("abc", "a", "b", "c", "ac", "abc")] == [
+        *({0, 1, 2}, {0}, {0, 1}, {2}, {0, 2}, {0, 1, 2}),
+    ]
+
+
+def test_buffers_are_restored_after_a_failed_run_has_ended(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[str] = []
+    monkeypatch.setattr(Stream, "waits", waits)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: waits.append("restore"))
+    module = net()
+
+    def network(inputs: Sequence[Tensor]) -> Any:
+        module(inputs[0])
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        TrainingGraphs(after=1)("key", network, [module], [images()])
+    assert waits == ["wait", "wait", "restore"]
+
+
+def test_transformed_and_watched_calls_are_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    given: Any = SimpleNamespace(device=torch.device("cuda"), requires_grad=False)
+    seen: list[bool] = []
+
+    def look(x: Tensor) -> Tensor:
+        seen.append(training_graphs.may_capture(given))
+        return x.sum()
+
+    look(torch.ones(1))
+    torch.func.grad(look)(torch.ones(1))
+    with torch.autograd.forward_ad.dual_level():
+        look(torch.ones(1))
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    look(torch.ones(1))
+    handle.remove()
+    assert seen == [True, False, False, False]
 
 
 # ---- models

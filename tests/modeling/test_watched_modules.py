@@ -127,3 +127,12 @@ def test_weights_without_a_value_may_get_one() -> None:
     watched = WatchedModules([watched_model], is_hooked)
     watched_model[2]["b"].bias = nn.Parameter(torch.zeros(2))
     assert not watched.have_same_addresses()
+
+
+def test_the_state_has_numbers() -> None:
+    watched_model = nn.Sequential(nn.Dropout(0.1), nn.BatchNorm1d(2, affine=False), nn.ReLU())
+    watched = WatchedModules([watched_model], is_hooked, numbers=("p", "momentum"))
+    assert watched.state().numbers == [0.1, 0.1]
+    watched_model[0].p, watched_model[1].momentum = 0.5, 0.01
+    assert watched.have_same_structure() and watched.state().numbers == [0.5, 0.01]
+    assert WatchedModules([watched_model], is_hooked).state().numbers == []
