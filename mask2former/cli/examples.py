@@ -9,7 +9,7 @@ from pathlib import Path
 EXAMPLES = {
     "cells.png": (512, "fluorescence, as in the training data"),
     "ihc.png": (800, "real nuclei, but in brown-stained tissue, which the training data lacks: most are missed"),
-    "cell.png": (512, "a complete cell in phase contrast: not a nucleus, outside the training domain"),
+    "cell.png": (512, "one complete cell in phase contrast: no nuclei, but background is taken for them, too"),
     "coins.png": (512, "coins are not nuclei: outside the training domain, but detected anyway"),
 }
 _SCENES = 4
