@@ -50,6 +50,7 @@ _METRICS = (
     (("segm", "AP50"), "AP50"),
     (("sem_seg", "mIoU"), "mIoU"),
 )
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norms: stored, but no parameters
 _OF_TASK = {"panoptic": ("PQ", "AP", "mIoU"), "instance": ("AP", "AP50"), "semantic": ("mIoU",)}
 
 
@@ -146,7 +147,8 @@ def card_table(numbers: Mapping[str, float], weights: Path) -> str:
     lines = [list(numbers), ["---"] * len(numbers), [f"{value:.1f}" for value in numbers.values()]]
     rows = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
     with safe_open(weights, "pt") as file:
-        count = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118 - no mapping
+        names = [key for key in file.keys() if not key.endswith(_STATISTICS)]  # noqa: SIM118 - no mapping
+        count = sum(math.prod(file.get_slice(key).get_shape()) for key in names)
     size = weights.stat().st_size / 1e6
     return f"{rows}\n{count / 1e6:.1f} million parameters, {size:.0f} MB in half precision.\n"
 

@@ -193,7 +193,7 @@ def outline(matrix: Matrix, output: Path) -> str:
         # Reading the settings finds mistakes in them.
         training = training_of(matrix, variant, matrix.seeds[0], matrix.iterations or 1000, output)
         lines.append(f"  {variant.name}, seeds {seeds}: {variant.config}, batch {training.cfg.SOLVER.IMS_PER_BATCH}")
-        lines += [f"    {key} {value}" for key, value in variant.overrides.items()]
+        lines += [f"    {key} {value or repr(value)}" for key, value in variant.overrides.items()]
     return "\n".join(lines)
 
 

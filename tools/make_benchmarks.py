@@ -98,7 +98,7 @@ def case_of(run: Run) -> str:
 def _case(case: Sequence[Run]) -> str:
     parts = [f"### {_title(case[-1])}\n"]
     if len(case) > 1:
-        parts += ["Before and after:\n", *(_origin(run, f"* {_label(run)}: ") for run in case), "", _comparison(case)]
+        parts += ["Side by side:\n", *(_origin(run, f"* {_label(run)}: ") for run in case), "", _comparison(case)]
         parts.append(f"All figures of the last run ({_label(case[-1])}):\n")
     else:
         parts.append(_origin(case[0]) + "\n")
@@ -107,11 +107,12 @@ def _case(case: Sequence[Run]) -> str:
 
 
 def _title(run: Run) -> str:
-    """Return a heading that no other benchmark has."""
-    device = run["hardware"]["device"]
-    threads = "" if "memory_gib" in run["hardware"] else f", {run['hardware']['threads']} threads"
+    """Return a heading that no other benchmark has: what case_of() tells apart must differ in it."""
+    device, threads = run["hardware"]["device"], run["hardware"]["threads"]
     title = re.sub(r", compile \w+", "", run["title"])
-    return f"{run['benchmark']}: {title}, {device}{threads}"
+    source = run["settings"].get("source")
+    shrunk = f" from {source[0]} x {source[1]}" if source else ""
+    return f"{run['benchmark']}: {title}{shrunk}, {device}, {threads} thread{'s' * (threads != 1)}"
 
 
 def _label(run: Run) -> str:

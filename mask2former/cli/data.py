@@ -79,13 +79,15 @@ def _run_shapes(args: argparse.Namespace) -> None:
     options = Options(**{name: value for name, value in given.items() if value is not None})
     if args.out is None and args.preview is None:
         raise ValueError("where to? Give OUT, a directory for the dataset, or --preview FILE for a contact sheet only")
+    if args.preview is not None:
+        from ..data.shapes.preview import check_preview, write_preview
+
+        check_preview(args.preview)  # before minutes of drawing
     if args.out is None:
         refuse_given(args, ("images", "val", "clips", "frames", "workers"), "without OUT")
     else:
         _write(args, options)
     if args.preview is not None:
-        from ..data.shapes.preview import write_preview
-
         print(f"Contact sheet: {write_preview(args.preview, options, args.seed)}")
 
 

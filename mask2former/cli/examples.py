@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-# Shortest edge in the network, and what to expect of a model trained on nuclei. What it knows comes first.
+# Shortest edge in the network, that of the bundled model of nuclei, and what to expect of a model trained on nuclei. What it knows comes first.
 EXAMPLES = {
-    "cells.png": (512, "fluorescence, as in the training data"),
-    "ihc.png": (800, "real nuclei, but in brown-stained tissue, which the training data lacks: most are missed"),
-    "cell.png": (512, "a complete cell in phase contrast: not a nucleus, outside the training domain"),
-    "coins.png": (512, "coins are not nuclei: outside the training domain, but detected anyway"),
+    "cells.png": (640, "fluorescence, as in the training data"),
+    "ihc.png": (640, "real nuclei, but in brown-stained tissue, which the training data lacks: most are missed"),
+    "cell.png": (640, "one complete cell in phase contrast: no nuclei, but background is taken for them, too"),
+    "coins.png": (640, "coins are not nuclei: outside the training domain, but detected anyway"),
 }
 _SCENES = 4
 

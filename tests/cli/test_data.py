@@ -44,6 +44,7 @@ def test_a_preview_needs_no_directory(tmp_path: Path, capsys: pytest.CaptureFixt
         (["--preview", "x.jpg", "--images", "5"], "--images has no effect without OUT"),
         (["out", "--clips", "0", "--frames", "4"], "--frames has no effect without clips"),
         (["--preview", "x.txt"], "give an image file"),
+        (["out", "--preview", "x.txt"], "give an image file"),
         (["out", "--size", "wide"], "not a size such as"),
         (["out", "--objects", "1-2-3"], "not a range such as"),
         (["out", "--classes", "disc,sky"], "did you mean"),

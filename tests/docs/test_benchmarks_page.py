@@ -52,23 +52,33 @@ def test_the_page_is_up_to_date() -> None:
 
 def test_a_table_states_where_it_comes_from(tool: ModuleType) -> None:
     text = tool.page(TEMPLATE, [run(12.34, "2026-01-02")])
-    assert "### infer: R50, 1 x 800 x 1333, bf16, NVIDIA H200\n" in text
+    assert "### infer: R50, 1 x 800 x 1333, bf16, NVIDIA H200, 8 threads\n" in text
     assert "`python tools/benchmark.py infer`, 2026-01-02, NVIDIA H200 (a CPU, 16 cores), 8 threads" in text
     assert "torch 2.11, python 3.12" in text.replace("\n", " ")
     assert "|  | time, ms | kernels |\n| --- | ---: | ---: |\n| network | 12.3 (11.3 to 13.3) | 1200 |\n" in text
-    assert text.endswith("|\n\nThe end.\n") and "Before and after" not in text
+    assert text.endswith("|\n\nThe end.\n") and "Side by side" not in text
 
 
 def test_two_runs_of_a_case_stand_side_by_side(tool: ModuleType) -> None:
     after = run(10, "2026-02-01", settings={"batch": 1, "compile": "graph"}, label="after")
     other = run(7, "2026-01-05", settings={"batch": 8, "compile": "off"})
     text = tool.page(TEMPLATE, [run(20, "2026-01-02"), other, after])
-    assert text.count("###") == 2 and text.count("Before and after:") == 1
+    assert text.count("###") == 2 and text.count("Side by side:") == 1
     head = "|  | 2026-01-02 | after, 2026-02-01, compile graph | first over last |"
     assert (
         f"{head}\n| --- | ---: | ---: | ---: |\n| network: time, ms | 20 (19 to 21) | 10 (9 to 11) | 2.00 |\n" in text
     )
     assert "| network: kernels | 1200 | 1200 | 1.00 |" in text
+
+
+def test_headings_tell_cases_apart(tool: ModuleType) -> None:
+    shrunk = run(7, "2026-01-05", settings={"batch": 1, "source": [4000, 6000]})
+    one = run(9, "2026-01-06")
+    one["hardware"] = one["hardware"] | {"threads": 1}
+    text = tool.page(TEMPLATE, [run(20, "2026-01-02"), shrunk, one])
+    headings = [line for line in text.splitlines() if line.startswith("###")]
+    assert len(set(headings)) == len(headings) == 3
+    assert "1333, bf16 from 4000 x 6000, NVIDIA H200, 8 threads" in text and "NVIDIA H200, 1 thread\n" in text
 
 
 def test_without_reports_the_page_says_how_to_make_one(tool: ModuleType) -> None:

@@ -86,6 +86,12 @@ def test_a_new_model(checkout: Path, tmp_path: Path) -> None:
     assert (directory / "README.md").read_text("utf-8") == text
 
 
+def test_statistics_of_norms_are_no_parameters(tmp_path: Path) -> None:
+    tensors = {"n.weight": torch.ones(200_000), "n.running_mean": torch.ones(300_000), "n.running_var": torch.ones(9)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert "\n0.2 million parameters" in bundle_model.card_table({"AP": 1.0}, tmp_path / "model.safetensors")
+
+
 def test_other_rows_keep_their_text(checkout: Path, tmp_path: Path) -> None:
     lines = (checkout / "mask2former/zoo.json").read_text("utf-8").splitlines()
     source = packed(tmp_path / "packed", "nuclei/maskformer2_efficientnet_lite0.yaml")

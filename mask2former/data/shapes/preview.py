@@ -23,6 +23,16 @@ _GAP = 4
 _INDEX = {entry["name"]: index for index, entry in enumerate(CLASSES)}
 
 
+def check_preview(path: Path) -> None:
+    """Check that a contact sheet can be written to a path, by its suffix.
+
+    Raises:
+        ValueError: it is a directory, or no name of an image file that can be written.
+    """
+    if path.suffix.lower() not in WRITABLE_SUFFIXES or path.is_dir():
+        raise ValueError(f"--preview {path}: give an image file, {', '.join(sorted(WRITABLE_SUFFIXES))}")
+
+
 def write_preview(path: Path, options: Options, seed: int) -> Path:
     """Write a contact sheet; each row of images stands above the row of its segments, the last two are of a clip.
 
@@ -31,9 +41,8 @@ def write_preview(path: Path, options: Options, seed: int) -> Path:
         options: what scenes may hold.
         seed: that of the dataset, whose first validation scenes are drawn.
     """
+    check_preview(path)
     suffix = path.suffix.lower()
-    if suffix not in WRITABLE_SUFFIXES or path.is_dir():
-        raise ValueError(f"--preview {path}: give an image file, {', '.join(sorted(WRITABLE_SUFFIXES))}")
     shown = [sample(options, seed, "val", number) for number in range(2 * _COLUMNS)]
     clip = sample(options, seed, "val", 0, frames=2 * _COLUMNS, kind="clip")
     rows: list[list[np.ndarray]] = []
