@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-# Shortest edge in the network, which is that of the bundled model of nuclei, and what to expect of it. What it knows comes
-# first.
+# Shortest edge in the network, which is that of the bundled model of nuclei, and what to expect of it.
+# What it knows comes first.
 EXAMPLES = {
     "cells.png": (640, "fluorescence, as in the training data"),
     "ihc.png": (640, "real nuclei, but in brown-stained tissue, which the training data lacks: most are missed"),
