@@ -12,7 +12,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from ..config import merge_overrides
+from ..config import load_config, merge_overrides
 from ..errors import ConfigError
 from .optimizer import scaled_learning_rate
 
@@ -226,6 +226,9 @@ def _set_sizes(recipe: Recipe, data: DataFacts, device: DeviceFacts, wishes: Wis
         node.TRAIN_NUM_POINTS = min(node.TRAIN_NUM_POINTS, _CPU_POINTS)
     node.TRAIN_NUM_POINTS = max(1, min(node.TRAIN_NUM_POINTS, round(node.TRAIN_NUM_POINTS * (crop / largest) ** 2)))
     cfg.COLOR_AUG_SSD = True
+    # What the model was trained with may be for microscopes alone.
+    cfg.STAIN_AUG.PROB, cfg.EMPTY_PROB = 0.0, 0.0
+    cfg.INTENSITY_AUG.merge_from_other_cfg(load_config().INPUT.INTENSITY_AUG)
     turns = "rotations by 90 degrees, " if cfg.RANDOM_ROT90 else ""
     recipe.notes.append(
         f"Augmentation: random crops of {crop} x {crop} pixels at {_SCALES[0]:g} to {_SCALES[-1]:g} times that size, "

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mask2former import zoo
 from mask2former.config import load_config
 from mask2former.config_validation import validate_config
 from mask2former.engine.fine_tuning import load_base_model
@@ -105,21 +106,28 @@ def test_the_base_is_not_changed_and_its_objects_are_inherited() -> None:
 
 def test_tiles_and_smallest_area_fit_the_images() -> None:
     near = recipe().cfg.MODEL.MASK_FORMER.TEST
-    assert (near.TILES.SIZE, near.INSTANCES.MIN_AREA) == (192, 18)  # 5 % of 19 x 19
+    assert (near.TILES.SIZE, near.INSTANCES.MIN_AREA) == (256, 18)  # 5 % of 19 x 19
     large = recipe(change(image_size=(1000, 1500), object_size=60.0)).cfg
     assert large.MODEL.MASK_FORMER.TEST.INSTANCES.MIN_AREA == 25
-    # Inference sees a tile at the scale of the images: 512 / 1000, and not 512 / 192.
-    assert (large.INPUT.MIN_SIZE_TEST, large.MODEL.MASK_FORMER.TEST.TILES.SIZE) == (512, 1000)
+    # Inference sees a tile at the scale of the images: 640 / 1000, and not 640 / 256.
+    assert (large.INPUT.MIN_SIZE_TEST, large.MODEL.MASK_FORMER.TEST.TILES.SIZE) == (640, 1000)
     assert recipe(change(object_size=5.0)).cfg.MODEL.MASK_FORMER.TEST.INSTANCES.MIN_AREA == 1
     assert recipe(base=COCO).cfg.MODEL.MASK_FORMER.TEST.TILES.SIZE == 0
+
+
+def test_augmentation_of_microscopes_is_not_inherited() -> None:
+    model, made = load_config(zoo.lookup("nuclei").config_file).INPUT, recipe().cfg.INPUT
+    assert model.STAIN_AUG.PROB and model.EMPTY_PROB and model.INTENSITY_AUG.INVERT_PROB
+    defaults = load_config().INPUT
+    assert (made.STAIN_AUG.PROB, made.EMPTY_PROB, made.INTENSITY_AUG) == (0.0, 0.0, defaults.INTENSITY_AUG)
 
 
 def test_settings_for_ten_images_on_two_cores() -> None:
     made = recipe()
     cfg = made.cfg
     assert cfg.MODEL.DEVICE == "cpu" and not cfg.SOLVER.AMP.ENABLED
-    assert cfg.INPUT.MIN_SIZE_TEST == 512  # as the model was trained
-    assert cfg.INPUT.IMAGE_SIZE == 512  # with crops of half that side the AP of the model halves
+    assert cfg.INPUT.MIN_SIZE_TEST == 640  # as the model was trained
+    assert cfg.INPUT.IMAGE_SIZE == 640  # with crops of half that side the AP of the model halves
     assert cfg.SOLVER.IMS_PER_BATCH == 1 and pytest.approx(2.5e-5) == cfg.SOLVER.BASE_LR
     assert cfg.TEST.EVAL_AT_START
     assert cfg.MODEL.TIMM.FREEZE_NORM
@@ -184,11 +192,11 @@ def test_evaluations_on_many_images_are_rarer() -> None:
 
 def test_minutes_set_the_length_from_the_measured_speed() -> None:
     lengths = [
-        recipe(device=dataclasses.replace(CPU, speed=speed), minutes=10).cfg.SOLVER.MAX_ITER for speed in (0.05, 0.1)
+        recipe(device=dataclasses.replace(CPU, speed=speed), minutes=10).cfg.SOLVER.MAX_ITER for speed in (0.1, 0.2)
     ]
     assert lengths[1] == pytest.approx(2 * lengths[0], rel=0.15)
-    # 0.1 million pixels in a second are 2.6 s for a crop of 512 x 512; evaluations take a part of the time.
-    assert 120 < lengths[1] < 600 / 2.6
+    # 0.2 million pixels in a second are 2 s for a crop of 640 x 640; evaluations take a part of the time.
+    assert 120 < lengths[1] < 600 / 2
 
 
 def test_keys_of_the_command_take_precedence_and_the_rest_fits() -> None:
