@@ -421,16 +421,12 @@ def _to_device(instances: Sequence[Instances], device: torch.device, fields: Col
             if name == "gt_masks" and together:
                 target.set(name, on_device[i])
             elif isinstance(value, Boxes):
-                target.set(name, Boxes(_small_to_device(value.tensor, device)))
+                target.set(name, Boxes(to_device(value.tensor, device)))
             elif isinstance(value, Tensor):
-                target.set(name, _small_to_device(value, device))
+                target.set(name, to_device(value, device))
             else:
                 target.set(name, value.to(device) if hasattr(value, "to") else value)
     return moved
-
-
-def _small_to_device(value: Tensor, device: torch.device) -> Tensor:
-    return to_device(value, device) if value.device.type == "cpu" else value.to(device, non_blocking=True)
 
 
 def class_scores_and_masks(outputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

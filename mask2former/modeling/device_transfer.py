@@ -99,8 +99,8 @@ def to_cpu(tensor: Tensor) -> Tensor:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a small CPU tensor to `device` without synchronization."""
-    if device.type == "cuda":
+    """Copy a tensor to `device`, without synchronization unless it is large and on the CPU."""
+    if device.type == "cuda" and tensor.device.type == "cpu" and tensor.nbytes <= _PINNED_TOGETHER:
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 

@@ -15,17 +15,7 @@ from mask2former.modeling.transformer_decoder import (
 )
 from mask2former.modeling.transformer_decoder.mask2former_transformer_decoder import _open_empty, attention_mask
 
-SETTINGS = {
-    "num_classes": 3,
-    "hidden_dim": 16,
-    "num_queries": 5,
-    "nheads": 2,
-    "dim_feedforward": 32,
-    "dec_layers": 4,
-    "pre_norm": False,
-    "mask_dim": 8,
-    "enforce_input_project": False,
-}
+from .tiny_models import DECODER
 
 
 def inputs(count: int) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -57,13 +47,13 @@ def predictions(outputs: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("frames", [None, 1, 3])
 def test_training_outputs_are_the_inference_outputs(frames: int | None) -> None:
     cls = MultiScaleMaskedTransformerDecoder if frames is None else VideoMultiScaleMaskedTransformerDecoder
-    decoder = cls(16, **SETTINGS)
+    decoder = cls(16, **DECODER)
     levels, mask_features = inputs(2 * (frames or 1))
     training = decoder.train()(levels, mask_features, frames=frames)
     final = decoder.eval()(levels, mask_features, frames=frames)
     assert list(training) == ["pred_logits", "pred_masks", "aux_outputs"]
     assert list(final) == [*training, *(["query_embeds"] if frames else [])]
-    assert len(training["aux_outputs"]) == SETTINGS["dec_layers"]
+    assert len(training["aux_outputs"]) == DECODER["dec_layers"]
     shape = (2, 5, 16, 24) if frames is None else (2, 5, frames, 16, 24)
     for ours, theirs in zip(predictions(training), predictions(final), strict=True):
         assert ours["pred_masks"].shape == shape and ours["pred_logits"].shape == (2, 5, 4)
@@ -72,7 +62,7 @@ def test_training_outputs_are_the_inference_outputs(frames: int | None) -> None:
 
 
 def test_nothing_is_computed_that_is_not_read() -> None:
-    decoder = MultiScaleMaskedTransformerDecoder(16, **SETTINGS)
+    decoder = MultiScaleMaskedTransformerDecoder(16, **DECODER)
     training = decoder.train()(*inputs(2))
     for prediction in predictions(training):
         assert isinstance(prediction.unread("pred_masks"), MaskLogits)
@@ -83,7 +73,7 @@ def test_nothing_is_computed_that_is_not_read() -> None:
 
 
 def test_earlier_classes_are_those_of_the_weights_that_were_there() -> None:
-    decoder = MultiScaleMaskedTransformerDecoder(16, **SETTINGS).eval()
+    decoder = MultiScaleMaskedTransformerDecoder(16, **DECODER).eval()
     given = inputs(1)
     with torch.no_grad():
         expected, found = decoder(*given), decoder(*given)
@@ -93,7 +83,7 @@ def test_earlier_classes_are_those_of_the_weights_that_were_there() -> None:
 
 
 def test_functions_on_nested_containers_know_the_outputs() -> None:
-    outputs = MultiScaleMaskedTransformerDecoder(16, **SETTINGS)(*inputs(1))
+    outputs = MultiScaleMaskedTransformerDecoder(16, **DECODER)(*inputs(1))
     detached = torch.utils._pytree.tree_map(torch.Tensor.detach, outputs)
     assert [sorted(p) for p in [detached, *detached["aux_outputs"]]] == [
         ["aux_outputs", "pred_logits", "pred_masks"],
@@ -104,7 +94,7 @@ def test_functions_on_nested_containers_know_the_outputs() -> None:
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_predictions_that_are_read_later_need_no_gradients(mode: Any) -> None:
-    decoder = MultiScaleMaskedTransformerDecoder(16, **SETTINGS).eval()
+    decoder = MultiScaleMaskedTransformerDecoder(16, **DECODER).eval()
     with mode():
         outputs = decoder(*inputs(1))
     earlier = outputs["aux_outputs"][0]
@@ -122,7 +112,7 @@ def test_overridden_prediction_heads_give_the_same_outputs(frames: int | None) -
             calls.append((tuple(output.shape), mask_features.dim(), tuple(attn_mask_target_size)))
             return super().forward_prediction_heads(output, mask_features, attn_mask_target_size)
 
-    plain, mine = base(16, **SETTINGS), Overridden(16, **SETTINGS)
+    plain, mine = base(16, **DECODER), Overridden(16, **DECODER)
     mine.load_state_dict(plain.state_dict())
     levels, mask_features = inputs(2 * (frames or 1))
     expected = plain(levels, mask_features, frames=frames)
@@ -134,15 +124,15 @@ def test_overridden_prediction_heads_give_the_same_outputs(frames: int | None) -
 
 
 def test_a_method_that_is_assigned_to_the_decoder_is_called() -> None:
-    decoder = MultiScaleMaskedTransformerDecoder(16, **SETTINGS)
+    decoder = MultiScaleMaskedTransformerDecoder(16, **DECODER)
     original, calls = decoder.forward_prediction_heads, []
     decoder.forward_prediction_heads = lambda *a, **k: calls.append(1) or original(*a, **k)  # type: ignore[method-assign]
     decoder(*inputs(1))
-    assert len(calls) == SETTINGS["dec_layers"] + 1
+    assert len(calls) == DECODER["dec_layers"] + 1
 
 
 def test_hooks_on_layers_see_and_change_queries() -> None:
-    decoder = MultiScaleMaskedTransformerDecoder(16, **SETTINGS).eval()
+    decoder = MultiScaleMaskedTransformerDecoder(16, **DECODER).eval()
     given = inputs(2)
     before = decoder(*given)["pred_masks"]
     shapes = []
@@ -158,21 +148,21 @@ def test_hooks_on_layers_see_and_change_queries() -> None:
 
 
 def test_a_video_decoder_knows_its_number_of_frames() -> None:
-    decoder = VideoMultiScaleMaskedTransformerDecoder(16, **SETTINGS, num_frames=3)
+    decoder = VideoMultiScaleMaskedTransformerDecoder(16, **DECODER, num_frames=3)
     given = inputs(6)
     assert decoder.train()(*given)["pred_masks"].shape == (2, 5, 3, 16, 24)
     assert decoder.eval()(*given)["pred_masks"].shape == (1, 5, 6, 16, 24)
 
 
 def test_input_projection_exists_only_where_needed() -> None:
-    plain = MultiScaleMaskedTransformerDecoder(16, **SETTINGS)
-    forced = MultiScaleMaskedTransformerDecoder(16, **{**SETTINGS, "enforce_input_project": True})
+    plain = MultiScaleMaskedTransformerDecoder(16, **DECODER)
+    forced = MultiScaleMaskedTransformerDecoder(16, **{**DECODER, "enforce_input_project": True})
     assert not any("input_proj" in n for n, _ in plain.named_parameters())
     assert sum("input_proj" in n for n, _ in forced.named_parameters()) == 6
 
 
 def test_frames_of_a_clip_are_read_together() -> None:
-    decoder = VideoMultiScaleMaskedTransformerDecoder(16, **SETTINGS).eval()
+    decoder = VideoMultiScaleMaskedTransformerDecoder(16, **DECODER).eval()
     levels, mask_features = inputs(6)
     with torch.no_grad():
         out = decoder(levels, mask_features, frames=3)
@@ -186,7 +176,7 @@ def test_frames_of_a_clip_are_read_together() -> None:
 
 
 def test_image_decoder_has_no_sense_of_time() -> None:
-    decoder = MultiScaleMaskedTransformerDecoder(16, **SETTINGS).eval()
+    decoder = MultiScaleMaskedTransformerDecoder(16, **DECODER).eval()
     levels, mask_features = inputs(3)
     with torch.no_grad():
         forward = decoder(levels, mask_features, frames=3)["pred_masks"]

@@ -23,7 +23,7 @@ from mask2former.modeling.transformer_decoder import (
     VideoMultiScaleMaskedTransformerDecoder,
 )
 
-from .tiny_models import clip, record, tiny, without_gradient
+from .tiny_models import DECODER, clip, record, tiny, without_gradient
 
 PANOPTIC = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
 VIDEO = "youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml"
@@ -33,17 +33,7 @@ DENOISING = ("MODEL.MASK_FORMER.DENOISING.QUERIES", 7)
 OPTIONS = [pytest.param(GROUPS, id="groups"), pytest.param(DENOISING, id="denoising"), (*GROUPS, *DENOISING)]
 
 CPU, K, Q, E = torch.device("cpu"), 3, 5, 6
-SETTINGS = {
-    "num_classes": K,
-    "hidden_dim": 16,
-    "num_queries": Q,
-    "nheads": 2,
-    "dim_feedforward": 32,
-    "dec_layers": 4,
-    "pre_norm": False,
-    "mask_dim": 8,
-    "enforce_input_project": False,
-}
+SETTINGS = {**DECODER, "num_classes": K, "num_queries": Q}
 
 
 def decoder(frames: int | None = None, **options: Any) -> MultiScaleMaskedTransformerDecoder:

@@ -25,7 +25,7 @@ from mask2former.modeling.transformer_decoder import (
 )
 from mask2former.modeling.transformer_decoder.query_selection import QuerySelection, best_tokens
 
-from .tiny_models import NoHostReads, clip, record, tiny, without_gradient
+from .tiny_models import DECODER, NoHostReads, clip, record, tiny, without_gradient
 
 PANOPTIC = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
 INSTANCE = "coco/instance-segmentation/maskformer2_R50_bs16_50ep.yaml"
@@ -39,17 +39,7 @@ QUALITY = ("MODEL.MASK_FORMER.MASK_QUALITY.ENABLED", True)
 NAMES = {"loss_selection_ce", "loss_selection_mask", "loss_selection_dice"}
 
 K, Q, IN = 3, 5, 12
-SETTINGS = {
-    "num_classes": K,
-    "hidden_dim": 16,
-    "num_queries": Q,
-    "nheads": 2,
-    "dim_feedforward": 32,
-    "dec_layers": 4,
-    "pre_norm": False,
-    "mask_dim": 8,
-    "enforce_input_project": False,
-}
+SETTINGS = {**DECODER, "num_classes": K, "num_queries": Q}
 
 
 def decoder(frames: int | None = None, **options: Any) -> MultiScaleMaskedTransformerDecoder:

@@ -20,6 +20,19 @@ TINY = [
     *("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 10, "MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 64),
 ]
 
+# Arguments of a small masked-attention decoder, besides the channels of its levels.
+DECODER: dict[str, Any] = {
+    "num_classes": 3,
+    "hidden_dim": 16,
+    "num_queries": 5,
+    "nheads": 2,
+    "dim_feedforward": 32,
+    "dec_layers": 4,
+    "pre_norm": False,
+    "mask_dim": 8,
+    "enforce_input_project": False,
+}
+
 
 def tiny(config: str, *overrides: Any) -> torch.nn.Module:
     """Build the model of a config file, made small; `overrides` come last."""

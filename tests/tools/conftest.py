@@ -1,4 +1,4 @@
-"""Put tools/ on sys.path: its scripts are not a package and import each other by name, and so do their tests."""
+"""Put tools/ and this directory on sys.path: scripts and helpers of tests import each other by name."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from mask2former.data.shapes import Options
 from mask2former.data.shapes.files import Recipe, write_dataset
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+sys.path[:0] = [str(Path(__file__).resolve().parents[2] / "tools"), str(Path(__file__).resolve().parent)]
 
 
 @pytest.fixture(scope="session")

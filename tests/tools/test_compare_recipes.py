@@ -17,10 +17,9 @@ import training_figure
 import training_matrix
 import training_reports
 import training_runs
+from stand_in_trainings import programs
 from training_matrix import read_matrix
 from training_reports import Point
-
-from mask2former.config import load_config
 
 ROOT = Path(__file__).parents[2]
 MATRICES = sorted((ROOT / "docs" / "training").glob("*.yaml"))
@@ -211,20 +210,6 @@ def test_a_budget_in_minutes_sets_the_length(tmp_path: Path) -> None:
     seconds = compare_recipes._measured_seconds(matrix, speeds)
     assert seconds == {"fast": 0.5, "slow": 60.0}
     assert compare_recipes._iterations(matrix, seconds) == {"fast": 240, "slow": 20}
-
-
-class Program(training_runs.Training):
-    """A program in place of a training; its overrides are Python code."""
-
-    def command(self) -> list[str]:
-        return [sys.executable, "-S", "-c", *self.overrides]
-
-
-def programs(directory: Path, *codes: str) -> list[training_runs.Training]:
-    return [
-        Program(title=f"p{i}", directory=directory / f"p{i}", config="", overrides=(code,), cfg=load_config())
-        for i, code in enumerate(codes)
-    ]
 
 
 def test_a_training_that_fails_is_named_and_others_go_on(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import compare_recipes
 import pytest
 import training_runs
+from stand_in_trainings import programs
 from training_matrix import Matrix, read_matrix
 from training_reports import Point, curve, read_metrics, steady_seconds
 
@@ -34,20 +35,6 @@ variants:
 def matrix(tmp_path: Path) -> Matrix:
     (tmp_path / "m.yaml").write_text(ONE_VARIANT)
     return read_matrix(tmp_path / "m.yaml")
-
-
-class Program(training_runs.Training):
-    """A program in place of a training; its overrides are Python code."""
-
-    def command(self) -> list[str]:
-        return [sys.executable, "-S", "-c", *self.overrides]
-
-
-def programs(directory: Path, *codes: str) -> list[training_runs.Training]:
-    return [
-        Program(title=f"p{i}", directory=directory / f"p{i}", config="", overrides=(code,), cfg=load_config())
-        for i, code in enumerate(codes)
-    ]
 
 
 def console(training: training_runs.Training) -> str:
