@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..utils.lazy_dict import Later, LazyDict
+from .half_products import are_halves, product
 
 
 class Deferred(Later[Tensor]):
@@ -179,5 +180,9 @@ def mask_logits(embeds: Tensor, features: Tensor) -> Tensor:
     """Compute mask logits (B, Q, T, H, W), fp32, of query embeddings (B, Q, C) and mask features (B, T, C, H, W)."""
     with torch.autocast(embeds.device.type, enabled=False):
         batch, frames, channels, height, width = features.shape
-        flat = features.float().transpose(1, 2).reshape(batch, channels, -1)
-        return torch.bmm(embeds.float(), flat).view(batch, -1, frames, height, width)
+        learns = torch.is_grad_enabled() and (embeds.requires_grad or features.requires_grad)
+        if are_halves(embeds, features) and not learns:
+            logits = product(embeds, features.transpose(1, 2).reshape(batch, channels, -1))
+        else:
+            logits = torch.bmm(embeds.float(), features.float().transpose(1, 2).reshape(batch, channels, -1))
+        return logits.view(batch, -1, frames, height, width)

@@ -28,7 +28,8 @@ from ..ops import sample_masks
 from ..ops.mask_sampling import compiled
 from ..structures.masks import boxes_from_masks
 from .device_transfer import to_device
-from .grouped_products import products
+from .grouped_products import Halves, products
+from .half_products import are_halves, in_two, product, twice
 from .outputs import MaskLogits, Row, mask_logits, unread
 
 # Samples that are read together; bounds the memory of index arithmetic.
@@ -171,6 +172,7 @@ class Predictions:
         features: (B, T, C, H4, W4), or None.
         masks: (L, B, Q, T, H4, W4) mask logits of decoders that compute all of them; or None.
         quality: (L, B, Q) predicted quality of the masks, before the sigmoid; or None.
+        halves: `embeds` and `features` as the bf16 numbers that they were before, see `half_products`; or None.
     """
 
     logits: Tensor
@@ -178,6 +180,7 @@ class Predictions:
     features: Tensor | None = None
     masks: Tensor | None = None
     quality: Tensor | None = None
+    halves: Halves | None = None
 
     @classmethod
     def of(cls, outputs: Mapping[str, Any]) -> Predictions:
@@ -190,14 +193,18 @@ class Predictions:
         logits = _stacked(layers, "pred_logits").float()
         quality = _stacked(layers, "pred_quality").float() if "pred_quality" in outputs else None
         if "pred_masks" not in outputs:
-            embeds = _stacked(layers, "pred_embeds").float()
-            return cls(logits, embeds, outputs["mask_features"].float(), quality=quality)
+            return cls._of_products(logits, _stacked(layers, "pred_embeds"), outputs["mask_features"], quality)
         products = [unread(layer, "pred_masks") for layer in layers]
         if all(isinstance(product, MaskLogits) for product in products):
-            embeds = torch.stack([product.embeds for product in products]).float()
-            return cls(logits, embeds, products[0].features.float(), quality=quality)
+            embeds = torch.stack([product.embeds for product in products])
+            return cls._of_products(logits, embeds, products[0].features, quality)
         masks = _stacked(layers, "pred_masks").float()
         return cls(logits, masks=masks[:, :, :, None] if masks.dim() == 5 else masks, quality=quality)
+
+    @classmethod
+    def _of_products(cls, logits: Tensor, embeds: Tensor, features: Tensor, quality: Tensor | None) -> Predictions:
+        halves = (embeds.detach(), features.detach()) if are_halves(embeds, features) else None
+        return cls(logits, embeds.float(), features.float(), quality=quality, halves=halves)
 
     @classmethod
     def of_groups(cls, groups: Sequence[Mapping[str, Any]]) -> Predictions:
@@ -210,7 +217,9 @@ class Predictions:
         quality = torch.cat(qualities) if len(qualities) == len(parts) else None
         embeds = [part.embeds for part in parts if part.embeds is not None]
         if len(embeds) == len(parts):
-            return cls(logits, torch.cat(embeds), parts[0].features, quality=quality)
+            halves = [part.halves for part in parts if part.halves is not None]
+            joined = (torch.cat([each for each, _ in halves]), halves[0][1]) if len(halves) == len(parts) else None
+            return cls(logits, torch.cat(embeds), parts[0].features, quality=quality, halves=joined)
         # Somebody has read the mask logits of a group, which count from then on.
         return cls(logits, masks=torch.cat([part._all_masks() for part in parts]), quality=quality)
 
@@ -235,9 +244,10 @@ class Predictions:
             per_frame = points.repeat_interleave(frames, dim=0)
             sampled = sample_maps(self.features.flatten(0, 1), per_frame).unflatten(0, (-1, frames))  # (B, T, C, P)
             values = sampled.transpose(1, 2).flatten(2)
-            embeds = self.embeds.transpose(0, 1).flatten(1, 2)
+            halves = None if torch.is_grad_enabled() else self.halves  # which have no gradients
+            embeds = (self.embeds if halves is None else halves[0]).transpose(0, 1).flatten(1, 2)
             for rows, columns in zip(embeds.split(images), values.split(images), strict=True):
-                yield rows @ columns
+                yield rows @ columns if halves is None else product(twice(rows, 2), in_two(columns, 1))
             return
         assert self.masks is not None
         frames = self.masks.shape[3]
@@ -255,7 +265,11 @@ class Predictions:
         if self.embeds is not None and self.features is not None:
             frames, _, height, width = self.features.shape[1:]
             rows = self.embeds.flatten(0, 2).index_select(0, position)
-            logits = products(rows, self.features.transpose(1, 2).flatten(2), sizes)
+            maps, halves = self.features.transpose(1, 2).flatten(2), None
+            if self.halves is not None:
+                embeds, features = self.halves
+                halves = embeds.flatten(0, 2).index_select(0, position), features.transpose(1, 2).flatten(2)
+            logits = products(rows, maps, sizes, halves)
             return logits.view(-1, frames, height, width)
         assert self.masks is not None
         return self.masks.flatten(0, 2).index_select(0, position)

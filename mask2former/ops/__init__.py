@@ -1,9 +1,10 @@
-"""Deformable attention (Deformable DETR, Zhu et al., ICLR 2021, arXiv 2010.04159), masked attention, assignment, and
-what reads masks.
+"""Deformable attention (Deformable DETR, Zhu et al., ICLR 2021, arXiv 2010.04159), masked attention, assignment,
+enlargement, and what reads masks.
 """
 
 from . import extension, mask_results
 from .assignment import assigns_on, linear_assignment
+from .enlarging import enlarge
 from .mask_sampling import sample_masks
 from .masked_attention import blocked_keys, masked_attention
 from .ms_deform_attn import backend, ms_deform_attn, pytorch_backend
@@ -12,6 +13,7 @@ __all__ = [
     "assigns_on",
     "backend",
     "blocked_keys",
+    "enlarge",
     "linear_assignment",
     "mask_results",
     "masked_attention",

@@ -33,12 +33,14 @@ class Op:
         kernel: its code in PyTorch, for devices for which nothing is compiled.
         fake: makes its results without values.
         autograd: its backward pass, None without.
+        setup: keeps what that needs, None if nothing.
     """
 
     schema: str
     kernel: Callable[..., Any]
     fake: Callable[..., Any]
     autograd: Callable[..., Any] | None = None
+    setup: Callable[..., Any] | None = None
 
 
 Gradients = tuple[Tensor, Tensor, Tensor]
@@ -180,7 +182,9 @@ def register_ops(*ops: Op) -> None:
             library.impl(name, op.kernel, "CompositeExplicitAutograd")
             torch.library.register_fake(f"mask2former::{name}", op.fake, lib=library)
             if op.autograd is not None:
-                torch.library.register_autograd(f"mask2former::{name}", op.autograd, lib=library)
+                torch.library.register_autograd(
+                    f"mask2former::{name}", op.autograd, setup_context=op.setup, lib=library
+                )
         _keep(first, library)
     check_schemas([op.schema for op in ops])
 

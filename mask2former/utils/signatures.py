@@ -8,6 +8,8 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
 logger = logging.getLogger(__name__)
 
 
@@ -17,7 +19,9 @@ def accepted(function: Callable[..., Any], keywords: Mapping[str, Any]) -> dict[
     For a module the signature of its `forward` counts, because its call hands everything on.
     """
     called = getattr(function, "forward", function) if not inspect.isroutine(function) else function
-    named = _keywords(getattr(called, "__func__", called))
+    # PyTorch's compiler looks into the function behind a cache, and warns of it.
+    keywords_of = _keywords.__wrapped__ if torch.compiler.is_compiling() else _keywords
+    named = keywords_of(getattr(called, "__func__", called))
     return dict(keywords) if named is None else {name: value for name, value in keywords.items() if name in named}
 
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import fvcore.nn.weight_init as weight_init
 import torch
-import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from ...errors import ConfigError
+from ...ops import enlarge
 from ...utils.overrides import as_written, extensible, unchanged
 from ...utils.registry import register
 from ...utils.signatures import fitting
@@ -400,7 +400,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             coarse = out[-1]
             if lateral.is_contiguous(memory_format=torch.channels_last):  # interpolation keeps a format
                 coarse = _channels_last(coarse)
-            up = F.interpolate(coarse, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+            up = enlarge(coarse, lateral.shape[-2:])
             out.append(output_conv(lateral + up))
         return self.mask_features(out[-1]), out[0], out[: self.maskformer_num_feature_levels]
 

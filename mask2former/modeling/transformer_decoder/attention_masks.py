@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...utils.overrides import as_written
+from ..half_products import are_halves, in_two, product, twice
 from ..outputs import mask_logits
 from .layers import Attention, CrossAttentionLayer
 
@@ -22,6 +23,35 @@ def resized(mask_features: Tensor, size: Sequence[int]) -> Tensor:
     """
     with torch.no_grad():
         return F.interpolate(mask_features.float(), tuple(size), mode="bilinear", align_corners=False)
+
+
+class LevelMasks:
+    """Mask logits at the size of a level, without gradients; masks of attention are made of them.
+
+    Args:
+        mask_features: (B * T, C, H4, W4).
+        size: of the level, (H, W).
+        frames: T.
+    """
+
+    def __init__(self, mask_features: Tensor, size: Sequence[int], frames: int) -> None:
+        maps = resized(mask_features, size)
+        # Resized bf16 numbers need more bits than they had.
+        self._halves = _tokens(in_two(maps, 1), frames) if are_halves(mask_features) else None
+        self._maps = maps.unflatten(0, (-1, frames))
+
+    def logits(self, embeds: Tensor) -> Tensor:
+        """Return fp32 (B, Q, T * H * W) for query embeddings (B, Q, C)."""
+        with torch.no_grad():
+            if self._halves is not None and are_halves(embeds):
+                return product(twice(embeds, 2), self._halves)
+            return mask_logits(embeds, self._maps).flatten(2)
+
+
+def _tokens(maps: Tensor, frames: int) -> Tensor:
+    """Return maps (B * T, C, H, W) as (B, C, T * H * W)."""
+    clips = maps.unflatten(0, (-1, frames)).transpose(1, 2)
+    return clips.reshape(*clips.shape[:2], -1)
 
 
 def takes_one_mask_for_all_heads(layer: Any) -> bool:

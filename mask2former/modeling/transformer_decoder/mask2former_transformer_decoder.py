@@ -22,7 +22,7 @@ from ...utils.registry import register
 from ...video_registration import VIDEO
 from ..denoising import NoisedObjects
 from ..outputs import DecoderOutputs, MaskLogits, earlier_outputs, layer_outputs, mask_logits
-from .attention_masks import attention_mask, resized, takes_one_mask_for_all_heads
+from .attention_masks import LevelMasks, attention_mask, resized, takes_one_mask_for_all_heads
 from .layers import MLP, CrossAttentionLayer, FFNLayer, SelfAttentionLayer
 from .layers import activation_function as _get_activation_fn
 from .position_encoding import PositionEmbeddingSine, PositionEmbeddingSine3D, tokens_of
@@ -187,7 +187,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                     "MODEL.MASK_FORMER.MASK_QUALITY.ENABLED False"
                 )
             return self._outputs_of_overridden_heads(x, mask_features, features, frames is not None)
-        small = [resized(mask_features, level.shape[-2:]).unflatten(0, (-1, frames or 1)) for level in x]
+        small = [LevelMasks(mask_features, level.shape[-2:], frames or 1) for level in x]
         states: list[Tensor] = []
         embeds: list[Tensor] = []
 
@@ -196,9 +196,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             embeds.append(self.mask_embed(states[-1]))
             if is_last:
                 return None
-            with torch.no_grad():
-                logits = mask_logits(embeds[-1], small[level]).flatten(2)
-            return blocked_keys(logits)[:, None]  # one for all heads
+            return blocked_keys(small[level].logits(embeds[-1]))[:, None]  # one for all heads
 
         self._decode(x, features, predict, own, groups)
         outputs = self._outputs(states, embeds, features, frames is not None, groups)
