@@ -134,7 +134,8 @@ def _add_input(cfg: CfgNode) -> None:
     )
     _defaults(cfg.INPUT.CROP, {"SINGLE_CATEGORY_MAX_AREA": 1.0})
     # Ours: microscopy, and new images made of those of the dataset.
-    _defaults(cfg.INPUT, {"EMPTY_PROB": 0.0})  # images without objects: black, white, one color, gradient, noise
+    # Images without objects: half of them soft clouds, the others black, white, one color, gradient, noise.
+    _defaults(cfg.INPUT, {"EMPTY_PROB": 0.0})
     _defaults(_section(cfg.INPUT, "STAIN_AUG"), {"PROB": 0.0, "STRENGTH": 0.3, "SWAP_PROB": 0.3})
     _defaults(
         _section(cfg.INPUT, "INTENSITY_AUG"),

@@ -22,6 +22,7 @@ from training_matrix import Matrix, Variant
 from mask2former.config import leaves, load_config
 from mask2former.engine.compilation import pays
 from mask2former.utils.file_io import read_json_object, write_json
+from mask2former.utils.parallel import usable_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 _POLL = 0.2  # seconds
@@ -204,8 +205,7 @@ def any_shared(matrix: Matrix, output: Path) -> bool:
 
 def cores_of_each(runs: int) -> int:
     """Return the processor cores of each of so many runs at once, at least 1."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, usable // runs)
+    return max(1, usable_cores() // runs)
 
 
 def environment(datasets: Path, gpu: str | None = None, threads: int | None = None) -> dict[str, str]:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Sampler
 from ..config import micro_batch_size
 from ..errors import BadRecordError
 from ..utils.hints import did_you_mean
+from ..utils.parallel import loader_workers
 from .balancing import BalancedBatches, object_counts
 from .clip_records import by_track, holds_videos, load_clip_records
 from .dataset_mappers import build_mapper
@@ -44,7 +45,8 @@ def build_train_loader(
 
     A training iteration takes SOLVER.ACCUMULATION_STEPS batches of the loader; over all ranks they hold
     SOLVER.IMS_PER_BATCH samples. With the same seed, a loader started at iteration k yields what the loader started at
-    0 yields from iteration k on, augmentations included, whatever the number of workers.
+    0 yields from iteration k on, augmentations included, whatever the number of workers. There are
+    DATALOADER.NUM_WORKERS of them, but not more than usable cores.
 
     Args:
         cfg: DATASETS.TRAIN, DATASETS.COCO_JSON, INPUT, DATALOADER and SOLVER are read.
@@ -70,7 +72,7 @@ def build_train_loader(
     tracks = by_track(records)
     if seed is None:
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-    workers = cfg.DATALOADER.NUM_WORKERS
+    workers = loader_workers(cfg.DATALOADER.NUM_WORKERS)
     stream = IndexStream(_repeats(cfg, tracks, seed), seed)
     settings: dict[str, Any] = {
         "rank": comm.get_rank(),
@@ -107,6 +109,8 @@ def build_test_loader(
 ) -> DataLoader:
     """Build a loader that yields every record of one dataset once, divided among the ranks.
 
+    It has DATALOADER.NUM_WORKERS workers, but not more than usable cores.
+
     Args:
         cfg: DATASETS.COCO_JSON, INPUT and DATALOADER are read.
         dataset_name: registered name.
@@ -122,7 +126,7 @@ def build_test_loader(
     """
     register_from_config(cfg, [dataset_name])
     records = _load_records([dataset_name], "DATASETS.TEST", filter_empty=False)
-    workers = cfg.DATALOADER.NUM_WORKERS
+    workers = loader_workers(cfg.DATALOADER.NUM_WORKERS)
     dataset = TestRecords(
         records,
         mapper if mapper is not None else build_mapper(cfg, False),

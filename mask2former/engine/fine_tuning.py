@@ -23,6 +23,7 @@ from ..data.inspect_training import records_of
 from ..data.learnable import check_objects
 from ..model_source import dataset_classes, locate_model, stored_classes
 from ..utils.file_io import write_bytes
+from ..utils.parallel import usable_cores
 from .class_head import adapted_weights, is_unchanged, matching_classes
 from .data_comparison import compare_data
 from .output_directory import RECIPE, OutputDirectory
@@ -213,7 +214,7 @@ def _median(values: Sequence[int]) -> int:
 
 def device_facts(num_gpus: int) -> DeviceFacts:
     """Return facts on this machine: the GPUs, or without any (or with `num_gpus` 0) the CPU."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     if num_gpus > 0 and torch.cuda.is_available():
         ranks = min(num_gpus, torch.cuda.device_count())
         memory = min(torch.cuda.mem_get_info(i)[0] for i in range(ranks))

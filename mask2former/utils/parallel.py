@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -12,16 +14,41 @@ from typing import TypeVar
 from detectron2.utils import comm
 from tqdm import tqdm
 
+logger = logging.getLogger(__name__)
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _MOST_WORKERS = 16
 
 
+def usable_cores() -> int:
+    """Return the number of processor cores that this process may use, at least 1."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def loader_workers(requested: int) -> int:
+    """Return the number of workers of a data loader: at most one for each usable core, which is where PyTorch warns.
+
+    Only for loaders whose samples and their order do not depend on the number of workers.
+
+    Args:
+        requested: DATALOADER.NUM_WORKERS, 0 or more; 0 stays 0.
+    """
+    cores = usable_cores()
+    if requested > cores:
+        _tell_fewer_workers(requested, cores)
+    return min(requested, cores)
+
+
+@functools.cache  # once, and not for each loader
+def _tell_fewer_workers(requested: int, cores: int) -> None:
+    logger.info("data loaders have %d of DATALOADER.NUM_WORKERS %d workers: one for each core", cores, requested)
+
+
 def default_workers() -> int:
     """Return the number of worker processes for reading files: the available processors, shared among the ranks."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(_MOST_WORKERS, usable // comm.get_world_size()))
+    return max(1, min(_MOST_WORKERS, usable_cores() // comm.get_world_size()))
 
 
 def map_parallel(

@@ -13,6 +13,7 @@ from .._sibling import core
 from .dataset_mapper import YTVISDatasetMapper
 
 _records = core("data.clip_records")
+_parallel = core("utils.parallel")
 
 
 def get_detection_dataset_dicts(
@@ -98,7 +99,7 @@ def _test_loader_from_config(
     if dataset is None and dataset_name is not None:
         dataset = get_detection_dataset_dicts(dataset_name, filter_empty=False)
     mapper = YTVISDatasetMapper(cfg, False) if mapper is None else mapper
-    return {"dataset": dataset, "mapper": mapper, "num_workers": cfg.DATALOADER.NUM_WORKERS}
+    return {"dataset": dataset, "mapper": mapper, "num_workers": _parallel.loader_workers(cfg.DATALOADER.NUM_WORKERS)}
 
 
 @configurable(from_config=_test_loader_from_config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,14 @@ def test_forms_of_the_loaders(file: str, video_cfg: CfgNode) -> None:
         build.build_detection_test_loader(video_cfg, dataset=arguments["dataset"], mapper=small),
     ):
         assert sorted(sample["video_id"] for (sample,) in loader) == [2, 4, 9]
+
+
+def test_loaders_for_inference_have_a_worker_for_each_core_at_most(
+    file: str, video_cfg: CfgNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    video_cfg.DATALOADER.NUM_WORKERS = 5
+    assert build._test_loader_from_config(video_cfg, NAME, small)["num_workers"] == 2
 
 
 def test_videos_with_crowds_alone_are_left_out(file: str) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -52,6 +53,17 @@ def test_resumed_loader_continues_with_the_same_samples(cfg: CfgNode, grouping: 
     cfg.DATALOADER.NUM_WORKERS = workers
     resumed = _fingerprint(build_train_loader(cfg, start_iteration=3), 6)
     assert resumed == complete[12:]
+
+
+@pytest.mark.filterwarnings("error:This DataLoader will create")
+def test_more_workers_than_cores_change_nothing(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)  # PyTorch asks it, too
+    samples = _fingerprint(build_train_loader(cfg), 6)
+    cfg.DATALOADER.NUM_WORKERS = 5
+    train, test = build_train_loader(cfg), build_test_loader(cfg, "tiny")
+    assert (train.num_workers, test.num_workers) == (2, 2)
+    assert _fingerprint(train, 6) == samples
+    assert [sample["image_id"] for [sample] in test] == [10, 11, 12, 13, 14, 15]
 
 
 @pytest.fixture

@@ -12,9 +12,12 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
+from mask2former.data import copy_paste
 from mask2former.data.build import build_train_loader
-from mask2former.data.copy_paste import EMPTY_KINDS, Scene, empty_image, paste_objects
+from mask2former.data.copy_paste import EMPTY_KINDS, Scene, clouds, empty_image, paste_objects, random_empty_image
 from mask2former.data.dataset_mappers import SegmentationMapper, build_mapper
+from mask2former.data.dataset_mappers.composition import SceneComposer
+from mask2former.data.dataset_mappers.targets import InstanceTargets
 from mask2former.data.datasets import register_from_config
 from mask2former.data.sampler import random_state
 from mask2former.structures.masks import Patch, paste
@@ -86,6 +89,47 @@ def test_empty_images(kind: str) -> None:
         assert len(np.unique(image)) > 5
 
 
+@pytest.mark.parametrize("size", [(256, 256), (120, 640), (520, 696)])
+def test_clouds_have_no_edges(size: tuple[int, int]) -> None:
+    spans = []
+    for seed in range(40):
+        image = clouds(size, np.random.default_rng(seed))
+        assert image.shape == (*size, 3) and image.dtype == np.float32
+        # An object of 3 levels with a sharp edge changes more from one pixel to the next.
+        assert max(np.abs(np.diff(image, axis=axis)).max() for axis in (0, 1)) < 3
+        spans.append(float(np.ptp(image[..., 1])))
+    assert min(spans) < 8 and max(spans) > 40
+
+
+def test_clouds_are_gray_or_tinted_dim_or_bright_noisy_or_not() -> None:
+    images = [empty_image("clouds", (64, 96), np.random.default_rng(seed)) for seed in range(60)]
+    assert all(image.shape == (64, 96, 3) and image.dtype == np.uint8 for image in images)
+    gray = [bool((image == image[..., :1]).all()) for image in images]
+    levels = [float(image.mean()) for image in images]
+    assert 20 < sum(gray) < 40
+    assert 10 < sum(level < 40 for level in levels) < 40 and sum(level > 150 for level in levels) > 8
+    noise = [float(np.diff(image[..., 1].astype(np.float32), axis=1).std()) for image in images]
+    assert min(noise) < 1 and 3 < max(noise) < 10
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (3, 2)])
+def test_clouds_of_few_pixels(size: tuple[int, int]) -> None:
+    for seed in range(8):
+        assert empty_image("clouds", size, np.random.default_rng(seed)).shape == (*size, 3)
+
+
+def test_random_empty_images_are_clouds_half_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = random_empty_image((12, 17), np.random.default_rng(0))
+    np.testing.assert_array_equal(first, random_empty_image((12, 17), np.random.default_rng(0)))
+    kinds: list[str] = []
+    monkeypatch.setattr(copy_paste, "empty_image", lambda kind, size, rng: kinds.append(kind))
+    rng = np.random.default_rng(0)
+    for _ in range(400):
+        random_empty_image((2, 2), rng)
+    assert 160 < kinds.count("clouds") < 240 and set(kinds) == set(EMPTY_KINDS)
+    assert min(kinds.count(kind) for kind in EMPTY_KINDS) > 20
+
+
 def test_unknown_empty_kind() -> None:
     with pytest.raises(ValueError, match="'red' is not one of black"):
         empty_image("red", (2, 2), np.random.default_rng(0))
@@ -116,6 +160,23 @@ def test_empty_samples_have_no_objects(training: CfgNode, mapper_name: str) -> N
         sample = mapper(record)
     assert sample is not None and len(sample["instances"]) == 0 and (sample["height"], sample["width"]) == (32, 40)
     assert record["annotations"] == annotations
+
+
+def test_empty_images_have_the_channels_of_the_format(training: CfgNode) -> None:
+    training.INPUT.EMPTY_PROB = 1.0
+    composer = SceneComposer.from_config(training)
+    assert composer is not None
+    colored = 0
+    for position in range(12):
+        images = []
+        for image_format in ("RGB", "BGR"):
+            with random_state(0, position):
+                pixels = composer(first_record(training), InstanceTargets(1), image_format)[1]
+            assert pixels is not None and pixels.flags.c_contiguous
+            images.append(pixels)
+        np.testing.assert_array_equal(images[0], images[1][..., ::-1])
+        colored += int((images[0] != images[1]).any())
+    assert colored > 2
 
 
 @pytest.mark.parametrize("source", ["same", "other"])

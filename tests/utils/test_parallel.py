@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import logging
 import math
 import os
 
 import pytest
 
 from mask2former.utils import parallel
-from mask2former.utils.parallel import default_workers, map_parallel
+from mask2former.utils.parallel import default_workers, loader_workers, map_parallel, usable_cores
 
 
 def _process(_: int) -> int:
@@ -38,3 +39,25 @@ def test_processes_are_shared_among_ranks(monkeypatch: pytest.MonkeyPatch) -> No
     assert default_workers() == 3
     monkeypatch.setattr(parallel.comm, "get_world_size", lambda: 24)
     assert default_workers() == 1
+
+
+def test_loaders_have_a_worker_for_each_core_at_most(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(parallel.os, "sched_getaffinity", lambda _: {0, 5}, raising=False)
+    parallel._tell_fewer_workers.cache_clear()
+    assert usable_cores() == 2
+    with caplog.at_level(logging.INFO):
+        assert [loader_workers(number) for number in (0, 1, 2)] == [0, 1, 2] and not caplog.records
+        assert [loader_workers(8) for _ in range(3)] == [2, 2, 2]
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    assert "2 of DATALOADER.NUM_WORKERS 8 workers" in caplog.text
+    parallel._tell_fewer_workers.cache_clear()
+
+
+def test_without_affinity_all_cores_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(parallel.os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(parallel.os, "cpu_count", lambda: 3)
+    assert usable_cores() == 3
+    monkeypatch.setattr(parallel.os, "cpu_count", lambda: None)
+    assert usable_cores() == 1

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
 from ...structures.rle import encode_patches
-from ..copy_paste import EMPTY_KINDS, Scene, empty_image, paste_objects
+from ..copy_paste import Scene, paste_objects, random_empty_image
 from ..image_io import check_image_size, read_image
 from .targets import AugmentedImage, InstanceTargets, Record
 
@@ -66,7 +66,9 @@ class SceneComposer:
         if chance < self.empty_prob:
             size = read_image(record["file_name"], image_format).shape[:2]
             rng = np.random.default_rng(np.random.randint(2**31))
-            return {**record, "annotations": []}, empty_image(EMPTY_KINDS[rng.integers(len(EMPTY_KINDS))], size, rng)
+            pixels = random_empty_image(size, rng)
+            pixels = pixels if image_format == "RGB" else np.ascontiguousarray(pixels[..., ::-1])
+            return {**record, "annotations": []}, pixels
         if pastes >= self.paste_prob:
             return record, None
         scene = _scene(record, targets, image_format)
