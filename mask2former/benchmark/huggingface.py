@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..checkpoint.huggingface_config import config_to_huggingface
 from ..structures.task import Task, tasks_of
+from ..utils.device import forked_random
 from .measure import Work
 from .synthetic import batch_of
 
@@ -35,7 +36,7 @@ def build(cfg: CfgNode) -> Any:
     else:
         settings["backbone_config"] = transformers.SwinConfig(**settings["backbone_config"])
     settings.pop("architectures")
-    with torch.random.fork_rng():
+    with forked_random(torch.device(cfg.MODEL.DEVICE)):
         torch.manual_seed(0)
         config = transformers.Mask2FormerConfig(**settings)
         return transformers.Mask2FormerForUniversalSegmentation(config).to(cfg.MODEL.DEVICE)
