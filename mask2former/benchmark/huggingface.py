@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..checkpoint.huggingface_config import config_to_huggingface
 from ..structures.task import Task, tasks_of
 from ..utils.device import forked_random
-from .measure import Work
+from .measure import StepsInARow, Work
 from .synthetic import batch_of
 
 NAME = "Hugging Face"
@@ -112,7 +112,7 @@ def inference(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Work]:
 
 
 def training(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Work]:
-    """Return their forward and backward pass, and the same with AdamW and clipping; targets are on the device."""
+    """Return their forward and backward pass, and steps with AdamW and clipping; targets are on the device."""
     model = build(cfg).train()
     run = _compiled(model, cfg)
     pixels = _pixels(args, cfg)
@@ -138,4 +138,8 @@ def training(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Work]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)
         optimizer.step()
 
-    return {f"{NAME}, forward, losses, backward": gradients, f"{NAME}, training step": step}
+    return {
+        f"{NAME}, forward, losses, backward": gradients,
+        f"{NAME}, training step": step,
+        f"{NAME}, training steps in a row": StepsInARow(step),
+    }

@@ -20,6 +20,23 @@ _STEP = "mask2former benchmark step"
 WAITS = frozenset({"cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy"})
 
 
+@dataclass(frozen=True)
+class StepsInARow:
+    """Work of several steps without a wait between them, as a training takes them: the host prepares the next one.
+
+    Attributes:
+        step: one of them.
+        steps: how many there are.
+    """
+
+    step: Work
+    steps: int = 10
+
+    def __call__(self) -> None:
+        for _ in range(self.steps):
+            self.step()
+
+
 def wait(device: torch.device) -> None:
     """Wait until the device has finished."""
     if device.type == "cuda":
@@ -27,7 +44,7 @@ def wait(device: torch.device) -> None:
 
 
 def timed(work: Work, repeats: int, device: torch.device, warmup: int = 2) -> list[float]:
-    """Time `repeats` runs in seconds, after `warmup` others."""
+    """Time `repeats` runs in seconds, after `warmup` others; of `StepsInARow` the seconds of a step."""
     return timed_in_turn({"": work}, repeats, device, warmup)[""]
 
 
@@ -40,6 +57,9 @@ def timed_in_turn(
         works: by name.
         repeats: timed runs of each.
         warmup: runs of each before them: memory is allocated, kernels are selected and compiled.
+
+    Returns:
+        The seconds of each run, by name; of `StepsInARow` the mean of its steps.
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for run in range(-warmup, repeats):
@@ -49,7 +69,8 @@ def timed_in_turn(
             work()
             wait(device)
             if run >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                steps = work.steps if isinstance(work, StepsInARow) else 1
+                seconds[name].append((time.perf_counter() - start) / steps)
     return seconds
 
 

@@ -9,6 +9,7 @@ import torch
 
 from mask2former.benchmark.measure import (
     Event,
+    StepsInARow,
     activity,
     allocated,
     covered,
@@ -30,6 +31,21 @@ def test_works_are_timed_in_turn_after_a_warmup() -> None:
     assert "".join(calls) == "abababab"
     assert [len(seconds[name]) for name in "ab"] == [3, 3]
     assert all(second >= 0 for second in timed(lambda: None, 2, CPU))
+
+
+def test_steps_in_a_row_are_timed_together_without_a_wait_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr("mask2former.benchmark.measure.wait", lambda device: calls.append("|"))
+    monkeypatch.setattr("time.perf_counter", lambda: float(calls.count("s")))  # a step takes a second
+    step = StepsInARow(lambda: calls.append("s"), 4)
+    assert timed(step, 2, CPU, warmup=1) == [1.0, 1.0]
+    assert "".join(calls) == "|ssss|" * 3
+
+
+def test_steps_in_a_row_are_ten() -> None:
+    calls: list[int] = []
+    StepsInARow(lambda: calls.append(1))()
+    assert len(calls) == 10
 
 
 def _segment(device: int, pool: tuple[int, int], total: int, used: int) -> dict[str, Any]:
