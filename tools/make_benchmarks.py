@@ -135,6 +135,8 @@ def _origin(run: Run, lead: str = "") -> str:
         flops, moved = peaks["flops"], peaks["bandwidth"]
         values = f"{flops['value']:.3g} {flops['unit']} and {moved['value']:.3g} {moved['unit']}"
         text += f" Floors at {values} ({peaks['source']})."
+    if not run.get("counts_graphs") and run["settings"].get("compile", "off") != "off" and "memory_gib" in hardware:
+        text += " **Peak memory lacks what CUDA graphs hold.**"
     return wrapped(text, "  " if lead else "")
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..checkpoint.huggingface_config import config_to_huggingface
 from ..structures.task import Task, tasks_of
-from .measure import Work
+from ..utils.device import forked_random
+from .measure import StepsInARow, Work
 from .synthetic import batch_of
 
 NAME = "Hugging Face"
@@ -35,7 +36,7 @@ def build(cfg: CfgNode) -> Any:
     else:
         settings["backbone_config"] = transformers.SwinConfig(**settings["backbone_config"])
     settings.pop("architectures")
-    with torch.random.fork_rng():
+    with forked_random(torch.device(cfg.MODEL.DEVICE)):
         torch.manual_seed(0)
         config = transformers.Mask2FormerConfig(**settings)
         return transformers.Mask2FormerForUniversalSegmentation(config).to(cfg.MODEL.DEVICE)
@@ -111,7 +112,7 @@ def inference(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Work]:
 
 
 def training(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Work]:
-    """Return their forward and backward pass, and the same with AdamW and clipping; targets are on the device."""
+    """Return their forward and backward pass, and steps with AdamW and clipping; targets are on the device."""
     model = build(cfg).train()
     run = _compiled(model, cfg)
     pixels = _pixels(args, cfg)
@@ -137,4 +138,8 @@ def training(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Work]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)
         optimizer.step()
 
-    return {f"{NAME}, forward, losses, backward": gradients, f"{NAME}, training step": step}
+    return {
+        f"{NAME}, forward, losses, backward": gradients,
+        f"{NAME}, training step": step,
+        f"{NAME}, training steps in a row": StepsInARow(step),
+    }

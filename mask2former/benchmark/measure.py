@@ -20,6 +20,23 @@ _STEP = "mask2former benchmark step"
 WAITS = frozenset({"cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy"})
 
 
+@dataclass(frozen=True)
+class StepsInARow:
+    """Work of several steps without a wait between them, as a training takes them: the host prepares the next one.
+
+    Attributes:
+        step: one of them.
+        steps: how many there are.
+    """
+
+    step: Work
+    steps: int = 10
+
+    def __call__(self) -> None:
+        for _ in range(self.steps):
+            self.step()
+
+
 def wait(device: torch.device) -> None:
     """Wait until the device has finished."""
     if device.type == "cuda":
@@ -27,7 +44,7 @@ def wait(device: torch.device) -> None:
 
 
 def timed(work: Work, repeats: int, device: torch.device, warmup: int = 2) -> list[float]:
-    """Time `repeats` runs in seconds, after `warmup` others."""
+    """Time `repeats` runs in seconds, after `warmup` others; of `StepsInARow` the seconds of a step."""
     return timed_in_turn({"": work}, repeats, device, warmup)[""]
 
 
@@ -40,6 +57,9 @@ def timed_in_turn(
         works: by name.
         repeats: timed runs of each.
         warmup: runs of each before them: memory is allocated, kernels are selected and compiled.
+
+    Returns:
+        The seconds of each run, by name; of `StepsInARow` the mean of its steps.
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for run in range(-warmup, repeats):
@@ -49,23 +69,25 @@ def timed_in_turn(
             work()
             wait(device)
             if run >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                steps = work.steps if isinstance(work, StepsInARow) else 1
+                seconds[name].append((time.perf_counter() - start) / steps)
     return seconds
 
 
 def peak_memory(work: Work, device: torch.device, others: int = 0) -> int:
-    """Run `work` once; return the peak in bytes: what PyTorch allocated on a GPU, else the process.
+    """Run `work` once; return the peak in bytes: what PyTorch allocated and graphs hold on a GPU, else the process.
 
     Args:
-        work: has run before.
+        work: has run before, and captures no graph any more: a capture allocates what its graph then holds, and both
+            would be counted.
         device: where it runs.
-        others: bytes on the GPU that belong to something else.
+        others: bytes on the GPU that belong to something else, as `allocated` counts them.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         work()
         wait(device)
-        return torch.cuda.max_memory_allocated(device) - others
+        return torch.cuda.max_memory_allocated(device) + held_by_graphs(device) - others
     # Linux can start the count at zero; elsewhere it is the peak since the process has begun.
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
@@ -74,8 +96,25 @@ def peak_memory(work: Work, device: torch.device, others: int = 0) -> int:
 
 
 def allocated(device: torch.device) -> int:
-    """Return the bytes that PyTorch has allocated on a GPU; 0 elsewhere."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    """Return the bytes that PyTorch has allocated, and that graphs hold, on a GPU; 0 elsewhere."""
+    return torch.cuda.memory_allocated(device) + held_by_graphs(device) if device.type == "cuda" else 0
+
+
+def held_by_graphs(device: torch.device) -> int:
+    """Return the bytes on a GPU that CUDA graphs hold and PyTorch does not count as allocated.
+
+    The activations of a graph live in a private pool. After the capture their tensors are gone, so that they are not
+    allocated any more, but every replay writes there and nobody else may: the unallocated rest of the segments of
+    private pools. Segments are larger than what is in them, by a few MiB each. Cached memory is released first, since
+    pools whose graphs are gone would be counted otherwise.
+    """
+    torch.cuda.empty_cache()
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return sum(
+        segment["total_size"] - segment["allocated_size"]
+        for segment in torch.cuda.memory_snapshot()
+        if segment["device"] == index and tuple(segment["segment_pool_id"]) != (0, 0)
+    )
 
 
 def peak_resident() -> int:

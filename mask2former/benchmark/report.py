@@ -185,6 +185,7 @@ class Report:
             "settings": self.settings,
             "hardware": hardware(self.device),
             "versions": versions(),
+            "counts_graphs": True,  # peak memory has what CUDA graphs hold; reports without this key lack it
             "rows": [{"name": r.name, "figures": [f.to_json() for f in r.figures]} for r in self.rows],
         }
         if self.peaks is not None:

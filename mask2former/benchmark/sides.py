@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from .floor import Cost, Peaks
-from .measure import Work, allocated, peak_memory, profile, timed_in_turn
+from .measure import StepsInARow, Work, allocated, peak_memory, profile, timed_in_turn
 from .report import Row, step_row
 
 WARMUP = 3
@@ -24,14 +24,15 @@ def measure_sides(
 ) -> list[Row]:
     """Measure the memory of one side after the other, then the times of all in turn, then what a GPU does.
 
-    The profiler comes last, because it may slow down what runs after it.
+    The profiler comes last, because it may slow down what runs after it. `StepsInARow` are only timed: a step of theirs
+    needs the memory of one alone, and the GPU does the same in it.
 
     Args:
-        sides: each builds a model, and returns what is timed by name. Names of the sides after the first are
-            "OTHER, NAME", and their rows say how many times faster NAME of the first is.
+        sides: each builds a model, and returns what is timed by name, `StepsInARow` after their step. Names of the
+            sides after the first are "OTHER, NAME", and their rows say how many times faster NAME of the first is.
         repeats: timed runs.
         device: where they run.
-        images: in each run.
+        images: in each run or step.
         costs: by name; with `peaks` they give the physical floor.
         peaks: of the device.
     """
@@ -40,10 +41,12 @@ def measure_sides(
     for build in sides:
         others = allocated(device)
         for name, work in build().items():
+            works[name] = work
+            if isinstance(work, StepsInARow):
+                continue
             for _ in range(WARMUP):
                 work()
             memory[name] = peak_memory(work, device, others)
-            works[name] = work
     seconds = timed_in_turn(works, repeats, device, warmup=1)
     rows = {}
     for name, work in works.items():
@@ -51,8 +54,8 @@ def measure_sides(
             name,
             seconds[name],
             images=images,
-            memory=memory[name],
-            activity=profile(work, device),
+            memory=memory.get(name),
+            activity=None if isinstance(work, StepsInARow) else profile(work, device),
             cost=costs.get(name),
             peaks=peaks,
         )

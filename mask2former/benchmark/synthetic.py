@@ -13,6 +13,7 @@ from detectron2.structures import Instances
 from torch import nn
 
 from ..config import load_config
+from ..utils.device import forked_random
 
 _CERTAIN = 100.0  # logits of random weights differ by a few tenths
 
@@ -52,7 +53,7 @@ def build(cfg: CfgNode, *, train: bool = False, dense: bool = False) -> nn.Modul
         train: in training mode.
         dense: class scores near 1, so that results hold most queries. By chance hardly one is above a threshold.
     """
-    with torch.random.fork_rng():
+    with forked_random(torch.device(cfg.MODEL.DEVICE)):
         torch.manual_seed(0)
         model: nn.Module = build_model(cfg).train(train)
     if dense:

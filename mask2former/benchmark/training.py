@@ -1,4 +1,4 @@
-"""`train`: forward and backward pass, and a complete step with optimizer, as the trainer takes it."""
+"""`train`: forward and backward pass, a complete step with optimizer, and steps in a row, as the trainer takes them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ..engine.optimizer import build_optimizer, full_model_clip_norm
 from ..engine.train_step import Precision, TrainStep
 from . import huggingface
 from .floor import Peaks, cost
-from .measure import Work
+from .measure import StepsInARow, Work
 from .report import Report
 from .sides import measure_sides
 from .synthetic import batch_of, build, config_of, eager, settings, title
 
-GRADIENTS, STEP = "forward, losses, backward", "training step"
+GRADIENTS, STEP, STEPS = "forward, losses, backward", "training step", "training steps in a row"
 LOG_PERIOD = 20  # iterations, as in `Trainer`; in each of them the losses are fetched once
 
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace, config: str) -> Report:
     sides = [lambda: _works(args, cfg)]
     if args.compare is not None:
         sides.append(lambda: huggingface.training(args, cfg))
-    costs = {GRADIENTS: counted, STEP: counted}
+    costs = dict.fromkeys((GRADIENTS, STEP, STEPS), counted)
     report.rows = measure_sides(sides, args.repeats, device, images=args.batch, costs=costs, peaks=report.peaks)
     return report
 
@@ -60,7 +60,8 @@ def _works(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Work]:
         model.zero_grad(set_to_none=True)
         total.backward()
 
-    return {GRADIENTS: gradients, STEP: training_step(args, cfg, model, batch)}
+    step = training_step(args, cfg, model, batch)
+    return {GRADIENTS: gradients, STEP: step, STEPS: StepsInARow(step)}
 
 
 def build_for_training(cfg: CfgNode) -> nn.Module:

@@ -15,8 +15,9 @@ HELP = "time a model on this machine"
 DESCRIPTION = """Time a model on this machine: medians with their quartiles, memory, versions and hardware.
 
 Inference is measured three times: the network; with all results on the host; and through `Segmenter`, from array to
-result. On CUDA the kernels and the host's waits of a step are counted, and the share of the time in which the GPU is
-busy. The floor is what the FLOPs and bytes of the network take at the peak of the device.
+result. A step of the training (--train) is measured alone and as one of ten in a row, without a wait between them, as a
+training takes them. On CUDA the kernels and the host's waits of a step are counted, and the share of the time in which
+the GPU is busy. The floor is what the FLOPs and bytes of the network take at the peak of the device.
 
 Weights are random and nothing is downloaded: times do not depend on the weights, except where a result holds fewer
 objects (--dense). The image is noise of --size pixels, as the network sees it.

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
+from ..utils.device import forked_random
 from .optimizer import build_optimizer
 from .train_step import select_precision
 
@@ -30,7 +31,7 @@ def measure_speed(cfg: CfgNode, objects: int) -> float:
     side, images = cfg.INPUT.IMAGE_SIZE, max(1, cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATION_STEPS)
     batch = [_sample(side, objects, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES) for _ in range(images)]
     seconds = []
-    with torch.random.fork_rng():
+    with forked_random(device):
         for _ in range(1 + _RUNS):
             start = time.perf_counter()
             with precision.autocast():

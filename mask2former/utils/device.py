@@ -1,9 +1,10 @@
-"""Selection of the device and the precision of a model."""
+"""Selection of the device and the precision of a model, and random numbers that leave those of others alone."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -52,6 +53,14 @@ def model_device(device: str | torch.device, overrides: Sequence[Any]) -> torch.
         return select_device(str(given))
     except ValueError as error:
         raise ValueError(f"MODEL.DEVICE: {error}") from error
+
+
+def forked_random(device: torch.device) -> AbstractContextManager[None]:
+    """Return a context after which the random states of the CPU and of a CUDA device are as before.
+
+    Other GPUs are left out: reading their states would initialize all of them, and PyTorch warns of that.
+    """
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def _mps_works() -> bool:

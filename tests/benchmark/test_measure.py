@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from mask2former.benchmark.measure import (
     Event,
+    StepsInARow,
     activity,
+    allocated,
     covered,
+    held_by_graphs,
     peak_memory,
     peak_resident,
     profile,
@@ -26,6 +31,60 @@ def test_works_are_timed_in_turn_after_a_warmup() -> None:
     assert "".join(calls) == "abababab"
     assert [len(seconds[name]) for name in "ab"] == [3, 3]
     assert all(second >= 0 for second in timed(lambda: None, 2, CPU))
+
+
+def test_steps_in_a_row_are_timed_together_without_a_wait_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr("mask2former.benchmark.measure.wait", lambda device: calls.append("|"))
+    monkeypatch.setattr("time.perf_counter", lambda: float(calls.count("s")))  # a step takes a second
+    step = StepsInARow(lambda: calls.append("s"), 4)
+    assert timed(step, 2, CPU, warmup=1) == [1.0, 1.0]
+    assert "".join(calls) == "|ssss|" * 3
+
+
+def test_steps_in_a_row_are_ten() -> None:
+    calls: list[int] = []
+    StepsInARow(lambda: calls.append(1))()
+    assert len(calls) == 10
+
+
+def _segment(device: int, pool: tuple[int, int], total: int, used: int) -> dict[str, Any]:
+    return {"device": device, "segment_pool_id": pool, "total_size": total, "allocated_size": used}
+
+
+@pytest.fixture
+def snapshot(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let PyTorch tell of two GPUs with graphs; the list says in which order it was asked."""
+    asked: list[str] = []
+    segments = [
+        _segment(1, (0, 0), 1000, 400),  # of nobody's graph: the rest is free for all
+        _segment(1, (0, 1), 700, 100),
+        _segment(1, (3, 0), 50, 0),
+        _segment(0, (0, 2), 9000, 5),
+    ]
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: asked.append("release"))
+    monkeypatch.setattr("torch.cuda.memory_snapshot", lambda: asked.append("snapshot") or segments)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: 500)
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda device: 800)
+    monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", lambda device: asked.append("reset"))
+    monkeypatch.setattr("torch.cuda.synchronize", lambda device: None)
+    return asked
+
+
+def test_what_graphs_hold_is_the_rest_of_their_private_pools(snapshot: list[str]) -> None:
+    assert held_by_graphs(torch.device("cuda", 1)) == 600 + 50
+    assert snapshot == ["release", "snapshot"]  # else pools of graphs that are gone would count
+    assert held_by_graphs(torch.device("cuda")) == 8995  # the current one
+
+
+def test_peak_memory_and_that_of_others_count_what_graphs_hold(snapshot: list[str]) -> None:
+    device = torch.device("cuda", 1)
+    assert allocated(device) == 500 + 650
+    assert peak_memory(lambda: snapshot.append("work"), device) == 800 + 650
+    assert snapshot[-4:] == ["reset", "work", "release", "snapshot"]
+    assert peak_memory(lambda: None, device, allocated(device)) == 300
+    assert allocated(CPU) == 0
 
 
 def test_covered_counts_overlaps_once() -> None:
@@ -97,4 +156,21 @@ def test_kernels_of_a_graph_are_counted() -> None:
 def test_memory_of_a_gpu() -> None:
     device = torch.device("cuda")
     base = torch.cuda.memory_allocated(device)
-    assert peak_memory(lambda: torch.empty(2**20, device=device), device, base) == 2**22
+    held = held_by_graphs(device)
+    assert peak_memory(lambda: torch.empty(2**20, device=device), device, base + held) == 2**22
+
+
+@pytest.mark.gpu
+def test_activations_of_a_graph_are_counted_until_it_is_gone() -> None:
+    device, size = torch.device("cuda"), 2**26
+    x = torch.ones(1, device=device)
+    torch.ones(4, device=device).sum(0, out=x[0])  # kernels are loaded outside of the capture
+    before = allocated(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        torch.ones(size // 4, device=device).sum(0, out=x[0])
+    assert torch.cuda.memory_allocated(device) < before + size
+    assert before + size <= allocated(device) < before + 2 * size
+    assert size <= peak_memory(graph.replay, device, before) < 2 * size
+    del graph
+    assert allocated(device) < before + size

@@ -44,9 +44,17 @@ def test_rows_of_inference_beside_another_implementation() -> None:
 def test_rows_of_training() -> None:
     pytest.importorskip("transformers")
     report = training.run(arguments(compare="huggingface"), CONFIG)
-    names = ["forward, losses, backward", "training step"]
+    names = ["forward, losses, backward", "training step", "training steps in a row"]
     assert [row.name for row in report.rows] == [*names, *(f"Hugging Face, {name}" for name in names)]
     assert report.settings["objects"] == 2
+    rows = {row.name: {figure.name for figure in row.figures} for row in report.rows}
+    floors = {"floor of FLOPs", "floor of bytes", "share of the floor"}
+    assert rows["training step"] == {"time", "images", "peak memory"} | floors
+    assert rows["training steps in a row"] == {"time", "images"} | floors
+    assert rows["Hugging Face, training steps in a row"] == {"time", "images", "ratio"}
+    step, steps, theirs = report.rows[1], report.rows[2], report.rows[5]
+    assert step.value("time") / 3 < steps.value("time") < step.value("time") * 3  # of a step, not of ten
+    assert theirs.value("ratio") == theirs.value("time") / steps.value("time")
 
 
 def test_a_step_changes_the_weights() -> None:
@@ -97,4 +105,7 @@ def test_rows_on_a_gpu(run: Any) -> None:
     options = [*TINY, "MODEL.DEVICE", "cuda"]
     report = run(arguments(device="cuda", bf16=True, repeats=3, opts=[str(x) for x in options]), CONFIG)
     for row in report.rows:
+        if row.name == training.STEPS:
+            assert {figure.name for figure in row.figures}.isdisjoint({"kernels", "GPU busy", "peak memory"})
+            continue
         assert row.value("kernels") > 50 and 0 < row.value("GPU busy") <= 100 and row.value("peak memory") > 0

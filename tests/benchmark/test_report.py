@@ -58,6 +58,7 @@ def test_the_file_says_what_the_figures_belong_to(tmp_path: Path, monkeypatch: p
     assert content["command"] == "python tools/benchmark.py infer --batch 2"
     assert content["hardware"]["threads"] == torch.get_num_threads() and content["hardware"]["device"]
     assert content["versions"]["torch"] == torch.__version__
+    assert content["counts_graphs"] is True
     assert content["date"].startswith("20") and content["date"].endswith("+00:00")
     assert content["rows"] == [{"name": "network", "figures": [{"name": "time", "value": 500, "unit": "ms"}]}]
     assert content["peaks"]["flops"] == {"value": 2, "unit": "TFLOP/s"}

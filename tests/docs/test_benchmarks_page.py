@@ -71,6 +71,26 @@ def test_two_runs_of_a_case_stand_side_by_side(tool: ModuleType) -> None:
     assert "| network: kernels | 1200 | 1200 | 1.00 |" in text
 
 
+def test_older_reports_say_that_memory_of_graphs_is_missing(tool: ModuleType) -> None:
+    said = "Peak memory lacks what CUDA graphs hold."
+    graph = {"batch": 1, "compile": "graph"}
+
+    def text(**changes: Any) -> str:
+        return " ".join(tool.page(TEMPLATE, [run(10, "2026-02-01", **changes)]).split())
+
+    assert said in text(settings=graph)
+    assert said not in text(settings=graph, counts_graphs=True)
+    assert said not in text()  # without graphs
+    assert said not in text(settings=graph, hardware={"device": "a CPU", "processor": "a CPU", "threads": 1})
+
+
+def test_a_row_that_older_reports_lack(tool: ModuleType) -> None:
+    after = run(10, "2026-02-01")
+    after["rows"] = [*after["rows"], after["rows"][0] | {"name": "in a row"}]
+    text = tool.page(TEMPLATE, [run(20, "2026-01-02"), after])
+    assert "| in a row | 10 (9 to 11) | 1200 |" in text and "in a row: time" not in text
+
+
 def test_headings_tell_cases_apart(tool: ModuleType) -> None:
     shrunk = run(7, "2026-01-05", settings={"batch": 1, "source": [4000, 6000]})
     one = run(9, "2026-01-06")

@@ -72,5 +72,6 @@ def test_two_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = json.loads(file.read_text())
     one, two = ({f["name"]: f["value"] for f in row["figures"]} for row in content["rows"])
     assert [row["name"] for row in content["rows"]] == ["1 rank", "2 ranks"]
+    assert content["title"].endswith(", 10 steps in a row") and content["settings"]["steps in a row"] == 10
     assert one["efficiency"] == 100
     assert two["efficiency"] == pytest.approx(two["images"] / 2 / one["images"] * 100)

@@ -1,13 +1,15 @@
-"""Tests of the choice of the device, and of the format for autocast."""
+"""Tests of the choice of the device, of the format for autocast, and of random states."""
 
 from __future__ import annotations
+
+import warnings
 
 import pytest
 import torch
 
 from mask2former.config import load_config
 from mask2former.engine.train_step import select_precision
-from mask2former.utils.device import amp_dtype, model_device
+from mask2former.utils.device import amp_dtype, forked_random, model_device
 
 
 @pytest.mark.parametrize(
@@ -45,3 +47,20 @@ def test_the_device_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(model_device("auto", ["MODEL.DEVICE", "cuda", "MODEL.DEVICE", "cpu"])) == "cpu"
     with pytest.raises(ValueError, match=r"^MODEL\.DEVICE: device 'cuda:2'"):
         model_device("auto", ["MODEL.DEVICE", "cuda:2"])
+
+
+@pytest.mark.parametrize(("name", "asked"), [("cpu", []), ("cuda:1", ["cuda:1"]), ("cuda", ["cuda"]), ("mps", [])])
+def test_random_numbers_of_other_gpus_are_not_asked_for(
+    name: str, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states: list[str] = []
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("torch.cuda.get_rng_state", lambda device: states.append(str(device)))
+    monkeypatch.setattr("torch.cuda.set_rng_state", lambda state, device: states.append(str(device)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = torch.get_rng_state()
+        with forked_random(torch.device(name)):
+            torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert states == asked * 2
