@@ -70,8 +70,11 @@ def cost(work: Work) -> Cost:
     def counting(formula: Callable[..., int] | None) -> Callable[..., int]:
         def count(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
             nonlocal moved
-            moved += _bytes(args) + _bytes(tuple(kwargs.values())) + _bytes(out_val)
-            return formula(*args, out_val=out_val, **kwargs) if formula is not None else 0
+            given = {name: value for name, value in kwargs.items() if name != "out"}  # which is the result
+            moved += _bytes(args) + _bytes(tuple(given.values())) + _bytes(out_val)
+            # Formulas of products do not know the type of the result.
+            known = [value for value in args if not isinstance(value, torch.dtype)]
+            return formula(*known, out_val=out_val, **given) if formula is not None else 0
 
         count._get_raw = True  # type: ignore[attr-defined]  # tensors, not their shapes
         return count

@@ -51,3 +51,15 @@ def test_peaks_of_other_devices_are_measured(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(floor, "_fastest", lambda work, device: 0.5)
     found = Peaks.of(torch.device("cpu"), bf16=False)
     assert found == Peaks(4 * 1024**3, 16 * 2**25, "measured")
+
+
+def test_a_product_of_bf16_numbers_in_fp32() -> None:
+    if "dtype" not in torch.ops.aten.bmm.overloads():
+        pytest.skip("this PyTorch has none")
+    a, b = (
+        torch.empty(2, 3, 5, dtype=torch.bfloat16, device="meta"),
+        torch.empty(2, 5, 7, dtype=torch.bfloat16, device="meta"),
+    )
+    found = cost(lambda: torch.bmm(a, b, torch.float32))
+    assert found.flops == 2 * 2 * 3 * 5 * 7
+    assert found.bytes == 2 * 2 * (3 * 5 + 5 * 7) + 4 * 2 * 3 * 7
