@@ -98,6 +98,13 @@ def test_masks_of_a_level(frames: int, everywhere: None, monkeypatch: pytest.Mon
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_level_is_held_once(everywhere: None) -> None:
+    masks = LevelMasks(torch.randn(2, 8, 8, 12).to(BF16), (4, 6), 1)
+    masks.logits(torch.randn(2, 3, 8).to(BF16))
+    held = [x for x in vars(masks).values() if isinstance(x, torch.Tensor) and x.shape[-1] != 12]
+    assert sum(x.nbytes for x in held) == 4 * 2 * 8 * 4 * 6
+
+
 def test_embeddings_of_another_type_are_multiplied_with_what_the_level_was_before(everywhere: None) -> None:
     features, embeds = torch.randn(2, 8, 8, 8).to(BF16), torch.randn(2, 3, 8)
     masks = LevelMasks(features, (4, 4), 1)
@@ -138,6 +145,16 @@ def test_matched_masks_and_their_gradients(
     for gradient, other in zip(found[1:], expected[1:], strict=True):
         assert gradient.dtype == BF16
         torch.testing.assert_close(gradient, other, rtol=3e-2, atol=3e-2)
+
+
+def test_clips_in_fp32_are_not_copied(everywhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, *_ = predictions(2)
+    assert given.features is not None
+    seen: list[torch.Tensor] = []
+    real = point_sampling.products
+    monkeypatch.setattr(point_sampling, "products", lambda *args: seen.append(args[1]) or real(*args))
+    given.matched(torch.tensor([0, 7]), (1, 1))
+    assert seen[0].untyped_storage().data_ptr() == given.features.untyped_storage().data_ptr()
 
 
 def test_samples_for_matching(everywhere: None) -> None:
