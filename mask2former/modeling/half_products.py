@@ -3,7 +3,8 @@
 Under autocast, query embeddings and mask features are bf16 numbers, which the reference implementation multiplies in
 half precision. Here masks are fp32, as points are read from them where they are near 0. The product of two bf16 numbers
 is exact in fp32, so what differs from casting both to fp32 first is the order of a sum, and that fp32 has no matrix
-units: it takes about eight times as long.
+units: it takes about eight times as long. Interpolated mask features are no bf16 numbers any more; as sums of two, see
+`in_two`, they are rounded to 16 significant bits.
 """
 
 from __future__ import annotations
