@@ -22,7 +22,8 @@ def products(rows: Tensor, maps: Tensor, sizes: Sequence[int], halves: Halves | 
         maps: (B, C, S).
         sizes: number of rows of each image, M together.
         halves: `rows` and `maps` as the bf16 numbers that they were before, without gradients, if `are_halves`; the
-            gradient of the result is then rounded to bf16, as autocast does.
+            gradient of the result is then rounded to bf16, as autocast does. `maps` may be (B, C, ...) then: only
+            their gradient is made of them.
 
     Returns:
         (M, S).
@@ -70,9 +71,9 @@ class _HalfProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, maps: Tensor, half_rows: Tensor, half_maps: Tensor, sizes: list[int]) -> Tensor:
-        ctx.sizes = sizes
+        ctx.sizes, ctx.shape = sizes, maps.shape
         ctx.save_for_backward(half_rows, half_maps)
-        out = rows.new_empty(len(rows), maps.shape[2])
+        out = rows.new_empty(len(rows), half_maps.shape[2])
         _each(half_rows, half_maps, out, sizes)
         return out
 
@@ -94,6 +95,7 @@ class _HalfProducts(torch.autograd.Function):
                 first += size
                 if size:
                     product(columns[:, part], grad[part], target)
+            grad_maps = grad_maps.view(ctx.shape)
         return grad_rows, grad_maps, None, None, None
 
 

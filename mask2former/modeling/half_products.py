@@ -3,7 +3,8 @@
 Under autocast, query embeddings and mask features are bf16 numbers, which the reference implementation multiplies in
 half precision. Here masks are fp32, as points are read from them where they are near 0. The product of two bf16 numbers
 is exact in fp32, so what differs from casting both to fp32 first is the order of a sum, and that fp32 has no matrix
-units: it takes about eight times as long.
+units: it takes about eight times as long. Interpolated mask features are no bf16 numbers any more; as sums of two, see
+`in_two`, they are rounded to 16 significant bits.
 """
 
 from __future__ import annotations
@@ -11,12 +12,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_EXISTS = "dtype" in torch.ops.aten.bmm.overloads()  # since PyTorch 2.8, for CUDA
+from ..utils.tracing import is_exporting
+
+# Since PyTorch 2.8, for CUDA. Builds for AMD have the op, but older ones refuse to run it.
+_EXISTS = "dtype" in torch.ops.aten.bmm.overloads() and torch.version.hip is None
+_COMPILES = not torch.__version__.startswith("2.9.")  # whose compiler fails on it
 
 
 def are_halves(*tensors: Tensor) -> bool:
-    """Return whether tensors can be arguments of `product`: bf16 on a GPU."""
-    return _EXISTS and all(x.is_cuda and x.dtype == torch.bfloat16 for x in tensors)
+    """Return whether tensors can be arguments of `product`: bf16 on a GPU that has matrix units for them.
+
+    Not in exported programs, which run on other devices, too.
+    """
+    if not _EXISTS or not all(x.is_cuda and x.dtype == torch.bfloat16 for x in tensors):
+        return False
+    if torch.compiler.is_compiling() and (is_exporting() or not _COMPILES):
+        return False
+    # Older GPUs emulate bf16, and PyTorch refuses this product on them.
+    return torch.cuda.get_device_properties(tensors[0].device).major >= 8  # type: ignore[no-any-return]
 
 
 def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:

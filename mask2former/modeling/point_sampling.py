@@ -265,11 +265,13 @@ class Predictions:
         if self.embeds is not None and self.features is not None:
             frames, _, height, width = self.features.shape[1:]
             rows = self.embeds.flatten(0, 2).index_select(0, position)
-            maps, halves = self.features.transpose(1, 2).flatten(2), None
-            if self.halves is not None:
+            maps = self.features.transpose(1, 2)
+            if self.halves is None:
+                logits = products(rows, maps.flatten(2), sizes)
+            else:
                 embeds, features = self.halves
                 halves = embeds.flatten(0, 2).index_select(0, position), features.transpose(1, 2).flatten(2)
-            logits = products(rows, maps, sizes, halves)
+                logits = products(rows, maps, sizes, halves)  # of several frames, flat fp32 maps would be a copy
             return logits.view(-1, frames, height, width)
         assert self.masks is not None
         return self.masks.flatten(0, 2).index_select(0, position)

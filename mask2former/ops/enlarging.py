@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..utils.tracing import is_exporting
 from .registration import Op, register_ops
 
 _SCHEMAS = (
@@ -23,8 +24,9 @@ _SCHEMAS = (
 
 def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Resize maps (B, C, H, W) to `size`, (H', W'), as `F.interpolate` does (bilinear, pixels have areas)."""
-    # Gradients of PyTorch's kernel depend on the order of its additions.
-    if torch.compiler.is_compiling() and maps.requires_grad and not torch.are_deterministic_algorithms_enabled():
+    # Gradients of PyTorch's kernel depend on the order of its additions. Exported programs have PyTorch's own ops.
+    compiling = torch.compiler.is_compiling() and not is_exporting()
+    if compiling and maps.requires_grad and not torch.are_deterministic_algorithms_enabled():
         return torch.ops.mask2former.enlarge.default(maps, list(size))  # type: ignore[no-any-return]
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 

@@ -50,6 +50,22 @@ def test_without_gradients_or_with_deterministic_ones_the_compiler_sees_interpol
     assert not called
 
 
+@pytest.mark.skipif(not hasattr(torch.compiler, "is_exporting"), reason="PyTorch 2.6 cannot tell")
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_programs_have_the_ops_of_pytorch(strict: bool) -> None:
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = torch.nn.Conv2d(2, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return enlarge(self.convolution(x), (6, 6))
+
+    program = torch.export.export(Network(), (torch.randn(1, 2, 3, 3),), strict=strict)
+    ops = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert len(ops) == 2 and all(op.startswith("aten.") for op in ops)
+
+
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_registration(memory_format: torch.memory_format) -> None:
     maps = torch.randn(2, 4, 3, 5).contiguous(memory_format=memory_format).requires_grad_()

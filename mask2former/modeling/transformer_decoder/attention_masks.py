@@ -35,16 +35,23 @@ class LevelMasks:
     """
 
     def __init__(self, mask_features: Tensor, size: Sequence[int], frames: int) -> None:
-        maps = resized(mask_features, size)
-        # Resized bf16 numbers need more bits than they had.
-        self._halves = _tokens(in_two(maps, 1), frames) if are_halves(mask_features) else None
-        self._maps = maps.unflatten(0, (-1, frames))
+        self._features, self._size, self._frames = mask_features, size, frames
+        # One of both: each takes as much memory as the other.
+        self._maps: Tensor | None = None
+        self._halves: Tensor | None = None
+        if are_halves(mask_features):
+            # Resized bf16 numbers need more bits than they had.
+            self._halves = _tokens(in_two(resized(mask_features, size), 1), frames)
+        else:
+            self._maps = resized(mask_features, size).unflatten(0, (-1, frames))
 
     def logits(self, embeds: Tensor) -> Tensor:
         """Return fp32 (B, Q, T * H * W) for query embeddings (B, Q, C)."""
         with torch.no_grad():
             if self._halves is not None and are_halves(embeds):
                 return product(twice(embeds, 2), self._halves)
+            if self._maps is None:  # embeddings of another type than the features
+                self._maps = resized(self._features, self._size).unflatten(0, (-1, self._frames))
             return mask_logits(embeds, self._maps).flatten(2)
 
 
