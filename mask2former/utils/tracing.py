@@ -6,6 +6,8 @@ import torch
 
 
 def is_exporting() -> bool:
-    """Return whether `torch.export` traces this code; False with PyTorch 2.6, which cannot tell."""
-    exporting = getattr(torch.compiler, "is_exporting", None)
-    return exporting is not None and exporting()
+    """Return whether `torch.export` traces this code; False with PyTorch 2.6, which cannot tell.
+
+    `torch.compiler.is_exporting()` says so too, but `torch.compile` takes it for true wherever it meets it.
+    """
+    return bool(getattr(torch.compiler, "_is_exporting_flag", False))

@@ -56,7 +56,7 @@ def test_where_the_product_exists(
     monkeypatch.setattr(half_products, "_EXISTS", exists)
     monkeypatch.setattr(half_products, "_COMPILES", compiles)
     monkeypatch.setattr("torch.compiler.is_compiling", lambda: tracing != "")
-    monkeypatch.setattr("torch.compiler.is_exporting", lambda: tracing == "exporting", raising=False)
+    monkeypatch.setattr(half_products, "is_exporting", lambda: tracing == "exporting")
     assert are_halves(OnGpu(), OnGpu()) == expected
     assert set(asked) <= {OnGpu.device}
 

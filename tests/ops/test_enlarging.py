@@ -50,6 +50,12 @@ def test_without_gradients_or_with_deterministic_ones_the_compiler_sees_interpol
     assert not called
 
 
+def test_compiled_code_has_the_op() -> None:
+    torch.compiler.reset()
+    out = torch.compile(enlarge, backend="eager", fullgraph=True)(torch.randn(1, 2, 3, 3, requires_grad=True), (6, 6))
+    assert "enlarge" in str(out.grad_fn)
+
+
 @pytest.mark.skipif(not hasattr(torch.compiler, "is_exporting"), reason="PyTorch 2.6 cannot tell")
 @pytest.mark.parametrize("strict", [False, True])
 def test_exported_programs_have_the_ops_of_pytorch(strict: bool) -> None:
