@@ -35,7 +35,8 @@ def are_halves(*tensors: Tensor) -> bool:
 def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """Multiply bf16 matrices (M, C) and (C, S), or batches of them, without gradients; returns fp32, or fills `out`."""
     if not a.is_cuda:
-        return torch.matmul(a.float(), b.float(), out=out)
+        with torch.autocast(a.device.type, enabled=False):  # which knows no products of bf16 with results in fp32
+            return torch.matmul(a.float(), b.float(), out=out)
     multiply = torch.bmm if a.dim() == 3 else torch.mm
     return multiply(a, b, torch.float32) if out is None else multiply(a, b, torch.float32, out=out)
 

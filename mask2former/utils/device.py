@@ -58,7 +58,8 @@ def model_device(device: str | torch.device, overrides: Sequence[Any]) -> torch.
 def forked_random(device: torch.device) -> AbstractContextManager[None]:
     """Return a context after which the random states of the CPU and of a CUDA device are as before.
 
-    Other GPUs are left out: reading their states would initialize all of them, and PyTorch warns of that.
+    Other GPUs are left out, and keep seeds that are set inside: reading their states would initialize all of them, and
+    PyTorch warns of that.
     """
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 

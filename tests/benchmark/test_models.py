@@ -52,8 +52,7 @@ def test_rows_of_training() -> None:
     assert rows["training step"] == {"time", "images", "peak memory"} | floors
     assert rows["training steps in a row"] == {"time", "images"} | floors
     assert rows["Hugging Face, training steps in a row"] == {"time", "images", "ratio"}
-    step, steps, theirs = report.rows[1], report.rows[2], report.rows[5]
-    assert step.value("time") / 3 < steps.value("time") < step.value("time") * 3  # of a step, not of ten
+    steps, theirs = report.rows[2], report.rows[5]
     assert theirs.value("ratio") == theirs.value("time") / steps.value("time")
 
 

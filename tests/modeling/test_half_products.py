@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,23 @@ from mask2former.modeling.point_sampling import Predictions
 from mask2former.modeling.transformer_decoder import attention_masks
 from mask2former.modeling.transformer_decoder.attention_masks import LevelMasks
 
+from .tiny_models import clip, record, tiny
+
 BF16 = torch.bfloat16
+R18 = [*("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64), *("MODEL.RESNETS.STEM_TYPE", "basic")]
+IMAGES = "configs/coco/instance-segmentation/maskformer2_R50_bs16_50ep.yaml"
+CLIPS = "configs/youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml"
+GROUPS = ["MODEL.MASK_FORMER.QUERY_GROUPS", 2, "MODEL.MASK_FORMER.DENOISING.QUERIES", 6]
+STEPS = {
+    "images": (IMAGES, [], [record(64, 96, 3, 80), record(64, 64, 0, 80, 1)]),
+    "groups and denoising": (IMAGES, GROUPS, [record(64, 96, 3, 80), record(64, 64, 1, 80, 1)]),
+    "selection": (
+        IMAGES,
+        ["MODEL.MASK_FORMER.QUERY_SELECTION", True],
+        [record(64, 64, 2, 80), record(64, 64, 2, 80, 1)],
+    ),
+    "clips": (CLIPS, [], [clip(64, 64, 2, 2, 40), clip(64, 64, 2, 1, 40, 1)]),
+}
 
 
 @pytest.fixture
@@ -175,6 +192,39 @@ def test_groups_of_queries_keep_their_halves(everywhere: None) -> None:
     joined = Predictions.of_groups(layers)
     assert joined.halves is not None and torch.equal(joined.halves[0], torch.stack(embeds))
     assert torch.equal(joined.halves[1], features)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "more", "batch"), STEPS.values(), ids=STEPS.keys())
+def test_a_training_step_has_the_same_losses_and_gradients(
+    config: str, more: list[Any], batch: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = tiny(config, *R18, *more).train()
+    found: list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] = []
+    for dtype in (None, BF16):
+        for module in (half_products, outputs, point_sampling, attention_masks):
+            monkeypatch.setattr(module, "are_halves", lambda *xs, dtype=dtype: all(x.dtype == dtype for x in xs))
+        torch.manual_seed(1)
+        model.zero_grad()
+        with torch.autocast("cpu", BF16):
+            losses = model(batch)
+        sum(losses.values()).backward()
+        found.append((losses, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+    (losses, gradients), (of_halves, gradients_of_halves) = found
+    torch.testing.assert_close(of_halves, losses, rtol=1e-4, atol=1e-4)
+    assert gradients.keys() == gradients_of_halves.keys()
+    for name, expected in gradients.items():
+        if expected.norm() > 1e-3:  # but for biases ahead of a norm, whose gradients are what rounding leaves
+            difference = (gradients_of_halves[name] - expected).norm() / expected.norm()
+            assert difference < 0.1, f"{name}: {difference}"
+
+
+def test_autocast_leaves_products_in_fp32() -> None:
+    a, b = torch.randn(2, 3, 8).to(BF16), torch.randn(2, 8, 5).to(BF16)
+    with torch.autocast("cpu", BF16):
+        found = product(a, b)
+    assert torch.equal(found, product(a, b)) and found.dtype == torch.float32
 
 
 @pytest.mark.gpu
