@@ -117,8 +117,8 @@ def _title(run: Run) -> str:
 
 def _label(run: Run) -> str:
     """Name a run among those of its case."""
-    mode = run["settings"].get("compile", "off")
-    parts = [run["label"], run["date"][:10], "" if mode == "off" else f"compile {mode}"]
+    mode = run["settings"].get("compile")
+    parts = [run["label"], run["date"][:10], "" if mode is None else f"compile {mode}"]
     return ", ".join(part for part in parts if part)
 
 
@@ -135,9 +135,15 @@ def _origin(run: Run, lead: str = "") -> str:
         flops, moved = peaks["flops"], peaks["bandwidth"]
         values = f"{flops['value']:.3g} {flops['unit']} and {moved['value']:.3g} {moved['unit']}"
         text += f" Floors at {values} ({peaks['source']})."
-    if not run.get("counts_graphs") and run["settings"].get("compile", "off") != "off" and "memory_gib" in hardware:
+    if _lacks_graphs(run):
         text += " **Peak memory lacks what CUDA graphs hold.**"
     return wrapped(text, "  " if lead else "")
+
+
+def _lacks_graphs(run: Run) -> bool:
+    """Return whether the peak memory of a run lacks what CUDA graphs hold, as in reports of earlier versions."""
+    graphs = run["settings"].get("compile", "off") != "off" and "memory_gib" in run["hardware"]
+    return graphs and not run.get("counts_graphs")
 
 
 def _figures(run: Run) -> str:
@@ -152,16 +158,20 @@ def _figures(run: Run) -> str:
 
 
 def _comparison(case: Sequence[Run]) -> str:
-    """Return the table of several runs: a line for each figure, a column for each run, and first over last."""
+    """Return the table of several runs: a line for each figure, a column for each run, and first over last.
+
+    Peak memory with and without what CUDA graphs hold is not compared.
+    """
     values = [{(row["name"], f["name"], f["unit"]): f for row in run["rows"] for f in row["figures"]} for run in case]
     lines = []
     for key in values[-1]:
         if sum(key in each for each in values) < 2:
             continue
         name, figure, unit = key
-        first = next(each[key]["value"] for each in values if key in each)
+        start, first = next((run, each[key]["value"]) for run, each in zip(case, values, strict=True) if key in each)
         last = values[-1][key]["value"]
-        change = f"{first / last:.2f}" if first is not None and last else "-"
+        alike = not figure.startswith("peak memory") or _lacks_graphs(start) == _lacks_graphs(case[-1])
+        change = f"{first / last:.2f}" if alike and first is not None and last else "-"
         cells = [_cell(each[key]) if key in each else "-" for each in values]
         lines.append([f"{name}: {figure}{', ' + unit if unit else ''}", *cells, change])
     return table(["", *map(_label, case), "first over last"], lines)

@@ -10,7 +10,7 @@ from pathlib import Path
 EXAMPLES = {
     "cells.png": (640, "fluorescence, as in the training data"),
     "ihc.png": (640, "real nuclei, but in brown-stained tissue, which the training data lacks: most are missed"),
-    "cell.png": (640, "one complete cell in phase contrast: no nuclei, but background is taken for them, too"),
+    "cell.png": (640, "one complete cell in phase contrast, without visible nuclei: the cell is taken for one"),
     "coins.png": (640, "coins are not nuclei: outside the training domain, but detected anyway"),
 }
 _SCENES = 4

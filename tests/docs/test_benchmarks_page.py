@@ -64,7 +64,7 @@ def test_two_runs_of_a_case_stand_side_by_side(tool: ModuleType) -> None:
     other = run(7, "2026-01-05", settings={"batch": 8, "compile": "off"})
     text = tool.page(TEMPLATE, [run(20, "2026-01-02"), other, after])
     assert text.count("###") == 2 and text.count("Side by side:") == 1
-    head = "|  | 2026-01-02 | after, 2026-02-01, compile graph | first over last |"
+    head = "|  | 2026-01-02, compile off | after, 2026-02-01, compile graph | first over last |"
     assert (
         f"{head}\n| --- | ---: | ---: | ---: |\n| network: time, ms | 20 (19 to 21) | 10 (9 to 11) | 2.00 |\n" in text
     )
@@ -82,6 +82,18 @@ def test_older_reports_say_that_memory_of_graphs_is_missing(tool: ModuleType) ->
     assert said not in text(settings=graph, counts_graphs=True)
     assert said not in text()  # without graphs
     assert said not in text(settings=graph, hardware={"device": "a CPU", "processor": "a CPU", "threads": 1})
+
+
+def test_memory_with_and_without_graphs_has_no_ratio(tool: ModuleType) -> None:
+    def line(**changes: Any) -> str:
+        runs = [run(20, "2026-01-02"), run(10, "2026-02-01", settings={"batch": 1, "compile": "graph"}, **changes)]
+        for each, value in zip(runs, (4, 2), strict=True):
+            each["rows"][0]["figures"].append({"name": "peak memory", "value": value, "unit": "GiB"})
+        text = tool.page(TEMPLATE, runs)
+        return next(line for line in text.splitlines() if line.startswith("| network: peak memory"))
+
+    assert line().endswith("| - |")
+    assert line(counts_graphs=True).endswith("| 2.00 |")
 
 
 def test_a_row_that_older_reports_lack(tool: ModuleType) -> None:
