@@ -161,7 +161,9 @@ class Writer:
             return
         hidden = len(result.instances) - np.count_nonzero(np.unique(result.instances.label_map()))
         if hidden:
+            # Overlay and table of a panoptic result have its segments.
+            what = "objects" if main_task(result) == str(Task.INSTANCE) else "instances"
             self.notes.append(
-                f"{name}: {hidden} of {len(result.instances)} objects are covered by others and have no pixel in the "
-                "label map; --non-overlapping drops them everywhere"
+                f"{name}: {hidden} of {len(result.instances)} {what} are covered by others and have no pixel in the "
+                f"label map of {what}; --non-overlapping drops them everywhere"
             )

@@ -147,6 +147,17 @@ def test_covered_objects_are_noted(use_model: Load, capsys: pytest.CaptureFixtur
     assert "note: a.png: 1 of 3 objects are covered" in capsys.readouterr().err
 
 
+def test_covered_instances_of_a_panoptic_result_are_not_called_objects(
+    use_model: Load, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_model(StubModel(ALL_PARTS), score_threshold=0.0)
+    write_image("a.png")
+    assert main(["predict", "a.png", "--save", "masks", "--output", "out"]) == 0
+    assert "1 of 3 instances are covered by others and have no pixel in the label map of instances" in (
+        " ".join(capsys.readouterr().err.split())
+    )
+
+
 def test_an_unreadable_image_is_named_and_the_others_are_written(
     use_model: Load, capsys: pytest.CaptureFixture[str]
 ) -> None:
