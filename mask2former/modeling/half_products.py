@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..utils.tracing import is_exporting
+from ..ops.tracing import is_exporting
 
 # Since PyTorch 2.8, for CUDA. Builds for AMD have the op, but older ones refuse to run it.
 _EXISTS = "dtype" in torch.ops.aten.bmm.overloads() and torch.version.hip is None

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..utils.tracing import is_exporting
 from .registration import Op, register_ops
+from .tracing import is_exporting
 
 _SCHEMAS = (
     "enlarge(Tensor maps, SymInt[] size) -> Tensor",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mask2former.utils.tracing import is_exporting
+from mask2former.ops.tracing import is_exporting
 
 
 class Told(nn.Module):
