@@ -1,7 +1,7 @@
 """Bilinear enlargement as one op that PyTorch's compiler leaves whole.
 
 The compiler takes `F.interpolate` apart, and its gradient becomes scattered additions to memory, one for each pixel and
-neighbor: six times as long as PyTorch's own kernel takes for the maps of the pixel decoder.
+neighbor, which take longer than PyTorch's own kernel.
 """
 
 from __future__ import annotations
