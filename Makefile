@@ -25,7 +25,7 @@ ARGS ?=
 N ?= 1000
 KIND ?=
 OFFSET ?= 0
-MATRIX ?= docs/training/learn.yaml
+MATRIX ?= docs/training/shapes_panoptic.yaml
 RUN := $(VENV)/bin/python
 # Core by core: on machines with many cores PyTorch's threads would be in each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist worksteal

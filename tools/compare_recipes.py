@@ -3,7 +3,7 @@
 
     python tools/compare_recipes.py docs/training/shapes_panoptic.yaml --store       # and keep the report beside it
     python tools/compare_recipes.py docs/training/shapes_panoptic.yaml --dry-run     # the runs, and what they take
-    python tools/compare_recipes.py docs/training/learn.yaml --check                 # status 1 if it learns worse
+    python tools/compare_recipes.py docs/training/shapes_panoptic.yaml --check       # status 1 if it learns worse
     python tools/make_training_page.py                                               # then docs/training.md
 
 Each run is a process of train_net.py; with several GPUs one runs on each, with --per-gpu N up to N. With a budget in

@@ -103,6 +103,9 @@ def _case(case: Sequence[Run]) -> str:
     else:
         parts.append(_origin(case[0]) + "\n")
     parts.append(_figures(case[-1]))
+    profile = _profile(case)
+    if profile:
+        parts += ["", "Time of the GPU by kind of kernel, in ms:\n", profile]
     return "\n".join(parts)
 
 
@@ -155,6 +158,23 @@ def _figures(run: Run) -> str:
         cells = {(f["name"], f["unit"]): _cell(f) for f in row["figures"]}
         lines.append([row["name"], *(cells.get(column, "-") for column in columns)])
     return table(head, lines)
+
+
+def _profile(case: Sequence[Run]) -> str:
+    """Return the table of what the GPU spends its time on: a line for each kind, a column for each run and row."""
+    columns = {}
+    for run in case:
+        for row in run["rows"]:
+            if "gpu" in row:
+                names = [_label(run)] * (len(case) > 1) + [row["name"]]
+                columns[": ".join(names)] = row["gpu"]["kinds"]
+    totals: dict[str, float] = {}
+    for kinds in columns.values():
+        for kind, spent in kinds.items():
+            totals[kind] = totals.get(kind, 0.0) + spent
+    order = sorted(totals, key=lambda kind: (-totals[kind], kind))
+    lines = [[kind, *(_number(kinds.get(kind)) for kinds in columns.values())] for kind in order]
+    return table(["", *columns], lines) if columns else ""
 
 
 def _comparison(case: Sequence[Run]) -> str:

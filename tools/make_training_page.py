@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Write docs/training.md and its figures from docs/training/: page.txt, matrices (*.yaml) and their reports (*.json).
 
-    python tools/compare_recipes.py docs/training/learn.yaml --store     # measure
-    python tools/make_training_page.py                                   # then the page
-    python tools/make_training_page.py --check                           # status 1 if page or figures are outdated
+    python tools/compare_recipes.py docs/training/shapes_panoptic.yaml --store     # measure
+    python tools/make_training_page.py                                             # then the page
+    python tools/make_training_page.py --check                                     # status 1 if outdated
 
 A line `<!-- comparison of NAME -->` of page.txt is replaced by the variants of NAME.yaml and, where there is
 NAME.json, by its table and figure. The page is reproducible byte for byte.

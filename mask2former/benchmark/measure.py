@@ -6,16 +6,20 @@ import contextlib
 import resource
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .kernels import kind_of
+
 Work = Callable[[], Any]
 
 _STEP = "mask2former benchmark step"
+_LONGEST = 25  # kernels that a report names
 # Runtime calls in which the host waits for the GPU. A copy from or to pageable memory ends with the first of them.
 WAITS = frozenset({"cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy"})
 
@@ -137,6 +141,9 @@ class Activity:
         launches: calls of the host that start a kernel or a graph.
         waits: calls in which the host waits for the GPU.
         busy: seconds in which the GPU has work.
+        kinds: seconds of the kernels and copies of each kind, of `kernels.KINDS`, the longest first; together more than
+            `busy` where some run side by side.
+        longest: name, seconds and number of the kernels that take the most time.
     """
 
     kernels: float
@@ -144,6 +151,8 @@ class Activity:
     launches: float
     waits: float
     busy: float
+    kinds: Mapping[str, float] = field(default_factory=dict)
+    longest: Sequence[tuple[str, float, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -189,12 +198,21 @@ def activity(events: Sequence[Event], steps: int) -> Activity:
     calls = [e.name for e in events if not e.on_gpu and any(start <= e.start < end for start, end in spans)]
     device = [e for e in events if e.on_gpu]
     copies = sum(e.name.startswith(("Memcpy", "Memset")) for e in device)
+    times: Counter[str] = Counter()
+    for event in device:
+        times[event.name] += event.end - event.start
+    numbers = Counter(event.name for event in device)
+    kinds: Counter[str] = Counter()
+    for name, spent in times.items():
+        kinds[kind_of(name)] += spent
     return Activity(
         kernels=(len(device) - copies) / steps,
         copies=copies / steps,
         launches=sum(_is_launch(name) for name in calls) / steps,
         waits=sum(name in WAITS for name in calls) / steps,
         busy=covered([(e.start, e.end) for e in device]) / 1e9 / steps,
+        kinds={kind: spent / 1e9 / steps for kind, spent in kinds.most_common()},
+        longest=[(name, spent / 1e9 / steps, numbers[name] / steps) for name, spent in times.most_common(_LONGEST)],
     )
 
 

@@ -71,6 +71,7 @@ class Row:
 
     name: str
     figures: list[Figure] = field(default_factory=list)
+    activity: Activity | None = None
 
     def add(self, name: str, value: float, unit: str = "") -> None:
         """Add a figure of one sample."""
@@ -78,6 +79,7 @@ class Row:
 
     def add_activity(self, activity: Activity) -> None:
         """Add what the GPU does in the time of this row, which is in ms."""
+        self.activity = activity
         self.add("kernels", activity.kernels)
         self.add("copies", activity.copies)
         self.add("launches", activity.launches)
@@ -92,12 +94,29 @@ class Row:
         """
         return {figure.name: figure.value for figure in self.figures}[name]
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        found: dict[str, Any] = {"name": self.name, "figures": [figure.to_json() for figure in self.figures]}
+        if self.activity is not None and self.activity.kinds:
+            found["gpu"] = {
+                "kinds": {kind: round(seconds * 1e3, 4) for kind, seconds in self.activity.kinds.items()},  # ms
+                "longest": [
+                    {"name": name[:200], "ms": round(seconds * 1e3, 4), "count": count}
+                    for name, seconds, count in self.activity.longest
+                ],
+            }
+        return found
+
     def __str__(self) -> str:
-        """Return a line for the times, and an indented one for what explains them."""
+        """Return a line for the times, and indented ones for what explains them."""
         first = [f for f in self.figures if f.name in _FIRST]
         rest = [f for f in self.figures if f.name not in _FIRST]
         head = f"{self.name:28s} {', '.join(map(str, first))}".rstrip()
-        return head + (f"\n{'':4s}{', '.join(map(str, rest))}" if rest else "")
+        lines = [head, f"{'':4s}{', '.join(map(str, rest))}" if rest else ""]
+        if self.activity is not None and self.activity.kinds:
+            kinds = [f"{kind} {_digits(seconds * 1e3)}" for kind, seconds in self.activity.kinds.items()]
+            lines.append(f"{'':4s}ms of the GPU: {', '.join(kinds)}")
+        return "\n".join(filter(None, lines))
 
 
 _FIRST = ("time", "images", "frames", "ratio")
@@ -186,7 +205,7 @@ class Report:
             "hardware": hardware(self.device),
             "versions": versions(),
             "counts_graphs": True,  # peak memory has what CUDA graphs hold; reports without this key lack it
-            "rows": [{"name": r.name, "figures": [f.to_json() for f in r.figures]} for r in self.rows],
+            "rows": [row.to_json() for row in self.rows],
         }
         if self.peaks is not None:
             found["peaks"] = {

@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 # Mask logits that a GPU compares with all objects together have about this many values.
 _CHUNK = 2**26
+# Products with fewer results leave a GPU idle, and sums over fewer points are not worth splitting.
+_FEW_RESULTS, _LONG_SUM = 2**20, 1024
 # Iterations that a GPU may be behind when their costs are checked.
 _MOST_UNCHECKED = 16
 
@@ -42,7 +44,7 @@ def batch_sigmoid_ce_loss(inputs: Tensor, targets: Tensor) -> Tensor:
     All may have the same leading dimensions.
     """
     # -log sigmoid(x) t - log(1 - sigmoid(x)) (1 - t) = softplus(x) - x t
-    return (F.softplus(inputs).sum(-1, keepdim=True) - inputs @ targets.mT) / targets.shape[-1]
+    return (F.softplus(inputs).sum(-1, keepdim=True) - _products(inputs, targets)) / targets.shape[-1]
 
 
 def batch_dice_loss(inputs: Tensor, targets: Tensor) -> Tensor:
@@ -51,8 +53,34 @@ def batch_dice_loss(inputs: Tensor, targets: Tensor) -> Tensor:
     All may have the same leading dimensions.
     """
     sigmoid = inputs.sigmoid()
-    overlap = 2 * (sigmoid @ targets.mT) + 1
+    overlap = 2 * _products(sigmoid, targets) + 1
     return 1 - overlap / (sigmoid.sum(-1, keepdim=True) + targets.sum(-1)[..., None, :] + 1)
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """Return the products (Q, N) of the rows of a (Q, P) and b (N, P), with the same leading dimensions as both."""
+    parts = parts_of(a.shape[-1], a.shape[:-1].numel() * b.shape[-2]) if a.is_cuda else 1
+    return a @ b.mT if parts == 1 else products_in_parts(a, b, parts)
+
+
+def parts_of(points: int, results: int) -> int:
+    """Return into how many parts a GPU splits sums over so many points, of so many results: a power of two.
+
+    A block of threads computes some thousand results. A few hundred blocks keep a GPU busy; few objects with thousands
+    of points give only a dozen.
+    """
+    parts = 1
+    while parts < 16 and results * parts < _FEW_RESULTS and points % (2 * parts) == 0 and points // parts >= _LONG_SUM:
+        parts *= 2
+    return parts
+
+
+def products_in_parts(a: Tensor, b: Tensor, parts: int) -> Tensor:
+    """Return `a @ b.mT` as the sum over equal parts of the last dimension, which are multiplied side by side."""
+    if a.dim() > 2:  # image by image: a batch of batches would be copied
+        return torch.stack([products_in_parts(x, y, parts) for x, y in zip(a, b, strict=True)])
+    a, b = (x.unflatten(-1, (parts, -1)).transpose(0, 1) for x in (a, b))
+    return (a @ b.mT).sum(0)
 
 
 # Names under which programs import compiled forms; these functions need no compilation.

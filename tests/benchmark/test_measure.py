@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from mask2former.benchmark.kernels import KINDS, kind_of
 from mask2former.benchmark.measure import (
     Event,
     StepsInARow,
@@ -109,6 +110,38 @@ def test_what_happens_between_steps_is_not_counted() -> None:
     found = activity(events, 2)
     assert (found.kernels, found.copies, found.launches, found.waits) == (1, 0.5, 1, 0.5)
     assert found.busy == pytest.approx((110 + 20) / 1e9 / 2)
+    assert found.kinds == pytest.approx(
+        {"matrix products": 50e-9, "copies and casts": 10e-9, "other operations": 10e-9}
+    )
+    assert [(name, count) for name, _, count in found.longest] == [
+        ("gemm", 0.5),
+        ("relu", 0.5),
+        ("Memcpy DtoH (Device -> Pageable)", 0.5),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        (
+            "void mask2former::(anonymous namespace)::forward_kernel<__nv_bfloat16, 32>(float const*)",
+            "deformable attention",
+        ),
+        ("void mask2former::(anonymous namespace)::attend_kernel<64>(Arguments)", "masked attention"),
+        ("mask2former::(anonymous namespace)::assignment_kernel(float const*, int)", "masks and matching"),
+        ("triton_poi_fused_convolution_relu_3", "compiled operations"),
+        ("sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc", "convolutions"),
+        ("void cudnn::engines_precompiled::nchwToNhwcKernel<float>(float*)", "copies and casts"),
+        ("nvjet_tst_128x64_64x9_1x2_h_bz_TNT", "matrix products"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma", "attention of PyTorch"),
+        ("void at::native::unrolled_elementwise_kernel<at::native::direct_copy_kernel_cuda()>", "copies and casts"),
+        ("void at::native::multi_tensor_apply_kernel<FusedAdamMathFunctor>()", "optimizer"),
+        ("void at::native::vectorized_elementwise_kernel<4, CUDAFunctor_add<float>>()", "other operations"),
+        ("", "other operations"),
+    ],
+)
+def test_kinds_of_kernels(kernel: str, kind: str) -> None:
+    assert kind_of(kernel) == kind and kind in KINDS
 
 
 def test_memory_of_the_process() -> None:

@@ -47,6 +47,17 @@ def test_a_step_with_its_floor() -> None:
     assert values == {key: pytest.approx(value) for key, value in expected.items()}
 
 
+def test_the_file_says_where_the_time_of_the_gpu_goes() -> None:
+    activity = Activity(3, 0, 1, 0, 0.004, {"convolutions": 0.003, "optimizer": 0.001}, [("conv", 0.003, 2.0)])
+    row = step_row("training step", [0.02], activity=activity)
+    assert row.to_json()["gpu"] == {
+        "kinds": {"convolutions": 3.0, "optimizer": 1.0},
+        "longest": [{"name": "conv", "ms": 3.0, "count": 2.0}],
+    }
+    assert "convolutions 3, optimizer 1" in str(row)
+    assert "gpu" not in step_row("network", [0.5]).to_json()
+
+
 def test_the_file_says_what_the_figures_belong_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["tools/benchmark.py", "infer", "--json", "x.json", "--batch", "2"])
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -59,6 +59,21 @@ def test_a_table_states_where_it_comes_from(tool: ModuleType) -> None:
     assert text.endswith("|\n\nThe end.\n") and "Side by side" not in text
 
 
+def test_a_table_says_where_the_time_of_the_gpu_goes(tool: ModuleType) -> None:
+    before, after = run(20, "2026-01-02"), run(10, "2026-02-01")
+    assert "Time of the GPU" not in tool.page(TEMPLATE, [before])
+    before["rows"][0]["gpu"] = {"kinds": {"convolutions": 9.0, "other operations": 1.0}, "longest": []}
+    text = tool.page(TEMPLATE, [before])
+    assert (
+        "\n\nTime of the GPU by kind of kernel, in ms:\n\n|  | network |\n| --- | ---: |\n| convolutions | 9 |\n"
+        in text
+    )
+    after["rows"][0]["gpu"] = {"kinds": {"optimizer": 2.0, "convolutions": 4.0}, "longest": []}
+    text = tool.page(TEMPLATE, [before, after])
+    assert "| 2026-01-02, compile off: network | 2026-02-01, compile off: network |\n" in text
+    assert "| convolutions | 9 | 4 |\n| optimizer | - | 2 |\n| other operations | 1 | - |\n" in text
+
+
 def test_two_runs_of_a_case_stand_side_by_side(tool: ModuleType) -> None:
     after = run(10, "2026-02-01", settings={"batch": 1, "compile": "graph"}, label="after")
     other = run(7, "2026-01-05", settings={"batch": 8, "compile": "off"})

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from mask2former.modeling import criterion as criterion_module
 from mask2former.modeling.criterion import SetCriterion
 from mask2former.modeling.ground_truth import GroundTruth
-from mask2former.modeling.matcher import HungarianMatcher
+from mask2former.modeling.matcher import HungarianMatcher, parts_of, products_in_parts
 from mask2former.modeling.outputs import mask_logits
 from mask2former.modeling.point_sampling import Predictions
 
@@ -444,3 +444,24 @@ def test_a_target_without_masks_is_named() -> None:
     del targets[1]["masks"]
     with pytest.raises(ValueError, match=r"a target of 1\.jpg has no 'masks', only 'labels', 'size', 'name'"):
         make_criterion()(make_outputs(), targets)
+
+
+@pytest.mark.parametrize("lead", [(), (2,), (2, 3)])
+@pytest.mark.parametrize("parts", [2, 8])
+def test_products_in_parts_are_the_products(lead: tuple[int, ...], parts: int) -> None:
+    """Points and images of a larger tensor, as the matcher has them, are multiplied as they are."""
+    g = torch.Generator().manual_seed(4)
+    a = torch.randn(*lead, 5, 64, generator=g, dtype=torch.float64)
+    b = torch.randn(*lead, 3, 64, generator=g, dtype=torch.float64)
+    torch.testing.assert_close(products_in_parts(a, b, parts), a @ b.mT, rtol=1e-12, atol=1e-12)
+
+
+def test_sums_are_split_where_a_gpu_would_idle() -> None:
+    """Parts divide the points, stay long, and are made only of products with few results."""
+    assert parts_of(12544, 2 * 1000 * 20) == 16  # 2 images, 10 predictions of 100 queries, 20 objects
+    assert parts_of(12544, 8 * 1000 * 300) == 1  # dense images
+    assert parts_of(12545, 20_000) == 1
+    assert parts_of(3136, 20_000) == 4
+    for points in range(1, 4000, 7):
+        parts = parts_of(points, 10)
+        assert points % parts == 0 and (parts == 1 or points // parts >= 512)
