@@ -26,6 +26,7 @@ from .modeling.ground_truth import GroundTruth, Target
 from .modeling.mask_quality import predicted_quality
 from .modeling.matched_pairs import Assignment
 from .modeling.postprocess import Settings, begin, result_of_masks
+from .modeling.result_graphs import ResultGraphs
 from .modeling.runtime import Runtime
 from .structures.task import IMAGE_TASKS, Task, tasks_of
 from .utils.overrides import extensible, unchanged
@@ -307,7 +308,8 @@ class MaskFormer(MaskClassifier):
                 targets = partial(self._targets, batched_inputs, images)
                 return self.training_losses(images.tensor, targets, runtime=runtime)
             outputs = (runtime or self.runtime)(self.backbone, self.sem_seg_head, images.tensor)
-        return self._results(outputs, batched_inputs, images, settings or self.settings)
+        graphs = (runtime or self.runtime).result_graphs
+        return self._results(outputs, batched_inputs, images, settings or self.settings, graphs)
 
     def preprocess(self, batched_inputs: Sequence[Mapping[str, Any]]) -> ImageList:
         """Batch the images of the records as `pad_images` does."""
@@ -347,6 +349,7 @@ class MaskFormer(MaskClassifier):
         batched_inputs: Sequence[Mapping[str, Any]],
         images: ImageList,
         settings: Settings,
+        graphs: ResultGraphs | None = None,
     ) -> list[dict[str, Any]]:
         scores, masks = class_scores_and_masks(outputs)
         qualities = predicted_quality(outputs)
@@ -358,7 +361,9 @@ class MaskFormer(MaskClassifier):
             own = self.replaced_inference(outputs["pred_logits"][i])
             before = begun[-1] if begun else None
             quality = None if qualities is None else qualities[i]
-            begun.append(begin(scores[i], None, masks[i], padded, image, output, settings, own, before, quality))
+            begun.append(
+                begin(scores[i], None, masks[i], padded, image, output, settings, own, before, quality, graphs)
+            )
         return [finish() for finish in begun]
 
     def replaced_inference(self, mask_cls: Tensor) -> dict[Task, Callable[[Tensor], Any]]:

@@ -1,4 +1,4 @@
-"""CUDA graphs of a function of one tensor, one for each shape: its kernels are launched at once, without Python.
+"""CUDA graphs of a function of tensors, one for each shape: its kernels are launched at once, without Python.
 
 A captured graph runs the same kernels on the same memory. What it reads must therefore stay where it is: graphs hold
 references to all that, and their owner says when the function has changed.
@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from .shape_cache import holding
 logger = logging.getLogger(__name__)
 
 Outputs = dict[str, Tensor]
-_Key = tuple[torch.Size, Hashable, torch.dtype, torch.device]
+_Key = tuple[tuple[tuple[torch.Size, torch.dtype], ...], Hashable, torch.device]
 _OFTEN = 8  # calls of a shape that are worth to drop the graph of another one
 _WARM_UP = 2  # runs before the capture: libraries choose their kernels in them, and compiled code is made
 
@@ -45,45 +45,47 @@ class GraphMemory:
 
 
 class CapturedFunction:
-    """A CUDA graph of `function(images)`.
+    """A CUDA graph of `function(*inputs)`.
 
     Args:
-        function: maps a tensor to a dictionary of tensors, on its device, without waiting for the device.
-        images: an example; other ones must have its shape and type.
+        function: maps tensors to a dictionary of tensors, on their device, without waiting for the device.
+        inputs: an example; other ones must have its shapes and types.
         memory: of the graphs that never run at the same time as this one.
     """
 
-    def __init__(self, function: Callable[[Tensor], Outputs], images: Tensor, memory: GraphMemory) -> None:
+    def __init__(self, function: Callable[..., Outputs], inputs: Sequence[Tensor], memory: GraphMemory) -> None:
         self._held: list[object] = [function]  # what the graph reads, besides its own memory
         self._memory = memory
-        device = images.device
+        device = inputs[0].device
         current = torch.cuda.current_stream(device)
         # The current stream is set again at the end: after a capture that failed, PyTorch leaves its own one behind.
         # Tensors of inference mode cannot be written outside of it, where the next call may come from.
         with torch.cuda.device(device), torch.cuda.stream(current), torch.inference_mode(False), torch.no_grad():
-            self._input = torch.empty_like(images).copy_(images)
+            self._inputs = [torch.empty_like(x).copy_(x) for x in inputs]
             stream = torch.cuda.Stream(device)
             stream.wait_stream(current)
             stream.wait_event(memory.done)
             with torch.cuda.stream(stream):
                 for _ in range(_WARM_UP):
-                    function(self._input)
+                    function(*self._inputs)
             current.wait_stream(stream)
             self._graph = torch.cuda.CUDAGraph()
             try:
                 with holding(self._held), capturing(self._graph, memory):
-                    self._outputs = function(self._input)
+                    self._outputs = function(*self._inputs)
             except Exception:
                 capture_nothing(device, memory.stream)
                 raise
 
-    def __call__(self, images: Tensor) -> Outputs:
-        """Return the outputs for images; later calls do not change them. Threads must take turns."""
-        stream = torch.cuda.current_stream(images.device)
+    def __call__(self, inputs: Sequence[Tensor]) -> Outputs:
+        """Return the outputs for inputs; later calls do not change them. Threads must take turns."""
+        device = inputs[0].device
+        stream = torch.cuda.current_stream(device)
         # Of the last run in this memory, also of another graph, which may have been on another stream.
         stream.wait_event(self._memory.done)
-        with torch.cuda.device(images.device), torch.inference_mode(False), torch.no_grad():
-            self._input.copy_(images)
+        with torch.cuda.device(device), torch.inference_mode(False), torch.no_grad():
+            for place, x in zip(self._inputs, inputs, strict=True):
+                place.copy_(x)
             self._graph.replay()
             outputs = {name: value.clone() for name, value in self._outputs.items()}
         self._memory.done.record(stream)
@@ -135,34 +137,34 @@ class GraphCache:
     def __call__(
         self,
         key: Hashable,
-        function: Callable[[Tensor], Outputs],
-        images: Tensor,
+        function: Callable[..., Outputs],
+        *inputs: Tensor,
     ) -> Outputs | None:
         """Run the graph of a key, or capture it; None if it is too early for that.
 
         Args:
-            key: equal for calls that run the same kernels, apart from the images' shape and type.
-            function, images: see `CapturedFunction`.
+            key: equal for calls that run the same kernels, apart from shapes and types.
+            function, inputs: see `CapturedFunction`; the first input is the one whose pixels are counted.
 
         Raises:
             RuntimeError: the function cannot be captured.
         """
-        key = (images.shape, key, images.dtype, images.device)
+        key = (tuple((x.shape, x.dtype) for x in inputs), key, inputs[0].device)
         with self._lock:
             if key not in self._graphs:
-                size = _pixels(images.shape)
+                size = _pixels(inputs[0].shape)
                 if not self._often(key, size):
                     return None
                 while self._graphs and self._is_full(size):
                     dropped, _ = self._graphs.popitem(last=False)
                     self._seen.pop(dropped, None)
-                self._graphs[key] = self._capture(function, images)
+                self._graphs[key] = self._capture(function, inputs)
             self._graphs.move_to_end(key)
-            return self._graphs[key](images)
+            return self._graphs[key](inputs)
 
     def _is_full(self, pixels: int) -> bool:
         """Return whether a graph has to go before one of so many pixels comes."""
-        held = sum(_pixels(shape) for shape, *_ in self._graphs)
+        held = sum(_pixels(shapes[0][0]) for shapes, *_ in self._graphs)
         return len(self._graphs) >= self.entries or held + pixels > self.pixels
 
     def _often(self, key: _Key, pixels: int) -> bool:
@@ -173,16 +175,16 @@ class GraphCache:
         full = bool(self._graphs) and self._is_full(pixels)
         return self._seen[key] >= (max(self.after, _OFTEN) if full else self.after)
 
-    def _capture(self, function: Callable[[Tensor], Outputs], images: Tensor) -> CapturedFunction:
+    def _capture(self, function: Callable[..., Outputs], inputs: Sequence[Tensor]) -> CapturedFunction:
         start = time.perf_counter()
-        device = images.device
+        device = inputs[0].device
         if device not in self._streams:
             self._streams[device] = torch.cuda.Stream(device)
         if device not in self._memory:
             self._memory[device] = GraphMemory(self._streams[device])
-        graph = CapturedFunction(function, images, self._memory[device])
+        graph = CapturedFunction(function, inputs, self._memory[device])
         self.captured += 1
-        count, _, height, width = images.shape
+        count, *_, height, width = inputs[0].shape
         seconds = time.perf_counter() - start
         logger.info("captured a CUDA graph for %d x %d x %d in %.1f s", count, height, width, seconds)
         return graph

@@ -9,8 +9,9 @@ works on the next one. It waits a second time only for an image with many masks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -35,6 +36,7 @@ from ..structures.task import Task
 from .device_transfer import HostCopies, in_ordinary_memory, to_device
 from .label_maps import label_type
 from .mask_resizing import Size
+from .result_graphs import ResultGraphs
 from .result_rules import Settings, best_pairs, panoptic_segments, quality_factors
 
 # Devices that compute results this way.
@@ -45,6 +47,8 @@ _BAND = 2**30
 _COMPLETE = 2**24
 # Of the packed masks, in the order of their scores, so many bytes are copied before it is known how many are needed.
 _FIRST = 2**21
+# Pixels of results that graphs hold: packed masks of a hundred queries take 50 MiB.
+_SMALL = 2**22
 
 
 def are_possible(class_scores: Tensor, mask_logits: Tensor, size: Size) -> bool:
@@ -68,6 +72,7 @@ class DeviceResults:
         padded, image, output: sizes (h, w) of the network's input, of the image in it, and of the results.
         s: settings.
         quality: see `postprocess`.
+        graphs: launch results for the CPU as a CUDA graph, where sizes and settings come again and again.
     """
 
     def __init__(
@@ -79,20 +84,32 @@ class DeviceResults:
         output: Size,
         s: Settings,
         quality: Tensor | None = None,
+        graphs: ResultGraphs | None = None,
     ) -> None:
         self.settings, self.size = s, output if s.at_output_size else image
-        scores, logits = class_scores.float(), mask_logits.float().contiguous()
-        self.semantic: Tensor | None = None
-        self.panoptic: _Panoptic | None = None
+        inputs = {"logits": mask_logits.float().contiguous(), "scores": class_scores.float()}
+        if s.things is not None:
+            things = frozenset(s.things)
+            s = replace(s, things=things)
+            if s.objects:
+                inputs["things"] = _are_things(things, class_scores.shape[1], mask_logits.device)
+        factors = quality_factors(quality, s)
+        if factors is not None:
+            inputs["factors"] = factors
+        launch = _Launch(tuple(inputs), padded, image, self.size, output, s)
+        values = None
+        if graphs is not None and launch.is_small:
+            values = graphs(launch, *inputs.values())
+        if values is None:
+            values = launch(*inputs.values())
+        self.semantic = values.get("semantic")
+        self.panoptic = _Panoptic(values["id_map"], len(class_scores)) if "id_map" in values else None
         self.instances: _Instances | None = None
-        if Task.PANOPTIC in s.tasks:
-            self.panoptic = _Panoptic.launch(scores, logits, padded, image, self.size, s)
-        if Task.INSTANCE in s.tasks:
-            factors = quality_factors(quality, s)
-            weighted = scores if factors is None else scores * factors[:, None]
-            self.instances = _Instances.launch(weighted, logits, padded, image, self.size, s)
-        if Task.SEMANTIC in s.tasks:
-            self.semantic = _semantic(scores[:, :-1].T.contiguous(), logits, padded, image, self.size, output, s)
+        if "masks" in values:
+            pairs = len(values["numbers"]) - len(values["masks"]) - len(class_scores) * (self.panoptic is not None)
+            on_device = _OnDevice(*(values[name] for name in ("stats", "best", "labels"))) if "best" in values else None
+            self.instances = _Instances(values["masks"], pairs, on_device)
+        self._on_device = values.get("numbers")
         self._copies: HostCopies | None = None
         self._numbers: Tensor | None = None
         self._maps: dict[Task, Tensor] = {}
@@ -118,9 +135,8 @@ class DeviceResults:
             before: the image whose results were sent before, and are not finished yet.
         """
         copies = self._copies = HostCopies(None if before is None else before._copies)
-        numbers = [part.numbers for part in (self.panoptic, self.instances) if part is not None]
-        if numbers:
-            self._numbers = copies.add(torch.cat(numbers) if len(numbers) > 1 else numbers[0])
+        if self._on_device is not None:
+            self._numbers = copies.add(self._on_device)
         here = self.settings.patches
         if self.semantic is not None:
             self._maps[Task.SEMANTIC] = (
@@ -138,7 +154,7 @@ class DeviceResults:
         if self.instances is None:
             return False
         numbers = torch.empty(0) if self._numbers is None else self._numbers.cpu()
-        self._selected = self.instances.select(numbers[len(numbers) - len(self.instances.numbers) :])
+        self._selected = self.instances.select(numbers[0 if self.panoptic is None else self.panoptic.queries :])
         if not self.settings.patches:
             return False
         needed = int(self._selected.mask.max()) + 1 if len(self._selected.mask) else 0
@@ -156,7 +172,7 @@ class DeviceResults:
             maps = {t: x if x.dim() > 2 else in_ordinary_memory(x, types.get(t, x.dtype)) for t, x in maps.items()}
         results: dict[str, Any] = {task.output: label_map for task, label_map in maps.items()}
         if self.panoptic is not None and self._numbers is not None:
-            own = self._numbers[: len(self.panoptic.numbers)].cpu()
+            own = self._numbers[: self.panoptic.queries].cpu()
             results[Task.PANOPTIC.output] = maps[Task.PANOPTIC], self.panoptic.segments(own, self.settings)
         if self.instances is not None and self._selected is not None:
             results[Task.INSTANCE.output] = (
@@ -167,32 +183,95 @@ class DeviceResults:
         return results
 
 
+@dataclass(frozen=True)
+class _Launch:
+    """What is launched for an image, as a function of the tensors; equal where the same kernels are.
+
+    Attributes:
+        names: of the arguments: "logits" (Q, H4, W4) and "scores" (Q, K + 1), fp32; perhaps "things" bool (K + 1,), and
+            "factors" (Q,) of the scores of instances.
+        padded, image, size, output: sizes (h, w), see `DeviceResults`; `size` of the masks.
+        s: settings.
+    """
+
+    names: tuple[str, ...]
+    padded: Size
+    image: Size
+    size: Size
+    output: Size
+    s: Settings
+
+    @property
+    def is_small(self) -> bool:
+        """Return whether the results are small on the device: packed masks and maps of a usual size."""
+        scores = Task.SEMANTIC in self.s.tasks and self.s.semantic_scores
+        return self.s.patches and not scores and max(math.prod(self.size), math.prod(self.output)) <= _SMALL
+
+    def __call__(self, *tensors: Tensor) -> dict[str, Tensor]:
+        """Launch it.
+
+        Returns:
+            Of the tasks that are asked for: "semantic", see `_semantic`; "id_map" (h, w); "masks" of instances
+            (N, h, w), packed or not; "numbers" int64 (., 6), those of panoptic segments and then those of instances.
+            And for results that stay on the device what `_OnDevice` holds.
+        """
+        given, s = dict(zip(self.names, tensors, strict=True)), self.s
+        logits, scores, things = given["logits"], given["scores"], given.get("things")
+        values: dict[str, Tensor] = {}
+        numbers: list[Tensor] = []
+        if Task.PANOPTIC in s.tasks:
+            values["id_map"], own = _panoptic(scores, logits, things, self.padded, self.image, self.size, s)
+            numbers.append(own)
+        if Task.INSTANCE in s.tasks:
+            weighted = scores * given["factors"][:, None] if "factors" in given else scores
+            found, own = _instances(weighted, logits, things, self.padded, self.image, self.size, s)
+            values |= found
+            numbers.append(own)
+        if numbers:
+            values["numbers"] = torch.cat(numbers) if len(numbers) > 1 else numbers[0]
+        if Task.SEMANTIC in s.tasks:
+            columns = scores[:, :-1].T.contiguous()
+            values["semantic"] = _semantic(columns, logits, self.padded, self.image, self.size, self.output, s)
+        return values
+
+
 # ------------------------------------------------------------------ panoptic
 @dataclass(frozen=True)
 class _Panoptic:
     """Each pixel is assigned to the query with the largest class score x mask probability (MaskFormer, section 3.4)."""
 
     id_map: Tensor  # uint8 or int32 (h, w), the segment of each pixel; 0 without one
-    numbers: Tensor  # int64 (Q, 6): area, won, visible, label, whether the query takes part, bits of the score as fp64
-
-    @classmethod
-    def launch(cls, scores: Tensor, logits: Tensor, padded: Size, image: Size, size: Size, s: Settings) -> _Panoptic:
-        best, labels = scores.max(-1)
-        keep = (labels != scores.shape[1] - 1) & (best > s.object_mask_threshold)
-        winner, counts = panoptic_argmax(logits, torch.where(keep, best, -1.0), padded, image, size)
-        ids = segment_ids(counts, labels, keep, best, scores.shape[1], s)
-        small = s.patches and len(scores) < 256
-        id_map = map_of(winner, ids, torch.uint8 if small else torch.int32)
-        return cls(id_map, torch.column_stack((counts, labels, keep, _as_integers(best))))
+    queries: int
 
     def segments(self, numbers: Tensor, s: Settings) -> list[dict[str, Any]]:
-        """Return the segments."""
+        """Return the segments from the numbers (Q, 6) of `_panoptic`."""
         kept = numbers[:, 4].nonzero()[:, 0]
         area, won, visible, labels = numbers[kept, :4].T.tolist()
         return panoptic_segments(labels, _as_floats(numbers[kept, 5]).tolist(), area, won, visible, s)[1]
 
 
-def segment_ids(counts: Tensor, labels: Tensor, keep: Tensor, best: Tensor, classes: int, s: Settings) -> Tensor:
+def _panoptic(
+    scores: Tensor, logits: Tensor, things: Tensor | None, padded: Size, image: Size, size: Size, s: Settings
+) -> tuple[Tensor, Tensor]:
+    """Return the id map, and int64 (Q, 6): area, won, visible, label, whether the query takes part, score as bits."""
+    best, labels = scores.max(-1)
+    keep = (labels != scores.shape[1] - 1) & (best > s.object_mask_threshold)
+    winner, counts = panoptic_argmax(logits, torch.where(keep, best, -1.0), padded, image, size)
+    ids = segment_ids(counts, labels, keep, best, scores.shape[1], s, things)
+    small = s.patches and len(scores) < 256
+    id_map = map_of(winner, ids, torch.uint8 if small else torch.int32)
+    return id_map, torch.column_stack((counts, labels, keep, _as_integers(best)))
+
+
+def segment_ids(
+    counts: Tensor,
+    labels: Tensor,
+    keep: Tensor,
+    best: Tensor,
+    classes: int,
+    s: Settings,
+    things: Tensor | None = None,
+) -> Tensor:
     """Return the segment id of each query, int64 (Q,), as `panoptic_segments` does, on the device.
 
     Args:
@@ -201,6 +280,7 @@ def segment_ids(counts: Tensor, labels: Tensor, keep: Tensor, best: Tensor, clas
         keep: bool (Q,), whether the query takes part; all others get 0.
         classes: number of classes with no-object.
         s: settings.
+        things: bool (classes,), which of them are things; None: as the settings say.
     """
     if not len(labels):
         return labels
@@ -211,7 +291,9 @@ def segment_ids(counts: Tensor, labels: Tensor, keep: Tensor, best: Tensor, clas
     # A segment is a query, or all queries of a class of stuff; its head is the first of them.
     segment = order + classes
     if s.things is not None:
-        segment = torch.where(_are_things(frozenset(s.things), classes, labels.device)[labels], segment, labels)
+        if things is None:
+            things = _are_things(frozenset(s.things), classes, labels.device)
+        segment = torch.where(things[labels], segment, labels)
     first = torch.full((count + classes,), count, device=labels.device)
     first.scatter_reduce_(0, segment, torch.where(valid, order, count), "amin")
     head = first[segment].clamp(max=count - 1)
@@ -236,44 +318,61 @@ class _Instances:
     """
 
     masks: Tensor  # (N, h, w) bool, or packed
-    stats: Tensor  # int64 (N, 6) of `binary_masks`
-    scores: Tensor  # fp32 (topk,)
-    labels: Tensor  # int64 (topk,)
-    numbers: Tensor  # int64 (topk + N, 6): score bits, label, mask, whether the pair is kept, 0, 0; then `stats`
-
-    @classmethod
-    def launch(cls, scores: Tensor, logits: Tensor, padded: Size, image: Size, size: Size, s: Settings) -> _Instances:
-        best, labels, rows = best_pairs(scores, s.topk)
-        keep = best >= s.score_threshold  # the mask score is at most 1
-        if Task.PANOPTIC in s.tasks and s.things is not None:
-            # With panoptic results, stuff classes are dropped after the top-k, as in the reference.
-            keep = keep & _are_things(frozenset(s.things), scores.shape[1] - 1, scores.device)[labels]
-        queries, mask = _one_mask_each(rows, keep, len(scores))
-        masks, stats = binary_masks(logits, queries, padded, image, size, packed=s.patches)
-        inside = (stats[:, 1].double() / UNIT).float() / (stats[:, 0] + 1e-6)
-        final = best * inside[mask]
-        if s.score_threshold > 0:
-            keep = keep & (final >= s.score_threshold)
-        pairs = torch.stack((_as_integers(final), labels, mask, keep, *2 * [torch.zeros_like(labels)]), 1)
-        return cls(masks, stats, final, labels, torch.cat((pairs, stats)))
+    pairs: int
+    on_device: _OnDevice | None
 
     def select(self, numbers: Tensor) -> _Selected:
-        """Read the numbers on the CPU."""
-        pairs, stats = numbers[: len(self.scores)], numbers[len(self.scores) :]
+        """Read the numbers of `_instances` on the CPU."""
+        pairs, stats = numbers[: self.pairs], numbers[self.pairs :]
         kept = pairs[:, 3].nonzero()[:, 0]
         pairs, boxes = pairs[kept], stats[:, 2:] * (stats[:, :1] > 0)
         return _Selected(kept, pairs[:, 2], _as_floats(pairs[:, 0]).float(), pairs[:, 1].clone(), stats[:, 0], boxes)
 
     def dense(self, selected: _Selected, size: Size) -> Instances:
         """Return instances on the device, with `pred_masks`."""
-        result, device = Instances(size), self.scores.device
+        assert self.on_device is not None, "results for the CPU are not made on the device"
+        there, result, device = self.on_device, Instances(size), self.masks.device
         pairs, masks = to_device(selected.pair, device), to_device(selected.mask, device)
         all_in_order = torch.equal(selected.mask, torch.arange(len(self.masks)))
-        boxes = self.stats[:, 2:] * (self.stats[:, :1] > 0)
+        boxes = there.stats[:, 2:] * (there.stats[:, :1] > 0)
         result.pred_masks = self.masks if all_in_order else self.masks[masks]  # a view would keep all in memory
         result.pred_boxes = Boxes(boxes[masks].float())
-        result.scores, result.pred_classes = self.scores[pairs], self.labels[pairs]
+        result.scores, result.pred_classes = there.best[pairs], there.labels[pairs]
         return result
+
+
+@dataclass(frozen=True)
+class _OnDevice:
+    """What results on the device are made of."""
+
+    stats: Tensor  # int64 (N, 6) of `binary_masks`
+    best: Tensor  # fp32 (topk,), scores
+    labels: Tensor  # int64 (topk,)
+
+
+def _instances(
+    scores: Tensor, logits: Tensor, things: Tensor | None, padded: Size, image: Size, size: Size, s: Settings
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return "masks", where they stay on the device also what `_OnDevice` holds, and the numbers int64 (topk + N, 6).
+
+    Numbers are of each pair: score as bits, label, mask, whether it is kept, 0, 0; then the `stats` of each mask.
+    """
+    best, labels, rows = best_pairs(scores, s.topk)
+    keep = best >= s.score_threshold  # the mask score is at most 1
+    if Task.PANOPTIC in s.tasks and things is not None:
+        # With panoptic results, stuff classes are dropped after the top-k, as in the reference.
+        keep = keep & things[labels]
+    queries, mask = _one_mask_each(rows, keep, len(scores))
+    masks, stats = binary_masks(logits, queries, padded, image, size, packed=s.patches)
+    inside = (stats[:, 1].double() / UNIT).float() / (stats[:, 0] + 1e-6)
+    final = best * inside[mask]
+    if s.score_threshold > 0:
+        keep = keep & (final >= s.score_threshold)
+    pairs = torch.stack((_as_integers(final), labels, mask, keep, *2 * [torch.zeros_like(labels)]), 1)
+    values = {"masks": masks}
+    if not s.patches:
+        values |= {"stats": stats, "best": final, "labels": labels}
+    return values, torch.cat((pairs, stats))
 
 
 @dataclass(frozen=True)

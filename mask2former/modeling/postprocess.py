@@ -21,6 +21,7 @@ from .device_results import DeviceResults, are_possible
 from .device_transfer import to_cpu, to_device
 from .label_maps import first_highest, label_type, labels_of_masks
 from .mask_resizing import ResizedMasks, Size
+from .result_graphs import ResultGraphs
 from .result_rules import Settings, best_pairs, panoptic_segments, quality_factors
 
 # Masks that are resized together have about this many pixels.
@@ -70,15 +71,16 @@ def begin(
     own: Mapping[Task, Callable[[Tensor], Any]] | None = None,
     before: Callable[[], dict[str, Any]] | None = None,
     quality: Tensor | None = None,
+    graphs: ResultGraphs | None = None,
 ) -> Callable[[], dict[str, Any]]:
     """Start what `postprocess` does, and return the function that waits for it and returns the results.
 
     Images of a batch are begun one after another before the first is waited for, so that the device goes on. `before`:
-    what was returned for the image before this one.
+    what was returned for the image before this one. `graphs`: see `DeviceResults`.
     """
     size = output if s.at_output_size else image
     if not own and are_possible(class_scores, mask_logits, size):
-        results = DeviceResults(class_scores, mask_logits, padded, image, output, s, quality)
+        results = DeviceResults(class_scores, mask_logits, padded, image, output, s, quality, graphs)
         results.send(before if isinstance(before, DeviceResults) else None)
         return results
     return partial(_by_parts, class_scores, host_scores, mask_logits, padded, image, output, s, own or {}, quality)

@@ -17,6 +17,7 @@ from .cuda_graphs import GraphCache, Outputs, uncached_autocast
 from .denoising import NoisedObjects
 from .outputs import without_earlier
 from .prepared import Prepared, has_own_methods, is_hooked
+from .result_graphs import ResultGraphs
 from .training_graphs import TrainingGraphs, is_hooked_in_training, is_uncapturable, may_capture
 from .watched_modules import WatchedModules
 
@@ -51,6 +52,7 @@ class Runtime:
     Attributes:
         compile_training: whether training runs compiled code.
         compiler: arguments of `torch.compile`.
+        result_graphs: launches results; None with "off".
     """
 
     def __init__(self, mode: str = "auto") -> None:
@@ -60,6 +62,7 @@ class Runtime:
         self.compile_training = mode == "compile"
         self.compiler: dict[str, Any] = {}
         self._graphs = GraphCache(after=2 if mode == "auto" else 1)
+        self.result_graphs = None if mode == "off" else ResultGraphs()
         self._training_graphs = TrainingGraphs()
         self._modules: dict[bool, _Modules] = {}  # in training and in evaluation, which take turns
         self._prepared: dict[torch.dtype | None, _PreparedNetwork] = {}
@@ -97,6 +100,8 @@ class Runtime:
             return _run(backbone, head, images, keywords, known=False)
         if len(self._graphs) and (backbone.training or head.training):
             self._graphs.clear()  # a training that goes on after an evaluation needs the memory
+        if self.result_graphs is not None and (backbone.training or head.training):
+            self.result_graphs.clear()
         training = torch.is_grad_enabled() or backbone.training or head.training
         if not training:
             self._training_graphs.make_room()

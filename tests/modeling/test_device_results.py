@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mask2former.modeling import device_results as module
 from mask2former.modeling import device_transfer
 from mask2former.modeling.postprocess import Settings, begin, postprocess
+from mask2former.modeling.result_graphs import ResultGraphs
 from mask2former.modeling.result_rules import panoptic_segments
 from mask2former.ops import backend
 from mask2former.structures.masks import paste
@@ -95,6 +96,18 @@ def check_instances(found: Any, expected: Any, s: Settings, size: Size) -> None:
     assert found.has("pred_patches") == s.patches
     masks = torch.from_numpy(paste(found.pred_patches, found.image_size)) if s.patches else found.pred_masks
     assert masks.dtype == torch.bool and same(masks, expected.pred_masks)
+
+
+def check_equal(found: Any, expected: Any) -> None:
+    """Check that results for the CPU are the same, bit for bit."""
+    assert torch.equal(found["sem_seg"], expected["sem_seg"])
+    assert torch.equal(found["panoptic_seg"][0], expected["panoptic_seg"][0])
+    assert found["panoptic_seg"][1] == expected["panoptic_seg"][1]
+    one, other = found["instances"], expected["instances"]
+    assert torch.equal(one.scores, other.scores) and torch.equal(one.pred_classes, other.pred_classes)
+    assert torch.equal(one.pred_boxes.tensor, other.pred_boxes.tensor)
+    if len(one):
+        assert (paste(one.pred_patches, one.image_size) == paste(other.pred_patches, other.image_size)).all()
 
 
 SIZES = [
@@ -334,6 +347,65 @@ def test_a_cuda_graph_holds_the_device_part() -> None:
     assert torch.equal(found["sem_seg"], expected["sem_seg"])
     assert torch.equal(found["panoptic_seg"][0], expected["panoptic_seg"][0])
     assert torch.equal(found["instances"].scores, expected["instances"].scores)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("things", [None, frozenset({0, 2})])
+def test_results_from_graphs_are_the_same(things: frozenset[int] | None) -> None:
+    """Of several sizes that take turns, also while results of earlier images are not finished."""
+    graphs = ResultGraphs()
+    for quality in (None, torch.rand(9).cuda()):
+        for round_ in range(5):
+            begun = []
+            for seed, sizes in enumerate(SIZES):
+                scores, masks = (x.cuda() for x in random_case(10 * round_ + seed))
+                s = Settings(ALL, topk=20, semantic_scores=False, patches=True, things=things, score_threshold=0.1)
+                found = module.DeviceResults(scores, masks, *sizes, s, quality, graphs)
+                found.send()
+                begun.append((found, module.DeviceResults(scores, masks, *sizes, s, quality)))
+            for found, expected in begun:
+                check_equal(found(), expected())
+    assert graphs.captured == len(graphs) == 2 * len(set(SIZES))
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("compiled")
+def test_large_results_and_those_of_the_device_are_launched_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = ResultGraphs()
+    scores, masks = (x.cuda() for x in random_case(1))
+    compact = Settings(ALL, semantic_scores=False, patches=True)
+    for s in (replace(compact, patches=False), replace(compact, semantic_scores=True)):
+        for _ in range(5):
+            module.DeviceResults(scores, masks, *SIZES[0], s, None, graphs)
+    monkeypatch.setattr(module, "_SMALL", 1)
+    for _ in range(5):
+        module.DeviceResults(scores, masks, *SIZES[0], compact, None, graphs)
+    assert not len(graphs)
+
+
+@pytest.mark.gpu
+def test_a_function_that_cannot_be_captured_is_refused_once(caplog: pytest.LogCaptureFixture) -> None:
+    graphs = ResultGraphs()
+    x = torch.ones(1, 2, 2, device="cuda")
+
+    def waits(x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"x": x + float(x.sum())}
+
+    assert [graphs(waits, x) for _ in range(5)] == [None] * 5
+    assert sum("without CUDA graphs" in record.message for record in caplog.records) == 1
+    assert float((x + 1).sum()) == 8
+
+
+def test_no_graphs_on_a_cpu(device: str) -> None:
+    if device != "cpu":
+        pytest.skip("of the CPU")
+    graphs = ResultGraphs()
+    scores, masks = random_case(3)
+    s = Settings(ALL, semantic_scores=False, patches=True)
+    for _ in range(5):
+        module.DeviceResults(scores, masks, *SIZES[0], s, None, graphs)
+    assert not len(graphs) and not graphs.captured
 
 
 @pytest.mark.gpu

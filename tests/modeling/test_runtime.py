@@ -295,11 +295,11 @@ def test_a_training_gets_the_memory_of_graphs() -> None:
 
 def test_graphs_of_frequent_shapes_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     class Captured:
-        def __init__(self, function: Any, images: Tensor, *_: Any) -> None:
+        def __init__(self, function: Any, *_: Any) -> None:
             self.function = function
 
-        def __call__(self, images: Tensor) -> Any:
-            return self.function(images)
+        def __call__(self, inputs: Any) -> Any:
+            return self.function(*inputs)
 
     monkeypatch.setattr(cuda_graphs, "CapturedFunction", Captured)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
@@ -319,7 +319,9 @@ def test_graphs_of_frequent_shapes_are_kept(monkeypatch: pytest.MonkeyPatch) -> 
     large = GraphCache(entries=9, after=1, pixels=20)
     for width in (3, 2, 7, 1):  # 12, 8, 28 and 4 pixels: the third takes the place of all before
         assert [large("key", lambda x: {"x": x}, torch.zeros(1, 3, 4, width)) is not None for _ in range(8)][-1]
-    assert [shape[-1] for shape, *_ in large._graphs] == [1]
+    assert [shapes[0][0][-1] for shapes, *_ in large._graphs] == [1]
+    both = large("key", lambda x, y: {"x": x + y}, torch.ones(1, 3, 4, 1), torch.ones(1))
+    assert both is not None and both["x"].eq(2).all() and len(large) == 2
 
 
 def test_what_a_graph_reads_is_held() -> None:
