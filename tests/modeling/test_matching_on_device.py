@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mask2former.modeling import matcher as matcher_module
 from mask2former.modeling.criterion import SetCriterion
-from mask2former.modeling.matcher import HungarianMatcher
+from mask2former.modeling.matcher import HungarianMatcher, batch_dice_loss, batch_sigmoid_ce_loss, parts_of
 from mask2former.modeling.outputs import mask_logits
 from mask2former.ops import assigns_on
 
@@ -291,3 +291,17 @@ def test_a_gpu_reports_costs_that_are_not_finite(cuda: str, caplog: pytest.LogCa
     criterion(outputs, targets)
     with pytest.raises(FloatingPointError, match="2 iterations so far"):
         matcher.check_earlier_costs(wait=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("lead", [(), (3,)])
+def test_a_gpu_sums_over_parts_of_the_points(lead: tuple[int, ...], cuda: str) -> None:
+    """Costs of few objects at many points are those of the CPU in float64."""
+    g = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(*lead, 200, 12544, generator=g)
+    target = (torch.rand(*lead, 7, 12544, generator=g) > 0.8).float()
+    assert parts_of(12544, logits.shape[:-1].numel() * 7) == 16
+    for cost in (batch_dice_loss, batch_sigmoid_ce_loss):
+        found = cost(logits.to(cuda), target.to(cuda))
+        expected = cost(logits.double(), target.double())
+        torch.testing.assert_close(found.cpu().double(), expected, rtol=1e-5, atol=1e-6)
