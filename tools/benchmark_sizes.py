@@ -1,9 +1,9 @@
 """`tools/benchmark.py sizes`: `Segmenter` on images that all have different sizes, from the start of a program on.
 
 Every image is segmented alone, once in each of two passes. The first image of all pays for what a start costs (kernels
-are loaded, code is compiled), so that it stands beside the time of building, and not in the first pass. Then the same
-images run with MODEL.COMPILE "off", in the same process but with memory of their own: the time that graphs and compiled
-code save, and whether results differ. The start of that second segmenter is not told, since the process is warm by then.
+are loaded, code is compiled): it stands beside the time of building, and is not part of the first pass. Then the same
+images run with MODEL.COMPILE "off", in the same process but with memory of their own: how much time graphs and compiled
+code save, and whether results differ. What that second segmenter needs to start is not reported: the process is warm.
 """
 
 from __future__ import annotations
