@@ -5,6 +5,7 @@
     python tools/benchmark.py infer --config-file nuclei/maskformer2_efficientnet_lite0.yaml --compare huggingface
     python tools/benchmark.py train --config-file nuclei/maskformer2_efficientnet_lite0.yaml --size 512 512 --batch 8
     python tools/benchmark.py scale --ranks 4 --size 1024 1024 --batch 8 --bf16
+    python tools/benchmark.py sizes --size 800 1333 --bf16 --compile graph
     python tools/benchmark.py op --size 1024 1024 --batch 8
     python tools/benchmark.py data
     python tools/benchmark.py eval --images 500
@@ -37,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import benchmark_eval
 import benchmark_op
 import benchmark_scale
+import benchmark_sizes
 import benchmark_video
 
 CONFIG = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
@@ -47,6 +49,7 @@ USED = {  # arguments beside those of all
     "infer": (*_MODEL, "compare", "source", "dense"),
     "train": (*_TRAINING, "compare"),
     "scale": (*_TRAINING, "ranks"),
+    "sizes": ("config_file", "bf16", "opts", "compile", "images", "dense"),
     "op": ("batch", "repeats"),
     "data": ("config_file", "images", "repeats"),
     "eval": ("images", "boundary"),
@@ -54,7 +57,7 @@ USED = {  # arguments beside those of all
 }
 OF_ALL = ("what", "device", "size", "json", "label", "debug")
 ALIASES = {"model": "infer"}
-IMAGES = {"eval": 500, "data": 40}
+IMAGES = {"sizes": 200, "eval": 500, "data": 40}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,9 +73,8 @@ def _measure(args: argparse.Namespace) -> None:
         raise ValueError(f"--{changed.replace('_', '-')} has no effect on '{args.what}'")
     args.images = args.images or IMAGES.get(args.what)
     config = args.config_file or CONFIG
-    if args.what in ("infer", "train"):
-        measure = inference.run if args.what == "infer" else training.run
-        measure(args, config).publish(args.json, args.label)
+    if args.what in _OF_MODELS:
+        _OF_MODELS[args.what](args, config).publish(args.json, args.label)
         return
     about = describe(torch.device(args.device))
     if args.what == "scale":
@@ -109,6 +111,12 @@ def _data(args: argparse.Namespace, about: str) -> Report:
     return report
 
 
+# Parts that `describe` must not precede: it starts CUDA, whose time `sizes` counts.
+_OF_MODELS: dict[str, Callable[[argparse.Namespace, str], Report]] = {
+    "infer": inference.run,
+    "train": training.run,
+    "sizes": benchmark_sizes.run,
+}
 _PARTS: dict[str, Callable[[argparse.Namespace, str], Report]] = {
     "op": benchmark_op.run,
     "eval": benchmark_eval.run,
@@ -125,14 +133,16 @@ def parser() -> argparse.ArgumentParser:
         nargs="?",
         choices=(*USED, *ALIASES),
         default="infer",
-        help="inference (also called model), a training step, the same on several ranks, deformable attention alone, "
-        "the loader, the evaluators, or a long video (default: %(default)s)",
+        help="inference (also called model), a training step, the same on several ranks, images of many sizes, "
+        "deformable attention alone, the loader, the evaluators, or a long video (default: %(default)s)",
     )
     p.add_argument("--config-file", help=f"default: {CONFIG}, for video {benchmark_video.CONFIG}")
     p.add_argument("--size", type=int, nargs=2, default=(480, 640), metavar=("HEIGHT", "WIDTH"))
     p.add_argument("--batch", type=int, default=1, help="images in a step, of each rank")
     p.add_argument(
-        "--images", type=int, help=f"images of the synthetic dataset of `eval` and `data` (default: {IMAGES})"
+        "--images",
+        type=int,
+        help=f"`sizes`: images; `eval`, `data`: those of the synthetic dataset (default: {IMAGES})",
     )
     p.add_argument(
         "--boundary", action="store_true", help="`eval`: keep detectron2's boundary IoU, which it computes by default"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..segmenter import Segmenter
 from ..structures.classes import ClassTable
@@ -62,9 +62,7 @@ def _works(args: argparse.Namespace, cfg: CfgNode, counted: bool = False) -> dic
     for sample in batch:
         sample["height"], sample["width"] = args.source or args.size
     arrays = arrays_of(args)
-    amp = "bfloat16" if args.bf16 else False
-    classes = ClassTable.numbered(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
-    segment = Segmenter(model, cfg, classes=classes, device=device, batch_size=args.batch, amp=amp)
+    segment = segmenter_of(args, cfg, model)
 
     def network() -> None:
         with torch.inference_mode(), autocast:
@@ -77,6 +75,14 @@ def _works(args: argparse.Namespace, cfg: CfgNode, counted: bool = False) -> dic
         del on_host
 
     return {NETWORK: network, RESULTS: results, SEGMENTER: lambda: segment(arrays, tile="off")}
+
+
+def segmenter_of(args: argparse.Namespace, cfg: CfgNode, model: nn.Module) -> Segmenter:
+    """Wrap a model for images in batches of `args.batch`, in bf16 with `args.bf16`."""
+    amp = "bfloat16" if args.bf16 else False
+    classes = ClassTable.numbered(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+    device = torch.device(cfg.MODEL.DEVICE)
+    return Segmenter(model, cfg, classes=classes, device=device, batch_size=args.batch, amp=amp)
 
 
 def to_host(value: Any) -> Any:

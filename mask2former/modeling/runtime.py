@@ -76,6 +76,11 @@ class Runtime:
         return self._graphs.captured
 
     @property
+    def held(self) -> int:
+        """Return how many CUDA graphs of inference there are now; those of other captures were dropped."""
+        return len(self._graphs)
+
+    @property
     def captured_in_training(self) -> int:
         """Return how often the CUDA graphs of training were captured so far."""
         return self._training_graphs.captured

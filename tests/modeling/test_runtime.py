@@ -386,7 +386,9 @@ def test_graphs_give_the_same_results_bit_for_bit(config: str, dtype: torch.dtyp
     for _ in range(3):
         for batch in batches:
             check_same(predict(captured, batch, dtype), predict(plain, batch, dtype))
-    assert captured.runtime.captured == 3
+    assert captured.runtime.captured == captured.runtime.held == 3
+    captured.runtime._forget()
+    assert captured.runtime.captured == 3 and captured.runtime.held == 0
 
 
 def predict_clip(model: nn.Module, images: Tensor, dtype: torch.dtype | None) -> dict[str, Tensor]:

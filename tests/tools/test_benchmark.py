@@ -25,6 +25,7 @@ CONFIG = "coco/panoptic-segmentation/swin/maskformer2_swin_tiny_bs16_50ep.yaml"
         (["eval", "--compare", "huggingface"], "--compare"),
         (["infer", "--ranks", "3"], "--ranks"),
         (["video", "--compile", "off"], "--compile"),
+        (["sizes", "--batch", "2"], "--batch"),
     ],
 )
 def test_unused_arguments_are_refused(capsys: pytest.CaptureFixture[str], arguments: list[str], name: str) -> None:
