@@ -193,8 +193,10 @@ def load_exported(args: argparse.Namespace) -> OnnxSegmenter:
     Raises:
         FileNotFoundError, ImportError, ValueError: as `OnnxSegmenter`, or arguments that have no effect on it.
     """
-    names = ("config_file", "weights", "task", "amp", "compile", "min_size", "tile", "tile_overlap", "opts")
-    refuse_given(args, names, f"on {args.model}: these are fixed in an exported file")
+    names = ("config_file", "weights", "task", "compile", "min_size", "tile", "tile_overlap", "opts")
+    reason = f"on {args.model}: these are fixed in an exported file"
+    refuse_given(args, names, reason)
+    refuse_given(args, ("amp",), reason, auto=True)
     segment = OnnxSegmenter(args.model, args.device, args.score_threshold)
     print(f"model: {segment}")
     return segment

@@ -38,6 +38,7 @@ examples:
   mask2former eval --model nuclei --data cells/ --opts TEST.DETECTIONS_PER_IMAGE 300
 """
 _NAME = "mask2former_eval"  # of a dataset that is given by its path
+_RUN_MODES = (("amp", "TEST.AMP"), ("compile", "MODEL.COMPILE"))  # options of `add_run_modes` and their keys
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,14 +75,15 @@ def run(args: argparse.Namespace) -> int:
     if args.split is not None and (args.data is None or not Path(args.data).exists()):
         raise ValueError("--split is a part of a directory: give --data DIR")
     opts = dict(zip(args.opts[::2], args.opts[1::2]))
-    for option, key in (("weights", "MODEL.WEIGHTS"), ("output", "OUTPUT_DIR"), ("device", "MODEL.DEVICE")):
+    for option, key in (
+        ("weights", "MODEL.WEIGHTS"),
+        ("output", "OUTPUT_DIR"),
+        ("device", "MODEL.DEVICE"),
+        *_RUN_MODES,
+    ):
         if key in opts:
-            refuse_given(args, (option,), f"with {key} in --opts; give one of them")
-    modes = {"TEST.AMP": ("amp", args.amp), "MODEL.COMPILE": ("compile", args.compile)}
-    modes = {key: (option, value) for key, (option, value) in modes.items() if value is not None}
-    for key, (option, value) in modes.items():
-        if key in opts:
-            raise ValueError(f"--{option} {value} has no effect with {key} in --opts; give one of them")
+            reason = f"with {key} in --opts; give one of them"
+            refuse_given(args, (option,), reason, auto=(option, key) in _RUN_MODES)
     if args.num_gpus != 1:
         refuse_given(args, ("device",), f"with --num-gpus {args.num_gpus}: 0 is the CPU, more are that many GPUs")
     weights = args.weights or opts.get("MODEL.WEIGHTS")
@@ -90,8 +92,9 @@ def run(args: argparse.Namespace) -> int:
     if not weights:
         raise ValueError(f"no weights for {config}: give --weights FILE")
     overrides = ["MODEL.WEIGHTS", str(weights), "OUTPUT_DIR", args.output]
-    for key, (_, value) in modes.items():
-        overrides += [key, value]
+    for option, key in _RUN_MODES:
+        value = getattr(args, option)
+        overrides += [] if value is None else [key, value]
     if "MODEL.DEVICE" not in opts:
         overrides += ["MODEL.DEVICE", str(model_device("cpu" if args.num_gpus == 0 else args.device, ()))]
     if args.data is not None:

@@ -87,17 +87,18 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=30, width=min(120, max(60, shutil.get_terminal_size().columns)))
 
 
-def refuse_given(args: argparse.Namespace, names: Iterable[str], reason: str) -> None:
+def refuse_given(args: argparse.Namespace, names: Iterable[str], reason: str, *, auto: bool = False) -> None:
     """Raise ValueError for the first of these arguments that was given, because it would have no effect.
 
     Args:
         args: an argument counts as given unless it is missing, None, False, empty or "auto", which are defaults.
         names: as in `args`.
         reason: completes "--x has no effect ...".
+        auto: whether "auto" counts as given, as it does for arguments that are None by default.
     """
     for name in names:
         value = getattr(args, name, None)
-        if value is not None and value is not False and value not in ("", "auto", [], ()):
+        if value is not None and value is not False and value not in ("", [], ()) and (auto or value != "auto"):
             raise ValueError(f"--{name.replace('_', '-')} has no effect {reason}")
 
 

@@ -138,8 +138,11 @@ def test_classes_get_the_order_of_the_model(tmp_path: Path) -> None:
         (["--model", "nuclei", "--device", "gpu"], "unknown device 'gpu'"),
         (["--model", "nuclei", "--device", "cpu", "--num-gpus", "2"], "--device has no effect with --num-gpus 2"),
         (["--model", "nuclei", "--device", "cpu", "--opts", "MODEL.DEVICE", "cpu"], "--device has no effect with"),
-        (["--model", "nuclei", "--amp", "auto", "--opts", "TEST.AMP", "off"], "--amp auto has no effect with TEST.AMP"),
-        (["--model", "nuclei", "--compile", "off", "--opts", "MODEL.COMPILE", "auto"], "--compile off has no effect"),
+        (
+            ["--model", "nuclei", "--amp", "auto", "--opts", "TEST.AMP", "off"],
+            "--amp has no effect with TEST.AMP in --opts",
+        ),
+        (["--model", "nuclei", "--compile", "auto", "--opts", "MODEL.COMPILE", "off"], "--compile has no effect"),
         (["--model", "nuclei", "--amp", "bf16"], "invalid choice: 'bf16'"),
         (["--model", "nuclei", "--data", "coco_2017_val_panoptik"], "no dataset of this name. Did you mean"),
         (["--model", "nuclei", "--data", "cells", "--split", "val"], "has the parts train, test; choose one"),
