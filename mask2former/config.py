@@ -89,6 +89,7 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
     _defaults(
         cfg.TEST,  # ours
         {
+            "AMP": "off",  # precision of evaluations: off is fp32; auto, bfloat16, float16. SOLVER.AMP is of training
             "EVAL_AT_START": False,  # also evaluate before the first iteration
             "SCORE_THRESHOLD": 0.0,  # instances with a lower score are dropped
             "SEMANTIC_SCORES": True,  # "sem_seg" has the scores of all classes; False: the best class of each pixel

@@ -19,7 +19,7 @@ from .data.dataset_mappers.clip_augmentation import EXTRA_AUGMENTATIONS
 from .errors import ConfigError
 from .modeling.runtime import MODES
 from .objects import COMPONENTS
-from .utils.device import AMP_DTYPES
+from .utils.device import AMP_DTYPES, AMP_MODES
 from .utils.hints import did_you_mean
 
 Rule = Callable[[Any], str | None]
@@ -199,6 +199,7 @@ MODEL_RULES: dict[str, Rule] = {
     "INPUT.FORMAT": one_of("RGB", "BGR"),
     "INPUT.MIN_SIZE_TEST": _shortest_edge,
     "INPUT.MAX_SIZE_TEST": _pixels,
+    "TEST.AMP": one_of(*AMP_MODES),
     "TEST.DETECTIONS_PER_IMAGE": integer(1),
     "TEST.DETECTIONS_PER_VIDEO": integer(1),
     "TEST.SCORE_THRESHOLD": _fraction,

@@ -73,8 +73,9 @@ class MergedQueries:
             self._first = len(masks)
             self._quality = None if quality is None else quality.clone()
             return
-        agreement = (self._scores / self._count[:, None])[:, :-1] @ class_scores[:, :-1].T
-        overlap = self._overlap(masks)
+        with torch.autocast(masks.device.type, enabled=False):  # 16 bits would round counts of pixels
+            agreement = (self._scores / self._count[:, None])[:, :-1] @ class_scores[:, :-1].T
+            overlap = self._overlap(masks)
         values, classes = class_scores.max(-1)
         confident = (classes != class_scores.shape[1] - 1) & (values >= _MIN_SCORE)
         table = to_cpu(torch.cat((agreement, overlap, confident[None].to(overlap)))).nan_to_num(0.0).numpy()

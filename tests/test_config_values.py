@@ -108,6 +108,7 @@ def test_wrong_values_name_the_key(key: str) -> None:
             "TEST.SCORE_THRESHOLD is 1.5, .* number of at least 0 and at most 1",
         ),
         (["MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD", "-0.5"], "OVERLAP_THRESHOLD is -0.5"),
+        (["TEST.AMP", "bf16"], "TEST.AMP is 'bf16', but must be one of 'off', 'auto', 'bfloat16', 'float16'"),
         (["TEST.INSTANCE_TASKS", "['mask']"], "TEST.INSTANCE_TASKS is .*'segm'"),
         (["SOLVER.OPTIMIZER", "SGD", "SOLVER.NESTEROV", "True", "SOLVER.MOMENTUM", "0.0"], "NESTEROV needs SOLVER.MOM"),
         (

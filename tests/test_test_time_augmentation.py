@@ -290,6 +290,23 @@ def test_matching_needs_class_and_place() -> None:
     assert match(agreement, overlap, np.array([True, True, False]))[2].size == 0
 
 
+def test_the_comparison_of_views_does_not_depend_on_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Overlaps are counts of pixels, which numbers of 16 bits would round."""
+    tables: list[tuple[np.ndarray, np.ndarray]] = []
+    monkeypatch.setattr(
+        mask2former.tta_merging, "match", lambda *args: (tables.append((args[0], args[1])), match(*args))[1]
+    )
+    generator = torch.Generator().manual_seed(0)
+    views = [(torch.rand(5, 4, generator=generator), torch.randn(5, 37, 41, generator=generator)) for _ in range(2)]
+    for enabled in (False, True):
+        merged = MergedQueries((37, 41))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            for scores, masks in views:
+                merged.add(scores.softmax(-1), masks, (1.0, 1.0), False)
+    (plain, plain_iou), (mixed, mixed_iou) = tables
+    assert np.array_equal(plain, mixed) and np.array_equal(plain_iou, mixed_iou)
+
+
 def test_a_view_that_sees_no_object_speaks_against_it() -> None:
     merged = MergedQueries((4, 4))
     masks = torch.full((1, 4, 4), 9.0)

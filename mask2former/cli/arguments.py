@@ -15,6 +15,7 @@ from ..model_source import DEFAULT_MODEL
 from ..modeling.runtime import MODES
 from ..segmenter import Segmenter
 from ..structures.task import IMAGE_TASKS, Task
+from ..utils.device import AMP_MODES
 from ..utils.hints import did_you_mean
 from .parser import fraction, not_negative, positive, refuse_given, scale
 
@@ -46,19 +47,36 @@ def add_model(group: argparse._ArgumentGroup, tasks: tuple[str, ...] = IMAGE_TAS
             help="what to predict (default: auto, what the model was trained for)"
             + ("; video: track objects through a video" if Task.VIDEO in tasks else ""),
         )
-    group.add_argument("--amp", action="store_true", help="lower precision (bfloat16 or float16): faster on a GPU")
-    group.add_argument(
-        "--compile",
-        choices=MODES,
-        help="how the network is run: off, graph (CUDA graphs), compile (minutes to start, then fastest on a GPU) "
-        "(default: MODEL.COMPILE, which is auto: graphs of shapes that come again)",
-    )
+    add_run_modes(group)
     group.add_argument(
         "--min-size",
         type=positive,
         metavar="N",
         help="shortest edge of images in the network; larger values find smaller objects "
         "(default: INPUT.MIN_SIZE_TEST)",
+    )
+
+
+def add_run_modes(group: argparse._ActionsContainer, precision: str = "off") -> None:
+    """Add --amp, a value of `AMP_MODES`, and --compile, one of `MODES`; both are None where they are not given.
+
+    Args:
+        precision: what counts without --amp, for the help.
+    """
+    group.add_argument(
+        "--amp",
+        nargs="?",
+        const="auto",
+        choices=AMP_MODES,
+        metavar="MODE",
+        help="lower precision, faster on a GPU: bfloat16, float16, or auto (bfloat16, on GPUs that lack it float16); "
+        f"off is fp32 (without MODE: auto; default: {precision})",
+    )
+    group.add_argument(
+        "--compile",
+        choices=MODES,
+        help="how the network is run: off, graph (CUDA graphs), compile (minutes to start, then fastest on a GPU) "
+        "(default: MODEL.COMPILE, which is auto: graphs of shapes that come again)",
     )
 
 
@@ -154,7 +172,7 @@ def load_segmenter(args: argparse.Namespace) -> Segmenter:
         device=args.device,
         overrides=args.opts,
         task=args.task,
-        amp=args.amp,
+        amp=args.amp or "off",
         compile=args.compile,
         **options,
     )
@@ -175,8 +193,10 @@ def load_exported(args: argparse.Namespace) -> OnnxSegmenter:
     Raises:
         FileNotFoundError, ImportError, ValueError: as `OnnxSegmenter`, or arguments that have no effect on it.
     """
-    names = ("config_file", "weights", "task", "amp", "compile", "min_size", "tile", "tile_overlap", "opts")
-    refuse_given(args, names, f"on {args.model}: these are fixed in an exported file")
+    names = ("config_file", "weights", "task", "compile", "min_size", "tile", "tile_overlap", "opts")
+    reason = f"on {args.model}: these are fixed in an exported file"
+    refuse_given(args, names, reason)
+    refuse_given(args, ("amp",), reason, auto=True)
     segment = OnnxSegmenter(args.model, args.device, args.score_threshold)
     print(f"model: {segment}")
     return segment

@@ -13,11 +13,13 @@ from detectron2.data import DatasetCatalog
 from ..config import find_config, load_config
 from ..data import register_from_config
 from ..engine import Trainer, argument_parser, launch, setup
+from ..engine.evaluation_precision import describe_run
 from ..model_source import locate_model, stored_classes
 from ..utils.device import model_device
 from ..utils.file_io import write_json
 from ..utils.hints import did_you_mean
 from ..video_registration import register_named_datasets
+from .arguments import add_run_modes
 from .parser import not_negative, refuse_given
 
 logger = logging.getLogger(__name__)
@@ -32,9 +34,11 @@ examples:
   mask2former eval --model output/cells --data cells/                your images and annotations, in any known format
   mask2former eval --model output/cells --data cells/ --split test
   mask2former eval --config-file coco/instance-segmentation/maskformer2_R50_bs16_50ep.yaml --weights W.pkl
+  mask2former eval --model nuclei --amp bfloat16 --compile compile   compare with --amp off --compile off
   mask2former eval --model nuclei --data cells/ --opts TEST.DETECTIONS_PER_IMAGE 300
 """
 _NAME = "mask2former_eval"  # of a dataset that is given by its path
+_RUN_MODES = (("amp", "TEST.AMP"), ("compile", "MODEL.COMPILE"))  # options of `add_run_modes` and their keys
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="DIR", help="directory (default: output/eval)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     parser.add_argument("--num-gpus", type=not_negative, default=1, metavar="N", help="0: the CPU (default: 1 if any)")
+    add_run_modes(parser, "TEST.AMP of the config, which is off")
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides; must come last"
     )
@@ -70,9 +75,15 @@ def run(args: argparse.Namespace) -> int:
     if args.split is not None and (args.data is None or not Path(args.data).exists()):
         raise ValueError("--split is a part of a directory: give --data DIR")
     opts = dict(zip(args.opts[::2], args.opts[1::2]))
-    for option, key in (("weights", "MODEL.WEIGHTS"), ("output", "OUTPUT_DIR"), ("device", "MODEL.DEVICE")):
+    for option, key in (
+        ("weights", "MODEL.WEIGHTS"),
+        ("output", "OUTPUT_DIR"),
+        ("device", "MODEL.DEVICE"),
+        *_RUN_MODES,
+    ):
         if key in opts:
-            refuse_given(args, (option,), f"with {key} in --opts; give one of them")
+            reason = f"with {key} in --opts; give one of them"
+            refuse_given(args, (option,), reason, auto=(option, key) in _RUN_MODES)
     if args.num_gpus != 1:
         refuse_given(args, ("device",), f"with --num-gpus {args.num_gpus}: 0 is the CPU, more are that many GPUs")
     weights = args.weights or opts.get("MODEL.WEIGHTS")
@@ -81,6 +92,9 @@ def run(args: argparse.Namespace) -> int:
     if not weights:
         raise ValueError(f"no weights for {config}: give --weights FILE")
     overrides = ["MODEL.WEIGHTS", str(weights), "OUTPUT_DIR", args.output]
+    for option, key in _RUN_MODES:
+        value = getattr(args, option)
+        overrides += [] if value is None else [key, value]
     if "MODEL.DEVICE" not in opts:
         overrides += ["MODEL.DEVICE", str(model_device("cpu" if args.num_gpus == 0 else args.device, ()))]
     if args.data is not None:
@@ -97,7 +111,7 @@ def evaluate(args: argparse.Namespace) -> Any:
         args: of `engine.argument_parser`.
     """
     cfg = setup(args)
-    logger.info("Evaluating %s on %s.", cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE)
+    logger.info("Evaluating %s on %s, %s.", cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, describe_run(cfg))
     model = Trainer.load_for_test(cfg)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,7 +30,8 @@ class CommandParser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Parse the arguments; exit with status 2 after one line about the first that is unknown."""
-        parsed, unknown = self.parse_known_args(args, namespace or argparse.Namespace(debug=debug_requested()))
+        words = self._with_values(sys.argv[1:] if args is None else args)
+        parsed, unknown = self.parse_known_args(words, namespace or argparse.Namespace(debug=debug_requested()))
         if unknown:
             option = unknown[0].partition("=")[0]
             hint = did_you_mean(option, _options(self)) if option.startswith("-") else ""
@@ -37,6 +39,25 @@ class CommandParser(argparse.ArgumentParser):
         for name, value in vars(parsed).items():
             setattr(parsed, name, _from_home(value))
         return parsed
+
+    def _with_values(self, words: Sequence[str]) -> list[str]:
+        """Return the words with the default of an option of fixed, optional values written out where none follows.
+
+        `--amp a.png` becomes `--amp=auto a.png`; argparse would take the image for the value.
+        """
+        if all(action.option_strings for action in self._actions):
+            return list(words)  # without positional arguments what follows is meant as a value, if perhaps a wrong one
+        values = {
+            name: (str(action.const), tuple(action.choices))
+            for action in self._actions
+            if action.nargs == "?" and action.choices is not None
+            for name in action.option_strings
+        }
+        following = [*words[1:], ""]
+        return [
+            f"{word}={values[word][0]}" if word in values and after not in values[word][1] else word
+            for word, after in zip(words, following, strict=False)  # of no words there is one that follows
+        ]
 
     def error(self, message: str) -> NoReturn:
         """Print the message in one line and exit with status 2."""
@@ -66,17 +87,18 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=30, width=min(120, max(60, shutil.get_terminal_size().columns)))
 
 
-def refuse_given(args: argparse.Namespace, names: Iterable[str], reason: str) -> None:
+def refuse_given(args: argparse.Namespace, names: Iterable[str], reason: str, *, auto: bool = False) -> None:
     """Raise ValueError for the first of these arguments that was given, because it would have no effect.
 
     Args:
         args: an argument counts as given unless it is missing, None, False, empty or "auto", which are defaults.
         names: as in `args`.
         reason: completes "--x has no effect ...".
+        auto: whether "auto" counts as given, as it does for arguments that are None by default.
     """
     for name in names:
         value = getattr(args, name, None)
-        if value is not None and value is not False and value not in ("", "auto", [], ()):
+        if value is not None and value is not False and value not in ("", [], ()) and (auto or value != "auto"):
             raise ValueError(f"--{name.replace('_', '-')} has no effect {reason}")
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from ..checkpoint.writing import save_safetensors
 from ..utils.console import bars_enabled, file_only, progress_bar
 from ..utils.file_io import write_json
+from .evaluation_precision import describe_run, in_precision
 from .output_directory import read_note
 from .previews import open_previews
 from .stop_signals import current_stop_signal
@@ -81,6 +82,8 @@ def evaluate_datasets(
 ) -> OrderedDict[str, Any]:
     """Evaluate `model` on each dataset of DATASETS.TEST, and log the results of each in one short table.
 
+    The model runs in the precision of TEST.AMP; evaluators compute in that of their numbers.
+
     Args:
         evaluators: one for each dataset, by default those that `builders` builds.
         suffix: appended to the name of each task.
@@ -98,6 +101,7 @@ def evaluate_datasets(
     if evaluators is not None and len(evaluators) != len(names):
         raise ValueError(f"{len(evaluators)} evaluators were given for the {len(names)} datasets of DATASETS.TEST")
     results: OrderedDict[str, Any] = OrderedDict()
+    model = in_precision(cfg, model)
     for i, name in enumerate(names):
         with file_only():
             loader = builders.build_test_loader(cfg, name)
@@ -113,7 +117,7 @@ def evaluate_datasets(
         if comm.is_main_process():
             with file_only():  # for the scripts of people that read it
                 print_csv_format(results[name])
-            logger.info("Results:\n%s", format_results({name: results[name]}))
+            logger.info("Results (%s):\n%s", describe_run(cfg), format_results({name: results[name]}))
     return results
 
 

@@ -92,7 +92,7 @@ class TrainerEvaluation(TrainerBase):
         model: nn.Module,
         evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None,
     ) -> OrderedDict[str, Any]:
-        """Evaluate `model` on each dataset of DATASETS.TEST.
+        """Evaluate `model` on each dataset of DATASETS.TEST, in the precision of TEST.AMP.
 
         Logs a table and writes OUTPUT_DIR/inference/metrics.json.
 

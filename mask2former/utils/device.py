@@ -13,6 +13,7 @@ from torch import nn
 logger = logging.getLogger(__name__)
 
 AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+AMP_MODES = ("off", "auto", *AMP_DTYPES)  # of `amp_dtype`
 
 
 def select_device(device: str | torch.device = "auto") -> torch.device:
@@ -91,5 +92,5 @@ def amp_dtype(amp: bool | str, device: torch.device) -> torch.dtype | None:
             return torch.float16
         return torch.bfloat16
     if amp not in AMP_DTYPES:
-        raise ValueError(f"amp must be False, True, 'auto', {', '.join(map(repr, AMP_DTYPES))}, not {amp!r}")
+        raise ValueError(f"amp must be False, True, {', '.join(map(repr, AMP_MODES))}, not {amp!r}")
     return AMP_DTYPES[amp]

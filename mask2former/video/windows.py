@@ -297,7 +297,8 @@ class LongClip:
         bits = np.unpackbits(state["shared_bits"], axis=1, count=pixels)
         previous = to_device(torch.from_numpy(bits), logits.device).float()
         current = (logits[:, :shared].flatten(1) > 0).float()
-        intersection = previous @ current.T
+        with torch.autocast(logits.device.type, enabled=False):  # counts of pixels, which 16 bits would round
+            intersection = previous @ current.T
         union = previous.sum(1)[:, None] + current.sum(1)[None] - intersection
         iou = to_cpu(torch.where(union > 0, intersection / union.clamp(min=1), torch.nan)).numpy()
         return dict(zip(state["shared_ids"].tolist(), iou, strict=True))

@@ -46,6 +46,26 @@ def test_a_config_with_weights_and_a_registered_dataset(launched: list[argparse.
     assert (data,) == cfg.DATASETS.TEST and cfg.MODEL.WEIGHTS == "w.pkl" and launched[0].num_gpus == 0
 
 
+@pytest.mark.parametrize("gpus", ["0", "1", "2"])
+def test_precision_and_compiled_code(launched: list[argparse.Namespace], gpus: str) -> None:
+    """Both are keys of the config, which each rank gets; what is not given is left to the config of the model."""
+    Path("trained").mkdir()
+    Path("trained/config.yaml").write_text("TEST: {AMP: float16}\nMODEL: {COMPILE: graph}\n")
+    Path("trained/model.safetensors").touch()
+    for arguments, expected in [
+        (["nuclei"], ("off", "auto")),
+        (["nuclei", "--amp", "bfloat16", "--compile", "compile"], ("bfloat16", "compile")),
+        (["nuclei", "--amp"], ("auto", "auto")),
+        (["nuclei", "--amp", "--compile", "off"], ("auto", "off")),
+        (["trained"], ("float16", "graph")),
+        (["trained", "--amp", "off", "--compile", "auto"], ("off", "auto")),
+    ]:
+        assert main(["eval", "--num-gpus", gpus, "--model", *arguments]) == 0, arguments
+        cfg = config(launched[-1])
+        assert expected == (cfg.TEST.AMP, cfg.MODEL.COMPILE), arguments
+        assert launched[-1].num_gpus == int(gpus)
+
+
 @pytest.mark.parametrize("gpus", [0, 2])
 def test_the_device_is_not_that_of_the_config(
     launched: list[argparse.Namespace], monkeypatch: pytest.MonkeyPatch, gpus: int
@@ -118,6 +138,12 @@ def test_classes_get_the_order_of_the_model(tmp_path: Path) -> None:
         (["--model", "nuclei", "--device", "gpu"], "unknown device 'gpu'"),
         (["--model", "nuclei", "--device", "cpu", "--num-gpus", "2"], "--device has no effect with --num-gpus 2"),
         (["--model", "nuclei", "--device", "cpu", "--opts", "MODEL.DEVICE", "cpu"], "--device has no effect with"),
+        (
+            ["--model", "nuclei", "--amp", "auto", "--opts", "TEST.AMP", "off"],
+            "--amp has no effect with TEST.AMP in --opts",
+        ),
+        (["--model", "nuclei", "--compile", "auto", "--opts", "MODEL.COMPILE", "off"], "--compile has no effect"),
+        (["--model", "nuclei", "--amp", "bf16"], "invalid choice: 'bf16'"),
         (["--model", "nuclei", "--data", "coco_2017_val_panoptik"], "no dataset of this name. Did you mean"),
         (["--model", "nuclei", "--data", "cells", "--split", "val"], "has the parts train, test; choose one"),
         (["--model", "nuclei", "--data", "cells"], "does not know: mitosis; its classes are nucleus"),

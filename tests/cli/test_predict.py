@@ -119,6 +119,26 @@ def test_the_default_output(use_model: Load, capsys: pytest.CaptureFixture[str])
     assert "3 files written" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "precision"),
+    [
+        (["a.jpg"], "off"),
+        (["a.jpg", "--amp"], "auto"),
+        (["--amp", "a.jpg"], "auto"),  # the image is no precision
+        (["--amp", "bfloat16", "a.jpg"], "bfloat16"),
+        (["a.jpg", "--amp=float16", "--min-size", "64"], "float16"),
+        (["a.jpg", "--amp", "--min-size", "64"], "auto"),
+        (["--amp", "off", "a.jpg"], "off"),
+    ],
+)
+def test_precision(use_model: Load, arguments: list[str], precision: str) -> None:
+    asked = use_model()
+    write_image("a.jpg")
+    assert main(["predict", *arguments]) == 0
+    assert asked[0]["amp"] == precision
+    assert names("output/predict") == {"a.jpg", "results.json", "objects.csv"}
+
+
 @pytest.mark.parametrize(("mode", "told"), [("compile", True), ("graph", False)])
 def test_the_wait_for_the_compiler_is_told(
     use_model: Load, capsys: pytest.CaptureFixture[str], mode: str, told: bool

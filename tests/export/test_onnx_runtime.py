@@ -108,8 +108,9 @@ def test_the_command(exported: tuple[nn.Module, Any, Path], tmp_path: Path, caps
     assert main(command) == 0
     assert (out / "a.png").is_file() and json.loads((out / "results.json").read_text())["images"]
     capsys.readouterr()
-    assert main([*command, "--amp"]) == 2
-    assert "--amp has no effect" in capsys.readouterr().err
+    for precision in (["--amp"], ["--amp", "off"], ["--amp", "float16"]):
+        assert main([*command, *precision]) == 2
+        assert "--amp has no effect" in capsys.readouterr().err
 
 
 def test_files_that_are_missing_or_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

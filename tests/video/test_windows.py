@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from mask2former.modeling.runtime import Runtime
 from mask2former.segmenter import Segmenter
 from mask2former.video.reader import Frame
 from mask2former.video.results import VideoResult, choose_tracks
-from mask2former.video.windows import WindowSettings, windows
+from mask2former.video.windows import LongClip, WindowSettings, windows
 
 from ..modeling.tiny_models import tiny
 from .moving_shapes import OBJECTS, ShapeModel, image, images, truth
@@ -34,6 +35,21 @@ def segmenter(model: Any = None, **options: Any) -> Segmenter:
 
 def frames(count: int) -> Any:
     return (Frame(i, i / 25, np.zeros((2, 2, 3), np.uint8)) for i in range(count))
+
+
+def test_overlaps_of_windows_do_not_depend_on_autocast() -> None:
+    """They are counts of pixels, which numbers of 16 bits would round."""
+    logits = torch.randn(5, 2, 37, 41, generator=torch.Generator().manual_seed(0))
+    before = np.random.default_rng(0).random((3, 37 * 41)) < 0.5
+    clip = object.__new__(LongClip)
+    clip.journal = SimpleNamespace(  # type: ignore[assignment]
+        state={"shared_ids": np.array([4, 5, 6]), "shared_bits": np.packbits(before, axis=1)}
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        overlaps = clip._shared_iou(logits, shared=1)
+    now = (logits[:, 0] > 0).flatten(1).numpy()
+    for row, values in zip(before, overlaps.values(), strict=True):
+        assert values == pytest.approx((row & now).sum(1) / (row | now).sum(1), abs=1e-6)
 
 
 def check_tracks(result: VideoResult, count: int) -> None:
