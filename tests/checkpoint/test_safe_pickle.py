@@ -429,12 +429,17 @@ def test_garbage_never_escapes(data: bytes) -> None:
         assert "garbage" in str(error)
 
 
+# Made once: the bytes of a tensor hold an address of its memory, whose digits may be more or fewer the next time.
+_HONEST = [
+    pickle.dumps({"model": {"a": np.arange(3.0), "b": torch.ones(2)}, "__author__": "me"}, protocol=protocol)
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
+]
+
+
 @settings(max_examples=200)
 @given(st.data())
 def test_changed_bytes_never_escape(data: st.DataObject) -> None:
-    protocol = data.draw(st.integers(0, pickle.HIGHEST_PROTOCOL))
-    honest = {"model": {"a": np.arange(3.0), "b": torch.ones(2)}, "__author__": "me"}
-    changed = bytearray(pickle.dumps(honest, protocol=protocol))
+    changed = bytearray(data.draw(st.sampled_from(_HONEST)))
     for _ in range(data.draw(st.integers(1, 4))):
         changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(CorruptCheckpointError, UnsafeCheckpointError):
