@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..ops import backend
 from ..utils.signatures import accepted
+from .compiled_shapes import CompiledShapes
 from .cuda_graphs import GraphCache, Outputs, uncached_autocast
 from .denoising import NoisedObjects
 from .outputs import without_earlier
@@ -67,6 +68,7 @@ class Runtime:
         self._modules: dict[bool, _Modules] = {}  # in training and in evaluation, which take turns
         self._prepared: dict[torch.dtype | None, _PreparedNetwork] = {}
         self._compiled: list[_CompiledNetwork] = []
+        self._shapes = CompiledShapes()
         self._refused: set[str] = set()
         self._largest = _LARGEST
 
@@ -172,9 +174,10 @@ class Runtime:
         self, backbone: nn.Module, head: nn.Module, images: Tensor, keywords: Mapping[str, Any]
     ) -> Mapping[str, Any] | None:
         if images.device.type != "cuda":
-            if self.mode == "compile" and "compile" not in self._refused:
-                return self._run_compiled(backbone, head, images, keywords)
-            return self._infer_prepared(backbone, head, images, keywords) if self.mode == "graph" else None
+            if self._compiles(images, keywords):
+                return self._run_compiled(backbone, head, images, keywords, dynamic=False)
+            prepared = self.mode == "graph" or (self.mode == "compile" and "compile" not in self._refused)
+            return self._infer_prepared(backbone, head, images, keywords) if prepared else None
         pixels = images.shape[0] * images.shape[-2] * images.shape[-1]
         if "graph" in self._refused or pixels > self._largest or torch.cuda.is_current_stream_capturing():
             return None
@@ -184,8 +187,9 @@ class Runtime:
         if network is None:
             return None
         try:
-            key = (network, *keywords.items(), *_numerics())
-            outputs = self._graphs(key, partial(network, keywords=keywords), images)
+            compiled = self._compiles(images, keywords)
+            key = (network, compiled, *keywords.items(), *_numerics())
+            outputs = self._graphs(key, partial(network, keywords=keywords, compiled=compiled), images)
         except torch.OutOfMemoryError:  # the modules as they are may need less than two of their activations
             self._largest = pixels - 1
             self._forget()
@@ -216,6 +220,7 @@ class Runtime:
     def _forget(self) -> None:
         self._prepared.clear()
         self._compiled.clear()
+        self._shapes.clear()
         self._graphs.clear()
 
     def _prepared_network(self, backbone: nn.Module, head: nn.Module) -> _PreparedNetwork | None:
@@ -226,20 +231,37 @@ class Runtime:
             known = _is_known(backbone) and _is_known(head)
             if self.mode == "auto" and not known:
                 return None
-            run = self._run_compiled if self.mode == "compile" else None
+            run = partial(self._run_compiled, dynamic=False) if self.mode == "compile" else None
             network = self._prepared[dtype] = _PreparedNetwork(backbone, head, dtype, known, run)
             self._graphs.clear()
+            self._shapes.clear()
         return network
 
     # ---- compiled code
+    def _compiles(self, images: Tensor, keywords: Mapping[str, Any]) -> bool:
+        """Count a call of inference, and return whether compiled code is to run."""
+        if self.mode != "compile" or "compile" in self._refused:
+            return False
+        return self._shapes((images.shape, *keywords.items(), _autocast_type(images.device.type)))
+
     def _run_compiled(
-        self, backbone: nn.Module, head: nn.Module, images: Tensor, keywords: Mapping[str, Any]
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        images: Tensor,
+        keywords: Mapping[str, Any],
+        dynamic: bool | None = None,
     ) -> Mapping[str, Any]:
-        network = next((x for x in self._compiled if x.of(backbone, head)), None)
+        """Run compiled code of the modules, which are compiled if need be.
+
+        Args:
+            dynamic: whether code is for any shape; None: from the second shape on.
+        """
+        network = next((x for x in self._compiled if x.of(backbone, head, dynamic)), None)
         try:
             if network is None:
                 logger.info("compiling the network, which takes a minute or two; PyTorch keeps the code for next time")
-                network = _CompiledNetwork(backbone, head, self.compiler)
+                network = _CompiledNetwork(backbone, head, dynamic, self.compiler)
                 self._compiled = [*self._compiled[-3:], network]
             return network(images, keywords)
         except torch._dynamo.exc.TorchDynamoException as error:
@@ -313,12 +335,12 @@ class _PreparedNetwork:
             self._prepared.refresh()
         return _run(self._prepared.backbone, self._prepared.head, images, keywords, self._known)
 
-    def __call__(self, images: Tensor, keywords: Mapping[str, Any]) -> Outputs:
-        """Return the outputs for images, with weights as they are now."""
+    def __call__(self, images: Tensor, keywords: Mapping[str, Any], compiled: bool = False) -> Outputs:
+        """Return the outputs for images, of compiled code or not, with weights as they are now."""
         with uncached_autocast(images.device.type):
             self._prepared.refresh()  # part of the graph, so that no change of a weight is missed
             backbone, head = self._prepared.backbone, self._prepared.head
-            if self._compiled is not None:
+            if compiled and self._compiled is not None:
                 outputs = self._compiled(backbone, head, _as_kernels_want(images) if self._known else images, keywords)
             else:
                 outputs = _run(backbone, head, images, keywords, self._known)
@@ -332,8 +354,10 @@ class _PreparedNetwork:
 class _CompiledNetwork:
     """Compiled forms of a backbone and of the parts of a head."""
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, compiler: Mapping[str, Any]) -> None:
+    def __init__(self, backbone: nn.Module, head: nn.Module, dynamic: bool | None, compiler: Mapping[str, Any]) -> None:
+        self._of = (backbone, head, dynamic)
         self._modules = (backbone, head)
+        compiler = {"dynamic": dynamic, **compiler}
         self._backbone = torch.compile(backbone, **compiler)
         self._by_parts = bool(getattr(head, "by_frame", False))
         if self._by_parts:
@@ -343,8 +367,9 @@ class _CompiledNetwork:
         else:
             self._head = torch.compile(head, **compiler)
 
-    def of(self, backbone: nn.Module, head: nn.Module) -> bool:
-        return self._modules == (backbone, head)
+    def of(self, backbone: nn.Module, head: nn.Module, dynamic: bool | None) -> bool:
+        """Return whether it is made of these modules, so."""
+        return self._of == (backbone, head, dynamic)
 
     def __call__(self, images: Tensor, keywords: Mapping[str, Any]) -> Mapping[str, Any]:
         if self._by_parts:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mask2former.config import load_config
-from mask2former.modeling import cuda_graphs, runtime
+from mask2former.modeling import compiled_shapes, cuda_graphs, runtime
 from mask2former.modeling.backbone.swin import WindowAttention
+from mask2former.modeling.compiled_shapes import CompiledShapes
 from mask2former.modeling.cuda_graphs import GraphCache
 from mask2former.modeling.runtime import Runtime
 from mask2former.modeling.shape_cache import ShapeCache, holding
@@ -145,6 +146,46 @@ def test_compiled_clips_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(compiled._compiled) == 1
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4)
+
+
+def test_sizes_are_compiled_when_they_come_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one at once, a few in all; the others run without the compiler."""
+    monkeypatch.setattr(compiled_shapes, "OFTEN", 3)
+    monkeypatch.setattr(compiled_shapes, "MOST", 2)
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    graphs: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(len(graphs))
+        return graph.forward
+
+    model = tiny(PANOPTIC, *R18).eval()
+    compiled = Runtime("compile")
+    compiled.compiler = {"backend": backend}
+    made = []
+    with torch.no_grad():
+        for height in (64, 64, 96, 96, 96, 96, 128, 128, 128, 128, 64):
+            images, before = torch.randn(1, 3, height, 64), len(graphs)
+            found = compiled(model.backbone, model.sem_seg_head, images)
+            made.append(len(graphs) > before)
+            expected = Runtime("off")(model.backbone, model.sem_seg_head, images)
+            torch.testing.assert_close(found["pred_logits"], expected["pred_logits"], rtol=1e-3, atol=1e-3)
+    assert made == [True, False, False, False, True, *[False] * 6]
+
+
+def test_which_shapes_are_compiled() -> None:
+    shapes = CompiledShapes()
+    assert shapes("a") and shapes("a")
+    assert [shapes("b") for _ in range(100)] == [False] * 99 + [True]
+    for name in ("c", "d"):
+        assert [shapes(name) for _ in range(100)][-1]
+    assert not any(shapes("e") for _ in range(300)) and shapes("b")
+    shapes.clear()
+    assert shapes("e") and not shapes("b")
+    for number in range(5000):  # does not fill the memory
+        assert not shapes(number)
+    assert len(shapes._calls) <= 1000
 
 
 def test_modes() -> None:
