@@ -207,7 +207,7 @@ def test_activations_of_a_graph_are_counted_until_it_is_gone() -> None:
     device, size = torch.device("cuda"), 2**26
     x = torch.ones(1, device=device)
     torch.ones(4, device=device).sum(0, out=x[0])  # kernels are loaded outside of the capture
-    gc.collect()  # else the capture, which does so, would free what earlier tests have left
+    gc.collect()  # what earlier tests have left could go at any time
     before = allocated(device)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
