@@ -32,6 +32,7 @@ from mask2former.benchmark.hardware import describe
 from mask2former.benchmark.measure import peak_resident
 from mask2former.benchmark.options import add_inference, add_model, add_output, add_training
 from mask2former.benchmark.report import GIB, Report, Row
+from mask2former.cli.parser import not_negative, positive
 from mask2former.utils.failures import run_program
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -137,21 +138,21 @@ def parser() -> argparse.ArgumentParser:
         "deformable attention alone, the loader, the evaluators, or a long video (default: %(default)s)",
     )
     p.add_argument("--config-file", help=f"default: {CONFIG}, for video {benchmark_video.CONFIG}")
-    p.add_argument("--size", type=int, nargs=2, default=(480, 640), metavar=("HEIGHT", "WIDTH"))
-    p.add_argument("--batch", type=int, default=1, help="images in a step, of each rank")
+    p.add_argument("--size", type=positive, nargs=2, default=(480, 640), metavar=("HEIGHT", "WIDTH"))
+    p.add_argument("--batch", type=positive, default=1, help="images in a step, of each rank")
     p.add_argument(
         "--images",
-        type=int,
+        type=positive,
         help=f"`sizes`: images; `eval`, `data`: those of the synthetic dataset (default: {IMAGES})",
     )
     p.add_argument(
         "--boundary", action="store_true", help="`eval`: keep detectron2's boundary IoU, which it computes by default"
     )
-    p.add_argument("--objects", type=int, default=20, help="ground-truth objects per image in a training step")
-    p.add_argument("--ranks", type=int, default=2, help="`scale`: the largest count (1, 2, 4, ... are measured)")
+    p.add_argument("--objects", type=not_negative, default=20, help="ground-truth objects per image in a training step")
+    p.add_argument("--ranks", type=positive, default=2, help="`scale`: the largest count (1, 2, 4, ... are measured)")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--bf16", action="store_true", help="bf16 autocast")
-    p.add_argument("--repeats", type=int, default=5)
+    p.add_argument("--repeats", type=positive, default=5)
     add_model(p)
     add_inference(p.add_argument_group("infer"))
     add_training(p.add_argument_group("train, scale"))

@@ -99,6 +99,9 @@ def _run(args: argparse.Namespace) -> int:
     if args.per_gpu < 1:
         raise ValueError(f"--per-gpu is {args.per_gpu}, but must be at least 1")
     output = (args.output or ROOT / "output" / "training" / matrix.name).absolute()
+    if args.check and matrix.bound is not None and matrix.bound.at_least is None and stored is None:
+        file = short_path(matrix.path.with_suffix(".json"))
+        print(f"There is no measured {file} yet: the runs are made, but not checked; --store writes it.", flush=True)
     if args.dry_run:
         print(outline(matrix, output))
         return 0

@@ -162,8 +162,13 @@ def load_segmenter(args: argparse.Namespace) -> Segmenter:
     """Load the model of `add_model`, and print one line about it.
 
     Raises:
-        FileNotFoundError, ValueError: as `Segmenter.load`.
+        FileNotFoundError, ValueError: as `Segmenter.load`, or config keys in --opts that --amp or --compile stand for.
     """
+    opts = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
+    if "MODEL.COMPILE" in opts:
+        refuse_given(args, ("compile",), "with MODEL.COMPILE in --opts; give one of them", auto=True)
+    if "TEST.AMP" in opts:
+        raise ValueError(f"TEST.AMP in --opts is for evaluations; give --amp {opts['TEST.AMP']}")
     options: dict[str, Any] = {} if args.score_threshold is None else {"score_threshold": args.score_threshold}
     segment = Segmenter.load(
         args.model,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -43,7 +44,8 @@ class CommandParser(argparse.ArgumentParser):
     def _with_values(self, words: Sequence[str]) -> list[str]:
         """Return the words with the default of an option of fixed, optional values written out where none follows.
 
-        `--amp a.png` becomes `--amp=auto a.png`; argparse would take the image for the value.
+        `--amp a.png` becomes `--amp=auto a.png`; argparse would take the image for the value. `--amp fp32` stays, and
+        is an error that names the values.
         """
         if all(action.option_strings for action in self._actions):
             return list(words)  # without positional arguments what follows is meant as a value, if perhaps a wrong one
@@ -55,7 +57,7 @@ class CommandParser(argparse.ArgumentParser):
         }
         following = [*words[1:], ""]
         return [
-            f"{word}={values[word][0]}" if word in values and after not in values[word][1] else word
+            f"{word}={values[word][0]}" if word in values and not _is_value(after, values[word][1]) else word
             for word, after in zip(words, following, strict=False)  # of no words there is one that follows
         ]
 
@@ -63,6 +65,13 @@ class CommandParser(argparse.ArgumentParser):
         """Print the message in one line and exit with status 2."""
         end = "" if message.endswith((".", "?")) else "."
         self.exit(2, f"error: {message}{end} See {self.prog} --help\n")
+
+
+def _is_value(word: str, choices: Sequence[str]) -> bool:
+    """Return whether a word is one of the choices or a slip for one, such as fp32, and no file or directory."""
+    if word in choices or not re.fullmatch(r"[a-z]+\d*", word):
+        return word in choices
+    return (word[-1].isdigit() or bool(did_you_mean(word, choices))) and not Path(word).exists()
 
 
 def _options(parser: argparse.ArgumentParser) -> Iterator[str]:

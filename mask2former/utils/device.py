@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -14,6 +15,10 @@ logger = logging.getLogger(__name__)
 
 AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 AMP_MODES = ("off", "auto", *AMP_DTYPES)  # of `amp_dtype`
+_CPU_UNITS = {  # what a CPU of Intel or AMD computes the formats with, as `torch.cpu.get_capabilities` names it
+    torch.bfloat16: ("amx_bf16", "avx512_bf16", "avx_ne_convert"),
+    torch.float16: ("amx_fp16", "avx512_fp16", "avx_ne_convert"),
+}
 
 
 def select_device(device: str | torch.device = "auto") -> torch.device:
@@ -81,9 +86,18 @@ def _mps_works() -> bool:
 def amp_dtype(amp: bool | str, device: torch.device) -> torch.dtype | None:
     """Return the dtype for autocast: None for "off"; for "auto" float16 on GPUs without native bfloat16, else bfloat16.
 
+    Warns, once for each dtype, if the CPU is selected and has no instructions for it.
+
     Raises:
         ValueError: unknown `amp`.
     """
+    dtype = _amp_dtype(amp, device)
+    if dtype is not None and device.type == "cpu":
+        _warn_if_slow(dtype)
+    return dtype
+
+
+def _amp_dtype(amp: bool | str, device: torch.device) -> torch.dtype | None:
     if amp is False or amp == "off":
         return None
     if amp is True or amp == "auto":
@@ -94,3 +108,15 @@ def amp_dtype(amp: bool | str, device: torch.device) -> torch.dtype | None:
     if amp not in AMP_DTYPES:
         raise ValueError(f"amp must be False, True, {', '.join(map(repr, AMP_MODES))}, not {amp!r}")
     return AMP_DTYPES[amp]
+
+
+@functools.cache
+def _warn_if_slow(dtype: torch.dtype) -> None:
+    """Warn if this CPU has no instructions for a dtype; say nothing where PyTorch (before 2.11) cannot tell."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    if capabilities.get("architecture") == "x86_64" and not any(capabilities.get(unit) for unit in _CPU_UNITS[dtype]):
+        logger.warning(
+            "This CPU has no instructions for %s, which can make it many times slower than fp32. For fp32: --amp off, "
+            "in Python amp='off'; in configs TEST.AMP off, and for training SOLVER.AMP.DTYPE auto.",
+            str(dtype).removeprefix("torch."),
+        )

@@ -137,6 +137,7 @@ def test_what_happens_between_steps_is_not_counted() -> None:
         ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma", "attention of PyTorch"),
         ("void at::native::unrolled_elementwise_kernel<at::native::direct_copy_kernel_cuda()>", "copies and casts"),
         ("void at::native::multi_tensor_apply_kernel<FusedAdamMathFunctor>()", "optimizer"),
+        ("void at::native::multi_tensor_apply_kernel<CopyFunctor<c10::BFloat16, float>>()", "copies and casts"),
         ("void at::native::vectorized_elementwise_kernel<4, CUDAFunctor_add<float>>()", "other operations"),
         ("", "other operations"),
     ],

@@ -139,6 +139,44 @@ def test_precision(use_model: Load, arguments: list[str], precision: str) -> Non
     assert names("output/predict") == {"a.jpg", "results.json", "objects.csv"}
 
 
+@pytest.mark.parametrize(
+    "arguments", [["--amp", "fp32", "a.jpg"], ["a.jpg", "--amp", "fp32"], ["--amp", "bfloat", "a.jpg"]]
+)
+def test_a_wrong_precision_is_no_image(
+    use_model: Load, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    use_model()
+    write_image("a.jpg")
+    assert main(["predict", *arguments]) == 2
+    assert "argument --amp: invalid choice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--compile", "graph", "--opts", "MODEL.COMPILE", "off"],
+            "--compile has no effect with MODEL.COMPILE in --opts",
+        ),
+        (["--opts", "TEST.AMP", "bfloat16"], "TEST.AMP in --opts is for evaluations; give --amp bfloat16"),
+    ],
+)
+def test_run_modes_without_effect_are_refused(
+    use_model: Load, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    asked = use_model()
+    write_image("a.jpg")
+    assert main(["predict", "a.jpg", *arguments]) == 2
+    assert message in capsys.readouterr().err and not asked
+
+
+def test_an_image_may_be_named_like_a_precision(use_model: Load) -> None:
+    asked = use_model()
+    write_image("fp32/a.jpg")
+    assert main(["predict", "--amp", "fp32"]) == 0
+    assert asked[0]["amp"] == "auto" and "a.jpg" in names("output/predict")
+
+
 @pytest.mark.parametrize(("mode", "told"), [("compile", True), ("graph", False)])
 def test_the_wait_for_the_compiler_is_told(
     use_model: Load, capsys: pytest.CaptureFixture[str], mode: str, told: bool

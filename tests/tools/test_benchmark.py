@@ -33,6 +33,13 @@ def test_unused_arguments_are_refused(capsys: pytest.CaptureFixture[str], argume
     assert f"{name} has no effect on" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [["--images", "0"], ["--size", "0", "64"], ["--batch", "0"], ["--repeats", "-1"]])
+def test_counts_below_one_are_refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        benchmark.main(["infer", *arguments])
+    assert f"{arguments[0]}: must be at least 1" in capsys.readouterr().err
+
+
 def test_a_part_that_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert benchmark.main(["data", "--device", "cpu"]) == 2

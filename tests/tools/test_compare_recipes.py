@@ -349,6 +349,15 @@ def test_a_dry_run_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("bound", "told"), [("margin: 4", True), ("at_least: 60", False)])
+def test_a_check_without_a_stored_report_is_told_at_the_start(
+    bound: str, told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    matrix = write(tmp_path / "m.yaml", SMALL + f"bound: {{variant: fast, {bound}}}\n")
+    assert compare_recipes.main([str(matrix), "--check", "--dry-run"]) == 0
+    assert ("made, but not checked" in capsys.readouterr().out) is told
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

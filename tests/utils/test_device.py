@@ -9,6 +9,7 @@ import torch
 
 from mask2former.config import load_config
 from mask2former.engine.train_step import select_precision
+from mask2former.utils import device
 from mask2former.utils.device import amp_dtype, forked_random, model_device
 
 
@@ -37,6 +38,32 @@ def test_other_formats() -> None:
     assert amp_dtype(True, cpu) is torch.bfloat16
     with pytest.raises(ValueError, match="not 'fp8'"):
         amp_dtype("fp8", cpu)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "messages"),
+    [
+        ({"architecture": "x86_64", "avx512_bf16": False}, 1),
+        ({"architecture": "x86_64", "amx_bf16": True}, 0),
+        ({"architecture": "aarch64"}, 0),
+        (None, 0),  # PyTorch before get_capabilities
+    ],
+)
+def test_a_cpu_without_bfloat16_is_named_once(
+    capabilities: dict[str, object] | None,
+    messages: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    device._warn_if_slow.cache_clear()
+    if capabilities is None:
+        monkeypatch.delattr("torch.cpu.get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities, raising=False)
+    for mode in ("off", "bfloat16", "auto", True):
+        amp_dtype(mode, torch.device("cpu"))
+    assert caplog.text.count("no instructions for bfloat16") == messages
+    device._warn_if_slow.cache_clear()
 
 
 def test_the_device_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
