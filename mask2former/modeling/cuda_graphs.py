@@ -24,6 +24,7 @@ Outputs = dict[str, Tensor]
 _Key = tuple[tuple[tuple[torch.Size, torch.dtype], ...], Hashable, torch.device]
 _OFTEN = 8  # calls of a shape that are worth to drop the graph of another one
 _WARM_UP = 2  # runs before the capture: libraries choose their kernels in them, and compiled code is made
+_CAPTURE = threading.Lock()  # of the capture that is under way in this process
 
 
 class GraphMemory:
@@ -92,9 +93,18 @@ class CapturedFunction:
         return outputs
 
 
-def capturing(graph: torch.cuda.CUDAGraph, memory: GraphMemory) -> torch.cuda.graph:
-    """Return the context that captures a graph; other threads, as of data workers, may use the device meanwhile."""
-    return torch.cuda.graph(graph, pool=memory.pool, stream=memory.stream, capture_error_mode="thread_local")
+@contextlib.contextmanager
+def capturing(graph: torch.cuda.CUDAGraph, memory: GraphMemory) -> Iterator[None]:
+    """Capture a graph; other threads, as of data workers, may use the device meanwhile, but not capture theirs.
+
+    A capture begins with a wait for the whole device, which CUDA does not allow during another one: a thread may
+    capture a network while another thread, with the same model, captures results.
+    """
+    with (
+        _CAPTURE,
+        torch.cuda.graph(graph, pool=memory.pool, stream=memory.stream, capture_error_mode="thread_local"),
+    ):
+        yield
 
 
 def capture_nothing(device: torch.device, stream: torch.cuda.Stream) -> None:
