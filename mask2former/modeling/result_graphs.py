@@ -36,6 +36,8 @@ class ResultGraphs:
         """Return what `function(*inputs)` returns, from a graph; None if there is none yet, or cannot be one."""
         if self._refused or not inputs[0].is_cuda or torch.cuda.is_current_stream_capturing():
             return None
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # which see no kernel of a graph
+            return None
         if torch._C._len_torch_dispatch_stack():  # something looks at operations, and would see none
             return None
         try:

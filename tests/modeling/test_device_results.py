@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -367,6 +368,39 @@ def test_results_from_graphs_are_the_same(things: frozenset[int] | None) -> None
             for found, expected in begun:
                 check_equal(found(), expected())
     assert graphs.captured == len(graphs) == 2 * len(set(SIZES))
+
+
+@pytest.mark.parametrize(
+    ("tasks", "size", "output", "classes", "small"),
+    [
+        (ALL, (480, 640), (480, 640), 133, True),
+        (SEMANTIC, (480, 640), (480, 640), 150, True),
+        (SEMANTIC, (512, 683), (480, 640), 150, False),  # sums of 150 classes are resized
+        (SEMANTIC, (480, 640), (480, 640), 200, False),
+        (INSTANCE, (480, 640), (480, 640), 1203, True),
+        (ALL, (4000, 6000), (4000, 6000), 133, False),
+    ],
+)
+def test_graphs_hold_no_sums_of_all_classes(
+    tasks: frozenset[Task], size: Size, output: Size, classes: int, small: bool
+) -> None:
+    s = Settings(tasks, semantic_scores=False, patches=True)
+    launch = module._Launch(("logits", "scores"), (512, 704), size, size, output, s)
+    assert launch.is_small(classes) == small
+
+
+def test_no_graphs_of_what_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = ResultGraphs()
+    calls: list[Any] = []
+    monkeypatch.setattr(graphs, "_graphs", lambda *given: calls.append(given))
+    x: Any = SimpleNamespace(is_cuda=True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    for place, name in ((torch.jit, "is_tracing"), (torch.compiler, "is_compiling")):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, lambda: True)
+            assert graphs(dict, x) is None and not calls
+    graphs(dict, x)
+    assert len(calls) == 1
 
 
 @pytest.mark.gpu
