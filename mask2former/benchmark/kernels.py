@@ -13,7 +13,7 @@ _OWN_KINDS = (
 )
 _KINDS = (
     ("compiled operations", r"^triton_"),  # whose names are those of the operations in them
-    ("copies and casts", r"memcpy|memset|catarray|copy_kernel|nchwtonhwc|nhwctonchw"),
+    ("copies and casts", r"memcpy|memset|catarray|copy_kernel|copyfunctor|nchwtonhwc|nhwctonchw"),
     ("attention of PyTorch", r"flash|fmha|attention|sdpa"),
     ("convolutions", r"conv(?!ert)|fprop|dgrad|wgrad|implicit_gemm|cudnn"),
     ("matrix products", r"gemm|nvjet|cutlass|xmma|gemv|splitk|dot_kernel"),
