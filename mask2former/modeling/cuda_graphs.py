@@ -22,7 +22,6 @@ logger = logging.getLogger(__name__)
 
 Outputs = dict[str, Tensor]
 _Key = tuple[tuple[tuple[torch.Size, torch.dtype], ...], Hashable, torch.device]
-_OFTEN = 8  # calls of a shape that are worth to drop the graph of another one
 _WARM_UP = 2  # runs before the capture: libraries choose their kernels in them, and compiled code is made
 _CAPTURE = threading.Lock()  # of the capture that is under way in this process
 
@@ -122,10 +121,11 @@ class GraphCache:
             graph may be larger.
         after: capture a shape when it comes for the `after`-th time, since a capture takes longer than a few calls; a
             graph gives way to another one only if that comes more often.
+        often: so many calls of a shape are worth to drop the graph of another one.
     """
 
-    def __init__(self, entries: int = 32, after: int = 2, pixels: int = 2**26) -> None:
-        self.entries, self.after, self.pixels = entries, after, pixels
+    def __init__(self, entries: int = 32, after: int = 2, pixels: int = 2**26, often: int = 8) -> None:
+        self.entries, self.after, self.pixels, self.often = entries, after, pixels, often
         self.captured = 0  # number of captures so far
         self._graphs: OrderedDict[_Key, CapturedFunction] = OrderedDict()
         self._seen: OrderedDict[_Key, int] = OrderedDict()
@@ -183,7 +183,7 @@ class GraphCache:
         while len(self._seen) > 64 * self.entries:
             self._seen.popitem(last=False)
         full = bool(self._graphs) and self._is_full(pixels)
-        return self._seen[key] >= (max(self.after, _OFTEN) if full else self.after)
+        return self._seen[key] >= (max(self.after, self.often) if full else self.after)
 
     def _capture(self, function: Callable[..., Outputs], inputs: Sequence[Tensor]) -> CapturedFunction:
         start = time.perf_counter()

@@ -12,15 +12,15 @@ from .cuda_graphs import GraphCache, Outputs
 
 logger = logging.getLogger(__name__)
 
-# A capture takes about as long as what ten graphs save.
-_AFTER = 3
+# A capture takes about as long as what ten graphs save. Where sizes are many, each graph is dropped soon after it.
+_AFTER, _OFTEN = 3, 40
 
 
 class ResultGraphs:
     """Graphs of functions of a few tensors on a GPU; equal functions launch the same kernels for the same shapes."""
 
     def __init__(self) -> None:
-        self._graphs = GraphCache(after=_AFTER)
+        self._graphs = GraphCache(after=_AFTER, often=_OFTEN)
         self._refused = False
 
     @property

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mask2former.modeling import cuda_graphs, device_transfer
 from mask2former.modeling import device_results as module
-from mask2former.modeling import device_transfer
 from mask2former.modeling.postprocess import Settings, begin, postprocess
 from mask2former.modeling.result_graphs import ResultGraphs
 from mask2former.modeling.result_rules import panoptic_segments
@@ -468,3 +468,16 @@ def test_predicted_quality(power: float, patches: bool, device: str) -> None:
     found = compare(scores, masks, sizes, s, device, quality)["instances"]
     plain = compare(scores, masks, sizes, s, device)["instances"]
     assert torch.equal(found.scores, plain.scores) == (power == 0)
+
+
+def test_many_sizes_of_results_are_captured_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A capture costs what ten graphs save: where sizes take turns, one must not come with every eighth call."""
+    monkeypatch.setattr(cuda_graphs, "CapturedFunction", lambda function, *_: lambda inputs: function(*inputs))
+    for name in ("Stream", "Event"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    cache = ResultGraphs()._graphs
+    for _ in range(60):
+        for size in range(64):  # twice as many as there may be graphs
+            cache(size, lambda x: {"x": x}, torch.ones(2, 3, 4))
+    assert 32 <= cache.captured <= 32 + 60 * 64 // 35
