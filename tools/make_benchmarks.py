@@ -162,19 +162,20 @@ def _figures(run: Run) -> str:
 
 def _profile(case: Sequence[Run]) -> str:
     """Return the table of what the GPU spends its time on: a line for each kind, a column for each run and row."""
-    columns = {}
+    names: list[str] = []
+    columns: list[dict[str, float]] = []
     for run in case:
         for row in run["rows"]:
             if "gpu" in row:
-                names = [_label(run)] * (len(case) > 1) + [row["name"]]
-                columns[": ".join(names)] = row["gpu"]["kinds"]
+                names.append(": ".join([_label(run)] * (len(case) > 1) + [row["name"]]))  # two may be equal
+                columns.append(row["gpu"]["kinds"])
     totals: dict[str, float] = {}
-    for kinds in columns.values():
+    for kinds in columns:
         for kind, spent in kinds.items():
             totals[kind] = totals.get(kind, 0.0) + spent
     order = sorted(totals, key=lambda kind: (-totals[kind], kind))
-    lines = [[kind, *(_number(kinds.get(kind)) for kinds in columns.values())] for kind in order]
-    return table(["", *columns], lines) if columns else ""
+    lines = [[kind, *(_number(kinds.get(kind)) for kinds in columns)] for kind in order]
+    return table(["", *names], lines) if columns else ""
 
 
 def _comparison(case: Sequence[Run]) -> str:

@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 
 Outputs = dict[str, Tensor]
 _Key = tuple[tuple[tuple[torch.Size, torch.dtype], ...], Hashable, torch.device]
-_OFTEN = 8  # calls of a shape that are worth to drop the graph of another one
 _WARM_UP = 2  # runs before the capture: libraries choose their kernels in them, and compiled code is made
+_CAPTURE = threading.RLock()  # of the capture that is under way in this process
 
 
 class GraphMemory:
@@ -92,9 +92,18 @@ class CapturedFunction:
         return outputs
 
 
-def capturing(graph: torch.cuda.CUDAGraph, memory: GraphMemory) -> torch.cuda.graph:
-    """Return the context that captures a graph; other threads, as of data workers, may use the device meanwhile."""
-    return torch.cuda.graph(graph, pool=memory.pool, stream=memory.stream, capture_error_mode="thread_local")
+@contextlib.contextmanager
+def capturing(graph: torch.cuda.CUDAGraph, memory: GraphMemory) -> Iterator[None]:
+    """Capture a graph; other threads, as of data workers, may use the device meanwhile, but not capture theirs.
+
+    A capture begins with a wait for the whole device, which CUDA does not allow during another one: a thread may
+    capture a network while another thread, with the same model, captures results.
+    """
+    with (
+        _CAPTURE,
+        torch.cuda.graph(graph, pool=memory.pool, stream=memory.stream, capture_error_mode="thread_local"),
+    ):
+        yield
 
 
 def capture_nothing(device: torch.device, stream: torch.cuda.Stream) -> None:
@@ -112,10 +121,11 @@ class GraphCache:
             graph may be larger.
         after: capture a shape when it comes for the `after`-th time, since a capture takes longer than a few calls; a
             graph gives way to another one only if that comes more often.
+        often: so many calls of a shape are worth to drop the graph of another one.
     """
 
-    def __init__(self, entries: int = 32, after: int = 2, pixels: int = 2**26) -> None:
-        self.entries, self.after, self.pixels = entries, after, pixels
+    def __init__(self, entries: int = 32, after: int = 2, pixels: int = 2**26, often: int = 8) -> None:
+        self.entries, self.after, self.pixels, self.often = entries, after, pixels, often
         self.captured = 0  # number of captures so far
         self._graphs: OrderedDict[_Key, CapturedFunction] = OrderedDict()
         self._seen: OrderedDict[_Key, int] = OrderedDict()
@@ -173,7 +183,7 @@ class GraphCache:
         while len(self._seen) > 64 * self.entries:
             self._seen.popitem(last=False)
         full = bool(self._graphs) and self._is_full(pixels)
-        return self._seen[key] >= (max(self.after, _OFTEN) if full else self.after)
+        return self._seen[key] >= (max(self.after, self.often) if full else self.after)
 
     def _capture(self, function: Callable[..., Outputs], inputs: Sequence[Tensor]) -> CapturedFunction:
         start = time.perf_counter()

@@ -98,7 +98,7 @@ class DeviceResults:
             inputs["factors"] = factors
         launch = _Launch(tuple(inputs), padded, image, self.size, output, s)
         values = None
-        if graphs is not None and launch.is_small:
+        if graphs is not None and launch.is_small(class_scores.shape[1] - 1):
             values = graphs(launch, *inputs.values())
         if values is None:
             values = launch(*inputs.values())
@@ -201,11 +201,11 @@ class _Launch:
     output: Size
     s: Settings
 
-    @property
-    def is_small(self) -> bool:
-        """Return whether the results are small on the device: packed masks and maps of a usual size."""
-        scores = Task.SEMANTIC in self.s.tasks and self.s.semantic_scores
-        return self.s.patches and not scores and max(math.prod(self.size), math.prod(self.output)) <= _SMALL
+    def is_small(self, classes: int) -> bool:
+        """Return whether the results, and what they are made of, are small: packed masks and maps of a usual size."""
+        s = self.s
+        scores = Task.SEMANTIC in s.tasks and (s.semantic_scores or not _without_sums(classes, self.size, self.output))
+        return s.patches and not scores and max(math.prod(self.size), math.prod(self.output)) <= _SMALL
 
     def __call__(self, *tensors: Tensor) -> dict[str, Tensor]:
         """Launch it.
@@ -460,7 +460,7 @@ def _semantic(
         keeps them in fp32 under autocast.
     """
     classes = len(scores)
-    if not s.semantic_scores and size == output and classes <= MAX_CLASSES:
+    if not s.semantic_scores and _without_sums(classes, size, output):
         return best_classes(logits, scores, padded, image, output)
     sums = scores.new_empty(classes, *size)
     for begin, end in _bands(size, sum(scores.shape)):
@@ -472,6 +472,11 @@ def _semantic(
     for begin, end in _bands(output, classes):
         labels[begin:end] = resize_rows(sums, output, output, output, begin, end).argmax(0)
     return labels
+
+
+def _without_sums(classes: int, size: Size, output: Size) -> bool:
+    """Return whether the best class of a pixel is found without sums of all classes, gigabytes for large images."""
+    return size == output and classes <= MAX_CLASSES
 
 
 def _bands(size: Size, planes: int) -> Iterator[tuple[int, int]]:

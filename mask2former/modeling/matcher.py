@@ -70,6 +70,8 @@ def parts_of(points: int, results: int) -> int:
     of points give only a dozen.
     """
     parts = 1
+    if not results:  # of no objects, or of no images, which cannot be stacked
+        return parts
     while parts < 16 and results * parts < _FEW_RESULTS and points % (2 * parts) == 0 and points // parts >= _LONG_SUM:
         parts *= 2
     return parts

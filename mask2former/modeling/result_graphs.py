@@ -12,15 +12,15 @@ from .cuda_graphs import GraphCache, Outputs
 
 logger = logging.getLogger(__name__)
 
-# A capture takes about as long as what ten graphs save.
-_AFTER = 3
+# A capture takes about as long as what ten graphs save. Where sizes are many, each graph is dropped soon after it.
+_AFTER, _OFTEN = 3, 40
 
 
 class ResultGraphs:
     """Graphs of functions of a few tensors on a GPU; equal functions launch the same kernels for the same shapes."""
 
     def __init__(self) -> None:
-        self._graphs = GraphCache(after=_AFTER)
+        self._graphs = GraphCache(after=_AFTER, often=_OFTEN)
         self._refused = False
 
     @property
@@ -35,6 +35,8 @@ class ResultGraphs:
     def __call__(self, function: Callable[..., Outputs], *inputs: Tensor) -> Outputs | None:
         """Return what `function(*inputs)` returns, from a graph; None if there is none yet, or cannot be one."""
         if self._refused or not inputs[0].is_cuda or torch.cuda.is_current_stream_capturing():
+            return None
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # which see no kernel of a graph
             return None
         if torch._C._len_torch_dispatch_stack():  # something looks at operations, and would see none
             return None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Generic
 
@@ -29,6 +31,8 @@ MODES = ("auto", "off", "graph", "compile")
 _LARGEST = 12 * 2**20  # pixels
 # In inference, frames of a clip that go through backbone and pixel decoder together hold about this many pixels.
 _TOGETHER = 2**22
+# Forms of a function that PyTorch may compile in inference, in a process.
+_FORMS = 64
 # Code of which we know that the same kernels are right in each call; other code may look at values, or at the clock.
 _KNOWN = ("torch.", "torchvision.", "detectron2.", "fvcore.", "timm.", f"{__name__.rpartition('.modeling.')[0]}.")
 _PLAIN = (object, Generic, ABC)
@@ -263,7 +267,8 @@ class Runtime:
                 logger.info("compiling the network, which takes a minute or two; PyTorch keeps the code for next time")
                 network = _CompiledNetwork(backbone, head, dynamic, self.compiler)
                 self._compiled = [*self._compiled[-3:], network]
-            return network(images, keywords)
+            with _more_shapes() if dynamic is False else contextlib.nullcontext():
+                return network(images, keywords)
         except torch._dynamo.exc.TorchDynamoException as error:
             self._compiled = []
             self._refuse("compile", f"the network is not compiled: {_first_line(error)}")
@@ -436,6 +441,16 @@ def _is_known(network: nn.Module) -> bool:
         if not all(f"{base.__module__}.".startswith(_KNOWN) for base in type(module).__mro__ if base not in _PLAIN):
             return False
     return True
+
+
+def _more_shapes() -> AbstractContextManager[None]:
+    """Let PyTorch compile more than 8 forms of a function, which all models of a process share.
+
+    `CompiledShapes` bounds those of one; a third model with four sizes would not be compiled at all.
+    """
+    config: Any = torch._dynamo.config
+    name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # before PyTorch 2.7
+    return config.patch({name: max(getattr(config, name), _FORMS)})  # type: ignore[no-any-return]
 
 
 def _autocast() -> tuple[torch.dtype | None, bool]:

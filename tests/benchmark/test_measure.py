@@ -140,6 +140,11 @@ def test_what_happens_between_steps_is_not_counted() -> None:
         ("void at::native::multi_tensor_apply_kernel<CopyFunctor<c10::BFloat16, float>>()", "copies and casts"),
         ("void at::native::vectorized_elementwise_kernel<4, CUDAFunctor_add<float>>()", "other operations"),
         ("", "other operations"),
+        (
+            "void at::native::(anonymous namespace)::multi_tensor_apply_kernel<at::native::(anonymous namespace)::"
+            "TensorListMetadata<2>, at::native::(anonymous namespace)::CopyFunctor<c10::BFloat16, float, 2, 1, 1> >()",
+            "copies and casts",
+        ),
     ],
 )
 def test_kinds_of_kernels(kernel: str, kind: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -125,3 +126,29 @@ def test_a_failed_capture_leaves_the_current_stream(gpu: Gpu) -> None:
     with pytest.raises(RuntimeError, match="not permitted"):
         GraphCache(after=1)("key", wait, SMALL)
     assert gpu.current is before
+
+
+def test_threads_capture_one_after_another(gpu: Gpu) -> None:
+    """As with the graphs of a network and of results, which are different caches of one model."""
+    other = GraphCache(after=1)
+    begun = threading.Event()
+    capturing: list[str] = []
+
+    def first(images: Tensor) -> Outputs:
+        if gpu.captures:  # not in the runs before
+            thread.start()
+            assert begun.wait(10)
+            thread.join(0.2)
+            assert capturing == []
+        return double(images)
+
+    def second(images: Tensor) -> Outputs:
+        begun.set()
+        if len(gpu.captures) > 1:
+            capturing.append("second")
+        return double(images)
+
+    thread = threading.Thread(target=lambda: other("key", second, SMALL))
+    GraphCache(after=1)("key", first, SMALL)
+    thread.join(10)
+    assert capturing == ["second"]

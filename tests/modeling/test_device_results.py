@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mask2former.modeling import cuda_graphs, device_transfer
 from mask2former.modeling import device_results as module
-from mask2former.modeling import device_transfer
 from mask2former.modeling.postprocess import Settings, begin, postprocess
 from mask2former.modeling.result_graphs import ResultGraphs
 from mask2former.modeling.result_rules import panoptic_segments
@@ -369,6 +370,39 @@ def test_results_from_graphs_are_the_same(things: frozenset[int] | None) -> None
     assert graphs.captured == len(graphs) == 2 * len(set(SIZES))
 
 
+@pytest.mark.parametrize(
+    ("tasks", "size", "output", "classes", "small"),
+    [
+        (ALL, (480, 640), (480, 640), 133, True),
+        (SEMANTIC, (480, 640), (480, 640), 150, True),
+        (SEMANTIC, (512, 683), (480, 640), 150, False),  # sums of 150 classes are resized
+        (SEMANTIC, (480, 640), (480, 640), 200, False),
+        (INSTANCE, (480, 640), (480, 640), 1203, True),
+        (ALL, (4000, 6000), (4000, 6000), 133, False),
+    ],
+)
+def test_graphs_hold_no_sums_of_all_classes(
+    tasks: frozenset[Task], size: Size, output: Size, classes: int, small: bool
+) -> None:
+    s = Settings(tasks, semantic_scores=False, patches=True)
+    launch = module._Launch(("logits", "scores"), (512, 704), size, size, output, s)
+    assert launch.is_small(classes) == small
+
+
+def test_no_graphs_of_what_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = ResultGraphs()
+    calls: list[Any] = []
+    monkeypatch.setattr(graphs, "_graphs", lambda *given: calls.append(given))
+    x: Any = SimpleNamespace(is_cuda=True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    for place, name in ((torch.jit, "is_tracing"), (torch.compiler, "is_compiling")):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, lambda: True)
+            assert graphs(dict, x) is None and not calls
+    graphs(dict, x)
+    assert len(calls) == 1
+
+
 @pytest.mark.gpu
 @pytest.mark.usefixtures("compiled")
 def test_large_results_and_those_of_the_device_are_launched_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -434,3 +468,16 @@ def test_predicted_quality(power: float, patches: bool, device: str) -> None:
     found = compare(scores, masks, sizes, s, device, quality)["instances"]
     plain = compare(scores, masks, sizes, s, device)["instances"]
     assert torch.equal(found.scores, plain.scores) == (power == 0)
+
+
+def test_many_sizes_of_results_are_captured_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A capture costs what ten graphs save: where sizes take turns, one must not come with every eighth call."""
+    monkeypatch.setattr(cuda_graphs, "CapturedFunction", lambda function, *_: lambda inputs: function(*inputs))
+    for name in ("Stream", "Event"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    cache = ResultGraphs()._graphs
+    for _ in range(60):
+        for size in range(64):  # twice as many as there may be graphs
+            cache(size, lambda x: {"x": x}, torch.ones(2, 3, 4))
+    assert 32 <= cache.captured <= 32 + 60 * 64 // 35

@@ -462,6 +462,7 @@ def test_sums_are_split_where_a_gpu_would_idle() -> None:
     assert parts_of(12544, 8 * 1000 * 300) == 1  # dense images
     assert parts_of(12545, 20_000) == 1
     assert parts_of(3136, 20_000) == 4
+    assert parts_of(12544, 0) == 1  # of no images or objects
     for points in range(1, 4000, 7):
         parts = parts_of(points, 10)
         assert points % parts == 0 and (parts == 1 or points // parts >= 512)

@@ -174,6 +174,33 @@ def test_sizes_are_compiled_when_they_come_often(monkeypatch: pytest.MonkeyPatch
     assert made == [True, False, False, False, True, *[False] * 6]
 
 
+def test_each_of_many_models_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch counts the forms of a function over all models of a process, and gives up after eight."""
+    monkeypatch.setattr(compiled_shapes, "OFTEN", 1)
+    torch.compiler.reset()
+    graphs: list[Any] = []
+
+    class Head(nn.Module):
+        def forward(self, maps: Any) -> Any:
+            return {"pred_logits": maps["res2"].sum(1)}
+
+    class Backbone(nn.Module):
+        def forward(self, images: torch.Tensor) -> Any:
+            return {"res2": 2 * images}
+
+    made = []
+    with torch.no_grad():
+        for number in range(4):
+            compiled = Runtime("compile")
+            compiled.compiler = {"backend": lambda graph, _: graphs.append(graph) or graph.forward}
+            backbone, head, before = Backbone().eval(), Head().eval(), len(graphs)
+            for size in (8, 16, 24, 32):
+                compiled(backbone, head, torch.ones(1, 3, size, size + number))
+            made.append(len(graphs) - before)
+    torch.compiler.reset()
+    assert made == [8] * 4
+
+
 def test_which_shapes_are_compiled() -> None:
     shapes = CompiledShapes()
     assert shapes("a") and shapes("a")
