@@ -108,8 +108,8 @@ class Segmenter:
             rules: how instances become objects. Default: MODEL.MASK_FORMER.TEST.INSTANCES, which is saved with a model.
             batch_size: images in one forward pass when a list is given. They are padded to one size, and padding
                 changes results a little; 1 reproduces the evaluation.
-            amp: run in lower precision: True or "auto" (bfloat16 where the GPU supports it, else float16),
-                "bfloat16", "float16".
+            amp: run in lower precision: True or "auto" (bfloat16 where the device computes it natively, else float16
+                on a CUDA GPU and fp32 on a CPU), "bfloat16", "float16".
             compile: how the network is run, "auto", "off", "graph" or "compile"; default: MODEL.COMPILE.
 
         Raises:
@@ -477,7 +477,8 @@ class Segmenter:
     def __repr__(self) -> str:
         size = sum(p.numel() for p in self.model.parameters()) / 1e6
         name = type(self.model).__name__
-        return f"Segmenter({name}, {size:.1f} M parameters, {len(self.classes)} classes, {self.device})"
+        precision = "" if self._amp_dtype is None else f", {str(self._amp_dtype).removeprefix('torch.')} autocast"
+        return f"Segmenter({name}, {size:.1f} M parameters, {len(self.classes)} classes, {self.device}{precision})"
 
 
 def _takes(function: Any, name: str) -> bool:

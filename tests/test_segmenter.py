@@ -210,8 +210,10 @@ def test_task_keeps_one_part() -> None:
         segmenter(task="boxes")
 
 
-def test_amp_runs_the_model_under_autocast() -> None:
+def test_amp_runs_the_model_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     formats = []
+    native = True
+    monkeypatch.setattr("mask2former.utils.device.cpu_has_bf16", lambda: native)
 
     class Probe(StubModel):
         def forward(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -221,6 +223,9 @@ def test_amp_runs_the_model_under_autocast() -> None:
     for amp in (False, True, "bfloat16", "float16"):
         Segmenter(Probe(), classes=["cell", "sky"], amp=amp)(gray_tensor(4, 4))
     assert formats == [None, torch.bfloat16, torch.bfloat16, torch.float16]
+    assert "cpu, bfloat16 autocast)" in repr(segmenter(amp=True)) and "cpu)" in repr(segmenter())
+    native = False
+    assert "cpu)" in repr(segmenter(amp="auto"))  # without units for bfloat16, fp32 is faster
     with pytest.raises(ValueError, match="amp"):
         segmenter(amp="int8")
 

@@ -69,8 +69,8 @@ def add_run_modes(group: argparse._ActionsContainer, precision: str = "off") -> 
         const="auto",
         choices=AMP_MODES,
         metavar="MODE",
-        help="lower precision, faster on a GPU: bfloat16, float16, or auto (bfloat16, on GPUs that lack it float16); "
-        f"off is fp32 (without MODE: auto; default: {precision})",
+        help="lower precision: bfloat16, float16, or auto (bfloat16 where the device computes it natively, else "
+        f"float16 on a GPU and fp32 on a CPU); off is fp32 (without MODE: auto; default: {precision})",
     )
     group.add_argument(
         "--compile",

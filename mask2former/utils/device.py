@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,11 @@ _CPU_UNITS = {  # what a CPU of Intel or AMD computes the formats with, as `torc
     torch.bfloat16: ("amx_bf16", "avx512_bf16", "avx_ne_convert"),
     torch.float16: ("amx_fp16", "avx512_fp16", "avx_ne_convert"),
 }
+
+# Products of bf16 numbers in x86 processors: functions of `torch.cpu`, which are private, and names that Linux gives.
+_BF16_PROBES = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 def select_device(device: str | torch.device = "auto") -> torch.device:
@@ -84,9 +90,14 @@ def _mps_works() -> bool:
 
 
 def amp_dtype(amp: bool | str, device: torch.device) -> torch.dtype | None:
-    """Return the dtype for autocast: None for "off"; for "auto" float16 on GPUs without native bfloat16, else bfloat16.
+    """Return the dtype for autocast, None for fp32.
 
-    Warns, once for each dtype, if the CPU is selected and has no instructions for it.
+    Args:
+        amp: False or "off": None. True or "auto": bfloat16, but float16 on CUDA GPUs and None on CPUs that do not
+            compute bfloat16 natively. The name of a dtype: that dtype, on every device.
+        device: where the model runs.
+
+    Warns, once for each dtype, if it is asked for by name on a CPU that has no instructions for it.
 
     Raises:
         ValueError: unknown `amp`.
@@ -101,16 +112,18 @@ def _amp_dtype(amp: bool | str, device: torch.device) -> torch.dtype | None:
     if amp is False or amp == "off":
         return None
     if amp is True or amp == "auto":
-        # Emulated bfloat16 (before Ampere) is slower than float32.
+        # Emulated bfloat16 (on GPUs before Ampere, on CPUs without units for it) is slower than float32.
         if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.float16
+        if device.type == "cpu" and not cpu_has_bf16():
+            return None
         return torch.bfloat16
     if amp not in AMP_DTYPES:
         raise ValueError(f"amp must be False, True, {', '.join(map(repr, AMP_MODES))}, not {amp!r}")
     return AMP_DTYPES[amp]
 
 
-@functools.cache
+@cache
 def _warn_if_slow(dtype: torch.dtype) -> None:
     """Warn if this CPU has no instructions for a dtype; say nothing where PyTorch (before 2.11) cannot tell."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
@@ -120,3 +133,34 @@ def _warn_if_slow(dtype: torch.dtype) -> None:
             "in Python amp='off'; in configs TEST.AMP off, and for training SOLVER.AMP.DTYPE auto.",
             str(dtype).removeprefix("torch."),
         )
+
+
+@cache
+def cpu_has_bf16() -> bool:
+    """Return whether the processor multiplies bf16 numbers natively: x86 with AVX512-BF16 or AMX; else False.
+
+    Processors that are not x86 are False too: whether PyTorch has fast kernels for theirs depends on its build.
+    """
+    answers = [_torch_says(name) for name in _BF16_PROBES]
+    native = True in answers or (None in answers and _linux_has_bf16())
+    if not native:  # once, as results are kept
+        logger.info('"auto" precision is fp32 on the CPU, which is not known to have bf16 instructions')
+    return native
+
+
+def _torch_says(name: str) -> bool | None:
+    """Return what a function of `torch.cpu` says of the processor; None if this PyTorch cannot tell."""
+    try:
+        return bool(getattr(torch.cpu, name)())
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+
+
+def _linux_has_bf16() -> bool:
+    """Return whether Linux lists the instructions among the flags of the first processor; elsewhere False."""
+    try:
+        lines = _CPUINFO.read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    flags = next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
+    return not _BF16_FLAGS.isdisjoint(flags.split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,10 +33,60 @@ def test_auto_takes_native_bfloat16_only(
     assert amp_dtype("bfloat16", cuda) is torch.bfloat16  # what is asked for by name is taken
 
 
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, None)])
+def test_auto_on_a_cpu_takes_native_bfloat16_or_float32(
+    monkeypatch: pytest.MonkeyPatch, native: bool, dtype: torch.dtype | None
+) -> None:
+    monkeypatch.setattr(device, "cpu_has_bf16", lambda: native)
+    cpu = torch.device("cpu")
+    assert amp_dtype(True, cpu) is amp_dtype("auto", cpu) is dtype
+    assert amp_dtype("bfloat16", cpu) is torch.bfloat16  # what is asked for by name is taken
+    assert amp_dtype(True, torch.device("mps")) is torch.bfloat16
+    cfg = load_config(None, ["SOLVER.AMP.ENABLED", True, "MODEL.DEVICE", "cpu"])
+    assert select_precision(cfg).dtype is None  # of a training, on every CPU
+
+
+def failing() -> bool:
+    raise RuntimeError("not built for this processor")
+
+
+@pytest.mark.parametrize(
+    ("avx512", "amx", "cpuinfo", "expected"),
+    [
+        (lambda: False, lambda: False, "flags : fpu avx512_bf16", False),  # PyTorch knows
+        (lambda: True, lambda: False, None, True),
+        (lambda: False, lambda: True, None, True),
+        (None, lambda: True, None, True),
+        (None, None, "processor : 0\nflags\t\t: fpu avx512f amx_bf16 amx_tile\nbugs :\n", True),
+        (None, None, "flags : fpu avx512f avx512_bf16\n", True),
+        (lambda: False, None, "flags : fpu avx512f avx512_bf16x amx_tile\n", False),
+        (failing, failing, "Features : fp asimd bf16 svebf16\n", False),  # ARM
+        (None, None, None, False),  # not Linux
+        (failing, None, "", False),
+    ],
+)
+def test_whether_a_cpu_has_bf16(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, avx512: object, amx: object, cpuinfo: str | None, expected: bool
+) -> None:
+    for name, probe in (("_is_avx512_bf16_supported", avx512), ("_is_amx_tile_supported", amx)):
+        monkeypatch.setattr(torch.cpu, name, probe, raising=False)
+        if probe is None:  # another version of PyTorch
+            monkeypatch.delattr(torch.cpu, name)
+    if cpuinfo is not None:
+        (tmp_path / "cpuinfo").write_text(cpuinfo)
+    monkeypatch.setattr(device, "_CPUINFO", tmp_path / "cpuinfo")
+    assert device.cpu_has_bf16.__wrapped__() is expected
+
+
+def test_the_cpu_is_asked_once() -> None:
+    before = device.cpu_has_bf16.cache_info().misses
+    assert {device.cpu_has_bf16() for _ in range(3)} <= {True, False}
+    assert device.cpu_has_bf16.cache_info().misses - before <= 1
+
+
 def test_other_formats() -> None:
     cpu = torch.device("cpu")
     assert amp_dtype(False, cpu) is amp_dtype("off", cpu) is None
-    assert amp_dtype(True, cpu) is torch.bfloat16
     with pytest.raises(ValueError, match="not 'fp8'"):
         amp_dtype("fp8", cpu)
 
@@ -60,8 +111,12 @@ def test_a_cpu_without_bfloat16_is_named_once(
         monkeypatch.delattr("torch.cpu.get_capabilities", raising=False)
     else:
         monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities, raising=False)
-    for mode in ("off", "bfloat16", "auto", True):
-        amp_dtype(mode, torch.device("cpu"))
+    monkeypatch.setattr(device, "cpu_has_bf16", lambda: False)
+    for mode in ("off", "auto", True):
+        assert amp_dtype(mode, torch.device("cpu")) is None
+    assert not caplog.text
+    for _ in range(2):
+        assert amp_dtype("bfloat16", torch.device("cpu")) is torch.bfloat16
     assert caplog.text.count("no instructions for bfloat16") == messages
     device._warn_if_slow.cache_clear()
 
