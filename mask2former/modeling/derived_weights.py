@@ -41,7 +41,6 @@ class DerivedWeights:
         self.dtype, self.channels_last = dtype, channels_last
         self._copied: list[_Copied] = []
         self._folded: list[_Folded] = []
-        self._state: list[Any] = []
 
     def differs(self, weight: Tensor, dtype: bool = True) -> bool:
         """Return whether a weight is not yet as it would be stored; `dtype` False: its type is to stay."""
@@ -71,7 +70,6 @@ class DerivedWeights:
                 torch._foreach_copy_([a for a, _ in pairs], [b for _, b in pairs])
         if self._folded:
             self._refresh_folded()
-        self._state = list(self._versions())
 
     def _refresh_folded(self) -> None:
         folded = self._folded
@@ -91,21 +89,9 @@ class DerivedWeights:
             weight: Any = x.convolution.weight
             torch.mul(weight, scale.view(-1, 1, 1, 1), out=x.weight)
 
-    def is_stale(self) -> bool:
-        """Return whether a weight was changed in place or exchanged since the last `refresh`.
-
-        Addresses and versions of tensors tell it: changes that PyTorch does not count are not seen (through `.data`,
-        in a replayed CUDA graph, of tensors made in inference mode).
-        """
-        return self._state != list(self._versions())
-
     def layout(self) -> list[Any]:
         """Return shape, type and device of the weights: if they change, the results no longer fit."""
         return [None if x is None else (x.shape, x.dtype, x.device) for x in self._sources()]
-
-    def _versions(self) -> Iterator[Any]:
-        for x in self._sources():
-            yield None if x is None else (x.data_ptr(), 0 if x.is_inference() else x._version)
 
     def _sources(self) -> Iterator[Tensor | None]:
         for copied in self._copied:

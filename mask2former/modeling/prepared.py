@@ -100,10 +100,6 @@ class Prepared:
         """Take over changed weights by tensor operations in place, so that a CUDA graph can hold them."""
         self._weights.refresh()
 
-    def is_stale(self) -> bool:
-        """Return whether weights have changed since the last `refresh`, as far as PyTorch counts it (no `.data`)."""
-        return self._weights.is_stale()
-
     def fits(self) -> bool:
         """Return whether modules, their modes, methods and hooks, and the shapes, types and devices of their weights
         are still those of the start; if not, a new object is needed.

@@ -335,9 +335,8 @@ class _PreparedNetwork:
         return self._prepared.fits_in_place()
 
     def plain(self, images: Tensor, keywords: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the outputs for images outside of a graph; changes of weights through `.data` are not noticed."""
-        if self._prepared.is_stale():
-            self._prepared.refresh()
+        """Return the outputs for images outside of a graph, with weights as they are now."""
+        self._prepared.refresh()  # faster than a search for changes that finds all; those through `.data` have no mark
         return _run(self._prepared.backbone, self._prepared.head, images, keywords, self._known)
 
     def __call__(self, images: Tensor, keywords: Mapping[str, Any], compiled: bool = False) -> Outputs:

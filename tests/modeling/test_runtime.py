@@ -111,6 +111,8 @@ def test_prepared_weights_on_the_cpu(dtype: torch.dtype | None, monkeypatch: pyt
     with torch.no_grad():
         model.backbone.res2[0].conv1.weight.mul_(3)
     check()
+    model.backbone.res3[0].conv1.weight.data.mul_(3)  # which PyTorch does not count
+    check()
     assert list(model.runtime._prepared.values()) == prepared
     model.sem_seg_head.predictor.decoder_norm.register_forward_hook(lambda m, x, y: 2 * y)
     check()
