@@ -107,10 +107,11 @@ class Segmenter:
             score_threshold: objects and segments with a lower score are dropped; 0 keeps all. Default: that of `rules`.
             rules: how instances become objects. Default: MODEL.MASK_FORMER.TEST.INSTANCES, which is saved with a model.
             batch_size: images in one forward pass when a list is given. They are padded to one size, and padding
-                changes results a little; 1 reproduces the evaluation.
+                changes results a little; 1 reproduces the evaluation, on a CPU to rounding.
             amp: run in lower precision: True or "auto" (bfloat16 where the device computes it natively, else float16
                 on a CUDA GPU and fp32 on a CPU), "bfloat16", "float16".
-            compile: how the network is run, "auto", "off", "graph" or "compile"; default: MODEL.COMPILE.
+            compile: how the network is run, "auto", "off", "graph" or "compile"; default: MODEL.COMPILE. On x86 CPUs
+                "auto" prepares the weights for large images, see `Runtime`: faster, with other rounding.
 
         Raises:
             ValueError: an invalid argument, or neither `cfg` nor `classes`.
@@ -129,14 +130,11 @@ class Segmenter:
         self.model = ready_model(model, self.device)
         # Settings are passed with each call, because other segmenters may use the same model with other settings.
         self._takes_settings = isinstance(model, MaskFormer) and _takes(model.forward, "settings")
-        self._runtime: dict[str, Runtime] = {}
-        if compile is not None:
-            runtime = Runtime(compile)
-            run = getattr(model, "clip_outputs", model.forward if isinstance(model, MaskFormer) else None)
-            if _takes(run, "runtime"):
-                self._runtime = {"runtime": runtime}
-            elif compile != "auto":
-                logger.warning("compile=%r has no effect on this %s", compile, type(model).__name__)
+        run = getattr(model, "clip_outputs", model.forward if isinstance(model, MaskFormer) else None)
+        self._takes_runtime = _takes(run, "runtime")
+        self._own_runtime = None if compile is None else Runtime(compile, predicts=True)
+        if compile not in (None, "auto") and not self._takes_runtime:
+            logger.warning("compile=%r has no effect on this %s", compile, type(model).__name__)
         self.cfg = cfg
         self.classes = class_table(cfg, classes)
         self._amp_dtype = amp_dtype(amp, self.device)
@@ -344,7 +342,7 @@ class Segmenter:
             rules=self.rules,
             top_k=top_k,
             score_threshold=threshold,
-            **self._runtime,
+            **self._runtime(),
         )
 
     def _resize_to(self, min_size: int | None) -> ResizeShortestEdge:
@@ -422,7 +420,7 @@ class Segmenter:
         """Return what the model says of images, resized by `scale` or else to the call's shortest edge."""
         start = time.perf_counter()
         threshold = call.rules.score_threshold
-        options = self._options(threshold) | self._runtime
+        options = self._options(threshold) | self._runtime()
         with torch.inference_mode(), self._autocast():
             outputs = self.model(self._prepare(arrays, call.resize, scale), **options)
             results = [
@@ -431,6 +429,17 @@ class Segmenter:
             ]
         seconds = (time.perf_counter() - start) / len(arrays)
         return [replace(result, seconds=seconds) for result in results]
+
+    def _runtime(self) -> dict[str, Runtime]:
+        """Return what runs the network, where it is not the runtime of the model."""
+        if not self._takes_runtime:
+            return {}
+        if self._own_runtime is not None:
+            return {"runtime": self._own_runtime}
+        runtime = getattr(self.model, "runtime", None)
+        if self.device.type != "cpu" or not isinstance(runtime, Runtime):
+            return {}
+        return {"runtime": runtime.of_prediction}
 
     def _options(self, threshold: float) -> dict[str, Any]:
         """Return settings of results that are small, and without what is below the threshold."""

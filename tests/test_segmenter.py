@@ -21,6 +21,7 @@ from scipy import ndimage
 from mask2former import ops
 from mask2former.config import load_config
 from mask2former.modeling.postprocess import begin
+from mask2former.modeling.runtime import Runtime
 from mask2former.objects import ObjectRules
 from mask2former.segmenter import Segmenter
 from mask2former.structures.classes import ClassTable
@@ -228,6 +229,33 @@ def test_amp_runs_the_model_under_autocast(monkeypatch: pytest.MonkeyPatch) -> N
     assert "cpu)" in repr(segmenter(amp="auto"))  # without units for bfloat16, fp32 is faster
     with pytest.raises(ValueError, match="amp"):
         segmenter(amp="int8")
+
+
+@pytest.mark.parametrize(
+    ("compile", "mode", "predicts"),
+    [(None, "auto", True), (None, "off", False), (None, "graph", False), ("auto", "off", True)],
+)
+def test_segmenters_of_a_model_share_the_runtime_of_predictions(
+    compile: str | None, mode: str, predicts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtimes: list[Runtime] = []
+    run = Runtime.__call__
+
+    def recording(self: Runtime, *inputs: Any) -> Any:
+        runtimes.append(self)
+        return run(self, *inputs)
+
+    monkeypatch.setattr(Runtime, "__call__", recording)
+    model: Any = build_model(load_config(CONFIG, [*TINY, "MODEL.DEVICE", "cpu", "MODEL.COMPILE", mode])).eval()
+    options = {"classes": [f"c{i}" for i in range(133)], "min_size": 64, "max_size": 64}
+    for _ in range(2):
+        Segmenter(model, compile=compile, **options)(gray_tensor(64, 64))
+    assert [x.predicts and x.mode == "auto" for x in runtimes] == [predicts] * 2
+    assert (runtimes[0] is runtimes[1]) is (compile is None)
+    segment = Segmenter(model, **options)
+    model.runtime = Runtime("off")
+    segment(gray_tensor(64, 64))
+    assert runtimes[-1] is model.runtime  # as it is when it is called
 
 
 @pytest.mark.gpu

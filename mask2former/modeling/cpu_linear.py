@@ -18,14 +18,14 @@ _MIN_TOKENS = 512
 DILATION = (2, 2)
 
 
+def runs_onednn() -> bool:
+    """Return whether the CPU is one (x86) for which PyTorch has convolutions and products of oneDNN, and has them."""
+    return torch.backends.mkldnn.is_available() and platform.machine().lower() in ("x86_64", "amd64")
+
+
 def prefers_convolution(weight: Tensor) -> bool:
     """Return whether products with `weight` are faster in oneDNN than in MKL."""
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype in (torch.float32, torch.bfloat16)
-        and torch.backends.mkldnn.is_available()
-        and platform.machine().lower() in ("x86_64", "amd64")
-    )
+    return weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16) and runs_onednn()
 
 
 class CpuLinear(nn.Linear):

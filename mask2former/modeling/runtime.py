@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..ops import backend
 from ..utils.signatures import accepted
 from .compiled_shapes import CompiledShapes
+from .cpu_linear import runs_onednn
 from .cuda_graphs import GraphCache, Outputs, uncached_autocast
 from .denoising import NoisedObjects
 from .outputs import without_earlier
@@ -33,6 +34,8 @@ _LARGEST = 12 * 2**20  # pixels
 _TOGETHER = 2**22
 # Forms of a function that PyTorch may compile in inference, in a process.
 _FORMS = 64
+# On CPUs, images of fewer pixels do not repay what prepared weights cost in their first call.
+_WORTH_PREPARING = 2**18
 # Code of which we know that the same kernels are right in each call; other code may look at values, or at the clock.
 _KNOWN = ("torch.", "torchvision.", "detectron2.", "fvcore.", "timm.", f"{__name__.rpartition('.modeling.')[0]}.")
 _PLAIN = (object, Generic, ABC)
@@ -47,12 +50,16 @@ class Runtime:
     would launch one by one, on weights that are cast before; "compile" captures code that PyTorch's compiler made,
     with batch norms folded into convolutions, which changes rounding. In training on CUDA, "auto" and "graph" launch
     captured graphs of the forward and of the backward pass where images of one size come again and again; "compile"
-    runs compiled forms of backbone, pixel decoder and transformer decoder, in graphs too. In all other cases the
-    modules are called as they are. Where a way is not possible, one line says why.
+    runs compiled forms of backbone, pixel decoder and transformer decoder, in graphs too. Without CUDA, inference with
+    "graph", and on CPUs for programs that predict with "auto", runs prepared weights: norms are folded, which changes
+    rounding. In all other cases the modules are called as they are. Where a way is not possible, one line says why.
 
     Args:
         mode: one of `MODES`. "auto" calls as they are: modules of other projects, hooked ones, and the first images of
             each shape.
+        predicts: whether it serves a program that predicts, where rounding may differ from that of the modules as they
+            are: on x86 CPUs "auto" then runs known modules on prepared weights, as "graph" does, for images of at least
+            `_WORTH_PREPARING` pixels in float32 or under autocast to bfloat16.
 
     Attributes:
         compile_training: whether training runs compiled code.
@@ -60,10 +67,10 @@ class Runtime:
         result_graphs: launches results; None with "off".
     """
 
-    def __init__(self, mode: str = "auto") -> None:
+    def __init__(self, mode: str = "auto", predicts: bool = False) -> None:
         if mode not in MODES:
             raise ValueError(f"compile (MODEL.COMPILE) must be one of {', '.join(MODES)}, not {mode!r}")
-        self.mode = mode
+        self.mode, self.predicts = mode, predicts
         self.compile_training = mode == "compile"
         self.compiler: dict[str, Any] = {}
         self._graphs = GraphCache(after=2 if mode == "auto" else 1)
@@ -75,6 +82,19 @@ class Runtime:
         self._shapes = CompiledShapes()
         self._refused: set[str] = set()
         self._largest = _LARGEST
+        self._of_prediction: Runtime | None = None
+
+    @property
+    def of_prediction(self) -> Runtime:
+        """Return the runtime for a program that predicts: itself, but with "auto" one that `predicts`, for CPUs.
+
+        All callers get the same one, so that prepared weights are there once for each model.
+        """
+        if self.mode != "auto" or self.predicts:
+            return self
+        if self._of_prediction is None:
+            self._of_prediction = Runtime("auto", predicts=True)
+        return self._of_prediction
 
     @property
     def captured(self) -> int:
@@ -181,6 +201,7 @@ class Runtime:
             if self._compiles(images, keywords):
                 return self._run_compiled(backbone, head, images, keywords, dynamic=False)
             prepared = self.mode == "graph" or (self.mode == "compile" and "compile" not in self._refused)
+            prepared = prepared or self._prepares_unasked(backbone, head, images)
             return self._infer_prepared(backbone, head, images, keywords) if prepared else None
         pixels = images.shape[0] * images.shape[-2] * images.shape[-1]
         if "graph" in self._refused or pixels > self._largest or torch.cuda.is_current_stream_capturing():
@@ -210,6 +231,14 @@ class Runtime:
             return outputs
         self._forget()
         return None
+
+    def _prepares_unasked(self, backbone: nn.Module, head: nn.Module, images: Tensor) -> bool:
+        """Return whether "auto" runs the prepared form on a CPU, where it is faster and may round differently."""
+        if not self.predicts or self.mode != "auto" or images.device.type != "cpu" or images.dtype != torch.float32:
+            return False
+        if images.shape[0] * images.shape[-2] * images.shape[-1] < _WORTH_PREPARING or not runs_onednn():
+            return False
+        return _autocast_type("cpu") in (None, torch.bfloat16) and self._of(backbone, head).are_known
 
     def _infer_prepared(
         self, backbone: nn.Module, head: nn.Module, images: Tensor, keywords: Mapping[str, Any]
@@ -280,12 +309,12 @@ class Runtime:
             logger.warning("%s", message)
 
     def __deepcopy__(self, memo: object) -> Runtime:
-        copied = Runtime(self.mode)
+        copied = Runtime(self.mode, self.predicts)
         copied.compile_training = self.compile_training
         return copied
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Runtime, (self.mode,)
+        return Runtime, (self.mode, self.predicts)
 
 
 class _Modules:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import pickle
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -117,6 +118,66 @@ def test_prepared_weights_on_the_cpu(dtype: torch.dtype | None, monkeypatch: pyt
     model.sem_seg_head.predictor.decoder_norm.register_forward_hook(lambda m, x, y: 2 * y)
     check()
     assert list(model.runtime._prepared.values()) != prepared
+
+
+@pytest.fixture
+def worth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let images of 64 x 96 pixels be worth preparing, on every CPU."""
+    monkeypatch.setattr(runtime, "_WORTH_PREPARING", 64 * 96)
+    monkeypatch.setattr(runtime, "runs_onednn", lambda: True)
+
+
+def outputs(ours: Runtime, model: Any, images: Tensor, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    with torch.inference_mode(), torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+        found = ours(model.backbone, model.sem_seg_head, images)
+        return {name: found[name] for name in ("pred_logits", "pred_masks")}
+
+
+@pytest.mark.usefixtures("worth")
+def test_predictions_on_the_cpu_use_prepared_weights_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mask2former_transformer_decoder, "blocked_keys", lambda logits: logits.isinf())
+    torch.manual_seed(0)
+    model = tiny(PANOPTIC, *R18).eval()
+    images = torch.randn(1, 3, 64, 96)
+    ours = model.runtime.of_prediction
+    assert ours is model.runtime.of_prediction is ours.of_prediction  # shared by all who predict with the model
+    for step in ("first", "again", "changed"):
+        if step == "changed":
+            model.backbone.res3[0].conv1.weight.data.mul_(1.5)
+        found, expected = outputs(ours, model, images), outputs(Runtime("off"), model, images)
+        assert list(ours._prepared) == [None]
+        for name, value in expected.items():
+            assert (found[name] - value).norm() <= 1e-5 * value.norm(), name
+    outputs(ours, model, images, torch.bfloat16)
+    assert list(ours._prepared) == [None, torch.bfloat16]
+    outputs(model.runtime, model, images)
+    assert not model.runtime._prepared  # that of evaluations
+    assert copy.deepcopy(ours).predicts and pickle.loads(pickle.dumps(ours)).predicts
+
+
+@pytest.mark.usefixtures("worth")
+@pytest.mark.parametrize("case", ["small", "float64", "float16", "hooked", "machine", "off", "evaluation"])
+def test_other_predictions_on_the_cpu_call_modules_as_they_are(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = tiny(PANOPTIC, *R18).eval()
+    images, dtype, ours = torch.randn(1, 3, 64, 96), None, Runtime("auto", predicts=True)
+    if case == "small":
+        images = images[..., :64]
+    elif case == "float64":
+        model, images = model.double(), images.double()
+    elif case == "float16":
+        dtype = torch.float16
+    elif case == "hooked":
+        model.backbone.res4[0].register_forward_hook(lambda *_: None)
+    elif case == "machine":
+        monkeypatch.setattr(runtime, "runs_onednn", lambda: False)
+    elif case == "off":
+        ours = Runtime("off", predicts=True).of_prediction
+    else:
+        ours = model.runtime
+    found = outputs(ours, model, images, dtype)
+    assert not ours._prepared
+    torch.testing.assert_close(found, outputs(Runtime("off"), model, images, dtype), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("together", [2**22, 2 * 64 * 96])

@@ -141,7 +141,7 @@ def test_the_network_runs_as_segmenter_or_model_say(config: str, monkeypatch: py
         segment = segmenter(model, compile=compile, score_threshold=0.0)
         segment.track(images(3), **options)
         assert [frames for _, frames in runs] == ([1, 1, 1] if config == IMAGES else [2, 2])
-        assert all((runtime is model.runtime) is (compile is None) for runtime, _ in runs)
+        assert all((runtime is model.runtime.of_prediction) is (compile is None) for runtime, _ in runs)
 
 
 @pytest.mark.parametrize("online", [False, True])
