@@ -150,8 +150,10 @@ def _lacks_graphs(run: Run) -> bool:
 
 
 def _figures(run: Run) -> str:
-    """Return the table of a run: a line for each row, a column for each figure."""
+    """Return the table of a run: a line for each row, a column for each figure, or one for all where few have values."""
     columns = dict.fromkeys((f["name"], f["unit"]) for row in run["rows"] for f in row["figures"])
+    if 3 * sum(len(row["figures"]) for row in run["rows"]) < len(columns) * len(run["rows"]):
+        return table(["", "figures"], [[row["name"], "; ".join(map(_text, row["figures"]))] for row in run["rows"]])
     head = ["", *(f"{name}, {unit}" if unit else name for name, unit in columns)]
     lines = []
     for row in run["rows"]:
@@ -196,6 +198,10 @@ def _comparison(case: Sequence[Run]) -> str:
         cells = [_cell(each[key]) if key in each else "-" for each in values]
         lines.append([f"{name}: {figure}{', ' + unit if unit else ''}", *cells, change])
     return table(["", *map(_label, case), "first over last"], lines)
+
+
+def _text(figure: dict[str, Any]) -> str:
+    return f"{figure['name']} {_cell(figure)} {figure['unit']}".rstrip()
 
 
 def _cell(figure: dict[str, Any]) -> str:

@@ -59,6 +59,13 @@ def test_a_table_states_where_it_comes_from(tool: ModuleType) -> None:
     assert text.endswith("|\n\nThe end.\n") and "Side by side" not in text
 
 
+def test_figures_that_rows_do_not_share_stand_in_one_column(tool: ModuleType) -> None:
+    figures = [[{"name": f"figure {row}{i}", "value": i, "unit": "s" * (i > 0)} for i in range(2)] for row in range(4)]
+    rows = [{"name": f"row {i}", "figures": each} for i, each in enumerate(figures)]
+    text = tool.page(TEMPLATE, [run(1, "2026-01-02", rows=rows)])
+    assert "|  | figures |\n| --- | ---: |\n| row 0 | figure 00 0; figure 01 1 s |\n" in text
+
+
 def test_a_table_says_where_the_time_of_the_gpu_goes(tool: ModuleType) -> None:
     before, after = run(20, "2026-01-02"), run(10, "2026-02-01")
     assert "Time of the GPU" not in tool.page(TEMPLATE, [before])
