@@ -150,7 +150,7 @@ def _lacks_graphs(run: Run) -> bool:
 
 
 def _figures(run: Run) -> str:
-    """Return the table of a run: a line for each row, a column for each figure, or one for all where few have values."""
+    """Return the table of a run: a line for each row, a column for each figure, or one where most would be empty."""
     columns = dict.fromkeys((f["name"], f["unit"]) for row in run["rows"] for f in row["figures"])
     if 3 * sum(len(row["figures"]) for row in run["rows"]) < len(columns) * len(run["rows"]):
         return table(["", "figures"], [[row["name"], "; ".join(map(_text, row["figures"]))] for row in run["rows"]])
