@@ -212,12 +212,17 @@ def test_memory_of_a_gpu() -> None:
 def test_activations_of_a_graph_are_counted_until_it_is_gone() -> None:
     device, size = torch.device("cuda"), 2**26
     x = torch.ones(1, device=device)
-    torch.ones(4, device=device).sum(0, out=x[0])  # kernels are loaded outside of the capture
+
+    def work() -> None:
+        torch.ones(size // 4, device=device).sum(0, out=x[0])
+
+    work()  # kernels are loaded outside of the capture
+    torch.cuda.synchronize()
     gc.collect()  # what earlier tests have left could go at any time
     before = allocated(device)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        torch.ones(size // 4, device=device).sum(0, out=x[0])
+        work()
     assert torch.cuda.memory_allocated(device) < before + size
     assert before + size <= allocated(device) < before + 2 * size
     assert size <= peak_memory(graph.replay, device, before) < 2 * size
