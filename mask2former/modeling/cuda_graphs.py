@@ -122,10 +122,13 @@ class GraphCache:
         after: capture a shape when it comes for the `after`-th time, since a capture takes longer than a few calls; a
             graph gives way to another one only if that comes more often.
         often: so many calls of a shape are worth to drop the graph of another one.
+        of: what the inputs are, in the log.
     """
 
-    def __init__(self, entries: int = 32, after: int = 2, pixels: int = 2**26, often: int = 8) -> None:
-        self.entries, self.after, self.pixels, self.often = entries, after, pixels, often
+    def __init__(
+        self, entries: int = 32, after: int = 2, pixels: int = 2**26, often: int = 8, of: str = "images"
+    ) -> None:
+        self.entries, self.after, self.pixels, self.often, self.of = entries, after, pixels, often, of
         self.captured = 0  # number of captures so far
         self._graphs: OrderedDict[_Key, CapturedFunction] = OrderedDict()
         self._seen: OrderedDict[_Key, int] = OrderedDict()
@@ -196,7 +199,7 @@ class GraphCache:
         self.captured += 1
         count, *_, height, width = inputs[0].shape
         seconds = time.perf_counter() - start
-        logger.info("captured a CUDA graph for %d x %d x %d in %.1f s", count, height, width, seconds)
+        logger.info("captured a CUDA graph for %d %s of %d x %d in %.1f s", count, self.of, height, width, seconds)
         return graph
 
 

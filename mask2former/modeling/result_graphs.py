@@ -20,7 +20,7 @@ class ResultGraphs:
     """Graphs of functions of a few tensors on a GPU; equal functions launch the same kernels for the same shapes."""
 
     def __init__(self) -> None:
-        self._graphs = GraphCache(after=_AFTER, often=_OFTEN)
+        self._graphs = GraphCache(after=_AFTER, often=_OFTEN, of="masks")
         self._refused = False
 
     @property
