@@ -214,7 +214,7 @@ def test_task_keeps_one_part() -> None:
 def test_amp_runs_the_model_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     formats = []
     native = True
-    monkeypatch.setattr("mask2former.utils.device.cpu_has_bf16", lambda: native)
+    monkeypatch.setattr("mask2former.utils.device.cpu_multiplies", lambda dtype: native)
 
     class Probe(StubModel):
         def forward(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from detectron2.structures import BitMasks, Instances
 
 from mask2former import VideoMaskFormer
 from mask2former.checkpoint import load_into
-from mask2former.modeling import runtime
+from mask2former.modeling import network_call
 from mask2former.video_maskformer_model import clip_objects
 
 from .modeling.tiny_models import clip, record, step_and_predict_without_syncs, tiny
@@ -162,7 +162,7 @@ def test_clip_outputs_belong_together(model: Any, monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(predictor.class_embed(outputs["pred_embeds"]), outputs["pred_logits"])
     runs: list[int] = []
     hook = model.backbone.register_forward_pre_hook(lambda _, args: runs.append(len(args[0])))
-    monkeypatch.setattr(runtime, "_TOGETHER", 2 * 64 * 64)
+    monkeypatch.setattr(network_call, "_TOGETHER", 2 * 64 * 64)
     parts = model.clip_outputs(images)
     hook.remove()
     assert runs == [2, 2, 1]

@@ -1,4 +1,4 @@
-"""CUDA graphs of what makes the results of an image: some eighty small kernels, launched at once."""
+"""CUDA graphs of what makes the results of an image: about a hundred small kernels, launched at once."""
 
 from __future__ import annotations
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Generic
 
@@ -14,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import backend
-from ..utils.signatures import accepted
+from .compiled_network import CompiledNetwork
 from .compiled_shapes import CompiledShapes
 from .cpu_linear import runs_onednn
 from .cuda_graphs import GraphCache, Outputs, uncached_autocast
 from .denoising import NoisedObjects
+from .network_call import as_kernels_want, call_head, run_network
 from .outputs import without_earlier
 from .prepared import Prepared, has_own_methods, is_hooked
 from .result_graphs import ResultGraphs
@@ -30,10 +29,6 @@ logger = logging.getLogger(__name__)
 MODES = ("auto", "off", "graph", "compile")
 # Larger batches keep a GPU busy anyway, and their graphs would keep much memory. Eight images of 800 x 1344 fit.
 _LARGEST = 12 * 2**20  # pixels
-# In inference, frames of a clip that go through backbone and pixel decoder together hold about this many pixels.
-_TOGETHER = 2**22
-# Forms of a function that PyTorch may compile in inference, in a process.
-_FORMS = 64
 # On CPUs, images of fewer pixels do not repay what prepared weights cost in their first call.
 _WORTH_PREPARING = 2**18
 # Code of which we know that the same kernels are right in each call; other code may look at values, or at the clock.
@@ -78,7 +73,7 @@ class Runtime:
         self._training_graphs = TrainingGraphs()
         self._modules: dict[bool, _Modules] = {}  # in training and in evaluation, which take turns
         self._prepared: dict[torch.dtype | None, _PreparedNetwork] = {}
-        self._compiled: list[_CompiledNetwork] = []
+        self._compiled: list[CompiledNetwork] = []
         self._shapes = CompiledShapes()
         self._refused: set[str] = set()
         self._largest = _LARGEST
@@ -128,7 +123,7 @@ class Runtime:
         """
         keywords = {name: value for name, value in (("frames", frames), ("noised", noised)) if value is not None}
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # which see no kernel of a graph
-            return _run(backbone, head, images, keywords, known=False)
+            return run_network(backbone, head, images, keywords, known=False)
         if len(self._graphs) and (backbone.training or head.training):
             self._graphs.clear()  # a training that goes on after an evaluation needs the memory
         if self.result_graphs is not None and (backbone.training or head.training):
@@ -141,7 +136,7 @@ class Runtime:
                 return outputs
         known = images.device.type == "cuda" and self._of(backbone, head).are_known
         if not training:
-            return _run(backbone, head, images, keywords, known)
+            return run_network(backbone, head, images, keywords, known)
         outputs = self._train_captured(backbone, head, images, keywords, known)
         return self._train(backbone, head, images, keywords, known) if outputs is None else outputs
 
@@ -157,8 +152,8 @@ class Runtime:
         self, backbone: nn.Module, head: nn.Module, images: Tensor, keywords: Mapping[str, Any], known: bool
     ) -> Mapping[str, Any]:
         if self.compile_training and "compile" not in self._refused:
-            return self._run_compiled(backbone, head, _as_kernels_want(images) if known else images, keywords)
-        return _run(backbone, head, images, keywords, known)
+            return self._run_compiled(backbone, head, as_kernels_want(images) if known else images, keywords)
+        return run_network(backbone, head, images, keywords, known)
 
     def _train_captured(
         self, backbone: nn.Module, head: nn.Module, images: Tensor, keywords: Mapping[str, Any], known: bool
@@ -294,14 +289,13 @@ class Runtime:
         try:
             if network is None:
                 logger.info("compiling the network, which takes a minute or two; PyTorch keeps the code for next time")
-                network = _CompiledNetwork(backbone, head, dynamic, self.compiler)
+                network = CompiledNetwork(backbone, head, dynamic, self.compiler)
                 self._compiled = [*self._compiled[-3:], network]
-            with _more_shapes() if dynamic is False else contextlib.nullcontext():
-                return network(images, keywords)
+            return network(images, keywords)
         except torch._dynamo.exc.TorchDynamoException as error:
             self._compiled = []
             self._refuse("compile", f"the network is not compiled: {_first_line(error)}")
-            return _call(head, backbone(images), keywords)
+            return call_head(head, backbone(images), keywords)
 
     def _refuse(self, way: str, message: str) -> None:
         if way not in self._refused:
@@ -366,7 +360,7 @@ class _PreparedNetwork:
     def plain(self, images: Tensor, keywords: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the outputs for images outside of a graph, with weights as they are now."""
         self._prepared.refresh()  # faster than a search for changes that finds all; those through `.data` have no mark
-        return _run(self._prepared.backbone, self._prepared.head, images, keywords, self._known)
+        return run_network(self._prepared.backbone, self._prepared.head, images, keywords, self._known)
 
     def __call__(self, images: Tensor, keywords: Mapping[str, Any], compiled: bool = False) -> Outputs:
         """Return the outputs for images, of compiled code or not, with weights as they are now."""
@@ -374,91 +368,14 @@ class _PreparedNetwork:
             self._prepared.refresh()  # part of the graph, so that no change of a weight is missed
             backbone, head = self._prepared.backbone, self._prepared.head
             if compiled and self._compiled is not None:
-                outputs = self._compiled(backbone, head, _as_kernels_want(images) if self._known else images, keywords)
+                outputs = self._compiled(backbone, head, as_kernels_want(images) if self._known else images, keywords)
             else:
-                outputs = _run(backbone, head, images, keywords, self._known)
+                outputs = run_network(backbone, head, images, keywords, self._known)
         last = without_earlier(outputs)
         values = {name: last[name] for name in last}
         if not all(isinstance(value, Tensor) for value in values.values()):
             raise TypeError("the head returns other things than tensors")
         return values
-
-
-class _CompiledNetwork:
-    """Compiled forms of a backbone and of the parts of a head."""
-
-    def __init__(self, backbone: nn.Module, head: nn.Module, dynamic: bool | None, compiler: Mapping[str, Any]) -> None:
-        self._of = (backbone, head, dynamic)
-        self._modules = (backbone, head)
-        compiler = {"dynamic": dynamic, **compiler}
-        self._backbone = torch.compile(backbone, **compiler)
-        self._by_parts = bool(getattr(head, "by_frame", False))
-        if self._by_parts:
-            own: Any = head
-            self._maps = torch.compile(own.pixel_maps, **compiler)
-            self._predict = torch.compile(own.predict, **compiler)
-        else:
-            self._head = torch.compile(head, **compiler)
-
-    def of(self, backbone: nn.Module, head: nn.Module, dynamic: bool | None) -> bool:
-        """Return whether it is made of these modules, so."""
-        return self._of == (backbone, head, dynamic)
-
-    def __call__(self, images: Tensor, keywords: Mapping[str, Any]) -> Mapping[str, Any]:
-        if self._by_parts:
-            parts = _parts(self._modules[1], images, keywords)
-            return self._predict(*_joined([self._maps(self._backbone(part)) for part in parts]), **keywords)
-        return _call(self._head, self._backbone(images), keywords)
-
-
-def _run(
-    backbone: nn.Module, head: nn.Module, images: Tensor, keywords: Mapping[str, Any], known: bool
-) -> Mapping[str, Any]:
-    """Call backbone and head; known ones on CUDA get images and maps in the memory format that tensor cores want.
-
-    Modules of other projects may rely on the usual format, as `view` does.
-    """
-
-    def maps_of(part: Tensor) -> Mapping[str, Tensor]:
-        if not known:
-            return backbone(part)  # type: ignore[no-any-return]
-        return {name: _as_kernels_want(x) for name, x in backbone(_as_kernels_want(part)).items()}
-
-    parts = _parts(head, images, keywords)
-    if len(parts) == 1:
-        return _call(head, maps_of(images), keywords)
-    own: Any = head
-    maps = _joined([own.pixel_maps(maps_of(part)) for part in parts])
-    return own.predict(*maps, **accepted(own.predict, keywords))  # type: ignore[no-any-return]
-
-
-def _parts(head: nn.Module, images: Tensor, keywords: Mapping[str, Any]) -> Sequence[Tensor]:
-    """Split a clip in inference into frames that go together until the decoder, which bounds the memory."""
-    if keywords.get("frames") is None or head.training or not getattr(head, "by_frame", False):
-        return (images,)
-    return images.split(max(1, _TOGETHER // (images.shape[-2] * images.shape[-1])))
-
-
-def _joined(maps: Sequence[Sequence[Any]]) -> Sequence[Any]:
-    """Concatenate what `pixel_maps` returns of consecutive frames: maps (t, C, H, W), or lists of maps."""
-    if len(maps) == 1:
-        return maps[0]
-    return [_concatenated(values) for values in zip(*maps, strict=True)]
-
-
-def _concatenated(parts: Sequence[Any]) -> Any:
-    if isinstance(parts[0], Tensor):
-        return torch.cat(list(parts))
-    return [torch.cat(level) for level in zip(*parts, strict=True)]
-
-
-def _as_kernels_want(maps: Tensor) -> Tensor:
-    return maps.contiguous(memory_format=torch.channels_last)
-
-
-def _call(head: Callable[..., Any], features: Mapping[str, Tensor], keywords: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Call a head with keywords, as `frames` of clips, of those that a head of another project takes."""
-    return head(features, **accepted(head, keywords)) if keywords else head(features)
 
 
 def _is_known(network: nn.Module) -> bool:
@@ -469,16 +386,6 @@ def _is_known(network: nn.Module) -> bool:
         if not all(f"{base.__module__}.".startswith(_KNOWN) for base in type(module).__mro__ if base not in _PLAIN):
             return False
     return True
-
-
-def _more_shapes() -> AbstractContextManager[None]:
-    """Let PyTorch compile more than 8 forms of a function, which all models of a process share.
-
-    `CompiledShapes` bounds those of one; a third model with four sizes would not be compiled at all.
-    """
-    config: Any = torch._dynamo.config
-    name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # before PyTorch 2.7
-    return config.patch({name: max(getattr(config, name), _FORMS)})  # type: ignore[no-any-return]
 
 
 def _autocast() -> tuple[torch.dtype | None, bool]:

@@ -16,14 +16,8 @@ logger = logging.getLogger(__name__)
 
 AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 AMP_MODES = ("off", "auto", *AMP_DTYPES)  # of `amp_dtype`
-_CPU_UNITS = {  # what a CPU of Intel or AMD computes the formats with, as `torch.cpu.get_capabilities` names it
-    torch.bfloat16: ("amx_bf16", "avx512_bf16", "avx_ne_convert"),
-    torch.float16: ("amx_fp16", "avx512_fp16", "avx_ne_convert"),
-}
-
-# Products of bf16 numbers in x86 processors: functions of `torch.cpu`, which are private, and names that Linux gives.
-_BF16_PROBES = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+# Instructions of x86 processors that multiply numbers of a format, as Linux and `torch.cpu.get_capabilities` name them.
+_CPU_UNITS = {torch.bfloat16: ("amx_bf16", "avx512_bf16"), torch.float16: ("amx_fp16", "avx512_fp16")}
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -115,7 +109,8 @@ def _amp_dtype(amp: bool | str, device: torch.device) -> torch.dtype | None:
         # Emulated bfloat16 (on GPUs before Ampere, on CPUs without units for it) is slower than float32.
         if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.float16
-        if device.type == "cpu" and not cpu_has_bf16():
+        if device.type == "cpu" and not cpu_multiplies(torch.bfloat16):
+            logger.info('"auto" precision is fp32 on the CPU, which is not known to have bf16 instructions')
             return None
         return torch.bfloat16
     if amp not in AMP_DTYPES:
@@ -125,9 +120,8 @@ def _amp_dtype(amp: bool | str, device: torch.device) -> torch.dtype | None:
 
 @cache
 def _warn_if_slow(dtype: torch.dtype) -> None:
-    """Warn if this CPU has no instructions for a dtype; say nothing where PyTorch (before 2.11) cannot tell."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    if capabilities.get("architecture") == "x86_64" and not any(capabilities.get(unit) for unit in _CPU_UNITS[dtype]):
+    """Warn if this CPU is known to have no instructions for a dtype."""
+    if cpu_multiplies(dtype) is False:
         logger.warning(
             "This CPU has no instructions for %s, which can make it many times slower than fp32. For fp32: --amp off, "
             "in Python amp='off'; in configs TEST.AMP off, and for training SOLVER.AMP.DTYPE auto.",
@@ -135,32 +129,24 @@ def _warn_if_slow(dtype: torch.dtype) -> None:
         )
 
 
-@cache
-def cpu_has_bf16() -> bool:
-    """Return whether the processor multiplies bf16 numbers natively: x86 with AVX512-BF16 or AMX; else False.
+def cpu_multiplies(dtype: torch.dtype) -> bool | None:
+    """Return whether the processor has instructions for products of bfloat16 or float16 numbers.
 
-    Processors that are not x86 are False too: whether PyTorch has fast kernels for theirs depends on its build.
+    None where that is not known: on processors other than x86, whose kernels depend on the build of PyTorch, and with
+    PyTorch before 2.11 on systems other than Linux.
     """
-    answers = [_torch_says(name) for name in _BF16_PROBES]
-    native = True in answers or (None in answers and _linux_has_bf16())
-    if not native:  # once, as results are kept
-        logger.info('"auto" precision is fp32 on the CPU, which is not known to have bf16 instructions')
-    return native
+    names = _cpu_instructions()
+    return None if names is None else not names.isdisjoint(_CPU_UNITS[dtype])
 
 
-def _torch_says(name: str) -> bool | None:
-    """Return what a function of `torch.cpu` says of the processor; None if this PyTorch cannot tell."""
-    try:
-        return bool(getattr(torch.cpu, name)())
-    except (AttributeError, RuntimeError, TypeError):
-        return None
-
-
-def _linux_has_bf16() -> bool:
-    """Return whether Linux lists the instructions among the flags of the first processor; elsewhere False."""
+def _cpu_instructions() -> set[str] | None:
+    """Return the names of instructions that PyTorch, or else Linux, lists of an x86 processor; None without a list."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    if capabilities.get("architecture") == "x86_64":
+        return {name for name, has in capabilities.items() if has is True}
     try:
         lines = _CPUINFO.read_text("utf-8", errors="replace").splitlines()
     except OSError:
-        return False
-    flags = next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
-    return not _BF16_FLAGS.isdisjoint(flags.split())
+        return None
+    # Of the first processor; those of ARM are called "Features".
+    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), None)

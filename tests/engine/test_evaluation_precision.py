@@ -71,7 +71,7 @@ class Evaluating(TinyTrainer):
 def test_precision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: list[str], expected: Any, augmented: bool
 ) -> None:
-    monkeypatch.setattr("mask2former.utils.device.cpu_has_bf16", lambda: augmented)
+    monkeypatch.setattr("mask2former.utils.device.cpu_multiplies", lambda dtype: augmented)
     if expected == "native":
         expected = BF16 if augmented else FP32
     architecture = ["MODEL.META_ARCHITECTURE", "SemanticSegmentor", "TEST.AUG.MIN_SIZES", "[8]"]
@@ -124,7 +124,7 @@ def test_results_say_how_they_were_made(
     native: bool,
     told: str,
 ) -> None:
-    monkeypatch.setattr("mask2former.utils.device.cpu_has_bf16", lambda: native)
+    monkeypatch.setattr("mask2former.utils.device.cpu_multiplies", lambda dtype: native)
     with caplog.at_level(logging.INFO):
         Evaluating.test(tiny_config(tmp_path, *keys), Seeing())
     assert told in caplog.text

@@ -431,7 +431,7 @@ def test_a_function_that_cannot_be_captured_is_refused_once(caplog: pytest.LogCa
     assert float((x + 1).sum()) == 8
 
 
-def test_no_graphs_on_a_cpu(device: str) -> None:
+def test_no_graphs_on_a_cpu(device: str, caplog: pytest.LogCaptureFixture) -> None:
     if device != "cpu":
         pytest.skip("of the CPU")
     graphs = ResultGraphs()
@@ -440,6 +440,7 @@ def test_no_graphs_on_a_cpu(device: str) -> None:
     for _ in range(5):
         module.DeviceResults(scores, masks, *SIZES[0], s, None, graphs)
     assert not len(graphs) and not graphs.captured
+    assert not caplog.text  # not even tried: that fails, and is told
 
 
 @pytest.mark.gpu

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mask2former.config import load_config
-from mask2former.modeling import compiled_shapes, cuda_graphs, runtime
+from mask2former.modeling import compiled_shapes, cuda_graphs, network_call, runtime
 from mask2former.modeling.backbone.swin import WindowAttention
 from mask2former.modeling.compiled_shapes import CompiledShapes
 from mask2former.modeling.cuda_graphs import GraphCache
@@ -183,7 +183,7 @@ def test_other_predictions_on_the_cpu_call_modules_as_they_are(case: str, monkey
 @pytest.mark.parametrize("together", [2**22, 2 * 64 * 96])
 def test_clips_in_prepared_form_on_the_cpu(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Frame by frame until the decoder, with the embeddings of the queries."""
-    monkeypatch.setattr(runtime, "_TOGETHER", together)
+    monkeypatch.setattr(network_call, "_TOGETHER", together)
     torch.manual_seed(0)
     model = tiny(VIDEO, *R18).eval()
     images = torch.randn(3, 3, 64, 96)
@@ -198,7 +198,7 @@ def test_clips_in_prepared_form_on_the_cpu(together: int, monkeypatch: pytest.Mo
 
 @pytest.mark.slow
 def test_compiled_clips_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "_TOGETHER", 2 * 64 * 64)
+    monkeypatch.setattr(network_call, "_TOGETHER", 2 * 64 * 64)
     torch.compiler.reset()
     torch.manual_seed(0)
     model = tiny(VIDEO, *R18).eval()
@@ -534,7 +534,7 @@ def test_graphs_of_clips_give_the_same_results_bit_for_bit(
     config: str, dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Image models frame by frame; video models on clips, whose backbone sees two frames at a time."""
-    monkeypatch.setattr(runtime, "_TOGETHER", 2 * 96 * 128)
+    monkeypatch.setattr(network_call, "_TOGETHER", 2 * 96 * 128)
     plain, captured = on_gpu(config, "off"), on_gpu(config, "auto")
     lengths = (1,) if config == PANOPTIC else (3, 2, 1)
     for seed in range(3):

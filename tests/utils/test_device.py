@@ -33,11 +33,11 @@ def test_auto_takes_native_bfloat16_only(
     assert amp_dtype("bfloat16", cuda) is torch.bfloat16  # what is asked for by name is taken
 
 
-@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, None)])
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, None), (None, None)])
 def test_auto_on_a_cpu_takes_native_bfloat16_or_float32(
-    monkeypatch: pytest.MonkeyPatch, native: bool, dtype: torch.dtype | None
+    monkeypatch: pytest.MonkeyPatch, native: bool | None, dtype: torch.dtype | None
 ) -> None:
-    monkeypatch.setattr(device, "cpu_has_bf16", lambda: native)
+    monkeypatch.setattr(device, "cpu_multiplies", lambda dtype: native)
     cpu = torch.device("cpu")
     assert amp_dtype(True, cpu) is amp_dtype("auto", cpu) is dtype
     assert amp_dtype("bfloat16", cpu) is torch.bfloat16  # what is asked for by name is taken
@@ -46,42 +46,41 @@ def test_auto_on_a_cpu_takes_native_bfloat16_or_float32(
     assert select_precision(cfg).dtype is None  # of a training, on every CPU
 
 
-def failing() -> bool:
-    raise RuntimeError("not built for this processor")
-
-
 @pytest.mark.parametrize(
-    ("avx512", "amx", "cpuinfo", "expected"),
+    ("capabilities", "cpuinfo", "bf16", "fp16"),
     [
-        (lambda: False, lambda: False, "flags : fpu avx512_bf16", False),  # PyTorch knows
-        (lambda: True, lambda: False, None, True),
-        (lambda: False, lambda: True, None, True),
-        (None, lambda: True, None, True),
-        (None, None, "processor : 0\nflags\t\t: fpu avx512f amx_bf16 amx_tile\nbugs :\n", True),
-        (None, None, "flags : fpu avx512f avx512_bf16\n", True),
-        (lambda: False, None, "flags : fpu avx512f avx512_bf16x amx_tile\n", False),
-        (failing, failing, "Features : fp asimd bf16 svebf16\n", False),  # ARM
-        (None, None, None, False),  # not Linux
-        (failing, None, "", False),
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, "flags : avx512_bf16", False, False),
+        ({"architecture": "x86_64", "avx512_bf16": True}, None, True, False),  # PyTorch knows
+        ({"architecture": "x86_64", "amx_bf16": True, "amx_fp16": True}, None, True, True),
+        (None, "processor : 0\nflags\t\t: fpu avx512f amx_bf16 amx_tile\nbugs :\n", True, False),
+        (None, "flags : fpu avx512f avx512_bf16 avx512_fp16\n", True, True),
+        (None, "flags : fpu avx512f avx512_bf16x amx_tile\n", False, False),
+        ({"architecture": "aarch64", "bf16": True}, "Features : fp asimd bf16 svebf16\n", None, None),
+        (None, None, None, None),  # neither Linux nor PyTorch 2.11
+        (None, "", None, None),
     ],
 )
-def test_whether_a_cpu_has_bf16(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, avx512: object, amx: object, cpuinfo: str | None, expected: bool
+def test_what_a_cpu_multiplies(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capabilities: dict[str, object] | None,
+    cpuinfo: str | None,
+    bf16: bool | None,
+    fp16: bool | None,
 ) -> None:
-    for name, probe in (("_is_avx512_bf16_supported", avx512), ("_is_amx_tile_supported", amx)):
-        monkeypatch.setattr(torch.cpu, name, probe, raising=False)
-        if probe is None:  # another version of PyTorch
-            monkeypatch.delattr(torch.cpu, name)
+    set_capabilities(monkeypatch, capabilities)
     if cpuinfo is not None:
         (tmp_path / "cpuinfo").write_text(cpuinfo)
     monkeypatch.setattr(device, "_CPUINFO", tmp_path / "cpuinfo")
-    assert device.cpu_has_bf16.__wrapped__() is expected
+    assert device.cpu_multiplies(torch.bfloat16) is bf16
+    assert device.cpu_multiplies(torch.float16) is fp16
 
 
-def test_the_cpu_is_asked_once() -> None:
-    before = device.cpu_has_bf16.cache_info().misses
-    assert {device.cpu_has_bf16() for _ in range(3)} <= {True, False}
-    assert device.cpu_has_bf16.cache_info().misses - before <= 1
+def set_capabilities(monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, object] | None) -> None:
+    if capabilities is None:  # PyTorch before 2.11
+        monkeypatch.delattr("torch.cpu.get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities, raising=False)
 
 
 def test_other_formats() -> None:
@@ -92,28 +91,16 @@ def test_other_formats() -> None:
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "messages"),
-    [
-        ({"architecture": "x86_64", "avx512_bf16": False}, 1),
-        ({"architecture": "x86_64", "amx_bf16": True}, 0),
-        ({"architecture": "aarch64"}, 0),
-        (None, 0),  # PyTorch before get_capabilities
-    ],
+    ("native", "messages"),
+    [(False, 1), (True, 0), (None, 0)],
 )
 def test_a_cpu_without_bfloat16_is_named_once(
-    capabilities: dict[str, object] | None,
-    messages: int,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    native: bool | None, messages: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     device._warn_if_slow.cache_clear()
-    if capabilities is None:
-        monkeypatch.delattr("torch.cpu.get_capabilities", raising=False)
-    else:
-        monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities, raising=False)
-    monkeypatch.setattr(device, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(device, "cpu_multiplies", lambda dtype: native)
     for mode in ("off", "auto", True):
-        assert amp_dtype(mode, torch.device("cpu")) is None
+        assert amp_dtype(mode, torch.device("cpu")) is (torch.bfloat16 if native and mode != "off" else None)
     assert not caplog.text
     for _ in range(2):
         assert amp_dtype("bfloat16", torch.device("cpu")) is torch.bfloat16
