@@ -28,8 +28,9 @@ from .modeling.matched_pairs import Assignment
 from .modeling.postprocess import Settings, begin, result_of_masks
 from .modeling.result_graphs import ResultGraphs
 from .modeling.runtime import Runtime
+from .structures.mask_bits import MaskBits
 from .structures.task import IMAGE_TASKS, Task, tasks_of
-from .utils.overrides import extensible, unchanged
+from .utils.overrides import as_written, extensible, unchanged
 from .utils.registry import register
 from .utils.signatures import fitting
 
@@ -238,6 +239,11 @@ class MaskFormer(MaskClassifier):
         self.things: frozenset[int] | None = None
 
     @property
+    def reads_mask_bits(self) -> bool:
+        """Return whether training batches may have `MaskBits`: a GPU unpacks them, and only this code sees them."""
+        return self.device.type == "cuda" and as_written(self, MaskFormer, "forward", "preprocess")
+
+    @property
     def settings(self) -> Settings:
         """Return the settings of post-processing, from the attributes; `things` None: those of the metadata."""
         things = self.things
@@ -417,7 +423,9 @@ def _to_device(instances: Sequence[Instances], device: torch.device, fields: Col
     """Copy the instances of a batch, or only some of their fields, to the device without waiting for it."""
     moved = [Instances(each.image_size) for each in instances]
     masks = [each.gt_masks for each in instances if each.has("gt_masks")]
-    together = len(masks) == len(instances) and all(isinstance(x, Tensor) and x.dtype == torch.bool for x in masks)
+    together = len(masks) == len(instances) and all(
+        isinstance(x, MaskBits) or (isinstance(x, Tensor) and x.dtype == torch.bool) for x in masks
+    )
     on_device = masks_to_device(masks, device) if together else []
     for i, (each, target) in enumerate(zip(instances, moved, strict=True)):
         for name, value in each.get_fields().items():
@@ -425,6 +433,8 @@ def _to_device(instances: Sequence[Instances], device: torch.device, fields: Col
                 continue
             if name == "gt_masks" and together:
                 target.set(name, on_device[i])
+            elif isinstance(value, MaskBits):
+                target.set(name, masks_to_device([value], device)[0])
             elif isinstance(value, Boxes):
                 target.set(name, Boxes(to_device(value.tensor, device)))
             elif isinstance(value, Tensor):

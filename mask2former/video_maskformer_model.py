@@ -18,8 +18,9 @@ from .modeling.device_transfer import masks_to_device, to_cpu, to_device
 from .modeling.ground_truth import Target
 from .modeling.postprocess import Size, postprocess_clip
 from .modeling.runtime import Runtime
+from .structures.mask_bits import MaskBits
 from .utils.lazy_dict import Later
-from .utils.overrides import extensible, unchanged
+from .utils.overrides import as_written, extensible, unchanged
 from .utils.registry import register
 from .utils.signatures import fitting
 from .video_registration import VIDEO
@@ -70,6 +71,11 @@ class VideoMaskFormer(MaskClassifier):
         }
         optional = {"test_topk_per_video": 10, "score_threshold": 0.0, "compile": "auto", "denoising": None}
         return fitting(cls, arguments, optional)
+
+    @property
+    def reads_mask_bits(self) -> bool:
+        """Return whether training batches may have `MaskBits`: a GPU unpacks them, and only this code sees them."""
+        return self.device.type == "cuda" and as_written(self, VideoMaskFormer, "forward", "prepare_targets")
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Any:
         """Compute losses in training, results otherwise.
@@ -197,16 +203,16 @@ class VideoMaskFormer(MaskClassifier):
         return prepared
 
 
-def clip_objects(frames: Sequence[Instances]) -> tuple[Tensor, Tensor, Tensor]:
+def clip_objects(frames: Sequence[Instances]) -> tuple[Tensor, Tensor | MaskBits, Tensor]:
     """Collect the objects that are visible in at least one frame, in the order of their ids.
 
     Args:
-        frames: per frame `gt_classes` (N,), `gt_masks` bool (N, H, W), `gt_ids` (N,). N may differ between frames;
-            rows with id -1 are objects that are not visible in this frame; their classes and masks are ignored.
+        frames: per frame `gt_classes` (N,), `gt_masks` (N, H, W), bool or bits, `gt_ids` (N,). N may differ between
+            frames; rows with id -1 are objects that are not visible in this frame; their classes and masks are ignored.
 
     Returns:
-        labels (N,) int64, from a frame in which the object is visible, masks (N, T, H, W) bool, empty where it is not,
-        and ids (N, T) int64, -1 where it is not.
+        labels (N,) int64, from a frame in which the object is visible, masks (N, T, H, W), empty where it is not, bool
+        or, where all frames have bits, bits; and ids (N, T) int64, -1 where it is not.
     """
     ids = [f.gt_ids.tolist() for f in frames]
     for t, rows in enumerate(ids):
@@ -215,18 +221,23 @@ def clip_objects(frames: Sequence[Instances]) -> tuple[Tensor, Tensor, Tensor]:
             raise ValueError(f"frame {t} of a clip has several objects with gt_ids {', '.join(map(str, twice))}")
     index_of = {i: n for n, i in enumerate(sorted({i for rows in ids for i in rows if i >= 0}))}
     labels = torch.zeros(len(index_of), dtype=torch.int64)
-    masks = torch.zeros(len(index_of), len(frames), *frames[0].image_size, dtype=torch.bool)
+    given = [getattr(frame.gt_masks, "tensor", frame.gt_masks) for frame in frames]
+    bits = [each for each in given if isinstance(each, MaskBits) and each.size == frames[0].image_size]
+    if len(bits) == len(given):
+        stored = [each.bits for each in bits]
+    else:
+        stored = [each.unpacked() if isinstance(each, MaskBits) else each.cpu().bool() for each in given]
+    masks = torch.zeros(len(index_of), len(frames), *stored[0].shape[1:], dtype=stored[0].dtype)
     all_ids = torch.full((len(index_of), len(frames)), -1, dtype=torch.int64)
     for t, (frame, rows) in enumerate(zip(frames, ids, strict=True)):
         visible = torch.tensor([row for row, i in enumerate(rows) if i >= 0], dtype=torch.int64)
         objects = torch.tensor([index_of[i] for i in rows if i >= 0], dtype=torch.int64)
         if not len(objects):
             continue
-        given = getattr(frame.gt_masks, "tensor", frame.gt_masks)
         labels[objects] = frame.gt_classes.cpu()[visible]
-        masks[objects, t] = given.cpu()[visible].bool()
+        masks[objects, t] = stored[t][visible]
         all_ids[objects, t] = frame.gt_ids.cpu()[visible].long()
-    return labels, masks, all_ids
+    return labels, MaskBits(masks, bits[0].size) if len(bits) == len(given) else masks, all_ids
 
 
 def _clip_name(record: Mapping[str, Any]) -> str:

@@ -7,11 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.structures import Instances
 
+from mask2former import MaskFormer
 from mask2former.errors import ConfigError
+from mask2former.structures.mask_bits import MaskBits
 from mask2former.structures.task import Task
 
 from .modeling.tiny_models import clip, record, step_and_predict_without_syncs, tiny, without_gradient
+
+R50 = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
 
 ROOT = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(  # per-pixel baselines are another meta-architecture
@@ -101,7 +106,7 @@ def test_more_detections_than_pairs_is_fine() -> None:
 
 
 def test_classes_instead_of_semantic_scores() -> None:
-    config, batch = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml", [record(64, 96, 0), record(50, 70, 0)]
+    config, batch = R50, [record(64, 96, 0), record(50, 70, 0)]
     model = tiny(config).eval()
     with torch.no_grad():
         scores = model(batch)
@@ -119,6 +124,47 @@ def test_training_without_instances_names_the_file_and_the_key() -> None:
     del broken["instances"]
     with pytest.raises(ValueError, match=r"a\.jpg.*DATASET_MAPPER_NAME"):
         model([broken])
+
+
+def test_losses_with_bits_of_masks_are_the_same() -> None:
+    model = tiny(R50)
+    batch = [record(64, 96, 3, 80), record(50, 70, 0, 80)]
+    losses = []
+    for _ in range(3):
+        torch.manual_seed(0)
+        losses.append(model(batch))
+        batch[len(losses) - 1 : len(losses)] = [_with_bits(sample) for sample in batch[len(losses) - 1 : len(losses)]]
+    assert all(torch.equal(value, other[name]) for name, value in losses[0].items() for other in losses[1:])
+
+
+def _with_bits(sample: dict[str, Any]) -> dict[str, Any]:
+    instances = Instances(sample["instances"].image_size, **sample["instances"].get_fields())
+    instances.gt_masks = MaskBits.of(instances.gt_masks)
+    return {**sample, "instances": instances}
+
+
+def test_bits_are_read_on_a_gpu_by_unchanged_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny(R50)
+    assert not model.reads_mask_bits
+    monkeypatch.setattr(MaskFormer, "device", torch.device("cuda"))
+    assert model.reads_mask_bits
+    handle = model.register_forward_pre_hook(lambda *_: None)
+    assert not model.reads_mask_bits
+    handle.remove()
+    model.preprocess = lambda batch: None
+    assert not model.reads_mask_bits
+
+
+@pytest.mark.gpu
+def test_losses_with_bits_on_a_gpu_are_the_same() -> None:
+    model = tiny(R50, "MODEL.DEVICE", "cuda")
+    assert model.reads_mask_bits
+    batch = [record(64, 96, 3, 80), record(50, 70, 0, 80)]
+    losses = []
+    for samples in (batch, [_with_bits(sample) for sample in batch]):
+        torch.manual_seed(0)
+        losses.append(model(samples))
+    assert all(torch.allclose(losses[0][name], losses[1][name], rtol=1e-4) for name in losses[0])
 
 
 def test_weights_follow_the_loss_names() -> None:

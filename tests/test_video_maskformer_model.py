@@ -12,6 +12,7 @@ from detectron2.structures import BitMasks, Instances
 from mask2former import VideoMaskFormer
 from mask2former.checkpoint import load_into
 from mask2former.modeling import network_call
+from mask2former.structures.mask_bits import MaskBits
 from mask2former.video_maskformer_model import clip_objects
 
 from .modeling.tiny_models import clip, record, step_and_predict_without_syncs, tiny
@@ -248,6 +249,42 @@ def test_no_hidden_host_syncs() -> None:
     for sample in batch:
         sample["image"] = [image.cuda() for image in sample["image"]]
     step_and_predict_without_syncs(model, batch)
+
+
+@pytest.mark.parametrize("packed", [(True, True, True), (True, False, True)])
+def test_frames_with_bits_are_the_same(packed: tuple[bool, ...]) -> None:
+    frames = [frame([7, -1, 2], [3, 40, 1], [2, 0, 6]), frame([-1, 9], [40, 5], [0, 4]), frame([], [], [])]
+    expected = clip_objects(frames)
+    for each, change in zip(frames, packed, strict=True):
+        if change:
+            each.gt_masks = MaskBits.of(each.gt_masks.bool())
+    labels, masks, ids = clip_objects(frames)
+    assert isinstance(masks, MaskBits) == all(packed)
+    masks = masks.unpacked() if isinstance(masks, MaskBits) else masks
+    for ours, theirs in zip((labels, masks, ids), expected, strict=True):
+        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+
+
+def test_losses_of_clips_with_bits_are_the_same(model: Any) -> None:
+    batch = [clip(64, 96, 2, 3, 40), clip(50, 70, 2, 0, 40)]
+    model.train()
+    losses = []
+    for packed in (False, True):
+        for each in (frame for sample in batch for frame in sample["instances"]):
+            each.gt_masks = MaskBits.of(each.gt_masks) if packed else each.gt_masks
+        torch.manual_seed(0)
+        losses.append(model(batch))
+    model.eval()
+    assert all(torch.equal(losses[0][name], losses[1][name]) for name in losses[0])
+
+
+def test_bits_are_read_on_a_gpu_by_unchanged_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny(R50)
+    assert not model.reads_mask_bits
+    monkeypatch.setattr(VideoMaskFormer, "device", torch.device("cuda"))
+    assert model.reads_mask_bits
+    model.prepare_targets = lambda targets, images: []
+    assert not model.reads_mask_bits
 
 
 def test_an_id_that_a_frame_has_twice_is_an_error() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -13,11 +14,13 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.samplers import InferenceSampler, RepeatFactorTrainingSampler
+from detectron2.structures import BitMasks, Instances
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Sampler
 
 from ..config import micro_batch_size
 from ..errors import BadRecordError
+from ..structures.mask_bits import MaskBits
 from ..utils.hints import did_you_mean
 from ..utils.parallel import loader_workers
 from .balancing import BalancedBatches, object_counts
@@ -169,8 +172,43 @@ def _loader_generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def with_mask_bits(loader: Any) -> Any:
+    """Return a loader of the same batches, whose `gt_masks` are `MaskBits`, for models with `reads_mask_bits`.
+
+    Workers then write an eighth of the bytes, and this process, which waits for each memory page that it touches first,
+    reads an eighth. A loader that `build_train_loader` has not built is returned as it is.
+    """
+    if not isinstance(loader, _Loader):
+        return loader
+    packing = copy.copy(loader)
+    packing.collate_fn = _packed_batch
+    return packing
+
+
 def _as_list(batch: list[Any]) -> list[Any]:
     return batch
+
+
+def _packed_batch(batch: list[Any]) -> list[Any]:
+    return [_packed(sample) for sample in batch]
+
+
+def _packed(sample: Any) -> Any:
+    """Return the sample with bits for bool masks (N, H, W); those of the frames of a clip may be `BitMasks`."""
+    instances = sample.get("instances") if isinstance(sample, dict) else None
+    if isinstance(instances, Instances):
+        return {**sample, "instances": _with_bits(instances, instances.get_fields().get("gt_masks"))}
+    if isinstance(instances, (list, tuple)) and all(isinstance(each, Instances) for each in instances):
+        masks = [each.get_fields().get("gt_masks") for each in instances]
+        bitmaps = [each.tensor if isinstance(each, BitMasks) else each for each in masks]
+        return {**sample, "instances": [_with_bits(*pair) for pair in zip(instances, bitmaps, strict=True)]}
+    return sample
+
+
+def _with_bits(instances: Instances, masks: Any) -> Instances:
+    if not isinstance(masks, torch.Tensor) or masks.dtype != torch.bool or masks.device.type != "cpu":
+        return instances
+    return Instances(instances.image_size, **(instances.get_fields() | {"gt_masks": MaskBits.of(masks)}))
 
 
 def _load_records(names: Sequence[str], key: str, filter_empty: bool) -> list[dict[str, Any]]:

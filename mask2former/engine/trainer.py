@@ -25,6 +25,7 @@ from ..checkpoint import SafeCheckpointer
 from ..checkpoint.directory import remove_unfinished
 from ..config import micro_batch_size
 from ..config_values import BUILDERS, check_builders
+from ..data.build import with_mask_bits
 from ..evaluation import build_evaluator
 from ..model_source import dataset_classes, store_classes
 from ..modeling.checkpointing import checkpoint_parts
@@ -56,7 +57,7 @@ from .trainer_data import TrainerData
 from .trainer_evaluation import TrainerEvaluation
 from .trainer_state import TrainerState
 from .training_log import ConsoleWriter
-from .training_setup import accept_config, check_device, ensure_log, training_lock
+from .training_setup import accept_config, ensure_log, prepare_device, training_lock
 from .training_summary import training_summary
 
 logger = logging.getLogger(__name__)
@@ -160,7 +161,7 @@ class Trainer(TrainerState, TrainerEvaluation, TrainerData):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        check_device(cfg)
+        prepare_device(cfg)
         model: nn.Module = build_model(cfg)
         logger.info("Model:\n%s", model, extra=FILE_ONLY)
         return model
@@ -292,7 +293,8 @@ class Trainer(TrainerState, TrainerEvaluation, TrainerData):
             test_images = self._check_evaluation()
         logger.info("Data order and augmentation use seed %d.", self.seed)
         with self._stop_signal.listening(), EventStorage(self.start_iter) as self.storage:
-            self.batches = iter(self.data_loader)
+            loader = self.data_loader
+            self.batches = iter(with_mask_bits(loader) if self._only_the_model_reads_batches else loader)
             self._store_classes()
             logger.info("%s", training_summary(self, test_images))
             # Last, because making the iterator draws random numbers.
@@ -321,6 +323,12 @@ class Trainer(TrainerState, TrainerEvaluation, TrainerData):
                     # Without an error, whose traceback holds the iterator, this ends the data workers.
                     self.batches = iter(())
         return self._expected_results()
+
+    @property
+    def _only_the_model_reads_batches(self) -> bool:
+        """Return whether batches reach no other code than that of the model, which takes `MaskBits`."""
+        model = getattr(self.model, "module", self.model)
+        return type(self).run_step is Trainer.run_step and getattr(model, "reads_mask_bits", False)
 
     @property
     def _trainer(self) -> Any:

@@ -27,6 +27,7 @@ from ..utils.console import PACKAGE, file_only, setup_console
 from ..utils.device import select_device
 from ..utils.file_io import write_bytes
 from ..utils.locks import Lock
+from ..utils.parallel import use_one_thread
 from .output_directory import LOCK_NAME
 from .resume import check_length_of
 
@@ -54,7 +55,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     # An evaluation takes no look at the training data, which may be on another machine.
     register_from_config(cfg, [*cfg.DATASETS.TEST, *(() if args.eval_only else cfg.DATASETS.TRAIN)])
     validate_config(cfg, training=not args.eval_only, without=built)
-    check_device(cfg)
+    prepare_device(cfg)
     if args.resume and not args.eval_only:
         check_length_of(cfg)
     cfg.freeze()
@@ -129,16 +130,18 @@ def training_lock(directory: str) -> Lock:
     return _SETUP_LOCKS.pop(directory, None) or Lock(Path(directory) / LOCK_NAME, f"The output directory {directory}")
 
 
-def check_device(cfg: CfgNode) -> None:
-    """Check that the device of a config is there.
+def prepare_device(cfg: CfgNode) -> None:
+    """Check that the device of a config is there, and leave the cores to the data workers where it is a GPU.
 
     Raises:
         ConfigError: MODEL.DEVICE is unknown, or a GPU that PyTorch does not find.
     """
     try:
-        select_device(cfg.MODEL.DEVICE)
+        device = select_device(cfg.MODEL.DEVICE)
     except ValueError as error:
         raise ConfigError(f"MODEL.DEVICE: {error}") from error
+    if device.type == "cuda":
+        use_one_thread()
 
 
 def _setup_log(directory: str) -> None:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from ..structures.mask_bits import MaskBits, unpack_together
 
 # Pinned memory is scarce: larger tensors, and what would make a `HostCopies` larger than the second, do without.
 _PINNED = 2**24  # bytes
@@ -105,14 +106,26 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def masks_to_device(masks: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+def masks_to_device(masks: Sequence[Tensor | MaskBits], device: torch.device) -> list[Tensor]:
     """Copy bool masks (..., H, W) to `device` without synchronization.
 
     From the CPU to a GPU they travel as bits: an eighth of the bytes to pin and to copy, and one copy for all.
     """
-    if device.type != "cuda" or not all(mask.device.type == "cpu" and mask.dtype == torch.bool for mask in masks):
-        return [mask.to(device, non_blocking=True) for mask in masks]
-    return unpack(pack(masks, device).to(device, non_blocking=True), masks)
+    if device.type != "cuda" or not all(_packable(each) for each in masks):
+        tensors = (each.unpacked() if isinstance(each, MaskBits) else each for each in masks)
+        return [each.to(device, non_blocking=True) for each in tensors]
+    packed = [each if isinstance(each, MaskBits) else MaskBits.of(each) for each in masks]
+    sizes = [each.bits.numel() for each in packed]
+    upload = _upload((sum(sizes),), torch.uint8, device)
+    for place, each in zip(upload.split(sizes), packed, strict=True):
+        place.numpy()[:] = each.bits.numpy().reshape(-1)
+    return unpack_together(upload.to(device, non_blocking=True), packed)
+
+
+def _packable(masks: Tensor | MaskBits) -> bool:
+    if isinstance(masks, MaskBits):
+        return masks.bits.device.type == "cpu"
+    return masks.device.type == "cpu" and masks.dtype == torch.bool
 
 
 def stack_to_device(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
@@ -123,30 +136,13 @@ def stack_to_device(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     return torch.stack(list(tensors), out=_upload(shape, tensors[0].dtype, device)).to(device, non_blocking=True)
 
 
-def pack(masks: Sequence[Tensor], device: torch.device | None = None) -> Tensor:
-    """Return the bits of bool CPU masks, uint8 (bytes,), each mask from a new byte on; for a copy to `device`."""
-    sizes = [-(-mask.numel() // 8) for mask in masks]
-    packed = _upload((sum(sizes),), torch.uint8, device)
-    for place, mask in zip(packed.split(sizes), masks, strict=True):
-        place.numpy()[:] = np.packbits(mask.contiguous().numpy().reshape(-1), bitorder="little")
-    return packed
-
-
-def _upload(shape: Sequence[int], dtype: torch.dtype, device: torch.device | None) -> Tensor:
+def _upload(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return a new CPU tensor from which a copy to the device is to start, pinned if it is not large.
 
     PyTorch gives its memory away only after the copy, and never back to the system: clips may be of any length.
     """
-    pin = device is not None and device.type == "cuda" and math.prod(shape) * dtype.itemsize <= _PINNED_TOGETHER
+    pin = device.type == "cuda" and math.prod(shape) * dtype.itemsize <= _PINNED_TOGETHER
     return torch.empty(shape, dtype=dtype, pin_memory=pin)
-
-
-def unpack(packed: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Return the bool masks that `pack` packed, on the device of the bits; `like` has their shapes."""
-    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    bits = packed[:, None].bitwise_right_shift(shifts).bitwise_and_(1).view(torch.bool)
-    parts = bits.view(-1).split([-(-mask.numel() // 8) * 8 for mask in like])
-    return [part[: mask.numel()].view(mask.shape) for part, mask in zip(parts, like, strict=True)]
 
 
 def to_device_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:

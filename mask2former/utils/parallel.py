@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from typing import TypeVar
 
+import torch
 from detectron2.utils import comm
 from tqdm import tqdm
 
@@ -25,6 +26,16 @@ _MOST_WORKERS = 16
 def usable_cores() -> int:
     """Return the number of processor cores that this process may use, at least 1."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def use_one_thread() -> None:
+    """Run PyTorch's operations on the CPU in one thread, unless OMP_NUM_THREADS says otherwise.
+
+    For a process whose model is on a GPU. With a thread on each core, those that share theirs with a data worker are
+    waited for: stacking 16 small images took 136 ms instead of 0.3 ms beside busy workers (16 cores).
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
 
 
 def loader_workers(requested: int) -> int:

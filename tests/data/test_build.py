@@ -13,9 +13,12 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BitMasks, Instances
 from PIL import ExifTags, Image
 
 from mask2former.data import BadRecordError, build_test_loader, build_train_loader, skipped_records
+from mask2former.data.build import with_mask_bits
+from mask2former.structures.mask_bits import MaskBits
 
 Write = Callable[[], tuple[Path, Path]]
 
@@ -53,6 +56,40 @@ def test_resumed_loader_continues_with_the_same_samples(cfg: CfgNode, grouping: 
     cfg.DATALOADER.NUM_WORKERS = workers
     resumed = _fingerprint(build_train_loader(cfg, start_iteration=3), 6)
     assert resumed == complete[12:]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bits_of_masks_are_those_of_the_same_samples(cfg: CfgNode, workers: int) -> None:
+    cfg.DATALOADER.NUM_WORKERS = workers
+    loader = build_train_loader(cfg)
+    expected = _fingerprint(loader, 4)
+    samples = [sample for batch in islice(with_mask_bits(loader), 4) for sample in batch]
+    for sample in samples:
+        assert isinstance(sample["instances"].gt_masks, MaskBits)
+        sample["instances"].gt_masks = sample["instances"].gt_masks.unpacked()
+    found = [(s["image_id"], s["image"].numpy().tobytes(), s["instances"].gt_masks.numpy().tobytes()) for s in samples]
+    assert found == expected == _fingerprint(loader, 4)  # the loader itself has not changed
+
+
+def test_samples_of_a_mapper_stay_as_they_are(cfg: CfgNode) -> None:
+    masks = torch.rand(2, 3, 5) > 0.5
+    image, no_masks = Instances((3, 5), gt_masks=masks), Instances((3, 5), gt_classes=torch.zeros(2))
+    kept = [{"instances": [Instances((3, 5), gt_masks=BitMasks(masks))]}, {"instances": image}, {"instances": no_masks}]
+    others = [{"instances": Instances((3, 5), gt_masks=value)} for value in (BitMasks(masks), masks.float())]
+    samples = iter([*kept, *others, {"sem_seg": masks[0]}])
+    cfg.SOLVER.IMS_PER_BATCH = 6
+    (batch,) = islice(with_mask_bits(build_train_loader(cfg, lambda record: next(samples))), 1)
+    (frame,) = batch[0]["instances"]
+    assert all(torch.equal(each.gt_masks.unpacked(), masks) for each in (frame, batch[1]["instances"]))
+    assert isinstance(kept[0]["instances"][0].gt_masks, BitMasks) and image.gt_masks is masks
+    # What the model would not get back as it was is not packed.
+    assert batch[2]["instances"] is no_masks and batch[5]["sem_seg"] is not None
+    assert [batch[i]["instances"] is others[i - 3]["instances"] for i in (3, 4)] == [True, True]
+
+
+def test_other_loaders_yield_what_they_yield() -> None:
+    loader = [[{"instances": None}]]
+    assert with_mask_bits(loader) is loader
 
 
 @pytest.mark.filterwarnings("error:This DataLoader will create")

@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from mask2former.config import load_config
 from mask2former.engine import TrainingInterrupted, argument_parser, launch, setup, training_setup
 from mask2former.engine.rank_group import Place, announce_failure, torchrun_place
 from mask2former.errors import InUseError
@@ -398,3 +399,14 @@ def test_an_output_directory_that_cannot_be_written_is_told_first(
         setup(args)
     assert name in str(told.value)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(("device", "one"), [("cuda", True), ("cpu", False)])
+def test_on_a_gpu_the_cores_are_left_to_the_data_workers(
+    monkeypatch: pytest.MonkeyPatch, device: str, one: bool
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(training_setup, "select_device", torch.device)
+    monkeypatch.setattr(training_setup, "use_one_thread", lambda: calls.append(1))
+    training_setup.prepare_device(load_config("", ["MODEL.DEVICE", device]))
+    assert bool(calls) == one

@@ -15,6 +15,7 @@ from tiny_training import TinyModel, TinyTrainer, start, tiny_config, weights
 from torch import nn
 
 from mask2former.engine import Trainer
+from mask2former.engine import trainer as trainer_module
 from mask2former.engine.distributed import get_random_state
 from mask2former.errors import CheckpointError, ConfigError
 
@@ -123,6 +124,24 @@ def test_a_subclass_can_replace_the_step(tmp_path: Path) -> None:
     assert trainer.iter == trainer.scheduler.last_epoch == 6
     assert not torch.equal(before["head.weight"], weights(trainer)["head.weight"])
     assert torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"] == 5
+
+
+@pytest.mark.parametrize("reads", [True, False])
+@pytest.mark.parametrize("replaced", [True, False])
+def test_only_a_model_that_reads_them_gets_bits_of_masks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: bool, replaced: bool
+) -> None:
+    class Stepping(TinyTrainer):
+        def run_step(self) -> None:
+            super().run_step()
+
+    trainer_class = Stepping if replaced else TinyTrainer
+    trainer = start(tiny_config(tmp_path, "SOLVER.MAX_ITER", "2"), trainer_class=trainer_class)
+    trainer.model.reads_mask_bits = reads
+    asked: list[Any] = []
+    monkeypatch.setattr(trainer_module, "with_mask_bits", lambda loader: asked.append(loader) or loader)
+    trainer.train()
+    assert asked == ([trainer.data_loader] if reads and not replaced else [])
 
 
 def test_a_replaced_model_is_the_one_that_is_trained(tmp_path: Path) -> None:

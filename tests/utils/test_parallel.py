@@ -3,11 +3,13 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Iterator
 
 import pytest
+import torch
 
 from mask2former.utils import parallel
-from mask2former.utils.parallel import default_workers, loader_workers, map_parallel, usable_cores
+from mask2former.utils.parallel import default_workers, loader_workers, map_parallel, usable_cores, use_one_thread
 
 
 def _process(_: int) -> int:
@@ -61,3 +63,23 @@ def test_without_affinity_all_cores_count(monkeypatch: pytest.MonkeyPatch) -> No
     assert usable_cores() == 3
     monkeypatch.setattr(parallel.os, "cpu_count", lambda: None)
     assert usable_cores() == 1
+
+
+@pytest.fixture
+def threads() -> Iterator[int]:
+    """The number of threads of an operation, which is put back after the test."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield 2
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 1), ("2", 2)])
+def test_one_thread_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, threads: int, given: str | None, expected: int
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    use_one_thread()
+    assert torch.get_num_threads() == expected
