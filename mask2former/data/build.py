@@ -14,16 +14,15 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.samplers import InferenceSampler, RepeatFactorTrainingSampler
-from detectron2.structures import BitMasks, Instances
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Sampler
 
 from ..config import micro_batch_size
 from ..errors import BadRecordError
-from ..structures.mask_bits import MaskBits
 from ..utils.hints import did_you_mean
 from ..utils.parallel import loader_workers
 from .balancing import BalancedBatches, object_counts
+from .batch_transport import PackedBatch, collate, collate_with_bits
 from .clip_records import by_track, holds_videos, load_clip_records
 from .dataset_mappers import build_mapper
 from .dataset_mappers.clip_mappers import MixedClipDatasetMapper
@@ -100,7 +99,7 @@ def build_train_loader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=_as_list,
+        collate_fn=collate,
         # Pinning memory initializes CUDA; avoid that if the model does not use it.
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available(),
         generator=_loader_generator(seed),
@@ -141,7 +140,7 @@ def build_test_loader(
         batch_size=batch_size,
         sampler=InferenceSampler(len(records)),
         num_workers=workers,
-        collate_fn=_as_list,
+        collate_fn=collate,
         generator=_loader_generator(0),
     )
 
@@ -159,10 +158,11 @@ class _Loader(DataLoader):
             super().__iter__()
         )  # a local variable: an error keeps it, and with it the workers, until it is handled
         for batch in batches:
-            for sample in batch:
+            samples = batch.samples() if isinstance(batch, PackedBatch) else batch
+            for sample in samples:
                 if isinstance(sample, BadRecordError):
                     raise sample
-            usable = [sample for sample in batch if sample is not None]
+            usable = [sample for sample in samples if sample is not None]
             if usable:
                 yield usable
 
@@ -181,34 +181,8 @@ def with_mask_bits(loader: Any) -> Any:
     if not isinstance(loader, _Loader):
         return loader
     packing = copy.copy(loader)
-    packing.collate_fn = _packed_batch
+    packing.collate_fn = collate_with_bits
     return packing
-
-
-def _as_list(batch: list[Any]) -> list[Any]:
-    return batch
-
-
-def _packed_batch(batch: list[Any]) -> list[Any]:
-    return [_packed(sample) for sample in batch]
-
-
-def _packed(sample: Any) -> Any:
-    """Return the sample with bits for bool masks (N, H, W); those of the frames of a clip may be `BitMasks`."""
-    instances = sample.get("instances") if isinstance(sample, dict) else None
-    if isinstance(instances, Instances):
-        return {**sample, "instances": _with_bits(instances, instances.get_fields().get("gt_masks"))}
-    if isinstance(instances, (list, tuple)) and all(isinstance(each, Instances) for each in instances):
-        masks = [each.get_fields().get("gt_masks") for each in instances]
-        bitmaps = [each.tensor if isinstance(each, BitMasks) else each for each in masks]
-        return {**sample, "instances": [_with_bits(*pair) for pair in zip(instances, bitmaps, strict=True)]}
-    return sample
-
-
-def _with_bits(instances: Instances, masks: Any) -> Instances:
-    if not isinstance(masks, torch.Tensor) or masks.dtype != torch.bool or masks.device.type != "cpu":
-        return instances
-    return Instances(instances.image_size, **(instances.get_fields() | {"gt_masks": MaskBits.of(masks)}))
 
 
 def _load_records(names: Sequence[str], key: str, filter_empty: bool) -> list[dict[str, Any]]:

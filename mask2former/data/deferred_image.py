@@ -16,7 +16,6 @@ from detectron2.data import transforms as T
 from fvcore.transforms.transform import PadTransform
 
 from .mask_transforms import flatten
-from .shared_memory import shared_zeros
 from .transforms import (
     ColorAugSSD,
     PadToSquare,
@@ -183,7 +182,7 @@ def _apply(image: np.ndarray, transforms: Sequence[T.Transform]) -> np.ndarray:
 def _padded(size: Size, pad: PadTransform | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Return new planes with their padding, uint8 (3, H, W), and the part of them that is to be filled, a view."""
     top, left, bottom, right = (pad.y0, pad.x0, pad.y1, pad.x1) if pad is not None else (0, 0, 0, 0)
-    planes = shared_zeros((3, top + size[0] + bottom, left + size[1] + right), torch.uint8)
+    planes = torch.zeros((3, top + size[0] + bottom, left + size[1] + right), dtype=torch.uint8)
     rows, columns = slice(top, top + size[0]), slice(left, left + size[1])
     if pad is not None:
         values = planes.numpy()

@@ -19,7 +19,6 @@ from PIL import Image
 
 from ..structures.masks import EMPTY_PATCH, Patch, bitmap_to_patch, paste, tighten
 from .polygon_masks import fill_polygons
-from .shared_memory import shared_zeros
 from .transforms import PixelTransform, Rot90Transform
 
 
@@ -84,11 +83,10 @@ def padding_mask(transforms: T.TransformList, size: tuple[int, int], lookup: Ind
     lookup = lookup or index_map(transforms, size)
     if lookup is None:
         return torch.from_numpy(transforms.apply_segmentation(np.ones(size, np.uint8)) != 1)
-    mask = shared_zeros(lookup.size, torch.bool)
-    bits = mask.numpy()
+    bits = np.zeros(lookup.size, dtype=bool)
     bits[lookup.rows < 0] = True
     bits[:, lookup.columns < 0] = True
-    return mask
+    return torch.from_numpy(bits)
 
 
 def patches_by_id(ids: np.ndarray, requested: Collection[int] | None = None) -> dict[int, Patch]:

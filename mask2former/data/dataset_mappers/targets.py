@@ -31,7 +31,6 @@ from ...structures.masks import (
 )
 from ..image_io import read_label_map, read_panoptic_png
 from ..mask_transforms import IndexMap, index_map, move_patches, move_polygons, padding_mask, patches_by_id
-from ..shared_memory import shared_zeros
 
 Record = dict[str, Any]
 
@@ -69,11 +68,7 @@ class AugmentedImage:
     def to_tensor(self) -> torch.Tensor:
         """Return the pixels as the model takes them, uint8 (3, H, W), contiguous."""
         planes = self.pixels.transpose(2, 0, 1)
-        if planes.flags.c_contiguous and planes.flags.writeable:
-            return torch.from_numpy(planes)
-        tensor = shared_zeros(planes.shape, torch.uint8)
-        tensor.numpy()[...] = planes
-        return tensor
+        return torch.from_numpy(planes if planes.flags.c_contiguous and planes.flags.writeable else planes.copy())
 
 
 class Targets(Protocol):
@@ -308,9 +303,7 @@ def make_instances(
         classes, patches = [classes[index] for index in kept], [patches[index] for index in kept]
     instances = Instances(size)
     instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
-    masks = shared_zeros((len(patches), *size), torch.bool)
-    paste(patches, size, masks.numpy())
-    instances.gt_masks = masks
+    instances.gt_masks = torch.from_numpy(paste(patches, size))
     instances.gt_boxes = Boxes(boxes_from_patches(patches))
     return instances
 
