@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 import torch
 from detectron2.config import CfgNode
@@ -85,6 +86,20 @@ def test_samples_of_a_mapper_stay_as_they_are(cfg: CfgNode) -> None:
     # What the model would not get back as it was is not packed.
     assert batch[2]["instances"] is no_masks and batch[5]["sem_seg"] is not None
     assert [batch[i]["instances"] is others[i - 3]["instances"] for i in (3, 4)] == [True, True]
+
+
+@pytest.mark.parametrize("build", [build_train_loader, lambda cfg, mapper: build_test_loader(cfg, "tiny", mapper)])
+def test_workers_keep_to_their_core(cfg: CfgNode, build: Any) -> None:
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        for workers, expected in ((0, 3), (1, 1)):
+            cfg.DATALOADER.NUM_WORKERS = workers
+            (batch,) = islice(build(cfg, lambda record: {"threads": (cv2.getNumThreads(), torch.get_num_threads())}), 1)
+            assert batch[0]["threads"][0] == expected
+        assert batch[0]["threads"] == (1, 1) and cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(before)
 
 
 def test_other_loaders_yield_what_they_yield() -> None:
