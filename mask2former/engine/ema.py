@@ -49,7 +49,7 @@ class WeightAverage:
         if self._places is None:  # names that are not those of the modules
             sources = self._sources()
             return [sources[name] for name in self._average]
-        return [tensors[name].detach() for tensors, name in self._places]
+        return [tensors[name] for tensors, name in self._places]
 
     @torch.no_grad()
     def reset(self) -> None:
