@@ -7,6 +7,7 @@ prediction.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -78,8 +79,14 @@ def parts_of(points: int, results: int) -> int:
 
 
 def products_in_parts(a: Tensor, b: Tensor, parts: int) -> Tensor:
-    """Return `a @ b.mT` as the sum over equal parts of the last dimension, which are multiplied side by side."""
-    if a.dim() > 2:  # image by image: a batch of batches would be copied
+    """Return `a @ b.mT` as the sum over equal parts of the last dimension, which are multiplied side by side.
+
+    Of several images, with one dimension more, either their parts or their images: all at once would be copied first.
+    """
+    if a.dim() > 2 and parts <= len(a):
+        chunks = zip(a.chunk(parts, -1), b.chunk(parts, -1), strict=True)
+        return functools.reduce(Tensor.add_, (x @ y.mT for x, y in chunks))
+    if a.dim() > 2:
         return torch.stack([products_in_parts(x, y, parts) for x, y in zip(a, b, strict=True)])
     a, b = (x.unflatten(-1, (parts, -1)).transpose(0, 1) for x in (a, b))
     return (a @ b.mT).sum(0)
