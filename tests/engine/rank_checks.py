@@ -141,11 +141,13 @@ def _check_losses_and_gradients(model: nn.Module, batch: list[dict[str, Any]], o
     for kind in ("mask", "denoising_mask", "quality", "selection_mask", "selection_quality"):
         name = f"loss_{kind}"
         assert name not in losses or (losses[name] == 0) == (objects == 0)
+    norms = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None, name
-            norms = comm.all_gather(float(parameter.grad.norm()))
-            assert norms[0] == norms[1], (name, norms)
+            norms[name] = float(parameter.grad.norm())
+    first, second = comm.all_gather(norms)
+    assert first == second, [(name, norm, second[name]) for name, norm in first.items() if second[name] != norm]
 
 
 def gradients_do_not_depend_on_the_way_of_reduction(rank: int, directory: str) -> None:
@@ -198,7 +200,7 @@ def _gradients(model: nn.Module, batches: list[list[dict[str, Any]]]) -> dict[st
 
 def _mean_gradients(model: nn.Module, batches: list[list[dict[str, Any]]]) -> dict[str, torch.Tensor]:
     found = _gradients(copy.deepcopy(model), batches)
-    for gradient in found.values():
-        dist.all_reduce(gradient)
-        gradient /= 2
-    return found
+    total = torch.cat([gradient.flatten() for gradient in found.values()])  # one call for all
+    dist.all_reduce(total)
+    parts = (total / 2).split([gradient.numel() for gradient in found.values()])
+    return {name: part.view_as(found[name]) for name, part in zip(found, parts, strict=True)}
