@@ -197,7 +197,7 @@ def run(args: argparse.Namespace, describe: str) -> Report:
     size, batch = args.size[0], args.batch
     dtypes = [torch.float32, torch.bfloat16] if device.type == "cuda" else [torch.float32]
     title = f"deformable attention, pyramid of {size} x {size}, batch {batch}"
-    peaks = Peaks.of(device, bf16=True)
+    peaks = Peaks.of(device, bf16=torch.bfloat16 in dtypes)
     report = Report("op", title, {"size": size, "batch": batch, "compile": "off"}, device, peaks)
     implementations: dict[str, tuple[Run, bool]] = {
         "PyTorch": (pytorch, False),

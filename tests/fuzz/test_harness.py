@@ -67,13 +67,22 @@ FAULTS: dict[str, Callable[[Case], object]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return what is found in one run of all faults, each a case."""
+    root = tmp_path_factory.mktemp("faults") / "root"
+    root.mkdir()
+    faults = list(FAULTS.values())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(guard, "CPU_SECONDS", 0.3)
+        patch.setattr("tests.fuzz.core.CPU_SECONDS", 0.3)
+        results = results_of(lambda case: faults[case.seed](case), root, len(faults))
+    return {text: finding for text, (_, finding) in zip(FAULTS, results, strict=True)}
+
+
 @pytest.mark.parametrize("text", FAULTS)
-def test_faults_are_found(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "CPU_SECONDS", 0.3)
-    monkeypatch.setattr("tests.fuzz.core.CPU_SECONDS", 0.3)
-    (tmp_path / "root").mkdir()
-    ((_, finding),) = results_of(FAULTS[text], tmp_path / "root")
-    assert text in finding
+def test_faults_are_found(text: str, findings: dict[str, str]) -> None:
+    assert text in findings[text]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from types import ModuleType
 import benchmark
 import pytest
 
+from mask2former.benchmark.floor import Peaks
+
 from ..modeling.tiny_models import TINY
 
 CONFIG = "coco/panoptic-segmentation/swin/maskformer2_swin_tiny_bs16_50ep.yaml"
@@ -59,7 +61,12 @@ def test_figures_of_the_mapper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert mapper["time"] == 8 and content["settings"]["config"] == "a.yaml"
 
 
-def test_deformable_attention(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_deformable_attention(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    measured = Peaks.of
+    monkeypatch.setattr(Peaks, "of", lambda device, bf16: asked.append(bf16) or measured(device, bf16))
     file = tmp_path / "op.json"
     command = ["op", "--size", "32", "32", "--repeats", "3", "--device", "cpu", "--json", str(file)]
     assert benchmark.main(command) == 0
@@ -69,6 +76,7 @@ def test_deformable_attention(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert fused["ratio"]["value"] == pytest.approx(base["time"]["value"] / fused["time"]["value"])
     assert fused["time"]["samples"] == 3 and fused["floor of bytes"]["value"] > 0
     assert "this op, fused         float32" in capsys.readouterr().out
+    assert asked == [False]  # the rows of a CPU are float32
 
 
 @pytest.mark.slow
