@@ -383,8 +383,10 @@ def test_batches_of_a_real_model_give_the_results_of_single_calls() -> None:
         futures = [engine.submit(image) for image in images]
         together = [future.result(120) for future in futures]
         assert engine.status().batches == 1
-        one_task = engine.segment(images[0], options=Options(task="instance"))
-    for first, second in zip([*alone, alone[0]], [*together, one_task], strict=True):
+        futures = [engine.submit(image, options=Options(task="instance")) for image in images]  # full, so no waiting
+        one_task = [future.result(120) for future in futures]
+        assert engine.status().batches == 2
+    for first, second in zip(2 * alone, [*together, *one_task], strict=True):
         assert first.instances is not None and second.instances is not None
         np.testing.assert_allclose(first.instances.scores, second.instances.scores, atol=1e-5)
         different = (first.instances.label_map() != second.instances.label_map()).mean()
