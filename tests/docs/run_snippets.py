@@ -18,7 +18,6 @@ sys.path.insert(0, str(ROOT))
 
 from tests.docs.markdown import blocks  # noqa: E402
 
-
 # What `make_inputs` imports, for who forks a process that has done so.
 IMPORTED = ("numpy", "torch", "detectron2.modeling", "PIL.Image", "mask2former.checkpoint", "mask2former.config")
 

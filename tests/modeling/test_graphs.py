@@ -67,7 +67,11 @@ class Core(nn.Module):
 @pytest.mark.parametrize("how", ["export", "compile"])
 @pytest.mark.parametrize(
     ("config", "parts"),
-    [(CONFIGS[0], ()), *((c, ONE_LAYER) for c in CONFIGS[1:]), *((R50, (*ONE_LAYER, *CONVOLUTIONS, *p)) for p in PARTS.values())],
+    [
+        (CONFIGS[0], ()),
+        *((config, ONE_LAYER) for config in CONFIGS[1:]),
+        *((R50, (*ONE_LAYER, *CONVOLUTIONS, *parts)) for parts in PARTS.values()),
+    ],
     ids=[*CONFIGS, *PARTS],
 )
 def test_one_graph_same_numbers(config: str, parts: tuple[Any, ...], how: str) -> None:

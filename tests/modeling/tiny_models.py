@@ -39,7 +39,7 @@ DECODER: dict[str, Any] = {
 
 @BACKBONE_REGISTRY.register()
 class FourConvolutions(Backbone):
-    """A convolution for each of strides 4, 8, 16 and 32: where a test is not about backbones, little is traced of it."""
+    """A convolution for each of strides 4, 8, 16 and 32, of which little is traced: for tests of what follows it."""
 
     size_divisibility = 32
 
