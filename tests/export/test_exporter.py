@@ -58,7 +58,7 @@ def export(family: str, path: Path, **settings: Any) -> tuple[nn.Module, Exporte
         ("R50", "panoptic", 0),
         ("Swin-T of v1", "instance", 1),
         ("timm, selected queries", "semantic", 0),
-        ("video", "instance", 2),
+        ("video", "instance", 1),
     ],
 )
 def test_onnx(family: str, post: str, batch: int, tmp_path: Path) -> None:
