@@ -375,7 +375,11 @@ def test_batching_settings_out_of_range() -> None:
 def test_batches_of_a_real_model_give_the_results_of_single_calls() -> None:
     rng = np.random.default_rng(1)
     images = [rng.integers(0, 255, (64, 64, 3), dtype=np.uint8) for _ in range(3)]
-    images[1][16:40, 16:40] = 20
+    for number, image in enumerate(images):  # one more bright disc in each, so that results differ
+        rows, columns = np.mgrid[:64, :64]
+        image[:] //= 16
+        for disc in range(number + 1):
+            image[(rows - 16 - 16 * disc) ** 2 + (columns - 14 - 18 * disc) ** 2 < 36] = 200
     segmenter = Segmenter.load("nuclei", device="cpu", overrides=SMALL, score_threshold=0.1)
     alone = [segmenter(image) for image in images]
     source = ModelSource.named("nuclei", overrides=SMALL, score_threshold=0.1)
