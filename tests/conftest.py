@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,10 @@ from .panoptic_sample import PanopticSample, write_panoptic_sample
 # No test depends on the speed of the machine, or on what else runs there.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+# pytest adds handlers to loggers that do not propagate, and for a handler of this one PyTorch writes down every graph
+# that it compiles or exports, which takes a third of the time.
+logging.getLogger("torch.__trace").propagate = True
 
 
 @pytest.fixture

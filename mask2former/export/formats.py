@@ -121,7 +121,10 @@ def _program(network: ExportNetwork, inputs: tuple[Tensor, ...], dynamic: bool) 
 def _shapes(inputs: tuple[Tensor, ...]) -> dict[str, Any]:
     """Return for exporters that the first axis of everything but thresholds may have any size."""
     batch = torch.export.Dim("batch", min=1)
-    return {"images": {0: batch}, "others": tuple({0: batch} if value.dim() else {} for value in inputs[1:])}
+    shapes: dict[str, Any] = {"images": {0: batch}}
+    if len(inputs) > 1:  # without post-processing there are no others, and none may be named
+        shapes["others"] = tuple({0: batch} if value.dim() else {} for value in inputs[1:])
+    return shapes
 
 
 def _require(*modules: str) -> None:

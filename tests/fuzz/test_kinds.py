@@ -6,25 +6,31 @@ A failure names the case: `python -m tests.fuzz KIND SEED` repeats it, `make fuz
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.forked_programs import ForkedPrograms
+
 from .core import KINDS, Result, check
 
-ROOT = Path(__file__).parents[2]
 CASES = 200
+
+
+@pytest.fixture(scope="module")
+def programs() -> Iterator[ForkedPrograms]:
+    """Return a process that has imported the modules of all kinds."""
+    with ForkedPrograms(["tests.fuzz.__main__", *(f"tests.fuzz.{kind}" for kind in KINDS)]) as programs:
+        yield programs
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_cases(kind: str, tmp_path: Path) -> None:
+def test_cases(kind: str, tmp_path: Path, programs: ForkedPrograms) -> None:
     # In a process of its own: PyTorch cannot train in forks of one in which it has trained on some devices.
     file = tmp_path / "results.json"
-    command = [sys.executable, "-m", "tests.fuzz", kind, "--count", str(CASES), "--json", str(file)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = programs.run("tests.fuzz.__main__", [kind, "--count", str(CASES), "--json", str(file)], tmp_path)
     assert file.is_file(), done.stderr
     results = [Result(**entry) for entry in json.loads(file.read_text(encoding="utf-8"))]
     assert [result.seed for result in results] == list(range(CASES))

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from mask2former.config import load_config
 
+from .tiny_models import CONVOLUTIONS
+
 R50 = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
 HEAD, NODE = "MODEL.SEM_SEG_HEAD", "MODEL.MASK_FORMER"
 PER_PIXEL = ("MODEL.META_ARCHITECTURE", "SemanticSegmentor", f"{HEAD}.NUM_CLASSES", 10, f"{HEAD}.NAME")
@@ -20,7 +22,7 @@ PARTS = {
     "MaskFormer v1": (
         *(f"{HEAD}.PIXEL_DECODER_NAME", "TransformerEncoderPixelDecoder", f"{NODE}.ENC_LAYERS", 1),
         *(f"{NODE}.TRANSFORMER_DECODER_NAME", "StandardTransformerDecoder"),
-        *(f"{NODE}.TRANSFORMER_IN_FEATURE", "transformer_encoder"),
+        *(f"{NODE}.TRANSFORMER_IN_FEATURE", "transformer_encoder", f"{NODE}.DEC_LAYERS", 1),
     ),
     "selected queries": (f"{NODE}.QUERY_SELECTION", True),
     "per pixel": (*PER_PIXEL, "PerPixelBaselineHead"),
@@ -33,7 +35,7 @@ CONFIGS = [
 ]
 # Tracing takes time for every layer, so there are as few as show each kind: two decoder layers, which attend to other
 # levels, with one backbone and one with the others; shifted windows in one stage; timm's own model for tests in the
-# place of a larger one of its family.
+# place of a larger one of its family. Where parts are swapped, the backbone is four convolutions.
 TINY = [
     *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.SWIN.EMBED_DIM", 16, "MODEL.SWIN.DEPTHS", [1, 1, 2, 1]),
     *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.TIMM.NAME", "test_efficientnet"),
@@ -65,7 +67,11 @@ class Core(nn.Module):
 @pytest.mark.parametrize("how", ["export", "compile"])
 @pytest.mark.parametrize(
     ("config", "parts"),
-    [(CONFIGS[0], ()), *((c, ONE_LAYER) for c in CONFIGS[1:]), *((R50, (*ONE_LAYER, *p)) for p in PARTS.values())],
+    [
+        (CONFIGS[0], ()),
+        *((config, ONE_LAYER) for config in CONFIGS[1:]),
+        *((R50, (*ONE_LAYER, *CONVOLUTIONS, *parts)) for parts in PARTS.values()),
+    ],
     ids=[*CONFIGS, *PARTS],
 )
 def test_one_graph_same_numbers(config: str, parts: tuple[Any, ...], how: str) -> None:

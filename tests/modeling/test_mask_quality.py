@@ -21,7 +21,7 @@ from mask2former.modeling.postprocess import Settings, postprocess
 from mask2former.modeling.transformer_decoder import MultiScaleMaskedTransformerDecoder
 from mask2former.structures.task import IMAGE_TASKS, Task
 
-from .tiny_models import NoHostReads, record, step_and_predict_without_syncs, tiny, without_gradient
+from .tiny_models import CONVOLUTIONS, NoHostReads, record, step_and_predict_without_syncs, tiny, without_gradient
 
 PANOPTIC = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
 R18 = [*("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64), *("MODEL.RESNETS.STEM_TYPE", "basic")]
@@ -312,7 +312,7 @@ def test_replaced_prediction_heads_are_told() -> None:
 @pytest.mark.slow
 def test_compiled_training_gives_the_same_losses() -> None:
     torch.compiler.reset()
-    model = tiny(PANOPTIC, *R18, *QUALITY, *MORE, *SELECTION).train()
+    model = tiny(PANOPTIC, *CONVOLUTIONS, *QUALITY, *MORE, *SELECTION).train()
     batch = [record(64, 64, 3, 3), record(64, 64, 2, 3, seed=1)]
     losses = []
     for model.runtime.compile_training in (False, True):
@@ -328,7 +328,7 @@ def test_compiled_training_gives_the_same_losses() -> None:
 def test_a_tiny_training_learns_it() -> None:
     """One image with two objects: at the end the queries know the IoU of their masks."""
     torch.manual_seed(0)
-    model = tiny(PANOPTIC, *R18, *QUALITY, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 2).train()
+    model = tiny(PANOPTIC, *CONVOLUTIONS, *QUALITY, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 2).train()
     sample = record(64, 64, 2, 2)
     masks = torch.stack((block(64, 64, 8, 8, 40, 32), block(64, 64, 40, 30, 60, 60)))
     sample["instances"].gt_masks, sample["instances"].gt_classes = masks, torch.tensor([0, 1])

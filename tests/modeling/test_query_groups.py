@@ -23,7 +23,7 @@ from mask2former.modeling.transformer_decoder import (
     VideoMultiScaleMaskedTransformerDecoder,
 )
 
-from .tiny_models import DECODER, clip, record, tiny, without_gradient
+from .tiny_models import CONVOLUTIONS, DECODER, clip, record, tiny, without_gradient
 
 PANOPTIC = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
 VIDEO = "youtubevis_2019/video_maskformer2_R50_bs16_8ep.yaml"
@@ -264,7 +264,7 @@ def test_a_criterion_of_another_project_is_told() -> None:
 def test_compiled_training_gives_the_same_losses(config: str) -> None:
     torch.compiler.reset()
     make, frames = (clip, (2,)) if config == VIDEO else (record, ())
-    model = tiny(config, *R18, *GROUPS, *DENOISING).train()
+    model = tiny(config, *CONVOLUTIONS, *GROUPS, *DENOISING).train()
     batch = [make(64, 64, *frames, 3, 3), make(64, 64, *frames, 2, 3, seed=1)]
     losses = []
     for model.runtime.compile_training in (False, True):
@@ -282,7 +282,7 @@ def test_compiled_training_gives_the_same_losses(config: str) -> None:
 def test_a_tiny_training_learns() -> None:
     torch.manual_seed(0)
     few = ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 4, "MODEL.MASK_FORMER.QUERY_GROUPS", 2)
-    model = tiny(PANOPTIC, *R18, *few, *DENOISING).train()
+    model = tiny(PANOPTIC, *CONVOLUTIONS, *few, *DENOISING).train()
     sample = record(64, 64, 2, 4)
     sample["instances"].gt_masks[:] = False
     sample["instances"].gt_masks[0, 8:40, 8:32] = True

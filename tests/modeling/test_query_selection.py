@@ -25,7 +25,7 @@ from mask2former.modeling.transformer_decoder import (
 )
 from mask2former.modeling.transformer_decoder.query_selection import QuerySelection, best_tokens
 
-from .tiny_models import DECODER, NoHostReads, clip, record, tiny, without_gradient
+from .tiny_models import CONVOLUTIONS, DECODER, NoHostReads, clip, record, tiny, without_gradient
 
 PANOPTIC = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
 INSTANCE = "coco/instance-segmentation/maskformer2_R50_bs16_50ep.yaml"
@@ -394,7 +394,7 @@ def test_a_step_in_float64_is_that_of_a_decoder_with_this_content() -> None:
 def test_compiled_training_gives_the_same_losses(config: str) -> None:
     torch.compiler.reset()
     make, frames = (clip, (2,)) if config == VIDEO else (record, ())
-    model = tiny(config, *R18, *ON, *GROUPS, *DENOISING).train()
+    model = tiny(config, *CONVOLUTIONS, *ON, *GROUPS, *DENOISING).train()
     batch = [make(64, 64, *frames, 3, 3), make(64, 64, *frames, 2, 3, seed=1)]
     losses = []
     for model.runtime.compile_training in (False, True):
@@ -410,7 +410,7 @@ def test_compiled_training_gives_the_same_losses(config: str) -> None:
 @pytest.mark.slow
 def test_a_tiny_training_learns() -> None:
     torch.manual_seed(0)
-    model = tiny(PANOPTIC, *R18, *ON, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 4).train()
+    model = tiny(PANOPTIC, *CONVOLUTIONS, *ON, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 4).train()
     sample = record(64, 64, 2, 4)
     sample["instances"].gt_masks[:] = False
     sample["instances"].gt_masks[0, 8:40, 8:32] = True

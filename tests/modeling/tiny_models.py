@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from detectron2.modeling import build_model
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
 from detectron2.structures import Instances
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mask2former.config import load_config
@@ -32,6 +35,32 @@ DECODER: dict[str, Any] = {
     "mask_dim": 8,
     "enforce_input_project": False,
 }
+
+
+@BACKBONE_REGISTRY.register()
+class FourConvolutions(Backbone):
+    """A convolution for each of strides 4, 8, 16 and 32, of which little is traced: for tests of what follows it."""
+
+    size_divisibility = 32
+
+    def __init__(self, cfg: CfgNode, input_shape: ShapeSpec) -> None:
+        super().__init__()
+        channels = (input_shape.channels, 16, 16, 32, 32)
+        self.steps = nn.ModuleList(
+            nn.Conv2d(channels[i], channels[i + 1], 3, 4 if i == 0 else 2, padding=1) for i in range(4)
+        )
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        outputs = {}
+        for i, step in enumerate(self.steps):
+            outputs[f"res{i + 2}"] = x = step(x).relu()
+        return outputs
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return {f"res{i + 2}": ShapeSpec(step.out_channels, stride=4 * 2**i) for i, step in enumerate(self.steps)}
+
+
+CONVOLUTIONS = ("MODEL.BACKBONE.NAME", "FourConvolutions")
 
 
 def tiny(config: str, *overrides: Any) -> torch.nn.Module:

@@ -375,7 +375,11 @@ def test_batching_settings_out_of_range() -> None:
 def test_batches_of_a_real_model_give_the_results_of_single_calls() -> None:
     rng = np.random.default_rng(1)
     images = [rng.integers(0, 255, (64, 64, 3), dtype=np.uint8) for _ in range(3)]
-    images[1][16:40, 16:40] = 20
+    for number, image in enumerate(images):  # one more bright disc in each, so that results differ
+        rows, columns = np.mgrid[:64, :64]
+        image[:] //= 16
+        for disc in range(number + 1):
+            image[(rows - 16 - 16 * disc) ** 2 + (columns - 14 - 18 * disc) ** 2 < 36] = 200
     segmenter = Segmenter.load("nuclei", device="cpu", overrides=SMALL, score_threshold=0.1)
     alone = [segmenter(image) for image in images]
     source = ModelSource.named("nuclei", overrides=SMALL, score_threshold=0.1)
@@ -383,8 +387,10 @@ def test_batches_of_a_real_model_give_the_results_of_single_calls() -> None:
         futures = [engine.submit(image) for image in images]
         together = [future.result(120) for future in futures]
         assert engine.status().batches == 1
-        one_task = engine.segment(images[0], options=Options(task="instance"))
-    for first, second in zip([*alone, alone[0]], [*together, one_task], strict=True):
+        futures = [engine.submit(image, options=Options(task="instance")) for image in images]  # full, so no waiting
+        one_task = [future.result(120) for future in futures]
+        assert engine.status().batches == 2
+    for first, second in zip(2 * alone, [*together, *one_task], strict=True):
         assert first.instances is not None and second.instances is not None
         np.testing.assert_allclose(first.instances.scores, second.instances.scores, atol=1e-5)
         different = (first.instances.label_map() != second.instances.label_map()).mean()

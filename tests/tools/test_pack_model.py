@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pack_model
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -37,6 +38,7 @@ def training(tmp_path: Path) -> Path:
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the script as users do; once, because importing everything takes most of the time."""
     command = [sys.executable, str(TOOL), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -66,13 +68,13 @@ def test_packed_model_predicts_the_same(training: Path, tmp_path: Path) -> None:
 def test_classes_that_the_training_stored(training: Path, tmp_path: Path) -> None:
     table = ClassTable(("cell",), (True,), ((10, 20, 30),), (7,))
     store_classes(table, training)
-    done = run(training, tmp_path / "packed")
-    assert done.returncode == 0, done.stderr
+    assert pack_model.main([str(training), str(tmp_path / "packed")]) == 0
     assert Segmenter.load(str(tmp_path / "packed"), device="cpu").classes == table
 
 
-def test_no_weights_is_a_clear_error(tmp_path: Path) -> None:
+def test_no_weights_is_a_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.yaml").write_text(load_config("nuclei/maskformer2_R50.yaml").dump())
-    done = run(tmp_path, tmp_path / "out", "--classes", "cell")
-    assert done.returncode != 0 and "model_best.safetensors" in done.stderr
-    assert "Traceback" not in done.stderr
+    status = pack_model.main([str(tmp_path), str(tmp_path / "out"), "--classes", "cell"])
+    told = capsys.readouterr().err
+    assert status != 0 and "model_best.safetensors" in told
+    assert "Traceback" not in told
