@@ -263,11 +263,12 @@ class SemanticEvaluator(DatasetEvaluator):
             return path, labels
         annotation = self._panoptic.annotation(image["image_id"])
         ids = self._panoptic.id_map(annotation, image_size(image))
-        labels = np.full(int(ids.max(initial=0)) + 1, self._ignore_label, dtype=np.int64)
+        # Ids are up to 2^24. Memory that is not written is not allocated if it begins with zeros.
+        beyond_ignored = np.zeros(int(ids.max(initial=0)) + 1, dtype=np.int64)
         for segment in annotation["segments_info"]:
-            if segment["id"] < len(labels):
-                labels[segment["id"]] = self._class_of_segment(annotation, segment)
-        return annotation["file_name"], labels[ids]
+            if segment["id"] < len(beyond_ignored):
+                beyond_ignored[segment["id"]] = self._class_of_segment(annotation, segment) - self._ignore_label
+        return annotation["file_name"], beyond_ignored[ids] + self._ignore_label
 
     def _class_of_segment(self, annotation: Mapping[str, Any], segment: Mapping[str, Any]) -> int:
         if segment["category_id"] not in self._class_of:
