@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
@@ -88,16 +89,27 @@ def test_samples_of_a_mapper_stay_as_they_are(cfg: CfgNode) -> None:
     assert [batch[i]["instances"] is others[i - 3]["instances"] for i in (3, 4)] == [True, True]
 
 
+def _threads(record: Any) -> dict[str, Any]:
+    for _ in range(3):  # operations in parallel, whose threads a forked worker has not
+        cv2.resize(np.zeros((4000, 4000, 3), np.uint8), (1500, 1500), interpolation=cv2.INTER_CUBIC)
+    return {"threads": (cv2.getNumThreads(), torch.get_num_threads())}
+
+
 @pytest.mark.parametrize("build", [build_train_loader, lambda cfg, mapper: build_test_loader(cfg, "tiny", mapper)])
-def test_workers_keep_to_their_core(cfg: CfgNode, build: Any) -> None:
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_workers_keep_to_their_core(cfg: CfgNode, build: Any, start: str) -> None:
     before = cv2.getNumThreads()
-    cv2.setNumThreads(3)
+    cv2.setNumThreads(4)
     try:
-        for workers, expected in ((0, 3), (1, 1)):
+        for workers, expected in ((0, 4), (1, 1)):
             cfg.DATALOADER.NUM_WORKERS = workers
-            (batch,) = islice(build(cfg, lambda record: {"threads": (cv2.getNumThreads(), torch.get_num_threads())}), 1)
+            loader = build(cfg, _threads)
+            if workers:
+                loader.multiprocessing_context, loader.timeout = start, 60
+            (batch,) = islice(loader, 1)
             assert batch[0]["threads"][0] == expected
-        assert batch[0]["threads"] == (1, 1) and cv2.getNumThreads() == 3
+        assert batch[0]["threads"] == (1, 1) and cv2.getNumThreads() == 4
+        assert "OPENCV_FOR_THREADS_NUM" not in os.environ
     finally:
         cv2.setNumThreads(before)
 
