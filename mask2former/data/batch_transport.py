@@ -33,7 +33,7 @@ class _Place(NamedTuple):
 class PackedBatch:
     """A list of samples, taken apart into a pickle and a buffer with the elements of all CPU tensors.
 
-    Other tensors, and tensors that require a gradient, are pickled as PyTorch does between processes.
+    Other tensors, those that require a gradient and expanded ones are pickled as PyTorch does between processes.
     """
 
     def __init__(self, content: bytes, buffer: Tensor) -> None:
@@ -47,7 +47,7 @@ class PackedBatch:
         pickler = _Pickler(file)
         pickler.dump(samples)
         buffer = _shared(pickler.end)
-        for place, tensor in pickler.tensors.values():
+        for place, tensor in pickler.tensors:
             _part(buffer, place).copy_(tensor)
         return cls(file.getvalue(), buffer)
 
@@ -71,8 +71,11 @@ def collate_with_bits(samples: list[Any]) -> list[Any] | PackedBatch:
 
 
 def _with_mask_bits(sample: Any) -> Any:
-    """Return the sample with bits for bool masks (N, H, W); those of the frames of a clip may be `BitMasks`."""
-    instances = sample.get("instances") if isinstance(sample, dict) else None
+    """Return the sample with bits for bool masks (N, H, W); those of the frames of a clip may be `BitMasks`.
+
+    Samples and instances of derived classes stay as they are: a copy could lose what they add.
+    """
+    instances = sample.get("instances") if type(sample) is dict else None
     if isinstance(instances, Instances):
         return {**sample, "instances": _with_bits(instances, instances.get_fields().get("gt_masks"))}
     if isinstance(instances, (list, tuple)) and all(isinstance(each, Instances) for each in instances):
@@ -83,7 +86,7 @@ def _with_mask_bits(sample: Any) -> Any:
 
 
 def _with_bits(instances: Instances, masks: Any) -> Instances:
-    if not isinstance(masks, Tensor) or masks.dtype != torch.bool or masks.device.type != "cpu":
+    if type(instances) is not Instances or not _is_plain(masks) or masks.dtype != torch.bool or masks.dim() != 3:
         return instances
     return Instances(instances.image_size, **(instances.get_fields() | {"gt_masks": MaskBits.of(masks)}))
 
@@ -95,21 +98,21 @@ def _shared(size: int) -> Tensor:
 
 
 class _Pickler(ForkingPickler):
-    """Leaves CPU tensors out, and plans the places of their elements: `tensors` by id, up to byte `end`."""
+    """Leaves CPU tensors out, and plans the places of their elements: `tensors` with theirs, up to byte `end`."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
-        self.tensors: dict[int, tuple[_Place, Tensor]] = {}
+        self.tensors: list[tuple[_Place, Tensor]] = []
         self.end = 0
 
-    def persistent_id(self, value: Any) -> _Place | None:
+    # Not `persistent_id`, which is asked about every number of an annotation, too.
+    def reducer_override(self, value: Any) -> Any:
         if not _is_plain(value):
-            return None
-        if id(value) not in self.tensors:
-            place = _Place(self.end, value.dtype, tuple(value.shape))
-            self.tensors[id(value)] = place, value
-            self.end = -(-(self.end + value.nbytes) // _ALIGNMENT) * _ALIGNMENT
-        return self.tensors[id(value)][0]
+            return NotImplemented
+        place = _Place(self.end, value.dtype, tuple(value.shape))
+        self.tensors.append((place, value))
+        self.end = -(-(self.end + value.nbytes) // _ALIGNMENT) * _ALIGNMENT
+        return _Place, tuple(place)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -117,8 +120,12 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(io.BytesIO(content))
         self._buffer = buffer
 
-    def persistent_load(self, place: _Place) -> Tensor:
-        return _part(self._buffer, place)
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        return self._tensor if found is _Place else found
+
+    def _tensor(self, *place: Any) -> Tensor:
+        return _part(self._buffer, _Place(*place))
 
 
 def _part(buffer: Tensor, place: _Place) -> Tensor:
@@ -132,4 +139,5 @@ def _is_plain(value: Any) -> bool:
         and value.device.type == "cpu"
         and value.layout is torch.strided
         and not (value.requires_grad or value.is_quantized or value.is_conj() or value.is_neg())
+        and value.nbytes <= value.untyped_storage().nbytes()  # an expanded one would grow
     )

@@ -176,9 +176,10 @@ def with_mask_bits(loader: Any) -> Any:
     """Return a loader of the same batches, whose `gt_masks` are `MaskBits`, for models with `reads_mask_bits`.
 
     Workers then write an eighth of the bytes, and this process, which waits for each memory page that it touches first,
-    reads an eighth. A loader that `build_train_loader` has not built is returned as it is.
+    reads an eighth. A loader that `build_train_loader` has not built, or that has got another `collate_fn` since, is
+    returned as it is.
     """
-    if not isinstance(loader, _Loader):
+    if not isinstance(loader, _Loader) or loader.collate_fn is not collate:
         return loader
     packing = copy.copy(loader)
     packing.collate_fn = collate_with_bits

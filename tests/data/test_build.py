@@ -89,6 +89,36 @@ def test_samples_of_a_mapper_stay_as_they_are(cfg: CfgNode) -> None:
     assert [batch[i]["instances"] is others[i - 3]["instances"] for i in (3, 4)] == [True, True]
 
 
+class _LazySample(dict):
+    """Computes a value when it is read."""
+
+
+class _NamedInstances(Instances):
+    """Has more than its fields."""
+
+
+def test_only_what_a_copy_keeps_is_packed(cfg: CfgNode) -> None:
+    masks = torch.rand(2, 3, 5) > 0.5
+    kept: list[Any] = [
+        _LazySample(instances=Instances((3, 5), gt_masks=masks)),
+        {"instances": _NamedInstances((3, 5), gt_masks=masks)},
+        {"instances": [_NamedInstances((3, 5), gt_masks=masks)]},
+        *({"instances": Instances((3, 5), gt_masks=each)} for each in (masks[0], masks[:0, 0, 0], masks.to_sparse())),
+    ]
+    samples = iter(kept)
+    cfg.SOLVER.IMS_PER_BATCH = len(kept)
+    (batch,) = islice(with_mask_bits(build_train_loader(cfg, lambda record: next(samples))), 1)
+    assert batch[0] is kept[0] and batch[2]["instances"][0] is kept[2]["instances"][0]
+    assert all(batch[i]["instances"] is kept[i]["instances"] for i in (1, 3, 4, 5))
+
+
+def test_a_collation_of_the_user_stays(cfg: CfgNode) -> None:
+    loader = build_train_loader(cfg)
+    loader.collate_fn = lambda samples: [{"image_id": sample["image_id"], "mixed": True} for sample in samples]
+    (batch,) = islice(with_mask_bits(loader), 1)
+    assert all(sample["mixed"] for sample in batch)
+
+
 def _threads(record: Any) -> dict[str, Any]:
     for _ in range(3):  # operations in parallel, whose threads a forked worker has not
         cv2.resize(np.zeros((4000, 4000, 3), np.uint8), (1500, 1500), interpolation=cv2.INTER_CUBIC)
