@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+from collections.abc import Iterator
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
@@ -77,18 +78,61 @@ def _with_mask_bits(sample: Any) -> Any:
     """
     instances = sample.get("instances") if type(sample) is dict else None
     if isinstance(instances, Instances):
-        return {**sample, "instances": _with_bits(instances, instances.get_fields().get("gt_masks"))}
+        return {**sample, "instances": _with_bits(instances)}
     if isinstance(instances, (list, tuple)) and all(isinstance(each, Instances) for each in instances):
-        masks = [each.get_fields().get("gt_masks") for each in instances]
-        bitmaps = [each.tensor if isinstance(each, BitMasks) else each for each in masks]
-        return {**sample, "instances": [_with_bits(*pair) for pair in zip(instances, bitmaps, strict=True)]}
+        return {**sample, "instances": [_with_bits(each, in_clip=True) for each in instances]}
     return sample
 
 
-def _with_bits(instances: Instances, masks: Any) -> Instances:
+def _with_bits(instances: Instances, in_clip: bool = False) -> Instances:
+    masks, kind = instances.get_fields().get("gt_masks"), MaskBits
+    if in_clip and type(masks) is BitMasks:
+        masks, kind = masks.tensor, _BitsOfBitMasks
     if type(instances) is not Instances or not _is_plain(masks) or masks.dtype != torch.bool or masks.dim() != 3:
         return instances
-    return Instances(instances.image_size, **(instances.get_fields() | {"gt_masks": MaskBits.of(masks)}))
+    return _with_masks(instances, kind.of(masks))
+
+
+def _with_masks(instances: Instances, masks: Any) -> Instances:
+    return Instances(instances.image_size, **(instances.get_fields() | {"gt_masks": masks}))
+
+
+class _BitsOfBitMasks(MaskBits):
+    """Bits of `BitMasks`, which `BitBatches` makes of them again."""
+
+
+class BitBatches:
+    """Iterator of batches as the mapper made them, over one whose masks are bits.
+
+    Attributes:
+        packed: the iterator whose masks are bits, for the model.
+    """
+
+    def __init__(self, packed: Iterator[list[Any]]) -> None:
+        self.packed = packed
+
+    def __iter__(self) -> BitBatches:
+        return self
+
+    def __next__(self) -> list[Any]:
+        return [_without_mask_bits(sample) for sample in next(self.packed)]
+
+
+def _without_mask_bits(sample: Any) -> Any:
+    instances = sample.get("instances") if type(sample) is dict else None
+    if isinstance(instances, Instances):
+        return {**sample, "instances": _without_bits(instances)}
+    if isinstance(instances, list):
+        return {**sample, "instances": [_without_bits(each) for each in instances]}
+    return sample
+
+
+def _without_bits(instances: Any) -> Any:
+    bits = instances.get_fields().get("gt_masks") if type(instances) is Instances else None
+    if not isinstance(bits, MaskBits):
+        return instances
+    masks = bits.unpacked().contiguous()
+    return _with_masks(instances, BitMasks(masks) if isinstance(bits, _BitsOfBitMasks) else masks)
 
 
 def _shared(size: int) -> Tensor:
