@@ -6,6 +6,7 @@ batch of 16 samples, take the receiving process longer than their bytes.
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import pickle
@@ -34,7 +35,8 @@ class _Place(NamedTuple):
 class PackedBatch:
     """A list of samples, taken apart into a pickle and a buffer with the elements of all CPU tensors.
 
-    Other tensors, those that require a gradient and expanded ones are pickled as PyTorch does between processes.
+    Other tensors, those that require a gradient and expanded ones are pickled as PyTorch does between processes. It is
+    read like the list, for programs that give `collate` to a loader of their own.
     """
 
     def __init__(self, content: bytes, buffer: Tensor) -> None:
@@ -54,7 +56,24 @@ class PackedBatch:
 
     def samples(self) -> list[Any]:
         """Return the samples; their tensors are views of the buffer."""
-        return _Unpickler(self._content, self._buffer).load()
+        return self._samples
+
+    @functools.cached_property  # what PyTorch has pickled can be received once
+    def _samples(self) -> list[Any]:
+        samples: list[Any] = _Unpickler(self._content, self._buffer).load()
+        return samples
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._samples)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._samples[index]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_content": self._content, "_buffer": self._buffer}
 
     def pin_memory(self, device: Any = None) -> PackedBatch:
         """Return the batch with its buffer in pinned memory, as a DataLoader asks for it."""

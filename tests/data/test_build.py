@@ -17,6 +17,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BitMasks, Instances
 from PIL import ExifTags, Image
+from torch.utils.data import DataLoader
 
 from mask2former.data import BadRecordError, build_test_loader, build_train_loader, skipped_records
 from mask2former.data.build import with_mask_bits
@@ -117,6 +118,17 @@ def test_a_collation_of_the_user_stays(cfg: CfgNode) -> None:
     loader.collate_fn = lambda samples: [{"image_id": sample["image_id"], "mixed": True} for sample in samples]
     (batch,) = islice(with_mask_bits(loader), 1)
     assert all(sample["mixed"] for sample in batch)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_loader_of_the_user_may_have_the_parts(cfg: CfgNode, persistent: bool) -> None:
+    ours = build_train_loader(cfg)
+    expected = _fingerprint(ours, 3)
+    parts: dict[str, Any] = {"batch_sampler": ours.batch_sampler, "collate_fn": ours.collate_fn}
+    theirs = DataLoader(ours.dataset, num_workers=1, persistent_workers=persistent, **parts)
+    assert _fingerprint(theirs, 3) == expected
+    batch = next(iter(theirs))
+    assert len(batch) == len(list(batch)) and batch[-1] is list(batch)[-1]
 
 
 def _threads(record: Any) -> dict[str, Any]:
