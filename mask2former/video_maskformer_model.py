@@ -227,7 +227,8 @@ def clip_objects(frames: Sequence[Instances]) -> tuple[Tensor, Tensor | MaskBits
         stored = [each.bits for each in bits]
     else:
         stored = [each.unpacked() if isinstance(each, MaskBits) else each.cpu().bool() for each in given]
-    masks = torch.zeros(len(index_of), len(frames), *stored[0].shape[1:], dtype=stored[0].dtype)
+    shape = stored[0].shape[1:] if len(bits) == len(given) else frames[0].image_size
+    masks = torch.zeros(len(index_of), len(frames), *shape, dtype=stored[0].dtype)
     all_ids = torch.full((len(index_of), len(frames)), -1, dtype=torch.int64)
     for t, (frame, rows) in enumerate(zip(frames, ids, strict=True)):
         visible = torch.tensor([row for row, i in enumerate(rows) if i >= 0], dtype=torch.int64)

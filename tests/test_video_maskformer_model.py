@@ -265,6 +265,22 @@ def test_frames_with_bits_are_the_same(packed: tuple[bool, ...]) -> None:
         assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("nothing", [torch.zeros(0), torch.zeros(0, 0, 0)])
+def test_masks_of_no_object_may_have_any_shape(nothing: torch.Tensor) -> None:
+    first, second = frame([], [], []), frame([4], [1], [2])
+    expected = clip_objects([first, second])
+    first.gt_masks = nothing
+    assert torch.equal(clip_objects([first, second])[1], expected[1])
+
+
+@pytest.mark.parametrize("pack", [MaskBits.of, lambda masks: masks])
+def test_masks_of_another_size_than_their_frame_are_an_error(pack: Any) -> None:
+    small = frame([4], [1], [2])
+    small.gt_masks = pack(small.gt_masks.bool()[:, ::2, ::2])
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        clip_objects([small, small])
+
+
 def test_losses_of_clips_with_bits_are_the_same(model: Any) -> None:
     batch = [clip(64, 96, 2, 3, 40), clip(50, 70, 2, 0, 40)]
     model.train()

@@ -6,9 +6,11 @@ batch of 16 samples, take the receiving process longer than their bytes.
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import pickle
+from collections.abc import Iterator
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
@@ -33,7 +35,8 @@ class _Place(NamedTuple):
 class PackedBatch:
     """A list of samples, taken apart into a pickle and a buffer with the elements of all CPU tensors.
 
-    Other tensors, and tensors that require a gradient, are pickled as PyTorch does between processes.
+    Other tensors, those that require a gradient and expanded ones are pickled as PyTorch does between processes. It is
+    read like the list, for programs that give `collate` to a loader of their own.
     """
 
     def __init__(self, content: bytes, buffer: Tensor) -> None:
@@ -47,13 +50,30 @@ class PackedBatch:
         pickler = _Pickler(file)
         pickler.dump(samples)
         buffer = _shared(pickler.end)
-        for place, tensor in pickler.tensors.values():
+        for place, tensor in pickler.tensors:
             _part(buffer, place).copy_(tensor)
         return cls(file.getvalue(), buffer)
 
     def samples(self) -> list[Any]:
         """Return the samples; their tensors are views of the buffer."""
-        return _Unpickler(self._content, self._buffer).load()
+        return self._samples
+
+    @functools.cached_property  # what PyTorch has pickled can be received once
+    def _samples(self) -> list[Any]:
+        samples: list[Any] = _Unpickler(self._content, self._buffer).load()
+        return samples
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._samples)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._samples[index]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_content": self._content, "_buffer": self._buffer}
 
     def pin_memory(self, device: Any = None) -> PackedBatch:
         """Return the batch with its buffer in pinned memory, as a DataLoader asks for it."""
@@ -71,21 +91,67 @@ def collate_with_bits(samples: list[Any]) -> list[Any] | PackedBatch:
 
 
 def _with_mask_bits(sample: Any) -> Any:
-    """Return the sample with bits for bool masks (N, H, W); those of the frames of a clip may be `BitMasks`."""
-    instances = sample.get("instances") if isinstance(sample, dict) else None
+    """Return the sample with bits for bool masks (N, H, W); those of the frames of a clip may be `BitMasks`.
+
+    Samples and instances of derived classes stay as they are: a copy could lose what they add.
+    """
+    instances = sample.get("instances") if type(sample) is dict else None
     if isinstance(instances, Instances):
-        return {**sample, "instances": _with_bits(instances, instances.get_fields().get("gt_masks"))}
+        return {**sample, "instances": _with_bits(instances)}
     if isinstance(instances, (list, tuple)) and all(isinstance(each, Instances) for each in instances):
-        masks = [each.get_fields().get("gt_masks") for each in instances]
-        bitmaps = [each.tensor if isinstance(each, BitMasks) else each for each in masks]
-        return {**sample, "instances": [_with_bits(*pair) for pair in zip(instances, bitmaps, strict=True)]}
+        return {**sample, "instances": [_with_bits(each, in_clip=True) for each in instances]}
     return sample
 
 
-def _with_bits(instances: Instances, masks: Any) -> Instances:
-    if not isinstance(masks, Tensor) or masks.dtype != torch.bool or masks.device.type != "cpu":
+def _with_bits(instances: Instances, in_clip: bool = False) -> Instances:
+    masks, kind = instances.get_fields().get("gt_masks"), MaskBits
+    if in_clip and type(masks) is BitMasks:
+        masks, kind = masks.tensor, _BitsOfBitMasks
+    if type(instances) is not Instances or not _is_plain(masks) or masks.dtype != torch.bool or masks.dim() != 3:
         return instances
-    return Instances(instances.image_size, **(instances.get_fields() | {"gt_masks": MaskBits.of(masks)}))
+    return _with_masks(instances, kind.of(masks))
+
+
+def _with_masks(instances: Instances, masks: Any) -> Instances:
+    return Instances(instances.image_size, **(instances.get_fields() | {"gt_masks": masks}))
+
+
+class _BitsOfBitMasks(MaskBits):
+    """Bits of `BitMasks`, which `BitBatches` makes of them again."""
+
+
+class BitBatches:
+    """Iterator of batches as the mapper made them, over one whose masks are bits.
+
+    Attributes:
+        packed: the iterator whose masks are bits, for the model.
+    """
+
+    def __init__(self, packed: Iterator[list[Any]]) -> None:
+        self.packed = packed
+
+    def __iter__(self) -> BitBatches:
+        return self
+
+    def __next__(self) -> list[Any]:
+        return [_without_mask_bits(sample) for sample in next(self.packed)]
+
+
+def _without_mask_bits(sample: Any) -> Any:
+    instances = sample.get("instances") if type(sample) is dict else None
+    if isinstance(instances, Instances):
+        return {**sample, "instances": _without_bits(instances)}
+    if isinstance(instances, list):
+        return {**sample, "instances": [_without_bits(each) for each in instances]}
+    return sample
+
+
+def _without_bits(instances: Any) -> Any:
+    bits = instances.get_fields().get("gt_masks") if type(instances) is Instances else None
+    if not isinstance(bits, MaskBits):
+        return instances
+    masks = bits.unpacked().contiguous()
+    return _with_masks(instances, BitMasks(masks) if isinstance(bits, _BitsOfBitMasks) else masks)
 
 
 def _shared(size: int) -> Tensor:
@@ -95,21 +161,21 @@ def _shared(size: int) -> Tensor:
 
 
 class _Pickler(ForkingPickler):
-    """Leaves CPU tensors out, and plans the places of their elements: `tensors` by id, up to byte `end`."""
+    """Leaves CPU tensors out, and plans the places of their elements: `tensors` with theirs, up to byte `end`."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
-        self.tensors: dict[int, tuple[_Place, Tensor]] = {}
+        self.tensors: list[tuple[_Place, Tensor]] = []
         self.end = 0
 
-    def persistent_id(self, value: Any) -> _Place | None:
+    # Not `persistent_id`, which is asked about every number of an annotation, too.
+    def reducer_override(self, value: Any) -> Any:
         if not _is_plain(value):
-            return None
-        if id(value) not in self.tensors:
-            place = _Place(self.end, value.dtype, tuple(value.shape))
-            self.tensors[id(value)] = place, value
-            self.end = -(-(self.end + value.nbytes) // _ALIGNMENT) * _ALIGNMENT
-        return self.tensors[id(value)][0]
+            return NotImplemented
+        place = _Place(self.end, value.dtype, tuple(value.shape))
+        self.tensors.append((place, value))
+        self.end = -(-(self.end + value.nbytes) // _ALIGNMENT) * _ALIGNMENT
+        return _Place, tuple(place)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -117,8 +183,12 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(io.BytesIO(content))
         self._buffer = buffer
 
-    def persistent_load(self, place: _Place) -> Tensor:
-        return _part(self._buffer, place)
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        return self._tensor if found is _Place else found
+
+    def _tensor(self, *place: Any) -> Tensor:
+        return _part(self._buffer, _Place(*place))
 
 
 def _part(buffer: Tensor, place: _Place) -> Tensor:
@@ -132,4 +202,5 @@ def _is_plain(value: Any) -> bool:
         and value.device.type == "cpu"
         and value.layout is torch.strided
         and not (value.requires_grad or value.is_quantized or value.is_conj() or value.is_neg())
+        and value.nbytes <= value.untyped_storage().nbytes()  # an expanded one would grow
     )

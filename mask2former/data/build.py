@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Sampler
 from ..config import micro_batch_size
 from ..errors import BadRecordError
 from ..utils.hints import did_you_mean
-from ..utils.parallel import loader_workers
+from ..utils.parallel import loader_workers, one_opencv_thread_in_children
 from .balancing import BalancedBatches, object_counts
 from .batch_transport import PackedBatch, collate, collate_with_bits
 from .clip_records import by_track, holds_videos, load_clip_records
@@ -154,9 +154,9 @@ class _Loader(DataLoader):
     """Raises the errors that records returned, and leaves out the records that were skipped."""
 
     def __iter__(self) -> Iterator[list[Sample]]:  # type: ignore[override]
-        batches = (
-            super().__iter__()
-        )  # a local variable: an error keeps it, and with it the workers, until it is handled
+        # A local variable: an error keeps it, and with it the workers, until it is handled.
+        with one_opencv_thread_in_children():
+            batches = super().__iter__()
         for batch in batches:
             samples = batch.samples() if isinstance(batch, PackedBatch) else batch
             for sample in samples:
@@ -176,9 +176,10 @@ def with_mask_bits(loader: Any) -> Any:
     """Return a loader of the same batches, whose `gt_masks` are `MaskBits`, for models with `reads_mask_bits`.
 
     Workers then write an eighth of the bytes, and this process, which waits for each memory page that it touches first,
-    reads an eighth. A loader that `build_train_loader` has not built is returned as it is.
+    reads an eighth. A loader that `build_train_loader` has not built, or that has got another `collate_fn` since, is
+    returned as it is.
     """
-    if not isinstance(loader, _Loader):
+    if not isinstance(loader, _Loader) or loader.collate_fn is not collate:
         return loader
     packing = copy.copy(loader)
     packing.collate_fn = collate_with_bits

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from detectron2.data import DatasetFromList
@@ -52,8 +50,6 @@ class _MappedRecords(Dataset):
             raised, because torch would bury its message in the traceback of a worker.
         """
         record = self.records[index]
-        if get_worker_info() is not None:
-            _use_one_thread_of_opencv()
         try:
             sample = self.mapper(record)
             if sample is None:
@@ -68,12 +64,6 @@ class _MappedRecords(Dataset):
                 self._reported.add(error.file)
                 logger.warning("bad record skipped: %s", error)
             return None
-
-
-@functools.cache  # once in each worker
-def _use_one_thread_of_opencv() -> None:
-    """Keep a worker to its core, as PyTorch does: by default OpenCV starts a thread for each core of the machine."""
-    cv2.setNumThreads(1)
 
 
 def _name(record: dict[str, Any], index: int) -> str:

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..checkpoint.training_state import check_scaler_state, whole_number
 from ..modeling.matcher import HungarianMatcher
 from ..utils.device import AMP_DTYPES, amp_dtype
+from ..utils.overrides import extensible
 from .optimizer import clip_gradients
 from .training_log import LossLog
 
@@ -68,6 +69,7 @@ def select_precision(cfg: CfgNode) -> Precision:
 _SMALLEST_SCALE = 2.0**-20  # GradScaler starts at 2**16 and halves at each overflow
 
 
+@extensible
 class TrainStep:
     """One optimizer step with gradient accumulation, AMP and skipping of non-finite steps, without waiting for the GPU.
 

@@ -20,16 +20,19 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoint import SafeCheckpointer
 from ..checkpoint.directory import remove_unfinished
 from ..config import micro_batch_size
 from ..config_values import BUILDERS, check_builders
+from ..data.batch_transport import BitBatches
 from ..data.build import with_mask_bits
 from ..evaluation import build_evaluator
 from ..model_source import dataset_classes, store_classes
 from ..modeling.checkpointing import checkpoint_parts
 from ..utils.console import FILE_ONLY, file_only
+from ..utils.overrides import as_written, extensible, unchanged
 from .best_model import BestModel
 from .compilation import compile_if_worthwhile
 from .data_parallel import distribute
@@ -62,6 +65,8 @@ from .training_summary import training_summary
 
 logger = logging.getLogger(__name__)
 
+extensible(DistributedDataParallel)
+
 
 class Trainer(TrainerState, TrainerEvaluation, TrainerData):
     """Builds everything from a config and trains.
@@ -84,7 +89,7 @@ class Trainer(TrainerState, TrainerEvaluation, TrainerData):
     Attributes:
         model, optimizer, scheduler, checkpointer: the model is in DistributedDataParallel if there are several ranks.
         data_loader, batches: the loader of `train`, built when it is first read, and its iterator, which is empty
-            before and after.
+            before and after. Who reads it gets bool masks, also where the model gets bits.
         train_step: runs one optimizer step on `model`, `optimizer` and `batches`.
         finished: number of iterations that are finished.
         unsaved: whether there is something that no checkpoint has.
@@ -293,8 +298,7 @@ class Trainer(TrainerState, TrainerEvaluation, TrainerData):
             test_images = self._check_evaluation()
         logger.info("Data order and augmentation use seed %d.", self.seed)
         with self._stop_signal.listening(), EventStorage(self.start_iter) as self.storage:
-            loader = self.data_loader
-            self.batches = iter(with_mask_bits(loader) if self._only_the_model_reads_batches else loader)
+            self.batches = self._batches()
             self._store_classes()
             logger.info("%s", training_summary(self, test_images))
             # Last, because making the iterator draws random numbers.
@@ -324,11 +328,21 @@ class Trainer(TrainerState, TrainerEvaluation, TrainerData):
                     self.batches = iter(())
         return self._expected_results()
 
+    def _batches(self) -> Iterator[Any]:
+        loader = self.data_loader
+        packing = with_mask_bits(loader) if self._only_the_model_reads_batches else loader
+        return iter(loader) if packing is loader else BitBatches(iter(packing))
+
     @property
     def _only_the_model_reads_batches(self) -> bool:
-        """Return whether batches reach no other code than that of the model, which takes `MaskBits`."""
-        model = getattr(self.model, "module", self.model)
-        return type(self).run_step is Trainer.run_step and getattr(model, "reads_mask_bits", False)
+        """Return whether batches of a step reach no other code than that of the model, which takes `MaskBits`."""
+        model: Any = self.model
+        if as_written(model, DistributedDataParallel, "forward"):
+            model = model.module
+        steps = type(self).run_step is Trainer.run_step and unchanged(
+            self.train_step, TrainStep, "run", "_forward_backward"
+        )
+        return steps and getattr(model, "reads_mask_bits", False)
 
     @property
     def _trainer(self) -> Any:
@@ -343,7 +357,10 @@ class Trainer(TrainerState, TrainerEvaluation, TrainerData):
 
     def run_step(self) -> None:
         """Take one optimizer step; the hooks run before and after it."""
-        self.train_step.run(self.model, self.optimizer, self.batches, self.iter, self.after_backward)
+        batches = self.batches
+        if isinstance(batches, BitBatches) and self._only_the_model_reads_batches:
+            batches = batches.packed
+        self.train_step.run(self.model, self.optimizer, batches, self.iter, self.after_backward)
 
     def after_train(self) -> None:
         """Run the hooks; those after an evaluation that a signal ended, too."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -11,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from typing import TypeVar
 
+import cv2
 import torch
 from detectron2.utils import comm
 from tqdm import tqdm
@@ -21,6 +23,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _MOST_WORKERS = 16
+_OPENCV_THREADS = "OPENCV_FOR_THREADS_NUM"
 
 
 def usable_cores() -> int:
@@ -36,6 +39,26 @@ def use_one_thread() -> None:
     """
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
+
+
+@contextlib.contextmanager
+def one_opencv_thread_in_children() -> Iterator[None]:
+    """Let processes that are started inside run OpenCV in one thread; by default each takes one for each core.
+
+    This process sets it for them and takes its own number back: a forked one that sets it itself would end threads that
+    were not forked with it, which hangs or kills it.
+    """
+    count, given = cv2.getNumThreads(), os.environ.get(_OPENCV_THREADS)
+    cv2.setNumThreads(1)
+    os.environ[_OPENCV_THREADS] = "1"  # what a process that is not forked starts from
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(count)
+        if given is None:
+            del os.environ[_OPENCV_THREADS]
+        else:
+            os.environ[_OPENCV_THREADS] = given
 
 
 def loader_workers(requested: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,28 @@ def test_tensors_that_are_more_than_their_elements(kind: str) -> None:
     (found,) = sent([value])
     assert type(found) is type(value) and found.requires_grad == value.requires_grad
     assert torch.equal(found.to_dense().detach(), torch.arange(4.0))
+
+
+def test_an_expanded_tensor_does_not_grow() -> None:
+    wide = torch.rand(1, 4, 5).expand(1000, -1, -1)
+    assert PackedBatch.of([wide])._buffer.nbytes == 0
+    assert torch.equal(sent([wide])[0], wide)
+
+
+def test_numbers_cost_no_call_each() -> None:
+    calls = 0
+
+    def count(frame: Any, event: str, value: Any) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sample = {"image": torch.rand(3, 4, 5), "annotations": [{"segmentation": [float(i) for i in range(10_000)]}]}
+    sys.setprofile(count)
+    try:
+        PackedBatch.of([sample])
+    finally:
+        sys.setprofile(None)
+    assert calls < 1000
 
 
 @pytest.mark.gpu

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BitMasks, Instances
 from PIL import ExifTags, Image
+from torch.utils.data import DataLoader
 
 from mask2former.data import BadRecordError, build_test_loader, build_train_loader, skipped_records
 from mask2former.data.build import with_mask_bits
@@ -88,16 +90,68 @@ def test_samples_of_a_mapper_stay_as_they_are(cfg: CfgNode) -> None:
     assert [batch[i]["instances"] is others[i - 3]["instances"] for i in (3, 4)] == [True, True]
 
 
+class _LazySample(dict):
+    """Computes a value when it is read."""
+
+
+class _NamedInstances(Instances):
+    """Has more than its fields."""
+
+
+def test_only_what_a_copy_keeps_is_packed(cfg: CfgNode) -> None:
+    masks = torch.rand(2, 3, 5) > 0.5
+    kept: list[Any] = [
+        _LazySample(instances=Instances((3, 5), gt_masks=masks)),
+        {"instances": _NamedInstances((3, 5), gt_masks=masks)},
+        {"instances": [_NamedInstances((3, 5), gt_masks=masks)]},
+        *({"instances": Instances((3, 5), gt_masks=each)} for each in (masks[0], masks[:0, 0, 0], masks.to_sparse())),
+    ]
+    samples = iter(kept)
+    cfg.SOLVER.IMS_PER_BATCH = len(kept)
+    (batch,) = islice(with_mask_bits(build_train_loader(cfg, lambda record: next(samples))), 1)
+    assert batch[0] is kept[0] and batch[2]["instances"][0] is kept[2]["instances"][0]
+    assert all(batch[i]["instances"] is kept[i]["instances"] for i in (1, 3, 4, 5))
+
+
+def test_a_collation_of_the_user_stays(cfg: CfgNode) -> None:
+    loader = build_train_loader(cfg)
+    loader.collate_fn = lambda samples: [{"image_id": sample["image_id"], "mixed": True} for sample in samples]
+    (batch,) = islice(with_mask_bits(loader), 1)
+    assert all(sample["mixed"] for sample in batch)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_loader_of_the_user_may_have_the_parts(cfg: CfgNode, persistent: bool) -> None:
+    ours = build_train_loader(cfg)
+    expected = _fingerprint(ours, 3)
+    parts: dict[str, Any] = {"batch_sampler": ours.batch_sampler, "collate_fn": ours.collate_fn}
+    theirs = DataLoader(ours.dataset, num_workers=1, persistent_workers=persistent, **parts)
+    assert _fingerprint(theirs, 3) == expected
+    batch = next(iter(theirs))
+    assert len(batch) == len(list(batch)) and batch[-1] is list(batch)[-1]
+
+
+def _threads(record: Any) -> dict[str, Any]:
+    for _ in range(3):  # operations in parallel, whose threads a forked worker has not
+        cv2.resize(np.zeros((4000, 4000, 3), np.uint8), (1500, 1500), interpolation=cv2.INTER_CUBIC)
+    return {"threads": (cv2.getNumThreads(), torch.get_num_threads())}
+
+
 @pytest.mark.parametrize("build", [build_train_loader, lambda cfg, mapper: build_test_loader(cfg, "tiny", mapper)])
-def test_workers_keep_to_their_core(cfg: CfgNode, build: Any) -> None:
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_workers_keep_to_their_core(cfg: CfgNode, build: Any, start: str) -> None:
     before = cv2.getNumThreads()
-    cv2.setNumThreads(3)
+    cv2.setNumThreads(4)
     try:
-        for workers, expected in ((0, 3), (1, 1)):
+        for workers, expected in ((0, 4), (1, 1)):
             cfg.DATALOADER.NUM_WORKERS = workers
-            (batch,) = islice(build(cfg, lambda record: {"threads": (cv2.getNumThreads(), torch.get_num_threads())}), 1)
+            loader = build(cfg, _threads)
+            if workers:
+                loader.multiprocessing_context, loader.timeout = start, 60
+            (batch,) = islice(loader, 1)
             assert batch[0]["threads"][0] == expected
-        assert batch[0]["threads"] == (1, 1) and cv2.getNumThreads() == 3
+        assert batch[0]["threads"] == (1, 1) and cv2.getNumThreads() == 4
+        assert "OPENCV_FOR_THREADS_NUM" not in os.environ
     finally:
         cv2.setNumThreads(before)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,16 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine import hooks as d2_hooks
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import BitMasks, Instances
 from tiny_training import TinyModel, TinyTrainer, start, tiny_config, weights
 from torch import nn
 
+from mask2former.data.batch_transport import collate
+from mask2former.data.build import _Loader
 from mask2former.engine import Trainer
 from mask2former.engine import trainer as trainer_module
 from mask2former.engine.distributed import get_random_state
+from mask2former.engine.train_step import TrainStep
 from mask2former.errors import CheckpointError, ConfigError
 
 OVERRIDABLE = (
@@ -142,6 +147,77 @@ def test_only_a_model_that_reads_them_gets_bits_of_masks(
     monkeypatch.setattr(trainer_module, "with_mask_bits", lambda loader: asked.append(loader) or loader)
     trainer.train()
     assert asked == ([trainer.data_loader] if reads and not replaced else [])
+
+
+class MaskedTrainer(TinyTrainer):
+    """Has a loader whose masks may be bits, and a model that says that it reads them."""
+
+    @classmethod
+    def build_train_loader(cls, cfg: Any, *, start_iteration: int = 0, seed: int | None = None) -> Any:
+        masks = torch.ones(2, 3, 5, dtype=torch.bool)
+        x, y = torch.ones(4), torch.ones(())
+        return _Loader(
+            [
+                {"x": x, "y": y, "instances": Instances((3, 5), gt_masks=masks)},
+                {"x": x, "y": y, "instances": [Instances((3, 5), gt_masks=BitMasks(masks))]},
+            ]
+            * 8,
+            batch_size=2,
+            collate_fn=collate,
+        )
+
+    @classmethod
+    def build_model(cls, cfg: Any) -> nn.Module:
+        model = super().build_model(cfg)
+        model.reads_mask_bits = True
+        return model
+
+
+class MaskedWrapper(nn.Module):
+    """Mixes batches before its model gets them, say."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: Any) -> Any:
+        return self.module(batch)
+
+
+class OwnStep(TrainStep):
+    def _forward_backward(self, model: nn.Module, batch: Any) -> Any:
+        return super()._forward_backward(model, batch)
+
+
+@pytest.mark.parametrize("change", ["none", "wrapper", "step", "step of the object", "late"])
+def test_other_code_than_the_model_gets_masks(tmp_path: Path, change: str) -> None:
+    trainer = start(tiny_config(tmp_path, "SOLVER.MAX_ITER", "2"), trainer_class=MaskedTrainer)
+    kinds: list[tuple[type, type]] = []
+
+    def look(batch: Any) -> None:
+        image, (frame,) = batch[0]["instances"], batch[1]["instances"]
+        kinds.append((type(image.gt_masks), type(frame.gt_masks)))
+        if kinds[-1] == (torch.Tensor, BitMasks):
+            assert image.gt_masks.all() and frame.gt_masks.tensor.all() and image.gt_masks.is_contiguous()
+
+    class Reader(HookBase):
+        def before_train(self) -> None:
+            look(next(self.trainer.batches))
+            if change == "late":
+                self.trainer.model.reads_mask_bits = False  # as after the registration of a forward hook
+
+    trainer.model.register_forward_pre_hook(lambda _, inputs: look(inputs[0]))
+    trainer.register_hooks([Reader()])
+    if change == "wrapper":
+        trainer.model = MaskedWrapper(trainer.model)
+    elif change == "step":
+        trainer.train_step.__class__ = OwnStep
+    elif change == "step of the object":
+        trainer.train_step.run = functools.partial(trainer.train_step.run)
+    trainer.train()
+    masks = (torch.Tensor, BitMasks)
+    assert kinds[0] == masks and len(kinds) == 3
+    assert all((kind == masks) == (change != "none") for kind in kinds[1:])
 
 
 def test_a_replaced_model_is_the_one_that_is_trained(tmp_path: Path) -> None:
