@@ -10,7 +10,7 @@ import functools
 import io
 import math
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
@@ -31,36 +31,56 @@ class _Place(NamedTuple):
     dtype: torch.dtype
     shape: tuple[int, ...]
 
+    @property
+    def end(self) -> int:
+        return self.start + self.dtype.itemsize * math.prod(self.shape)
+
+
+Part = Callable[[Tensor, _Place], Tensor]  # what makes the tensor at a place of the buffer
+
 
 class PackedBatch:
     """A list of samples, taken apart into a pickle and a buffer with the elements of all CPU tensors.
 
     Other tensors, those that require a gradient and expanded ones are pickled as PyTorch does between processes. It is
     read like the list, for programs that give `collate` to a loader of their own.
+
+    Args:
+        content: the pickle.
+        buffer: uint8 (bytes,).
+        for_model: whether only a model reads the samples: then the buffer is pinned in one piece, and they are views of
+            it. Whoever copies or saves a view gets all of the buffer.
+        pinned: whether the buffer is pinned.
     """
 
-    def __init__(self, content: bytes, buffer: Tensor) -> None:
+    def __init__(self, content: bytes, buffer: Tensor, for_model: bool = False, pinned: bool = False) -> None:
         self._content = content
         self._buffer = buffer
+        self._for_model = for_model
+        self._pinned = pinned
 
     @classmethod
-    def of(cls, samples: list[Any]) -> PackedBatch:
+    def of(cls, samples: list[Any], for_model: bool = False) -> PackedBatch:
         """Take samples apart."""
         file = io.BytesIO()
         pickler = _Pickler(file)
         pickler.dump(samples)
         buffer = _shared(pickler.end)
         for place, tensor in pickler.tensors:
-            _part(buffer, place).copy_(tensor)
-        return cls(file.getvalue(), buffer)
+            _view(buffer, place).copy_(tensor)
+        return cls(file.getvalue(), buffer, for_model)
 
     def samples(self) -> list[Any]:
-        """Return the samples; their tensors are views of the buffer."""
+        """Return the samples; their tensors are in the buffer."""
         return self._samples
 
     @functools.cached_property  # what PyTorch has pickled can be received once
     def _samples(self) -> list[Any]:
-        samples: list[Any] = _Unpickler(self._content, self._buffer).load()
+        # Not for pinned memory: PyTorch knows by the storage which memory a copy to a GPU still reads.
+        return self._unpickled(_view if self._pinned else _own)
+
+    def _unpickled(self, part: Part) -> list[Any]:
+        samples: list[Any] = _Unpickler(self._content, self._buffer, part).load()
         return samples
 
     def __iter__(self) -> Iterator[Any]:
@@ -73,11 +93,13 @@ class PackedBatch:
         return self._samples[index]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_content": self._content, "_buffer": self._buffer}
+        return {name: value for name, value in vars(self).items() if name != "_samples"}
 
-    def pin_memory(self, device: Any = None) -> PackedBatch:
-        """Return the batch with its buffer in pinned memory, as a DataLoader asks for it."""
-        return PackedBatch(self._content, self._buffer.pin_memory())
+    def pin_memory(self, device: Any = None) -> list[Any] | PackedBatch:
+        """Return the batch in pinned memory, as a DataLoader asks for it: each tensor by itself, but for a model."""
+        if self._for_model:
+            return PackedBatch(self._content, self._buffer.pin_memory(), for_model=True, pinned=True)
+        return self._unpickled(lambda buffer, place: _view(buffer, place).pin_memory())
 
 
 def collate(samples: list[Any]) -> list[Any] | PackedBatch:
@@ -86,8 +108,9 @@ def collate(samples: list[Any]) -> list[Any] | PackedBatch:
 
 
 def collate_with_bits(samples: list[Any]) -> list[Any] | PackedBatch:
-    """Do what `collate` does, with `MaskBits` for the masks of the ground truth."""
-    return collate([_with_mask_bits(sample) for sample in samples])
+    """Do what `collate` does for a model, with `MaskBits` for the masks of the ground truth."""
+    samples = [_with_mask_bits(sample) for sample in samples]
+    return samples if get_worker_info() is None else PackedBatch.of(samples, for_model=True)
 
 
 def _with_mask_bits(sample: Any) -> Any:
@@ -179,21 +202,30 @@ class _Pickler(ForkingPickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, content: bytes, buffer: Tensor) -> None:
+    def __init__(self, content: bytes, buffer: Tensor, part: Part) -> None:
         super().__init__(io.BytesIO(content))
         self._buffer = buffer
+        self._part = part
 
     def find_class(self, module: str, name: str) -> Any:
         found = super().find_class(module, name)
         return self._tensor if found is _Place else found
 
     def _tensor(self, *place: Any) -> Tensor:
-        return _part(self._buffer, _Place(*place))
+        return self._part(self._buffer, _Place(*place))
 
 
-def _part(buffer: Tensor, place: _Place) -> Tensor:
-    size = place.dtype.itemsize * math.prod(place.shape)
-    return buffer[place.start : place.start + size].view(place.dtype).view(place.shape)
+def _view(buffer: Tensor, place: _Place) -> Tensor:
+    return buffer[place.start : place.end].view(place.dtype).view(place.shape)
+
+
+def _own(buffer: Tensor, place: _Place) -> Tensor:
+    """Return the part of the buffer as a storage of its own, so that copying and saving it takes its bytes alone.
+
+    `torch.save` would refuse views of one storage that have several types.
+    """
+    storage = buffer.untyped_storage()[place.start : place.end]
+    return torch.empty(0, dtype=place.dtype).set_(storage).view(place.shape)
 
 
 def _is_plain(value: Any) -> bool:

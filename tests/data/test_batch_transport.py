@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import pickle
 import sys
 from typing import Any
@@ -33,7 +35,20 @@ def test_tensors_of_any_type_and_shape(parts: list[tuple[torch.dtype, list[int]]
     found = sent([{"tensors": tensors}])[0]["tensors"]
     for ours, theirs in zip(found, tensors, strict=True):
         assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
-    assert len({tensor.untyped_storage().data_ptr() for tensor in found if tensor.numel()}) <= 1
+
+
+def test_all_tensors_are_in_one_buffer_and_each_is_copied_by_itself() -> None:
+    sample = {"image": torch.rand(3, 40, 50), "mask": torch.rand(40, 50) > 0.5, "again": torch.arange(3)}
+    batch = pickle.loads(pickle.dumps(PackedBatch.of([sample, sample | {"image": torch.rand(3, 4, 5)}])))
+    start, end = batch._buffer.data_ptr(), batch._buffer.data_ptr() + batch._buffer.nbytes
+    found = batch.samples()
+    assert all(start <= tensor.data_ptr() < end for each in found for tensor in each.values())
+    assert copy.deepcopy(found[1]["image"]).untyped_storage().nbytes() == 3 * 4 * 5 * 4
+    file = io.BytesIO()
+    torch.save(found, file)
+    file.seek(0)
+    for again, each in zip(torch.load(file), found, strict=True):
+        assert all(torch.equal(again[name], tensor) for name, tensor in each.items())
 
 
 def test_what_samples_are_made_of() -> None:
@@ -88,8 +103,27 @@ def test_numbers_cost_no_call_each() -> None:
     assert calls < 1000
 
 
+@pytest.mark.parametrize("for_model", [True, False])
+def test_only_batches_for_a_model_are_pinned_in_one_piece(monkeypatch: pytest.MonkeyPatch, for_model: bool) -> None:
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    sample = {"image": torch.rand(3, 4, 5), "count": torch.tensor(3)}
+    batch = pickle.loads(pickle.dumps(PackedBatch.of([sample], for_model))).pin_memory()
+    assert all(torch.equal(tensor, sample[name]) for name, tensor in batch[0].items())
+    assert len(pinned) == (1 if for_model else 2)
+    assert {tensor.untyped_storage().data_ptr() for tensor in batch[0].values()} == {
+        tensor.data_ptr() for tensor in pinned
+    }
+
+
 @pytest.mark.gpu
-def test_a_pinned_batch() -> None:
+@pytest.mark.parametrize("for_model", [True, False])
+def test_a_pinned_batch(for_model: bool) -> None:
     samples = [{"image": torch.rand(3, 4, 5), "count": torch.tensor(3)}]
-    batch = PackedBatch.of(samples).pin_memory().samples()
+    batch = PackedBatch.of(samples, for_model).pin_memory()
     assert all(tensor.is_pinned() and torch.equal(tensor, samples[0][name]) for name, tensor in batch[0].items())
