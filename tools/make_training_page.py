@@ -103,11 +103,16 @@ def section(matrix: Matrix, report: Report | None) -> str:
     """Return the variants of a comparison and, where it was run, its results."""
     parts = [wrapped(_plan(matrix)) + "\n", _variants(matrix)]
     if report is None:
-        parts.append(_not_measured(matrix))
+        # A bound without a report is complete.
+        if matrix.bound is None or matrix.bound.at_least is None:
+            parts.append(_not_measured(matrix))
     else:
         file = f"images/training_{matrix.name}.png"
         parts += [wrapped(_origin(report)) + "\n", _results(report)]
         parts.append(f"![{report['metric']} of each variant over the minutes of training]({file})\n")
+    bound = _bound(matrix, report)
+    if bound is not None:
+        parts.append(wrapped(bound) + "\n")
     return "\n".join(parts)
 
 
@@ -131,11 +136,25 @@ def _variants(matrix: Matrix) -> str:
 
 
 def _not_measured(matrix: Matrix) -> str:
-    if matrix.bound is not None and matrix.bound.at_least is not None:
-        text = f"The bound of {matrix.metric} is {matrix.bound.at_least:g} for {matrix.bound.variant}."
-        return wrapped(f"{text} `make learn MATRIX=docs/training/{matrix.path.name}` checks it.") + "\n"
     command = f"`python tools/compare_recipes.py docs/training/{matrix.path.name} --store`"
     return wrapped(f"Not measured yet: {command}, then `python tools/make_training_page.py`.") + "\n"
+
+
+def _bound(matrix: Matrix, report: Report | None) -> str | None:
+    """Return the sentence on what `make learn` checks; None if that is nothing yet."""
+    bound = matrix.bound
+    if bound is None:
+        return None
+    if bound.at_least is not None:
+        least, source = f"{bound.at_least:g}", ""
+    else:
+        found = summaries(report) if report is not None else []
+        final = next((summary.final for summary in found if summary.name == bound.variant), None)
+        if final is None:
+            return None
+        least, source = f"{final - bound.margin:.1f}", f", {bound.margin:g} less than above"
+    text = f"The bound of {matrix.metric} is {least} for {bound.variant}{source}."
+    return f"{text} `make learn MATRIX=docs/training/{matrix.path.name}` checks it."
 
 
 def _origin(report: Report) -> str:

@@ -110,6 +110,19 @@ def test_a_table_says_that_runs_shared_a_gpu(tool: ModuleType, sources: Path) ->
     assert "at once" not in (sources / "page.md").read_text()
 
 
+def test_the_page_says_what_is_checked(tool: ModuleType, sources: Path) -> None:
+    def bound(line: str) -> str:
+        (sources / "rates.yaml").write_text(f"{MATRIX}bound: {{variant: fast, {line}}}\n")
+        tool.write(sources, sources / "page.md", sources, False)
+        text = (sources / "page.md").read_text().replace("\n", " ")
+        return text[text.find("The bound") :].split(" `make")[0] if "The bound" in text else ""
+
+    assert bound("margin: 4") == "" and bound("at_least: 60") == "The bound of panoptic_seg/PQ is 60 for fast."
+    (sources / "rates.json").write_text(json.dumps(report()))
+    assert bound("margin: 4") == "The bound of panoptic_seg/PQ is 67.0 for fast, 4 less than above."
+    assert bound("at_least: 60") == "The bound of panoptic_seg/PQ is 60 for fast."
+
+
 def test_without_a_report_the_page_says_how_to_make_one(tool: ModuleType, sources: Path) -> None:
     assert tool.write(sources, sources / "page.md", sources, False) == 0
     text = (sources / "page.md").read_text()
