@@ -71,7 +71,8 @@ class TrainerData(TrainerBase):
         loader = None if self._loader is None else self._loader[1]
         count = getattr(getattr(loader, "dataset", None), "skipped", 0)
         if count:
-            logger.warning("%d bad records were skipped (DATALOADER.SKIP_BAD_RECORDS); see above.", count)
+            records = "1 bad record was" if count == 1 else f"{count} bad records were"
+            logger.warning("%s skipped (DATALOADER.SKIP_BAD_RECORDS); see above.", records)
 
 
 def _tell_lost(trainer: str, keywords: Collection[str], cfg: CfgNode) -> None:
