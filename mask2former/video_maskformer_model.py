@@ -223,11 +223,12 @@ def clip_objects(frames: Sequence[Instances]) -> tuple[Tensor, Tensor | MaskBits
     labels = torch.zeros(len(index_of), dtype=torch.int64)
     given = [getattr(frame.gt_masks, "tensor", frame.gt_masks) for frame in frames]
     bits = [each for each in given if isinstance(each, MaskBits) and each.size == frames[0].image_size]
-    if len(bits) == len(given):
+    packed = len(bits) == len(given)
+    if packed:
         stored = [each.bits for each in bits]
     else:
         stored = [each.unpacked() if isinstance(each, MaskBits) else each.cpu().bool() for each in given]
-    shape = stored[0].shape[1:] if len(bits) == len(given) else frames[0].image_size
+    shape = stored[0].shape[1:] if packed else frames[0].image_size
     masks = torch.zeros(len(index_of), len(frames), *shape, dtype=stored[0].dtype)
     all_ids = torch.full((len(index_of), len(frames)), -1, dtype=torch.int64)
     for t, (frame, rows) in enumerate(zip(frames, ids, strict=True)):
@@ -238,7 +239,7 @@ def clip_objects(frames: Sequence[Instances]) -> tuple[Tensor, Tensor | MaskBits
         labels[objects] = frame.gt_classes.cpu()[visible]
         masks[objects, t] = stored[t][visible]
         all_ids[objects, t] = frame.gt_ids.cpu()[visible].long()
-    return labels, MaskBits(masks, bits[0].size) if len(bits) == len(given) else masks, all_ids
+    return labels, MaskBits(masks, bits[0].size) if packed else masks, all_ids
 
 
 def _clip_name(record: Mapping[str, Any]) -> str:

@@ -106,7 +106,8 @@ def _data(args: argparse.Namespace, about: str) -> Report:
         row.add("time", milliseconds, "ms an image")
         if f"{name}, plain" in found:
             row.add("time of the plain way", found[f"{name}, plain"], "ms an image")
-            row.add("ratio", found[f"{name}, plain"] / milliseconds, "x the time here")
+            if milliseconds > 0:  # a few images may take less than the clock of processes tells
+                row.add("ratio", found[f"{name}, plain"] / milliseconds, "x the time here")
         report.rows.append(row)
     report.rows[-1].add("peak memory of the process", peak_resident() / GIB, "GiB")
     return report

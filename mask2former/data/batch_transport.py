@@ -70,12 +70,9 @@ class PackedBatch:
             _view(buffer, place).copy_(tensor)
         return cls(file.getvalue(), buffer, for_model)
 
+    @functools.cached_property  # what PyTorch has pickled can be received once
     def samples(self) -> list[Any]:
         """Return the samples; their tensors are in the buffer."""
-        return self._samples
-
-    @functools.cached_property  # what PyTorch has pickled can be received once
-    def _samples(self) -> list[Any]:
         # Not for pinned memory: PyTorch knows by the storage which memory a copy to a GPU still reads.
         return self._unpickled(_view if self._pinned else _own)
 
@@ -84,16 +81,16 @@ class PackedBatch:
         return samples
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._samples)
+        return iter(self.samples)
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self.samples)
 
     def __getitem__(self, index: Any) -> Any:
-        return self._samples[index]
+        return self.samples[index]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_samples"}
+        return {name: value for name, value in vars(self).items() if name != "samples"}
 
     def pin_memory(self, device: Any = None) -> list[Any] | PackedBatch:
         """Return the batch in pinned memory, as a DataLoader asks for it: each tensor by itself, but for a model."""
@@ -102,15 +99,14 @@ class PackedBatch:
         return self._unpickled(lambda buffer, place: _view(buffer, place).pin_memory())
 
 
-def collate(samples: list[Any]) -> list[Any] | PackedBatch:
+def collate(samples: list[Any], for_model: bool = False) -> list[Any] | PackedBatch:
     """Return what leaves a worker of a loader, or, without workers, the samples."""
-    return samples if get_worker_info() is None else PackedBatch.of(samples)
+    return samples if get_worker_info() is None else PackedBatch.of(samples, for_model)
 
 
 def collate_with_bits(samples: list[Any]) -> list[Any] | PackedBatch:
     """Do what `collate` does for a model, with `MaskBits` for the masks of the ground truth."""
-    samples = [_with_mask_bits(sample) for sample in samples]
-    return samples if get_worker_info() is None else PackedBatch.of(samples, for_model=True)
+    return collate([_with_mask_bits(sample) for sample in samples], for_model=True)
 
 
 def _with_mask_bits(sample: Any) -> Any:

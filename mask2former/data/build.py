@@ -158,7 +158,7 @@ class _Loader(DataLoader):
         with one_opencv_thread_in_children():
             batches = super().__iter__()
         for batch in batches:
-            samples = batch.samples() if isinstance(batch, PackedBatch) else batch
+            samples = batch.samples if isinstance(batch, PackedBatch) else batch
             for sample in samples:
                 if isinstance(sample, BadRecordError):
                     raise sample

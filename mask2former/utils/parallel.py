@@ -102,7 +102,8 @@ def map_parallel(
     count = min(default_workers() if workers is None else workers, len(items))
     with ProcessPoolExecutor(count, initializer=_ignore_interrupts) if count > 1 else nullcontext() as pool:
         chunk = max(1, min(32, len(items) // (4 * max(count, 1))))
-        results = pool.map(function, items, chunksize=chunk) if pool else map(function, items)
+        with one_opencv_thread_in_children():  # which begin with the first calls
+            results = pool.map(function, items, chunksize=chunk) if pool else map(function, items)
         yield from tqdm(results, total=len(items), desc=description)
 
 

@@ -23,7 +23,7 @@ DTYPES = (torch.bool, torch.uint8, torch.int16, torch.bfloat16, torch.float32, t
 
 def sent(samples: list[Any]) -> list[Any]:
     """Return the samples as the other process gets them."""
-    return pickle.loads(pickle.dumps(PackedBatch.of(samples))).samples()
+    return pickle.loads(pickle.dumps(PackedBatch.of(samples))).samples
 
 
 @settings(max_examples=80, deadline=None)
@@ -41,7 +41,7 @@ def test_all_tensors_are_in_one_buffer_and_each_is_copied_by_itself() -> None:
     sample = {"image": torch.rand(3, 40, 50), "mask": torch.rand(40, 50) > 0.5, "again": torch.arange(3)}
     batch = pickle.loads(pickle.dumps(PackedBatch.of([sample, sample | {"image": torch.rand(3, 4, 5)}])))
     start, end = batch._buffer.data_ptr(), batch._buffer.data_ptr() + batch._buffer.nbytes
-    found = batch.samples()
+    found = batch.samples
     assert all(start <= tensor.data_ptr() < end for each in found for tensor in each.values())
     assert copy.deepcopy(found[1]["image"]).untyped_storage().nbytes() == 3 * 4 * 5 * 4
     file = io.BytesIO()

@@ -59,6 +59,7 @@ def export(family: str, path: Path, **settings: Any) -> tuple[nn.Module, Exporte
         ("Swin-T of v1", "instance", 1),
         ("timm, selected queries", "semantic", 0),
         ("video", "instance", 1),
+        ("two layers", "semantic", 2),
     ],
 )
 def test_onnx(family: str, post: str, batch: int, tmp_path: Path) -> None:
@@ -126,7 +127,7 @@ def test_formats_of_pytorch(kind: str, family: str, post: str, tmp_path: Path) -
 @pytest.mark.slow
 def test_half_precision(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
-    _, exported = export("timm of v1", tmp_path / "m.onnx", half=True, post="none")
+    _, exported = export("timm of v1", tmp_path / "m.onnx", half=True)
     kinds = {tensor.data_type for tensor in onnx.load(exported.path).graph.initializer}
     assert {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16} <= kinds
     assert json.loads(exported.description.read_text("utf-8"))["precision"] == "float16 backbone"

@@ -25,4 +25,5 @@ def test_figures_of_a_mapper(config: str | None, capsys: pytest.CaptureFixture[s
     figures = benchmark_data.run(args, "this machine")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "this machine" and figures["mapper"] > 0 and figures["worker"] >= 0
+    assert min(figures[name] for name in ("worker, plain", "receiver", "receiver, plain")) >= 0
     assert ("masks, plain" in figures) == (config is None)

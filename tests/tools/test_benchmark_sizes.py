@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +30,11 @@ def report_of(tmp_path: Path, *arguments: str, device: str = "cpu") -> dict[str,
     """Run four sizes through a tiny model; return the report."""
     command = ["sizes", "--device", device, "--size", "64", "96", "--images", "4", "--config-file", CONFIG, *arguments]
     file = tmp_path / "sizes.json"
-    assert benchmark.main([*command, "--json", str(file), "--opts", *map(str, TINY), "MODEL.DEVICE", device]) == 0
+    command += ["--json", str(file), "--opts", *map(str, TINY), "MODEL.DEVICE", device]
+    if device == "cuda":  # in a process of its own: others have reserved memory of the GPU, which could be used again
+        assert subprocess.run([sys.executable, benchmark.__file__, *command], check=False).returncode == 0
+    else:
+        assert benchmark.main(command) == 0
     found: dict[str, Any] = json.loads(file.read_text())
     return found
 
@@ -70,8 +75,7 @@ def test_graphs_of_four_sizes(tmp_path: Path) -> None:
     end = rows["after both passes"]
     assert end["graphs held"]["value"] == end["padded shapes"]["value"]
     assert end["graphs dropped"]["value"] == 0 and end["memory of graphs"]["value"] > 0
-    # Beside the memory of other tests, parts of which PyTorch has reserved and not used.
-    assert end["peak memory reserved"]["value"] >= 0
+    assert end["peak memory reserved"]["value"] > end["memory of graphs"]["value"]
     assert rows["start"]["captures"]["value"] == 1 and rows["second pass"]["captures"]["value"] == 0
     assert "captures" not in rows["off, first pass"]
     assert rows["semantic results, beside off"]["images that differ"]["value"] == 0

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Iterator
 
+import cv2
 import pytest
 import torch
 
@@ -26,6 +27,20 @@ def test_results_come_in_order(workers: int | None) -> None:
 def test_processes() -> None:
     assert set(map_parallel(_process, [1, 2, 3], "test", 1)) == {os.getpid()}
     assert os.getpid() not in set(map_parallel(_process, list(range(8)), "test", 2))
+
+
+def _opencv_threads(_: int) -> int:
+    return cv2.getNumThreads()
+
+
+def test_processes_keep_to_their_core() -> None:
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        assert set(map_parallel(_opencv_threads, [1, 2, 3], "test", 2)) == {1}
+        assert set(map_parallel(_opencv_threads, [1, 2, 3], "test", 1)) == {3} and cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(before)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
