@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from ..ops import point_losses, takes_points
 from ..utils.overrides import as_written, extensible, unchanged
 from .ground_truth import GroundTruth
 from .mask_quality import quality_errors
@@ -292,8 +293,8 @@ class SetCriterion(nn.Module):
         """
         maps = predictions.features if predictions.features is not None else predictions.masks
         assert maps is not None
-        values = maps.shape[-2] * maps.shape[-1] + int(4 * self.num_points * self.oversample_ratio)
-        limit = max(1, _CHUNK // values)
+        points = 2 * self.num_points if takes_points(maps) else int(4 * self.num_points * self.oversample_ratio)
+        limit = max(1, _CHUNK // (maps.shape[-2] * maps.shape[-1] + points))
         group, remaining = [0] * len(sizes), limit
         for image, size in enumerate(sizes):
             for first in range(0, size, limit):
@@ -312,6 +313,8 @@ class SetCriterion(nn.Module):
         ratios = self.oversample_ratio, self.importance_sample_ratio
         drawn_in = () if regions is None else (regions[rows], self.object_points)
         points = uncertain_points(logits.detach(), self.num_points, *ratios, *drawn_in)
+        if takes_points(logits):
+            return point_losses(logits, points, truth.bank.data, truth.bank.table, rows, truth.size)
         expected = truth.bank.sample(rows, points, truth.size)
         predicted = sample_maps(logits[:, None], points)[:, 0]
         return _cross_entropy(predicted, expected), _dice(predicted, expected)

@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from ..ops import assigns_on, linear_assignment
+from ..ops import assigns_on, linear_assignment, matching_terms, takes_points
 from ..ops.assignment import WORST
 from ..utils.overrides import extensible, unchanged
 from .device_transfer import HostCopy, to_cpu, to_device, to_device_together
 from .ground_truth import GroundTruth
+from .half_products import product, twice
 from .matched_pairs import Assignment, Pairs
 from .object_regions import move_to_objects
 from .outputs import without_earlier
@@ -56,6 +57,20 @@ def batch_dice_loss(inputs: Tensor, targets: Tensor) -> Tensor:
     sigmoid = inputs.sigmoid()
     overlap = 2 * _products(sigmoid, targets) + 1
     return 1 - overlap / (sigmoid.sum(-1, keepdim=True) + targets.sum(-1)[..., None, :] + 1)
+
+
+def losses_of_halves(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both losses (B, Q, N) of mask logits `inputs` (B, Q, P) and each of the masks `targets` (B, N, P).
+
+    As products of bf16 numbers: logits and probabilities have 16 significant bits, masks 8, where a point lies between
+    pixels. These errors have any sign, and nearly vanish in a sum over thousands of points.
+    """
+    terms, sums = matching_terms(inputs)
+    masks = targets.to(torch.bfloat16)
+    sums_of_both = product(terms.flatten(1, 2), twice(masks, 2).mT).unflatten(1, (-1, 2))  # (B, Q, 2, N)
+    overlap = 2 * sums_of_both[:, :, 1] + 1
+    dice = 1 - overlap / (sums[:, :, 1, None] + targets.sum(-1)[:, None] + 1)
+    return (sums[:, :, :1] - sums_of_both[:, :, 0]) / targets.shape[-1], dice
 
 
 def _products(a: Tensor, b: Tensor) -> Tensor:
@@ -253,16 +268,20 @@ class HungarianMatcher(nn.Module):
         for sampled, classes, of_part in parts:
             flat = of_part.flatten()
             targets = masks.index_select(0, flat).view(*of_part.shape, -1)
-            costs.append(self._cost(classes, sampled, labels.index_select(0, flat).view_as(of_part), targets))
+            of_objects = labels.index_select(0, flat).view_as(of_part), targets
+            costs.append(self._cost(classes, sampled, *of_objects, predictions.halves is not None))
         return torch.cat(costs), problem_counts
 
-    def _cost(self, class_logits: Tensor, logits: Tensor, labels: Tensor, target: Tensor) -> Tensor:
+    def _cost(
+        self, class_logits: Tensor, logits: Tensor, labels: Tensor, target: Tensor, halves: bool = False
+    ) -> Tensor:
         """Return the cost of each pair of one image, or of several if all arguments have this dimension first.
 
         Args:
             class_logits: (L, Q, K + 1).
             logits: (L * Q, P) mask logits at P points (of all frames), `target` (N, P) the masks there.
             labels: (N,) int64.
+            halves: `logits` are products of bf16 numbers; 16 significant bits of them are enough.
 
         Returns:
             (L, Q, N).
@@ -270,7 +289,10 @@ class HungarianMatcher(nn.Module):
         shape = *class_logits.shape[:-1], labels.shape[-1]
         if labels.shape[-1] == 0:
             return class_logits.new_zeros(shape)
-        cross_entropy, dice = batch_sigmoid_ce_loss(logits, target), batch_dice_loss(logits, target)
+        if halves and logits.dim() == 3 and takes_points(logits):
+            cross_entropy, dice = losses_of_halves(logits, target)
+        else:
+            cross_entropy, dice = batch_sigmoid_ce_loss(logits, target), batch_dice_loss(logits, target)
         mask_cost = (self.cost_mask * cross_entropy + self.cost_dice * dice).view(shape)
         probability = class_logits.softmax(-1).gather(-1, labels[..., None, None, :].expand(shape))
         return mask_cost - self.cost_class * probability

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import sample_masks
+from ..ops import draw_points, sample_masks, takes_points
 from ..ops.mask_sampling import compiled
 from ..structures.masks import boxes_from_masks
 from .device_transfer import to_device
@@ -150,6 +150,9 @@ def uncertain_points(
     """
     candidates = int(num_points * oversample_ratio)
     important = int(importance_ratio * num_points)
+    if takes_points(logits):
+        in_regions = 0 if regions is None else int(share * (num_points - important))
+        return draw_points(logits, num_points, candidates, important, regions, in_regions)
     points = torch.rand(len(logits), candidates, 2, device=logits.device)
     # Uncertainty of the sampled logits; sampling an uncertainty map would miss zero crossings.
     certainty = sample_maps(logits[:, None], points)[:, 0].abs()

@@ -14,7 +14,14 @@ import torch.nn.functional as F
 from mask2former.modeling import criterion as criterion_module
 from mask2former.modeling.criterion import SetCriterion
 from mask2former.modeling.ground_truth import GroundTruth
-from mask2former.modeling.matcher import HungarianMatcher, parts_of, products_in_parts
+from mask2former.modeling.matcher import (
+    HungarianMatcher,
+    batch_dice_loss,
+    batch_sigmoid_ce_loss,
+    losses_of_halves,
+    parts_of,
+    products_in_parts,
+)
 from mask2former.modeling.outputs import mask_logits
 from mask2former.modeling.point_sampling import Predictions
 
@@ -274,6 +281,18 @@ def test_costs_equal_their_definition(weights: tuple[float, float, float]) -> No
             + weights[2] * (1 - (2 * (p * y).sum() + 1) / (p.sum() + y.sum() + 1))
         )
         assert cost[layer, query, number].item() == pytest.approx(expected.item(), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_costs_of_halves_are_those_of_fp32(device: str) -> None:
+    """16 significant bits of logits and probabilities, 8 of masks between pixels: what is left of it in sums."""
+    g = torch.Generator().manual_seed(0)
+    logits, masks = 3 * torch.randn(2, 6, 4096, generator=g), torch.rand(2, 3, 4096, generator=g)
+    masks = torch.where(masks < 0.5, (masks * 4).floor() / 2, masks)  # 0, 0.5, and anything above it
+    entropy, dice = losses_of_halves(logits.to(device), masks.to(device))
+    exact = logits.double(), masks.double()
+    torch.testing.assert_close(entropy.double().cpu(), batch_sigmoid_ce_loss(*exact), rtol=0, atol=2e-4)
+    torch.testing.assert_close(dice.double().cpu(), batch_dice_loss(*exact), rtol=0, atol=5e-5)
 
 
 def test_points_are_drawn_as_the_criterion_says(monkeypatch: pytest.MonkeyPatch) -> None:

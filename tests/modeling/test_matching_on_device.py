@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mask2former.modeling import criterion as criterion_module
 from mask2former.modeling import matcher as matcher_module
 from mask2former.modeling.criterion import SetCriterion
 from mask2former.modeling.matcher import HungarianMatcher, batch_dice_loss, batch_sigmoid_ce_loss, parts_of
@@ -274,6 +275,23 @@ def test_a_gpu_finds_what_scipy_finds(name: str, frames: int, cuda: str, monkeyp
         found.append(results(make_criterion(cuda), *make(CASES[name], cuda, frames)))
     for value, expected in zip(*found, strict=True):
         torch.testing.assert_close(value, expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("frames", [1, 2])
+@pytest.mark.parametrize("name", CASES)
+def test_a_gpu_finds_what_the_cpu_finds(name: str, frames: int, cuda: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses and gradients at the same points: kernels of matching and losses against the code in PyTorch."""
+    places = torch.rand(1, 64, 2, generator=torch.Generator().manual_seed(3))
+    monkeypatch.setattr(
+        HungarianMatcher, "_points", lambda self, truth, device: places.expand(len(truth.labels), -1, -1).to(device)
+    )
+    monkeypatch.setattr(
+        criterion_module, "uncertain_points", lambda logits, *_: places.expand(len(logits), -1, -1).to(logits.device)
+    )
+    found = [results(make_criterion(kind), *make(CASES[name], kind, frames)) for kind in (cuda, "cpu")]
+    for value, expected in zip(*found, strict=True):
+        torch.testing.assert_close(value.cpu(), expected, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.gpu
