@@ -51,7 +51,7 @@ USED = {  # arguments beside those of all
     "train": (*_TRAINING, "compare"),
     "scale": (*_TRAINING, "ranks"),
     "sizes": ("config_file", "bf16", "opts", "compile", "images", "dense"),
-    "op": ("batch", "repeats"),
+    "op": ("batch", "repeats", "channels"),
     "data": ("config_file", "images", "repeats"),
     "eval": ("images", "boundary"),
     "video": ("config_file", "bf16", "opts", "frames", "window", "overlap", "online"),
@@ -141,6 +141,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--config-file", help=f"default: {CONFIG}, for video {benchmark_video.CONFIG}")
     p.add_argument("--size", type=positive, nargs=2, default=(480, 640), metavar=("HEIGHT", "WIDTH"))
     p.add_argument("--batch", type=positive, default=1, help="images in a step, of each rank")
+    p.add_argument("--channels", type=positive, default=32, help="`op`: channels of a head (default: %(default)s)")
     p.add_argument(
         "--images",
         type=positive,

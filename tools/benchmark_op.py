@@ -1,7 +1,8 @@
 """`tools/benchmark.py op`: deformable attention, checked against fp64 and then timed against other implementations.
 
 The inputs are those of the pixel decoder: every pixel of a three-level pyramid is a query, with 8 heads of 32 channels
-and 4 points a level, offsets normal with a standard deviation of 3 pixels around the position of the query.
+(or of `--channels`) and 4 points a level, offsets normal with a standard deviation of 3 pixels around the position of
+the query.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from mask2former.benchmark.report import Report, Row, step_row
 from mask2former.ops import backend, ms_deform_attn
 from mask2former.ops.reference import from_projections, ms_deform_attn_reference
 
-HEADS, DIM, POINTS, SIGMA = 8, 32, 4, 3.0
+HEADS, POINTS, SIGMA = 8, 4, 3.0
 STRIDES = (32, 16, 8)
 SETS = 3  # different inputs in rotation, so that a call does not find its data in the cache
 
@@ -43,8 +44,8 @@ class Inputs:
     grad: Tensor
 
     @classmethod
-    def make(cls, size: int, batch: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
-        """Generate random inputs of a square pyramid of `size` pixels."""
+    def make(cls, size: int, batch: int, channels: int, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
+        """Generate random inputs of a square pyramid of `size` pixels, with `channels` of each head."""
         shapes = [(size // s, size // s) for s in STRIDES]
         generator = torch.Generator(device).manual_seed(seed)
         count = sum(h * w for h, w in shapes)
@@ -57,10 +58,10 @@ class Inputs:
             y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
             centers.append(torch.stack(((x + 0.5) / w, (y + 0.5) / h), -1).flatten(0, 1))
         points = torch.cat(centers)[None, :, None]
-        value = normal(batch, count, HEADS, DIM).to(dtype)
+        value = normal(batch, count, HEADS, channels).to(dtype)
         offsets = (normal(batch, count, HEADS, len(shapes), POINTS, 2) * SIGMA).to(dtype)
         logits = normal(batch, count, HEADS, len(shapes), POINTS).to(dtype)
-        grad = normal(batch, count, HEADS * DIM).to(dtype)
+        grad = normal(batch, count, HEADS * channels).to(dtype)
         locations, weights = from_projections(shapes, offsets, logits, points)
         return cls(value, shapes, points, offsets, logits, locations, weights, grad)
 
@@ -165,9 +166,9 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return ((actual.double() - expected).norm() / expected.norm()).item()
 
 
-def check(run: Run, fused: bool, size: int, dtype: torch.dtype, device: torch.device) -> list[float]:
+def check(run: Run, fused: bool, size: int, channels: int, dtype: torch.dtype, device: torch.device) -> list[float]:
     """Return relative errors of output and gradients against the PyTorch implementation in fp64, on one image."""
-    x = Inputs.make(size, 1, dtype, device, seed=99)
+    x = Inputs.make(size, 1, channels, dtype, device, seed=99)
     if fused:
         x.offsets[:, ::7] *= 50  # far outside the image
     leaves = [t.requires_grad_() for t in x.leaves(fused)]
@@ -194,11 +195,12 @@ def bytes_moved(x: Inputs, backward: bool) -> int:
 def run(args: argparse.Namespace, describe: str) -> Report:
     """Check the implementations against fp64, then time them and print a table."""
     device = torch.device(args.device)
-    size, batch = args.size[0], args.batch
+    size, batch, channels = args.size[0], args.batch, args.channels
     dtypes = [torch.float32, torch.bfloat16] if device.type == "cuda" else [torch.float32]
-    title = f"deformable attention, pyramid of {size} x {size}, batch {batch}"
+    title = f"deformable attention, pyramid of {size} x {size}, batch {batch}, {HEADS} heads of {channels} channels"
     peaks = Peaks.of(device, bf16=torch.bfloat16 in dtypes)
-    report = Report("op", title, {"size": size, "batch": batch, "compile": "off"}, device, peaks)
+    settings = {"size": size, "batch": batch, "channels": channels, "compile": "off"}
+    report = Report("op", title, settings, device, peaks)
     implementations: dict[str, tuple[Run, bool]] = {
         "PyTorch": (pytorch, False),
         **{name: (function, False) for name, function in deformops(device).items()},
@@ -212,11 +214,11 @@ def run(args: argparse.Namespace, describe: str) -> Report:
     for dtype in [*dtypes, torch.float16] if device.type == "cuda" else dtypes:
         for name in ("this op", "this op, fused"):
             function, fused = implementations[name]
-            errors = check(function, fused, min(size, 512), dtype, device)
+            errors = check(function, fused, min(size, 512), channels, dtype, device)
             print(f"{name:22s} {str(dtype)[6:]:9s} " + "  ".join(f"{e:.1e}" for e in errors))
     once: list[Callable[[], Any]] = []
     for dtype in dtypes:
-        inputs = [Inputs.make(size, batch, dtype, device, seed) for seed in range(SETS)]
+        inputs = [Inputs.make(size, batch, channels, dtype, device, seed) for seed in range(SETS)]
         for backward in (False, True):
             kind = ("forward + backward" if backward else "forward") + f", {str(dtype)[6:]}"
             base: dict[bool, float] = {}

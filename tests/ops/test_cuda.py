@@ -30,18 +30,21 @@ THREE, FOUR = ((64, 48), (32, 24), (16, 12)), ((64, 48), (32, 24), (16, 12), (8,
 UNEVEN = ((37, 61), (19, 31), (10, 16))  # tiles of queries are cut off at the borders
 FAST = Case(shapes=THREE, heads=8, dim=32, reference="1N1")
 GRID = replace(FAST, queries=None)
-SMALL_CASES = [
-    Case(heads=8, dim=32),
-    Case(heads=8, dim=32, queries=None, dtype=BF16),
-    Case(shapes=((4, 5), (3, 2)), queries=3, dim=5, points=2, dtype=F64),
-]
+SMALL_CASES = {
+    "fast": Case(heads=8, dim=32),
+    "grid": Case(heads=8, dim=32, queries=None, dtype=BF16),
+    "fast, 16 channels": Case(heads=8, dim=16, dtype=BF16),
+    "grid, 16 channels": Case(heads=8, dim=16, queries=None),
+    "general": Case(shapes=((4, 5), (3, 2)), queries=3, dim=5, points=2, dtype=F64),
+}
+with_16_or_32_channels = pytest.mark.parametrize("dim", [32, 16])
 
 # --- kernels ---
 
-# 32 channels, 4 points, 3 or 4 levels take the fast path: one kernel for values, and where each pixel has a query one
-# for gradients. That one keeps lists of samples for a window of 48 x 48 pixels; long offsets leave it. The rest takes
-# the general kernels, as fp64 does.
-KERNELS = {
+# 16 or 32 channels, 4 points, 3 or 4 levels take the fast path: one kernel for values, and where each pixel has a query
+# one for gradients. That one keeps lists of samples for a window of 48 x 48 pixels; long offsets leave it. The rest
+# takes the general kernels, as fp64 does.
+KERNELS_FOR_32_CHANNELS = {
     "grid": GRID,
     "grid, 4 levels": replace(GRID, shapes=FOUR),
     "grid, uneven": replace(GRID, shapes=UNEVEN, reference="BNL"),
@@ -58,9 +61,14 @@ KERNELS = {
     "queries": replace(FAST, queries=1000),
     "queries, 4 levels, locations": replace(FAST, queries=257, shapes=FOUR, reference=None),
     "1 query": replace(FAST, queries=1),
+}
+KERNELS = {
+    **KERNELS_FOR_32_CHANNELS,
+    **{f"{name}, 16 channels": replace(case, dim=16) for name, case in KERNELS_FOR_32_CHANNELS.items()},
     "general: 1 level": replace(FAST, shapes=THREE[:1], queries=1000),
     "general: 2 levels, grid": replace(GRID, shapes=THREE[:2]),
     "general: a map of width 1": replace(GRID, shapes=(*THREE[:2], (16, 1))),
+    "general: 8 channels": replace(GRID, dim=8),
     "general: 64 channels": replace(GRID, dim=64),
     "general: 5 points": replace(FAST, points=5, queries=300),
     "general: 1 point, 40 channels": replace(FAST, points=1, dim=40, queries=300),
@@ -73,17 +81,21 @@ def test_every_kernel(name: str, dtype: torch.dtype, cuda: str) -> None:
     check(make(replace(KERNELS[name], dtype=dtype), cuda))
 
 
+@with_16_or_32_channels
 @pytest.mark.parametrize("case", [GRID, replace(GRID, shapes=UNEVEN), replace(FAST, queries=1000)])
 @pytest.mark.parametrize(("dtype", "projections"), [(BF16, F32), (F16, F32), (F32, BF16)], ids=str)
-def test_every_kernel_with_mixed_dtypes(dtype: torch.dtype, projections: torch.dtype, case: Case, cuda: str) -> None:
-    check(make(replace(case, dtype=dtype, projections=projections), cuda))
+def test_every_kernel_with_mixed_dtypes(
+    dtype: torch.dtype, projections: torch.dtype, case: Case, dim: int, cuda: str
+) -> None:
+    check(make(replace(case, dim=dim, dtype=dtype, projections=projections), cuda))
 
 
+@with_16_or_32_channels
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 @pytest.mark.parametrize("spread", [0.0, 0.3])
-def test_all_queries_at_one_place(spread: float, dtype: torch.dtype, cuda: str) -> None:
+def test_all_queries_at_one_place(spread: float, dtype: torch.dtype, dim: int, cuda: str) -> None:
     """One pixel then collects thousands of gradients."""
-    case = replace(GRID, dtype=dtype, spread=spread)
+    case = replace(GRID, dim=dim, dtype=dtype, spread=spread)
     inputs = make(case)
     assert inputs.reference is not None
     spot = torch.tensor([0.301, 0.703]).expand_as(inputs.reference).contiguous()
@@ -94,11 +106,12 @@ def test_all_queries_at_one_place(spread: float, dtype: torch.dtype, cuda: str) 
 # --- streams, graphs, devices ---
 
 
+@with_16_or_32_channels
 @pytest.mark.parametrize("queries", [40, None], ids=["queries", "grid"])
 @pytest.mark.parametrize("dtype", [F32, BF16, F16, F64], ids=str)
-def test_cuda_graph(dtype: torch.dtype, queries: int | None, cuda: str) -> None:
+def test_cuda_graph(dtype: torch.dtype, queries: int | None, dim: int, cuda: str) -> None:
     """Captured once, replayed with other numbers; the gradient of the reference points too."""
-    case = replace(FAST, shapes=((24, 20), (12, 10), (6, 5)), queries=queries, dtype=dtype, reference="1N1")
+    case = replace(FAST, shapes=((24, 20), (12, 10), (6, 5)), queries=queries, dim=dim, dtype=dtype, reference="1N1")
     static, grad = make(case, cuda).leaves(), gradient_for(make(case, cuda))
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -120,7 +133,7 @@ def test_cuda_graph(dtype: torch.dtype, queries: int | None, cuda: str) -> None:
             assert error(tensor, expected[name]) < (1e-5 if dtype in (F32, F64) else 1e-2), name
 
 
-@pytest.mark.parametrize("case", SMALL_CASES, ids=["fast", "grid", "general"])
+@pytest.mark.parametrize("case", SMALL_CASES.values(), ids=SMALL_CASES)
 def test_work_is_queued_on_the_current_stream(case: Case, cuda: str) -> None:
     inputs = make(case, cuda)
     expected = run_reference(inputs)
@@ -138,7 +151,7 @@ def test_work_is_queued_on_the_current_stream(case: Case, cuda: str) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-@pytest.mark.parametrize("case", SMALL_CASES, ids=["fast", "grid", "general"])
+@pytest.mark.parametrize("case", SMALL_CASES.values(), ids=SMALL_CASES)
 def test_second_gpu(case: Case, cuda: str) -> None:
     assert torch.cuda.current_device() == 0
     inputs = make(replace(case, reference="BN"), "cuda:1")

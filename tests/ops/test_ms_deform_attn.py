@@ -30,14 +30,25 @@ from tests.ops.cases import (
 )
 
 FOUR_LEVELS = ((8, 6), (4, 3), (2, 5), (2, 2))
-# 32 channels, 4 points and 3 or 4 levels have kernels of their own on CUDA, with a query at each pixel yet others.
+# 16 or 32 channels, 4 points, 3 or 4 levels have kernels of their own on CUDA, with a query at each pixel yet others.
 FAST = Case(heads=8, dim=32)
-CASES = {
+FAST_CASES = {
     "fast, 3 levels": FAST,
     "fast, 4 levels": replace(FAST, shapes=FOUR_LEVELS),
     "fast, grid, 3 levels": replace(FAST, queries=None),
     "fast, grid, 4 levels": replace(FAST, queries=None, shapes=FOUR_LEVELS),
     "fast, 3 images, 3 heads, grid": replace(FAST, queries=None, batch=3, heads=3),
+}
+FORMS = {
+    "general": Case(),
+    "fast": FAST,
+    "grid": replace(FAST, queries=None),
+    "fast, 16 channels": replace(FAST, dim=16),
+    "grid, 16 channels": replace(FAST, dim=16, queries=None),
+}
+CASES = {
+    **FAST_CASES,
+    **{f"{name}, 16 channels": replace(case, dim=16) for name, case in FAST_CASES.items()},
     "thin maps": replace(FAST, shapes=((1, 7), (9, 1), (1, 1))),
     "thin maps, grid": replace(FAST, shapes=((1, 7), (9, 1), (1, 1)), queries=None),
     "many queries": Case(queries=300, batch=1),
@@ -64,13 +75,13 @@ def test_values_and_gradients(name: str, dtype: torch.dtype, reference: str | No
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
-@pytest.mark.parametrize("case", [Case(), FAST, replace(FAST, queries=None, batch=3)], ids=["general", "fast", "grid"])
+@pytest.mark.parametrize("case", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("reference", REFERENCES)
 def test_reference_points_of_all_shapes(reference: str, case: Case, dtype: torch.dtype, device: str) -> None:
-    check(make(replace(case, reference=reference, dtype=dtype), device))
+    check(make(replace(case, batch=3, reference=reference, dtype=dtype), device))
 
 
-@pytest.mark.parametrize("case", [Case(), FAST, replace(FAST, queries=None)], ids=["general", "fast", "grid"])
+@pytest.mark.parametrize("case", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("reference", [None, "BN"])
 @pytest.mark.parametrize(("dtype", "projections"), [(BF16, F32), (F32, BF16), (F16, F32), (BF16, F16)], ids=str)
 def test_mixed_dtypes(
@@ -116,7 +127,7 @@ def shifted(x: Tensor) -> Tensor:
     return torch.cat([x.new_full((1,), math.nan), x.flatten()])[1:].view(x.shape)
 
 
-@pytest.mark.parametrize("case", [FAST, replace(FAST, queries=None), Case()], ids=["fast", "grid", "general"])
+@pytest.mark.parametrize("case", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("which", ["value", "sampling", "attention", "reference", "all"])
 @pytest.mark.parametrize("view", [transposed, sliced, expanded, shifted])
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
@@ -127,7 +138,7 @@ def test_views(view: Callable[[Tensor], Tensor], which: str, case: Case, dtype: 
 
 
 @pytest.mark.parametrize("view", [transposed, sliced, shifted, lambda x: x[:1, :1, :1].expand_as(x)])
-@pytest.mark.parametrize("case", [FAST, replace(FAST, queries=None), Case()], ids=["fast", "grid", "general"])
+@pytest.mark.parametrize("case", FORMS.values(), ids=FORMS)
 def test_views_as_gradient_of_the_output(view: Callable[[Tensor], Tensor], case: Case, device: str) -> None:
     inputs = make(case, device)
     check(inputs, view(gradient_for(inputs)))
@@ -143,9 +154,8 @@ def test_inputs_stay_as_they_are(device: str) -> None:
 
 # --- positions ---
 
-SQUARES = Case(shapes=((8, 8), (4, 4), (2, 2)))  # powers of two: coordinates of pixels are exact in fp32
-KINDS = {"general": SQUARES, "fast": replace(SQUARES, heads=8, dim=32)}
-KINDS["grid"] = replace(KINDS["fast"], queries=None)
+# Powers of two: coordinates of pixels are exact in fp32.
+KINDS = {name: replace(case, shapes=((8, 8), (4, 4), (2, 2))) for name, case in FORMS.items()}
 
 
 def at_pixels(inputs: Inputs, pixel: Tensor) -> Inputs:

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import benchmark
 import pytest
+import torch
 
 from mask2former.benchmark.floor import Peaks
 
@@ -24,6 +25,7 @@ CONFIG = "coco/panoptic-segmentation/swin/maskformer2_swin_tiny_bs16_50ep.yaml"
         (["infer", "--uneven"], "--uneven"),
         (["model", "--objects", "3"], "--objects"),
         (["op", "--bf16"], "--bf16"),
+        (["infer", "--channels", "16"], "--channels"),
         (["eval", "--compare", "huggingface"], "--compare"),
         (["infer", "--ranks", "3"], "--ranks"),
         (["video", "--compile", "off"], "--compile"),
@@ -68,9 +70,13 @@ def test_deformable_attention(
     measured = Peaks.of
     monkeypatch.setattr(Peaks, "of", lambda device, bf16: asked.append(bf16) or measured(device, bf16))
     file = tmp_path / "op.json"
-    command = ["op", "--size", "32", "32", "--repeats", "3", "--device", "cpu", "--json", str(file)]
+    command = ["op", "--size", "32", "32", "--repeats", "3", "--channels", "16", "--device", "cpu", "--json", str(file)]
     assert benchmark.main(command) == 0
-    rows = {row["name"]: {f["name"]: f for f in row["figures"]} for row in json.loads(file.read_text())["rows"]}
+    report = json.loads(file.read_text())
+    assert report["settings"]["channels"] == 16 and report["title"].endswith("8 heads of 16 channels")
+    inputs = benchmark.benchmark_op.Inputs.make(32, 1, 16, torch.float32, torch.device("cpu"), seed=0)
+    assert inputs.value.shape[2:] == (8, 16) and inputs.grad.shape[2] == 8 * 16
+    rows = {row["name"]: {f["name"]: f for f in row["figures"]} for row in report["rows"]}
     fused = rows["forward + backward, float32: this op, fused"]
     base = rows["forward + backward, float32: PyTorch chain"]
     assert fused["ratio"]["value"] == pytest.approx(base["time"]["value"] / fused["time"]["value"])

@@ -1,10 +1,11 @@
-// Backward for 32 channels and 4 points: the sums for grad_value are formed on chip.
+// Backward for 16 or 32 channels and 4 points: the sums for grad_value are formed on chip.
 //
 // Adding every sample's four corners in global memory is bound by the rate of atomics in the L2 cache (3.3 TB/s on an
 // H100: 2.6 ms for 8 images of 1024 x 1024). Here a block takes 16 x 16 queries of one head and, level by level, sorts
-// their corners by pixel (a counting sort in shared memory). Then 8 lanes take a pixel and walk through its list:
-// each entry adds weight * grad to the pixel's sum, and the dot product of grad with the pixel's value, of which the
-// gradients of weights and positions are made. A pixel is read once and added to global memory once for each tile.
+// their corners by pixel (a counting sort in shared memory). Then lanes, one for each 4 channels, take a pixel and walk
+// through its list: each entry adds weight * grad to the pixel's sum, and the dot product of grad with the pixel's
+// value, of which the gradients of weights and positions are made. A pixel is read once and added to global memory once
+// for each tile.
 #include "device.cuh"
 #include "tiles.cuh"
 
@@ -25,6 +26,7 @@ struct __align__(8) Entry {
   float weight;
 };
 
+template <int kChannels>
 struct Shared {
   float grad[kTileQueries][kChannels];
   float4 dots[kSamples];                      // grad . value at the four corners
@@ -76,8 +78,9 @@ __device__ __forceinline__ void add4(float* p, float4 v) {
 }
 
 // Turns list lengths into starts, and orders the pixels that have a list by its length, so that the lanes of a warp,
-// who walk four lists together, end together. Returns the number of these pixels to every thread.
-__device__ __forceinline__ int scan(Shared& s) {
+// who walk several lists together, end together. Returns the number of these pixels to every thread.
+template <int kChannels>
+__device__ __forceinline__ int scan(Shared<kChannels>& s) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   int* mine = s.starts + threadIdx.x * kCountsOfThread;
   int lengths[kCountsOfThread], rank[kCountsOfThread];
@@ -122,25 +125,32 @@ __device__ __forceinline__ float dot4(float4 a, float4 b) {
   return fmaf(a.x, b.x, fmaf(a.y, b.y, fmaf(a.z, b.z, a.w * b.w)));
 }
 
-// Sums of four numbers over 8 lanes; lane pair (0, 1) ends with the first, (2, 3) the second, and so on.
+// Sums of four numbers over kLanes lanes; the first quarter of them ends with the first sum, the next quarter with the
+// second, and so on.
+template <int kLanes>
 __device__ __forceinline__ float sum_over_lanes(const float (&x)[4]) {
-  const bool high = threadIdx.x & 4, odd = threadIdx.x & 2;
+  const bool high = threadIdx.x & (kLanes / 2), odd = threadIdx.x & (kLanes / 4);
   float a = high ? x[2] : x[0], b = high ? x[3] : x[1];
-  a += __shfl_xor_sync(~0u, high ? x[0] : x[2], 4);
-  b += __shfl_xor_sync(~0u, high ? x[1] : x[3], 4);
+  a += __shfl_xor_sync(~0u, high ? x[0] : x[2], kLanes / 2);
+  b += __shfl_xor_sync(~0u, high ? x[1] : x[3], kLanes / 2);
   float c = odd ? b : a;
-  c += __shfl_xor_sync(~0u, odd ? a : b, 2);
-  return c + __shfl_xor_sync(~0u, c, 1);
+  c += __shfl_xor_sync(~0u, odd ? a : b, kLanes / 4);
+#pragma unroll
+  for (int step = kLanes / 8; step; step /= 2) c += __shfl_xor_sync(~0u, c, step);
+  return c;
 }
 
-// 8 lanes a pixel; every lane of a warp goes the same way, because of the shuffles. Lanes whose list has ended read what
-// comes after it, with weight 0.
-template <class T>
-__device__ __forceinline__ void walk_lists(Shared& s, const FastLevel& level, const Window& window, int listed,
-                                           int stride, const T* values, float* sums) {
-  const int lane = threadIdx.x % 32, part = lane % 8;
+// 4 channels of a pixel for each lane; every lane of a warp goes the same way, because of the shuffles. Lanes whose
+// list has ended read what comes after it, with weight 0.
+template <int kChannels, class T>
+__device__ __forceinline__ void walk_lists(Shared<kChannels>& s, const FastLevel& level, const Window& window,
+                                           int listed, int stride, const T* values, float* sums) {
+  constexpr int kLanes = kChannels / 4, kQuarter = kLanes / 4;  // of a pixel; that hold the dot product of one entry
+  constexpr unsigned kRow = kChannels * sizeof(float);  // bytes of a query's gradient; a query has 16 corners
+  static_assert(kQuarter >= 1 && 32 % kLanes == 0);
+  const int lane = threadIdx.x % 32, part = lane % kLanes;
   const char* grads = reinterpret_cast<const char*>(&s.grad[0][part * 4]);
-  int turn = threadIdx.x / 8, place = 0, start = 0, length = 0;
+  int turn = threadIdx.x / kLanes, place = 0, start = 0, length = 0;
   float4 value{};
   const auto fetch = [&] {
     length = 0;
@@ -153,11 +163,11 @@ __device__ __forceinline__ void walk_lists(Shared& s, const FastLevel& level, co
     }
   };
   fetch();
-  while (turn - lane / 8 < listed) {
+  while (turn - lane / kLanes < listed) {
     const int count = length, target = place;
     const float4 pixel_value = value;
     const Entry* list = s.entries + start;
-    turn += kThreads / 8;
+    turn += kThreads / kLanes;
     fetch();  // the next pixel's value is on its way while this list is walked
     float4 sum{};
     const int longest = __reduce_max_sync(~0u, count);
@@ -168,36 +178,43 @@ __device__ __forceinline__ void walk_lists(Shared& s, const FastLevel& level, co
       for (int j = 0; j < 4; ++j) e[j] = list[min(i, count) + j];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        // A query has 16 corners and a row of 128 bytes.
-        const float4 g = *reinterpret_cast<const float4*>(grads + (e[j].corner / 16 % kTileQueries) * 128);
+        const float4 g = *reinterpret_cast<const float4*>(grads + (e[j].corner / 16 % kTileQueries) * kRow);
         const float w = i + j < count ? e[j].weight : 0.0f;
         sum.x = fmaf(w, g.x, sum.x), sum.y = fmaf(w, g.y, sum.y);
         sum.z = fmaf(w, g.z, sum.z), sum.w = fmaf(w, g.w, sum.w);
         dots[j] = dot4(g, pixel_value);
       }
-      const float dot = sum_over_lanes(dots);
-      const unsigned corner = part & 4 ? (part & 2 ? e[3].corner : e[2].corner) : (part & 2 ? e[1].corner : e[0].corner);
-      if (part % 2 == 0 && i + part / 2 < count) reinterpret_cast<float*>(s.dots)[corner] = dot;
+      const float dot = sum_over_lanes<kLanes>(dots);
+      const bool odd = part & kQuarter;
+      const unsigned corner =
+          part & (2 * kQuarter) ? (odd ? e[3].corner : e[2].corner) : (odd ? e[1].corner : e[0].corner);
+      if (part % kQuarter == 0 && i + part / kQuarter < count) reinterpret_cast<float*>(s.dots)[corner] = dot;
     }
     if (count) add4(sums + target, sum);
   }
 }
 
 // Corners in the map but outside the window: a warp does them one after another, a lane a channel.
-template <class T>
-__device__ __noinline__ void outside_window(Shared& s, bool mine, unsigned corner, float weight, int place,
+template <int kChannels, class T>
+__device__ __noinline__ void outside_window(Shared<kChannels>& s, bool mine, unsigned corner, float weight, int place,
                                             const T* values, float* sums) {
+  constexpr int kActive = kChannels < 32 ? kChannels : 32;  // lanes
   const int lane = threadIdx.x % 32;
   for (unsigned left = __ballot_sync(~0u, mine); left; left &= left - 1) {
     const int owner = __ffs(left) - 1;
     const unsigned which = __shfl_sync(~0u, corner, owner);
     const float w = __shfl_sync(~0u, weight, owner);
     const int at = __shfl_sync(~0u, place, owner) + lane;
-    const float g = s.grad[which / (4 * kPoints)][lane];
-    float dot = g * to_float(values[at]);
-    atomicAdd(sums + at, w * g);
+    float dot = 0.0f;
 #pragma unroll
-    for (int step = 16; step; step /= 2) dot += __shfl_xor_sync(~0u, dot, step);
+    for (int first = 0; first < kChannels; first += kActive) {
+      if (lane >= kActive) continue;
+      const float g = s.grad[which / (4 * kPoints)][first + lane];
+      dot = fmaf(g, to_float(values[at + first]), dot);
+      atomicAdd(sums + at + first, w * g);
+    }
+#pragma unroll
+    for (int step = kActive / 2; step; step /= 2) dot += __shfl_xor_sync(~0u, dot, step);
     if (lane == 0) reinterpret_cast<float*>(s.dots)[which] = dot;
   }
 }
@@ -218,11 +235,13 @@ struct Listed {
   int rank[4];
 };
 
-__device__ __forceinline__ int* list_of(Shared& s, const Window& w, const Position& at, int corner) {
+template <int kChannels>
+__device__ __forceinline__ int* list_of(Shared<kChannels>& s, const Window& w, const Position& at, int corner) {
   return &s.starts[(at.y - w.y + corner / 2) * kWindow + at.x - w.x + corner % 2];
 }
 
-__device__ __forceinline__ Listed count_corners(Shared& s, const Window& w, const Position& at) {
+template <int kChannels>
+__device__ __forceinline__ Listed count_corners(Shared<kChannels>& s, const Window& w, const Position& at) {
   Listed listed;
   listed.corners = corners_in(at.x - w.x, at.y - w.y, w.width, w.height);
 #pragma unroll
@@ -232,10 +251,10 @@ __device__ __forceinline__ Listed count_corners(Shared& s, const Window& w, cons
 }
 
 // `sample` is the number in the block. Corners that have no list because they are far away are done at once.
-template <class T>
-__device__ __forceinline__ void list_corners(Shared& s, const Window& w, const FastLevel& level, const Position& at,
-                                             const Listed& listed, unsigned sample, float weight, int stride,
-                                             const T* values, float* sums) {
+template <int kChannels, class T>
+__device__ __forceinline__ void list_corners(Shared<kChannels>& s, const Window& w, const FastLevel& level,
+                                             const Position& at, const Listed& listed, unsigned sample, float weight,
+                                             int stride, const T* values, float* sums) {
 #pragma unroll
   for (int c = 0; c < 4; ++c)
     if (listed.corners >> c & 1)
@@ -277,22 +296,23 @@ __device__ __forceinline__ int query_of(const Tile& tile, int i) {
   return y < tile.height && x < tile.width ? tile.start + y * tile.width + x : -1;
 }
 
-template <class T, class P, int kLevels, bool kFused>
+template <class T, class P, int kChannels, int kLevels, bool kFused>
 __global__ void __launch_bounds__(kThreads, 2)
     backward_kernel(const __grid_constant__ Tiling t, const T* value, const float* reference, const P* sampling,
                     const P* attention, const T* grad, float* sums, P* grad_sampling, P* grad_attention) {
   extern __shared__ __align__(16) char memory[];
-  Shared& s = *reinterpret_cast<Shared*>(memory);
+  auto& s = *reinterpret_cast<Shared<kChannels>*>(memory);
   const Tile tile(t);
   const int stride = t.heads * kChannels;
   const int64_t first_row = static_cast<int64_t>(tile.batch) * t.queries * t.heads + tile.head;
 
 #pragma unroll
-  for (int i = threadIdx.x; i < kTileQueries * 8; i += kThreads) {
-    const int query = query_of(tile, i / 8);
+  for (int i = threadIdx.x; i < kTileQueries * (kChannels / 4); i += kThreads) {
+    const int number = i / (kChannels / 4), channel = i % (kChannels / 4) * 4;
+    const int query = query_of(tile, number);
     const int64_t row = first_row + static_cast<int64_t>(query) * t.heads;
-    *reinterpret_cast<float4*>(&s.grad[i / 8][i % 8 * 4]) =
-        query < 0 ? float4{} : load4(grad + row * kChannels + i % 8 * 4);
+    *reinterpret_cast<float4*>(&s.grad[number][channel]) =
+        query < 0 ? float4{} : load4(grad + row * kChannels + channel);
   }
 
   // This thread's samples: one point of kMine queries.
@@ -367,32 +387,25 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-template <class T, class P, int kLevels, bool kFused>
+template <class T, class P, int kChannels, int kLevels, bool kFused>
 cudaError_t launch(const Call& call, cudaStream_t stream) {
   const Tiling t = make_tiling(call.sizes);
-  const auto kernel = backward_kernel<T, P, kLevels, kFused>;
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(sizeof(Shared)));
+  const auto kernel = backward_kernel<T, P, kChannels, kLevels, kFused>;
+  constexpr int kBytes = sizeof(Shared<kChannels>);
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
-  kernel<<<blocks_of(t, call.sizes), kThreads, sizeof(Shared), stream>>>(
+  kernel<<<blocks_of(t, call.sizes), kThreads, kBytes, stream>>>(
       t, static_cast<const T*>(call.value), static_cast<const float*>(call.reference),
       static_cast<const P*>(call.sampling), static_cast<const P*>(call.attention), static_cast<const T*>(call.grad),
       static_cast<float*>(call.grad_sums), static_cast<P*>(call.grad_sampling), static_cast<P*>(call.grad_attention));
   return cudaGetLastError();
 }
 
-template <class T, class P, int kLevels>
-cudaError_t launch_form(const Call& call, cudaStream_t stream) {
-  return call.reference ? launch<T, P, kLevels, true>(call, stream) : launch<T, float, kLevels, false>(call, stream);
-}
-
 }  // namespace
 
 cudaError_t backward_tiled(const Call& call, cudaStream_t stream) {
-  return for_types(call, [&](auto value, auto projection) {
-    using T = decltype(value);
-    using P = decltype(projection);
-    return call.sizes.levels == 3 ? launch_form<T, P, 3>(call, stream) : launch_form<T, P, 4>(call, stream);
+  return for_fast_kernels(call, [&](auto value, auto projection, auto channels, auto levels, auto fused) {
+    return launch<decltype(value), decltype(projection), channels(), levels(), fused()>(call, stream);
   });
 }
 

@@ -1,8 +1,10 @@
-// Forward for 32 channels and 4 points: bound by the rate at which the L1 cache serves rows, about one a cycle.
+// Forward for 16 or 32 channels and 4 points: bound by the rate at which the L1 cache serves rows, about one a cycle.
 //
 // A warp takes 8 queries of one head, level by level. First a quad of lanes works out the samples of a query, a lane
-// one point, and leaves 16 bytes for each sample in shared memory (the softmax over all levels comes before). Then 8
-// lanes (fp32) or 4 lanes (16 bits) gather a query's rows, 16 bytes a lane.
+// one point, and leaves 16 bytes for each sample in shared memory (the softmax over all levels comes before). Then
+// groups of lanes gather rows, 16 bytes a lane. With 32 channels a row takes 8 lanes (fp32) or 4 lanes (16 bits), with
+// 16 channels half as many. Each group has a query of its own; 16 channels of 16 bits make 16 groups, and then two of
+// them share a query, each with half of the points.
 #include "device.cuh"
 #include "tiles.cuh"
 
@@ -45,14 +47,15 @@ __device__ __forceinline__ uint4 read(const char* image, unsigned offset) {
   return __ldg(reinterpret_cast<const uint4*>(image + offset));
 }
 
-// The samples of one query and level, 16 bytes of their rows for each lane.
-template <class T>
+// The samples of one query and level, 16 bytes of their rows for each lane: every kShares-th point from `share` on.
+template <int kShares, class T>
 __device__ __forceinline__ void gather(const char* image, unsigned mine, unsigned right, unsigned below,
-                                       const Sample (*samples)[kWarpQueries], int slot, float (&sum)[16 / sizeof(T)]) {
+                                       const Sample (*samples)[kWarpQueries], int share, int slot,
+                                       float (&sum)[16 / sizeof(T)]) {
   constexpr int kVector = 16 / sizeof(T);
 #pragma unroll
-  for (int p = 0; p < kPoints; ++p) {
-    const Sample s = samples[p][slot];
+  for (int p = 0; p < kPoints; p += kShares) {
+    const Sample s = samples[p + share][slot];
     const unsigned at = s.offset + mine;
     const uint4 bits[4] = {read(image, at), read(image, at + right), read(image, at + below),
                            read(image, at + below + right)};
@@ -68,16 +71,24 @@ __device__ __forceinline__ void gather(const char* image, unsigned mine, unsigne
   }
 }
 
-template <class T, class P, int kLevels, bool kFused>
+template <class T, class P, int kChannels, int kLevels, bool kFused>
 __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
     forward_kernel(const __grid_constant__ Tiling t, const T* value, const float* reference, const P* sampling,
                    const P* attention, T* out) {
-  constexpr int kVector = 16 / sizeof(T), kLanes = kChannels / kVector;  // lanes of one row
-  constexpr int kAtOnce = 32 / kLanes;                                   // queries a warp gathers at a time
+  constexpr int kVector = 16 / sizeof(T), kLanes = kChannels / kVector;  // lanes of one row: a group
+  constexpr int kGroups = 32 / kLanes;
+  constexpr int kShares = kGroups > kWarpQueries ? kGroups / kWarpQueries : 1;  // groups that share a query
+  constexpr int kAtOnce = kGroups / kShares;                                    // queries a warp gathers at a time
   constexpr int kTurns = kWarpQueries / kAtOnce;
+  static_assert(kLanes * kGroups == 32 && kAtOnce * kTurns == kWarpQueries && kPoints % kShares == 0);
   __shared__ Sample shared[kWarps][kPoints][kWarpQueries];
   const Tile tile(t);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, point = lane % kPoints;
+  // Of the lane's group: its query in a turn, and its share of the points.
+  const auto slot_in = [&](int turn) {
+    return turn * kAtOnce + (kShares > 1 ? lane / kLanes % kAtOnce : lane / kLanes);
+  };
+  const int share = kShares > 1 ? lane / (kLanes * kAtOnce) : 0;
   Sample(*samples)[kWarpQueries] = shared[warp];
   const unsigned right = t.heads * kChannels * sizeof(T), mine = lane % kLanes * 16;
   const int last = tile.width - 1;
@@ -116,30 +127,29 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
       __syncwarp();
 #pragma unroll
       for (int turn = 0; turn < kTurns; ++turn)
-        gather<T>(image, mine, right, level.width * right, samples, turn * kAtOnce + lane / kLanes, sum[turn]);
+        gather<kShares, T>(image, mine, right, level.width * right, samples, share, slot_in(turn), sum[turn]);
     }
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) {
-      const int slot = turn * kAtOnce + lane / kLanes;
-      if (x + slot <= last)
+#pragma unroll
+      for (int step = kLanes * kAtOnce; step < 32; step *= 2)  // over the shares
+#pragma unroll
+        for (int i = 0; i < kVector; ++i) sum[turn][i] += __shfl_xor_sync(~0u, sum[turn][i], step);
+      const int slot = slot_in(turn);
+      if (share == 0 && x + slot <= last)
         store(out + ((first_query + line + x + slot) * t.heads + tile.head) * kChannels + lane % kLanes * kVector,
               sum[turn]);
     }
   }
 }
 
-template <class T, class P, int kLevels, bool kFused>
+template <class T, class P, int kChannels, int kLevels, bool kFused>
 cudaError_t launch(const Call& call, cudaStream_t stream) {
   const Tiling t = make_tiling(call.sizes);
-  forward_kernel<T, P, kLevels, kFused><<<blocks_of(t, call.sizes), kThreads, 0, stream>>>(
+  forward_kernel<T, P, kChannels, kLevels, kFused><<<blocks_of(t, call.sizes), kThreads, 0, stream>>>(
       t, static_cast<const T*>(call.value), static_cast<const float*>(call.reference),
       static_cast<const P*>(call.sampling), static_cast<const P*>(call.attention), static_cast<T*>(call.out));
   return cudaGetLastError();
-}
-
-template <class T, class P, int kLevels>
-cudaError_t launch_form(const Call& call, cudaStream_t stream) {
-  return call.reference ? launch<T, P, kLevels, true>(call, stream) : launch<T, float, kLevels, false>(call, stream);
 }
 
 }  // namespace
@@ -148,8 +158,7 @@ constexpr int kMostBlocks = 65535;  // in the second and third dimension of a gr
 
 bool fits_fast_path(const Call& call) {
   const Sizes& s = call.sizes;
-  if (s.dim != kChannels || s.points != kPoints || s.levels < 3 || s.levels > kFastLevels) return false;
-  if (call.value_kind == Kind::f64) return false;
+  if (!has_fast_sizes(s) || call.value_kind == Kind::f64) return false;
   for (int l = 0; l < s.levels; ++l)
     if (s.level[l].height < 2 || s.level[l].width < 2) return false;
   // Offsets inside one image are 32 bits. Alignment: what a view could start at.
@@ -162,10 +171,8 @@ bool fits_fast_path(const Call& call) {
 }
 
 cudaError_t forward_fast(const Call& call, cudaStream_t stream) {
-  return for_types(call, [&](auto value, auto projection) {
-    using T = decltype(value);
-    using P = decltype(projection);
-    return call.sizes.levels == 3 ? launch_form<T, P, 3>(call, stream) : launch_form<T, P, 4>(call, stream);
+  return for_fast_kernels(call, [&](auto value, auto projection, auto channels, auto levels, auto fused) {
+    return launch<decltype(value), decltype(projection), channels(), levels(), fused()>(call, stream);
   });
 }
 

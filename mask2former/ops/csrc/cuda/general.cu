@@ -1,4 +1,5 @@
-// Any number of heads, channels, levels and points, fp64 too; and the deterministic backward.
+// Any number of heads, channels, levels and points, fp64 too, for what `fits_fast_path` refuses; and the deterministic
+// backward.
 //
 // Forward: a thread for each output number. Backward: a warp for each query and head, a lane for each channel.
 #include "device.cuh"

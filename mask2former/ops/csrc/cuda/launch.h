@@ -33,7 +33,7 @@ struct Call {
 cudaError_t forward_general(const Call& call, cudaStream_t stream);
 cudaError_t backward_general(const Call& call, cudaStream_t stream);
 
-// 32 channels, 4 points, 1 to 4 levels of at least 2 x 2 pixels, no fp64: see `fits_fast_path`.
+// 16 or 32 channels, 4 points, 3 or 4 levels of at least 2 x 2 pixels, no fp64: see `fits_fast_path`.
 bool fits_fast_path(const Call& call);
 cudaError_t forward_fast(const Call& call, cudaStream_t stream);
 // Where every pixel is a query.

@@ -2,11 +2,12 @@
 // reads few rows often: from the L1 cache in the forward, out of a list per pixel in the backward.
 #pragma once
 
+#include <type_traits>
+
 #include "device.cuh"
 
 namespace mask2former {
 
-constexpr int kChannels = 32;    // of a head
 constexpr int kPoints = 4;
 constexpr int kFastLevels = 4;   // at most
 constexpr int kTile = 16;        // a tile is 16 x 16 queries
@@ -94,6 +95,31 @@ struct Tile {
 
 inline dim3 blocks_of(const Tiling& t, const Sizes& s) {
   return dim3(static_cast<unsigned>(s.heads), static_cast<unsigned>(t.tiles), static_cast<unsigned>(s.batch));
+}
+
+template <int kNumber>
+using Constant = std::integral_constant<int, kNumber>;
+
+// The channels of a head, points and levels that the fast kernels are compiled for. Their code is right for 64 channels
+// too, which only cost time to compile and space.
+inline bool has_fast_sizes(const Sizes& s) {
+  return (s.dim == 16 || s.dim == 32) && s.points == kPoints && (s.levels == 3 || s.levels == kFastLevels);
+}
+
+// Calls `run` with a value and a projection, as `for_types`, and then, as constants, the channels of a head, the
+// levels, and whether reference points are given. Without them projections are fp32.
+template <class Run>
+cudaError_t for_fast_kernels(const Call& call, Run run) {
+  return for_types(call, [&](auto value, auto projection) {
+    const auto with_levels = [&](auto channels, auto levels) {
+      return call.reference ? run(value, projection, channels, levels, std::true_type{})
+                            : run(value, float{}, channels, levels, std::false_type{});
+    };
+    const auto with_channels = [&](auto channels) {
+      return call.sizes.levels == 3 ? with_levels(channels, Constant<3>{}) : with_levels(channels, Constant<4>{});
+    };
+    return call.sizes.dim == 16 ? with_channels(Constant<16>{}) : with_channels(Constant<32>{});
+  });
 }
 
 }  // namespace mask2former
