@@ -8,7 +8,7 @@ import re
 _OWN = "mask2former::"
 _OWN_KINDS = (
     ("masked attention", r"attend_kernel|combine_kernel|blocked_keys_kernel"),
-    ("deformable attention", r"forward_kernel|backward_kernel|scale_kernel|from_fixed|largest_kernel"),
+    ("deformable attention", r"^(forward_kernel|backward_kernel|scale_kernel|from_fixed|largest_kernel)"),
     ("masks and matching", r""),
 )
 _KINDS = (

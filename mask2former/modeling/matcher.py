@@ -66,8 +66,9 @@ def losses_of_halves(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     pixels. These errors have any sign, and nearly vanish in a sum over thousands of points.
     """
     terms, sums = matching_terms(inputs)
-    masks = targets.to(torch.bfloat16)
-    sums_of_both = product(terms.flatten(1, 2), twice(masks, 2).mT).unflatten(1, (-1, 2))  # (B, Q, 2, N)
+    count = targets.shape[1]
+    masks = F.pad(targets.to(torch.bfloat16), (0, 0, 0, -count % 8))  # results of 43 objects are not aligned
+    sums_of_both = product(terms.flatten(1, 2), twice(masks, 2).mT)[..., :count].unflatten(1, (-1, 2))  # (B, Q, 2, N)
     overlap = 2 * sums_of_both[:, :, 1] + 1
     dice = 1 - overlap / (sums[:, :, 1, None] + targets.sum(-1)[:, None] + 1)
     return (sums[:, :, :1] - sums_of_both[:, :, 0]) / targets.shape[-1], dice

@@ -28,15 +28,18 @@ _SCHEMAS = (
     "matching_terms(Tensor logits) -> (Tensor, Tensor)",
 )
 
+_WIDEST = 2**14  # of which the gradient fits into the memory of a block
+
 
 def takes_points(logits: Tensor) -> bool:
-    """Return whether compiled kernels take mask logits (M, H, W): fp32 on CUDA.
+    """Return whether compiled kernels take mask logits (M, H, W): fp32 on CUDA, W at most 16,384.
 
     Not where PyTorch has been told to compute deterministically: gradients are added in any order.
     """
     return (
         logits.is_cuda
         and logits.dtype == torch.float32
+        and logits.shape[-1] <= _WIDEST
         and not torch.are_deterministic_algorithms_enabled()
         and backend("cuda") == "compiled"
         and torch._C._dispatch_has_kernel_for_dispatch_key("mask2former::point_losses", "CUDA")

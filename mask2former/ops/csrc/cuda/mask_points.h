@@ -26,7 +26,7 @@ cudaError_t draw_points(const PointDraw& call, int32_t device, cudaStream_t stre
 
 // Row r of `logits` (rows, height, width) is compared with mask index[r] at row r of `places` (rows, points, 2). Masks are
 // as in mask_sampling.h, of an image of image_height x image_width. `sums` (rows, 2) keeps numerator and denominator of
-// the dice loss for the backward pass, which adds to `grad_logits`, zero at the start.
+// the dice loss for the backward pass, which fills `grad_logits`, of rows of at most 16,384 values.
 struct PointLosses {
   const float* logits;
   const float* places;

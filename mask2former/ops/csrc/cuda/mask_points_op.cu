@@ -11,7 +11,6 @@ namespace mask2former {
 namespace {
 
 using torch::stable::new_empty;
-using torch::stable::new_zeros;
 
 void check_points(cudaError_t error, const char* what) {
   STD_TORCH_CHECK(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
@@ -131,7 +130,7 @@ Tensor point_losses_backward_cuda(const Tensor& given_cross_entropy, const Tenso
                     "gradients must be (M,) and sums (M, 2), on the device of logits");
   const Tensor grad_cross_entropy = prepared(given_cross_entropy, ScalarType::Float);
   const Tensor grad_dice = prepared(given_dice, ScalarType::Float), kept = prepared(given_sums, ScalarType::Float);
-  Tensor grad = new_zeros(in.logits, in.logits.sizes());
+  Tensor grad = new_empty(in.logits, in.logits.sizes());
   if (grad.numel() == 0) return grad;
   in.call.grad_cross_entropy = static_cast<const float*>(grad_cross_entropy.const_data_ptr());
   in.call.grad_dice = static_cast<const float*>(grad_dice.const_data_ptr());
