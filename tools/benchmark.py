@@ -34,6 +34,7 @@ from mask2former.benchmark.options import add_inference, add_model, add_output, 
 from mask2former.benchmark.report import GIB, Report, Row
 from mask2former.cli.parser import not_negative, positive
 from mask2former.utils.failures import run_program
+from mask2former.utils.parallel import use_one_thread
 
 sys.path.insert(0, str(Path(__file__).parent))
 import benchmark_eval
@@ -74,6 +75,8 @@ def _measure(args: argparse.Namespace) -> None:
         raise ValueError(f"--{changed.replace('_', '-')} has no effect on '{args.what}'")
     args.images = args.images or IMAGES.get(args.what)
     config = args.config_file or CONFIG
+    if args.what in _TRAININGS and torch.device(args.device).type == "cuda":
+        use_one_thread()  # as trainings do
     if args.what in _OF_MODELS:
         _OF_MODELS[args.what](args, config).publish(args.json, args.label)
         return
@@ -119,6 +122,7 @@ _OF_MODELS: dict[str, Callable[[argparse.Namespace, str], Report]] = {
     "train": training.run,
     "sizes": benchmark_sizes.run,
 }
+_TRAININGS = ("train", "scale")
 _PARTS: dict[str, Callable[[argparse.Namespace, str], Report]] = {
     "op": benchmark_op.run,
     "eval": benchmark_eval.run,

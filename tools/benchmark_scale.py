@@ -26,6 +26,7 @@ from mask2former.benchmark.synthetic import batch_of, config_of, settings, title
 from mask2former.engine.data_parallel import distribute
 from mask2former.engine.launch import launch
 from mask2former.utils.file_io import read_json, write_json
+from mask2former.utils.parallel import use_one_thread
 
 STEPS = 10  # in a row
 
@@ -94,6 +95,7 @@ def steps_of_a_rank(args: argparse.Namespace) -> None:
     cfg: CfgNode = config_of(args, args.config)
     device = torch.device(args.device)
     if device.type == "cuda":
+        use_one_thread()  # as trainings do
         device = torch.device("cuda", comm.get_local_rank())
         cfg.MODEL.DEVICE = str(device)
     model = distribute(training.build_for_training(cfg), reduction=cfg.SOLVER.GRADIENT_REDUCTION)
