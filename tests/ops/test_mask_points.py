@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -303,6 +304,61 @@ def test_work_is_queued_on_the_current_stream(cuda: str) -> None:
         found = torch.stack(point_losses(late, *arguments[1:], IMAGE))
     torch.cuda.synchronize()
     torch.testing.assert_close(found, expected)
+
+
+def step(logits: Tensor, data: Tensor, table: Tensor, index: Tensor) -> list[Tensor]:
+    """Return points that are drawn, the losses there, and the gradient of their sum."""
+    points = draw_points(logits.detach(), 200, 600, 150)
+    losses = torch.stack(point_losses(logits, points, data, table, index, IMAGE))
+    return [points, losses.detach(), *torch.autograd.grad(losses.sum(), logits)]
+
+
+@pytest.mark.gpu
+def test_cuda_graph(cuda: str) -> None:
+    logits, _, *masks = (x.to(cuda) for x in make())
+    logits.requires_grad_()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step(logits, *masks)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = step(logits, *masks)
+    drawn = []
+    for _ in range(2):
+        graph.replay()
+        drawn.append(found[0].clone())
+        expected = torch.stack(point_losses(logits, drawn[-1], *masks, IMAGE))
+        (grad,) = torch.autograd.grad(expected.sum(), logits)
+        torch.testing.assert_close(found[1:], [expected.detach(), grad])
+    assert not torch.equal(*drawn)  # each replay has numbers of its own
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_second_gpu(cuda: str) -> None:
+    assert torch.cuda.current_device() == 0
+    results = []
+    for device in ("cuda:0", "cuda:1"):
+        torch.manual_seed(1)
+        logits, _, *masks = (x.to(device) for x in make())
+        results.append([x.cpu() for x in step(logits.requires_grad_(), *masks)])
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.gpu
+def test_draws_of_two_threads(cuda: str) -> None:
+    """They need memory of different sizes from blocks of the same kernel."""
+
+    def draw(candidates: int) -> None:
+        logits = torch.zeros(1, 4, 4, device=cuda)
+        for _ in range(3000):
+            draw_points(logits, 8, candidates, 6)
+        torch.cuda.synchronize()
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(draw, (8, 60_000)))
 
 
 def test_who_takes_the_kernels(kind: str) -> None:
