@@ -293,7 +293,8 @@ class SetCriterion(nn.Module):
         """
         maps = predictions.features if predictions.features is not None else predictions.masks
         assert maps is not None
-        points = 2 * self.num_points if takes_points(maps) else int(4 * self.num_points * self.oversample_ratio)
+        kernels = takes_points(maps) and unchanged(self, SetCriterion, "_compare")
+        points = 2 * self.num_points if kernels else int(4 * self.num_points * self.oversample_ratio)
         limit = max(1, _CHUNK // (maps.shape[-2] * maps.shape[-1] + points))
         group, remaining = [0] * len(sizes), limit
         for image, size in enumerate(sizes):

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from ..ops import assigns_on, linear_assignment, matching_terms, takes_points
+from ..ops import assigns_on, linear_assignment, matching_terms, takes_terms
 from ..ops.assignment import WORST
 from ..utils.overrides import extensible, unchanged
 from .device_transfer import HostCopy, to_cpu, to_device, to_device_together
@@ -62,8 +62,9 @@ def batch_dice_loss(inputs: Tensor, targets: Tensor) -> Tensor:
 def losses_of_halves(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return both losses (B, Q, N) of mask logits `inputs` (B, Q, P) and each of the masks `targets` (B, N, P).
 
-    As products of bf16 numbers: logits and probabilities have 16 significant bits, masks 8, where a point lies between
-    pixels. These errors have any sign, and nearly vanish in a sum over thousands of points.
+    As products of bf16 numbers: logits and probabilities have 16 significant bits, binary masks 8, where a point lies
+    between pixels. These errors have any sign, and nearly vanish in a sum over thousands of points. Those of soft
+    masks, of the same value at many points, would not.
     """
     terms, sums = matching_terms(inputs)
     count = targets.shape[1]
@@ -111,6 +112,7 @@ def products_in_parts(a: Tensor, b: Tensor, parts: int) -> Tensor:
 # Names under which programs import compiled forms; these functions need no compilation.
 batch_sigmoid_ce_loss_jit = batch_sigmoid_ce_loss
 batch_dice_loss_jit = batch_dice_loss
+_WRITTEN = batch_sigmoid_ce_loss, batch_dice_loss
 
 
 @extensible
@@ -258,6 +260,7 @@ class HungarianMatcher(nn.Module):
             return logits.new_zeros(images, layers, queries, 0), problem_counts
         masks = truth.bank.sample_shared(image, points, truth.size).view(total, -1)
         labels = truth.all_labels(logits.device)
+        cost = functools.partial(self._cost, halves=True) if self._takes_halves(predictions, truth) else self._cost
         together = max(1, _CHUNK // (layers * queries * masks.shape[1]))
         parts = zip(
             predictions.sample(points, together),
@@ -270,8 +273,17 @@ class HungarianMatcher(nn.Module):
             flat = of_part.flatten()
             targets = masks.index_select(0, flat).view(*of_part.shape, -1)
             of_objects = labels.index_select(0, flat).view_as(of_part), targets
-            costs.append(self._cost(classes, sampled, *of_objects, predictions.halves is not None))
+            costs.append(cost(classes, sampled, *of_objects))
         return torch.cat(costs), problem_counts
+
+    def _takes_halves(self, predictions: Predictions, truth: GroundTruth) -> bool:
+        """Return whether `losses_of_halves` is exact enough, and no program has replaced what it stands for."""
+        return (
+            predictions.halves is not None
+            and truth.bank.data.dtype == torch.uint8
+            and unchanged(self, HungarianMatcher, "_cost")
+            and (batch_sigmoid_ce_loss, batch_dice_loss) == _WRITTEN
+        )
 
     def _cost(
         self, class_logits: Tensor, logits: Tensor, labels: Tensor, target: Tensor, halves: bool = False
@@ -282,7 +294,7 @@ class HungarianMatcher(nn.Module):
             class_logits: (L, Q, K + 1).
             logits: (L * Q, P) mask logits at P points (of all frames), `target` (N, P) the masks there.
             labels: (N,) int64.
-            halves: `logits` are products of bf16 numbers; 16 significant bits of them are enough.
+            halves: `logits` are products of bf16 numbers, of which 16 significant bits are enough; masks are binary.
 
         Returns:
             (L, Q, N).
@@ -290,7 +302,7 @@ class HungarianMatcher(nn.Module):
         shape = *class_logits.shape[:-1], labels.shape[-1]
         if labels.shape[-1] == 0:
             return class_logits.new_zeros(shape)
-        if halves and logits.dim() == 3 and takes_points(logits):
+        if halves and logits.dim() == 3 and takes_terms(logits):
             cross_entropy, dice = losses_of_halves(logits, target)
         else:
             cross_entropy, dice = batch_sigmoid_ce_loss(logits, target), batch_dice_loss(logits, target)

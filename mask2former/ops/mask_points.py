@@ -32,14 +32,19 @@ _WIDEST = 2**14  # of which the gradient fits into the memory of a block
 
 
 def takes_points(logits: Tensor) -> bool:
-    """Return whether compiled kernels take mask logits (M, H, W): fp32 on CUDA, W at most 16,384.
+    """Return whether compiled kernels draw points of mask logits (M, H, W) and compute losses there.
 
-    Not where PyTorch has been told to compute deterministically: gradients are added in any order.
+    They take fp32 on CUDA, W at most 16,384. Not where PyTorch has been told to compute deterministically: gradients
+    are added in any order.
     """
+    return logits.shape[-1] <= _WIDEST and takes_terms(logits)
+
+
+def takes_terms(logits: Tensor) -> bool:
+    """Return whether a compiled kernel computes `matching_terms` of logits (B, R, P) of any P, as in `takes_points`."""
     return (
         logits.is_cuda
         and logits.dtype == torch.float32
-        and logits.shape[-1] <= _WIDEST
         and not torch.are_deterministic_algorithms_enabled()
         and backend("cuda") == "compiled"
         and torch._C._dispatch_has_kernel_for_dispatch_key("mask2former::point_losses", "CUDA")
@@ -208,7 +213,7 @@ def _added_to_maps(values: Tensor, points: Tensor, logits: Tensor) -> Tensor:
         for column, column_share in ((left, 1 - (x - left)), (left + 1, x - left)):
             inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
             place = torch.where(inside, row * width + column, 0).long()
-            out.scatter_add_(1, place, values * row_share * column_share * inside)
+            out.scatter_add_(1, place, (values * row_share * column_share).where(inside, 0))
     return out.view(rows, height, width)
 
 
@@ -256,7 +261,7 @@ def _autograd(ctx: Any, grad_cross_entropy: Tensor, grad_dice: Tensor, _: Tensor
 
 
 def _autograd_twice(ctx: Any, grad: Tensor) -> None:
-    raise RuntimeError("the mask losses on CUDA have no second derivatives; MASK2FORMER_OPS_BACKEND=pytorch has some")
+    raise RuntimeError("the mask losses have no second derivatives, as PyTorch's grid_sample has none")
 
 
 register_ops(

@@ -70,7 +70,8 @@ def sample_masks_reference(
             inside = (row >= 0) & (row < mask_height) & (column >= 0) & (column < mask_width)
             offset = start + row * mask_width + column
             value = data[torch.where(inside, offset, 0)] if len(data) else torch.zeros_like(offset)
-            out = out + row_weight * column_weight * (value * inside)
+            # Not a product with `inside`: the value read instead may not be finite.
+            out = out + row_weight * column_weight * value.where(inside, 0)
     return out
 
 

@@ -130,6 +130,7 @@ def test_what_happens_between_steps_is_not_counted() -> None:
         ),
         ("void mask2former::(anonymous namespace)::attend_kernel<64>(Arguments)", "masked attention"),
         ("mask2former::(anonymous namespace)::assignment_kernel(float const*, int)", "masks and matching"),
+        ("void mask2former::(anonymous namespace)::losses_backward_kernel<unsigned char>(int)", "masks and matching"),
         ("triton_poi_fused_convolution_relu_3", "compiled operations"),
         ("sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc", "convolutions"),
         ("void cudnn::engines_precompiled::nchwToNhwcKernel<float>(float*)", "copies and casts"),

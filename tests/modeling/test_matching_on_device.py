@@ -15,9 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mask2former.modeling import criterion as criterion_module
 from mask2former.modeling import matcher as matcher_module
+from mask2former.modeling import point_sampling
 from mask2former.modeling.criterion import SetCriterion
+from mask2former.modeling.ground_truth import GroundTruth
 from mask2former.modeling.matcher import HungarianMatcher, batch_dice_loss, batch_sigmoid_ce_loss, parts_of
 from mask2former.modeling.outputs import mask_logits
+from mask2former.modeling.point_sampling import Predictions
 from mask2former.ops import assigns_on
 
 Q, K, C, LAYERS = 6, 4, 8, 3
@@ -157,6 +160,116 @@ def test_replaced_matching_of_layers_is_called(as_device: Callable[[bool], None]
     assert calls == [1]
 
 
+# --- kernels of points, losses and costs: their code in PyTorch plays them ---
+
+
+@pytest.fixture
+def with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (criterion_module, point_sampling):
+        monkeypatch.setattr(module, "takes_points", lambda _: True)
+    monkeypatch.setattr(matcher_module, "takes_terms", lambda _: True)
+
+
+def place_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let matcher and criterion compare masks at the same points."""
+    places = torch.rand(1, 64, 2, generator=torch.Generator().manual_seed(3))
+    monkeypatch.setattr(
+        HungarianMatcher, "_points", lambda self, truth, device: places.expand(len(truth.labels), -1, -1).to(device)
+    )
+    monkeypatch.setattr(
+        criterion_module, "uncertain_points", lambda logits, *_: places.expand(len(logits), -1, -1).to(logits.device)
+    )
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("frames", [1, 2])
+@pytest.mark.parametrize("name", CASES)
+def test_losses_of_kernels_are_those_without(
+    name: str, frames: int, dense: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place_points(monkeypatch)
+    found = []
+    for on in (False, True):
+        monkeypatch.setattr(criterion_module, "takes_points", lambda _, on=on: on)
+        found.append(results(make_criterion(), *make(CASES[name], frames=frames, dense=dense)))
+    for expected, value in zip(*found, strict=True):
+        torch.testing.assert_close(value, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_kernels_ask_for_no_numbers(name: str, as_device: Callable[[bool], None], with_kernels: None) -> None:
+    as_device(True)
+    outputs, targets = make(CASES[name])
+    criterion = make_criterion()
+    criterion.object_points = 0.5
+    with NoQuestions():
+        torch.stack(list(criterion(outputs, targets).values())).sum().backward()
+
+
+def costs_of_halves(matcher: HungarianMatcher, soft: bool = False) -> Tensor:
+    """Return the costs of predictions whose mask logits are products of bf16 numbers."""
+    outputs, targets = make((2, 3))
+    predictions = Predictions.of(outputs)
+    assert predictions.embeds is not None and predictions.features is not None
+    predictions.halves = predictions.embeds.bfloat16(), predictions.features.bfloat16()
+    for target in targets:
+        target["masks"] = target["masks"] * 0.3 if soft else target["masks"]
+    with torch.no_grad():
+        return matcher._padded_costs(predictions, GroundTruth.of(targets, torch.device("cpu")))[0]
+
+
+@pytest.fixture
+def halves(monkeypatch: pytest.MonkeyPatch, with_kernels: None) -> list[torch.Size]:
+    """Return a list that takes the shapes of the logits of which costs are computed in halves."""
+    shapes: list[torch.Size] = []
+    original = matcher_module.losses_of_halves
+    monkeypatch.setattr(matcher_module, "losses_of_halves", lambda x, y: shapes.append(x.shape) or original(x, y))  # type: ignore[func-returns-value]
+    return shapes
+
+
+def test_costs_of_binary_masks_are_computed_in_halves(halves: list[torch.Size]) -> None:
+    costs_of_halves(HungarianMatcher(num_points=64))
+    assert halves == [(2, LAYERS * Q, 64)]
+
+
+def test_costs_of_soft_masks_are_not(halves: list[torch.Size]) -> None:
+    """The same value at many points: rounded, all errors have the same sign."""
+    costs_of_halves(HungarianMatcher(num_points=64), soft=True)
+    assert not halves
+
+
+@pytest.mark.parametrize("name", ["batch_dice_loss", "batch_sigmoid_ce_loss"])
+def test_replaced_functions_of_matching_are_called(
+    name: str, halves: list[torch.Size], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matcher_module, name, lambda x, y: torch.full((2, LAYERS * Q, 3), 1e6))
+    assert (costs_of_halves(HungarianMatcher(num_points=64)) > 1e5).all() and not halves
+
+
+def test_replaced_costs_know_nothing_of_halves(halves: list[torch.Size]) -> None:
+    class Mine(HungarianMatcher):
+        def _cost(self, class_logits: Tensor, logits: Tensor, labels: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
+            return super()._cost(class_logits, logits, labels, target) + 1e6
+
+    assert (costs_of_halves(Mine(num_points=64)) > 1e5).all() and not halves
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_replaced_losses_have_room_for_candidates(
+    replaced: bool, with_kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without kernels, a pair takes memory for coordinates and logits of all candidates."""
+
+    class Mine(SetCriterion):
+        def _compare(self, *arguments: Any) -> Any:
+            return super()._compare(*arguments)
+
+    criterion = (Mine if replaced else SetCriterion)(K, HungarianMatcher(), {}, 0.1, num_points=100)
+    monkeypatch.setattr(criterion_module, "_CHUNK", 10 * (8 * 10 + 4 * 300))
+    groups = list(criterion._groups([30], Predictions.of(make((30,))[0])))
+    assert groups == ([[10]] * 3 if replaced else [[30]])
+
+
 # --- costs that are not finite ---
 
 
@@ -282,13 +395,7 @@ def test_a_gpu_finds_what_scipy_finds(name: str, frames: int, cuda: str, monkeyp
 @pytest.mark.parametrize("name", CASES)
 def test_a_gpu_finds_what_the_cpu_finds(name: str, frames: int, cuda: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses and gradients at the same points: kernels of matching and losses against the code in PyTorch."""
-    places = torch.rand(1, 64, 2, generator=torch.Generator().manual_seed(3))
-    monkeypatch.setattr(
-        HungarianMatcher, "_points", lambda self, truth, device: places.expand(len(truth.labels), -1, -1).to(device)
-    )
-    monkeypatch.setattr(
-        criterion_module, "uncertain_points", lambda logits, *_: places.expand(len(logits), -1, -1).to(logits.device)
-    )
+    place_points(monkeypatch)
     found = [results(make_criterion(kind), *make(CASES[name], kind, frames)) for kind in (cuda, "cpu")]
     for value, expected in zip(*found, strict=True):
         torch.testing.assert_close(value.cpu(), expected, atol=1e-4, rtol=1e-3)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mask2former.ops import draw_points, extension, mask_points, matching_terms, point_losses, takes_points
+from mask2former.ops import draw_points, extension, mask_points, matching_terms, point_losses, takes_points, takes_terms
 from mask2former.ops.mask_points import philox
 
 IMAGE = (36, 48)
@@ -114,6 +118,17 @@ def test_numbers_that_do_not_fit(numbers: tuple[int, int, int]) -> None:
         draw_points(torch.zeros(1, 2, 2), 8, 20, 6, torch.zeros(1, 4), 3)
 
 
+def test_broken_logits_of_a_row_do_not_reach_others(kind: str) -> None:
+    logits = torch.randn(3, 6, 7, generator=torch.Generator().manual_seed(0)).to(kind)
+    drawn = []
+    for value in (0.0, torch.nan, torch.inf):
+        logits[0, 0, 0] = value
+        torch.manual_seed(1)
+        drawn.append(draw_points(logits, 60, 100, 60))
+    assert torch.equal(drawn[0][1:], drawn[1][1:]) and torch.equal(drawn[0][1:], drawn[2][1:])
+    assert not torch.equal(drawn[0][0], drawn[1][0])
+
+
 MAPS = {
     "random": lambda g: torch.randn(4, 23, 31, generator=g),
     "as large as in trainings": lambda g: torch.randn(2, 256, 256, generator=g),
@@ -121,6 +136,7 @@ MAPS = {
     "zero": lambda g: torch.zeros(2, 8, 8),
     "two values": lambda g: (torch.rand(3, 16, 16, generator=g) > 0.5).float() * 1000 - 7,
     "not finite": lambda g: torch.where(torch.rand(3, 9, 9, generator=g) > 0.7, torch.nan, torch.rand(3, 9, 9) * 1e38),
+    "not finite, from the first on": lambda g: torch.where(torch.arange(243).view(3, 9, 9) % 5 > 0, 1.0, -torch.inf),
     "tiny": lambda g: torch.randn(3, 9, 9, generator=g) * 1e-40,
     "one pixel": lambda g: torch.randn(5, 1, 1, generator=g),
 }
@@ -193,6 +209,17 @@ def test_large_logits_have_finite_losses(value: float, kind: str) -> None:
     torch.testing.assert_close(torch.stack(losses).detach().cpu().double(), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_broken_logits_have_gradients_at_their_points_only(kind: str) -> None:
+    _, _, data, table, index = (x.to(kind) for x in make())
+    logits = torch.zeros(5, 9, 12, device=kind)
+    logits[:, 8, 11] = torch.nan
+    logits.requires_grad_()
+    points = torch.full((5, 10, 2), 0.999, device=kind)  # partly outside the map
+    entropy, dice = point_losses(logits, points, data, table, index, IMAGE)
+    (grad,) = torch.autograd.grad((entropy + dice).sum(), logits)
+    assert grad[:, 8, 11].isnan().all() and not grad[:, 0].any()
+
+
 def test_no_rows(kind: str) -> None:
     arguments = [x.to(kind) for x in make(rows=0)]
     logits = arguments[0].requires_grad_()
@@ -228,7 +255,7 @@ def test_there_are_no_second_derivatives(kind: str) -> None:
     logits = arguments[0].requires_grad_()
     losses = point_losses(*arguments, IMAGE)
     (grad,) = torch.autograd.grad(torch.stack(losses).sum(), logits, create_graph=True)
-    with pytest.raises(RuntimeError, match="MASK2FORMER_OPS_BACKEND=pytorch"):
+    with pytest.raises(RuntimeError, match="no second derivatives"):
         grad.sum().backward()
 
 
@@ -279,12 +306,77 @@ def test_work_is_queued_on_the_current_stream(cuda: str) -> None:
     torch.testing.assert_close(found, expected)
 
 
+def step(logits: Tensor, data: Tensor, table: Tensor, index: Tensor) -> list[Tensor]:
+    """Return points that are drawn, the losses there, and the gradient of their sum."""
+    points = draw_points(logits.detach(), 200, 600, 150)
+    losses = torch.stack(point_losses(logits, points, data, table, index, IMAGE))
+    return [points, losses.detach(), *torch.autograd.grad(losses.sum(), logits)]
+
+
+@pytest.mark.gpu
+def test_cuda_graph(cuda: str) -> None:
+    logits, _, *masks = (x.to(cuda) for x in make())
+    logits.requires_grad_()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step(logits, *masks)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = step(logits, *masks)
+    drawn = []
+    for _ in range(2):
+        graph.replay()
+        drawn.append(found[0].clone())
+        expected = torch.stack(point_losses(logits, drawn[-1], *masks, IMAGE))
+        (grad,) = torch.autograd.grad(expected.sum(), logits)
+        torch.testing.assert_close(found[1:], [expected.detach(), grad])
+    assert not torch.equal(*drawn)  # each replay has numbers of its own
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_second_gpu(cuda: str) -> None:
+    assert torch.cuda.current_device() == 0
+    results = []
+    for device in ("cuda:0", "cuda:1"):
+        torch.manual_seed(1)
+        logits, _, *masks = (x.to(device) for x in make())
+        results.append([x.cpu() for x in step(logits.requires_grad_(), *masks)])
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.gpu
+def test_draws_of_two_threads(cuda: str) -> None:
+    """They need memory of different sizes from blocks of the same kernel."""
+
+    def draw(candidates: int) -> None:
+        logits = torch.zeros(1, 4, 4, device=cuda)
+        for _ in range(3000):
+            draw_points(logits, 8, candidates, 6)
+        torch.cuda.synchronize()
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(draw, (8, 60_000)))
+
+
 def test_who_takes_the_kernels(kind: str) -> None:
     logits = torch.zeros(1, 2, 2, device=kind)
-    assert takes_points(logits) == (kind == "cuda")
-    assert not takes_points(logits.double())
+    assert takes_points(logits) == takes_terms(logits) == (kind == "cuda")
+    assert not takes_points(logits.double()) and not takes_terms(logits.double())
     torch.use_deterministic_algorithms(True)
     try:
-        assert not takes_points(logits)
+        assert not takes_points(logits) and not takes_terms(logits)
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_terms_of_clips_have_no_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """12,544 points in each of several frames; maps of masks are narrower."""
+    monkeypatch.setattr(mask_points, "backend", lambda _: "compiled")
+    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda *_: True)
+    logits: Any = SimpleNamespace(is_cuda=True, dtype=torch.float32, shape=(1, 9, 5 * 12544))
+    assert takes_terms(logits) and not takes_points(logits)
+    logits.shape = (1, 9, 2**14)
+    assert takes_points(logits)

@@ -353,8 +353,9 @@ cudaError_t draw_points(const PointDraw& call, int32_t device, cudaStream_t stre
   const int64_t keys = call.keys ? 0 : bytes_of_keys(call), map = int64_t{call.height} * call.width * 4;
   const bool copied = keys + map <= memory_of_block(device);
   const int64_t memory = keys + (copied ? map : 0);
-  const cudaError_t error = cudaFuncSetAttribute(draw_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                 static_cast<int>(memory));
+  // What a block may have, not what it needs: another thread's call may come between this one and the launch.
+  const cudaError_t error =
+      cudaFuncSetAttribute(draw_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, memory_of_block(device));
   if (error != cudaSuccess) return error;
   draw_kernel<<<static_cast<unsigned>(call.rows), kThreads, memory, stream>>>(call, static_cast<int>(keys), copied);
   return cudaGetLastError();
@@ -372,7 +373,8 @@ cudaError_t point_losses_backward(const PointLosses& call, cudaStream_t stream) 
   const dim3 blocks(static_cast<unsigned>(call.rows), static_cast<unsigned>((call.height + band_rows - 1) / band_rows));
   const int memory = band_rows * call.width * static_cast<int>(sizeof(float));
   auto kernel = call.soft ? losses_backward_kernel<float> : losses_backward_kernel<uint8_t>;
-  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, memory);
+  const cudaError_t error = cudaFuncSetAttribute(
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBandValues * static_cast<int>(sizeof(float)));
   if (error != cudaSuccess) return error;
   kernel<<<blocks, kBandThreads, memory, stream>>>(call, band_rows);
   return cudaGetLastError();
