@@ -75,8 +75,8 @@ def _measure(args: argparse.Namespace) -> None:
         raise ValueError(f"--{changed.replace('_', '-')} has no effect on '{args.what}'")
     args.images = args.images or IMAGES.get(args.what)
     config = args.config_file or CONFIG
-    if args.what in _TRAININGS and torch.device(args.device).type == "cuda":
-        use_one_thread()  # as trainings do
+    if args.what == "scale" and torch.device(args.device).type == "cuda":
+        use_one_thread()  # as its ranks do; the report counts threads
     if args.what in _OF_MODELS:
         _OF_MODELS[args.what](args, config).publish(args.json, args.label)
         return
@@ -122,7 +122,6 @@ _OF_MODELS: dict[str, Callable[[argparse.Namespace, str], Report]] = {
     "train": training.run,
     "sizes": benchmark_sizes.run,
 }
-_TRAININGS = ("train", "scale")
 _PARTS: dict[str, Callable[[argparse.Namespace, str], Report]] = {
     "op": benchmark_op.run,
     "eval": benchmark_eval.run,

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..engine.compilation import compile_if_worthwhile
 from ..engine.optimizer import build_optimizer, full_model_clip_norm
 from ..engine.train_step import Precision, TrainStep
+from ..utils.parallel import use_one_thread
 from . import huggingface
 from .floor import Peaks, cost
 from .measure import StepsInARow, Work
@@ -38,6 +39,8 @@ def run(args: argparse.Namespace, config: str) -> Report:
     """
     cfg = config_of(args, config)
     device = torch.device(cfg.MODEL.DEVICE)
+    if device.type == "cuda":
+        use_one_thread()  # as trainings do; the report counts threads
     report = Report("train", title(args, config, cfg), settings(args, config, cfg, "objects"), device)
     report.peaks = Peaks.of(device, args.bf16)
     counted = cost(_works(args, eager(cfg))[GRADIENTS])
