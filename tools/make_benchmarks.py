@@ -115,7 +115,7 @@ def _title(run: Run) -> str:
     title = re.sub(r", compile \w+", "", run["title"])
     source = run["settings"].get("source")
     shrunk = f" from {source[0]} x {source[1]}" if source else ""
-    return f"{run['benchmark']}: {title}{shrunk}, {device}, {threads} thread{'s' * (threads != 1)}"
+    return f"{run['benchmark']}: {title}{shrunk}, {device}, {_threads(threads)}"
 
 
 def _label(run: Run) -> str:
@@ -125,6 +125,10 @@ def _label(run: Run) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count != 1)}"
+
+
 def _origin(run: Run, lead: str = "") -> str:
     """Return where figures come from, in lines of a paragraph."""
     hardware, known = run["hardware"], run["versions"]
@@ -132,7 +136,8 @@ def _origin(run: Run, lead: str = "") -> str:
     if hardware["processor"] != machine:
         machine += f" ({hardware['processor']}, {hardware['cores']} cores)"
     versions = ", ".join(f"{name} {known[name]}" for name in _VERSIONS if name in known)
-    text = f"{lead}`{run['command']}`, {run['date'][:10]}, {machine}, {hardware['threads']} threads; {versions}."
+    threads = _threads(hardware["threads"])
+    text = f"{lead}`{run['command']}`, {run['date'][:10]}, {machine}, {threads}; {versions}."
     peaks = run.get("peaks")
     if peaks:
         flops, moved = peaks["flops"], peaks["bandwidth"]

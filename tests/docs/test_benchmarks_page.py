@@ -135,6 +135,7 @@ def test_headings_tell_cases_apart(tool: ModuleType) -> None:
     headings = [line for line in text.splitlines() if line.startswith("###")]
     assert len(set(headings)) == len(headings) == 3
     assert "1333, bf16 from 4000 x 6000, NVIDIA H200, 8 threads" in text and "NVIDIA H200, 1 thread\n" in text
+    assert "16 cores), 1 thread;" in text
 
 
 def test_without_reports_the_page_says_how_to_make_one(tool: ModuleType) -> None:
