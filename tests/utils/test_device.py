@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 
@@ -97,6 +98,7 @@ def test_other_formats() -> None:
 def test_a_cpu_without_bfloat16_is_named_once(
     native: bool | None, messages: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.WARNING, "mask2former")  # of "auto", a log that records more has a line too
     device._warn_if_slow.cache_clear()
     monkeypatch.setattr(device, "cpu_multiplies", lambda dtype: native)
     for mode in ("off", "auto", True):
