@@ -91,3 +91,17 @@ def test_numbers_of_a_gpu_are_those_of_pytorch(soft: bool) -> None:
     found = sample_masks(data, table, index, points, (320, 416))
     with pytorch_backend():
         assert torch.equal(found, sample_masks(data, table, index, points, (320, 416)))
+
+
+@pytest.mark.gpu
+def test_a_mask_of_more_values_than_32_bits_count() -> None:
+    if not mask_sampling.compiled("cuda"):
+        pytest.skip(f"no compiled op for cuda: {extension.EXTENSIONS['cuda'].problem}")
+    edge = 46_342  # squared above 2^31
+    data = torch.zeros(edge * edge, dtype=torch.uint8, device="cuda")
+    data[-1] = 1
+    table = torch.tensor([[0], [edge], [edge]], device="cuda")
+    index = torch.tensor([0], device="cuda")
+    points = torch.tensor([[[1 - 0.5 / edge, 1 - 0.5 / edge], [0.5, 0.5]]], device="cuda")
+    found = sample_masks(data, table, index, points, (edge, edge))[0].tolist()
+    assert found[0] > 0.9 and found[1] == 0

@@ -298,7 +298,7 @@ void launch(const Call& call, const Tensor& scores, Tensor& labels) {
   if (entries) {
     split_scores<<<(entries + 255) / 256, 256, 0, stream>>>(static_cast<const float*>(scores.const_data_ptr()), K, Q,
                                                             Tiles, rounds, fragments);
-    check("scores of classes");
+    check_launch(cudaGetLastError(), "scores of classes");
   }
   const dim3 grid = call.grid(call.geometry.rows.output, kRows, 1, kColumns * kOwnWarps);
   const int threads = 32 * kOwnWarps;
@@ -315,7 +315,7 @@ void launch(const Call& call, const Tensor& scores, Tensor& labels) {
   } else {
     general_kernel<false, Tiles><<<grid, threads, 0, stream>>>(call.values(), Q, fragments, K, g, out);
   }
-  check("best classes");
+  check_launch(cudaGetLastError(), "best classes");
 }
 
 Tensor best_classes(const Tensor& logits, const Tensor& given, std::vector<int64_t> padded, std::vector<int64_t> image,

@@ -1,10 +1,9 @@
 // The CUDA kernels of torch.ops.mask2former: reads tensors, chooses a kernel, launches it on the current stream.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-
 #include <tuple>
 
 #include "../common.h"
 #include "assignment.h"
+#include "entries.h"
 #include "launch.h"
 #include "mask_sampling.h"
 
@@ -25,22 +24,9 @@ Kind kind_of(ScalarType type) {
   return Kind::f32;
 }
 
-void check(cudaError_t error, const char* what) {
-  const char* remedy = error == cudaErrorNoKernelImageForDevice
-                           ? "; build the op for this GPU (TORCH_CUDA_ARCH_LIST) or set MASK2FORMER_OPS_BACKEND=pytorch"
-                           : "";
-  STD_TORCH_CHECK(error == cudaSuccess, "deformable attention, ", what, ": ", cudaGetErrorString(error), remedy);
-}
-
-cudaStream_t current_stream(int32_t device) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
 int multiprocessors(int32_t device) {
   int number = 0;
-  check(cudaDeviceGetAttribute(&number, cudaDevAttrMultiProcessorCount, device), "device attributes");
+  check_launch(cudaDeviceGetAttribute(&number, cudaDevAttrMultiProcessorCount, device), "device attributes");
   return number;
 }
 
@@ -88,8 +74,9 @@ Tensor forward(const Tensor& value, std::vector<int64_t> spatial_shapes, std::op
   if (s.batch * s.queries * s.heads * s.dim == 0) return new_zeros(in.value, shape);
   Tensor out = new_empty(in.value, shape);
   in.call.out = out.mutable_data_ptr();
-  const cudaStream_t stream = current_stream(value.get_device_index());
-  check(fits_fast_path(in.call) ? forward_fast(in.call, stream) : forward_general(in.call, stream), "forward");
+  const cudaStream_t stream = stream_of(value);
+  check_launch(fits_fast_path(in.call) ? forward_fast(in.call, stream) : forward_general(in.call, stream),
+               "deformable attention, forward");
   return out;
 }
 
@@ -100,10 +87,11 @@ Tensor deterministic_backward(Inputs& in, cudaStream_t stream) {
   Tensor scale = new_zeros(in.value, {3}, ScalarType::Double);
   auto* number = static_cast<double*>(scale.mutable_data_ptr());
   in.call.grad_sums = sums.mutable_data_ptr();
-  check(fixed_point_scale(in.call, number, stream), "scale of the deterministic backward");
-  check(backward_deterministic(in.call, number, stream), "deterministic backward");
+  check_launch(fixed_point_scale(in.call, number, stream), "deformable attention, scale of the deterministic backward");
+  check_launch(backward_deterministic(in.call, number, stream), "deformable attention, deterministic backward");
   Tensor grad_value = new_empty(in.value, in.value.sizes());
-  check(from_fixed_point(in.call, number, grad_value.mutable_data_ptr(), stream), "deterministic backward");
+  check_launch(from_fixed_point(in.call, number, grad_value.mutable_data_ptr(), stream),
+               "deformable attention, deterministic backward");
   return grad_value;
 }
 
@@ -118,7 +106,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& va
     return {new_zeros(value, value.sizes()), new_zeros(sampling, sampling.sizes()),
             new_zeros(attention, attention.sizes())};
   call.grad = grad_out.const_data_ptr();
-  const cudaStream_t stream = current_stream(value.get_device_index());
+  const cudaStream_t stream = stream_of(value);
 
   const ScalarType full = call.value_kind == Kind::f64 ? ScalarType::Double : ScalarType::Float;
   const bool tiled = !deterministic && in.is_grid() && fits_fast_path(call);
@@ -133,7 +121,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& va
   } else {
     grad_value = new_zeros(in.value, in.value.sizes(), full);
     call.grad_sums = grad_value.mutable_data_ptr();
-    check(tiled ? backward_tiled(call, stream) : backward_general(call, stream), "backward");
+    check_launch(tiled ? backward_tiled(call, stream) : backward_general(call, stream), "deformable attention, backward");
   }
   return {prepared(grad_value, value.scalar_type()), prepared(grad_sampling, sampling.scalar_type()),
           prepared(grad_attention, attention.scalar_type())};
@@ -157,8 +145,7 @@ Tensor assignment(const Tensor& cost, const Tensor& counts) {
                         cost.stride(0), cost.stride(1), cost.stride(2),
                         static_cast<int>(cost.size(0)), static_cast<int>(cost.size(1)), static_cast<int>(cost.size(2))};
   const int32_t device = cost.get_device_index();
-  const cudaError_t error = linear_assignment(call, device, current_stream(device));
-  STD_TORCH_CHECK(error == cudaSuccess, "linear assignment: ", cudaGetErrorString(error));
+  check_launch(linear_assignment(call, device, stream_of(cost)), "linear assignment");
   return out;
 }
 
@@ -180,15 +167,14 @@ Tensor masks_at_points(const Tensor& data, const Tensor& table, const Tensor& in
   const Tensor sizes = prepared(table, ScalarType::Long), masks = prepared(index, ScalarType::Long);
   const Tensor rows = point_rows ? prepared(*point_rows, ScalarType::Long) : masks;
   Tensor out = new_empty(places, {index.size(0), points.size(1)});
-  const MaskSampling call{values.const_data_ptr(), type == ScalarType::Float,
+  const MaskSampling call{values.const_data_ptr(), type == ScalarType::Float, values.numel() >= int64_t{1} << 31,
                           static_cast<const int64_t*>(sizes.const_data_ptr()),
                           static_cast<const int64_t*>(masks.const_data_ptr()),
                           point_rows ? static_cast<const int64_t*>(rows.const_data_ptr()) : nullptr,
                           static_cast<const float*>(places.const_data_ptr()),
                           static_cast<float*>(out.mutable_data_ptr()), table.size(1), index.size(0), points.size(1),
                           points.size(0), static_cast<float>(height), static_cast<float>(width)};
-  const cudaError_t error = sample_masks(call, current_stream(data.get_device_index()));
-  STD_TORCH_CHECK(error == cudaSuccess, "sampling of masks: ", cudaGetErrorString(error));
+  check_launch(sample_masks(call, stream_of(data)), "sampling of masks");
   return out;
 }
 

@@ -50,7 +50,7 @@ struct Certainty {
   int height, width;
 
   __device__ uint32_t operator()(float2 point) const {
-    const float logit = read_at(map, height, width, corner_of(point, height, width));
+    const float logit = read_at<int>(map, height, width, corner_of(point, height, width));
     return __float_as_uint(logit) & 0x7fffffffu;
   }
 };
@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // What a thread needs of the mask and the logits of its row.
-template <class T>
+template <class T, class Index>
 struct Row {
   const float* logits;
   const T* mask;
@@ -207,7 +207,7 @@ struct Row {
   }
 
   __device__ float expected(const PointLosses& call, float2 place) const {
-    return read_at(mask, mask_height, mask_width, corner_of(place, call.image_height, call.image_width));
+    return read_at<Index>(mask, mask_height, mask_width, corner_of(place, call.image_height, call.image_width));
   }
 };
 
@@ -221,15 +221,15 @@ struct Logit {
   }
 };
 
-template <class T>
+template <class T, class Index>
 __global__ void __launch_bounds__(kLossThreads) losses_kernel(const __grid_constant__ PointLosses call) {
   __shared__ float4 sums[kLossThreads / 32];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const Row<T> row(call, blockIdx.x);
+  const Row<T, Index> row(call, blockIdx.x);
   float4 sum{};  // cross-entropy, overlap, prediction, mask
   for (int64_t p = threadIdx.x; p < call.points; p += kLossThreads) {
     const float2 place = __ldg(row.places + p);
-    const float logit = read_at(row.logits, call.height, call.width, corner_of(place, call.height, call.width));
+    const float logit = read_at<int>(row.logits, call.height, call.width, corner_of(place, call.height, call.width));
     const float expected = row.expected(call, place);
     const Logit of(logit);
     sum.x += of.softplus - logit * expected;
@@ -255,7 +255,7 @@ __global__ void __launch_bounds__(kLossThreads) losses_kernel(const __grid_const
 
 // Some rows of the gradient, all of a small map, are summed in a block's memory and written once. Additions in the L2 cache
 // took 7.4 ms instead of 2.6 on an H200 (6,880 maps of 128 x 128, 12,544 points each).
-template <class T>
+template <class T, class Index>
 __global__ void __launch_bounds__(kBandThreads)
     losses_backward_kernel(const __grid_constant__ PointLosses call, int band_rows) {
   extern __shared__ float band[];
@@ -263,7 +263,7 @@ __global__ void __launch_bounds__(kBandThreads)
   const int size = height * call.width;
   for (int i = threadIdx.x; i < size; i += kBandThreads) band[i] = 0.0f;
   __syncthreads();
-  const Row<T> row(call, blockIdx.x);
+  const Row<T, Index> row(call, blockIdx.x);
   const float numerator = call.sums[2 * blockIdx.x], denominator = call.sums[2 * blockIdx.x + 1];
   const float of_entropy = call.grad_cross_entropy[blockIdx.x] / call.points;
   const float of_dice = call.grad_dice[blockIdx.x] / (denominator * denominator);
@@ -272,7 +272,7 @@ __global__ void __launch_bounds__(kBandThreads)
     const Corner corner = corner_of(place, call.height, call.width);
     const unsigned top = static_cast<unsigned>(corner.row) - first;  // wraps around above the band
     if (top + 1 > height) continue;
-    const float probability = Logit(read_at(row.logits, call.height, call.width, corner)).probability;
+    const float probability = Logit(read_at<int>(row.logits, call.height, call.width, corner)).probability;
     const float expected = row.expected(call, place);
     const float grad = of_entropy * (probability - expected) + of_dice * probability * (1.0f - probability) *
                                                                    (numerator - 2.0f * expected * denominator);
@@ -362,7 +362,8 @@ cudaError_t draw_points(const PointDraw& call, int32_t device, cudaStream_t stre
 }
 
 cudaError_t point_losses(const PointLosses& call, cudaStream_t stream) {
-  auto kernel = call.soft ? losses_kernel<float> : losses_kernel<uint8_t>;
+  auto kernel = call.large ? (call.soft ? losses_kernel<float, int64_t> : losses_kernel<uint8_t, int64_t>)
+                           : (call.soft ? losses_kernel<float, int> : losses_kernel<uint8_t, int>);
   kernel<<<static_cast<unsigned>(call.rows), kLossThreads, 0, stream>>>(call);
   return cudaGetLastError();
 }
@@ -372,7 +373,9 @@ cudaError_t point_losses_backward(const PointLosses& call, cudaStream_t stream) 
   const int band_rows = min(kBandValues / call.width, call.height);
   const dim3 blocks(static_cast<unsigned>(call.rows), static_cast<unsigned>((call.height + band_rows - 1) / band_rows));
   const int memory = band_rows * call.width * static_cast<int>(sizeof(float));
-  auto kernel = call.soft ? losses_backward_kernel<float> : losses_backward_kernel<uint8_t>;
+  auto kernel = call.large
+                    ? (call.soft ? losses_backward_kernel<float, int64_t> : losses_backward_kernel<uint8_t, int64_t>)
+                    : (call.soft ? losses_backward_kernel<float, int> : losses_backward_kernel<uint8_t, int>);
   const cudaError_t error = cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBandValues * static_cast<int>(sizeof(float)));
   if (error != cudaSuccess) return error;

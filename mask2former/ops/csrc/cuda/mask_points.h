@@ -31,7 +31,7 @@ struct PointLosses {
   const float* logits;
   const float* places;
   const void* data;
-  bool soft;
+  bool soft, large;
   const int64_t* table;
   const int64_t* index;
   float* cross_entropy;  // (rows,)

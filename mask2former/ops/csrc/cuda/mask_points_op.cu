@@ -1,26 +1,15 @@
 // torch.ops.mask2former.draw_points, point_losses and matching_terms on CUDA: reads tensors, and launches on the current
 // stream.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-
 #include <tuple>
 
 #include "../common.h"
+#include "entries.h"
 #include "mask_points.h"
 
 namespace mask2former {
 namespace {
 
 using torch::stable::new_empty;
-
-void check_points(cudaError_t error, const char* what) {
-  STD_TORCH_CHECK(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
-}
-
-cudaStream_t stream_of_points(const Tensor& t) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
-}
 
 void check_logits(const Tensor& logits) {
   STD_TORCH_CHECK(logits.is_cuda() && logits.dim() == 3 && logits.scalar_type() == ScalarType::Float,
@@ -62,7 +51,7 @@ Tensor draw_points_cuda(const Tensor& given_logits, const Tensor& seed, std::opt
     keys = new_empty(logits, {logits.size(0), candidates}, ScalarType::Short);
     call.keys = static_cast<uint16_t*>(keys.mutable_data_ptr());
   }
-  check_points(draw_points(call, device, stream_of_points(logits)), "drawing of points");
+  check_launch(draw_points(call, device, stream_of(logits)), "drawing of points");
   return out;
 }
 
@@ -95,6 +84,7 @@ struct LossInputs {
     call.places = static_cast<const float*>(points.const_data_ptr());
     call.data = data.const_data_ptr();
     call.soft = type == ScalarType::Float;
+    call.large = data.numel() >= int64_t{1} << 31;
     call.table = static_cast<const int64_t*>(table.const_data_ptr());
     call.index = static_cast<const int64_t*>(index.const_data_ptr());
     call.masks = table.size(1), call.rows = logits.size(0), call.points = points.size(1);
@@ -114,7 +104,7 @@ std::tuple<Tensor, Tensor, Tensor> point_losses_cuda(const Tensor& logits, const
     in.call.cross_entropy = static_cast<float*>(cross_entropy.mutable_data_ptr());
     in.call.dice = static_cast<float*>(dice.mutable_data_ptr());
     in.call.sums = static_cast<float*>(sums.mutable_data_ptr());
-    check_points(point_losses(in.call, stream_of_points(in.logits)), "losses at points");
+    check_launch(point_losses(in.call, stream_of(in.logits)), "losses at points");
   }
   return {cross_entropy, dice, sums};
 }
@@ -136,7 +126,7 @@ Tensor point_losses_backward_cuda(const Tensor& given_cross_entropy, const Tenso
   in.call.grad_dice = static_cast<const float*>(grad_dice.const_data_ptr());
   in.call.sums = const_cast<float*>(static_cast<const float*>(kept.const_data_ptr()));
   in.call.grad_logits = static_cast<float*>(grad.mutable_data_ptr());
-  check_points(point_losses_backward(in.call, stream_of_points(in.logits)), "gradients of losses at points");
+  check_launch(point_losses_backward(in.call, stream_of(in.logits)), "gradients of losses at points");
   return grad;
 }
 
@@ -153,7 +143,7 @@ std::tuple<Tensor, Tensor> matching_terms_cuda(const Tensor& given_logits) {
   const MatchingTerms call{static_cast<const float*>(logits.const_data_ptr()),
                            static_cast<uint16_t*>(terms.mutable_data_ptr()), static_cast<float*>(sums.mutable_data_ptr()),
                            images * rows, points};
-  check_points(matching_terms(call, stream_of_points(logits)), "terms of matching");
+  check_launch(matching_terms(call, stream_of(logits)), "terms of matching");
   return {terms, sums};
 }
 

@@ -190,13 +190,13 @@ std::tuple<Tensor, Tensor> binary_masks(const Tensor& logits, const Tensor& quer
   auto* sums = static_cast<long long*>(numbers.mutable_data_ptr());
   clear_numbers<<<static_cast<unsigned>((masks + 255) / 256), 256, 0, stream>>>(sums, static_cast<int>(masks), height,
                                                                                width);
-  check("binary masks");
+  check_launch(cudaGetLastError(), "binary masks");
   const auto kernel = call.twice ? (packed ? binary_kernel<true, true> : binary_kernel<true, false>)
                                  : (packed ? binary_kernel<false, true> : binary_kernel<false, false>);
   kernel<<<call.grid(height, kRows, masks), kThreads, 0, stream>>>(
       call.values(), static_cast<const int64_t*>(chosen.const_data_ptr()), call.geometry,
       static_cast<uint8_t*>(out.mutable_data_ptr()), sums);
-  check("binary masks");
+  check_launch(cudaGetLastError(), "binary masks");
   return {out, numbers};
 }
 
@@ -214,7 +214,7 @@ std::tuple<Tensor, Tensor> panoptic_argmax(const Tensor& logits, const Tensor& w
   kernel<<<call.grid(height, kPanopticRows, 1), kThreads, 3 * sizeof(int) * call.count, stream_of(call.logits)>>>(
       call.values(), static_cast<const float*>(weight.const_data_ptr()), call.count, call.geometry,
       static_cast<int*>(winners.mutable_data_ptr()), static_cast<long long*>(numbers.mutable_data_ptr()));
-  check("panoptic argmax");
+  check_launch(cudaGetLastError(), "panoptic argmax");
   return {winners, numbers};
 }
 
@@ -229,7 +229,7 @@ Tensor resize_rows(const Tensor& logits, std::vector<int64_t> padded, std::vecto
   kernel<<<call.grid(end - begin, kRows, call.count), kThreads, 0, stream_of(call.logits)>>>(
       call.values(), call.geometry, static_cast<int>(begin), static_cast<int>(end), as_probability,
       static_cast<float*>(out.mutable_data_ptr()));
-  check("resizing of masks");
+  check_launch(cudaGetLastError(), "resizing of masks");
   return out;
 }
 

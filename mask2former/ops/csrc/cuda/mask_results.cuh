@@ -2,10 +2,10 @@
 #pragma once
 
 #include <cuda_runtime.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include "../bilinear.h"
 #include "../common.h"
+#include "entries.h"
 
 namespace mask2former {
 namespace {
@@ -30,20 +30,6 @@ __device__ __forceinline__ bool same_rows(const Line& a, const Line& b) {
   bool same = a.at[0] == b.at[0] && a.at[1] == b.at[1];
   if (Twice) same = same && a.at[2] == b.at[2] && a.at[3] == b.at[3];
   return same;
-}
-
-inline void check(const char* what) {
-  const cudaError_t error = cudaGetLastError();
-  const char* remedy = error == cudaErrorNoKernelImageForDevice
-                           ? "; build the op for this GPU (TORCH_CUDA_ARCH_LIST) or set MASK2FORMER_OPS_BACKEND=pytorch"
-                           : "";
-  STD_TORCH_CHECK(error == cudaSuccess, what, ": ", cudaGetErrorString(error), remedy);
-}
-
-inline cudaStream_t stream_of(const Tensor& tensor) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
 }
 
 inline Axis axis_of(int64_t logits, int64_t padded, int64_t image, int64_t output) {

@@ -14,6 +14,7 @@ namespace mask2former {
 struct MaskSampling {
   const void* data;
   bool soft;
+  bool large;  // 2^31 values or more, so that a mask may have as many
   const int64_t* table;
   const int64_t* index;
   const int64_t* point_rows;

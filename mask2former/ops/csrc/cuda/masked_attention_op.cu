@@ -1,7 +1,6 @@
 // torch.ops.mask2former.masked_attention and blocked_keys on CUDA: reads tensors, and launches on the current stream.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-
 #include "../common.h"
+#include "entries.h"
 #include "masked_attention.h"
 
 namespace mask2former {
@@ -9,19 +8,9 @@ namespace {
 
 using torch::stable::new_empty;
 
-void check_launch(cudaError_t error) {
-  STD_TORCH_CHECK(error == cudaSuccess, "masked attention: ", cudaGetErrorString(error));
-}
-
-cudaStream_t stream_of(const Tensor& t) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
 int attribute(cudaDeviceAttr name, int32_t device) {
   int number = 0;
-  check_launch(cudaDeviceGetAttribute(&number, name, device));
+  check_launch(cudaDeviceGetAttribute(&number, name, device), "masked attention");
   return number;
 }
 
@@ -93,7 +82,7 @@ Tensor masked_attention_cuda(const Tensor& given_query, const Tensor& given_key,
     call.sums = static_cast<float*>(workspace->mutable_data_ptr());
     call.norms = reinterpret_cast<float2*>(call.sums + rows * kHeadChannels);
   }
-  check_launch(masked_attention(call, stream_of(query)));
+  check_launch(masked_attention(call, stream_of(query)), "masked attention");
   return out;
 }
 
@@ -106,7 +95,8 @@ Tensor blocked_keys_cuda(const Tensor& given) {
   const int64_t keys = logits.size(logits.dim() - 1);
   check_launch(blocked_keys(static_cast<const float*>(logits.const_data_ptr()),
                             static_cast<uint8_t*>(blocked.mutable_data_ptr()), logits.numel() / keys, keys,
-                            stream_of(logits)));
+                            stream_of(logits)),
+               "masked attention");
   return blocked;
 }
 

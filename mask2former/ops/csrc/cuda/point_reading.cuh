@@ -32,13 +32,13 @@ __device__ __forceinline__ bool lies_in(const Corner& c, int pixel, int height, 
          static_cast<unsigned>(c.column) + pixel % 2 < static_cast<unsigned>(width);
 }
 
-// Zero outside of the map, which has less than 2^31 values.
-template <class T>
+// Zero outside of the map, whose places are numbers of type Index.
+template <class Index, class T>
 __device__ __forceinline__ float read_at(const T* map, int height, int width, const Corner& c) {
   float sum = 0.0f;
 #pragma unroll
   for (int pixel = 0; pixel < 4; ++pixel) {
-    const int place = (c.row + pixel / 2) * width + c.column + pixel % 2;
+    const Index place = static_cast<Index>(c.row + pixel / 2) * width + c.column + pixel % 2;
     const float value = lies_in(c, pixel, height, width) ? static_cast<float>(map[place]) : 0.0f;
     sum = __fadd_rn(sum, __fmul_rn(share_of(c, pixel), value));
   }
