@@ -43,7 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--clips",
         metavar="N",
         type=not_negative,
-        help="training clips, and a tenth for validation (default: a tenth of --images)",
+        help="training clips (default: a tenth of --images)",
+    )
+    shapes.add_argument(
+        "--val-clips", metavar="N", type=not_negative, help="validation clips (default: a tenth of --clips)"
     )
     shapes.add_argument("--frames", metavar="N", type=positive, help="frames of a clip (default: 12)")
     shapes.add_argument("--size", metavar="HxW", type=_size, help="height and width of images (default: 256x256)")
@@ -84,7 +87,7 @@ def _run_shapes(args: argparse.Namespace) -> None:
 
         check_preview(args.preview)  # before minutes of drawing
     if args.out is None:
-        refuse_given(args, ("images", "val", "clips", "frames", "workers"), "without OUT")
+        refuse_given(args, ("images", "val", "clips", "val_clips", "frames", "workers"), "without OUT")
     else:
         _write(args, options)
     if args.preview is not None:
@@ -97,13 +100,14 @@ def _write(args: argparse.Namespace, options: Options) -> None:
     images = 2000 if args.images is None else args.images
     val = math.ceil(images / 10) if args.val is None else args.val
     clips = math.ceil(images / 10) if args.clips is None else args.clips
-    if not clips:
+    val_clips = math.ceil(clips / 10) if args.val_clips is None else args.val_clips
+    if not clips + val_clips:
         refuse_given(args, ("frames",), "without clips")
     recipe = Recipe(
         options,
         args.seed,
         images={"train": images, "val": val},
-        clips={"train": clips, "val": math.ceil(clips / 10)},
+        clips={"train": clips, "val": val_clips},
         frames=args.frames or 12,
     )
     started = time.monotonic()

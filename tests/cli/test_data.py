@@ -28,6 +28,15 @@ def test_a_small_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "choose another directory or remove it" in capsys.readouterr().err
 
 
+def test_validation_clips_alone_are_drawn(tmp_path: Path) -> None:
+    """What a model is scored on needs no training clips."""
+    out = tmp_path / "shapes"
+    arguments = ["--images", "0", "--clips", "0", "--val-clips", "2", "--frames", "3", "--size", "48", "--workers", "1"]
+    assert main(["data", "shapes", str(out), *arguments]) == 0
+    assert [path.name for path in (out / "videos").glob("*.json")] == ["val.json"]
+    assert len(list((out / "videos" / "val" / "JPEGImages").rglob("*.jpg"))) == 6
+
+
 def test_a_preview_needs_no_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sheet = tmp_path / "sheet.png"
     assert main(["data", "shapes", "--preview", str(sheet), "--size", "48"]) == 0
@@ -43,6 +52,7 @@ def test_a_preview_needs_no_directory(tmp_path: Path, capsys: pytest.CaptureFixt
         ([], "where to? Give OUT"),
         (["--preview", "x.jpg", "--images", "5"], "--images has no effect without OUT"),
         (["out", "--clips", "0", "--frames", "4"], "--frames has no effect without clips"),
+        (["--preview", "x.jpg", "--val-clips", "5"], "--val-clips has no effect without OUT"),
         (["--preview", "x.txt"], "give an image file"),
         (["out", "--preview", "x.txt"], "give an image file"),
         (["out", "--size", "wide"], "not a size such as"),
