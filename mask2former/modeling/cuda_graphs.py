@@ -58,9 +58,8 @@ class CapturedFunction:
         self._memory = memory
         device = inputs[0].device
         current = torch.cuda.current_stream(device)
-        # The current stream is set again at the end: after a capture that failed, PyTorch leaves its own one behind.
         # Tensors of inference mode cannot be written outside of it, where the next call may come from.
-        with torch.cuda.device(device), torch.cuda.stream(current), torch.inference_mode(False), torch.no_grad():
+        with torch.cuda.device(device), torch.inference_mode(False), torch.no_grad():
             self._inputs = [torch.empty_like(x).copy_(x) for x in inputs]
             stream = torch.cuda.Stream(device)
             stream.wait_stream(current)
@@ -98,9 +97,13 @@ def capturing(graph: torch.cuda.CUDAGraph, memory: GraphMemory) -> Iterator[None
 
     A capture begins with a wait for the whole device, which CUDA does not allow during another one: a thread may
     capture a network while another thread, with the same model, captures results.
+
+    The current stream is set again at the end: after a capture that failed, PyTorch leaves its own one behind, and what
+    is done then, as restoring buffers, would not be in order with what comes before and after.
     """
     with (
         _CAPTURE,
+        torch.cuda.stream(torch.cuda.current_stream()),
         torch.cuda.graph(graph, pool=memory.pool, stream=memory.stream, capture_error_mode="thread_local"),
     ):
         yield

@@ -159,8 +159,7 @@ class CapturedTraining:
         self._pass: weakref.ref[_Pass] | None = None
         self._held: list[object] = [network, *modules, *(x.untyped_storage() for x in _tensors(modules))]
         self._inputs = [torch.empty_like(x).copy_(x) for x in inputs]
-        # The current stream is set again at the end: after a capture that failed, PyTorch leaves its own one behind.
-        with torch.cuda.device(device), torch.cuda.stream(current), _unchanged(modules, device):
+        with torch.cuda.device(device), _unchanged(modules, device):
             stream = torch.cuda.Stream(device)
             stream.wait_stream(current)
             try:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from mask2former.modeling import training_graphs
 from mask2former.modeling.cuda_graphs import GraphCache, Outputs
 
 
@@ -126,6 +127,30 @@ def test_a_failed_capture_leaves_the_current_stream(gpu: Gpu) -> None:
     with pytest.raises(RuntimeError, match="not permitted"):
         GraphCache(after=1)("key", wait, SMALL)
     assert gpu.current is before
+
+
+def test_buffers_are_restored_on_the_stream_of_the_training(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the stream of a capture that failed, the next step would not wait for them, and reuse the memory of copies."""
+    module = torch.nn.Conv2d(3, 1, 1)
+    streams: list[Stream] = []
+
+    @contextlib.contextmanager
+    def unchanged(*_: Any) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            streams.append(gpu.current)
+
+    def network(inputs: Sequence[Tensor]) -> Outputs:
+        if gpu.captures:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return {"x": module(inputs[0])}
+
+    monkeypatch.setattr(training_graphs, "_unchanged", unchanged)
+    before = gpu.current
+    with pytest.raises(RuntimeError, match="not permitted"):
+        training_graphs.TrainingGraphs(after=1)("key", network, [module], [SMALL])
+    assert streams == [before] and gpu.current is before
 
 
 def test_threads_capture_one_after_another(gpu: Gpu) -> None:
