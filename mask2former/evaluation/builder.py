@@ -66,6 +66,7 @@ def instance_ap(request: EvaluatorRequest) -> DatasetEvaluator:
         output_dir=request.output_dir,
         max_dets_per_image=max(100, request.cfg.TEST.DETECTIONS_PER_IMAGE),
         skip_bad_records=_skips(request),
+        returned=request.cfg.TEST.DETECTIONS_PER_IMAGE,
     )
 
 
@@ -123,7 +124,11 @@ def lvis_ap(request: EvaluatorRequest) -> DatasetEvaluator:
 
 def video_ap(request: EvaluatorRequest) -> DatasetEvaluator:
     """Build the YouTube-VIS evaluator: AP, or results.json alone where only a server has the ground truth."""
-    return YTVISEvaluator(request.dataset_name, output_dir=request.output_dir)
+    return YTVISEvaluator(
+        request.dataset_name,
+        output_dir=request.output_dir,
+        returned=_option(request.cfg.TEST, "DETECTIONS_PER_VIDEO", None),
+    )
 
 
 register_evaluator("ytvis", Task.INSTANCE, video_ap)

@@ -8,7 +8,7 @@ import io
 import logging
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -161,6 +161,30 @@ def _completed(content: InstanceAnnotations, boxes: bool) -> list[dict[str, Any]
         result.append(entry)
     _report(content.file, counts, len(result))
     return result
+
+
+def warn_of_crowded(dataset: str, kind: str, of_objects: Iterable[Hashable], most: int, key: str) -> None:
+    """Warn where there are more objects than a model returns: the others count as missed, whatever it has learned.
+
+    Args:
+        dataset: its name.
+        kind: what has the objects, as "images".
+        of_objects: the image, or the clip, of each object.
+        most: number of instances that the model returns for one of them.
+        key: of the config, which sets this number.
+    """
+    counts = [count for count in Counter(of_objects).values() if count > most]
+    if counts:
+        logger.warning(
+            "dataset %s: %s with more than %d objects: %d (up to %d). The model returns no more instances than that, "
+            "and the others count as missed; %s sets the number",
+            dataset,
+            kind,
+            most,
+            len(counts),
+            max(counts),
+            key,
+        )
 
 
 def _report(file: str, counts: Mapping[str, int], total: int) -> None:

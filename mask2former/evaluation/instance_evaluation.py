@@ -28,7 +28,7 @@ from ..utils.file_io import write_json
 from ..utils.tables import distinct, side_by_side
 from .coco_ap import CocoScores, check_task, check_truth, evaluate_coco
 from .gathering import gather_parts
-from .ground_truth import PanopticTruth, load_coco_truth, truth_from_panoptic
+from .ground_truth import PanopticTruth, load_coco_truth, truth_from_panoptic, warn_of_crowded
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +126,7 @@ class InstanceSegEvaluator(DatasetEvaluator):
         use_fast_impl: bool = True,
         allow_cached_coco: bool = True,
         skip_bad_records: bool = False,
+        returned: int | None = None,
     ) -> None:
         """
         Args:
@@ -140,6 +141,8 @@ class InstanceSegEvaluator(DatasetEvaluator):
                 equal to pycocotools, and nothing is cached.
             skip_bad_records: leave out and report images with bad records, and images without a prediction, which the
                 loader has left out; also if the metadata has `skip_bad_records`.
+            returned: instances that the model returns for an image, TEST.DETECTIONS_PER_IMAGE: a warning tells of
+                images with more objects.
 
         Raises:
             FileNotFoundError: the annotation file does not exist.
@@ -159,6 +162,9 @@ class InstanceSegEvaluator(DatasetEvaluator):
         if self._truth is not None and "annotations" in self._truth.dataset:
             for task in self._tasks:
                 check_truth(self._truth, task)
+            if returned is not None:
+                objects = (a["image_id"] for a in self._truth.dataset["annotations"] if not a.get("iscrowd"))
+                warn_of_crowded(dataset_name, "images", objects, returned, "TEST.DETECTIONS_PER_IMAGE")
         mapping = self._metadata.get("thing_dataset_id_to_contiguous_id")
         self._dataset_ids = None if mapping is None else {v: k for k, v in mapping.items()}
         self._predictions: list[Prediction] = []

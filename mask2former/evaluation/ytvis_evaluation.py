@@ -23,6 +23,7 @@ from ..utils.file_io import write_json
 from ..utils.overrides import extensible, unchanged
 from ..utils.tables import distinct, side_by_side
 from .gathering import gather_parts
+from .ground_truth import warn_of_crowded
 from .instance_evaluation import merge_predictions
 from .video_ap import VideoScores, evaluate_videos
 
@@ -82,6 +83,7 @@ class YTVISEvaluator(DatasetEvaluator):
         output_dir: str | None = None,
         *,
         use_fast_impl: bool = True,
+        returned: int | None = None,
     ) -> None:
         """
         Args:
@@ -91,6 +93,8 @@ class YTVISEvaluator(DatasetEvaluator):
             distributed: collect predictions from all ranks; the main rank evaluates.
             output_dir: where results.json is written; nothing is written if None.
             use_fast_impl: unused, as `tasks`.
+            returned: instances that the model returns for a clip, TEST.DETECTIONS_PER_VIDEO: a warning tells of clips
+                with more objects.
 
         Raises:
             FileNotFoundError: the annotation file does not exist.
@@ -111,6 +115,10 @@ class YTVISEvaluator(DatasetEvaluator):
         self._truth: VideoAnnotations | None = (
             read_ytvis_json(metadata.json_file, skip_bad_records=skip) if needs_truth else None
         )
+        if returned is not None and self._do_evaluation:
+            assert self._truth is not None
+            objects = (video.id for video in self._truth.videos.values() for track in video.tracks if not track.crowd)
+            warn_of_crowded(dataset_name, "clips", objects, returned, "TEST.DETECTIONS_PER_VIDEO")
         self._predictions: list[dict[str, Any]] = []
         self._videos: set[Any] = set()
         self._results: OrderedDict[str, dict[str, float]] = OrderedDict()

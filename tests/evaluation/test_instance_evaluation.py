@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -204,6 +205,16 @@ def test_more_than_100_detections(dataset: str) -> None:
     segm = run(InstanceSegEvaluator(dataset, max_dets_per_image=300), outputs)["segm"]
     assert segm["AP-cat"] == pytest.approx(100 * 51 / 101 / 201)
     assert "AR@300" in segm
+
+
+@pytest.mark.parametrize(("returned", "told"), [(None, False), (2, False), (1, True)])
+def test_images_with_more_objects_than_the_model_returns_are_told(
+    returned: int | None, told: bool, dataset: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "mask2former"):
+        InstanceSegEvaluator(dataset, returned=returned)
+    assert told == ("images with more than 1 objects: 1 (up to 2)" in caplog.text)
+    assert told == ("TEST.DETECTIONS_PER_IMAGE sets the number" in caplog.text)
 
 
 def test_merging_equals_one_process(dataset: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -334,6 +335,23 @@ def test_evaluator(
             assert (code is None) == (mask is None)
             if mask is not None:
                 np.testing.assert_array_equal(coco_mask.decode(code), mask)
+
+
+@pytest.mark.parametrize("returned", [10, 1])
+def test_clips_with_more_objects_than_the_model_returns_are_told(
+    returned: int,
+    write_videos: Callable[[], tuple[str, str]],
+    video_cfg: CfgNode,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Such a model seems to learn little: of 15 objects in a clip it can find 10."""
+    register_ytvis_json("clips", *write_videos())
+    video_cfg.TEST.DETECTIONS_PER_VIDEO = returned
+    with caplog.at_level(logging.WARNING, "mask2former"):
+        build_evaluator(video_cfg, "clips", str(tmp_path))
+    told = "clips with more than 1 objects: 1 (up to 2)" in caplog.text
+    assert told == (returned == 1) == ("TEST.DETECTIONS_PER_VIDEO sets the number" in caplog.text)
 
 
 def test_videos_with_bad_records_are_left_out_where_this_is_wanted(
