@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from mask2former.modeling import training_graphs
 from mask2former.modeling.cuda_graphs import GraphCache, Outputs
@@ -82,6 +83,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *_: None, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda *_: None, raising=False)
     return gpu
 
 
@@ -127,6 +130,56 @@ def test_a_failed_capture_leaves_the_current_stream(gpu: Gpu) -> None:
     with pytest.raises(RuntimeError, match="not permitted"):
         GraphCache(after=1)("key", wait, SMALL)
     assert gpu.current is before
+
+
+@pytest.mark.parametrize(
+    ("version", "name", "ended", "expected"),
+    [
+        ("2.11.0", "_cuda_endAllocateToPool", False, ["end", "release"]),
+        ("2.6.0", "_cuda_endAllocateCurrentStreamToPool", False, ["end", "release"]),
+        ("2.11.0", "_cuda_endAllocateToPool", True, []),
+        ("2.13.0", "_cuda_endAllocateToPool", False, []),  # PyTorch ends and releases it
+    ],
+)
+def test_a_failed_capture_is_over_for_the_allocator(
+    version: str, name: str, ended: bool, expected: list[str], gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[str, Any]] = []
+
+    def end(device: int | None, pool: Any) -> None:
+        if ended:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        assert len(gpu.captures) == 1  # before the next one begins
+        done.append(("end", pool))
+
+    def fail(images: Tensor) -> Outputs:
+        if gpu.captures:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return double(images)
+
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    monkeypatch.delattr(torch._C, "_cuda_endAllocateToPool")
+    monkeypatch.setattr(torch._C, name, end, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda _, pool: done.append(("release", pool)))
+    GraphCache(after=1)("key", double, SMALL)
+    assert not done
+    gpu.captures.clear()
+    with pytest.raises(RuntimeError, match="not permitted"):
+        GraphCache(after=1)("key", fail, SMALL)
+    assert done == [(what, gpu.captures[0][0]) for what in expected]
+
+
+@pytest.mark.gpu
+def test_cached_memory_is_given_back_after_a_failed_capture() -> None:
+    with pytest.raises(RuntimeError):
+        GraphCache(after=1)("key", lambda x: {"x": x * float(x.sum())}, SMALL.cuda())
+    held = torch.empty(2**28, dtype=torch.uint8, device="cuda")
+    reserved = torch.cuda.memory_reserved()
+    del held
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= reserved - 2**28
+    doubled = GraphCache(after=1)("key", double, SMALL.cuda())
+    assert doubled is not None and torch.equal(doubled["x"].cpu(), 2 * SMALL)
 
 
 def test_buffers_are_restored_on_the_stream_of_the_training(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
