@@ -58,6 +58,13 @@ def _skips(request: EvaluatorRequest) -> bool:
     return bool(_option(request.cfg.DATALOADER, "SKIP_BAD_RECORDS", False))
 
 
+def _returned(request: EvaluatorRequest, key: str) -> int | None:
+    """Return how many objects can be found: a query has one mask, also if it is returned with several classes."""
+    model = _option(request.cfg.MODEL, "MASK_FORMER", {})
+    numbers = (_option(request.cfg.TEST, key, None), model.get("NUM_OBJECT_QUERIES"))
+    return min((number for number in numbers if number is not None), default=None)
+
+
 def instance_ap(request: EvaluatorRequest) -> DatasetEvaluator:
     """Build the COCO AP evaluator, with as many detections as the model returns and at least COCO's 100."""
     return InstanceSegEvaluator(
@@ -66,7 +73,7 @@ def instance_ap(request: EvaluatorRequest) -> DatasetEvaluator:
         output_dir=request.output_dir,
         max_dets_per_image=max(100, request.cfg.TEST.DETECTIONS_PER_IMAGE),
         skip_bad_records=_skips(request),
-        returned=request.cfg.TEST.DETECTIONS_PER_IMAGE,
+        returned=_returned(request, "DETECTIONS_PER_IMAGE"),
     )
 
 
@@ -124,10 +131,11 @@ def lvis_ap(request: EvaluatorRequest) -> DatasetEvaluator:
 
 def video_ap(request: EvaluatorRequest) -> DatasetEvaluator:
     """Build the YouTube-VIS evaluator: AP, or results.json alone where only a server has the ground truth."""
+    windows = _option(request.cfg.TEST, "WINDOW_FRAMES", 0)  # of a long clip, each returns that many
     return YTVISEvaluator(
         request.dataset_name,
         output_dir=request.output_dir,
-        returned=_option(request.cfg.TEST, "DETECTIONS_PER_VIDEO", None),
+        returned=None if windows else _returned(request, "DETECTIONS_PER_VIDEO"),
     )
 
 

@@ -170,14 +170,14 @@ def warn_of_crowded(dataset: str, kind: str, of_objects: Iterable[Hashable], mos
         dataset: its name.
         kind: what has the objects, as "images".
         of_objects: the image, or the clip, of each object.
-        most: number of instances that the model returns for one of them.
-        key: of the config, which sets this number.
+        most: number of objects that the model can find in one of them.
+        key: of the config, which sets this number together with that of the queries.
     """
     counts = [count for count in Counter(of_objects).values() if count > most]
     if counts:
         logger.warning(
-            "dataset %s: %s with more than %d objects: %d (up to %d). The model returns no more instances than that, "
-            "and the others count as missed; %s sets the number",
+            "dataset %s: %s with more than %d objects: %d (up to %d). The model can find no more than that, and the "
+            "others count as missed; %s and MODEL.MASK_FORMER.NUM_OBJECT_QUERIES set the number",
             dataset,
             kind,
             most,

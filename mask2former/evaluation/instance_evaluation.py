@@ -141,8 +141,8 @@ class InstanceSegEvaluator(DatasetEvaluator):
                 equal to pycocotools, and nothing is cached.
             skip_bad_records: leave out and report images with bad records, and images without a prediction, which the
                 loader has left out; also if the metadata has `skip_bad_records`.
-            returned: instances that the model returns for an image, TEST.DETECTIONS_PER_IMAGE: a warning tells of
-                images with more objects.
+            returned: objects that the model can find in an image, by TEST.DETECTIONS_PER_IMAGE and its queries: a
+                warning tells of images with more objects.
 
         Raises:
             FileNotFoundError: the annotation file does not exist.

@@ -93,8 +93,8 @@ class YTVISEvaluator(DatasetEvaluator):
             distributed: collect predictions from all ranks; the main rank evaluates.
             output_dir: where results.json is written; nothing is written if None.
             use_fast_impl: unused, as `tasks`.
-            returned: instances that the model returns for a clip, TEST.DETECTIONS_PER_VIDEO: a warning tells of clips
-                with more objects.
+            returned: objects that the model can find in a clip, by TEST.DETECTIONS_PER_VIDEO and its queries: a warning
+                tells of clips with more objects.
 
         Raises:
             FileNotFoundError: the annotation file does not exist.

@@ -214,7 +214,7 @@ def test_images_with_more_objects_than_the_model_returns_are_told(
     with caplog.at_level(logging.WARNING, "mask2former"):
         InstanceSegEvaluator(dataset, returned=returned)
     assert told == ("images with more than 1 objects: 1 (up to 2)" in caplog.text)
-    assert told == ("TEST.DETECTIONS_PER_IMAGE sets the number" in caplog.text)
+    assert told == ("TEST.DETECTIONS_PER_IMAGE and" in caplog.text)
 
 
 def test_merging_equals_one_process(dataset: str) -> None:

@@ -337,9 +337,20 @@ def test_evaluator(
                 np.testing.assert_array_equal(coco_mask.decode(code), mask)
 
 
-@pytest.mark.parametrize("returned", [10, 1])
+@pytest.mark.parametrize(
+    ("key", "number", "told"),
+    [
+        ("TEST.DETECTIONS_PER_VIDEO", 10, False),
+        ("TEST.DETECTIONS_PER_VIDEO", 1, True),
+        ("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 1, True),  # one mask each
+    ],
+)
+@pytest.mark.parametrize("window", [0, 2])  # of whose objects more are kept in a long clip
 def test_clips_with_more_objects_than_the_model_returns_are_told(
-    returned: int,
+    key: str,
+    number: int,
+    told: bool,
+    window: int,
     write_videos: Callable[[], tuple[str, str]],
     video_cfg: CfgNode,
     tmp_path: Path,
@@ -347,11 +358,12 @@ def test_clips_with_more_objects_than_the_model_returns_are_told(
 ) -> None:
     """Such a model seems to learn little: of 15 objects in a clip it can find 10."""
     register_ytvis_json("clips", *write_videos())
-    video_cfg.TEST.DETECTIONS_PER_VIDEO = returned
+    video_cfg.merge_from_list([key, number, "TEST.WINDOW_FRAMES", window])
     with caplog.at_level(logging.WARNING, "mask2former"):
         build_evaluator(video_cfg, "clips", str(tmp_path))
-    told = "clips with more than 1 objects: 1 (up to 2)" in caplog.text
-    assert told == (returned == 1) == ("TEST.DETECTIONS_PER_VIDEO sets the number" in caplog.text)
+    expected = told and not window
+    assert ("clips with more than 1 objects: 1 (up to 2)" in caplog.text) == expected
+    assert ("TEST.DETECTIONS_PER_VIDEO and" in caplog.text) == expected
 
 
 def test_videos_with_bad_records_are_left_out_where_this_is_wanted(
