@@ -116,7 +116,9 @@ def _check_directory(out: Path, recipe: Recipe) -> None:
     if not isinstance(found, dict) or found.get("generator") != "mask2former.data.shapes":
         raise ValueError(f"{out} is not empty, and no dataset of this command; choose another directory")
     requested = _as_read(_description(recipe))
-    for key in ("version", "seed", "options", "frames"):
+    clips = found.get("clips")
+    of_clips = any(recipe.clips.values()) and (not isinstance(clips, dict) or any(clips.values()))
+    for key in ("version", "seed", "options", *(("frames",) if of_clips else ())):
         if found.get(key) != requested[key]:
             raise ValueError(
                 f"{out} holds a dataset with {key} {found.get(key)}, not {requested[key]} ({file}); choose another "

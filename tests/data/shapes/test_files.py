@@ -127,6 +127,17 @@ def test_more_images_keep_those_that_there_are(root: Path, tmp_path: Path) -> No
     assert content(tmp_path / "grown") == content(root / "shapes")
 
 
+def test_clips_of_any_length_are_added_where_there_are_none(tmp_path: Path) -> None:
+    images, none = {"train": 0, "val": 1}, {"train": 0, "val": 0}
+    write_dataset(tmp_path, Recipe(RECIPE.options, 5, images, none), workers=1)  # of 12 frames, had it any
+    write_dataset(tmp_path, Recipe(RECIPE.options, 5, images, {"train": 0, "val": 1}, frames=3), workers=1)
+    assert len(list((tmp_path / "videos/val/JPEGImages").rglob("*.jpg"))) == 3
+    with pytest.raises(ValueError, match="frames 3, not 4"):
+        write_dataset(tmp_path, Recipe(RECIPE.options, 5, images, {"train": 0, "val": 1}, frames=4), workers=1)
+    with pytest.raises(ValueError, match="1 clips of val, more than the 0 asked for"):
+        write_dataset(tmp_path, Recipe(RECIPE.options, 5, images, none), workers=1)
+
+
 def test_other_directories_are_left_alone(root: Path, tmp_path: Path) -> None:
     before = content(root / "shapes")
     other = Recipe(RECIPE.options, 6, RECIPE.images, RECIPE.clips, frames=3)
