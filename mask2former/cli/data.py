@@ -113,7 +113,8 @@ def _write(args: argparse.Namespace, options: Options) -> None:
     started = time.monotonic()
     for line in write_dataset(args.out, recipe, args.workers):
         print(line)
-    print(f"Written in {time.monotonic() - started:.0f} s. Look at it: mask2former check {args.out} --output sheet.jpg")
+    look = f" Look at it: mask2former check {args.out} --output sheet.jpg" if images + val else ""  # it reads no clips
+    print(f"Written in {time.monotonic() - started:.0f} s.{look}")
 
 
 # ------------------------------------------------------------------ types of arguments

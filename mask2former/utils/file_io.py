@@ -104,11 +104,16 @@ def read_json_object(path: str, lists: Sequence[str] = ()) -> dict[str, Any]:
     content = parse_json(path)
     if not isinstance(content, dict):
         raise BadRecordError(path, f"contains a JSON {type(content).__name__}, but must contain an object")
+    check_lists(path, content, lists)
+    return content
+
+
+def check_lists(path: str, content: Mapping[str, Any], lists: Sequence[str]) -> None:
+    """Raise `BadRecordError` where a key of a file's object is missing, or holds no list."""
     for key in lists:
         if not isinstance(content.get(key), list):
             state = "has no" if key not in content else "has no list under"
             raise BadRecordError(path, f"{state} {key!r}")
-    return content
 
 
 @contextlib.contextmanager

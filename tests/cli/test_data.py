@@ -28,13 +28,16 @@ def test_a_small_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "choose another directory or remove it" in capsys.readouterr().err
 
 
-def test_validation_clips_alone_are_drawn(tmp_path: Path) -> None:
-    """What a model is scored on needs no training clips."""
+def test_validation_clips_alone_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a model is scored on needs no training clips; the commands that read images say that there are none."""
     out = tmp_path / "shapes"
     arguments = ["--images", "0", "--clips", "0", "--val-clips", "2", "--frames", "3", "--size", "48", "--workers", "1"]
     assert main(["data", "shapes", str(out), *arguments]) == 0
     assert [path.name for path in (out / "videos").glob("*.json")] == ["val.json"]
     assert len(list((out / "videos" / "val" / "JPEGImages").rglob("*.jpg"))) == 6
+    assert "mask2former check" not in capsys.readouterr().out
+    assert main(["check", str(out)]) == 1
+    assert "val.json: holds videos (YouTube-VIS), not images" in "".join(capsys.readouterr())
 
 
 def test_a_preview_needs_no_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...errors import BadRecordError, first_few
 from ...structures.masks import boxes_from_patches, segmentation_to_patch
-from ...utils.file_io import read_json_object
+from ...utils.file_io import check_lists, read_json_object
 from ..datasets.coco_annotations import check_annotation, check_class_and_crowd, check_id, is_id, read_categories
 from .coco_data import CocoData, Context
 from .files import SPLITS, Tree, check_side, image_size, is_file, split_of
@@ -36,7 +36,13 @@ def load(files: Sequence[Path], context: Context) -> dict[str, CocoData]:
     by_split = _splits(files, context.tree)
     contents, roots = {}, {}
     for split, file in by_split.items():
-        content = read_json_object(str(file), lists=("images", "categories"))
+        content = read_json_object(str(file))
+        if "videos" in content and "images" not in content:
+            raise BadRecordError(
+                str(file),
+                "holds videos (YouTube-VIS), not images; train on them with --config-file, as in configs/own-videos",
+            )
+        check_lists(str(file), content, ("images", "categories"))
         read_categories(str(file), content, None)
         contents[split] = content
         roots[split] = _image_bases(file, content, context)
