@@ -171,13 +171,13 @@ def warn_of_crowded(dataset: str, kind: str, of_objects: Iterable[Hashable], mos
         kind: what has the objects, as "images".
         of_objects: the image, or the clip, of each object.
         most: number of objects that the model can find in one of them.
-        key: of the config, which sets this number together with that of the queries.
+        key: of the config, which sets this number unless there are fewer queries.
     """
     counts = [count for count in Counter(of_objects).values() if count > most]
     if counts:
         logger.warning(
             "dataset %s: %s with more than %d objects: %d (up to %d). The model can find no more than that, and the "
-            "others count as missed; %s and MODEL.MASK_FORMER.NUM_OBJECT_QUERIES set the number",
+            "others count as missed; the smaller of %s and MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is this number",
             dataset,
             kind,
             most,
