@@ -100,35 +100,37 @@ def capturing(graph: torch.cuda.CUDAGraph, memory: GraphMemory) -> Iterator[None
 
     The current stream is set again at the end: after a capture that failed, PyTorch leaves its own one behind, and what
     is done then, as restoring buffers, would not be in order with what comes before and after. The memory that was set
-    aside for such a capture is given back too.
+    aside for such a capture is given back too, and the error is what went wrong in it, such as too little memory.
     """
     with (
         _CAPTURE,
         torch.cuda.stream(torch.cuda.current_stream()),
-        _given_back_after_errors(memory.pool, memory.stream.device),
+        _ended_after_errors(memory.pool, memory.stream.device),
         torch.cuda.graph(graph, pool=memory.pool, stream=memory.stream, capture_error_mode="thread_local"),
     ):
         yield
 
 
 @contextlib.contextmanager
-def _given_back_after_errors(pool: tuple[int, int], device: torch.device) -> Iterator[None]:
-    """Tell PyTorch's allocator that a capture which failed is over.
+def _ended_after_errors(pool: tuple[int, int], device: torch.device) -> Iterator[None]:
+    """Tell PyTorch's allocator that a capture which failed is over, and raise the error that it failed with.
 
     Where CUDA refuses to end a capture, `CUDAGraph.capture_end` of PyTorch before 2.13 returns before it does so
     (pytorch/pytorch#180395). To the allocator that capture goes on for as long as the process lives: `empty_cache` does
     nothing, a program that is short of memory fails without giving back what is cached, and tensors that several
-    streams used are never free again.
+    streams used are never free again. Its own error then only says that there was one before.
     """
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         if torch.__version__ < "2.13":  # compares versions, not letters
             names = ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool")  # the second: before 2.8
             # An error is of a capture that has ended: its graph releases the memory.
             with contextlib.suppress(RuntimeError):
                 next(getattr(torch._C, name) for name in names if hasattr(torch._C, name))(device.index, pool)
                 torch._C._cuda_releasePool(device.index, pool)
+        if "during capture" in str(error) and isinstance(error.__context__, Exception):
+            raise error.__context__ from None
         raise
 
 

@@ -184,7 +184,7 @@ class Runtime:
         except torch.OutOfMemoryError:  # the modules as they are share memory with the losses
             self._refuse("training graph", "not enough memory for CUDA graphs of training, which goes on without")
         except (RuntimeError, TypeError) as error:
-            self._refuse("training graph", f"training goes on without CUDA graphs: {_first_line(_cause(error))}")
+            self._refuse("training graph", f"training goes on without CUDA graphs: {_first_line(error)}")
         self._training_graphs.clear()
         return None
 
@@ -219,7 +219,7 @@ class Runtime:
             return None
         except (RuntimeError, TypeError) as error:
             if network.fits():
-                self._refuse("graph", f"CUDA graphs are not used: {_first_line(_cause(error))}")
+                self._refuse("graph", f"CUDA graphs are not used: {_first_line(error)}")
             self._forget()
             return None
         if outputs is None or network.fits():  # looked at while the GPU works
@@ -415,12 +415,6 @@ def _numerics() -> tuple[object, ...]:
         (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled(), cuda.cudnn_sdp_enabled()),
         backend("cuda"),
     )
-
-
-def _cause(error: Exception) -> Exception:
-    """Return what went wrong in a capture; the error with which PyTorch then ends it only says that something did."""
-    earlier = error.__context__
-    return earlier if "during capture" in str(error) and isinstance(earlier, Exception) else error
 
 
 def _first_line(error: Exception) -> str:

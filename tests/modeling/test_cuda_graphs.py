@@ -42,6 +42,7 @@ class Gpu:
         self.current = Stream(torch.device("cpu"))
         self.captures: list[tuple[Any, Any, Any]] = []  # pool, stream, current device
         self.on: Any = None
+        self.ends_with: Exception | None = None  # the error of PyTorch where it ends a capture that failed
 
     @contextlib.contextmanager
     def device(self, device: torch.device) -> Iterator[None]:
@@ -61,7 +62,12 @@ class Gpu:
     def graph(self, graph: Any, pool: Any = None, stream: Any = None, **_: Any) -> Iterator[None]:
         self.captures.append((pool, stream, self.on))
         before, self.current = self.current, stream
-        yield
+        try:
+            yield
+        except Exception:
+            if self.ends_with is not None:
+                raise self.ends_with  # noqa: B904 - as PyTorch does
+            raise
         self.current = before  # PyTorch, too, does not get here when a capture fails
 
 
@@ -130,6 +136,19 @@ def test_a_failed_capture_leaves_the_current_stream(gpu: Gpu) -> None:
     with pytest.raises(RuntimeError, match="not permitted"):
         GraphCache(after=1)("key", wait, SMALL)
     assert gpu.current is before
+
+
+@pytest.mark.parametrize("cause", [RuntimeError("not permitted"), torch.OutOfMemoryError("out of memory")])
+def test_the_error_of_a_capture_is_what_went_wrong_in_it(cause: Exception, gpu: Gpu) -> None:
+    def fail(images: Tensor) -> Outputs:
+        if gpu.captures:
+            raise cause
+        return double(images)
+
+    gpu.ends_with = RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    with pytest.raises(type(cause)) as raised:
+        GraphCache(after=1)("key", fail, SMALL)
+    assert raised.value is cause
 
 
 @pytest.mark.parametrize(
