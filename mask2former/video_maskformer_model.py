@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
@@ -220,26 +221,29 @@ def clip_objects(frames: Sequence[Instances]) -> tuple[Tensor, Tensor | MaskBits
         if twice:
             raise ValueError(f"frame {t} of a clip has several objects with gt_ids {', '.join(map(str, twice))}")
     index_of = {i: n for n, i in enumerate(sorted({i for rows in ids for i in rows if i >= 0}))}
-    labels = torch.zeros(len(index_of), dtype=torch.int64)
     given = [getattr(frame.gt_masks, "tensor", frame.gt_masks) for frame in frames]
     bits = [each for each in given if isinstance(each, MaskBits) and each.size == frames[0].image_size]
     packed = len(bits) == len(given)
     if packed:
-        stored = [each.bits for each in bits]
+        stored = [each.bits.cpu() for each in bits]
     else:
         stored = [each.unpacked() if isinstance(each, MaskBits) else each.cpu().bool() for each in given]
     shape = stored[0].shape[1:] if packed else frames[0].image_size
     masks = torch.zeros(len(index_of), len(frames), *shape, dtype=stored[0].dtype)
-    all_ids = torch.full((len(index_of), len(frames)), -1, dtype=torch.int64)
+    labels = [0] * len(index_of)
+    all_ids = np.full((len(index_of), len(frames)), -1, dtype=np.int64)
     for t, (frame, rows) in enumerate(zip(frames, ids, strict=True)):
-        visible = torch.tensor([row for row, i in enumerate(rows) if i >= 0], dtype=torch.int64)
-        objects = torch.tensor([index_of[i] for i in rows if i >= 0], dtype=torch.int64)
-        if not len(objects):
-            continue
-        labels[objects] = frame.gt_classes.cpu()[visible]
-        masks[objects, t] = stored[t][visible]
-        all_ids[objects, t] = frame.gt_ids.cpu()[visible].long()
-    return labels, MaskBits(masks, bits[0].size) if packed else masks, all_ids
+        # Row by row: an index of PyTorch copies single bytes on a CPU: 50 ms for 4 clips x 4 frames of 25 objects.
+        source, target = stored[t].numpy(), masks.numpy()[:, t]
+        if any(i >= 0 for i in rows) and source.shape[1:] != target.shape[1:]:
+            sizes = [" x ".join(map(str, size)) for size in (source.shape[1:], target.shape[1:])]
+            raise ValueError(f"frame {t} of a clip has masks of {sizes[0]}, but is {sizes[1]}")
+        for row, (i, label) in enumerate(zip(rows, frame.gt_classes.tolist(), strict=True)):
+            if i >= 0:
+                n = index_of[i]
+                target[n], labels[n], all_ids[n, t] = source[row], label, i
+    every_mask = MaskBits(masks, bits[0].size) if packed else masks
+    return torch.tensor(labels, dtype=torch.int64), every_mask, torch.from_numpy(all_ids)
 
 
 def _clip_name(record: Mapping[str, Any]) -> str:

@@ -275,10 +275,12 @@ def test_masks_of_no_object_may_have_any_shape(nothing: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("pack", [MaskBits.of, lambda masks: masks])
 def test_masks_of_another_size_than_their_frame_are_an_error(pack: Any) -> None:
-    small = frame([4], [1], [2])
+    right, small, line = (frame([4], [1], [2]) for _ in range(3))
     small.gt_masks = pack(small.gt_masks.bool()[:, ::2, ::2])
-    with pytest.raises(RuntimeError, match="shape mismatch"):
-        clip_objects([small, small])
+    line.gt_masks = pack(line.gt_masks.bool()[:, :1])  # not repeated for each line
+    for wrong in (small, line):
+        with pytest.raises(ValueError, match=r"frame 1 of a clip has masks of \d+ x \d+, but is \d+ x \d+"):
+            clip_objects([right, wrong])
 
 
 def test_losses_of_clips_with_bits_are_the_same(model: Any) -> None:

@@ -12,6 +12,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..data.batch_transport import with_bits
 from ..engine.compilation import compile_if_worthwhile
 from ..engine.optimizer import build_optimizer, full_model_clip_norm
 from ..engine.train_step import Precision, TrainStep
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace, config: str) -> Report:
 
 def _works(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Work]:
     model = build_for_training(cfg)
-    batch = batch_of(args, cfg)
+    batch = as_loaded(model, batch_of(args, cfg))
     precision = _precision(args, cfg)
 
     def gradients() -> None:
@@ -74,6 +75,11 @@ def build_for_training(cfg: CfgNode) -> nn.Module:
     return model
 
 
+def as_loaded(model: nn.Module, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the samples as the data workers of `Trainer` send them: masks as bits where the model reads bits."""
+    return with_bits(batch) if getattr(model, "reads_mask_bits", False) else batch
+
+
 def _precision(args: argparse.Namespace, cfg: CfgNode) -> Precision:
     return Precision(torch.device(cfg.MODEL.DEVICE).type, torch.bfloat16 if args.bf16 else None)
 
@@ -88,6 +94,7 @@ def training_step(args: argparse.Namespace, cfg: CfgNode, model: nn.Module, batc
         batch: the samples of this rank.
     """
     plain: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
+    batch = as_loaded(plain, batch)
     optimizer = build_optimizer(cfg, plain)
     step = TrainStep(
         precision=_precision(args, cfg),

@@ -106,7 +106,12 @@ def collate(samples: list[Any], for_model: bool = False) -> list[Any] | PackedBa
 
 def collate_with_bits(samples: list[Any]) -> list[Any] | PackedBatch:
     """Do what `collate` does for a model, with `MaskBits` for the masks of the ground truth."""
-    return collate([_with_mask_bits(sample) for sample in samples], for_model=True)
+    return collate(with_bits(samples), for_model=True)
+
+
+def with_bits(samples: list[Any]) -> list[Any]:
+    """Return samples with `MaskBits` for the masks of the ground truth, as a model with `reads_mask_bits` gets them."""
+    return [_with_mask_bits(sample) for sample in samples]
 
 
 def _with_mask_bits(sample: Any) -> Any:

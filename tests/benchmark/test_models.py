@@ -10,6 +10,7 @@ import torch
 
 from mask2former.benchmark import inference, training
 from mask2former.benchmark.synthetic import batch_of, build, config_of
+from mask2former.structures.mask_bits import MaskBits
 
 from ..modeling.tiny_models import TINY
 
@@ -63,6 +64,31 @@ def test_a_step_changes_the_weights() -> None:
     before = [p.detach().clone() for p in model.parameters()]
     training.training_step(args, cfg, model, batch_of(args, cfg))()
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+class Reader(torch.nn.Module):
+    """Keeps the samples that it gets, as a model on a GPU would."""
+
+    reads_mask_bits = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.samples: list[Any] = []
+
+    def forward(self, samples: list[Any]) -> Any:
+        self.samples += samples
+        return {"loss": self.weight}
+
+
+def test_a_step_gets_masks_as_data_workers_send_them() -> None:
+    args, model = arguments(), Reader()
+    cfg = config_of(args, CONFIG)
+    batch = batch_of(args, cfg)
+    training.training_step(args, cfg, model, batch)()
+    for sample, given in zip(model.samples, batch, strict=True):
+        masks = sample["instances"].gt_masks
+        assert isinstance(masks, MaskBits) and torch.equal(masks.unpacked(), given["instances"].gt_masks)
 
 
 def test_dense_models_are_sure_of_their_classes() -> None:
