@@ -275,8 +275,8 @@ class Segmenter:
         end: TimePoint | None = None,
         every: int = 1,
         online: bool = False,
-        window: int = 24,
-        overlap: int = 6,
+        window: int | None = None,
+        overlap: int | None = None,
         top_k: int | None = None,
         score_threshold: float | None = None,
         min_size: int | None = None,
@@ -298,7 +298,8 @@ class Segmenter:
             every: N: track in each N-th frame only.
             online: use windows of one frame, so that a frame's masks do not depend on later frames.
             window, overlap: frames that the network sees together, and how many neighboring windows share. Memory
-                grows with `window`.
+                grows with `window`. Default: TEST.WINDOW_FRAMES and TEST.WINDOW_OVERLAP of the model, 24 and 6 where the
+                former is 0.
             top_k: largest number of objects in one window; default: TEST.DETECTIONS_PER_VIDEO of a video model,
                 TEST.DETECTIONS_PER_IMAGE of an image model.
             score_threshold: tracks with a lower score are left out (`VideoResult.filter` can lower it later).
@@ -321,7 +322,7 @@ class Segmenter:
         if online:
             settings = WindowSettings.online(candidates=candidates)
         else:
-            settings = WindowSettings(window, overlap, candidates)
+            settings = WindowSettings.chosen(self.cfg, window, overlap, candidates)
         resize = self._resize_to(min_size)
         return track_video(
             self.model,

@@ -46,7 +46,8 @@ def test_row_agrees_with_config_and_card(name: str) -> None:
     entry = zoo.lookup(name)
     model = load_config(entry.config_file).MODEL
     assert entry.queries == model.MASK_FORMER.NUM_OBJECT_QUERIES
-    assert model.MASK_FORMER.TEST[f"{entry.task.upper()}_ON"] and entry.metrics and entry.license
+    assert (model.META_ARCHITECTURE == "VideoMaskFormer") == entry.task.startswith("video")
+    assert model.MASK_FORMER.TEST[f"{entry.task.split()[-1].upper()}_ON"] and entry.metrics and entry.license
     card = (zoo.resolve_weights(entry).parent / "README.md").read_text("utf-8")
     assert card.startswith(f"# Model card: {name}\n")
     assert all(f"| {value:.1f} |" in card for value in entry.metrics.values())
@@ -89,3 +90,17 @@ def test_names_most_pixels_of_scenes_that_it_has_not_seen() -> None:
         right.append((label_of[panoptic.map] == class_indices(scene)[scene.ids[0]]).mean())
         assert any(segment.is_thing for segment in panoptic.segments)
     assert min(right) > 0.5
+
+
+@pytest.mark.slow
+def test_follows_things_through_a_clip_that_it_has_not_seen() -> None:
+    clip = sample(Options(objects=(3, 8)), EXAMPLE_SEED, "val", 0, frames=6, kind="clip")
+    result = Segmenter.load("shapes-video", device="cpu").track(clip.images)
+    found = {track.id: np.zeros((6, SIZE, SIZE), bool) for track in result.tracks}
+    for frame in result:
+        for number, mask in zip(frame.ids, frame.instances.masks, strict=True):
+            found[int(number)][frame.index] = mask
+    ids = np.stack(clip.ids)
+    masks = [ids == number for number in np.unique(ids) if number > len(clip.scene.stuff)]
+    overlaps = [max(((m & f).sum() / (m | f).sum() for f in found.values()), default=0.0) for m in masks]
+    assert np.mean([overlap > 0.5 for overlap in overlaps]) > 0.5

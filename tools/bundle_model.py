@@ -51,7 +51,8 @@ _METRICS = (
     (("sem_seg", "mIoU"), "mIoU"),
 )
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norms: stored, but no parameters
-_OF_TASK = {"panoptic": ("PQ", "AP", "mIoU"), "instance": ("AP", "AP50"), "semantic": ("mIoU",)}
+_VIDEO = "video instance"
+_OF_TASK = {"panoptic": ("PQ", "AP", "mIoU"), "instance": ("AP", "AP50"), "semantic": ("mIoU",), _VIDEO: ("AP", "AP50")}
 
 
 def bundle(
@@ -116,7 +117,8 @@ def _row(old: Mapping[str, Any] | None, name: str, directory: Path, given: Mappi
     """Return the row of a model in the zoo, without its digest and new metrics."""
     cfg = load_config(directory / "config.yaml")
     head, switches = cfg.MODEL.MASK_FORMER, cfg.MODEL.MASK_FORMER.TEST
-    task = next(task for task in _OF_TASK if switches[f"{task.upper()}_ON"])
+    clips = cfg.MODEL.META_ARCHITECTURE == "VideoMaskFormer"
+    task = _VIDEO if clips else next(task for task in _OF_TASK if switches[f"{task.upper()}_ON"])
     row: dict[str, Any] = dict(old or {"name": name, "dataset": name})
     row |= {"task": task, "backbone": row.get("backbone"), "queries": int(head.NUM_OBJECT_QUERIES)}
     row |= {"schedule": row.get("schedule"), "config": f"bundled/{name}/config.yaml"}

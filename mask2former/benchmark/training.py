@@ -12,7 +12,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data.batch_transport import with_bits
+from ..data.batch_transport import PackedBatch, with_bits
 from ..engine.compilation import compile_if_worthwhile
 from ..engine.optimizer import build_optimizer, full_model_clip_norm
 from ..engine.train_step import Precision, TrainStep
@@ -76,8 +76,11 @@ def build_for_training(cfg: CfgNode) -> nn.Module:
 
 
 def as_loaded(model: nn.Module, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the samples as the data workers of `Trainer` send them: masks as bits where the model reads bits."""
-    return with_bits(batch) if getattr(model, "reads_mask_bits", False) else batch
+    """Return the samples as `Trainer` gives them to the model: in pinned memory, masks as bits where it reads bits."""
+    if not getattr(model, "reads_mask_bits", False):
+        return batch
+    packed = PackedBatch.of(with_bits(batch), for_model=True)
+    return list(packed.pin_memory() if torch.cuda.is_available() else packed)
 
 
 def _precision(args: argparse.Namespace, cfg: CfgNode) -> Precision:

@@ -63,9 +63,17 @@ def add_tracking(group: argparse._ArgumentGroup) -> None:
     """Add the arguments of windows."""
     group.add_argument("--online", action="store_true", help="track objects frame by frame (image models always do)")
     group.add_argument(
-        "--window", type=int, metavar="N", help="frames that the network processes together (default: 24)"
+        "--window",
+        type=int,
+        metavar="N",
+        help="frames that the network processes together (default: TEST.WINDOW_FRAMES, 24 if that is 0)",
     )
-    group.add_argument("--overlap", type=int, metavar="N", help="frames that two windows share (default: 6)")
+    group.add_argument(
+        "--overlap",
+        type=int,
+        metavar="N",
+        help="frames that two windows share (default: 6, or TEST.WINDOW_OVERLAP with that default)",
+    )
     group.add_argument(
         "--top-k",
         type=int,

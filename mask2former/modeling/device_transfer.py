@@ -115,11 +115,21 @@ def masks_to_device(masks: Sequence[Tensor | MaskBits], device: torch.device) ->
         tensors = (each.unpacked() if isinstance(each, MaskBits) else each for each in masks)
         return [each.to(device, non_blocking=True) for each in tensors]
     packed = [each if isinstance(each, MaskBits) else MaskBits.of(each) for each in masks]
-    sizes = [each.bits.numel() for each in packed]
+    return unpack_together(_together([each.bits for each in packed], device), packed)
+
+
+def _together(bits: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Copy the bytes of CPU tensors to the device, one tensor after the other, in one tensor (bytes,)."""
+    sizes = [each.numel() for each in bits]
+    if bits and all(each.is_pinned() for each in bits):  # of a data worker: nobody changes them before they are copied
+        there = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
+        for place, each in zip(there.split(sizes), bits, strict=True):
+            place.copy_(each.reshape(-1), non_blocking=True)
+        return there
     upload = _upload((sum(sizes),), torch.uint8, device)
-    for place, each in zip(upload.split(sizes), packed, strict=True):
-        place.numpy()[:] = each.bits.numpy().reshape(-1)
-    return unpack_together(upload.to(device, non_blocking=True), packed)
+    for place, each in zip(upload.split(sizes), bits, strict=True):
+        place.numpy()[:] = each.numpy().reshape(-1)
+    return upload.to(device, non_blocking=True)
 
 
 def _packable(masks: Tensor | MaskBits) -> bool:

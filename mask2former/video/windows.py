@@ -129,6 +129,21 @@ class WindowSettings:
         return max(20, 2 * top_k)
 
     @classmethod
+    def chosen(cls, cfg: CfgNode | None, window: int | None, overlap: int | None, candidates: int) -> WindowSettings:
+        """Build settings from what is given, else from the config's TEST.WINDOW_FRAMES, if that is not 0.
+
+        Args:
+            cfg: of the model, or None.
+            window, overlap, candidates: see the class; None: not given.
+        """
+        frames = 0 if cfg is None else int(cfg.TEST.WINDOW_FRAMES)
+        if overlap is None:
+            overlap = int(cfg.TEST.WINDOW_OVERLAP) if cfg is not None and window is None and frames else cls.overlap
+        if window is None:
+            window = frames or cls.window
+        return cls(window, overlap, candidates)
+
+    @classmethod
     def online(cls, **options: Any) -> WindowSettings:
         """Build settings for windows of one frame: the result of a frame depends on earlier frames only."""
         return cls(**{"window": 1, "overlap": 0, **options})

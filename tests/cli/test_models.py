@@ -32,7 +32,8 @@ def test_all_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_filters(capsys: pytest.CaptureFixture[str]) -> None:
     assert listed(capsys, "--task", "panoptic", "--dataset", "coco", "--filter", "R10") == ["coco-panoptic-r101"]
-    assert all(name.startswith("ytvis") for name in listed(capsys, "--task", "video"))
+    videos = listed(capsys, "--task", "video")
+    assert "shapes-video" in videos and all(name.startswith(("ytvis", "shapes")) for name in videos)
     assert main(["models", "--task", "detection"]) == 2
     assert "choose from" in capsys.readouterr().err
 

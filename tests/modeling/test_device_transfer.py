@@ -26,14 +26,25 @@ def test_what_is_large_is_not_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pinned == [True, False, False]
 
 
+@pytest.mark.parametrize("pinned", [False, True])
+def test_bytes_lie_one_after_the_other(pinned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda _: pinned)
+    bits = [MaskBits.of(torch.rand(n, 33, 31) > 0.5).bits for n in (3, 0, 1)]
+    expected = torch.cat([each.flatten() for each in bits])
+    assert torch.equal(device_transfer._together(bits, torch.device("cpu")), expected)
+    assert device_transfer._together([], torch.device("cpu")).shape == (0,)
+
+
 @pytest.mark.gpu
 def test_masks_arrive_on_a_gpu() -> None:
     device = torch.device("cuda")
     masks = [torch.rand(n, 33, 31) > 0.5 for n in (3, 0, 1)]
     bits = [MaskBits.of(mask) for mask in masks]
     on_device = [mask.cuda() for mask in masks]
-    for given in (masks, bits, [masks[0], *bits[1:]], on_device, [*on_device[:2], bits[2]]):
+    pinned = [MaskBits(each.bits.pin_memory(), each.size) for each in bits]
+    for given in (masks, bits, [masks[0], *bits[1:]], on_device, [*on_device[:2], bits[2]], pinned, [pinned[0], bits[2]]):
         moved = masks_to_device(given, device)
         assert all(mask.is_cuda for mask in moved)
-        assert all(torch.equal(a.cpu(), b) for a, b in zip(moved, masks, strict=True))
+        expected = masks if len(given) == 3 else [masks[0], masks[2]]
+        assert all(torch.equal(a.cpu(), b) for a, b in zip(moved, expected, strict=True))
     assert masks_to_device([], device) == []

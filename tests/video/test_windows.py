@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 import torch
 from pycocotools import mask as mask_util
 
+from mask2former import load_config
 from mask2former.modeling.runtime import Runtime
 from mask2former.segmenter import Segmenter
 from mask2former.video.reader import Frame
@@ -92,6 +94,19 @@ def test_frames_are_read_one_window_at_a_time() -> None:
     cut = windows(source, 6, 2)
     next(cut), next(cut)
     assert len(read) == 11  # two windows, and one frame to know whether another follows
+
+
+def test_windows_are_those_of_the_model_unless_others_are_given() -> None:
+    def chosen(window: int | None = None, overlap: int | None = None, *, opts: Sequence[Any] = ()) -> tuple[int, int]:
+        settings = WindowSettings.chosen(load_config(R50, opts), window, overlap, 20)
+        return settings.window, settings.overlap
+
+    of_model = ["TEST.WINDOW_FRAMES", 4, "TEST.WINDOW_OVERLAP", 2]
+    assert chosen() == (24, 6)  # published models have none
+    assert chosen(opts=of_model) == (4, 2)
+    assert chosen(overlap=1, opts=of_model) == (4, 1)
+    assert chosen(12, opts=of_model) == (12, 6)
+    assert WindowSettings.chosen(None, None, None, 20).window == 24
 
 
 @pytest.mark.parametrize("options", [{"window": 0}, {"window": 4, "overlap": 4}, {"overlap": -1}, {"candidates": 0}])
