@@ -298,8 +298,8 @@ class Segmenter:
             every: N: track in each N-th frame only.
             online: use windows of one frame, so that a frame's masks do not depend on later frames.
             window, overlap: frames that the network sees together, and how many neighboring windows share. Memory
-                grows with `window`. Default: TEST.WINDOW_FRAMES and TEST.WINDOW_OVERLAP of the model, 24 and 6 where the
-                former is 0.
+                grows with `window`. Default: TEST.WINDOW_FRAMES and TEST.WINDOW_OVERLAP of the model; 24 and 6
+                where the former is 0.
             top_k: largest number of objects in one window; default: TEST.DETECTIONS_PER_VIDEO of a video model,
                 TEST.DETECTIONS_PER_IMAGE of an image model.
             score_threshold: tracks with a lower score are left out (`VideoResult.filter` can lower it later).
@@ -322,7 +322,7 @@ class Segmenter:
         if online:
             settings = WindowSettings.online(candidates=candidates)
         else:
-            settings = WindowSettings.chosen(self.cfg, window, overlap, candidates)
+            settings = WindowSettings.selected(self.cfg, window, overlap, candidates)
         resize = self._resize_to(min_size)
         return track_video(
             self.model,

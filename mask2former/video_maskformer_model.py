@@ -194,7 +194,7 @@ class VideoMaskFormer(MaskClassifier):
         """
         size = (int(images.tensor.shape[-2]), int(images.tensor.shape[-1]))
         prepared = []
-        objects = [clip_objects(record["instances"]) for record in targets]
+        objects = [clip_objects(record["instances"], _clip_name(record)) for record in targets]
         on_device = masks_to_device([masks for _, masks, _ in objects], self.device)
         for record, (labels, _, ids), masks in zip(targets, objects, on_device, strict=True):
             check_classes(labels, self.sem_seg_head, _clip_name(record))
@@ -204,22 +204,27 @@ class VideoMaskFormer(MaskClassifier):
         return prepared
 
 
-def clip_objects(frames: Sequence[Instances]) -> tuple[Tensor, Tensor | MaskBits, Tensor]:
+def clip_objects(frames: Sequence[Instances], name: str = "a clip") -> tuple[Tensor, Tensor | MaskBits, Tensor]:
     """Collect the objects that are visible in at least one frame, in the order of their ids.
 
     Args:
         frames: per frame `gt_classes` (N,), `gt_masks` (N, H, W), bool or bits, `gt_ids` (N,). N may differ between
             frames; rows with id -1 are objects that are not visible in this frame; their classes and masks are ignored.
+        name: of the clip, for messages.
 
     Returns:
         labels (N,) int64, from a frame in which the object is visible, masks (N, T, H, W), empty where it is not, bool
         or, where all frames have bits, bits; and ids (N, T) int64, -1 where it is not.
+
+    Raises:
+        ValueError: an id comes twice in a frame, or masks have another size than their frame.
+        TypeError: classes are no whole numbers.
     """
     ids = [f.gt_ids.tolist() for f in frames]
     for t, rows in enumerate(ids):
         twice = sorted({i for i in rows if i >= 0 and rows.count(i) > 1})
         if twice:
-            raise ValueError(f"frame {t} of a clip has several objects with gt_ids {', '.join(map(str, twice))}")
+            raise ValueError(f"frame {t} of {name} has several objects with gt_ids {', '.join(map(str, twice))}")
     index_of = {i: n for n, i in enumerate(sorted({i for rows in ids for i in rows if i >= 0}))}
     given = [getattr(frame.gt_masks, "tensor", frame.gt_masks) for frame in frames]
     bits = [each for each in given if isinstance(each, MaskBits) and each.size == frames[0].image_size]
@@ -237,7 +242,11 @@ def clip_objects(frames: Sequence[Instances]) -> tuple[Tensor, Tensor | MaskBits
         source, target = stored[t].numpy(), masks.numpy()[:, t]
         if any(i >= 0 for i in rows) and source.shape[1:] != target.shape[1:]:
             sizes = [" x ".join(map(str, size)) for size in (source.shape[1:], target.shape[1:])]
-            raise ValueError(f"frame {t} of a clip has masks of {sizes[0]}, but is {sizes[1]}")
+            raise ValueError(
+                f"frame {t} of {name} has masks of {sizes[0]}, but is {sizes[1]}; check INPUT.DATASET_MAPPER_NAME"
+            )
+        if frame.gt_classes.is_floating_point():
+            raise TypeError(f"frame {t} of {name} has classes that are no whole numbers")
         for row, (i, label) in enumerate(zip(rows, frame.gt_classes.tolist(), strict=True)):
             if i >= 0:
                 n = index_of[i]

@@ -3,6 +3,7 @@ r"""Put a trained model into the package: its files, its row of the model zoo, a
 
     python tools/bundle_model.py output/shapes shapes --scores output/shapes-scores/inference/metrics.json \
         --card card.md --backbone EfficientNet-Lite0 --schedule "12,000 steps of 16" --license "CC0 1.0"
+    python tools/bundle_model.py output/clips shapes-video --dataset shapes --scores output/scores/metrics.json ...
     python tools/bundle_model.py output/nuclei nuclei --scores output/scores/inference/metrics.json  # new weights
 
 SOURCE is the output directory of a training, or a directory that pack_model.py wrote. Written are

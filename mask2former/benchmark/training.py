@@ -55,12 +55,12 @@ def run(args: argparse.Namespace, config: str) -> Report:
 
 def _works(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Work]:
     model = build_for_training(cfg)
-    batch = as_loaded(model, batch_of(args, cfg))
-    precision = _precision(args, cfg)
+    batch = batch_of(args, cfg)
+    precision, loaded = _precision(args, cfg), as_loaded(model, batch)
 
     def gradients() -> None:
         with precision.autocast():
-            total: Any = sum(model(batch).values())
+            total: Any = sum(model(loaded).values())
         model.zero_grad(set_to_none=True)
         total.backward()
 
@@ -76,7 +76,7 @@ def build_for_training(cfg: CfgNode) -> nn.Module:
 
 
 def as_loaded(model: nn.Module, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the samples as `Trainer` gives them to the model: in pinned memory, masks as bits where it reads bits."""
+    """Return samples for a model that reads bits of masks as `Trainer` gives them: bits, in pinned memory."""
     if not getattr(model, "reads_mask_bits", False):
         return batch
     packed = PackedBatch.of(with_bits(batch), for_model=True)

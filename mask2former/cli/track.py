@@ -72,7 +72,7 @@ def add_tracking(group: argparse._ArgumentGroup) -> None:
         "--overlap",
         type=int,
         metavar="N",
-        help="frames that two windows share (default: 6, or TEST.WINDOW_OVERLAP with that default)",
+        help="frames that two windows share (default: TEST.WINDOW_OVERLAP, 6 if TEST.WINDOW_FRAMES is 0)",
     )
     group.add_argument(
         "--top-k",

@@ -109,7 +109,8 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 def masks_to_device(masks: Sequence[Tensor | MaskBits], device: torch.device) -> list[Tensor]:
     """Copy bool masks (..., H, W) to `device` without synchronization.
 
-    From the CPU to a GPU they travel as bits: an eighth of the bytes to pin and to copy, and one copy for all.
+    From the CPU to a GPU they travel as bits: an eighth of the bytes to pin and to copy, in one copy. Bits that are all
+    pinned, as those of data workers, go from where they are: do not change them before the device has reached this.
     """
     if device.type != "cuda" or not all(_packable(each) for each in masks):
         tensors = (each.unpacked() if isinstance(each, MaskBits) else each for each in masks)
@@ -121,7 +122,7 @@ def masks_to_device(masks: Sequence[Tensor | MaskBits], device: torch.device) ->
 def _together(bits: Sequence[Tensor], device: torch.device) -> Tensor:
     """Copy the bytes of CPU tensors to the device, one tensor after the other, in one tensor (bytes,)."""
     sizes = [each.numel() for each in bits]
-    if bits and all(each.is_pinned() for each in bits):  # of a data worker: nobody changes them before they are copied
+    if bits and all(each.is_pinned() for each in bits):
         there = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
         for place, each in zip(there.split(sizes), bits, strict=True):
             place.copy_(each.reshape(-1), non_blocking=True)

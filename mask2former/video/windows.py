@@ -129,18 +129,19 @@ class WindowSettings:
         return max(20, 2 * top_k)
 
     @classmethod
-    def chosen(cls, cfg: CfgNode | None, window: int | None, overlap: int | None, candidates: int) -> WindowSettings:
-        """Build settings from what is given, else from the config's TEST.WINDOW_FRAMES, if that is not 0.
+    def selected(cls, cfg: CfgNode | None, window: int | None, overlap: int | None, candidates: int) -> WindowSettings:
+        """Build settings from what is given, and for the rest from a config whose TEST.WINDOW_FRAMES is not 0.
 
         Args:
             cfg: of the model, or None.
             window, overlap, candidates: see the class; None: not given.
         """
-        frames = 0 if cfg is None else int(cfg.TEST.WINDOW_FRAMES)
-        if overlap is None:
-            overlap = int(cfg.TEST.WINDOW_OVERLAP) if cfg is not None and window is None and frames else cls.overlap
+        test: Mapping[str, Any] = {} if cfg is None else cfg.TEST  # a config of another project may lack the keys
+        frames = int(test.get("WINDOW_FRAMES", 0))
         if window is None:
             window = frames or cls.window
+        if overlap is None:
+            overlap = int(test.get("WINDOW_OVERLAP", cls.overlap)) if frames else cls.overlap
         return cls(window, overlap, candidates)
 
     @classmethod

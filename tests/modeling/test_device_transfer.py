@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from mask2former.data.batch_transport import PackedBatch
 from mask2former.modeling import device_transfer
 from mask2former.modeling.device_transfer import masks_to_device
 from mask2former.structures.mask_bits import MaskBits
@@ -41,10 +44,20 @@ def test_masks_arrive_on_a_gpu() -> None:
     masks = [torch.rand(n, 33, 31) > 0.5 for n in (3, 0, 1)]
     bits = [MaskBits.of(mask) for mask in masks]
     on_device = [mask.cuda() for mask in masks]
-    pinned = [MaskBits(each.bits.pin_memory(), each.size) for each in bits]
-    for given in (masks, bits, [masks[0], *bits[1:]], on_device, [*on_device[:2], bits[2]], pinned, [pinned[0], bits[2]]):
+    for given in (masks, bits, [masks[0], *bits[1:]], on_device, [*on_device[:2], bits[2]]):
         moved = masks_to_device(given, device)
         assert all(mask.is_cuda for mask in moved)
-        expected = masks if len(given) == 3 else [masks[0], masks[2]]
-        assert all(torch.equal(a.cpu(), b) for a, b in zip(moved, expected, strict=True))
+        assert all(torch.equal(a.cpu(), b) for a, b in zip(moved, masks, strict=True))
     assert masks_to_device([], device) == []
+
+
+@pytest.mark.gpu
+def test_pinned_bits_are_not_copied_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = [torch.rand(n, 33, 31) > 0.5 for n in (3, 0, 1)]
+    samples = [MaskBits.of(mask) for mask in masks]
+    batch: Any = PackedBatch.of(samples, for_model=True).pin_memory()
+    assert all(each.bits.is_pinned() for each in batch)
+    mixed = masks_to_device([batch[0], *samples[1:]], torch.device("cuda"))
+    monkeypatch.setattr(device_transfer, "_upload", None)
+    for moved in (mixed, masks_to_device(list(batch), torch.device("cuda"))):
+        assert all(mask.is_cuda and torch.equal(mask.cpu(), b) for mask, b in zip(moved, masks, strict=True))

@@ -86,6 +86,16 @@ def test_a_new_model(checkout: Path, tmp_path: Path) -> None:
     assert (directory / "README.md").read_text("utf-8") == text
 
 
+def test_a_model_of_clips(checkout: Path, tmp_path: Path) -> None:
+    card = tmp_path / "card.md"
+    card.write_text(CARD, "utf-8")
+    source = packed(tmp_path / "packed", "shapes/video_efficientnet_lite0.yaml")
+    bundle_model.bundle(source, "shapes-clips", checkout, card, scores(tmp_path), NEW | {"dataset": "shapes"})
+    row = json.loads((checkout / "mask2former/zoo.json").read_text("utf-8"))["models"][-1]
+    assert (row["name"], row["task"], row["dataset"]) == ("shapes-clips", "video instance", "shapes")
+    assert row["metrics"] == {"AP": 40.0}
+
+
 def test_statistics_of_norms_are_no_parameters(tmp_path: Path) -> None:
     tensors = {"n.weight": torch.ones(200_000), "n.running_mean": torch.ones(300_000), "n.running_var": torch.ones(9)}
     save_file(tensors, tmp_path / "model.safetensors")

@@ -97,16 +97,25 @@ def test_frames_are_read_one_window_at_a_time() -> None:
 
 
 def test_windows_are_those_of_the_model_unless_others_are_given() -> None:
-    def chosen(window: int | None = None, overlap: int | None = None, *, opts: Sequence[Any] = ()) -> tuple[int, int]:
-        settings = WindowSettings.chosen(load_config(R50, opts), window, overlap, 20)
+    def selected(window: int | None = None, overlap: int | None = None, *, opts: Sequence[Any] = ()) -> tuple[int, int]:
+        settings = WindowSettings.selected(load_config(R50, opts), window, overlap, 20)
         return settings.window, settings.overlap
 
     of_model = ["TEST.WINDOW_FRAMES", 4, "TEST.WINDOW_OVERLAP", 2]
-    assert chosen() == (24, 6)  # published models have none
-    assert chosen(opts=of_model) == (4, 2)
-    assert chosen(overlap=1, opts=of_model) == (4, 1)
-    assert chosen(12, opts=of_model) == (12, 6)
-    assert WindowSettings.chosen(None, None, None, 20).window == 24
+    assert selected() == (24, 6)  # published models have none
+    assert selected(opts=of_model) == (4, 2)
+    assert selected(overlap=1, opts=of_model) == (4, 1)
+    assert selected(12, opts=of_model) == (12, 2)
+    assert WindowSettings.selected(None, None, None, 20).window == 24
+    foreign = load_config(R50)
+    del foreign.TEST["WINDOW_FRAMES"], foreign.TEST["WINDOW_OVERLAP"]
+    assert WindowSettings.selected(foreign, None, None, 20).overlap == 6
+
+
+def test_tracks_are_made_in_the_windows_of_the_model(tmp_path: Path) -> None:
+    cfg = load_config(R50, ["TEST.WINDOW_FRAMES", 4, "TEST.WINDOW_OVERLAP", 2, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3])
+    segmenter(cfg=cfg).track(images(6), work_dir=tmp_path)
+    assert len(list(tmp_path.glob("window_*.json"))) == 2
 
 
 @pytest.mark.parametrize("options", [{"window": 0}, {"window": 4, "overlap": 4}, {"overlap": -1}, {"candidates": 0}])
