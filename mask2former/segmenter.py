@@ -299,7 +299,7 @@ class Segmenter:
             online: use windows of one frame, so that a frame's masks do not depend on later frames.
             window, overlap: frames that the network sees together, and how many neighboring windows share. Memory
                 grows with `window`. Default: TEST.WINDOW_FRAMES and TEST.WINDOW_OVERLAP of the model; 24 and 6
-                where the former is 0.
+                where the former is 0. In a smaller `window` the default overlap is one frame less than that.
             top_k: largest number of objects in one window; default: TEST.DETECTIONS_PER_VIDEO of a video model,
                 TEST.DETECTIONS_PER_IMAGE of an image model.
             score_threshold: tracks with a lower score are left out (`VideoResult.filter` can lower it later).

@@ -85,6 +85,10 @@ def _facts(entry: zoo.ModelEntry) -> dict[str, Any]:
     return {**asdict(entry), "config_file": entry.config_file, "file": None if file is None else str(file)}
 
 
+def _place(entry: zoo.ModelEntry) -> str:
+    return "a window of a video" if entry.task.startswith("video") else "an image or tile"
+
+
 def _show(entry: zoo.ModelEntry, as_json: bool) -> None:
     if as_json:
         print(json.dumps(_facts(entry), indent=2))
@@ -94,7 +98,7 @@ def _show(entry: zoo.ModelEntry, as_json: bool) -> None:
         "task": entry.task,
         "dataset": entry.dataset,
         "backbone": entry.backbone,
-        "queries": f"{entry.queries}, the largest number of objects in an image or tile",
+        "queries": f"{entry.queries}, the largest number of objects in {_place(entry)}",
         "schedule": entry.schedule,
         "metrics": ", ".join(f"{name} {value:g}" for name, value in entry.metrics.items()),
         "config": entry.config_file,

@@ -153,8 +153,13 @@ def run(args: argparse.Namespace) -> int:
         return segment_images(arguments.load_exported(args), args, files, problems)
     segment = arguments.load_segmenter(args)
     if arguments.is_video_model(segment):
-        raise ValueError(f"{arguments.model_name(args)} is a video model: use mask2former track VIDEO")
+        raise ValueError(_for_videos(args))
     return segment_images(segment, args, files, problems)
+
+
+def _for_videos(args: argparse.Namespace) -> str:
+    name = arguments.model_name(args)
+    return f"{name} is a video model: use mask2former track VIDEO" + (f" --model {name}" if args.model else "")
 
 
 def _frames(args: argparse.Namespace, video: list[str]) -> int:
@@ -174,7 +179,7 @@ def _frames(args: argparse.Namespace, video: list[str]) -> int:
     args.default_save = ("overlay",)
     segment = arguments.load_segmenter(args)
     if arguments.is_video_model(segment):
-        raise ValueError(f"{arguments.model_name(args)} is a video model: use mask2former track VIDEO")
+        raise ValueError(_for_videos(args))
     if args.webcam is not None:
         return segment_frames(segment, Camera(args.webcam), args)
     source = select_frames(open_frames(video[0], Path()), args.start, args.end, args.every or 1)

@@ -142,6 +142,7 @@ class WindowSettings:
             window = frames or cls.window
         if overlap is None:
             overlap = int(test.get("WINDOW_OVERLAP", cls.overlap)) if frames else cls.overlap
+            overlap = max(0, min(overlap, window - 1))
         return cls(window, overlap, candidates)
 
     @classmethod

@@ -106,6 +106,7 @@ def test_windows_are_those_of_the_model_unless_others_are_given() -> None:
     assert selected(opts=of_model) == (4, 2)
     assert selected(overlap=1, opts=of_model) == (4, 1)
     assert selected(12, opts=of_model) == (12, 2)
+    assert selected(2, opts=of_model) == (2, 1) and selected(4) == (4, 3) and selected(1) == (1, 0)
     assert WindowSettings.selected(None, None, None, 20).window == 24
     foreign = load_config(R50)
     del foreign.TEST["WINDOW_FRAMES"], foreign.TEST["WINDOW_OVERLAP"]
