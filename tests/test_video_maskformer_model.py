@@ -283,6 +283,14 @@ def test_masks_of_another_size_than_their_frame_are_an_error(pack: Any) -> None:
             clip_objects([right, wrong])
 
 
+def test_classes_that_are_no_whole_numbers_are_an_error() -> None:
+    right, wrong = frame([4], [1], [2]), frame([4], [1], [2])
+    right.gt_classes = right.gt_classes.int()
+    wrong.gt_classes = wrong.gt_classes + 0.7
+    with pytest.raises(TypeError, match="frame 1 of clip a.jpg has classes that are no whole numbers"):
+        clip_objects([right, wrong], "clip a.jpg")
+
+
 def test_losses_of_clips_with_bits_are_the_same(model: Any) -> None:
     batch = [clip(64, 96, 2, 3, 40), clip(50, 70, 2, 0, 40)]
     model.train()
