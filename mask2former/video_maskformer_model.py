@@ -238,9 +238,11 @@ def clip_objects(frames: Sequence[Instances], name: str = "a clip") -> tuple[Ten
     labels = [0] * len(index_of)
     all_ids = np.full((len(index_of), len(frames)), -1, dtype=np.int64)
     for t, (frame, rows) in enumerate(zip(frames, ids, strict=True)):
+        if not any(i >= 0 for i in rows):  # what such a frame has besides may have any shape and type
+            continue
         # Row by row: an index of PyTorch copies single bytes on a CPU: 50 ms for 4 clips x 4 frames of 25 objects.
         source, target = stored[t].numpy(), masks.numpy()[:, t]
-        if any(i >= 0 for i in rows) and source.shape[1:] != target.shape[1:]:
+        if source.shape[1:] != target.shape[1:]:
             sizes = [" x ".join(map(str, size)) for size in (source.shape[1:], target.shape[1:])]
             raise ValueError(
                 f"frame {t} of {name} has masks of {sizes[0]}, but is {sizes[1]}; check INPUT.DATASET_MAPPER_NAME"

@@ -269,7 +269,7 @@ def test_frames_with_bits_are_the_same(packed: tuple[bool, ...]) -> None:
 def test_masks_of_no_object_may_have_any_shape(nothing: torch.Tensor) -> None:
     first, second = frame([], [], []), frame([4], [1], [2])
     expected = clip_objects([first, second])
-    first.gt_masks = nothing
+    first.gt_masks, first.gt_classes = nothing, torch.tensor([])  # float32
     assert torch.equal(clip_objects([first, second])[1], expected[1])
 
 
